@@ -1,0 +1,1 @@
+"""The data: records, conversations, tokenization, splicing, buckets, and the loader that training reads."""

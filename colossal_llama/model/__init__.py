@@ -1,0 +1,1 @@
+"""The network: initialising new rows, loading, attention, kernels, NEFTune, freezing."""

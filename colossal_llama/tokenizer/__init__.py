@@ -1,0 +1,1 @@
+"""The vocabulary: expanding a tokenizer, learning pieces, comparing tokenizers."""

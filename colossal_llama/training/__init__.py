@@ -1,0 +1,1 @@
+"""The run: arguments, plugins, optimizer, step, loop, checkpoint, metrics."""

@@ -1,0 +1,63 @@
+"""What a person sees: progress bars and tables, on rank 0 only."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that talks: the launcher's RANK is 0 or not set."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Prints a line on rank 0, above a progress bar if one is running."""
+    if is_rank_zero():
+        tqdm.write(text)
+
+
+def progress(iterable: Iterable | None = None, **settings: Any) -> tqdm:
+    """A tqdm bar on rank 0, nothing on the others; `settings` are tqdm's."""
+    settings.setdefault("dynamic_ncols", True)
+    settings.setdefault("mininterval", 0.5)
+    return tqdm(iterable, disable=not is_rank_zero(), **settings)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A plain-text table: text to the left, numbers to the right with thousands separated.
+
+    >>> print(table(["category", "tokens"], [["poems", 12345], ["docs", 7]]))
+    category  tokens
+    poems     12,345
+    docs           7
+    """
+    shown = [[_show(cell) for cell in row] for row in rows]
+    numeric = [all(isinstance(row[column], int | float) for row in rows) for column in range(len(header))]
+    widths = [max(_width(line[column]) for line in [list(header), *shown]) for column in range(len(header))]
+    lines = []
+    for line in [list(header), *shown]:
+        cells = []
+        for column, cell in enumerate(line):
+            padding = " " * (widths[column] - _width(cell))
+            cells.append(padding + cell if numeric[column] else cell + padding)
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _show(cell: Any) -> str:
+    if isinstance(cell, bool) or cell is None:
+        return str(cell)
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    if isinstance(cell, float):
+        return f"{cell:,.4g}" if abs(cell) < 1000 else f"{cell:,.0f}"
+    return str(cell)
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: wide East Asian characters take two."""
+    import unicodedata
+
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

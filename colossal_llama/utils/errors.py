@@ -1,0 +1,36 @@
+"""Errors that the user can fix: one message, no traceback, exit code 2."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """A problem with what the user gave: the message says what is wrong (file, line, value), why, and what to do next.
+
+    Several problems found together are joined, so that one run names all of them:
+
+        raise UserError(["--lr -1 is negative: give a positive number", "--dataset x does not exist"])
+    """
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def exit_with(error: UserError) -> None:
+    """Prints the problems to standard error and ends the process with code 2."""
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    sys.stderr.flush()
+    raise SystemExit(2)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Runs a script's `main`; a `UserError` becomes its message and exit code 2, Ctrl-C a line and exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        exit_with(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
