@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Checks the style, then runs the tests; the exit code is the first that is not 0.
+#
+#   bash run_tests.sh [PYTEST ARGUMENTS]     for instance: bash run_tests.sh -k tokenizer
+#
+# The environment is made by setup_environment.sh in .venv, or in $COLOSSAL_LLAMA_VENV. COLOSSAL_LLAMA_PYTHON names an
+# interpreter that has everything already (a cluster's image, say); nothing is installed then.
+set -euo pipefail
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$project"
+
+if [[ -n ${COLOSSAL_LLAMA_PYTHON:-} ]]; then
+    python=$COLOSSAL_LLAMA_PYTHON
+else
+    venv=${COLOSSAL_LLAMA_VENV:-$project/.venv}
+    bash setup_environment.sh "$venv"
+    python=$venv/bin/python
+fi
+
+echo "== style"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+
+echo "== tests"
+# One thread a process: the training tests start 2 to 4 processes, which would fight over the cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true}
+"$python" -m pytest "$@"
