@@ -1,0 +1,171 @@
+"""Attention by document: the documents spliced into one row do not see each other.
+
+The boundaries of a batch's documents reach every layer as the model's `attention_mask`: transformers and ColossalAI (tensor
+parallel and gradient checkpointing included) hand a 4-D mask through to the attention function untouched, and the function
+registered here reads boundaries where others read a mask. So no mask of length × length is ever built.
+
+    rows    [a a a b b]        boundaries, over the flattened rows: 0 3 5 8 10
+            [c c c . .]        padding (.) is a document of its own that nobody labels
+
+Two functions are registered with transformers' `AttentionInterface` (https://huggingface.co/docs/transformers/attention_interface):
+`documents_flash` computes all documents in one variable-length kernel, of the flash-attn package where it is installed, else of
+PyTorch (`torch.nn.attention.varlen`); `documents_sdpa` calls `scaled_dot_product_attention` document by document, on any device.
+"""
+
+import importlib.util
+import inspect
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+FLASH = "documents_flash"
+SDPA = "documents_sdpa"
+
+
+def boundaries_of(lengths: Sequence[Sequence[int]], row_length_tokens: int) -> torch.Tensor:
+    """Boundaries of the documents of a batch, in the form in which the model takes them as `attention_mask`.
+
+    Args:
+        lengths: the lengths in tokens of each row's documents, in order; what is missing to `row_length_tokens` is padding.
+        row_length_tokens: the padded length of every row.
+
+    Returns:
+        int32, shape (1, longest, 1, documents + 1): offsets into the flattened batch. The second dimension repeats the offsets
+        without taking memory; its size carries the longest document to the kernel, which needs it as a host number: reading it
+        from a GPU tensor would stop the host once a layer.
+
+    >>> boundaries_of([[3, 2], [3]], row_length_tokens=5)[0, 0, 0]
+    tensor([ 0,  3,  5,  8, 10], dtype=torch.int32)
+    """
+    segments: list[int] = []
+    for row in lengths:
+        segments.extend(row)
+        padding = row_length_tokens - sum(row)
+        if padding < 0:
+            raise ValueError(f"documents of {sum(row)} tokens do not fit into a row of {row_length_tokens}")
+        if padding:
+            segments.append(padding)
+    offsets = torch.zeros(len(segments) + 1, dtype=torch.int32)
+    torch.cumsum(torch.tensor(segments, dtype=torch.int32), 0, out=offsets[1:])
+    return offsets.view(1, 1, 1, -1).expand(1, max(segments), 1, -1)
+
+
+def choose_attention(use_flash: bool, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """Name of the attention function to use, and a sentence that says which kernel computes it.
+
+    Args:
+        use_flash: whether the user asked for flash attention.
+        device: where the model computes.
+        dtype: of its activations; the flash kernels take fp16 and bf16.
+    """
+    if not use_flash:
+        return SDPA, "attention: PyTorch's scaled_dot_product_attention, document by document"
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return SDPA, (
+            f"attention: --use_flash_attn needs a CUDA device and fp16 or bf16 (here: {device.type}, {dtype}); "
+            "using scaled_dot_product_attention, which computes the same"
+        )
+    if _has_flash_attn():
+        return FLASH, "attention: variable-length kernel of the flash-attn package"
+    if _has_torch_varlen():
+        return FLASH, "attention: PyTorch's own variable-length flash kernel (the flash-attn package is not installed)"
+    return SDPA, "attention: neither flash-attn nor torch.nn.attention.varlen (PyTorch 2.10) is here; using scaled_dot_product_attention"
+
+
+def documents_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document, one `scaled_dot_product_attention` a document.
+
+    Args:
+        module: the attention layer (unused; part of the interface).
+        query: (rows, heads, length, width).
+        key, value: (rows, key-value heads, length, width).
+        attention_mask: what `boundaries_of` gives.
+        dropout: probability of dropping an attention weight.
+        scaling: factor on the scores; 1 / sqrt(width) when None.
+
+    Returns:
+        (rows, length, heads, width), and None in place of the weights.
+    """
+    rows, heads, length, width = query.shape
+    # (1, heads, rows * length, width): documents never cross rows, so each is one slice of the flattened batch.
+    flat = [states.transpose(0, 1).reshape(1, states.shape[1], rows * length, width) for states in (query, key, value)]
+    offsets = attention_mask[0, 0, 0].tolist()
+    outputs = [
+        scaled_dot_product_attention(
+            *(states[:, :, begin:end] for states in flat),
+            dropout_p=dropout,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=heads != key.shape[1],
+        )
+        for begin, end in itertools.pairwise(offsets)
+    ]
+    return torch.cat(outputs, dim=2).view(heads, rows, length, width).permute(1, 2, 0, 3), None
+
+
+def documents_flash(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document in one variable-length kernel; arguments and result as `documents_sdpa`."""
+    rows, heads, length, width = query.shape
+    offsets, longest = attention_mask[0, 0, 0], attention_mask.shape[1]
+    flat = [states.transpose(1, 2).reshape(rows * length, states.shape[1], width) for states in (query, key, value)]
+    output = _varlen_kernel()(*flat, offsets, longest, dropout, scaling)
+    return output.view(rows, length, heads, width), None
+
+
+def _varlen_kernel():
+    return _flash_attn_package if _has_flash_attn() else _torch_varlen
+
+
+def _flash_attn_package(query, key, value, offsets, longest, dropout, scaling):
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(
+        query, key, value, offsets, offsets, longest, longest, dropout_p=dropout, softmax_scale=scaling, causal=True
+    )
+
+
+def _torch_varlen(query, key, value, offsets, longest, dropout, scaling):
+    from torch.nn.attention.varlen import varlen_attn
+
+    if dropout:
+        raise NotImplementedError("PyTorch's variable-length attention has no dropout: set attention_dropout to 0 in config.json")
+    settings = {"scale": scaling, "window_size": (-1, 0)}
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1 and "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        settings["enable_gqa"] = True
+    elif repeats > 1:  # PyTorch 2.11 has no grouped-query option there
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    return varlen_attn(query, key, value, offsets, offsets, longest, longest, **settings)
+
+
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def _has_torch_varlen() -> bool:
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
+
+
+AttentionInterface.register(FLASH, documents_flash)
+AttentionInterface.register(SDPA, documents_sdpa)
