@@ -9,12 +9,13 @@ encoded apart and control tokens are inserted as ids, so that no text can imitat
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from transformers import PreTrainedTokenizerFast
-
-from colossal_llama.tokenizer.loading import TextEncoder
+from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Role = Literal["human", "assistant", "system"]
 
@@ -56,7 +57,7 @@ class EncodedConversation:
 class ConversationTemplate:
     """The project's conversation format for one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, turn_end: str):
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", turn_end: str):
         """Prepares the ids of everything that does not depend on the messages.
 
         Args:
@@ -76,7 +77,7 @@ class ConversationTemplate:
         self._default_opening = self._openings([DEFAULT_SYSTEM])[0]
 
     @classmethod
-    def for_llama(cls, tokenizer: PreTrainedTokenizerFast, llama_version: int) -> "ConversationTemplate":
+    def for_llama(cls, tokenizer: "PreTrainedTokenizerFast", llama_version: int) -> "ConversationTemplate":
         """The format of SPEC 3.2: turns end with `</s>` on LLaMA-2 and with `<|eot_id|>` on LLaMA-3.
 
         A LLaMA-3 base tokenizer, whose EOS is `<|end_of_text|>`, works too: the turn end does not depend on the EOS.
@@ -144,7 +145,7 @@ class ConversationTemplate:
         return EncodedConversation(input_ids, target_spans, message_ends)
 
 
-def control_token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+def control_token_id(tokenizer: "PreTrainedTokenizerFast", token: str) -> int:
     """The id of a control token.
 
     Raises:

@@ -1,14 +1,15 @@
-"""Opens a tokenizer, names it by fingerprint, and encodes text as plain text."""
+"""Opens a tokenizer and names it by fingerprint."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import fingerprint_bytes
+
+__all__ = ["TextEncoder", "load_tokenizer", "tokenizer_fingerprint"]
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
@@ -39,53 +40,3 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     definition = tokenizer.backend_tokenizer.to_str(pretty=False)
     special = json.dumps([tokenizer.bos_token, tokenizer.eos_token])
     return fingerprint_bytes(definition.encode(), special.encode())
-
-
-class TextEncoder:
-    """Encodes text as plain text: no BOS or EOS is added, and a control token written out in the text stays text.
-
-    LLaMA-2 puts a space before a text's first word. That is right for text that begins a document and wrong for text that
-    goes on after other tokens, where decoding would show a space that nobody wrote. Hence the two methods:
-
-        encode_beginning(["Hello"])     ▁Hello
-        encode_continuation(["Hello"])  Hello
-
-    On LLaMA-3 (byte-level BPE, no such space) both give the same ids. `"<s>"` becomes the three pieces `<`, `s`, `>`.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
-        definition = json.loads(tokenizer.backend_tokenizer.to_str())
-        definition["post_processor"] = None
-        definition["truncation"] = definition["padding"] = None
-        self._beginning = _as_plain_text(definition)
-        self._continuation = _as_plain_text(_without_prefix_space(definition))
-
-    def encode_beginning(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that begin a document, one list a text."""
-        return [encoding.ids for encoding in self._beginning.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def encode_continuation(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that follow other tokens, one list a text."""
-        return [encoding.ids for encoding in self._continuation.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-
-def _as_plain_text(definition: dict) -> Tokenizer:
-    backend = Tokenizer.from_str(json.dumps(definition))
-    backend.encode_special_tokens = True
-    return backend
-
-
-def _without_prefix_space(definition: dict) -> dict:
-    """A copy of a tokenizer definition in which nothing is put before a text's first word."""
-    copy = json.loads(json.dumps(definition))
-    normalizer = copy["normalizer"] or {}
-    steps = normalizer.get("normalizers", [normalizer])
-    kept = [step for step in steps if step and step["type"] != "Prepend"]
-    copy["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
-    pre_tokenizer = copy["pre_tokenizer"] or {}
-    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
-        if step and step["type"] == "Metaspace":
-            step["prepend_scheme"] = "never"
-        if step and step["type"] == "ByteLevel":
-            step["add_prefix_space"] = False
-    return copy

@@ -1,0 +1,78 @@
+"""Encodes text as plain text. Imports no transformers, so that a worker process is small and starts at once."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class TextEncoder:
+    """Encodes text as plain text: no BOS or EOS is added, and a control token written out in the text stays text.
+
+    LLaMA-2 puts a space before a text's first word. That is right for text that begins a document and wrong for text that
+    goes on after other tokens, where decoding would show a space that nobody wrote. Hence the two methods:
+
+        encode_beginning(["Hello"])     ▁Hello
+        encode_continuation(["Hello"])  Hello
+
+    On LLaMA-3 (byte-level BPE, no such space) both give the same ids. `"<s>"` becomes the three pieces `<`, `s`, `>`.
+
+    Attributes:
+        definition: the tokenizer's own definition (tokenizer.json), as Python objects.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
+        self._build(tokenizer.backend_tokenizer.to_str())
+
+    def _build(self, serialized: str) -> None:
+        definition = json.loads(serialized)
+        definition["post_processor"] = None
+        definition["truncation"] = definition["padding"] = None
+        self.definition = definition
+        self._beginning = _as_plain_text(definition)
+        without_prefix = _without_prefix_space(definition)
+        self._continuation = self._beginning if without_prefix == definition else _as_plain_text(without_prefix)
+
+    # A pickled `Tokenizer` forgets `encode_special_tokens`, so that a worker process builds its own from the definition.
+    def __getstate__(self) -> str:
+        return json.dumps(self.definition)
+
+    def __setstate__(self, serialized: str) -> None:
+        self._build(serialized)
+
+    def encode_beginning(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that begin a document, one list a text."""
+        return [encoding.ids for encoding in self._beginning.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_continuation(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that follow other tokens, one list a text."""
+        return [
+            encoding.ids for encoding in self._continuation.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+
+
+def _as_plain_text(definition: dict) -> Tokenizer:
+    backend = Tokenizer.from_str(json.dumps(definition))
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _without_prefix_space(definition: dict) -> dict:
+    """A copy of a tokenizer definition in which nothing is put before a text's first word."""
+    copy = {**definition, "pre_tokenizer": json.loads(json.dumps(definition["pre_tokenizer"]))}
+    normalizer = copy["normalizer"] or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    kept = [step for step in steps if step and step["type"] != "Prepend"]
+    if kept != steps:
+        copy["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    pre_tokenizer = copy["pre_tokenizer"] or {}
+    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
+        if step and step["type"] == "Metaspace":
+            step["prepend_scheme"] = "never"
+        if step and step["type"] == "ByteLevel":
+            step["add_prefix_space"] = False
+    return copy
