@@ -37,11 +37,13 @@ class Part:
     fingerprint: str
     tokenizer_fingerprint: str | None
     tokens: int
+    max_length: int
+    """No row of the part is longer (tokens)."""
     categories: tuple[str, ...]
 
 
-def open_parts(paths: Sequence[str | Path]) -> list[Part]:
-    """Opens prepared part directories, memory-mapped.
+def open_parts(paths: Sequence[str | Path], max_length: int) -> list[Part]:
+    """Opens prepared part directories, memory-mapped, whose rows have at most `max_length` tokens.
 
     Raises:
         UserError: some are missing or are not what the prepare scripts write; all of them are named.
@@ -49,7 +51,7 @@ def open_parts(paths: Sequence[str | Path]) -> list[Part]:
     parts, problems = [], []
     for path in map(Path, paths):
         try:
-            parts.append(_open_part(path))
+            parts.append(_open_part(path, max_length))
         except UserError as error:
             problems += error.problems
     if not problems and not sum(len(part.rows) for part in parts):
@@ -61,7 +63,7 @@ def open_parts(paths: Sequence[str | Path]) -> list[Part]:
     return parts
 
 
-def _open_part(path: Path) -> Part:
+def _open_part(path: Path, max_length: int) -> Part:
     if not path.is_dir():
         raise UserError(f"--dataset: {path} does not exist")
     note = path / "part.json"
@@ -78,6 +80,11 @@ def _open_part(path: Path) -> Part:
     missing = {"input_ids", "labels", "document_lengths"} - set(rows.column_names)
     if missing:
         raise UserError(f"--dataset: {path} lacks the columns {', '.join(sorted(missing))}")
+    if facts["max_length"] > max_length:
+        raise UserError(
+            f"--dataset: {path} was prepared for rows of up to {facts['max_length']} tokens, more than --max_length {max_length}: "
+            "raise --max_length, or prepare the data again with the shorter one"
+        )
     categories: tuple[str, ...] = ()
     feature = rows.features.get("document_categories")
     if feature is not None:
@@ -89,6 +96,7 @@ def _open_part(path: Path) -> Part:
         fingerprint=facts["fingerprint"],
         tokenizer_fingerprint=facts.get("tokenizer_fingerprint"),
         tokens=int(facts["tokens"]),
+        max_length=int(facts["max_length"]),
         categories=categories,
     )
 
@@ -195,7 +203,7 @@ class Collator:
 
     Args:
         pad_token_id: fills up rows; never looked at again, since padding is known by length.
-        max_length: rows longer than this (parts prepared for longer rows) are an error.
+        max_length: the most tokens of a row.
         pad_to_max_length: pad to `max_length` rather than to the longest row of the batch.
         cross_document_attention: treat a row as one document: its documents see each other and positions run through.
     """
@@ -244,7 +252,6 @@ class Rows(Dataset):
         self._starts = np.cumsum([0, *self.sizes])
         columns = ["input_ids", "labels", "document_lengths"]
         self._parts = [part.rows.select_columns(columns).with_format("numpy") for part in parts]
-        self._paths = [part.path for part in parts]
         self._collator = collator
 
     def __len__(self) -> int:
@@ -255,13 +262,7 @@ class Rows(Dataset):
 
     def _row(self, row_id: int) -> dict:
         part = int(np.searchsorted(self._starts, row_id, side="right")) - 1
-        row = self._parts[part][int(row_id - self._starts[part])]
-        if len(row["input_ids"]) > self._collator.max_length:
-            raise UserError(
-                f"{self._paths[part]}: row {row_id - self._starts[part]} has {len(row['input_ids'])} tokens, more than --max_length "
-                f"{self._collator.max_length}: raise --max_length, or prepare the data again with the shorter one"
-            )
-        return row
+        return self._parts[part][int(row_id - self._starts[part])]
 
 
 def step_batches(
@@ -282,6 +283,8 @@ def step_batches(
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
+        # Its own, since the loader draws a number when it begins, and the model's dropout must not depend on when that was.
+        generator=torch.Generator(),
     )
     batches = iter(loader)
     for step in plan:

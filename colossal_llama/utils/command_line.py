@@ -82,7 +82,9 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
 
-def number(kind: type, minimum: float | None = None, maximum: float | None = None, above: float | None = None) -> Callable:
+def number(
+    kind: type, minimum: float | None = None, maximum: float | None = None, above: float | None = None
+) -> Callable:
     """A converter to `kind` (int or float) for argparse's `type=` that also checks the range.
 
     Args:

@@ -1,7 +1,7 @@
 """ColossalAI on this host: the launch, the device, and the kernels that need no compiler.
 
 Everything here goes through doors that ColossalAI offers (`set_accelerator`, `KernelLoader.register_extension`), except the
-two patches at the end of the file, each with its reason and a test (tests/unit/test_engine.py) that fails when it is no longer needed.
+three patches at the end of the file, each with its reason and a test (tests/unit/test_engine.py) that fails when it is no longer needed.
 """
 
 import contextlib
@@ -48,6 +48,7 @@ def prepare_engine() -> None:
     """Registers our accelerator (on a host without GPU) and our Adam kernels with ColossalAI; idempotent."""
     with _quiet_imports():
         import colossalai.accelerator
+        import colossalai.booster.plugin
         from colossalai.kernel.kernel_loader import CPUAdamLoader, FusedOptimizerLoader
 
     for loader, extension in ((CPUAdamLoader, TorchCpuAdam), (FusedOptimizerLoader, TorchCudaAdam)):
@@ -59,6 +60,7 @@ def prepare_engine() -> None:
         colossalai.accelerator.set_accelerator(_cpu_accelerator())
         _allow_zero_on_cpu()
         _say_that_there_is_no_hccl()
+    _let_checkpoints_hold_padded_vocabularies()
     _silence_what_users_cannot_change()
 
 
@@ -81,6 +83,9 @@ def _describe_a_world_of_one() -> None:
 @contextlib.contextmanager
 def _quiet_imports() -> Iterator[None]:
     """ColossalAI warns about packages that training does not need (apex, nvtx, torch internals) while it is imported."""
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.CRITICAL
+    )  # galore_torch imports it; none of its kernels is used here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -88,7 +93,9 @@ def _quiet_imports() -> Iterator[None]:
 
 def _silence_what_users_cannot_change() -> None:
     """Notices of ColossalAI's and PyTorch's internals to each other: deprecations inside the engine, one a rank."""
-    logging.getLogger("colossalai").setLevel(logging.ERROR)
+    from colossalai.logging import get_dist_logger
+
+    get_dist_logger().set_level("ERROR")
     for module in (r"colossalai\..*", r"torch\.distributed\..*"):
         warnings.filterwarnings("ignore", module=module)
 
@@ -304,6 +311,24 @@ def _allow_zero_on_cpu() -> None:
 
 
 def _say_that_there_is_no_hccl() -> None:
-    """Patch: where PyTorch was built without NCCL, ColossalAI asks for `torch.distributed.is_hccl_available`, which exists only in Huawei's build."""
+    """Patch: where PyTorch was built without NCCL, ColossalAI asks for `torch.distributed.is_hccl_available`.
+
+    That function exists in Huawei's build of PyTorch alone.
+    """
     if not hasattr(dist, "is_hccl_available"):
         dist.is_hccl_available = lambda: False
+
+
+def _let_checkpoints_hold_padded_vocabularies() -> None:
+    """Patch: saving optimizer states under tensor parallelism fails when the vocabulary had to be padded.
+
+    An embedding of 203 rows over 2 ranks is padded to 2 x 128. ColossalAI's checkpoint writer knows how to cut the padding off
+    again, but before that it asserts that 203 = 2 x 128 while it looks for the dimension that was split.
+    """
+    from colossalai.checkpoint_io import hybrid_parallel_checkpoint_io
+
+    def partition_dimension(current_shape: torch.Size, original_shape: torch.Size, tp_size: int) -> int | None:
+        split = (dim for dim, length in enumerate(original_shape) if length > current_shape[dim])
+        return next(split, None)
+
+    hybrid_parallel_checkpoint_io.search_tp_partition_dim = partition_dimension

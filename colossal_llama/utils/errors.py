@@ -1,5 +1,7 @@
 """Errors that the user can fix: one message, no traceback, exit code 2."""
 
+import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 
@@ -18,9 +20,11 @@ class UserError(Exception):
 
 
 def exit_with(error: UserError) -> None:
-    """Prints the problems to standard error and ends the process with code 2."""
-    for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
+    """Prints the problems to standard error, once a host, and ends the process with code 2."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        host = "" if os.environ.get("RANK", "0") == "0" else f" (rank {os.environ['RANK']} on {socket.gethostname()})"
+        for problem in error.problems:
+            print(f"error{host}: {problem}", file=sys.stderr)
     sys.stderr.flush()
     raise SystemExit(2)
 

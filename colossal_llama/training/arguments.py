@@ -1,0 +1,333 @@
+"""The arguments of train.py: parsed, checked together, and reported all at once. Imports no torch."""
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from colossal_llama.utils.command_line import CommandLine, boolean, number
+
+PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
+GPU_ONLY_PLUGINS = ("gemini", "gemini_auto")
+
+
+@dataclass(frozen=True)
+class TrainingArguments:
+    """What the user asked for; the fields are the command line's long options."""
+
+    pretrained: Path | None
+    dataset: tuple[Path, ...]
+    plugin: str
+    load_checkpoint: str | None
+    save_interval: int
+    save_dir: Path
+    tensorboard_dir: Path
+    config_file: Path
+    num_epochs: int
+    micro_batch_size: int
+    accumulation_steps: int | None
+    lr: float
+    max_length: int
+    mixed_precision: str
+    gradient_clipping: float
+    weight_decay: float
+    warmup_steps: int | None
+    use_grad_checkpoint: bool
+    use_flash_attn: bool
+    use_neft: bool
+    neft_alpha: float
+    freeze_non_embeds_params: bool
+    tp: int
+    zero: int
+    zero_cpu_offload: bool
+    padding_mode: str
+    cross_document_attention: bool
+    fused_kernels: bool
+    shuffle: str
+    loss_average: str
+    skip_save_each_epoch: bool
+    max_steps: int | None
+    keep_last: int | None
+    seed: int
+    num_workers: int | None
+    allow_other_data: bool
+
+    def as_json(self) -> dict:
+        """The arguments as JSON values, for `--config_file`."""
+        shown = asdict(self)
+        return {
+            name: [str(item) for item in value]
+            if isinstance(value, tuple)
+            else (str(value) if isinstance(value, Path) else value)
+            for name, value in shown.items()
+        }
+
+
+def build_parser() -> CommandLine:
+    """The command line of train.py, in groups."""
+    parser = CommandLine(
+        prog="train.py",
+        description="Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI. Start it with torchrun or colossalai run.",
+    )
+    model = parser.add_argument_group("model and data")
+    model.add_argument(
+        "--pretrained", type=Path, metavar="DIR", help="model in Hugging Face format, with its tokenizer"
+    )
+    model.add_argument(
+        "--dataset",
+        nargs="+",
+        required=True,
+        metavar="PART",
+        help="prepared part directories (arrow/part-00000 …), in training order",
+    )
+    model.add_argument(
+        "--max_length", type=number(int, 2), default=4096, metavar="TOKENS", help="longest row that the parts may hold"
+    )
+    model.add_argument(
+        "--padding_mode",
+        choices=("longest", "max_length"),
+        default="longest",
+        help="pad a micro-batch to its longest row, or always to --max_length",
+    )
+    model.add_argument(
+        "--shuffle",
+        choices=("bucket", "global", "none"),
+        default="bucket",
+        help="shuffle rows inside each part and keep the parts in order; across all parts; or not at all",
+    )
+    model.add_argument(
+        "--cross_document_attention",
+        action="store_true",
+        help="let documents spliced into one row see each other (off: they do not)",
+    )
+
+    run = parser.add_argument_group("length of the run")
+    run.add_argument("--num_epochs", type=number(int, 1), default=1, metavar="N", help="passes over the data")
+    run.add_argument(
+        "--max_steps",
+        type=number(int, 1),
+        metavar="N",
+        help="end the run and its schedule after this many steps",
+    )
+    run.add_argument(
+        "--micro_batch_size",
+        "--batch_size",
+        type=number(int, 1),
+        default=1,
+        metavar="ROWS",
+        help="rows per device and micro-step",
+    )
+    run.add_argument(
+        "--accumulation_steps",
+        type=number(int, 1),
+        metavar="N",
+        help="micro-steps per optimizer step (default: 8 on data from prepare_sft_dataset.py, else 1)",
+    )
+    run.add_argument("--seed", type=number(int, 0), default=42, metavar="N", help="of data order, dropout and NEFTune")
+
+    optimizer = parser.add_argument_group(
+        "optimizer: AdamW, betas 0.9 and 0.95, cosine schedule down to a tenth of --lr"
+    )
+    optimizer.add_argument("--lr", type=number(float, above=0), default=3e-4, help="peak learning rate")
+    optimizer.add_argument("-w", "--weight_decay", type=number(float, 0), default=0.1, help="decoupled weight decay")
+    optimizer.add_argument(
+        "-s",
+        "--warmup_steps",
+        type=number(int, 0),
+        metavar="N",
+        help="linear warm-up, in steps (default: 2.5 %% of all steps)",
+    )
+    optimizer.add_argument(
+        "--gradient_clipping",
+        "--grad_clip",
+        type=number(float, 0),
+        default=1.0,
+        metavar="NORM",
+        help="largest gradient norm; 0: no clipping",
+    )
+    optimizer.add_argument(
+        "--loss_average",
+        choices=("token", "micro_batch"),
+        default="token",
+        help="mean over all target tokens of a step, or mean of the micro-batches' means",
+    )
+
+    memory = parser.add_argument_group("plugin, precision and memory")
+    memory.add_argument(
+        "--plugin",
+        choices=PLUGINS,
+        default="gemini",
+        help="ColossalAI Booster plugin; gemini and gemini_auto need a GPU",
+    )
+    memory.add_argument(
+        "--mixed_precision",
+        choices=("fp16", "bf16", "fp32"),
+        default="fp16",
+        help="arithmetic; fp32 is for tests and CPUs",
+    )
+    memory.add_argument("--tp", type=number(int, 1), default=1, metavar="N", help="tensor parallel size of plugin 3d")
+    memory.add_argument(
+        "--zero", "--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage of plugin 3d"
+    )
+    memory.add_argument(
+        "--zero_cpu_offload", action="store_true", help="plugin 3d: keep master weights and states in host memory"
+    )
+    memory.add_argument(
+        "--use_grad_checkpoint", action="store_true", help="recompute activations in the backward pass to save memory"
+    )
+    memory.add_argument(
+        "--use_flash_attn",
+        action="store_true",
+        help="flash attention kernels: the flash-attn package's if installed, else PyTorch's own",
+    )
+    memory.add_argument(
+        "--fused_kernels",
+        type=boolean,
+        default=True,
+        metavar="BOOL",
+        help="fused norm, rotary, SwiGLU and cross-entropy kernels where the device has them",
+    )
+    memory.add_argument(
+        "--num_workers",
+        type=number(int, 0),
+        metavar="N",
+        help="processes that read data ahead (default: 1 with a GPU, else 0)",
+    )
+
+    method = parser.add_argument_group("method")
+    method.add_argument("--use_neft", action="store_true", help="NEFTune: noise on the embeddings (arXiv 2310.05914)")
+    method.add_argument(
+        "--neft_alpha", type=number(float, above=0), default=5.0, metavar="ALPHA", help="strength of the NEFTune noise"
+    )
+    method.add_argument(
+        "--freeze_non_embeds_params", action="store_true", help="train input and output embeddings only"
+    )
+
+    saving = parser.add_argument_group("checkpoints and records")
+    saving.add_argument(
+        "--save_dir", type=Path, default=Path("checkpoint_dir"), metavar="DIR", help="checkpoints and the final model"
+    )
+    saving.add_argument(
+        "--save_interval", type=number(int, 1), default=1000, metavar="STEPS", help="steps between checkpoints"
+    )
+    saving.add_argument("--skip_save_each_epoch", action="store_true", help="no checkpoint at an epoch's end")
+    saving.add_argument(
+        "--keep_last",
+        type=number(int, 1),
+        metavar="K",
+        help="delete all checkpoints but the newest K (default: keep all)",
+    )
+    saving.add_argument(
+        "--load_checkpoint",
+        metavar="DIR",
+        help="a checkpoint (everything is restored), its modelling folder (weights only, for the next stage), or 'auto': "
+        "the newest in --save_dir, a fresh start when there is none",
+    )
+    saving.add_argument(
+        "--allow_other_data",
+        action="store_true",
+        help="resume although the data or tokenizer are not those that the run began with",
+    )
+    saving.add_argument(
+        "--tensorboard_dir",
+        type=Path,
+        default=Path("logs_dir"),
+        metavar="DIR",
+        help="TensorBoard events and metrics.jsonl",
+    )
+    saving.add_argument(
+        "--config_file",
+        type=Path,
+        default=Path("config_file"),
+        metavar="FILE",
+        help="where the run's configuration is written",
+    )
+    return parser
+
+
+def parse_arguments(
+    command: list[str] | None = None, has_gpu: bool | None = None, world_size: int = 1
+) -> TrainingArguments:
+    """Parses and checks a command line; exits with code 2 and all problems when something is wrong.
+
+    Args:
+        command: the words after `train.py`; None reads the process's own.
+        has_gpu: whether the host trains on a GPU; None leaves what depends on it unchecked.
+        world_size: number of processes.
+    """
+    parser = build_parser()
+    options = parser.parse_args(command)
+    _check_model_source(parser, options)
+    _check_paths(parser, options)
+    _check_combinations(parser, options, world_size)
+    if has_gpu is False:
+        _check_for_cpu(parser, options)
+    parser.finish()
+    options.dataset = tuple(Path(part) for part in options.dataset)
+    return TrainingArguments(**vars(options))
+
+
+def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> None:
+    if options.pretrained is None and options.load_checkpoint is None:
+        parser.problem("--pretrained is missing: give a model directory (or --load_checkpoint)")
+    if options.pretrained is None and options.load_checkpoint == "auto":
+        parser.problem(
+            "--load_checkpoint auto starts fresh when --save_dir holds no checkpoint, so it needs --pretrained too"
+        )
+    if options.load_checkpoint not in (None, "auto"):
+        path = Path(options.load_checkpoint)
+        if not path.is_dir():
+            parser.problem(f"--load_checkpoint: {path} does not exist")
+        elif not (path / "running_states.json").is_file() and not (path / "config.json").is_file():
+            parser.problem(
+                f"--load_checkpoint: {path} is neither a checkpoint (running_states.json) nor a model directory (config.json)"
+            )
+
+
+def _check_paths(parser: CommandLine, options: argparse.Namespace) -> None:
+    if options.pretrained is not None and not (options.pretrained / "config.json").is_file():
+        found = "holds no config.json" if options.pretrained.is_dir() else "does not exist"
+        parser.problem(f"--pretrained: {options.pretrained} {found}")
+    for part in options.dataset or ():
+        if not Path(part).is_dir():
+            parser.problem(f"--dataset: {part} does not exist")
+    for name in ("save_dir", "tensorboard_dir"):
+        path = getattr(options, name)
+        if path.exists() and not path.is_dir():
+            parser.problem(f"--{name}: {path} is a file, a directory is needed")
+    if options.config_file.is_dir():
+        parser.problem(f"--config_file: {options.config_file} is a directory, a file name is needed")
+
+
+def _check_combinations(parser: CommandLine, options: argparse.Namespace, world_size: int) -> None:
+    if options.plugin != "3d":
+        given = {"--tp": options.tp != 1, "--zero": options.zero != 1, "--zero_cpu_offload": options.zero_cpu_offload}
+        for name in (name for name, is_given in given.items() if is_given):
+            parser.problem(f"{name} belongs to --plugin 3d, but the plugin is {options.plugin}")
+    elif world_size % options.tp:
+        parser.problem(f"--tp {options.tp} does not divide the {world_size} processes")
+    if options.plugin == "3d" and options.zero and options.mixed_precision == "fp32":
+        parser.problem("--plugin 3d with ZeRO needs fp16 or bf16: use --zero 0 with fp32")
+    if options.plugin == "3d" and options.zero_cpu_offload and not options.zero:
+        parser.problem("--zero_cpu_offload needs ZeRO: use --zero 1 or 2")
+    if options.plugin in GPU_ONLY_PLUGINS and options.mixed_precision == "fp32":
+        parser.problem(f"--plugin {options.plugin} computes in fp16 or bf16 only: choose another plugin for fp32")
+    if options.plugin in GPU_ONLY_PLUGINS and options.freeze_non_embeds_params:
+        parser.problem(
+            f"--freeze_non_embeds_params is not possible with --plugin {options.plugin}: use zero2, ddp or 3d"
+        )
+    if not options.use_neft and options.neft_alpha != 5.0:
+        parser.problem("--neft_alpha has no effect without --use_neft")
+    if options.warmup_steps is not None and options.max_steps is not None and options.warmup_steps > options.max_steps:
+        parser.problem(f"--warmup_steps {options.warmup_steps} is more than --max_steps {options.max_steps}")
+
+
+def _check_for_cpu(parser: CommandLine, options: argparse.Namespace) -> None:
+    if options.plugin in GPU_ONLY_PLUGINS:
+        parser.problem(
+            f"--plugin {options.plugin} needs a GPU, and this host has none: Gemini manages CUDA memory itself. "
+            "Here zero2, zero2_cpu, ddp and 3d train on the CPU"
+        )
+    if options.plugin == "ddp" and options.mixed_precision == "fp16":
+        parser.problem(
+            "--plugin ddp with fp16 scales its loss on CUDA devices only: use bf16 or fp32 on this host, which has no GPU"
+        )

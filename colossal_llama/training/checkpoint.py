@@ -1,0 +1,315 @@
+"""Checkpoints: complete or absent, and enough to go on as if nothing had happened.
+
+    SAVE_DIR/epoch-0_step-200/
+        modelling/            a model directory that transformers opens by itself: safetensors, config, tokenizer
+        optimizer/            ColossalAI's shards: both Adam moments, and the fp32 master weights beside them
+        lr_scheduler          JSON: schedule and position
+        running_states.json   position in data and run, what the run was begun with
+        random_states.pt      generators of every rank
+
+ColossalAI's own checkpoints keep the half-precision weights alone and round the master weights to them on loading; here each
+master weight travels as one more state of its parameter, so that the plugin's own gathering and sharding serves it too.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
+
+from colossal_llama.training.plugins import Engine
+from colossal_llama.utils.console import is_rank_zero
+from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.files import sync_to_disk, sync_tree_to_disk, write_json
+
+RUNNING_STATES = "running_states.json"
+RANDOM_STATES = "random_states.pt"
+_NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
+_MASTER = "master_weight"
+_SHARD_SIZE_MIB = 4096
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0
+    rows_done_in_epoch: int = 0
+    step: int = 0
+    """Optimizer steps done."""
+    rows_seen: int = 0
+    tokens_seen: int = 0
+    target_tokens_seen: int = 0
+
+    def advanced(self, rows: int, tokens: int, target_tokens: int) -> "Progress":
+        """The position after one more step."""
+        return replace(
+            self,
+            rows_done_in_epoch=self.rows_done_in_epoch + rows,
+            step=self.step + 1,
+            rows_seen=self.rows_seen + rows,
+            tokens_seen=self.tokens_seen + tokens,
+            target_tokens_seen=self.target_tokens_seen + target_tokens,
+        )
+
+    def next_epoch(self) -> "Progress":
+        """The position at the beginning of the following epoch."""
+        return replace(self, epoch=self.epoch + 1, rows_done_in_epoch=0)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was begun with; a resumed run must find the same."""
+
+    data_fingerprint: str
+    tokenizer_fingerprint: str
+    parts: int
+    seed: int
+    shuffle: str
+
+    def differences(self, saved: dict[str, Any]) -> list[str]:
+        """One sentence for each thing that is not as the checkpoint has it."""
+        names = {
+            "data_fingerprint": "the data (--dataset, its order or its content)",
+            "tokenizer_fingerprint": "the tokenizer",
+            "parts": "the number of parts",
+            "seed": "--seed",
+            "shuffle": "--shuffle",
+        }
+        return [
+            f"{names[name]} differs: {_short(saved.get(name))} when the run began, {_short(value)} now"
+            for name, value in asdict(self).items()
+            if saved.get(name) != value
+        ]
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 16 else str(value)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    running_states: dict[str, Any]
+
+    @property
+    def model_path(self) -> Path:
+        """The model directory inside."""
+        return self.path / "modelling"
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stood."""
+        return Progress(**self.running_states["progress"])
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint's states.
+
+    Raises:
+        UserError: the directory is not a complete checkpoint.
+    """
+    try:
+        states = json.loads((path / RUNNING_STATES).read_text(encoding="utf-8"))
+        checkpoint = Checkpoint(path, states)
+        _ = checkpoint.progress
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a complete checkpoint: {RUNNING_STATES} cannot be read ({error})") from error
+    for needed in ("modelling", "optimizer"):
+        if not (path / needed).is_dir():
+            raise UserError(f"{path} is not a complete checkpoint: {needed}/ is missing")
+    return checkpoint
+
+
+def complete_checkpoints(save_dir: Path) -> list[Path]:
+    """The checkpoints in a save directory, oldest first. What a killed run left half-written has another name."""
+    if not save_dir.is_dir():
+        return []
+    found = [
+        (int(match[2]), path) for path in save_dir.iterdir() if path.is_dir() and (match := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def find_checkpoint(load_checkpoint: str | None, save_dir: Path) -> Checkpoint | None:
+    """The checkpoint that `--load_checkpoint` names, if it names one to resume from (a model directory is not one)."""
+    if load_checkpoint == "auto":
+        found = complete_checkpoints(save_dir)
+        return open_checkpoint(found[-1]) if found else None
+    if load_checkpoint is None or not (Path(load_checkpoint) / RUNNING_STATES).is_file():
+        return None
+    return open_checkpoint(Path(load_checkpoint))
+
+
+def save_checkpoint(
+    save_dir: Path,
+    engine: Engine,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress,
+    schedule: dict[str, Any],
+    origin: Origin,
+    keep_last: int | None = None,
+) -> Path:
+    """Writes `SAVE_DIR/epoch-E_step-S`, by all ranks together, under another name until it is complete and on disk."""
+    target = save_dir / f"epoch-{progress.epoch}_step-{progress.step}"
+    temporary = save_dir / f".{target.name}.unfinished"
+    if is_rank_zero():
+        save_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    dist.barrier()
+    write_model(temporary / "modelling", engine, model, tokenizer)
+    with _master_weights_as_states(optimizer):
+        engine.booster.save_optimizer(
+            optimizer, str(temporary / "optimizer"), shard=True, size_per_shard=_SHARD_SIZE_MIB
+        )
+    random_states = _gathered_random_states()
+    if is_rank_zero():
+        torch.save(random_states, temporary / RANDOM_STATES)
+        write_json(temporary / "lr_scheduler", schedule)
+        states = {"progress": asdict(progress), "origin": asdict(origin), "loss_scale": _loss_scale_state(optimizer)}
+        write_json(temporary / RUNNING_STATES, {**states, "world_size": dist.get_world_size()})
+        _publish(temporary, target)
+        for old in complete_checkpoints(save_dir)[: -keep_last if keep_last else 0]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return target
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    sync_tree_to_disk(temporary)
+    if target.exists():  # the same step, saved by a run that was started again from an older checkpoint
+        shutil.rmtree(target)
+    temporary.rename(target)
+    sync_to_disk(target.parent)
+
+
+def save_final_model(
+    save_dir: Path, engine: Engine, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    """Writes `SAVE_DIR/modelling`, the finished model, atomically; one from an earlier stage is replaced."""
+    target, temporary = save_dir / "modelling", save_dir / ".modelling.unfinished"
+    if is_rank_zero():
+        save_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+    dist.barrier()
+    write_model(temporary, engine, model, tokenizer)
+    if is_rank_zero():
+        _publish(temporary, target)
+    dist.barrier()
+    return target
+
+
+def write_model(target: Path, engine: Engine, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes a complete model directory, by all ranks together: safetensors shards, configurations and tokenizer."""
+    engine.booster.save_model(model, str(target), shard=True, size_per_shard=_SHARD_SIZE_MIB, use_safetensors=True)
+    dist.barrier()
+    if is_rank_zero():
+        network = model.unwrap()
+        config = network.config.__class__.from_dict(network.config.to_dict())
+        config.use_cache = True  # off while training
+        config.architectures = ["LlamaForCausalLM"]
+        config.save_pretrained(target)
+        if network.generation_config is not None:
+            network.generation_config.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+def restore_optimizer(checkpoint: Checkpoint, engine: Engine, optimizer: torch.optim.Optimizer) -> None:
+    """Restores moments, master weights, step counts and loss scale; the model's weights are loaded before."""
+    engine.booster.load_optimizer(optimizer, str(checkpoint.path / "optimizer"))
+    _take_master_weights(optimizer)
+    _restore_loss_scale(optimizer, checkpoint.running_states.get("loss_scale"))
+
+
+def restore_random_states(checkpoint: Checkpoint) -> None:
+    """Sets this rank's generators as they were, when the number of ranks is the same; another number starts from the seed."""
+    if checkpoint.running_states["world_size"] != dist.get_world_size():
+        return
+    states = torch.load(checkpoint.path / RANDOM_STATES, weights_only=True)
+    mine = states[str(dist.get_rank())]
+    torch.set_rng_state(mine["cpu"])
+    if "cuda" in mine and torch.cuda.is_available():
+        torch.cuda.set_rng_state(mine["cuda"])
+
+
+def _gathered_random_states() -> dict[str, dict[str, torch.Tensor]]:
+    mine = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        mine["cuda"] = torch.cuda.get_rng_state()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return {str(rank): states for rank, states in enumerate(everyone)}
+
+
+@contextmanager
+def _master_weights_as_states(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Lists each parameter's fp32 master weight among its optimizer states while the optimizer is saved."""
+    inner = optimizer.optim
+    masters = (
+        [parameter for parameter, state in inner.state.items() if state] if _keeps_master_weights(optimizer) else []
+    )
+    for parameter in masters:
+        inner.state[parameter][_MASTER] = parameter.data
+    try:
+        yield
+    finally:
+        for parameter in masters:
+            inner.state[parameter].pop(_MASTER, None)
+
+
+def _take_master_weights(optimizer: torch.optim.Optimizer) -> None:
+    for parameter, state in optimizer.optim.state.items():
+        master = state.pop(_MASTER, None)
+        if master is not None and _keeps_master_weights(optimizer):
+            parameter.data.copy_(master.view_as(parameter))
+
+
+def _keeps_master_weights(optimizer: torch.optim.Optimizer) -> bool:
+    return hasattr(optimizer, "get_master_to_working_map")
+
+
+def _loss_scaler(optimizer: torch.optim.Optimizer) -> Any:
+    """The dynamic loss scaler of fp16 training, wherever the plugin keeps it; None in other precisions."""
+    if hasattr(optimizer, "scaler"):
+        return optimizer.scaler
+    for name in ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin"):
+        scaler = getattr(getattr(optimizer, name, None), "grad_scaler", None)
+        if scaler is not None:
+            return scaler
+    return None
+
+
+_SCALER_NUMBERS = ("_growth_step", "_hysteresis_step")  # missing from ColossalAI's own state_dict
+
+
+def _loss_scale_state(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    scaler = _loss_scaler(optimizer)
+    if scaler is None:
+        return None
+    if hasattr(scaler, "get_scale"):
+        return scaler.state_dict()
+    return {"scale": scaler.scale.item(), **{name: getattr(scaler, name) for name in _SCALER_NUMBERS}}
+
+
+def _restore_loss_scale(optimizer: torch.optim.Optimizer, state: dict[str, Any] | None) -> None:
+    scaler = _loss_scaler(optimizer)
+    if scaler is None or state is None:
+        return
+    if hasattr(scaler, "get_scale"):
+        scaler.load_state_dict(state)
+        return
+    scaler._scale.fill_(state["scale"])
+    for name in _SCALER_NUMBERS:
+        setattr(scaler, name, state[name])

@@ -1,0 +1,235 @@
+"""The training loop: epochs, steps, checkpoints, signals, the progress bar and the records."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from colossal_llama.dataset.loader import MicroBatch, Rows, StepGeometry, row_order, step_batches
+from colossal_llama.training.checkpoint import Checkpoint, Origin, Progress, save_checkpoint
+from colossal_llama.training.metrics import MetricsWriter, peak_flops
+from colossal_llama.training.optimizer import learning_rate, set_learning_rate
+from colossal_llama.training.step import Stepper, StepResult
+from colossal_llama.utils.console import progress as progress_bar
+from colossal_llama.utils.console import say
+from colossal_llama.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length of the run and course of the learning rate, in optimizer steps."""
+
+    total_steps: int
+    warmup_steps: int
+    peak_learning_rate: float
+    num_epochs: int
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return learning_rate(step, self.total_steps, self.warmup_steps, self.peak_learning_rate)
+
+
+def plan_steps(rows: int, geometry: StepGeometry, num_epochs: int, done: Progress, max_steps: int | None) -> int:
+    """Steps of the whole run: those done, and those that the remaining rows make with this geometry."""
+    remaining = geometry.steps_for(rows - done.rows_done_in_epoch)
+    later_epochs = num_epochs - done.epoch - 1
+    total = done.step if later_epochs < 0 else done.step + remaining + later_epochs * geometry.steps_for(rows)
+    return min(total, max_steps) if max_steps else total
+
+
+@dataclass
+class StopRequest:
+    """Set by SIGTERM or SIGINT: the step in hand is finished, a checkpoint written, and the run ends. A second signal ends it at once."""
+
+    received: bool = False
+    _former: dict[int, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Catches the signals within the block."""
+
+        def handle(number: int, frame: object) -> None:
+            if self.received:
+                raise SystemExit(128 + number)
+            self.received = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._former[number] = signal.signal(number, handle)
+        try:
+            yield self
+        finally:
+            for number, former in self._former.items():
+                signal.signal(number, former)
+
+
+@dataclass
+class Run:
+    """All that one training run is made of."""
+
+    stepper: Stepper
+    rows: Rows
+    geometry: StepGeometry
+    schedule: Schedule
+    tokenizer: PreTrainedTokenizerBase
+    origin: Origin
+    metrics: MetricsWriter
+    save_dir: Path
+    save_interval: int
+    save_each_epoch: bool
+    keep_last: int | None
+    num_workers: int
+    flops_per_token: float
+    progress: Progress = field(default_factory=Progress)
+
+    def fit(self) -> bool:
+        """Trains to the end; returns False when a signal ended the run early (after saving)."""
+        self.stepper.model.train()
+        bar = progress_bar(total=self.schedule.total_steps, initial=self.progress.step, desc="training", unit="step")
+        with StopRequest().listening() as stop, bar:
+            while self.progress.epoch < self.schedule.num_epochs and not self._is_finished():
+                if not self._train_epoch(stop, bar):
+                    return False
+                self.progress = self.progress.next_epoch()
+        return True
+
+    def _is_finished(self) -> bool:
+        return self.progress.step >= self.schedule.total_steps
+
+    def _train_epoch(self, stop: StopRequest, bar: Any) -> bool:
+        """The rest of an epoch; False when the run is to stop."""
+        saved = True
+        for micro_batches, wait_s in _timed(self._remaining_steps()):
+            begun = time.perf_counter()
+            rate = self.schedule.rate(self.progress.step)
+            set_learning_rate(self.stepper.optimizer, rate)
+            result = self.stepper.step(micro_batches, self.progress.step, stop.received)
+            self.progress = self.progress.advanced(result.rows, result.tokens, result.target_tokens)
+            self._record(result, rate, time.perf_counter() - begun + wait_s, wait_s, bar)
+            saved = self._save_at_interval()
+            if result.stop_requested:
+                self._stop_early(saved)
+                return False
+            if self._is_finished():
+                break
+        if self.save_each_epoch and not saved:
+            self._save()
+        return True
+
+    def _remaining_steps(self) -> Iterator[list[MicroBatch]]:
+        order = row_order(self.rows.sizes, self.origin.seed, self.progress.epoch, self.origin.shuffle)
+        return step_batches(
+            self.rows,
+            order[self.progress.rows_done_in_epoch :],
+            self.geometry,
+            self.stepper.data_parallel_rank,
+            num_workers=self.num_workers,
+            pin_memory=self.stepper.device.type == "cuda",
+        )
+
+    def _record(self, result: StepResult, rate: float, seconds: float, wait_s: float, bar: Any) -> None:
+        if not math.isfinite(result.loss):
+            raise UserError(
+                f"step {self.progress.step}: the loss is {result.loss}. The last checkpoint in {self.save_dir} is intact. "
+                "Usual causes: --lr too high, or fp16 overflow (try --mixed_precision bf16)"
+            )
+        tokens_per_s = result.tokens / seconds
+        numbers = {
+            "epoch": self.progress.epoch,
+            "loss": result.loss,
+            "learning_rate": rate,
+            "gradient_norm": result.gradient_norm,
+            "tokens_per_s": round(tokens_per_s, 1),
+            "target_tokens_per_s": round(result.target_tokens / seconds, 1),
+            "model_flops_utilisation": self._utilisation(tokens_per_s),
+            "data_wait_s": round(wait_s, 4),
+            "step_s": round(seconds, 4),
+            "peak_memory_gib": _peak_memory_gib(self.stepper.device),
+            "rows_seen": self.progress.rows_seen,
+            "tokens_seen": self.progress.tokens_seen,
+            "target_tokens_seen": self.progress.target_tokens_seen,
+        }
+        self.metrics.write(self.progress.step, numbers)
+        bar.update(1)
+        bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{rate:.2e}", tok_s=f"{tokens_per_s:,.0f}", refresh=False)
+
+    def _utilisation(self, tokens_per_s: float) -> float | None:
+        """Model FLOPs per second over the devices' peak (model.loading.flops_per_token, metrics.PEAK_FLOPS)."""
+        peak = peak_flops(self.stepper.device)
+        if peak is None:
+            return None
+        return round(tokens_per_s * self.flops_per_token / (peak * torch.distributed.get_world_size()), 4)
+
+    def _save_at_interval(self) -> bool:
+        if self.progress.step % self.save_interval:
+            return False
+        self._save()
+        return True
+
+    def _stop_early(self, saved: bool) -> None:
+        if not saved:
+            self._save()
+        say(
+            f"stopped by a signal after step {self.progress.step} of {self.schedule.total_steps}; everything is saved. "
+            "Go on with the same command and --load_checkpoint auto"
+        )
+
+    def _save(self) -> None:
+        begun = time.perf_counter()
+        schedule = {
+            "step": self.progress.step,
+            "total_steps": self.schedule.total_steps,
+            "warmup_steps": self.schedule.warmup_steps,
+            "peak_learning_rate": self.schedule.peak_learning_rate,
+            "last_learning_rate": self.schedule.rate(max(0, self.progress.step - 1)),
+        }
+        path = save_checkpoint(
+            self.save_dir,
+            self.stepper.engine,
+            self.stepper.model,
+            self.stepper.optimizer,
+            self.tokenizer,
+            self.progress,
+            schedule,
+            self.origin,
+            self.keep_last,
+        )
+        say(f"saved {path} in {time.perf_counter() - begun:.1f} s")
+
+
+def resume_progress(checkpoint: Checkpoint, origin: Origin, allow_other_data: bool) -> Progress:
+    """The position to go on from.
+
+    Raises:
+        UserError: data, tokenizer or order are not those that the run began with, and the user did not allow it.
+    """
+    differences = origin.differences(checkpoint.running_states["origin"])
+    if differences and not allow_other_data:
+        raise UserError(
+            [f"cannot resume {checkpoint.path}: {difference}" for difference in differences]
+            + ["give what the run was begun with, or --allow_other_data to go on all the same"]
+        )
+    return checkpoint.progress
+
+
+def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:
+    """Each step's micro-batches with the seconds that were spent waiting for them."""
+    while True:
+        begun = time.perf_counter()
+        try:
+            micro_batches = next(steps)
+        except StopIteration:
+            return
+        yield micro_batches, time.perf_counter() - begun
+
+
+def _peak_memory_gib(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)

@@ -1,0 +1,44 @@
+"""AdamW and its learning rate, which is a pure function of the step: nothing to restore, nothing to step out of turn."""
+
+import math
+
+import torch
+from colossalai.nn.optimizer import HybridAdam
+
+BETAS = (0.9, 0.95)
+FINAL_FRACTION = 0.1
+WARMUP_FRACTION = 0.025
+
+
+def build_optimizer(model: torch.nn.Module, lr: float, weight_decay: float) -> HybridAdam:
+    """ColossalAI's AdamW over the trainable parameters; on CPU and GPU it computes with PyTorch's fused kernels."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return HybridAdam(trainable, lr=lr, betas=BETAS, weight_decay=weight_decay, adamw_mode=True)
+
+
+def default_warmup_steps(total_steps: int) -> int:
+    """2.5 % of all steps."""
+    return round(WARMUP_FRACTION * total_steps)
+
+
+def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
+    """Learning rate of a step: linear warm-up to the peak, then a half cosine down to a tenth of it.
+
+    Args:
+        step: 0 for the first step, `total_steps` − 1 for the last.
+        total_steps: of the whole run, warm-up included.
+        warmup_steps: step `warmup_steps` − 1 is the first at the peak.
+        peak: the largest rate.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    decay_steps = max(1, total_steps - 1 - warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / decay_steps)
+    floor = FINAL_FRACTION * peak
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,127 @@
+"""The Booster plugin for a command line: one function a plugin, all settings in one place."""
+
+from dataclasses import dataclass
+
+import torch
+from colossalai.booster import Booster
+from colossalai.booster.plugin import GeminiPlugin, HybridParallelPlugin, LowLevelZeroPlugin, TorchDDPPlugin
+from colossalai.booster.plugin.plugin_base import Plugin
+
+from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.utils.engine import has_gpu
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+INITIAL_LOSS_SCALE = 2.0**16
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A booster with what the training loop must know of its plugin."""
+
+    booster: Booster
+    plugin: Plugin
+    parameter_dtype: torch.dtype
+    """In which the model is loaded: `ddp` keeps fp32 weights and computes under autocast, the others hold half-precision copies."""
+    autocast_dtype: torch.dtype | None
+    clips_itself: bool
+    """Whether `optimizer.step()` clips the gradients."""
+    places_model_itself: bool
+    """Whether the plugin moves the parameters to the device."""
+
+    def __del__(self) -> None:
+        # HybridParallelPlugin's own finaliser destroys process groups and fails when the interpreter has gone before it.
+        object.__setattr__(self, "booster", None)
+
+
+def build_engine(arguments: TrainingArguments) -> Engine:
+    """The booster for `--plugin` and its settings; the process group must exist."""
+    plugin = _BUILDERS[arguments.plugin](arguments)
+    half = PRECISIONS[arguments.mixed_precision]
+    if arguments.plugin == "ddp":
+        scaled = "fp16" if arguments.mixed_precision == "fp16" else None
+        return Engine(
+            booster=Booster(plugin=plugin, mixed_precision=scaled),
+            plugin=plugin,
+            parameter_dtype=torch.float32,
+            autocast_dtype=torch.bfloat16 if arguments.mixed_precision == "bf16" else None,
+            clips_itself=False,
+            places_model_itself=True,
+        )
+    return Engine(
+        booster=Booster(plugin=plugin),
+        plugin=plugin,
+        parameter_dtype=half,
+        autocast_dtype=None,
+        clips_itself=True,
+        places_model_itself=True,
+    )
+
+
+def _zero2(arguments: TrainingArguments, cpu_offload: bool = False) -> Plugin:
+    return LowLevelZeroPlugin(
+        stage=2,
+        precision=arguments.mixed_precision,
+        initial_scale=INITIAL_LOSS_SCALE,
+        max_norm=arguments.gradient_clipping,
+        cpu_offload=cpu_offload,
+        overlap_communication=has_gpu(),  # a second CUDA stream; a CPU has none
+    )
+
+
+def _zero2_cpu(arguments: TrainingArguments) -> Plugin:
+    return _zero2(arguments, cpu_offload=True)
+
+
+def _gemini(arguments: TrainingArguments, placement_policy: str = "static") -> Plugin:
+    return GeminiPlugin(
+        precision=arguments.mixed_precision,
+        placement_policy=placement_policy,
+        initial_scale=INITIAL_LOSS_SCALE,
+        max_norm=arguments.gradient_clipping,
+        enable_gradient_accumulation=(arguments.accumulation_steps or 1) > 1,
+        pin_memory=True,
+    )
+
+
+def _gemini_auto(arguments: TrainingArguments) -> Plugin:
+    return _gemini(arguments, placement_policy="auto")
+
+
+def _three_dimensions(arguments: TrainingArguments) -> Plugin:
+    return HybridParallelPlugin(
+        tp_size=arguments.tp,
+        pp_size=1,
+        zero_stage=arguments.zero,
+        precision=arguments.mixed_precision,
+        initial_scale=INITIAL_LOSS_SCALE,
+        max_norm=arguments.gradient_clipping,
+        cpu_offload=arguments.zero_cpu_offload,
+        overlap_communication=has_gpu(),
+        # Its fused norm is apex's; ours are put into the model before (colossal_llama.model.kernels).
+        enable_fused_normalization=False,
+        # Without tensor parallelism nothing needs a padded vocabulary, and the fused cross-entropy needs an unpadded one.
+        make_vocab_size_divisible_by=64 if arguments.tp > 1 else 1,
+    )
+
+
+def _ddp(arguments: TrainingArguments) -> Plugin:
+    return TorchDDPPlugin(broadcast_buffers=False)
+
+
+_BUILDERS = {
+    "zero2": _zero2,
+    "zero2_cpu": _zero2_cpu,
+    "gemini": _gemini,
+    "gemini_auto": _gemini_auto,
+    "3d": _three_dimensions,
+    "ddp": _ddp,
+}
+
+
+def data_parallel_place(engine: Engine) -> tuple[int, int]:
+    """This process's data-parallel rank and the number of data-parallel ranks."""
+    import torch.distributed as dist
+
+    if isinstance(engine.plugin, HybridParallelPlugin):
+        return dist.get_rank(engine.plugin.dp_group), dist.get_world_size(engine.plugin.dp_group)
+    return dist.get_rank(), dist.get_world_size()

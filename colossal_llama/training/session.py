@@ -1,0 +1,258 @@
+"""The chapters of train.py: what each line of its story does."""
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+import colossal_llama
+from colossal_llama.dataset.loader import Collator, Part, Rows, StepGeometry, data_fingerprint, open_parts
+from colossal_llama.model.attention import choose_attention
+from colossal_llama.model.freezing import freeze_all_but_embeddings
+from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
+from colossal_llama.model.loading import flops_per_token, load_config, load_model
+from colossal_llama.model.neftune import NeftuneNoise
+from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
+from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.checkpoint import (
+    Checkpoint,
+    Origin,
+    Progress,
+    find_checkpoint,
+    restore_optimizer,
+    restore_random_states,
+    save_final_model,
+)
+from colossal_llama.training.loop import Run, Schedule, plan_steps, resume_progress
+from colossal_llama.training.metrics import MetricsWriter
+from colossal_llama.training.optimizer import build_optimizer, default_warmup_steps
+from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
+from colossal_llama.training.step import Stepper
+from colossal_llama.utils.console import is_rank_zero, say
+from colossal_llama.utils.engine import current_device, has_gpu
+from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.files import write_json
+
+SFT_ACCUMULATION_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Data:
+    """The opened parts, and the tokenizer that they were made with."""
+
+    parts: list[Part]
+    tokenizer: PreTrainedTokenizerFast
+    model_path: Path
+    """Where weights and tokenizer come from: the checkpoint's model when there is one, else --pretrained."""
+    checkpoint: Checkpoint | None
+    """To resume from; None for a fresh start or a weights-only one."""
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An engine and the model that it will train."""
+
+    engine: Engine
+    model: LlamaForCausalLM
+    notes: list[str]
+
+
+def open_data(arguments: TrainingArguments) -> Data:
+    """Opens parts and tokenizer, finds the checkpoint to resume from, and checks that they belong together."""
+    checkpoint = find_checkpoint(arguments.load_checkpoint, arguments.save_dir)
+    model_path = _model_path(arguments, checkpoint)
+    load_config(model_path)
+    tokenizer = load_tokenizer(model_path)
+    parts = open_parts(arguments.dataset, arguments.max_length)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    foreign = [part for part in parts if part.tokenizer_fingerprint not in (None, fingerprint)]
+    if foreign and not arguments.allow_other_data:
+        raise UserError(
+            f"--dataset: {foreign[0].path} was prepared with another tokenizer than the one in {model_path}: prepare it with "
+            f"--tokenizer_dir {model_path} (or say --allow_other_data)"
+        )
+    origin = Origin(data_fingerprint(parts), fingerprint, len(parts), arguments.seed, arguments.shuffle)
+    return Data(parts, tokenizer, model_path, checkpoint, origin)
+
+
+def _model_path(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> Path:
+    if checkpoint is not None:
+        return checkpoint.model_path
+    if arguments.load_checkpoint not in (None, "auto"):
+        return Path(arguments.load_checkpoint)  # a modelling folder: weights only
+    return arguments.pretrained
+
+
+def with_defaults_of(arguments: TrainingArguments, data: Data) -> TrainingArguments:
+    """The arguments with the defaults that depend on the data and the host filled in."""
+    kind = data.parts[0].kind
+    accumulation = arguments.accumulation_steps or (SFT_ACCUMULATION_STEPS if kind == "sft" else 1)
+    workers = arguments.num_workers if arguments.num_workers is not None else int(has_gpu())
+    return replace(arguments, accumulation_steps=accumulation, num_workers=workers)
+
+
+def open_model(arguments: TrainingArguments, data: Data) -> Plan:
+    """Builds the engine and loads the model as it wants it: dtype, attention, kernels, freezing, checkpointing."""
+    engine = build_engine(arguments)
+    device = current_device()
+    compute_dtype = PRECISIONS[arguments.mixed_precision]
+    attention, attention_note = choose_attention(arguments.use_flash_attn, device, compute_dtype)
+    model = load_model(data.model_path, engine.parameter_dtype, attention, device)
+    notes = [attention_note, _use_kernels(arguments, model, device)]
+    _check_vocabulary(model, data)
+    if arguments.use_grad_checkpoint:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if arguments.freeze_non_embeds_params:
+        freeze_all_but_embeddings(model)
+        notes.append("training input and output embeddings only")
+    return Plan(engine, model, notes)
+
+
+def _use_kernels(arguments: TrainingArguments, model: LlamaForCausalLM, device: torch.device) -> str:
+    if not arguments.fused_kernels:
+        return "fused kernels: off (--fused_kernels False)"
+    reason = why_no_fused_kernels(device)
+    if reason is not None:
+        return f"fused kernels: off, {reason}"
+    fuse_loss = arguments.tp == 1
+    use_fused_kernels(model, fuse_loss=fuse_loss)
+    return "fused kernels: norm, rotary, SwiGLU" + (", linear cross-entropy" if fuse_loss else "")
+
+
+def _check_vocabulary(model: LlamaForCausalLM, data: Data) -> None:
+    rows, tokens = model.get_input_embeddings().num_embeddings, len(data.tokenizer)
+    if rows < tokens:
+        raise UserError(
+            f"{data.model_path}: the model has {rows} embedding rows, its tokenizer {tokens} tokens: "
+            "run colossal_llama/model/init_model.py first"
+        )
+
+
+def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
+    """Hands model and optimizer to the plugin, restores a checkpoint, and puts the run together."""
+    engine = plan.engine
+    flops = flops_per_token(plan.model, arguments.max_length)
+    noise = _attach_noise(arguments, plan.model)
+    optimizer = build_optimizer(plan.model, arguments.lr, arguments.weight_decay)
+    model, optimizer, *_ = engine.booster.boost(plan.model, optimizer)
+    rank, size = data_parallel_place(engine)
+    geometry = StepGeometry(arguments.micro_batch_size, arguments.accumulation_steps, size)
+    collator = Collator(
+        pad_token_id=data.tokenizer.eos_token_id,
+        max_length=arguments.max_length,
+        pad_to_max_length=arguments.padding_mode == "max_length",
+        cross_document_attention=arguments.cross_document_attention,
+    )
+    rows = Rows(data.parts, collator)
+    progress = Progress()
+    if data.checkpoint is not None:
+        progress = resume_progress(data.checkpoint, data.origin, arguments.allow_other_data)
+        restore_optimizer(data.checkpoint, engine, optimizer)
+        restore_random_states(data.checkpoint)
+    stepper = Stepper(
+        engine=engine,
+        model=model,
+        optimizer=optimizer,
+        device=current_device(),
+        data_parallel_rank=rank,
+        data_parallel_size=size,
+        gradient_clipping=arguments.gradient_clipping,
+        average=arguments.loss_average,
+        noise=noise,
+        seed=arguments.seed,
+    )
+    return Run(
+        stepper=stepper,
+        rows=rows,
+        geometry=geometry,
+        schedule=_schedule(arguments, rows, geometry, progress),
+        tokenizer=data.tokenizer,
+        origin=data.origin,
+        metrics=MetricsWriter(arguments.tensorboard_dir, resumed_at_step=progress.step),
+        save_dir=arguments.save_dir,
+        save_interval=arguments.save_interval,
+        save_each_epoch=not arguments.skip_save_each_epoch,
+        keep_last=arguments.keep_last,
+        num_workers=arguments.num_workers,
+        flops_per_token=flops,
+        progress=progress,
+    )
+
+
+def _attach_noise(arguments: TrainingArguments, model: LlamaForCausalLM) -> NeftuneNoise | None:
+    if not arguments.use_neft:
+        return None
+    noise = NeftuneNoise(arguments.neft_alpha)
+    noise.attach(model.get_input_embeddings())
+    return noise
+
+
+def _schedule(arguments: TrainingArguments, rows: Rows, geometry: StepGeometry, progress: Progress) -> Schedule:
+    total = plan_steps(len(rows), geometry, arguments.num_epochs, progress, arguments.max_steps)
+    warmup = arguments.warmup_steps if arguments.warmup_steps is not None else default_warmup_steps(total)
+    return Schedule(total, warmup, arguments.lr, arguments.num_epochs)
+
+
+def say_plan(arguments: TrainingArguments, data: Data, run: Run) -> None:
+    """Prints what is about to happen."""
+    network = run.stepper.model.unwrap()
+    world = dist.get_world_size()
+    say(
+        f"{sum(p.numel() for p in network.parameters()):,} parameters on this rank, plugin {arguments.plugin}, {world} process"
+        f"{'es' if world > 1 else ''} ({run.stepper.device.type}), {arguments.mixed_precision}"
+    )
+    geometry, schedule = run.geometry, run.schedule
+    say(
+        f"{len(run.rows):,} rows, {sum(part.tokens for part in data.parts):,} tokens in {len(data.parts)} parts "
+        f"of kind {data.parts[0].kind}; "
+        f"{geometry.rows_per_step} rows a step ({geometry.data_parallel_size} data-parallel x {geometry.micro_batch_size} x "
+        f"{geometry.accumulation_steps} accumulated); {schedule.total_steps} steps, {schedule.warmup_steps} of warm-up, "
+        f"{schedule.num_epochs} epoch{'s' if schedule.num_epochs > 1 else ''}"
+    )
+    if data.checkpoint is not None:
+        say(f"resuming {data.checkpoint.path} after step {run.progress.step}")
+
+
+def record_configuration(arguments: TrainingArguments, run: Run) -> None:
+    """Writes `--config_file`: arguments, versions, world and schedule of this run."""
+    if not is_rank_zero():
+        return
+    import colossalai
+    import transformers
+
+    arguments.config_file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        arguments.config_file,
+        {
+            "command": sys.argv,
+            "arguments": arguments.as_json(),
+            "world_size": dist.get_world_size(),
+            "device": str(run.stepper.device),
+            "total_steps": run.schedule.total_steps,
+            "warmup_steps": run.schedule.warmup_steps,
+            "rows_per_step": run.geometry.rows_per_step,
+            "started_s": round(time.time(), 3),
+            "versions": {
+                "colossal_llama": colossal_llama.__version__,
+                "torch": torch.__version__,
+                "colossalai": colossalai.__version__,
+                "transformers": transformers.__version__,
+            },
+        },
+    )
+
+
+def finish(arguments: TrainingArguments, run: Run, finished: bool) -> None:
+    """Saves the final model of a finished run and says where everything is."""
+    if finished:
+        path = save_final_model(arguments.save_dir, run.stepper.engine, run.stepper.model, run.tokenizer)
+        say(
+            f"done: {run.progress.step} steps, {run.progress.tokens_seen:,} tokens ({run.progress.target_tokens_seen:,} targets); "
+            f"the model is {path}, the record {arguments.tensorboard_dir / 'metrics.jsonl'}"
+        )
+    run.metrics.close()

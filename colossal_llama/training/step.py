@@ -1,0 +1,157 @@
+"""One optimizer step: the micro-batches' gradients, averaged over the step's target tokens, then the update."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from colossalai.booster.plugin import HybridParallelPlugin, TorchDDPPlugin
+
+from colossal_llama.dataset.loader import MicroBatch
+from colossal_llama.model.attention import boundaries_of
+from colossal_llama.model.neftune import NeftuneNoise
+from colossal_llama.training.plugins import Engine
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, over all ranks."""
+
+    loss: float
+    """Mean cross-entropy in nats: over the step's target tokens, or of the micro-batches' means."""
+    gradient_norm: float | None
+    """Before clipping; None where the plugin does not compute it."""
+    tokens: int
+    target_tokens: int
+    rows: int
+    stop_requested: bool
+    """Whether some rank asked for the end of the run."""
+
+
+@dataclass
+class Stepper:
+    """Computes optimizer steps for a boosted model.
+
+    Every micro-batch's mean loss is weighted with its target tokens over those of the whole step, all ranks and micro-batches
+    together, so a batch with few targets does not count as much as a full one, and N accumulated micro-batches give the gradient
+    of one batch of N. `average="micro_batch"` restores the mean of means.
+    """
+
+    engine: Engine
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    data_parallel_rank: int
+    data_parallel_size: int
+    gradient_clipping: float
+    average: str = "token"
+    noise: NeftuneNoise | None = None
+    seed: int = 0
+
+    def step(self, micro_batches: Sequence[MicroBatch], step: int, stop_requested: bool = False) -> StepResult:
+        """Forward, backward and update.
+
+        Args:
+            micro_batches: this rank's, on the host; every rank must have the same number.
+            step: number of the step, which seeds the NEFTune noise.
+            stop_requested: whether this rank wants the run to end; shared with all ranks beside the loss.
+        """
+        counts = torch.tensor(
+            [
+                sum(batch.target_tokens for batch in micro_batches),
+                sum(batch.tokens for batch in micro_batches),
+                sum(len(batch.row_ids) for batch in micro_batches),
+                int(stop_requested),
+            ],
+            dtype=torch.float64 if self.device.type == "cpu" else torch.float32,
+        ).to(self.device, non_blocking=True)
+        self._sum_over_data_parallel(counts)
+        loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
+        for index, batch in enumerate(micro_batches):
+            weight = self._weight(batch, counts[0], len(micro_batches))
+            is_last = index == len(micro_batches) - 1
+            with nullcontext() if is_last else self._without_gradient_sync():
+                loss = self._forward(batch, self._noise_seed(step, index)) * weight
+                self.engine.booster.backward(loss, self.optimizer)
+            loss_sum += loss.detach().float()
+        gradient_norm = self._update()
+        self._sum_over_data_parallel(loss_sum)
+        numbers = torch.cat([counts, loss_sum.to(counts.dtype).view(1)]).tolist()
+        return StepResult(
+            loss=numbers[4] / self.data_parallel_size,
+            gradient_norm=gradient_norm,
+            tokens=int(numbers[1]),
+            target_tokens=int(numbers[0]),
+            rows=int(numbers[2]),
+            stop_requested=numbers[3] > 0,
+        )
+
+    def _weight(self, batch: MicroBatch, step_targets: torch.Tensor, micro_batches: int) -> torch.Tensor | float:
+        """Factor on a micro-batch's mean loss. The plugins average gradients over data-parallel ranks, hence their number."""
+        if batch.target_tokens == 0:
+            return 0.0
+        if self.average == "micro_batch":
+            return 1.0 / micro_batches
+        return batch.target_tokens * self.data_parallel_size / step_targets
+
+    def _forward(self, batch: MicroBatch, noise_seed: int) -> torch.Tensor:
+        """Mean loss over the batch's targets (a finite number also when there are none)."""
+        if self.noise is not None:
+            self.noise.prepare(batch.token_lengths.to(self.device, non_blocking=True), noise_seed)
+        boundaries = boundaries_of(batch.document_lengths, batch.input_ids.shape[1])
+        moved = batch.to(self.device)
+        labels = moved.labels
+        if batch.target_tokens == 0:
+            # The mean over no targets is 0/0, and NaN survives the weight 0: let one token count, with that weight.
+            labels = labels.clone()
+            labels[0, 1] = moved.input_ids[0, 1]
+        longest = boundaries.shape[1]
+        # Copied as the few numbers that it is; expanded again on the device.
+        on_device = boundaries[:, :1].to(self.device, non_blocking=True).expand(1, longest, 1, -1)
+        with self._autocast():
+            return self.model(
+                input_ids=moved.input_ids,
+                attention_mask=on_device,
+                position_ids=moved.position_ids,
+                labels=labels,
+            ).loss
+
+    def _update(self) -> float | None:
+        """Clips, updates, clears; returns the gradient norm before clipping."""
+        if self.engine.clips_itself:
+            self.optimizer.step()
+            norm = self.optimizer.get_grad_norm()
+        else:
+            norm = self._clip()
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return None if norm is None else float(norm)
+
+    def _clip(self) -> torch.Tensor:
+        if hasattr(self.optimizer, "scaler"):  # fp16: norm and limit are meant for the gradients without the loss scale
+            self.optimizer.unscale_grad()
+        limit = self.gradient_clipping or float("inf")
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def _autocast(self):
+        if self.engine.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.engine.autocast_dtype)
+
+    def _without_gradient_sync(self):
+        """Leaves out the exchange of gradients that the last micro-batch will do for all, where the plugin can."""
+        plugin = self.engine.plugin
+        partitioned = isinstance(plugin, HybridParallelPlugin) and plugin.zero_stage == 2
+        if isinstance(plugin, TorchDDPPlugin | HybridParallelPlugin) and not partitioned:
+            return self.engine.booster.no_sync(self.model, self.optimizer)
+        return nullcontext()
+
+    def _noise_seed(self, step: int, micro_batch: int) -> int:
+        return hash((self.seed, step, micro_batch, self.data_parallel_rank)) % 2**63
+
+    def _sum_over_data_parallel(self, tensor: torch.Tensor) -> None:
+        if isinstance(self.engine.plugin, HybridParallelPlugin):
+            dist.all_reduce(tensor, group=self.engine.plugin.dp_group)
+        else:
+            dist.all_reduce(tensor)

@@ -1,0 +1,148 @@
+"""What must not change the result does not: plugins, ranks, accumulation, recomputation, padding, splicing."""
+
+import pytest
+import torch
+
+# Sums in another order: fp32 rounding, amplified by a few AdamW steps at a large rate.
+FP32 = {"rtol": 2e-4, "atol": 2e-5}
+# Half-precision weights and gradients, whose last bit is 2^-8.
+BF16 = {"rtol": 1e-2, "atol": 1e-2}
+
+BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(runner):
+    """All runs of this module on two ranks, in one launch."""
+    command = runner.command
+    runner.run(
+        [
+            command("zero2", *BATCH),
+            command("zero2_cpu", *BATCH, "--plugin", "zero2_cpu"),
+            command("ddp", *BATCH, "--plugin", "ddp"),
+            command("3d", *BATCH, "--plugin", "3d", "--zero", "0"),
+            command(
+                "tp2",
+                "--micro_batch_size",
+                "4",
+                "--accumulation_steps",
+                "2",
+                "--plugin",
+                "3d",
+                "--zero",
+                "0",
+                "--tp",
+                "2",
+            ),
+            command("one_micro_batch", "--micro_batch_size", "4", "--accumulation_steps", "1"),
+            command("four_micro_batches", "--micro_batch_size", "1", "--accumulation_steps", "4"),
+            command("recomputed", *BATCH, "--use_grad_checkpoint"),
+            command("padded", *BATCH, "--padding_mode", "max_length"),
+            command("zero2_bf16", *BATCH, "--mixed_precision", "bf16"),
+            command("3d_zero1_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "3d"),
+            command("3d_zero2_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "3d", "--zero", "2"),
+            command("ddp_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "ddp"),
+            command("zero2_fp16", *BATCH, "--mixed_precision", "fp16"),
+            command("neft", *BATCH, "--use_neft"),
+            command("mean_of_means", *BATCH, "--loss_average", "micro_batch"),
+            command("seeing_others", *BATCH, "--cross_document_attention"),
+            command("frozen", *BATCH, "--freeze_non_embeds_params"),
+            command("sft", sft=True),
+        ],
+        ranks=2,
+    )
+    return runner
+
+
+@pytest.fixture(scope="module")
+def one_rank(runner):
+    """One rank, the same rows a step."""
+    runner.run([runner.command("alone", "--micro_batch_size", "4", "--accumulation_steps", "2")], ranks=1)
+    return runner
+
+
+@pytest.fixture(scope="module")
+def four_ranks(runner):
+    """Four ranks, the same rows a step."""
+    runner.run([runner.command("four", "--micro_batch_size", "2", "--accumulation_steps", "1")], ranks=4)
+    return runner
+
+
+def assert_same(runner, name: str, reference: str, tolerance: dict) -> None:
+    """Losses of every step and final weights agree within the tolerance."""
+    assert runner.losses(name) == pytest.approx(runner.losses(reference), rel=tolerance["rtol"], abs=tolerance["atol"])
+    weights, expected = runner.weights(name), runner.weights(reference)
+    assert weights.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert weights[key].shape == tensor.shape
+        torch.testing.assert_close(
+            weights[key].float(), tensor.float(), rtol=tolerance["rtol"], atol=10 * tolerance["atol"]
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["zero2_cpu", "ddp", "3d", "tp2", "one_micro_batch", "four_micro_batches", "recomputed", "padded"]
+)
+def test_same_losses_and_weights_in_fp32(two_ranks, name):
+    assert_same(two_ranks, name, "zero2", FP32)
+
+
+@pytest.mark.parametrize("name", ["zero2_bf16", "3d_zero1_bf16", "3d_zero2_bf16", "ddp_bf16", "zero2_fp16"])
+def test_half_precision_follows_fp32(two_ranks, name):
+    assert two_ranks.losses(name) == pytest.approx(two_ranks.losses("zero2"), rel=BF16["rtol"], abs=BF16["atol"])
+
+
+def test_one_rank_equals_two(one_rank, two_ranks):
+    assert_same(one_rank, "alone", "zero2", FP32)
+
+
+def test_four_ranks_equal_two(four_ranks, two_ranks):
+    assert_same(four_ranks, "four", "zero2", FP32)
+
+
+def test_the_loss_falls_and_every_row_is_seen(two_ranks):
+    entries = two_ranks.metrics("zero2")
+    assert len(entries) == 5  # 33 rows, 8 a step: four full steps and one of a single row
+    assert entries[-1]["rows_seen"] == 33
+    assert entries[-1]["loss"] < entries[0]["loss"] - 0.2
+
+
+def test_options_that_must_change_the_result_do(two_ranks):
+    plain = two_ranks.losses("zero2")
+    for name in ("neft", "mean_of_means", "seeing_others", "frozen"):
+        assert two_ranks.losses(name) != plain, name
+
+
+def test_frozen_parameters_stay_as_they_were(two_ranks, toy):
+    from safetensors.torch import load_file
+
+    before = load_file(toy.model / "model.safetensors")
+    after = two_ranks.weights("frozen")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def test_conversations_accumulate_eight_micro_batches_by_default(two_ranks):
+    (entry,) = two_ranks.metrics("sft")  # 12 rows: one short step of 16
+    assert entry["rows_seen"] == 12
+
+
+def test_the_final_model_opens_with_transformers_alone(two_ranks, toy):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for name in ("zero2", "tp2"):
+        path = two_ranks.workspace / name / "save" / "modelling"
+        model = AutoModelForCausalLM.from_pretrained(path)
+        assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 203
+        assert model.config.use_cache
+        assert len(AutoTokenizer.from_pretrained(path)) == 203
+        assert (path / "generation_config.json").is_file()
+
+
+def test_learning_rate_follows_the_schedule_in_every_plugin(two_ranks):
+    rates = [entry["learning_rate"] for entry in two_ranks.metrics("zero2")]
+    assert rates[0] == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-3)
+    assert rates == sorted(rates, reverse=True)
+    for name in ("zero2_cpu", "ddp", "3d", "tp2", "four_micro_batches"):
+        assert [entry["learning_rate"] for entry in two_ranks.metrics(name)] == rates

@@ -1,0 +1,42 @@
+"""Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI's Booster (`python train.py --help`).
+
+torchrun --standalone --nproc_per_node 8 train.py --pretrained MODEL --dataset DATA/arrow/part-0000* --plugin zero2 …
+"""
+
+import os
+import sys
+
+from colossal_llama.training.arguments import TrainingArguments, parse_arguments
+from colossal_llama.utils.errors import run_main
+
+
+def main() -> None:
+    """Parse, launch, open, boost, resume, fit, save."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        parse_arguments()
+    from colossal_llama.utils import engine
+
+    arguments = parse_arguments(has_gpu=engine.has_gpu(), world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    engine.launch(arguments.seed)
+    from colossal_llama.training import session  # imports ColossalAI, which the launch has prepared
+
+    try:
+        train(arguments, session)
+    finally:
+        engine.leave()
+
+
+def train(arguments: TrainingArguments, session) -> None:
+    """One training run from opened data to the saved model."""
+    data = session.open_data(arguments)
+    arguments = session.with_defaults_of(arguments, data)
+    plan = session.open_model(arguments, data)
+    run = session.boost(arguments, data, plan)
+    session.say_plan(arguments, data, run)
+    session.record_configuration(arguments, run)
+    finished = run.fit()
+    session.finish(arguments, run, finished)
+
+
+if __name__ == "__main__":
+    run_main(main)
