@@ -1,0 +1,150 @@
+"""What a model's rows are worth on a text: its loss per byte, comparable between tokenizers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.console import progress
+from colossal_llama.utils.errors import UserError
+
+_LONGEST_SEGMENT = 1000  # characters
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """Loss of a model on a text; `loss_per_byte` is in nats."""
+
+    loss_per_byte: float
+    tokens: int
+    bytes: int
+
+
+def read_evaluation_text(path: Path, limit_bytes: int) -> list[str]:
+    """The documents of a text file (one document) or a `.jsonl` file (`text`, or `source` and `target`, one a line).
+
+    Args:
+        limit_bytes: reading stops when the documents have this many UTF-8 bytes; the last one is cut.
+
+    Raises:
+        UserError: a line is not such a record, the file is not UTF-8, or there is no text in it.
+    """
+    try:
+        documents = _read_jsonl(path, limit_bytes) if path.suffix == ".jsonl" else [path.read_text("utf-8")]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    kept: list[str] = []
+    left = limit_bytes
+    for document in documents:
+        encoded = document.encode("utf-8")[:left]
+        kept.append(encoded.decode("utf-8", errors="ignore"))
+        left -= len(encoded)
+        if left <= 0:
+            break
+    kept = [document for document in kept if document.strip()]
+    if not kept:
+        raise UserError(f"{path} holds no text to evaluate on")
+    return kept
+
+
+def _read_jsonl(path: Path, limit_bytes: int) -> list[str]:
+    documents, size = [], 0
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                text = record["text"] if "text" in record else record.get("source", "") + record["target"]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f'{path}, line {number}: no record with "text", or "source" and "target": {error!r}'
+                ) from error
+            if not isinstance(text, str):
+                raise UserError(f"{path}, line {number}: the text is {type(text).__name__}, not a string")
+            documents.append(text)
+            size += len(text.encode("utf-8"))
+            if size >= limit_bytes:
+                break
+    return documents
+
+
+def segments_of(documents: list[str], max_positions: int) -> list[str]:
+    """Cuts documents into segments that fit the model under any tokenizer.
+
+    Every tokenizer sees the same segments, so that none is favoured by seeing more text in its window. A character is
+    at most 4 tokens (its UTF-8 bytes); BOS and LLaMA-2's leading ▁ come on top.
+    """
+    length = max(1, min(_LONGEST_SEGMENT, (max_positions - 2) // 4))
+    return [document[begin : begin + length] for document in documents for begin in range(0, len(document), length)]
+
+
+@torch.inference_mode()
+def loss_per_byte(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, documents: list[str], description: str
+) -> TextLoss:
+    """The summed negative log-likelihood of all documents divided by their UTF-8 bytes.
+
+    Tokenizers cut a text into different numbers of tokens, so a loss per token says nothing about which model predicts
+    the text better; per byte it does. Documents are cut into segments, each after a BOS of its own.
+
+    Args:
+        model: on its device; logits are taken to float32.
+        description: for the progress bar.
+    """
+    segments = segments_of(documents, model.config.max_position_embeddings)
+    total, tokens = 0.0, 0
+    for ids in progress(TextEncoder(tokenizer).encode_beginning(segments), desc=description, unit="segment"):
+        inputs = torch.tensor([[tokenizer.bos_token_id, *ids]], device=model.device)
+        logits = model(inputs, use_cache=False).logits[0, :-1].float()
+        total += torch.nn.functional.cross_entropy(logits, inputs[0, 1:], reduction="sum").item()
+        tokens += len(ids)
+    size = sum(len(document.encode("utf-8")) for document in documents)
+    return TextLoss(total / size, tokens, size)
+
+
+@torch.no_grad()
+def randomise_rows(model: PreTrainedModel, first_row: int, seed: int = 0) -> None:
+    """Replaces the rows from `first_row` on by normal noise with the column means and deviations of those before.
+
+    This is what a new row is without an initialisation of its own; tied matrices are replaced once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for matrix in matrices.values():
+        known = matrix[:first_row].float()
+        shape = (matrix.shape[0] - first_row, matrix.shape[1])
+        noise = torch.randn(shape, generator=generator).to(matrix.device)
+        matrix[first_row:] = (known.mean(dim=0) + noise * known.std(dim=0)).to(matrix.dtype)
+
+
+def compare_initialisations(
+    source: Path, target: Path, documents: list[str], first_new_row: int
+) -> dict[str, TextLoss]:
+    """Loss of the source model, of the expanded one, and of the expanded one whose new rows are random.
+
+    Loads one whole model at a time, in the dtype it is stored in, on the GPU if there is one.
+
+    Args:
+        source, target: directories of model and tokenizer.
+        first_new_row: rows below it are the source's vocabulary.
+    """
+    losses = {}
+    model, tokenizer = _load(source)
+    losses["source"] = loss_per_byte(model, tokenizer, documents, "source model")
+    del model
+    model, tokenizer = _load(target)
+    losses["initialised"] = loss_per_byte(model, tokenizer, documents, "initialised rows")
+    randomise_rows(model, first_new_row)
+    losses["random"] = loss_per_byte(model, tokenizer, documents, "random rows")
+    return losses
+
+
+def _load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(directory, torch_dtype="auto").to(device).eval()
+    return model, load_tokenizer(directory)

@@ -1,0 +1,150 @@
+"""Gives a model the rows of an expanded tokenizer: each new row is the mean of the rows of the token's former pieces.
+
+Weight files are rewritten one by one, tensor by tensor: the model is never loaded, and no GPU is needed.
+"""
+
+import resource
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run by its path: the project's root is the import root
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
+from colossal_llama.utils.console import say, table
+from colossal_llama.utils.errors import run_main
+
+_MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*")
+
+
+def main() -> None:
+    """Parse, plan, write, report, and evaluate if asked."""
+    arguments = parse_arguments()
+    started = time.monotonic()
+    from colossal_llama.model.expand_model import create_model, plan_expansion
+    from colossal_llama.utils.files import write_json
+
+    documents = _evaluation_documents(arguments)  # read first: a mistake in it should not wait for the weights
+    plan = plan_expansion(arguments.source_model_and_tokenizer_path, arguments.target_tokenizer_path)
+    report = create_model(plan, arguments.init_method, arguments.target_model_path)
+    report["seconds"] = round(time.monotonic() - started, 2)
+    report["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    write_json(arguments.target_model_path / "init_report.json", report)
+    print_summary(report, arguments.target_model_path)
+    if documents:
+        report["evaluation"] = evaluate(plan, arguments.target_model_path, documents)
+        write_json(arguments.target_model_path / "init_report.json", report)
+
+
+def parse_arguments() -> Namespace:
+    """The command line, checked; imports nothing heavy."""
+    parser = CommandLine(description=__doc__.splitlines()[0])
+    files = parser.add_argument_group("directories")
+    files.add_argument(
+        "--source_model_and_tokenizer_path",
+        type=existing_directory,
+        required=True,
+        help="source model and its tokenizer: config.json, safetensors or .bin files (single or sharded), tokenizer",
+    )
+    files.add_argument(
+        "--target_tokenizer_path", type=existing_directory, required=True, help="expanded tokenizer (init_tokenizer.py)"
+    )
+    files.add_argument(
+        "--target_model_path",
+        type=Path,
+        required=True,
+        help="where the new model goes: a new directory, or the target tokenizer's own, which is completed to a model",
+    )
+    method = parser.add_argument_group("initialisation")
+    method.add_argument(
+        "--init_method",
+        choices=("mean", "norm_matched_mean"),
+        default="mean",
+        help="norm_matched_mean rescales each mean to the average norm of its constituents: averaging shortens vectors",
+    )
+    evaluation = parser.add_argument_group("evaluation (this loads the whole model, on a GPU if there is one)")
+    evaluation.add_argument(
+        "--eval_file",
+        type=existing_file,
+        help='text, or .jsonl with "text" or "source" and "target": prints the loss per byte on it of the source '
+        "model, of the new one, and of the new one with random new rows",
+    )
+    evaluation.add_argument(
+        "--eval_bytes",
+        type=number(int, minimum=1),
+        default=100_000,
+        help="bytes of the file's beginning to evaluate on",
+    )
+    arguments = parser.parse_args()
+    _check_target(parser, arguments)
+    parser.finish()
+    return arguments
+
+
+def _check_target(parser: CommandLine, arguments: Namespace) -> None:
+    target = arguments.target_model_path
+    if target is None or arguments.target_tokenizer_path is None or not target.exists():
+        return  # argparse has noted what is missing
+    if target.resolve() != arguments.target_tokenizer_path.resolve():
+        parser.problem(
+            f"--target_model_path {target} exists already: give a new directory, or the target tokenizer's own"
+        )
+        return
+    present = sorted(path.name for pattern in _MODEL_FILES for path in target.glob(pattern))
+    if present:
+        parser.problem(
+            f"--target_model_path {target} already holds a model, or what an interrupted run left of "
+            f"one ({', '.join(present)}): give another directory, or remove these files"
+        )
+
+
+def _evaluation_documents(arguments: Namespace) -> list[str]:
+    if arguments.eval_file is None:
+        return []
+    from colossal_llama.model.evaluate_text import read_evaluation_text
+
+    return read_evaluation_text(arguments.eval_file, arguments.eval_bytes)
+
+
+def print_summary(report: dict[str, Any], directory: Path) -> None:
+    """Prints what was done."""
+    rows = report["rows"]
+    parts = [f"{rows['kept']:,} kept", f"{rows['new']:,} new"]
+    if rows["padding"]:
+        parts.append(f"{rows['padding']:,} of padding (the mean of all rows)")
+    say(f"{rows['total']:,} rows: {', '.join(parts)}; {', '.join(report['matrices'])}; {report['dtype']}")
+    if rows["dropped_source_padding"]:
+        say(f"{rows['dropped_source_padding']:,} rows of the source beyond its tokenizer are not vocabulary: dropped")
+    if rows["new_without_constituents"]:
+        say(f"{rows['new_without_constituents']:,} new rows have no source pieces and are the mean of all rows")
+    say(f"new rows: {report['init_method']} of {report['constituents_per_new_row']:.2f} source rows on average")
+    norms = report["average_row_norm"]
+    say(
+        table(["average norm", "source rows", "new rows"], [[name, *values.values()] for name, values in norms.items()])
+    )
+    for correction in report["config_corrections"]:
+        say(f"corrected {correction}")
+    say(
+        f"{report['weight_bytes'] / 1e9:.2f} GB of weights in {report['seconds']:.1f} s, peak memory "
+        f"{report['peak_memory_bytes'] / 1e9:.2f} GB → {directory}"
+    )
+
+
+def evaluate(plan: Any, directory: Path, documents: list[str]) -> dict[str, Any]:
+    """Prints the loss per byte of the source model, of the new one, and of the new one with random new rows."""
+    from dataclasses import asdict
+
+    from colossal_llama.model.evaluate_text import compare_initialisations
+
+    losses = compare_initialisations(plan.source, directory, documents, first_new_row=plan.source_vocabulary)
+    say(f"loss on {next(iter(losses.values())).bytes:,} bytes of text:")
+    rows = [[name.replace("_", " "), loss.loss_per_byte, loss.tokens] for name, loss in losses.items()]
+    say(table(["rows", "nats per byte", "tokens"], rows))
+    return {name: asdict(loss) for name, loss in losses.items()}
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,269 @@
+"""The weight files of a Hugging Face model directory, read lazily and rewritten shard by shard.
+
+safetensors' own `save_file` needs every tensor of a shard in memory, the enlarged matrices included. The writer here
+takes a tensor as a sequence of pieces, so that a matrix of any size passes through a few megabytes; the format (an
+8-byte length, a JSON header, the raw bytes; https://huggingface.co/docs/safetensors) is small enough for that.
+"""
+
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.files import sync_to_disk, temporary_path
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+# In transformers' order of preference: (index of the shards, single file).
+_LAYOUTS = ((SAFETENSORS_INDEX, "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
+
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """Shape and dtype of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Size on the disk."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def with_rows(self, rows: int) -> "TensorShape":
+        """The same with another first dimension."""
+        return TensorShape((rows, *self.shape[1:]), self.dtype)
+
+
+@dataclass(frozen=True)
+class WeightShard:
+    """One weight file: what it holds and its metadata, not the values."""
+
+    path: Path
+    tensors: Mapping[str, TensorShape]
+    metadata: Mapping[str, str]
+
+    @property
+    def safetensors_name(self) -> str:
+        """The name as safetensors: `pytorch_model-00001-of-00002.bin` → `model-00001-of-00002.safetensors`."""
+        return self.path.with_suffix(".safetensors").name.replace("pytorch_model", "model")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """All weight files of a model directory, in name order."""
+
+    shards: tuple[WeightShard, ...]
+    is_sharded: bool
+
+    def find(self, name: str) -> TensorShape | None:
+        """The tensor `name`, or None when no shard holds it."""
+        return next((shard.tensors[name] for shard in self.shards if name in shard.tensors), None)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What a tensor becomes: its new shape, and a function from the stored tensor to the new one's pieces in order."""
+
+    shape: TensorShape
+    pieces: Callable[[torch.Tensor], Iterable[torch.Tensor]]
+
+
+def find_weight_files(directory: Path) -> WeightFiles:
+    """Reads which tensors a model directory's weight files hold: safetensors or `.bin`, one file or an index and
+    shards.
+
+    Raises:
+        UserError: there are no weights, a shard is missing or damaged, or the index and the shards disagree.
+    """
+    for index_name, single_name in _LAYOUTS:
+        if (directory / single_name).is_file():
+            return WeightFiles((_read_shard(directory / single_name),), is_sharded=False)
+        if (directory / index_name).is_file():
+            return _read_sharded(directory / index_name)
+    names = ", ".join(name for layout in _LAYOUTS for name in reversed(layout))
+    raise UserError(f"{directory} holds no model weights: none of {names} is there")
+
+
+def _read_sharded(index_path: Path) -> WeightFiles:
+    try:
+        weight_map = json.loads(index_path.read_text("utf-8"))["weight_map"]
+        shard_names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index_path} is not an index of weight files: {error!r}") from error
+    missing = [name for name in shard_names if not (index_path.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{index_path} names weight files that are not there: {', '.join(missing)}")
+    shards = tuple(_read_shard(index_path.parent / name) for name in shard_names)
+    held = {name: shard.path.name for shard in shards for name in shard.tensors}
+    wrong = sorted(name for name in weight_map.keys() | held.keys() if weight_map.get(name) != held.get(name))
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{index_path} and the weight files disagree on {len(wrong)} tensors, for example {name}: the index says "
+            f"{weight_map.get(name, 'nothing')}, it is in {held.get(name, 'no file')}"
+        )
+    return WeightFiles(shards, is_sharded=True)
+
+
+def _read_shard(path: Path) -> WeightShard:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                slices = {name: file.get_slice(name) for name in names}
+                tensors = {
+                    name: TensorShape(tuple(part.get_shape()), _DTYPES[part.get_dtype()])
+                    for name, part in slices.items()
+                }
+                return WeightShard(path, tensors, dict(file.metadata() or {}))
+        loaded = _load_bin(path)
+        tensors = {name: TensorShape(tuple(tensor.shape), tensor.dtype) for name, tensor in loaded.items()}
+        return WeightShard(path, tensors, {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"weight file {path} cannot be read: {error}") from error
+    except KeyError as error:
+        raise UserError(f"weight file {path} holds tensors of the type {error}, which is not supported") from error
+
+
+def _load_bin(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.bin` file, mapped from the disk; a file in torch's old format (before 1.6) is read whole."""
+    try:
+        # torch can map its zip format only
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, …: torch raises many kinds on a damaged file
+        raise UserError(f"weight file {path} cannot be read: {error}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise UserError(f"weight file {path} is not a dictionary of tensors")
+    return loaded
+
+
+@contextmanager
+def open_tensors(shard: WeightShard) -> Iterator[Callable[[str], torch.Tensor]]:
+    """Gives a function that reads one tensor of the shard by name.
+
+    A safetensors file is opened anew for every tensor: pages of a mapped file count as this process's memory until it
+    is closed, and a shard has 5 to 10 GB.
+    """
+    if shard.path.suffix != ".safetensors":
+        loaded = _load_bin(shard.path)
+        yield loaded.__getitem__
+        return
+
+    def read(name: str) -> torch.Tensor:
+        with safe_open(shard.path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    yield read
+
+
+def rewrite_shard(
+    shard: WeightShard,
+    directory: Path,
+    replacements: Mapping[str, Replacement],
+    on_bytes: Callable[[int], Any] = lambda count: None,
+) -> Path:
+    """Writes a shard as safetensors into `directory`, atomically: tensors in `replacements` replaced, the others
+    copied.
+
+    Args:
+        on_bytes: called with the number of bytes after each piece, for a progress bar.
+
+    Returns:
+        The file written.
+    """
+    shapes = {
+        name: replacements[name].shape if name in replacements else shape for name, shape in shard.tensors.items()
+    }
+
+    def tensor_pieces(name: str) -> Iterable[torch.Tensor]:
+        stored = read(name)
+        return replacements[name].pieces(stored) if name in replacements else (stored,)
+
+    target = directory / shard.safetensors_name
+    with open_tensors(shard) as read:
+        # transformers asks for {"format": "pt"}.
+        write_safetensors(target, shapes, tensor_pieces, {"format": "pt", **shard.metadata}, on_bytes)
+    return target
+
+
+def write_safetensors(
+    target: Path,
+    shapes: Mapping[str, TensorShape],
+    pieces: Callable[[str], Iterable[torch.Tensor]],
+    metadata: Mapping[str, str],
+    on_bytes: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Writes a safetensors file from tensors that come in pieces, atomically, holding one piece at a time.
+
+    Args:
+        shapes: name → shape and dtype of the whole tensor.
+        pieces: gives the pieces of a tensor, which together are its values in row-major order.
+        metadata: free text stored in the header.
+
+    Raises:
+        ValueError: the pieces of a tensor have another type or do not add up to its shape.
+    """
+    # Like safetensors: the widest types first, so that every tensor starts at a multiple of its item's size.
+    order = sorted(shapes, key=lambda name: (-shapes[name].dtype.itemsize, name))
+    temporary = temporary_path(target)
+    try:
+        with temporary.open("wb") as file:
+            file.write(_header(order, shapes, metadata))
+            for name in order:
+                written = 0
+                for piece in pieces(name):
+                    if piece.dtype != shapes[name].dtype:
+                        raise ValueError(f"{name}: a piece is {piece.dtype}, the tensor {shapes[name].dtype}")
+                    data = piece.contiguous().reshape(-1).view(torch.uint8).numpy()
+                    file.write(data)
+                    written += data.nbytes
+                    on_bytes(data.nbytes)
+                if written != shapes[name].bytes:
+                    raise ValueError(f"{name}: the pieces have {written} bytes, the tensor {shapes[name].bytes}")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_to_disk(target.parent)
+
+
+def _header(order: list[str], shapes: Mapping[str, TensorShape], metadata: Mapping[str, str]) -> bytes:
+    content: dict[str, Any] = {"__metadata__": dict(metadata)}
+    begin = 0
+    for name in order:
+        end = begin + shapes[name].bytes
+        content[name] = {
+            "dtype": _DTYPE_NAMES[shapes[name].dtype],
+            "shape": list(shapes[name].shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    encoded = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    encoded += b" " * (-len(encoded) % 8)  # the data start at a multiple of 8 bytes
+    return len(encoded).to_bytes(8, "little") + encoded
