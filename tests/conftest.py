@@ -1,9 +1,12 @@
 """Fixtures that every test may use: the project's root, the real data, the interpreter's environment for subprocesses."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `runs`, which the distributed and the GPU tests share
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,3 +24,20 @@ def shared_data() -> Path:
     if not place.is_dir():
         pytest.skip(f"needs the real tokenizers and texts, and {place} is absent (set COLOSSAL_LLAMA_SHARED_DATA)")
     return place
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory):
+    """A tiny model and prepared parts (`runs.Toy`)."""
+    from runs import make_toy
+
+    return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def runner(request: pytest.FixtureRequest, project_root: Path, toy, tmp_path_factory: pytest.TempPathFactory):
+    """Runs train.py many times in one launch (`runs.Runner`), with a workspace for one test module."""
+    from runs import Runner
+
+    on_gpu = "gpu" in {mark.name for mark in request.node.iter_markers()}
+    return Runner(project_root, toy, tmp_path_factory.mktemp("runs"), on_gpu)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pytest
 import torch
 from datasets import ClassLabel, Features, Sequence, Value
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -30,10 +29,8 @@ class Toy:
     sft_parts: tuple[Path, ...]
 
 
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """A random two-layer LLaMA in fp32, 35 pre-training rows in 3 parts, 12 conversation rows in 1."""
-    root = tmp_path_factory.mktemp("toy")
+def make_toy(root: Path) -> Toy:
+    """A random two-layer LLaMA in fp32, 33 pre-training rows in 3 parts, 12 conversation rows in 1."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY_SIZE)}}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -101,9 +98,9 @@ def _row(generator: np.random.Generator, documents: int) -> dict:
 
 
 def torchrun(
-    script: str, arguments: list[str], ranks: int, project_root: Path, timeout_s: int = 300, **environment: str
-):
-    """Runs a script of the project on `ranks` gloo processes and returns the completed process."""
+    script: str, arguments: list[str], ranks: int, project_root: Path, on_gpu: bool = False, timeout_s: int = 300
+) -> subprocess.CompletedProcess:
+    """Runs a script of the project on `ranks` processes, gloo on the CPU or NCCL, and returns the completed process."""
     command = [
         sys.executable,
         "-m",
@@ -113,7 +110,7 @@ def torchrun(
         script,
         *arguments,
     ]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    variables = os.environ if on_gpu else {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         command, cwd=project_root, env=variables, capture_output=True, text=True, timeout=timeout_s, check=False
     )
@@ -122,8 +119,8 @@ def torchrun(
 class Runner:
     """Runs a list of train.py command lines one after the other in one launch of `ranks` processes."""
 
-    def __init__(self, project_root: Path, toy: Toy, workspace: Path):
-        self.project_root, self.toy, self.workspace = project_root, toy, workspace
+    def __init__(self, project_root: Path, toy: Toy, workspace: Path, on_gpu: bool = False):
+        self.project_root, self.toy, self.workspace, self.on_gpu = project_root, toy, workspace, on_gpu
 
     def command(self, name: str, *options: str, sft: bool = False, pretrained: bool = True) -> list[str]:
         """A command line whose outputs lie under workspace/name; fp32 zero2 on all parts unless options say otherwise."""
@@ -152,7 +149,7 @@ class Runner:
         """Runs them all; fails with their output if one does."""
         listing = self.workspace / f"commands-{ranks}-{abs(hash(str(commands)))}.json"
         listing.write_text(json.dumps(commands))
-        done = torchrun("tests/distributed/train_many.py", [str(listing)], ranks, self.project_root)
+        done = torchrun("tests/train_many.py", [str(listing)], ranks, self.project_root, self.on_gpu)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
     def metrics(self, name: str) -> list[dict]:
@@ -173,9 +170,3 @@ class Runner:
             tensors |= load_file(file)
         assert tensors
         return tensors
-
-
-@pytest.fixture(scope="module")
-def runner(project_root: Path, toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """A runner with a workspace for one test module."""
-    return Runner(project_root, toy, tmp_path_factory.mktemp("runs"))

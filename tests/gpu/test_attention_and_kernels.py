@@ -1,0 +1,98 @@
+"""On the GPU: documents in one row equal documents apart, and the fused kernels compute what the plain ones do."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from colossal_llama.model.attention import FLASH, SDPA, boundaries_of
+from colossal_llama.model.kernels import use_fused_kernels
+
+pytestmark = pytest.mark.gpu
+LENGTHS = [[300, 17, 195], [512], [100, 130]]  # the third row is padded
+WIDTH = 512
+
+
+def make_model(attention: str, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config).to("cuda", dtype)
+    model.config._attn_implementation = attention
+    return model
+
+
+def spliced_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 1000, (len(LENGTHS), WIDTH), generator=generator)
+    positions = torch.zeros_like(ids)
+    for row, lengths in enumerate(LENGTHS):
+        begin = 0
+        for length in lengths:
+            positions[row, begin : begin + length] = torch.arange(length)
+            begin += length
+    return ids.cuda(), positions.cuda()
+
+
+def forward(
+    model: LlamaForCausalLM, ids: torch.Tensor, positions: torch.Tensor, lengths: list[list[int]]
+) -> torch.Tensor:
+    boundaries = boundaries_of(lengths, ids.shape[1]).cuda()
+    return model(input_ids=ids, position_ids=positions, attention_mask=boundaries, use_cache=False).logits
+
+
+@pytest.mark.parametrize("attention", [FLASH, SDPA])
+def test_spliced_documents_equal_documents_apart(attention):
+    model = make_model(attention)
+    ids, positions = spliced_batch()
+    together = forward(model, ids, positions, LENGTHS)
+    together.float().pow(2).mean().backward()
+    gradient = model.model.layers[0].self_attn.q_proj.weight.grad.clone()
+    model.zero_grad()
+    apart = torch.zeros_like(together)
+    for row, lengths in enumerate(LENGTHS):
+        begin = 0
+        for length in [*lengths, WIDTH - sum(lengths)]:
+            if length:
+                piece = slice(begin, begin + length)
+                logits = forward(model, ids[row : row + 1, piece], positions[row : row + 1, piece], [[length]])
+                (logits.float().pow(2).sum() / together.numel()).backward()
+                apart[row, piece] = logits[0].detach()
+                begin += length
+    # Matrix products of other shapes may round differently: two units in the last place of bf16.
+    torch.testing.assert_close(together, apart, rtol=2**-6, atol=2**-6)
+    apart_gradient = model.model.layers[0].self_attn.q_proj.weight.grad
+    assert (gradient - apart_gradient).float().norm() < 0.02 * gradient.float().norm()
+
+
+def test_flash_equals_document_by_document():
+    ids, positions = spliced_batch()
+    flash = forward(make_model(FLASH), ids, positions, LENGTHS)
+    plain = forward(make_model(SDPA), ids, positions, LENGTHS)
+    torch.testing.assert_close(flash, plain, rtol=2**-5, atol=2**-5)
+
+
+def test_fused_kernels_give_the_plain_loss_and_gradients():
+    ids, positions = spliced_batch()
+    labels = ids.clone()
+    labels[:, ::3] = -100
+    results = []
+    for fused in (False, True):
+        model = make_model(FLASH).train()
+        if fused:
+            use_fused_kernels(model)
+        boundaries = boundaries_of(LENGTHS, WIDTH).cuda()
+        loss = model(
+            input_ids=ids, position_ids=positions, attention_mask=boundaries, labels=labels, use_cache=False
+        ).loss
+        loss.backward()
+        results.append((loss.item(), {name: p.grad.float() for name, p in model.named_parameters()}))
+    (plain_loss, plain), (fused_loss, fused_gradients) = results
+    assert fused_loss == pytest.approx(plain_loss, rel=2e-3)
+    for name, gradient in plain.items():
+        assert (gradient - fused_gradients[name]).norm() < 0.03 * gradient.norm(), name
