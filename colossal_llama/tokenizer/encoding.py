@@ -13,46 +13,49 @@ if TYPE_CHECKING:
 class TextEncoder:
     """Encodes text as plain text: no BOS or EOS is added, and a control token written out in the text stays text.
 
-    LLaMA-2 puts a space before a text's first word. That is right for text that begins a document and wrong for text that
-    goes on after other tokens, where decoding would show a space that nobody wrote. Hence the two methods:
+    LLaMA-2 puts a space before a text's first word. That is right for text that begins a document and wrong for text
+    that goes on after other tokens, where decoding would show a space that nobody wrote. Hence the two methods:
 
         encode_beginning(["Hello"])     ▁Hello
         encode_continuation(["Hello"])  Hello
 
     On LLaMA-3 (byte-level BPE, no such space) both give the same ids. `"<s>"` becomes the three pieces `<`, `s`, `>`.
-
-    Attributes:
-        definition: the tokenizer's own definition (tokenizer.json), as Python objects.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         self._build(tokenizer.backend_tokenizer.to_str())
 
     def _build(self, serialized: str) -> None:
-        definition = json.loads(serialized)
+        self._serialized = serialized
+        definition = self.definition()
         definition["post_processor"] = None
         definition["truncation"] = definition["padding"] = None
-        self.definition = definition
         self._beginning = _as_plain_text(definition)
         without_prefix = _without_prefix_space(definition)
         self._continuation = self._beginning if without_prefix == definition else _as_plain_text(without_prefix)
 
-    # A pickled `Tokenizer` forgets `encode_special_tokens`, so that a worker process builds its own from the definition.
+    # A pickled `Tokenizer` forgets `encode_special_tokens`; a worker process therefore builds its own from the definition.
     def __getstate__(self) -> str:
-        return json.dumps(self.definition)
+        return self._serialized
 
     def __setstate__(self, serialized: str) -> None:
         self._build(serialized)
 
+    def definition(self) -> dict:
+        """The tokenizer's own definition (tokenizer.json) as Python objects, parsed anew: 100 MB for LLaMA-3."""
+        return json.loads(self._serialized)
+
     def encode_beginning(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts that begin a document, one list a text."""
-        return [encoding.ids for encoding in self._beginning.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return _ids(self._beginning, texts)
 
     def encode_continuation(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts that follow other tokens, one list a text."""
-        return [
-            encoding.ids for encoding in self._continuation.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
+        return _ids(self._continuation, texts)
+
+
+def _ids(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _as_plain_text(definition: dict) -> Tokenizer:

@@ -1,0 +1,178 @@
+"""The command lines of the two prepare scripts. Imports neither torch, transformers nor datasets."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from colossal_llama.dataset.settings import Kind, Settings
+from colossal_llama.utils.command_line import CommandLine, existing_directory, number
+
+SHORTEST_ROW = 8
+MOST_BINS = 99_999
+
+_ABOUT = {
+    "pretrain": (
+        'Tokenizes documents {"source": str, "target": str, "category": str}, splices them into rows and writes them in N '
+        "buckets, each with the whole mixture of categories."
+    ),
+    "sft": (
+        'Tokenizes conversations {"messages": [{"from": "human", "content": str}, {"from": "assistant", "content": str}, …], '
+        '"category": str (optional)} and writes them in N buckets, each with the whole mixture of categories.'
+    ),
+}
+
+
+def parse(kind: Kind, arguments: Sequence[str] | None = None) -> Settings:
+    """Settings from a command line; prints every problem at once and exits with code 2 if there is any."""
+    parser = _parser(kind)
+    values = vars(parser.parse_args(arguments))
+    directories = values.pop("data_input_dirs") or ()
+    values["data_input_dirs"] = tuple(directories)
+    values["output_dir"] = values.pop("data_output_dirs")
+    values["num_bins"] = values.pop("num_spliced_dataset_bins")
+    _check(parser, values)
+    parser.finish()
+    return Settings(kind=kind, **values)
+
+
+def _parser(kind: Kind) -> CommandLine:
+    parser = CommandLine(description=_ABOUT[kind])
+    _add_paths(parser)
+    _add_rows(parser, kind)
+    _add_running(parser)
+    return parser
+
+
+def _add_paths(parser: CommandLine) -> None:
+    paths = parser.add_argument_group("what goes in and where it goes")
+    paths.add_argument(
+        "--data_input_dirs",
+        type=_directories,
+        required=True,
+        metavar="DIR[,DIR…]",
+        help="directories of .jsonl files (also .jsonl.gz, .jsonl.zst, .parquet), searched with their subdirectories",
+    )
+    paths.add_argument("--tokenizer_dir", type=existing_directory, required=True, metavar="DIR", help="the tokenizer")
+    paths.add_argument(
+        "--data_output_dirs",
+        type=_output_directory,
+        required=True,
+        metavar="DIR",
+        help="one directory, which receives arrow/, jsonl/, cache/ and manifest.json",
+    )
+
+
+def _add_rows(parser: CommandLine, kind: Kind) -> None:
+    rows = parser.add_argument_group("rows and buckets")
+    rows.add_argument(
+        "--max_length",
+        type=number(int, minimum=SHORTEST_ROW),
+        default=4096,
+        metavar="TOKENS",
+        help="longest row, in tokens",
+    )
+    rows.add_argument(
+        "--num_spliced_dataset_bins",
+        type=number(int, minimum=1, maximum=MOST_BINS),
+        default=10,
+        metavar="N",
+        help="number of parts; bin i of every category goes into part i",
+    )
+    rows.add_argument(
+        "--seed",
+        type=number(int, minimum=0),
+        default=42,
+        metavar="SEED",
+        help="decides the order of the rows inside a part",
+    )
+    if kind == "pretrain":
+        rows.add_argument(
+            "--splicing",
+            choices=("best_fit", "greedy"),
+            default="best_fit",
+            help="how documents are put into rows: best_fit fills them, greedy keeps the order (category, then length)",
+        )
+        rows.add_argument(
+            "--long_documents",
+            choices=("split", "truncate"),
+            default="split",
+            help="what becomes of a document that is longer than a row: further rows, or the rest is cut off (and counted)",
+        )
+    else:
+        rows.add_argument(
+            "--llama_version",
+            type=number(int),
+            choices=(2, 3),
+            default=3,
+            help="turns end with </s> on LLaMA 2 and with <|eot_id|> on LLaMA 3",
+        )
+
+
+def _add_running(parser: CommandLine) -> None:
+    running = parser.add_argument_group("how it runs")
+    running.add_argument(
+        "--on_bad_record",
+        choices=("stop", "skip"),
+        default="stop",
+        help="stop before any part is written and show the bad records, or pass them over, count them by reason and list "
+        "them in rejected.jsonl",
+    )
+    running.add_argument(
+        "--limit",
+        type=number(int, minimum=1),
+        metavar="RECORDS",
+        help="for a first try: read at most so many records, as evenly from all files as it goes",
+    )
+    running.add_argument(
+        "--num_workers",
+        type=number(int, minimum=1),
+        default=len(os.sched_getaffinity(0)),
+        metavar="PROCESSES",
+        help="worker processes; the result does not depend on it (default: the processors there are: %(default)s)",
+    )
+    running.add_argument("--keep_cache", action="store_true", help="keep the intermediates in cache/ after success")
+    running.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove what these scripts wrote into the output directory and start afresh",
+    )
+    shards = parser.add_argument_group(
+        "several jobs in one directory",
+        "K jobs (on several machines with a shared disk), each with its own index, first tokenize their shares, and called "
+        "again write their shares of the parts. The same command without these two arguments does whatever is left.",
+    )
+    shards.add_argument("--num_shards", type=number(int, minimum=1), default=1, metavar="K", help="number of jobs")
+    shards.add_argument(
+        "--shard_index", type=number(int, minimum=0), metavar="k", help="this job's index, from 0 to K - 1"
+    )
+
+
+def _check(parser: CommandLine, values: dict) -> None:
+    """Adds what is wrong with arguments together."""
+    index, shards = values["shard_index"], values["num_shards"]
+    if index is None and shards > 1:
+        parser.problem("--num_shards needs --shard_index: which of the jobs is this?")
+    if index is not None and index >= shards:
+        parser.problem(f"--shard_index {index} is beyond --num_shards {shards}: the indices go from 0 to {shards - 1}")
+    if index is not None and values["overwrite"]:
+        parser.problem("--overwrite would remove the other shards' work: remove the directory before the jobs start")
+
+
+def _directories(text: str) -> list[Path]:
+    import argparse
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("no directory is given")
+    return [existing_directory(name) for name in names]
+
+
+def _output_directory(text: str) -> Path:
+    import argparse
+
+    if "," in text and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} holds a comma: give one directory")
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file, not a directory")
+    return path

@@ -1,0 +1,157 @@
+"""What a preparation tells: `manifest.json`, and the same as tables on the screen."""
+
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+from colossal_llama.utils.console import table
+from colossal_llama.utils.files import fingerprint_bytes
+
+MANIFEST_VERSION = 1
+PACKAGES = ("numpy", "orjson", "pyarrow", "tokenizers")  # those that have a hand in the bytes
+
+
+def build_manifest(
+    identity: dict, chunks: Sequence[dict], parts: Sequence[dict], files_of_chunks: Sequence[str]
+) -> dict:
+    """The manifest of a complete preparation: the same for the same input, whatever the workers, shards and times were.
+
+    Args:
+        identity: what decides the rows (`run_directory.identity`).
+        chunks: the facts of all chunks.
+        parts: the facts of all parts.
+        files_of_chunks: for every chunk the name of its file.
+    """
+    statistics = total_statistics(chunks)
+    total = sum(statistics.values(), Counter())
+    rows = sum(part["rows"] for part in parts)
+    tokens = sum(part["tokens"] for part in parts)
+    rejected = sum((Counter(chunk["rejected_records"]) for chunk in chunks), Counter())
+    capacity = rows * identity["arguments"]["max_length"]
+    return {
+        "manifest_version": MANIFEST_VERSION,
+        "identity": identity,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "totals": {
+            "records": sum(chunk["records"] for chunk in chunks),
+            "empty_lines": sum(chunk["empty_lines"] for chunk in chunks),
+            "rejected_records": dict(sorted(rejected.items())),
+            "rows": rows,
+            "fill": tokens / capacity if capacity else 0.0,
+            **dict(sorted(total.items())),
+        },
+        "categories": {name: dict(sorted(statistics[name].items())) for name in sorted(statistics)},
+        "input_files": _file_fingerprints(chunks, files_of_chunks),
+        "parts": [{"name": f"part-{index:05d}", **_part_entry(part)} for index, part in enumerate(parts)],
+    }
+
+
+def total_statistics(chunks: Sequence[dict]) -> dict[str, Counter]:
+    """Statistics by category over all chunks."""
+    statistics: dict[str, Counter] = {}
+    for chunk in chunks:
+        for name, counts in chunk["statistics"].items():
+            statistics.setdefault(name, Counter()).update(counts)
+    return statistics
+
+
+def _file_fingerprints(chunks: Sequence[dict], files_of_chunks: Sequence[str]) -> list[dict]:
+    digests: dict[str, list[bytes]] = {}
+    for chunk, name in zip(chunks, files_of_chunks, strict=True):
+        digests.setdefault(name, []).append(chunk["sha256"].encode())
+    return [{"name": name, "fingerprint": fingerprint_bytes(*parts)} for name, parts in digests.items()]
+
+
+def _part_entry(part: dict) -> dict:
+    names = ("rows", "tokens", "target_tokens", "documents", "segments", "fingerprint", "arrow_sha256", "jsonl_sha256")
+    return {name: part[name] for name in names}
+
+
+def summary(manifest: dict) -> str:
+    """The manifest as tables: by category, by part, and what was lost for which reason."""
+    blocks = [_category_table(manifest), _part_table(manifest), *_loss_lines(manifest)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _category_table(manifest: dict) -> str:
+    header = [
+        "category",
+        "documents",
+        "characters",
+        "tokens",
+        "tokens/character",
+        "targets %",
+        "split",
+        "cut",
+        "dropped",
+    ]
+    rows = [_category_row(name, counts) for name, counts in manifest["categories"].items()]
+    if len(rows) != 1:
+        rows.append(_category_row("total", manifest["totals"]))
+    return table(header, rows)
+
+
+def _category_row(name: str, counts: Mapping[str, int]) -> list:
+    tokens_in, tokens_out = counts.get("tokens_in", 0), counts.get("tokens_out", 0)
+    return [
+        name,
+        counts.get("documents", 0),
+        counts.get("characters", 0),
+        tokens_in,
+        round(tokens_in / max(counts.get("characters", 0), 1), 3),
+        round(100 * counts.get("target_tokens", 0) / max(tokens_out, 1), 1),
+        counts.get("documents_split", 0),
+        sum(count for key, count in counts.items() if key.startswith("documents_cut.")),
+        sum(count for key, count in counts.items() if key.startswith("dropped_documents.")),
+    ]
+
+
+SHOWN_PARTS = 20
+
+
+def _part_table(manifest: dict) -> str:
+    max_length = manifest["identity"]["arguments"]["max_length"]
+    rows = [
+        [part["name"], part["rows"], part["documents"], part["tokens"], _fill(part, max_length)]
+        for part in manifest["parts"][:SHOWN_PARTS]
+    ]
+    hidden = len(manifest["parts"]) - len(rows)
+    if hidden:
+        rows.append(
+            [
+                f"and {hidden} more",
+                *(
+                    sum(part[key] for part in manifest["parts"][SHOWN_PARTS:])
+                    for key in ("rows", "documents", "tokens")
+                ),
+                0.0,
+            ]
+        )
+    totals = manifest["totals"]
+    rows.append(
+        [
+            "all parts",
+            totals["rows"],
+            sum(part["documents"] for part in manifest["parts"]),
+            totals.get("tokens_out", 0),
+            round(totals["fill"], 4),
+        ]
+    )
+    return table(["part", "rows", "documents", "tokens", "fill"], rows)
+
+
+def _fill(part: dict, max_length: int) -> float:
+    return round(part["tokens"] / (part["rows"] * max_length), 4) if part["rows"] else 0.0
+
+
+def _loss_lines(manifest: dict) -> list[str]:
+    totals = manifest["totals"]
+    lines = [f"rejected records: {reason}  {count:,}" for reason, count in totals["rejected_records"].items()]
+    for key, count in totals.items():
+        if key.startswith(("cut_", "dropped_")):
+            what, reason = key.split(".")
+            lines.append(f"{what.replace('_', ' ')}: {reason}  {count:,}")
+    if totals["empty_lines"]:
+        lines.append(f"empty lines passed over: {totals['empty_lines']:,}")
+    return ["\n".join(lines)] if lines else ["nothing was rejected, cut or dropped"]

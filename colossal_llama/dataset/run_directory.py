@@ -1,0 +1,170 @@
+"""The output directory: who may write into it, whether a run in it may go on, and how a finished one is left.
+
+DIR/manifest.json     written last: the preparation is complete
+DIR/arrow, DIR/jsonl  finished parts only
+DIR/cache/run.json    what a begun preparation was begun with
+DIR/.lock             held while a run works here (the system lets go of it when the process ends, however it ends)
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Literal
+
+from colossal_llama.dataset.records import InputFile
+from colossal_llama.dataset.settings import Settings
+from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.files import temporary_path, write_json
+
+State = Literal["new", "begun", "complete"]
+
+
+@contextmanager
+def locked(settings: Settings) -> Iterator[None]:
+    """Holds the directory: alone, or beside the jobs of other shards.
+
+    Raises:
+        UserError: another run works in the directory.
+    """
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.output_dir / ".lock").open("w") as lock:
+        alone = settings.shard_index is None
+        _lock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, settings.output_dir)
+        if alone:
+            yield
+            return
+        with (settings.output_dir / f".lock-shard-{settings.shard_index}-of-{settings.num_shards}").open("w") as own:
+            _lock(own, fcntl.LOCK_EX, settings.output_dir)
+            yield
+
+
+def _lock(file: IO, mode: int, directory: Path) -> None:
+    try:
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another run is writing into {directory}: wait for it to end, or give another --data_output_dirs"
+        ) from None
+
+
+def identity(settings: Settings, files: Sequence[InputFile], format_facts: dict) -> dict:
+    """Everything that decides the rows, for comparing runs; `format_facts` are the tokenizer's and the template's."""
+    return {
+        "arguments": settings.deciding(),
+        **format_facts,
+        "input_files": [{"name": file.name, "size_bytes": file.size_bytes} for file in files],
+    }
+
+
+def open_directory(settings: Settings, wanted: dict) -> State:
+    """Prepares the directory for the run and says in which state it is.
+
+    Raises:
+        UserError: the directory was begun or completed with something else, or holds parts of unknown origin.
+    """
+    directory = settings.output_dir
+    if settings.overwrite:
+        _remove_own(directory)
+    for record, state in ((directory / "manifest.json", "complete"), (directory / "cache" / "run.json", "begun")):
+        if record.is_file():
+            _refuse_differences(directory, json.loads(record.read_bytes())["identity"], wanted, state)
+            return state
+    for name in ("arrow", "jsonl"):
+        if (directory / name).is_dir() and any((directory / name).iterdir()):
+            raise UserError(
+                f"{directory / name} is not empty, and nothing tells how it was made: give another --data_output_dirs, "
+                "or --overwrite to remove it"
+            )
+    if settings.shard_index is None:
+        _remove_own(directory)
+    for name in ("arrow", "jsonl", "cache"):
+        (directory / name).mkdir(exist_ok=True)
+    return _begin(directory, wanted)
+
+
+def _begin(directory: Path, wanted: dict) -> State:
+    """Notes with what the run begins; of several shards' jobs that start together, one notes it and the others compare."""
+    record = directory / "cache" / "run.json"
+    candidate = temporary_path(record)
+    write_json(candidate, {"identity": wanted})
+    try:
+        os.link(candidate, record)
+    except FileExistsError:
+        _refuse_differences(directory, json.loads(record.read_bytes())["identity"], wanted, "begun")
+        return "begun"
+    finally:
+        candidate.unlink()
+    return "new"
+
+
+def _refuse_differences(directory: Path, begun: dict, wanted: dict, state: State) -> None:
+    differences = list(_differences("", begun, wanted))
+    if differences:
+        verb = "was prepared" if state == "complete" else "was begun"
+        raise UserError(
+            [
+                f"{directory} {verb} with something else; --overwrite starts afresh, or give another --data_output_dirs:",
+                *(f"  {line}" for line in differences),
+            ]
+        )
+
+
+def _differences(place: str, begun: object, wanted: object) -> Iterator[str]:
+    if place == "input_files":
+        yield from _file_differences(begun, wanted)
+    elif isinstance(begun, dict) and isinstance(wanted, dict):
+        for name in sorted({*begun, *wanted}):
+            yield from _differences(name, begun.get(name), wanted.get(name))
+    elif begun != wanted:
+        yield f"{place}: {begun} then, {wanted} now"
+
+
+def _file_differences(begun: list, wanted: list) -> Iterator[str]:
+    then = {file["name"]: file["size_bytes"] for file in begun}
+    now = {file["name"]: file["size_bytes"] for file in wanted}
+    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    for name in changed[:10]:
+        yield f"input file {name}: {_size(then.get(name))} then, {_size(now.get(name))} now"
+    if len(changed) > 10:
+        yield f"and {len(changed) - 10} other input files"
+
+
+def _size(size_bytes: int | None) -> str:
+    return "absent" if size_bytes is None else f"{size_bytes:,} bytes"
+
+
+def _remove_own(directory: Path) -> None:
+    """Removes what the scripts write, and nothing else; the manifest first, so that nothing half-removed looks complete."""
+    for name in ("manifest.json", "last_run.json", "rejected.jsonl"):
+        (directory / name).unlink(missing_ok=True)
+    for name in ("arrow", "jsonl", "cache"):
+        _empty(directory / name)
+    for leftover in directory.glob(".*.tmp-*"):
+        leftover.unlink(missing_ok=True)
+
+
+def _empty(directory: Path) -> None:
+    """Empties a directory; run.json goes last, for without it nobody could tell what the rest belongs to."""
+    children = list(directory.iterdir()) if directory.is_dir() else []
+    for child in sorted(children, key=lambda path: path.name == "run.json"):
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+
+
+def abandon(settings: Settings) -> None:
+    """Leaves a directory in which nothing of worth was made as it was found."""
+    _remove_own(settings.output_dir)
+    for name in ("arrow", "jsonl", "cache"):
+        with suppress(OSError):
+            (settings.output_dir / name).rmdir()
+
+
+def empty_cache(directory: Path) -> None:
+    """Removes the intermediates."""
+    _empty(directory / "cache")

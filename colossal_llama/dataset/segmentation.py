@@ -1,0 +1,88 @@
+"""Cuts documents that are longer than a row at the best place near the limit."""
+
+import numpy as np
+
+# The higher, the better a place to cut. INSIDE_CHARACTER is only taken when a whole row has nothing else.
+INSIDE_CHARACTER, ANYWHERE, WORD, SENTENCE, LINE, PARAGRAPH = range(6)
+SEARCHED_SHARE = 16  # the last sixteenth of a row is searched for a good place: the row stays at least 94 % full
+
+_SENTENCE_ENDS = ("。", "！", "？", "；", "…")
+_ASCII_SENTENCE_ENDS = (b".", b"!", b"?", b'."', b'!"', b'?"', b".)", b":", b";")
+
+
+class CutRanks:
+    """What every token of a vocabulary tells about the places before and after it.
+
+    Built once from the bytes that each token stands for; ranking the places of a text is then a few array look-ups.
+    """
+
+    def __init__(self, token_bytes: list[bytes]):
+        """
+        Args:
+            token_bytes: for every id the bytes it stands for; empty for control tokens.
+        """
+        wide_ends = tuple(character.encode() for character in _SENTENCE_ENDS)
+        self._newlines_at_end = _flags(token_bytes, lambda piece: min(len(piece) - len(piece.rstrip(b"\n")), 2))
+        self._only_newlines = _flags(token_bytes, lambda piece: bool(piece) and not piece.strip(b"\n"))
+        self._starts_with_newline = _flags(token_bytes, lambda piece: piece.startswith(b"\n"))
+        self._starts_with_space = _flags(token_bytes, lambda piece: piece[:1] in (b" ", b"\n", b"\t"))
+        self._inside_character = _flags(token_bytes, lambda piece: bool(piece) and 0x80 <= piece[0] < 0xC0)
+        self._wide_sentence_end = _flags(token_bytes, lambda piece: piece.endswith(wide_ends))
+        self._ascii_sentence_end = _flags(token_bytes, lambda piece: piece.endswith(_ASCII_SENTENCE_ENDS))
+
+    def rank(self, tokens: np.ndarray) -> np.ndarray:
+        """The rank of every place between two tokens: element i is the place before token i + 2 of the given ids.
+
+            ids        a   .   \\n  \\n  B
+            places            ^       ^        element 0 is before the first \\n (SENTENCE), 2 is before B (PARAGRAPH)
+
+        Args:
+            tokens: (n,) ids, n >= 2; the first two only give context.
+
+        Returns:
+            (n - 2,) uint8.
+        """
+        before_last, last, following = tokens[:-2], tokens[1:-1], tokens[2:]
+        rank = np.full(len(following), ANYWHERE, np.uint8)
+        rank[self._starts_with_space[following] > 0] = WORD
+        sentence = (self._ascii_sentence_end[last] & self._starts_with_space[following]) | self._wide_sentence_end[last]
+        rank[sentence > 0] = SENTENCE
+        newlines = self._newlines_at_end[last]
+        joined = newlines + self._only_newlines[last] * self._newlines_at_end[before_last]
+        complete = self._starts_with_newline[following] == 0
+        rank[(newlines > 0) & complete] = LINE
+        rank[(joined > 1) & complete] = PARAGRAPH
+        rank[self._inside_character[following] > 0] = INSIDE_CHARACTER
+        return rank
+
+
+def _flags(token_bytes: list[bytes], value: object) -> np.ndarray:
+    return np.fromiter((value(piece) for piece in token_bytes), np.uint8, len(token_bytes))
+
+
+def cut_places(tokens: np.ndarray, max_length: int, ranks: CutRanks, first_cut_after: int = 0) -> list[int]:
+    """Where to cut a document so that every segment has 2 to `max_length` tokens.
+
+    Near the limit the best place is taken, the last one among equals: after a paragraph, a line, a sentence, before a
+    word, else between any two characters.
+
+    Args:
+        tokens: (n,) ids of the document.
+        max_length: longest segment, at least 4.
+        ranks: of the tokenizer's vocabulary.
+        first_cut_after: the first segment is longer than this (it must reach into the target).
+
+    Returns:
+        The positions of the cuts, ascending, without 0 and n; empty if the document fits.
+    """
+    cuts, start = [], 0
+    while len(tokens) - start > max_length:
+        latest = min(start + max_length, len(tokens) - 2)
+        earliest = max(latest - max_length // SEARCHED_SHARE, start + 2, first_cut_after + 1)
+        rank = ranks.rank(tokens[earliest - 2 : latest + 1])
+        if not rank.any():  # bytes of one character after the other: a row of them has a border, if any, further ahead
+            earliest = max(start + 2, first_cut_after + 1)
+            rank = ranks.rank(tokens[earliest - 2 : latest + 1])
+        start = latest - int(np.argmax(rank[::-1]))
+        cuts.append(start)
+    return cuts

@@ -1,0 +1,235 @@
+"""Turns checked records into samples: ids with a mark on every target, cut into segments that fit a row.
+
+Tokens travel as int32 in which bit 30 says "is a target", so that ids and labels are one array until they are written:
+
+    BOS  source…  target…  EOS          one document
+     .   . . . .  T T T T   T           bit 30
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from colossal_llama.dataset.conversation import ConversationTemplate, EncodedConversation, Message
+from colossal_llama.dataset.records import Conversation, Document
+from colossal_llama.dataset.segmentation import CutRanks, cut_places
+from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
+
+TARGET_BIT = np.int32(1 << 30)
+ID_MASK = np.int32((1 << 30) - 1)
+IGNORED_LABEL = -100
+
+SEGMENT = np.dtype([("length_tokens", "<i4"), ("document", "<i4"), ("category", "<i4")])
+
+
+@dataclass
+class Samples:
+    """What a batch of records becomes.
+
+    Attributes:
+        tokens: (total,) int32, marked ids of all segments, one after the other.
+        segments: (segments,) of dtype SEGMENT: length, number of the document in the batch, number of its category.
+        categories: the names that the category numbers stand for.
+        documents: how many records gave at least one segment; their numbers in `segments` are consecutive from 0.
+        statistics: by category name, counts of documents, characters, tokens in and out, targets, splits, and by reason
+            of what was cut (`cut_tokens.REASON`) and dropped (`dropped_documents.REASON`, `dropped_tokens.REASON`).
+    """
+
+    tokens: np.ndarray
+    segments: np.ndarray
+    categories: list[str]
+    documents: int
+    statistics: dict[str, Counter] = field(default_factory=dict)
+
+
+def labels_of(marked: np.ndarray) -> np.ndarray:
+    """The labels of marked tokens: the id of a target, -100 elsewhere; int32, not shifted."""
+    return np.where(marked & TARGET_BIT, marked & ID_MASK, np.int32(IGNORED_LABEL))
+
+
+class _SampleCollector:
+    """Gathers the segments of a batch and counts by category."""
+
+    def __init__(self) -> None:
+        self._pieces: list[np.ndarray] = []
+        self._segments: list[tuple[int, int, int]] = []
+        self._category_numbers: dict[str, int] = {}
+        self._documents = 0
+        self.statistics: dict[str, Counter] = {}
+
+    def counter(self, category: str) -> Counter:
+        return self.statistics.setdefault(category, Counter())
+
+    def add(self, category: str, segments: Sequence[np.ndarray]) -> None:
+        """Adds the segments of one document; its first tokens get no target mark, they have no context."""
+        number = self._category_numbers.setdefault(category, len(self._category_numbers))
+        for segment in segments:
+            segment[0] &= ID_MASK
+            self._segments.append((len(segment), self._documents, number))
+        self._pieces += segments
+        self._documents += 1
+
+    def samples(self) -> Samples:
+        tokens = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int32)
+        segments = np.array(self._segments, SEGMENT)
+        return Samples(tokens, segments, list(self._category_numbers), self._documents, self.statistics)
+
+
+# --------------------------------------------------------------------------------------------------- pre-training
+
+
+class DocumentTokenizer:
+    """Pre-training documents to segments: BOS + source + target + EOS, cut where they exceed a row."""
+
+    def __init__(
+        self,
+        encoder: BulkEncoder,
+        bos_id: int,
+        eos_id: int,
+        ranks: CutRanks,
+        max_length: int,
+        long_documents: Literal["split", "truncate"] = "split",
+    ):
+        self._encoder, self._ranks = encoder, ranks
+        self._bos_id, self._eos_id = bos_id, eos_id
+        self._max_length, self._long_documents = max_length, long_documents
+
+    def samples(self, documents: Sequence[Document]) -> Samples:
+        """Tokenizes documents (see `Samples`)."""
+        collector = _SampleCollector()
+        tokens, ends, target_starts = self._marked_tokens(documents)
+        starts = np.concatenate([[0], ends[:-1]])
+        for document, start, end, target_start in zip(
+            documents, starts.tolist(), ends.tolist(), target_starts.tolist(), strict=True
+        ):
+            counter = collector.counter(document.category)
+            counter["documents"] += 1
+            counter["characters"] += len(document.source) + len(document.target)
+            counter["tokens_in"] += end - start
+            segments = [tokens[start:end]]
+            if end - start > self._max_length:
+                segments = self._fit(tokens[start:end], target_start - start, counter)
+            collector.add(document.category, segments)
+            counter["segments"] += len(segments)
+        return _with_token_counts(collector.samples())
+
+    def _marked_tokens(self, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All documents as one marked array, the end of each in it and the start of each one's target."""
+        texts = [text for document in documents for text in (document.source, document.target)]
+        beginnings = [flag for document in documents for flag in (True, not document.source)]
+        ids, lengths = self._encoder.encode(texts, beginnings)
+        source_lengths, target_lengths = lengths[0::2], lengths[1::2]
+        ends = np.cumsum(source_lengths + target_lengths + 2)
+        starts = ends - (source_lengths + target_lengths + 2)
+        tokens = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
+        is_text = np.ones(len(tokens), bool)
+        is_text[starts] = is_text[ends - 1] = False
+        tokens[is_text] = ids
+        tokens[starts], tokens[ends - 1] = self._bos_id, self._eos_id
+        target_starts = starts + 1 + source_lengths
+        steps = np.zeros(len(tokens) + 1, np.int8)
+        steps[target_starts] += 1
+        steps[ends] -= 1
+        tokens[np.cumsum(steps[:-1], dtype=np.int8) > 0] |= TARGET_BIT
+        return tokens, ends, target_starts
+
+    def _fit(self, tokens: np.ndarray, target_start: int, counter: Counter) -> list[np.ndarray]:
+        """The segments of a document that is longer than a row.
+
+        A source that would fill more than half of the first row, though the document does not fit, loses its beginning:
+        the target's first segment keeps the nearest context, and every segment has targets.
+        """
+        source_length, target_length = target_start - 1, len(tokens) - target_start
+        kept_source = max(self._max_length - 1 - target_length, self._max_length // 2 - 1)
+        if source_length > kept_source:
+            counter["cut_tokens.source_too_long"] += source_length - kept_source
+            counter["documents_cut.source_too_long"] += 1
+            tokens = np.concatenate([tokens[:1], tokens[target_start - kept_source :]])
+            target_start = 1 + kept_source
+        cuts = cut_places(tokens & ID_MASK, self._max_length, self._ranks, first_cut_after=target_start)
+        if not cuts:
+            return [tokens]
+        if self._long_documents == "truncate":
+            counter["cut_tokens.truncated"] += len(tokens) - cuts[0]
+            counter["documents_cut.truncated"] += 1
+            return [tokens[: cuts[0]]]
+        counter["documents_split"] += 1
+        return np.split(tokens, cuts)
+
+
+# ---------------------------------------------------------------------------------------------------- fine-tuning
+
+
+class ConversationTokenizer:
+    """Conversations to samples, one a conversation (or a window of one)."""
+
+    def __init__(
+        self,
+        template: ConversationTemplate,
+        max_length: int,
+        long_conversations: Literal["truncate", "window"] = "truncate",
+    ):
+        self._template, self._max_length, self._long_conversations = template, max_length, long_conversations
+
+    def samples(self, conversations: Sequence[Conversation]) -> Samples:
+        """Tokenizes conversations (see `Samples`)."""
+        collector = _SampleCollector()
+        encoded = self._template.encode_batch([conversation.messages for conversation in conversations])
+        for conversation, whole in zip(conversations, encoded, strict=True):
+            counter = collector.counter(conversation.category)
+            counter["documents"] += 1
+            counter["characters"] += sum(len(message.content) for message in conversation.messages)
+            counter["tokens_in"] += len(whole.input_ids)
+            for sample in self._fit(conversation.messages, whole, counter):
+                collector.add(conversation.category, [_marked(sample)])
+                counter["segments"] += 1
+        return _with_token_counts(collector.samples())
+
+    def _fit(
+        self, messages: Sequence[Message], whole: EncodedConversation, counter: Counter
+    ) -> list[EncodedConversation]:
+        if len(whole.input_ids) <= self._max_length:
+            return [whole]
+        return self._truncated(messages, whole, counter)
+
+    def _truncated(
+        self, messages: Sequence[Message], whole: EncodedConversation, counter: Counter
+    ) -> list[EncodedConversation]:
+        """The conversation without its last turns, up to the last answer that fits; nothing if not even the first does."""
+        offset = len(messages) - len(whole.message_ends)
+        fitting = [
+            number
+            for number, end in enumerate(whole.message_ends, 1)
+            if end <= self._max_length and messages[offset + number - 1].role == "assistant"
+        ]
+        if not fitting:
+            counter["dropped_documents.first_answer_too_long"] += 1
+            counter["dropped_tokens.first_answer_too_long"] += len(whole.input_ids)
+            return []
+        kept = self._template.encode(messages[: offset + fitting[-1]])
+        counter["documents_cut.turns_beyond_max_length"] += 1
+        counter["cut_turns.turns_beyond_max_length"] += len(whole.message_ends) - fitting[-1]
+        counter["cut_tokens.turns_beyond_max_length"] += len(whole.input_ids) - len(kept.input_ids)
+        return [kept]
+
+
+def _marked(sample: EncodedConversation) -> np.ndarray:
+    tokens = np.array(sample.input_ids, np.int32)
+    for start, end in sample.target_spans:
+        tokens[start:end] |= TARGET_BIT
+    return tokens
+
+
+def _with_token_counts(samples: Samples) -> Samples:
+    """Adds the tokens and targets that came out, by category."""
+    ends = np.cumsum(samples.segments["length_tokens"], dtype=np.int64)
+    targets = np.concatenate([[0], np.cumsum((samples.tokens & TARGET_BIT) != 0)])
+    targets_of_segment = targets[ends] - targets[ends - samples.segments["length_tokens"]]
+    for number, category in enumerate(samples.categories):
+        chosen = samples.segments["category"] == number
+        samples.statistics[category]["tokens_out"] += int(samples.segments["length_tokens"][chosen].sum())
+        samples.statistics[category]["target_tokens"] += int(targets_of_segment[chosen].sum())
+    return samples
