@@ -32,7 +32,7 @@ def train(arguments: TrainingArguments, session) -> None:
     arguments = session.with_defaults_of(arguments, data)
     plan = session.open_model(arguments, data)
     run = session.boost(arguments, data, plan)
-    session.say_plan(arguments, data, run)
+    session.say_plan(arguments, data, plan, run)
     session.record_configuration(arguments, run)
     finished = run.fit()
     session.finish(arguments, run, finished)

@@ -9,16 +9,19 @@ a run that goes on with other ranks sees the same rows in the same steps.
     step 1              rank 0: [r8]    rank 1: [r9]            the short last step keeps every row
 """
 
+import itertools
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import fingerprint_bytes
@@ -266,26 +269,33 @@ class Rows(Dataset):
 
 
 def step_batches(
-    rows: Rows,
-    order: np.ndarray,
-    geometry: StepGeometry,
-    rank: int,
-    num_workers: int = 0,
-    pin_memory: bool = False,
+    rows: Rows, order: np.ndarray, geometry: StepGeometry, rank: int, pin_memory: bool = False
 ) -> Iterator[list[MicroBatch]]:
-    """A rank's micro-batches, one list a step, in the given order of rows, read ahead by `num_workers` processes."""
-    step_rows = geometry.rows_per_step
-    plan = [geometry.micro_batches(order[begin : begin + step_rows], rank) for begin in range(0, len(order), step_rows)]
-    loader = DataLoader(
-        rows,
-        sampler=[tuple(batch) for step in plan for batch in step],
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
-        # Its own, since the loader draws a number when it begins, and the model's dropout must not depend on when that was.
-        generator=torch.Generator(),
-    )
-    batches = iter(loader)
-    for step in plan:
-        yield [next(batches) for _ in step]
+    """A rank's micro-batches, one list a step, in the given order of rows.
+
+    A thread reads two steps ahead (memory-mapped rows, collated by numpy, are far cheaper than a step). Worker processes would have
+    to be forked from a process that holds CUDA and communication threads, which aborts on some hosts.
+
+    Args:
+        rows: of all parts.
+        order: row numbers in training order.
+        geometry: how a step's rows are shared.
+        rank: data-parallel rank.
+        pin_memory: give batches in page-locked memory.
+    """
+
+    def load(step_rows: np.ndarray) -> list[MicroBatch]:
+        batches = [rows[batch] for batch in geometry.micro_batches(step_rows, rank)]
+        return [batch.pin_memory() for batch in batches] if pin_memory else batches
+
+    steps = (order[begin : begin + geometry.rows_per_step] for begin in range(0, len(order), geometry.rows_per_step))
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reads ahead") as reader:
+        ahead = deque(reader.submit(load, step) for step in itertools.islice(steps, 2))
+        try:
+            while ahead:
+                batches = ahead.popleft().result()
+                ahead.extend(reader.submit(load, step) for step in itertools.islice(steps, 1))
+                yield batches
+        finally:
+            for future in ahead:
+                future.cancel()

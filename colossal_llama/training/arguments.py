@@ -48,7 +48,6 @@ class TrainingArguments:
     max_steps: int | None
     keep_last: int | None
     seed: int
-    num_workers: int | None
     allow_other_data: bool
 
     def as_json(self) -> dict:
@@ -185,12 +184,6 @@ def build_parser() -> CommandLine:
         default=True,
         metavar="BOOL",
         help="fused norm, rotary, SwiGLU and cross-entropy kernels where the device has them",
-    )
-    memory.add_argument(
-        "--num_workers",
-        type=number(int, 0),
-        metavar="N",
-        help="processes that read data ahead (default: 1 with a GPU, else 0)",
     )
 
     method = parser.add_argument_group("method")

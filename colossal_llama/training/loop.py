@@ -84,7 +84,6 @@ class Run:
     save_interval: int
     save_each_epoch: bool
     keep_last: int | None
-    num_workers: int
     flops_per_token: float
     progress: Progress = field(default_factory=Progress)
 
@@ -129,7 +128,6 @@ class Run:
             order[self.progress.rows_done_in_epoch :],
             self.geometry,
             self.stepper.data_parallel_rank,
-            num_workers=self.num_workers,
             pin_memory=self.stepper.device.type == "cuda",
         )
 

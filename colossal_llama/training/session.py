@@ -33,7 +33,7 @@ from colossal_llama.training.optimizer import build_optimizer, default_warmup_st
 from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
 from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
-from colossal_llama.utils.engine import current_device, has_gpu
+from colossal_llama.utils.engine import current_device
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import write_json
 
@@ -89,11 +89,10 @@ def _model_path(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> 
 
 
 def with_defaults_of(arguments: TrainingArguments, data: Data) -> TrainingArguments:
-    """The arguments with the defaults that depend on the data and the host filled in."""
+    """The arguments with the default that depends on the data filled in."""
     kind = data.parts[0].kind
     accumulation = arguments.accumulation_steps or (SFT_ACCUMULATION_STEPS if kind == "sft" else 1)
-    workers = arguments.num_workers if arguments.num_workers is not None else int(has_gpu())
-    return replace(arguments, accumulation_steps=accumulation, num_workers=workers)
+    return replace(arguments, accumulation_steps=accumulation)
 
 
 def open_model(arguments: TrainingArguments, data: Data) -> Plan:
@@ -178,7 +177,6 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         save_interval=arguments.save_interval,
         save_each_epoch=not arguments.skip_save_each_epoch,
         keep_last=arguments.keep_last,
-        num_workers=arguments.num_workers,
         flops_per_token=flops,
         progress=progress,
     )
@@ -198,7 +196,7 @@ def _schedule(arguments: TrainingArguments, rows: Rows, geometry: StepGeometry, 
     return Schedule(total, warmup, arguments.lr, arguments.num_epochs)
 
 
-def say_plan(arguments: TrainingArguments, data: Data, run: Run) -> None:
+def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> None:
     """Prints what is about to happen."""
     network = run.stepper.model.unwrap()
     world = dist.get_world_size()
@@ -214,6 +212,8 @@ def say_plan(arguments: TrainingArguments, data: Data, run: Run) -> None:
         f"{geometry.accumulation_steps} accumulated); {schedule.total_steps} steps, {schedule.warmup_steps} of warm-up, "
         f"{schedule.num_epochs} epoch{'s' if schedule.num_epochs > 1 else ''}"
     )
+    for note in plan.notes:
+        say(note)
     if data.checkpoint is not None:
         say(f"resuming {data.checkpoint.path} after step {run.progress.step}")
 

@@ -1,0 +1,121 @@
+"""What the training benchmarks have in common: a random model of a given shape, random full rows, and train.py as a user starts it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import Features, Sequence, Value
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+VOCABULARY_SIZE = 69_104
+LENGTH_TOKENS = 4096
+
+SHAPES = {
+    "tiny": {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "1.25B": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
+    "7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+}
+
+
+def make_model(directory: Path, shape: str) -> None:
+    """A random LLaMA in bf16 with a tokenizer of as many made-up words."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = LlamaConfig(
+        vocab_size=VOCABULARY_SIZE, max_position_embeddings=LENGTH_TOKENS, torch_dtype="bfloat16", **SHAPES[shape]
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(directory)
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY_SIZE)}}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(directory)
+
+
+def make_part(directory: Path, rows: int, documents_per_row: int = 1) -> None:
+    """Full rows of random tokens, cut into documents of equal length."""
+    generator = np.random.default_rng(0)
+    ids = generator.integers(3, VOCABULARY_SIZE, (rows, LENGTH_TOKENS), dtype=np.int32)
+    labels = ids.copy()
+    labels[:, :: LENGTH_TOKENS // documents_per_row] = -100
+    lengths = [[LENGTH_TOKENS // documents_per_row] * documents_per_row] * rows
+    number = Sequence(Value("int32"))
+    features = Features(input_ids=number, labels=number, document_lengths=number)
+    columns = {"input_ids": list(ids), "labels": list(labels), "document_lengths": lengths}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(directory))
+    note = {
+        "kind": "pretrain",
+        "max_length": LENGTH_TOKENS,
+        "rows": rows,
+        "tokens": ids.size,
+        "fingerprint": f"random-{rows}",
+    }
+    (directory / "part.json").write_text(json.dumps(note))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run of train.py."""
+
+    entries: list[dict]
+    output: str
+    returncode: int
+
+    def tokens_per_s(self, skip: int = 3) -> float:
+        """Median over the steps after the first `skip`."""
+        rates = [entry["tokens_per_s"] for entry in self.entries[skip:]]
+        return float(np.median(rates)) if rates else float("nan")
+
+
+def run_training(place: Path, *options: str, processes: int = 1) -> Outcome:
+    """Starts train.py with torchrun; its outputs lie under `place`."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        "train.py",
+    ]
+    command += [
+        "--save_dir",
+        str(place / "save"),
+        "--tensorboard_dir",
+        str(place / "logs"),
+        "--config_file",
+        str(place / "config.json"),
+    ]
+    done = subprocess.run(
+        [*command, *options], cwd=PROJECT_ROOT, capture_output=True, text=True, env=os.environ, check=False
+    )
+    metrics = place / "logs" / "metrics.jsonl"
+    entries = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    return Outcome(entries, done.stdout + done.stderr, done.returncode)
