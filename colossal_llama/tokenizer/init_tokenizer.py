@@ -1,0 +1,115 @@
+"""Expands a tokenizer: appends pieces so that each of them is really produced, and proves it.
+
+    python colossal_llama/tokenizer/init_tokenizer.py \\
+        --source_tokenizer_dir LLAMA --target_tokenizer_dir NEW --expand_tokens_file pieces.jsonl
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by its path: the project's root is the import root
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
+from colossal_llama.utils.errors import UserError, run_main
+
+
+def main() -> None:
+    """Reads the pieces, expands the source, proves every piece, writes the target."""
+    arguments = parse_arguments()
+    from colossal_llama.tokenizer.expansion import expansion_record, record_table, write_expansion
+    from colossal_llama.tokenizer.reachability import prove
+    from colossal_llama.utils.console import say
+
+    asked, expansion = expand(arguments.source_tokenizer_dir, arguments.expand_tokens_file)
+    proof = prove(expansion.wanted, expansion.encoders)
+    record = expansion_record(expansion, asked, proof, arguments.pad_to_multiple_of)
+    say(record_table(record))
+    for piece, reason in expansion.impossible:
+        say(f"left out: {piece.where}: {piece.text!r}: {reason}")
+    if proof.unreachable:
+        raise UserError(
+            [f"no text was found that produces the new piece {piece!r}" for piece in proof.unreachable[:20]]
+            + [f"{len(proof.unreachable)} of {proof.wanted} new pieces are unreachable: nothing was written"]
+        )
+    write_expansion(arguments.source_tokenizer_dir, arguments.target_tokenizer_dir, expansion, record)
+    say(f"written to {arguments.target_tokenizer_dir}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, checked; all problems are reported at once."""
+    parser = CommandLine(description="Expand a LLaMA tokenizer by new pieces, every one of them reachable.")
+    parser.add_argument(
+        "--source_tokenizer_dir",
+        type=existing_directory,
+        required=True,
+        metavar="DIR",
+        help="tokenizer to expand: tokenizer.model (LLaMA-2, sentencepiece) or tokenizer.json (LLaMA-3, byte-level BPE), and "
+        "tokenizer_config.json",
+    )
+    parser.add_argument(
+        "--target_tokenizer_dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory to write; it must not exist yet",
+    )
+    parser.add_argument(
+        "--expand_tokens_file",
+        type=existing_file,
+        required=True,
+        metavar="JSONL",
+        help='pieces to add, one {"piece": "…"} a line, the most important first (where two compete for the same '
+        "characters, the earlier wins); a space may be written as ▁",
+    )
+    parser.add_argument(
+        "--pad_to_multiple_of",
+        type=number(int, minimum=1),
+        default=1,
+        metavar="ROWS",
+        help="record in expansion_report.json a number of embedding rows rounded up to a multiple of this, for example 64 or "
+        "128; the tokenizer itself gets no filler tokens",
+    )
+    arguments = parser.parse_args()
+    target, source = arguments.target_tokenizer_dir, arguments.source_tokenizer_dir
+    if target is not None and (target.exists() or target.is_symlink()):
+        parser.problem(f"--target_tokenizer_dir {target} exists already and is left untouched: give a new name")
+    if isinstance(source, Path):
+        for problem in missing_files(source):
+            parser.problem(f"--source_tokenizer_dir {source}: {problem}")
+    parser.finish()
+    return arguments
+
+
+def missing_files(source: Path) -> list[str]:
+    """What a source directory lacks."""
+    problems = []
+    if not any((source / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        problems.append("neither tokenizer.model (LLaMA-2) nor tokenizer.json (LLaMA-3) is there")
+    if not (source / "tokenizer_config.json").is_file():
+        problems.append("tokenizer_config.json is missing")
+    return problems
+
+
+def expand(source: Path, pieces_file: Path):
+    """Expands whichever family the source belongs to.
+
+    Returns:
+        (asked, expansion): the content of the file of pieces, and the expanded vocabulary.
+
+    Raises:
+        UserError: the source cannot be read or expanded, or the file of pieces has bad lines.
+    """
+    from colossal_llama.tokenizer.expand_sentencepiece import control_tokens, expand_sentencepiece, read_model
+    from colossal_llama.tokenizer.loading import load_tokenizer
+    from colossal_llama.tokenizer.pieces import read_pieces
+
+    model = read_model(source / "tokenizer.model")
+    fast = load_tokenizer(source)
+    asked = read_pieces(pieces_file, control_tokens(model) | set(fast.get_added_vocab()))
+    return asked, expand_sentencepiece(model, fast.backend_tokenizer, asked.pieces)
+
+
+if __name__ == "__main__":
+    run_main(main)

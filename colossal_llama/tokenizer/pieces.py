@@ -1,0 +1,123 @@
+"""Reads the file of pieces to add: jsonl, one `{"piece": "…"}` a line."""
+
+import json
+import unicodedata
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from colossal_llama.utils.errors import UserError
+
+SPACE_MARK = "▁"  # U+2581, sentencepiece's way to write a space
+
+_PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece somebody asked for.
+
+    Attributes:
+        text: the text it stands for, spaces as spaces.
+        where: `file:line` of its first occurrence, for messages.
+    """
+
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class PieceFile:
+    """The content of a file of pieces.
+
+    Attributes:
+        asked: how many lines hold a piece.
+        pieces: the different pieces, in the order of the file.
+    """
+
+    asked: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def duplicates(self) -> int:
+        """Lines that repeat an earlier one."""
+        return self.asked - len(self.pieces)
+
+
+def read_pieces(path: Path, control_tokens: Iterable[str]) -> PieceFile:
+    """Reads and checks a file of pieces.
+
+    A space may be written as a space or as sentencepiece's `▁`; both are the same piece. Blank lines are skipped.
+
+    Args:
+        path: jsonl, one object with a string `piece` a line.
+        control_tokens: the source's control and byte tokens (`<s>`, `<|eot_id|>`, `<0x0A>` …), which no piece may contain.
+
+    Raises:
+        UserError: lists, with file and line, what cannot be read, is not a string, is empty or all spaces, or contains a
+            control token; or the file holds no piece at all.
+    """
+    controls = tuple(sorted(control_tokens))
+    first_place: dict[str, str] = {}
+    problems = []
+    asked = 0
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            text = _piece_of_line(line, controls)
+        except ValueError as error:
+            problems.append(f"{path}:{number}: {error}")
+            continue
+        asked += 1
+        first_place.setdefault(text, f"{path}:{number}")
+    if problems:
+        raise UserError(_at_most(problems))
+    if not asked:
+        raise UserError(f'{path} holds no piece: give one {{"piece": "…"}} a line')
+    return PieceFile(asked, tuple(Piece(text, where) for text, where in first_place.items()))
+
+
+def _piece_of_line(line: bytes, controls: Collection[str]) -> str:
+    """The text of one line.
+
+    Raises:
+        ValueError: says what is wrong with the line.
+    """
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {error.start}): {error.reason}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(record, dict) or "piece" not in record:
+        raise ValueError('is not an object with the key "piece": write {"piece": "…"}')
+    text = record["piece"]
+    if not isinstance(text, str):
+        raise ValueError(f"piece {json.dumps(text)} is not a string")
+    text = text.replace(SPACE_MARK, " ")
+    if not text:
+        raise ValueError("the piece is empty")
+    if not text.strip():
+        raise ValueError(
+            f"piece {text!r} is all spaces: the source's own pieces of spaces are kept, new ones are refused"
+        )
+    surrogates = [character for character in text if unicodedata.category(character) == "Cs"]
+    if surrogates:
+        raise ValueError(f"piece {text!r} holds half a surrogate pair, which is no character")
+    clash = next((control for control in controls if control in text), None)
+    if clash is not None:
+        raise ValueError(
+            f"piece {text!r} contains the control token {clash}, which the tokenizer cuts out of a text first"
+        )
+    return text
+
+
+def _at_most(problems: list[str]) -> list[str]:
+    if len(problems) <= _PROBLEMS_SHOWN:
+        return problems
+    return [*problems[:_PROBLEMS_SHOWN], f"… and {len(problems) - _PROBLEMS_SHOWN} more lines like these"]
