@@ -1,6 +1,7 @@
 """The command lines of the two prepare scripts. Imports neither torch, transformers nor datasets."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from colossal_llama.utils.command_line import CommandLine, existing_directory, n
 
 SHORTEST_ROW = 8
 MOST_BINS = 99_999
+NEEDED = {
+    "data_input_dirs": "name the directories of the records, separated by commas",
+    "tokenizer_dir": "name the directory of the tokenizer",
+    "data_output_dirs": "name the directory that receives the result",
+}
 
 _ABOUT = {
     "pretrain": (
@@ -25,13 +31,19 @@ _ABOUT = {
 def parse(kind: Kind, arguments: Sequence[str] | None = None) -> Settings:
     """Settings from a command line; prints every problem at once and exits with code 2 if there is any."""
     parser = _parser(kind)
-    values = vars(parser.parse_args(arguments))
-    directories = values.pop("data_input_dirs") or ()
-    values["data_input_dirs"] = tuple(directories)
-    values["output_dir"] = values.pop("data_output_dirs")
-    values["num_bins"] = values.pop("num_spliced_dataset_bins")
+    namespace, unknown = parser.parse_known_args(arguments)
+    for argument in unknown:
+        parser.problem(f"{argument} is no argument of this script")
+    values = vars(namespace)
+    given = sys.argv[1:] if arguments is None else arguments
+    for name, advice in NEEDED.items():
+        if not any(argument.split("=")[0] == f"--{name}" for argument in given):
+            parser.problem(f"--{name} is missing: {advice}")
     _check(parser, values)
     parser.finish()
+    values["data_input_dirs"] = tuple(values["data_input_dirs"])
+    values["output_dir"] = values.pop("data_output_dirs")
+    values["num_bins"] = values.pop("num_spliced_dataset_bins")
     return Settings(kind=kind, **values)
 
 
@@ -48,17 +60,16 @@ def _add_paths(parser: CommandLine) -> None:
     paths.add_argument(
         "--data_input_dirs",
         type=_directories,
-        required=True,
         metavar="DIR[,DIR…]",
-        help="directories of .jsonl files (also .jsonl.gz, .jsonl.zst, .parquet), searched with their subdirectories",
+        help="directories of .jsonl files (also .jsonl.gz, .jsonl.zst, .parquet), searched with their subdirectories "
+        "(needed)",
     )
-    paths.add_argument("--tokenizer_dir", type=existing_directory, required=True, metavar="DIR", help="the tokenizer")
+    paths.add_argument("--tokenizer_dir", type=existing_directory, metavar="DIR", help="the tokenizer (needed)")
     paths.add_argument(
         "--data_output_dirs",
         type=_output_directory,
-        required=True,
         metavar="DIR",
-        help="one directory, which receives arrow/, jsonl/, cache/ and manifest.json",
+        help="one directory, which receives arrow/, jsonl/, cache/ and manifest.json (needed)",
     )
 
 

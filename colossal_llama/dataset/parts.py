@@ -18,7 +18,7 @@ import pyarrow as pa
 from colossal_llama.dataset.intermediates import Plan, TokenStore
 from colossal_llama.dataset.splicing import SPLICINGS, Rows, shuffle_rows
 from colossal_llama.dataset.tokenization import ID_MASK, TARGET_BIT, labels_of
-from colossal_llama.utils.files import fingerprint_bytes, fingerprint_file, sync_to_disk, sync_tree_to_disk, write_json
+from colossal_llama.utils.files import fingerprint_bytes, fingerprint_file, sync_tree_to_disk
 
 BATCH_TOKENS = 1 << 20  # a record batch: large enough that its fixed cost vanishes, 16 MB of buffers
 DATA_FILE = "data-00000-of-00001.arrow"
@@ -93,7 +93,7 @@ def _publish(task: PartTask, scratch: Path, index: int, facts: dict) -> dict:
     described = json.dumps([facts["kind"], facts["jsonl_sha256"], facts["categories"]])
     facts = {**facts, "fingerprint": fingerprint_bytes(described.encode())}
     _write_dataset_notes(scratch / name, task.categories, facts["fingerprint"])
-    write_json(scratch / name / "part.json", facts)
+    _write_json(scratch / name / "part.json", facts)
     sync_tree_to_disk(scratch)
     arrow, jsonl = task.output_dir / "arrow", task.output_dir / "jsonl"
     (scratch / f"{name}.jsonl").replace(jsonl / f"{name}.jsonl")
@@ -101,8 +101,6 @@ def _publish(task: PartTask, scratch: Path, index: int, facts: dict) -> dict:
         shutil.rmtree(scratch)
         return facts
     (scratch / name).rename(arrow / name)
-    sync_to_disk(arrow)
-    sync_to_disk(jsonl)
     scratch.rmdir()
     return facts
 
@@ -196,5 +194,10 @@ def _write_dataset_notes(directory: Path, categories: tuple[str, ...], fingerpri
         "_split": None,
     }
     info = {"citation": "", "description": "", "features": _features(categories), "homepage": "", "license": ""}
-    write_json(directory / "state.json", state)
-    write_json(directory / "dataset_info.json", info)
+    _write_json(directory / "state.json", state)
+    _write_json(directory / "dataset_info.json", info)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    """Without an fsync of its own: the scratch directory is flushed once, as a whole."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
