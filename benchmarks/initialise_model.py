@@ -6,6 +6,7 @@ the largest weight file.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
@@ -29,7 +31,9 @@ def main() -> None:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="initialise-model-") as place:
         source, target = Path(place) / "source", Path(place) / "target"
-        make_source(source, arguments)
+        # In a process of its own: a child's high-water mark starts at the memory of the process that starts it.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(make_source, source, arguments).result()
         seconds, peak_bytes = run_init_model(source, arguments.target_tokenizer, target)
         report = json.loads((target / "init_report.json").read_text())
         files = {path.name: path.stat().st_size for path in sorted(source.glob("*.safetensors"))}

@@ -3,7 +3,7 @@
 Weight files are rewritten one by one, tensor by tensor: the model is never loaded, and no GPU is needed.
 """
 
-import resource
+import re
 import sys
 import time
 from argparse import Namespace
@@ -31,7 +31,7 @@ def main() -> None:
     plan = plan_expansion(arguments.source_model_and_tokenizer_path, arguments.target_tokenizer_path)
     report = create_model(plan, arguments.init_method, arguments.target_model_path)
     report["seconds"] = round(time.monotonic() - started, 2)
-    report["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report["peak_memory_bytes"] = peak_memory_bytes()
     write_json(arguments.target_model_path / "init_report.json", report)
     print_summary(report, arguments.target_model_path)
     if documents:
@@ -107,6 +107,14 @@ def _evaluation_documents(arguments: Namespace) -> list[str]:
     from colossal_llama.model.evaluate_text import read_evaluation_text
 
     return read_evaluation_text(arguments.eval_file, arguments.eval_bytes)
+
+
+def peak_memory_bytes() -> int:
+    """The greatest resident memory of this process so far.
+
+    Linux's ru_maxrss will not do: it starts at the memory of the process that started this one (getrusage(2), execve(2)).
+    """
+    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def print_summary(report: dict[str, Any], directory: Path) -> None:
