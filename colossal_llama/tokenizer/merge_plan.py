@@ -17,6 +17,7 @@ piece is reachable if and only if its own segments, alone, are merged into it (`
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Segments = tuple[str, ...]
 
@@ -81,7 +82,7 @@ def derive(segments: Sequence[str], rank: Mapping[str, float]) -> list[tuple[str
     merges = []
     while len(symbols) > 1:
         best = None
-        for place, (left, right) in enumerate(zip(symbols, symbols[1:], strict=False)):
+        for place, (left, right) in enumerate(pairwise(symbols)):
             candidate = rank.get(left + right)
             if candidate is not None and (best is None or candidate < best[0]):
                 best = (candidate, place)
@@ -276,7 +277,7 @@ def _stuck_symbols(segments: Segments, rank: Mapping[str, float]) -> list[Segmen
     """The symbols, each as its segments, that remain when no merge applies any more."""
     symbols: list[Segments] = [(segment,) for segment in segments]
     for merge in derive(segments, rank):
-        pairs = [("".join(left), "".join(right)) for left, right in zip(symbols, symbols[1:], strict=False)]
+        pairs = [("".join(left), "".join(right)) for left, right in pairwise(symbols)]
         place = pairs.index(merge)
         symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
     return symbols

@@ -1,0 +1,288 @@
+"""init_tokenizer.py as a user runs it, on the real LLaMA-2 tokenizer and the real pieces."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast
+
+HAN = st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF)
+ANY = st.characters(exclude_categories=["Cs"])
+
+
+def expand(root, source, target, pieces, *options):
+    """Runs the script as a user does."""
+    command = [sys.executable, "colossal_llama/tokenizer/init_tokenizer.py", "--source_tokenizer_dir", str(source)]
+    command += ["--target_tokenizer_dir", str(target), "--expand_tokens_file", str(pieces), *options]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+
+
+def write_pieces(path, pieces):
+    path.write_text("".join(json.dumps({"piece": piece}, ensure_ascii=False) + "\n" for piece in pieces), "utf-8")
+    return path
+
+
+def ids_of(tokenizer, texts):
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+
+def differing(texts, ids, other_ids):
+    """The texts whose ids differ, cut short: a diff of whole lists would take pytest minutes."""
+    return [text[:100] for text, one, other in zip(texts, ids, other_ids, strict=True) if one != other][:5]
+
+
+@pytest.fixture(scope="module")
+def llama2(shared_data):
+    return shared_data / "tokenizers" / "llama2"
+
+
+@pytest.fixture(scope="module")
+def real_pieces(shared_data):
+    lines = (shared_data / "pieces_zh_17953.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["piece"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def expanded(project_root, shared_data, llama2, tmp_path_factory):
+    """LLaMA-2 with the 17,953 real pieces: its directory and the script's output."""
+    target = tmp_path_factory.mktemp("expanded") / "tokenizer"
+    run = expand(project_root, llama2, target, shared_data / "pieces_zh_17953.jsonl", "--pad_to_multiple_of", "64")
+    assert run.returncode == 0, run.stderr
+    return target, run.stdout
+
+
+@pytest.fixture(scope="module")
+def corpus(shared_data):
+    """Real texts of every part of the corpus, about 1 MB."""
+    texts = []
+    for path in sorted(shared_data.glob("pretrain/*/*.jsonl")) + sorted(shared_data.glob("sft/*/*.jsonl")):
+        for line in path.read_text("utf-8").splitlines()[:400:16]:
+            record = json.loads(line)
+            texts += [m["content"] for m in record["messages"]] if "messages" in record else [record["target"][:20_000]]
+    return texts
+
+
+def test_the_two_lines_of_the_contract_become_one_token_each(project_root, llama2, tmp_path):
+    pieces = write_pieces(tmp_path / "pieces.jsonl", ["你好", "人工智能", "你好", "▁the"])
+    run = expand(project_root, llama2, tmp_path / "new", pieces)
+    assert run.returncode == 0, run.stderr
+    source = LlamaTokenizer.from_pretrained(llama2)
+    for tokenizer in (
+        LlamaTokenizer.from_pretrained(tmp_path / "new"),
+        AutoTokenizer.from_pretrained(tmp_path / "new"),
+    ):
+        hello, intelligence = len(source), len(source) + 1
+        ids = tokenizer.encode("你好，人工智能", add_special_tokens=False)
+        assert hello in ids
+        assert ids[-1] == intelligence
+        assert tokenizer.decode(ids) == "你好，人工智能"
+        assert tokenizer.convert_ids_to_tokens(list(range(len(source)))) == source.convert_ids_to_tokens(
+            list(range(len(source)))
+        )
+    report = json.loads((tmp_path / "new" / "expansion_report.json").read_text("utf-8"))
+    counts = {name: report[name] for name in ("asked", "duplicate", "already_known", "new", "unreachable")}
+    assert counts == {"asked": 4, "duplicate": 1, "already_known": 1, "new": 2, "unreachable": 0}
+    assert report["vocab_size"] == len(source) + 2 + report["bridges"] == report["padded_vocab_size"]
+
+
+def test_no_real_piece_is_dead(expanded, real_pieces):
+    """Looks for every piece's id with transformers' two tokenizers, in texts of its own rather than the script's."""
+    target, output = expanded
+    slow, fast = LlamaTokenizer.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+    id_of = {piece: slow.convert_tokens_to_ids(piece) for piece in real_pieces}
+    assert sorted(id_of.values()) == list(range(32_000, 32_000 + len(real_pieces)))
+    for tokenizer in (slow, fast):
+        dead = dict(id_of)
+        for before, after in (("", ""), ("。", "。"), ("\n", "\n"), ("a", "a")):
+            texts = [before + piece.replace("▁", " ") + after for piece in dead]
+            found = ids_of(tokenizer, texts)
+            dead = {p: i for (p, i), ids in zip(dead.items(), found, strict=True) if i not in ids}
+        assert dead == {}
+    report = json.loads((target / "expansion_report.json").read_text("utf-8"))
+    assert report["unreachable"] == 0
+    assert report["new"] == len(real_pieces)
+    assert report["vocab_size"] == len(fast) == len(slow) == 32_000 + len(real_pieces) + report["bridges"]
+    assert report["padded_vocab_size"] % 64 == 0
+    assert 0 <= report["padded_vocab_size"] - report["vocab_size"] < 64
+    assert f"{report['vocab_size']:,}" in output
+
+
+@pytest.fixture(scope="module")
+def implementations(expanded, tmp_path_factory):
+    """The expanded tokenizer, slow, fast, converted from tokenizer.model alone, and saved and loaded again."""
+    target, _ = expanded
+    fast = AutoTokenizer.from_pretrained(target)
+    again = tmp_path_factory.mktemp("again")
+    fast.save_pretrained(again)
+    return {
+        "slow": LlamaTokenizer.from_pretrained(target),
+        "fast": fast,
+        "tokenizer.json": LlamaTokenizerFast(tokenizer_file=str(target / "tokenizer.json"), legacy=False),
+        "converted": LlamaTokenizerFast(str(target / "tokenizer.model"), legacy=False, add_prefix_space=True),
+        "reloaded": AutoTokenizer.from_pretrained(again),
+        "slow, reloaded": LlamaTokenizer.from_pretrained(again),
+    }
+
+
+def test_slow_and_fast_agree_on_real_texts_and_decode_them(implementations, corpus):
+    wanted = ids_of(implementations["fast"], corpus)
+    for name, tokenizer in implementations.items():
+        assert differing(corpus, ids_of(tokenizer, corpus), wanted) == [], name
+    for text, ids in zip(corpus, wanted, strict=True):
+        assert implementations["fast"].decode(ids) == text
+
+
+def test_slow_and_fast_agree_on_random_unicode(implementations, real_pieces):
+    parts = st.one_of(st.sampled_from(real_pieces), st.text(HAN, max_size=4), st.text(ANY, max_size=6))
+
+    # Transformers' slow and fast LLaMA-2 tokenizers differ on a text that begins with a space (or ▁), expanded or not.
+    @settings(max_examples=150, deadline=None)
+    @given(text=st.lists(parts, max_size=8).map("".join).map(lambda text: text.lstrip(" ▁")))
+    def check(text):
+        wanted = ids_of(implementations["fast"], [text])
+        for name, tokenizer in implementations.items():
+            assert ids_of(tokenizer, [text]) == wanted, name
+
+    check()
+
+
+def test_old_text_keeps_its_old_ids(project_root, llama2, real_pieces, corpus, tmp_path):
+    """With pieces that hold no ASCII, ASCII text is untouched; and elsewhere new pieces only join old tokens."""
+    pieces = [piece for piece in real_pieces if not any(character.isascii() or character == "▁" for character in piece)]
+    run = expand(project_root, llama2, tmp_path / "new", write_pieces(tmp_path / "pieces.jsonl", pieces))
+    assert run.returncode == 0, run.stderr
+    source, new = AutoTokenizer.from_pretrained(llama2), AutoTokenizer.from_pretrained(tmp_path / "new")
+    ascii_texts = [text for text in corpus if text.isascii()]
+    assert len(ascii_texts) > 50
+    assert differing(ascii_texts, ids_of(new, ascii_texts), ids_of(source, ascii_texts)) == []
+    changed, first_new_id = 0, len(source)
+    for text in corpus:
+        old, now = (
+            tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for tokenizer in (source, new)
+        )
+        old_ids = set(zip(old["offset_mapping"], old["input_ids"], strict=True))
+        new_ids = set(zip(now["offset_mapping"], now["input_ids"], strict=True))
+        assert {end for _, end in now["offset_mapping"]} <= {end for _, end in old["offset_mapping"]}
+        assert all(token_id >= first_new_id for _, token_id in new_ids - old_ids)
+        changed += now["input_ids"] != old["input_ids"]
+    assert changed > 100
+
+
+def test_settings_of_the_source_survive(project_root, llama2, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(llama2, source)
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = template
+    tokenizer.add_special_tokens({"pad_token": "<pad>", "additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.add_eos_token = True
+    tokenizer.model_max_length = 4096
+    tokenizer.save_pretrained(source)
+    for path in source.iterdir():
+        path.chmod(0o644)
+    run = expand(project_root, source, tmp_path / "new", write_pieces(tmp_path / "pieces.jsonl", ["你好", "世界和平"]))
+    assert run.returncode == 0, run.stderr
+    for load in (AutoTokenizer.from_pretrained, LlamaTokenizer.from_pretrained):
+        old, new = load(source), load(tmp_path / "new")
+        assert new.convert_tokens_to_ids(["<pad>", "<|im_start|>", "你好"]) == [32_000, 32_001, 32_002]
+        assert len(new) == len(old) + 2 + 2
+        assert new.special_tokens_map == old.special_tokens_map
+        assert new.model_max_length == old.model_max_length == 4096
+        conversation = [{"role": "user", "content": "hi"}]
+        assert new.apply_chat_template(conversation, tokenize=False) == old.apply_chat_template(
+            conversation, tokenize=False
+        )
+        text = "one<|im_start|> two <pad>three"
+        assert new.encode(text) == old.encode(text)
+        # The source's slow tokenizer alone decodes a space before an added token, as its id lies beyond the model's pieces.
+        assert new.decode(new.encode(text)) == AutoTokenizer.from_pretrained(source).decode(old.encode(text))
+        assert 32_002 in new.encode("你好<|im_start|>")
+
+
+def test_a_piece_with_a_space_and_a_piece_that_cannot_be(project_root, llama2, tmp_path):
+    pieces = write_pieces(tmp_path / "pieces.jsonl", [" 你好", "▁你好", "第一\n第二"])
+    run = expand(project_root, llama2, tmp_path / "new", pieces)
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "new" / "expansion_report.json").read_text("utf-8"))
+    assert (report["duplicate"], report["new"], report["impossible"]) == (1, 1, 1)
+    assert report["impossible_pieces"][0]["where"].endswith("pieces.jsonl:3")
+    assert "pieces.jsonl:3" in run.stdout
+    assert "U+000A" in run.stdout
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "new")
+    assert 32_000 in tokenizer.encode("x 你好", add_special_tokens=False)
+    assert 32_000 in tokenizer.encode("你好", add_special_tokens=False)
+
+
+BAD_LINES = {
+    b'{"piece": "good"}': None,
+    b"{broken": "is not JSON",
+    b'{"piece": ""}': "empty",
+    b'{"piece": " \xe2\x96\x81"}': "all spaces",
+    b'{"piece": 12}': "not a string",
+    b'{"piece": null}': "not a string",
+    b'["piece"]': "not an object",
+    b'{"text": "x"}': "not an object with the key",
+    b'{"piece": "a</s>"}': "control token </s>",
+    b'{"piece": "<0x0A>"}': "control token <0x0A>",
+    b'{"piece": "\xff"}': "not UTF-8",
+    b'{"piece": "\\ud800"}': "surrogate",
+}
+
+
+def test_every_bad_line_is_named_at_once_and_nothing_is_written(project_root, llama2, tmp_path):
+    pieces = tmp_path / "pieces.jsonl"
+    pieces.write_bytes(b"\n".join(BAD_LINES) + b"\n")
+    run = expand(project_root, llama2, tmp_path / "new", pieces)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    for number, complaint in enumerate(BAD_LINES.values(), start=1):
+        lines = [line for line in run.stderr.splitlines() if f"pieces.jsonl:{number}:" in line]
+        assert len(lines) == (complaint is not None), (number, run.stderr)
+        assert all(complaint in line for line in lines), (complaint, lines)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces.jsonl"]
+
+
+def test_bad_arguments_are_named_at_once_and_an_existing_target_is_untouched(project_root, tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    source = tmp_path / "source"
+    source.mkdir()
+    run = expand(project_root, source, target, tmp_path / "absent.jsonl", "--pad_to_multiple_of", "0")
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    for complaint in (
+        "absent.jsonl does not exist",
+        "exists already",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "less than 1",
+    ):
+        assert complaint in run.stderr
+    assert [path.name for path in target.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "pieces", "complaint"),
+    [
+        (b"not a model", ["你好"], "not a sentencepiece model"),
+        (None, ["</s"], "would spell the control token </s>"),
+        (None, [], "holds no piece"),
+    ],
+)
+def test_a_source_or_a_file_that_cannot_be_used(project_root, llama2, tmp_path, content, pieces, complaint):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copyfile(llama2 / name, source / name)
+    if content is not None:
+        (source / "tokenizer.model").write_bytes(content)
+    run = expand(project_root, source, tmp_path / "new", write_pieces(tmp_path / "pieces.jsonl", pieces))
+    assert run.returncode == 2
+    assert complaint in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "new").exists()
