@@ -4,10 +4,15 @@ Root-mean-square norm, rotary embedding, SwiGLU, and a cross-entropy that never 
 the logits of 32,768 tokens are 4.5 GB in bf16, and their gradient as much again).
 """
 
+import functools
 import importlib.util
+from collections.abc import Callable
+from types import MethodType
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function
 from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 def why_no_fused_kernels(device: torch.device) -> str | None:
@@ -25,8 +30,83 @@ def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
     Args:
         model: as `from_pretrained` gives it, before any plugin wraps it.
         fuse_loss: also fuse output layer and cross-entropy. Only where the output layer's weight is whole and not padded:
-            tensor parallelism splits it, so it must be off there.
+            tensor parallelism splits it, so it must be off there. The model then returns a loss and no logits when it trains.
     """
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
-    apply_liger_kernel_to_llama(model=model, fused_linear_cross_entropy=fuse_loss)
+    apply_liger_kernel_to_llama(model=model, rms_norm=False, fused_linear_cross_entropy=False)
+    network = model.model
+    norms = [network.norm]
+    for layer in network.layers:
+        norms += [layer.input_layernorm, layer.post_attention_layernorm]
+    for norm in norms:
+        norm.forward = MethodType(_norm_forward, norm)
+    if fuse_loss:
+        model.forward = MethodType(_forward_with_fused_loss, model)
+
+
+def through_torch_function(function: Callable) -> Callable:
+    """Lets a function of parameters take part in PyTorch's `__torch_function__` protocol, as PyTorch's own functions do.
+
+    Gemini keeps parameters apart in chunks and learns from that protocol which are about to be used; a custom autograd function
+    called directly would find their memory empty (https://pytorch.org/docs/stable/notes/extending.html#extending-torch).
+    """
+
+    @functools.wraps(function)
+    def wrapped(*tensors: torch.Tensor, **settings: object) -> torch.Tensor:
+        if has_torch_function(tensors):
+            return handle_torch_function(wrapped, tensors, *tensors, **settings)
+        return function(*tensors, **settings)
+
+    return wrapped
+
+
+@through_torch_function
+def fused_rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    """Root-mean-square norm over the last dimension, computed in fp32, as LLaMA does.
+
+    Args:
+        hidden: (…, width), any floating dtype.
+        weight: (width,).
+        eps: added to the mean square.
+    """
+    from liger_kernel.ops import LigerRMSNormFunction
+
+    return LigerRMSNormFunction.apply(hidden, weight, eps, 0.0, "llama", True, None)
+
+
+@through_torch_function
+def fused_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of `hidden @ weight.T` against labels, a few rows of logits at a time.
+
+    Args:
+        hidden: (tokens, width).
+        weight: (vocabulary, width), the output layer's.
+        labels: (tokens,), -100 where a token does not count.
+    """
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    # The gradient of the output layer is a sum over the chunks: in bf16 it would lose what each adds.
+    return liger_fused_linear_cross_entropy(hidden, weight, labels, accum_dtype=torch.float32)
+
+
+def _norm_forward(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    return fused_rms_norm(hidden_states, self.weight, eps=self.variance_epsilon)
+
+
+def _forward_with_fused_loss(
+    self: LlamaForCausalLM,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    **settings: object,
+) -> CausalLMOutputWithPast:
+    """`LlamaForCausalLM.forward` with the loss computed straight from the hidden states."""
+    outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **settings)
+    hidden = outputs[0]
+    if labels is None:
+        return CausalLMOutputWithPast(logits=self.lm_head(hidden))
+    shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1)
+    loss = fused_linear_cross_entropy(hidden.reshape(-1, hidden.shape[-1]), self.lm_head.weight, shifted)
+    return CausalLMOutputWithPast(loss=loss)

@@ -6,6 +6,7 @@
         lr_scheduler          JSON: schedule and position
         running_states.json   position in data and run, what the run was begun with
         random_states.pt      generators of every rank
+        master_weights/       Gemini alone: the fp32 master weights, which it keeps apart from its optimizer
 
 ColossalAI's own checkpoints keep the half-precision weights alone and round the master weights to them on loading; here each
 master weight travels as one more state of its parameter, so that the plugin's own gathering and sharding serves it too.
@@ -22,6 +23,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from colossalai.amp.naive_amp.mixed_precision_optimizer import MixedPrecisionOptimizer
+from colossalai.zero import GeminiDDP, LowLevelZeroOptimizer
 from transformers import PreTrainedTokenizerBase
 
 from colossal_llama.training.plugins import Engine
@@ -33,6 +36,7 @@ RUNNING_STATES = "running_states.json"
 RANDOM_STATES = "random_states.pt"
 _NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
 _MASTER = "master_weight"
+_MASTERS = "master_weights"
 _SHARD_SIZE_MIB = 4096
 
 
@@ -170,6 +174,11 @@ def save_checkpoint(
         temporary.mkdir()
     dist.barrier()
     write_model(temporary / "modelling", engine, model, tokenizer)
+    if isinstance(model, GeminiDDP):
+        with _speaking_for_master_weights(model):
+            engine.booster.save_model(
+                model, str(temporary / _MASTERS), shard=True, size_per_shard=_SHARD_SIZE_MIB, use_safetensors=True
+            )
     with _master_weights_as_states(optimizer):
         engine.booster.save_optimizer(
             optimizer, str(temporary / "optimizer"), shard=True, size_per_shard=_SHARD_SIZE_MIB
@@ -226,8 +235,14 @@ def write_model(target: Path, engine: Engine, model: torch.nn.Module, tokenizer:
         tokenizer.save_pretrained(target)
 
 
-def restore_optimizer(checkpoint: Checkpoint, engine: Engine, optimizer: torch.optim.Optimizer) -> None:
-    """Restores moments, master weights, step counts and loss scale; the model's weights are loaded before."""
+def restore_optimizer(
+    checkpoint: Checkpoint, engine: Engine, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Restores moments, master weights, step counts and loss scale; the model's own weights are loaded before."""
+    masters = checkpoint.path / _MASTERS
+    if isinstance(model, GeminiDDP) and masters.is_dir():
+        with _speaking_for_master_weights(model):
+            engine.booster.load_model(model, str(masters))
     engine.booster.load_optimizer(optimizer, str(checkpoint.path / "optimizer"))
     _take_master_weights(optimizer)
     _restore_loss_scale(optimizer, checkpoint.running_states.get("loss_scale"))
@@ -277,7 +292,19 @@ def _take_master_weights(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _keeps_master_weights(optimizer: torch.optim.Optimizer) -> bool:
-    return hasattr(optimizer, "get_master_to_working_map")
+    """Whether the parameters of the inner optimizer are fp32 copies of the model's (Gemini keeps them in chunks of its own)."""
+    return isinstance(optimizer, LowLevelZeroOptimizer | MixedPrecisionOptimizer)
+
+
+@contextmanager
+def _speaking_for_master_weights(model: GeminiDDP) -> Iterator[None]:
+    """Makes Gemini save and load its fp32 master weights where it otherwise does the half-precision ones."""
+    former = model.mixed_precision, model.chunk_manager.reuse_fp16_chunk
+    model.mixed_precision, model.chunk_manager.reuse_fp16_chunk = torch.float32, True
+    try:
+        yield
+    finally:
+        model.mixed_precision, model.chunk_manager.reuse_fp16_chunk = former
 
 
 def _loss_scaler(optimizer: torch.optim.Optimizer) -> Any:

@@ -17,7 +17,7 @@ from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
 from colossal_llama.model.loading import flops_per_token, load_config, load_model
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
-from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, TrainingArguments
 from colossal_llama.training.checkpoint import (
     Checkpoint,
     Origin,
@@ -105,7 +105,10 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     notes = [attention_note, _use_kernels(arguments, model, device)]
     _check_vocabulary(model, data)
     if arguments.use_grad_checkpoint:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs; Gemini's hooks around each
+        # operation would then be left open.
+        reentrant = arguments.plugin in GPU_ONLY_PLUGINS
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     if arguments.freeze_non_embeds_params:
         freeze_all_but_embeddings(model)
         notes.append("training input and output embeddings only")
@@ -151,7 +154,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     progress = Progress()
     if data.checkpoint is not None:
         progress = resume_progress(data.checkpoint, data.origin, arguments.allow_other_data)
-        restore_optimizer(data.checkpoint, engine, optimizer)
+        restore_optimizer(data.checkpoint, engine, model, optimizer)
         restore_random_states(data.checkpoint)
     stepper = Stepper(
         engine=engine,
