@@ -7,12 +7,12 @@ import errno
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import orjson
-from transformers import PreTrainedTokenizerFast
 
 from colossal_llama.dataset import run_directory
 from colossal_llama.dataset.buckets import assign_bins
@@ -76,7 +76,7 @@ def prepare(settings: Settings, opened: "OpenTokenizer | None" = None) -> dict |
 def _prepare_locked(settings: Settings, opened: "OpenTokenizer | None") -> dict | None:
     started = time.perf_counter()
     files = find_input_files(settings.data_input_dirs, excluded=settings.output_dir)
-    opened = opened or OpenTokenizer.from_directory(settings.tokenizer_dir)
+    opened = opened or OpenTokenizer(settings.tokenizer_dir)
     sample_tokenizer, format_facts = _sample_tokenizer(settings, opened)
     identity = run_directory.identity(settings, files, format_facts)
     state = run_directory.open_directory(settings, identity)
@@ -122,26 +122,24 @@ def _unfinished(facts: Sequence[dict | None]) -> str:
     )
 
 
-@dataclass(frozen=True)
 class OpenTokenizer:
-    """A tokenizer with what is computed from its vocabulary: 0.5 s for LLaMA-2, 3 s for LLaMA-3."""
+    """A tokenizer with what is computed from its vocabulary when it is needed: 0.5 s for LLaMA-2, 3 s for LLaMA-3."""
 
-    tokenizer: PreTrainedTokenizerFast
-    encoder: BulkEncoder
-    ranks: CutRanks
-    fingerprint: str
-
-    @classmethod
-    def from_directory(cls, directory: Path) -> "OpenTokenizer":
+    def __init__(self, directory: Path):
         """Opens a tokenizer directory.
 
         Raises:
             UserError: see `load_tokenizer`.
         """
-        tokenizer = load_tokenizer(directory)
-        encoder = TextEncoder(tokenizer)
-        ranks = CutRanks(token_bytes(encoder.definition(), len(tokenizer)))
-        return cls(tokenizer, BulkEncoder(encoder), ranks, tokenizer_fingerprint(tokenizer))
+        self.tokenizer = load_tokenizer(directory)
+        self.fingerprint = tokenizer_fingerprint(self.tokenizer)
+
+    @cached_property
+    def for_documents(self) -> tuple[BulkEncoder, CutRanks]:
+        """The encoder of documents and the places where they are cut."""
+        encoder = TextEncoder(self.tokenizer)
+        definition = encoder.definition()
+        return BulkEncoder(encoder, definition), CutRanks(token_bytes(definition, len(self.tokenizer)))
 
 
 def _sample_tokenizer(
@@ -156,9 +154,9 @@ def _sample_tokenizer(
         return ConversationTokenizer(template, settings.max_length, settings.long_conversations), facts
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     facts |= {"bos_id": bos_id, "eos_id": eos_id}
-    return DocumentTokenizer(
-        opened.encoder, bos_id, eos_id, opened.ranks, settings.max_length, settings.long_documents
-    ), facts
+    encoder, ranks = opened.for_documents
+    samples = DocumentTokenizer(encoder, bos_id, eos_id, ranks, settings.max_length, settings.long_documents)
+    return samples, facts
 
 
 # ----------------------------------------------------------------------------------------------------- tokenizing

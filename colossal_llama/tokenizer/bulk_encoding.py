@@ -30,16 +30,14 @@ _SPACE = "▁"
 class BulkEncoder:
     """Encodes many texts at once; picklable, so that worker processes can be given one."""
 
-    def __init__(self, encoder: TextEncoder):
+    def __init__(self, encoder: TextEncoder, definition: dict | None = None):
+        """
+        Args:
+            encoder: what this encoder agrees with.
+            definition: the encoder's definition, if it is at hand.
+        """
         self._encoder = encoder
-        self._words = WordEncoder.for_encoder(encoder)
-
-    # The dictionary of words stays here: a worker process fills its own.
-    def __getstate__(self) -> TextEncoder:
-        return self._encoder
-
-    def __setstate__(self, encoder: TextEncoder) -> None:
-        self.__init__(encoder)
+        self._words = WordEncoder.for_encoder(encoder, definition or encoder.definition())
 
     def encode(self, texts: Sequence[str], beginnings: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts, one after the other.
@@ -94,9 +92,8 @@ class WordEncoder:
     """Encodes texts word by word, where words are cut only between characters that no piece of the vocabulary joins."""
 
     @classmethod
-    def for_encoder(cls, encoder: TextEncoder) -> "WordEncoder | None":
+    def for_encoder(cls, encoder: TextEncoder, definition: dict) -> "WordEncoder | None":
         """None for a tokenizer of another kind than LLaMA-2's, whose merges these cuts would not respect."""
-        definition = encoder.definition()
         prefix = _space_prefix(definition)
         separator = _separator(definition["model"]) if prefix is not None else None
         return None if separator is None else cls(encoder, definition["model"]["vocab"], prefix, separator)
@@ -112,7 +109,19 @@ class WordEncoder:
         self._encoder, self._prefix, self._separator = encoder, prefix, separator
         self._joined = _joined_pairs(vocabulary)
         (self._separator_id,) = encoder.encode_continuation([separator])[0]
-        self._known: dict[str, bytes] = {separator: np.int32(self._separator_id).tobytes()}
+        self._known: dict[str, bytes] = {}
+        self._forget_all()
+
+    # The dictionary of words stays here: a worker process fills its own.
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_known": {}}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._known = {self._separator: np.int32(self._separator_id).tobytes()}
 
     def encode(self, texts: Sequence[str], beginnings: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
         """See `BulkEncoder.encode`."""
@@ -177,7 +186,7 @@ class WordEncoder:
         unknown = set(words).difference(self._known)
         if unknown:
             self._learn(sorted(unknown))
-        pieces = [self._known[word] for word in words]
+        pieces = list(map(self._known.__getitem__, words))
         self._forget(unknown)
         id_counts = np.cumsum([0, *map(len, pieces)]) // 4
         word_starts = np.concatenate([[0], np.cumsum(cuts)])[text_starts]
@@ -202,7 +211,7 @@ class WordEncoder:
             if len(word) > LONGEST_KNOWN_WORD:
                 del self._known[word]
         if len(self._known) > MOST_KNOWN_WORDS:
-            self._known = {self._separator: self._known[self._separator]}
+            self._forget_all()
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
@@ -23,23 +24,27 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
-        self._build(tokenizer.backend_tokenizer.to_str())
-
-    def _build(self, serialized: str) -> None:
-        self._serialized = serialized
+        self._serialized = tokenizer.backend_tokenizer.to_str()
         definition = self.definition()
         definition["post_processor"] = None
         definition["truncation"] = definition["padding"] = None
-        self._beginning = _as_plain_text(definition)
         without_prefix = _without_prefix_space(definition)
-        self._continuation = self._beginning if without_prefix == definition else _as_plain_text(without_prefix)
+        self._beginning_json = json.dumps(definition)
+        self._continuation_json = None if without_prefix == definition else json.dumps(without_prefix)
 
-    # A pickled `Tokenizer` forgets `encode_special_tokens`; a worker process therefore builds its own from the definition.
-    def __getstate__(self) -> str:
-        return self._serialized
+    # A pickled `Tokenizer` forgets `encode_special_tokens` (and LLaMA-3's takes a second to build): each process builds
+    # what it needs when it needs it.
+    @cached_property
+    def _beginning(self) -> Tokenizer:
+        return _as_plain_text(self._beginning_json)
 
-    def __setstate__(self, serialized: str) -> None:
-        self._build(serialized)
+    @cached_property
+    def _continuation(self) -> Tokenizer:
+        return self._beginning if self._continuation_json is None else _as_plain_text(self._continuation_json)
+
+    def __getstate__(self) -> dict:
+        names = ("_serialized", "_beginning_json", "_continuation_json")
+        return {name: getattr(self, name) for name in names}
 
     def definition(self) -> dict:
         """The tokenizer's own definition (tokenizer.json) as Python objects, parsed anew: 100 MB for LLaMA-3."""
@@ -58,8 +63,8 @@ def _ids(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def _as_plain_text(definition: dict) -> Tokenizer:
-    backend = Tokenizer.from_str(json.dumps(definition))
+def _as_plain_text(serialized: str) -> Tokenizer:
+    backend = Tokenizer.from_str(serialized)
     backend.encode_special_tokens = True
     return backend
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def tokenizer_dir(request, shared_data):
 
 @pytest.fixture(scope="module")
 def opened(tokenizer_dir):
-    return OpenTokenizer.from_directory(tokenizer_dir)
+    return OpenTokenizer(tokenizer_dir)
 
 
 def write_jsonl(path: Path, records) -> None:
@@ -56,9 +57,14 @@ def read_parts(output: Path) -> list[list[dict]]:
     return parts
 
 
+@lru_cache(maxsize=1)
+def text_encoder(tokenizer) -> TextEncoder:
+    return TextEncoder(tokenizer)
+
+
 def expected_documents(tokenizer, records) -> list[tuple[list[int], list[int]]]:
     """Ids and labels of each document by the plain definition, one call of the tokenizer a text."""
-    encoder = TextEncoder(tokenizer)
+    encoder = text_encoder(tokenizer)
     documents = []
     for record in records:
         source = encoder.encode_beginning([record["source"]])[0]

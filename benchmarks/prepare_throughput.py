@@ -1,0 +1,241 @@
+"""Measures data preparation against its floor: what reading, parsing, tokenizing, packing and writing take by themselves.
+
+    python benchmarks/prepare_throughput.py --pretrain_dir DIR --tokenizer_dir DIR [--sft_dir DIR --sft_tokenizer_dir DIR]
+
+The floor is made of the same steps in the shortest form: each process reads and parses whole files and gives all texts of a
+file to `encode_batch_fast` at once; the lengths are packed; Arrow files of ids and labels are written. Starting Python, opening
+the tokenizer, checking records, the jsonl files, checksums and flushing to the disk are in the script's time and not in the
+floor. Script and floor are run in turn, and the best of each is taken, because other work on the machine only ever adds time.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism, here as in the script
+os.environ["USE_TORCH"] = "0"
+os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+
+import numpy as np
+import orjson
+import psutil
+import pyarrow as pa
+
+from colossal_llama.dataset.splicing import splice_best_fit
+from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.console import table
+from colossal_llama.utils.files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_LENGTH = 4096
+NUM_PARTS = 10
+
+
+def main() -> None:
+    """Measures what is asked for and prints the tables."""
+    arguments = _arguments()
+    results: dict = {"processes": arguments.num_workers, "rounds": arguments.rounds}
+    with tempfile.TemporaryDirectory(dir=arguments.scratch_dir) as scratch:
+        results["pretrain"] = _measure("pretrain", arguments.pretrain_dir, arguments.tokenizer_dir, arguments, scratch)
+        results["fixed_cost_per_part_s"] = _fixed_cost_per_part(arguments, Path(scratch))
+        if arguments.sft_dir:
+            tokenizer_dir = arguments.sft_tokenizer_dir or arguments.tokenizer_dir
+            results["sft"] = _measure("sft", arguments.sft_dir, tokenizer_dir, arguments, scratch)
+    _print(results)
+    if arguments.output:
+        write_json(arguments.output, results)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretrain_dir", type=Path, required=True, help="pre-training records")
+    parser.add_argument(
+        "--tokenizer_dir", type=Path, required=True, help="tokenizer, of the LLaMA-2 kind if --sft_dir is given alone"
+    )
+    parser.add_argument("--sft_dir", type=Path, help="conversations; not measured without")
+    parser.add_argument(
+        "--sft_tokenizer_dir", type=Path, help="tokenizer for the conversations (default: --tokenizer_dir)"
+    )
+    parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each is run")
+    parser.add_argument("--scratch_dir", type=Path, help="where the output goes and is removed (default: the system's)")
+    parser.add_argument("--output", type=Path, help="a json file for the results")
+    return parser.parse_args()
+
+
+def _measure(kind: str, data_dir: Path, tokenizer_dir: Path, arguments: argparse.Namespace, scratch: str) -> dict:
+    runs, floors = [], []
+    for number in range(arguments.rounds):
+        output = Path(scratch) / f"{kind}-{number}"
+        runs.append(_run_script(kind, data_dir, tokenizer_dir, output, arguments.num_workers))
+        floors.append(_floor(kind, data_dir, tokenizer_dir, Path(scratch), arguments.num_workers))
+    script, floor = min(runs, key=lambda run: run["wall_s"]), min(floors, key=lambda floor: floor["total_s"])
+    return {"script": script, "floor": floor, "ratio": script["wall_s"] / floor["total_s"]}
+
+
+# ------------------------------------------------------------------------------------------------------ the script
+
+
+def _run_script(kind: str, data_dir: Path, tokenizer_dir: Path, output: Path, num_workers: int, *more: str) -> dict:
+    command = [sys.executable, ROOT / f"prepare_{kind}_dataset.py", "--data_input_dirs", data_dir, "--tokenizer_dir",
+               tokenizer_dir, "--data_output_dirs", output, "--num_workers", str(num_workers), *more]  # fmt: skip
+    if kind == "sft":
+        vocabulary = load_tokenizer(tokenizer_dir).get_vocab()
+        command += ["--llama_version", "3" if "<|eot_id|>" in vocabulary else "2"]
+    started = time.perf_counter()
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    peak_bytes = _watch(psutil.Process(process.pid), process)
+    wall_s = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(process.stderr.read())
+    manifest = json.loads((output / "manifest.json").read_bytes())
+    arrow_bytes = sum(path.stat().st_size for path in (output / "arrow").rglob("*.arrow"))
+    tokens = manifest["totals"]["tokens_out"]
+    return {
+        "wall_s": wall_s,
+        "tokens": tokens,
+        "tokens_per_s": manifest["totals"]["tokens_in"] / wall_s,
+        "fill": manifest["totals"]["fill"],
+        "peak_mib": peak_bytes / 2**20,
+        "arrow_bytes_per_token": arrow_bytes / tokens,
+        "stages": json.loads((output / "last_run.json").read_bytes()),
+    }
+
+
+def _watch(parent: psutil.Process, process: subprocess.Popen) -> int:
+    """The largest sum of resident memory over the process tree, looked at every 50 ms until the process ends."""
+    peak = 0
+    while process.poll() is None:
+        try:
+            family = [parent, *parent.children(recursive=True)]
+            peak = max(peak, sum(member.memory_info().rss for member in family))
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(0.05)
+    return peak
+
+
+def _fixed_cost_per_part(arguments: argparse.Namespace, scratch: Path) -> float:
+    """Seconds that each further part costs, on 120 documents."""
+    data_dir = scratch / "few"
+    data_dir.mkdir()
+    lines = [json.dumps({"source": "", "target": f"A short text, number {n}.", "category": "few"}) for n in range(120)]
+    (data_dir / "few.jsonl").write_text("\n".join(lines))
+    walls = {}
+    for parts in (10, 110):
+        more = ("--num_spliced_dataset_bins", str(parts))
+        runs = [
+            _run_script("pretrain", data_dir, arguments.tokenizer_dir, scratch / f"few-{parts}-{n}", 1, *more)["wall_s"]
+            for n in range(arguments.rounds)
+        ]
+        walls[parts] = min(runs)
+    return (walls[110] - walls[10]) / 100
+
+
+# ------------------------------------------------------------------------------------------------------- the floor
+
+
+def _floor(kind: str, data_dir: Path, tokenizer_dir: Path, scratch: Path, num_workers: int) -> dict:
+    backend = load_tokenizer(tokenizer_dir).backend_tokenizer
+    definition = scratch / "floor-tokenizer.json"
+    backend.save(str(definition))
+    files = sorted(data_dir.rglob("*.jsonl"), key=lambda path: -path.stat().st_size)
+    with multiprocessing.get_context("spawn").Pool(num_workers, _open_floor_tokenizer, (definition,)) as pool:
+        pool.map(_nothing, range(4 * num_workers))  # everybody has started
+        started = time.perf_counter()
+        lengths = np.concatenate(
+            pool.map(_encode_texts if kind == "pretrain" else _encode_messages, files, chunksize=1)
+        )
+        encoded = time.perf_counter()
+        clipped = np.concatenate([_split_lengths(length) for length in lengths.tolist()])
+        rows = splice_best_fit(clipped, MAX_LENGTH) if kind == "pretrain" else clipped
+        packed = time.perf_counter()
+        share = int(clipped.sum()) // NUM_PARTS
+        pool.map(
+            _write_arrow,
+            [(scratch / f"floor-{part}.arrow", share, max(len(rows) // NUM_PARTS, 1)) for part in range(NUM_PARTS)],
+        )
+        written = time.perf_counter()
+    return {
+        "read_parse_encode_s": encoded - started,
+        "pack_s": packed - encoded,
+        "write_s": written - packed,
+        "total_s": written - started,
+    }
+
+
+def _open_floor_tokenizer(definition: Path) -> None:
+    global _tokenizer
+    from tokenizers import Tokenizer
+
+    _tokenizer = Tokenizer.from_file(str(definition))
+
+
+def _nothing(_: int) -> None:
+    time.sleep(0.05)
+
+
+def _encode_texts(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        texts = [orjson.loads(line)["target"] for line in file]
+    return np.array([len(encoding.ids) for encoding in _tokenizer.encode_batch_fast(texts)], np.int64)
+
+
+def _encode_messages(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        conversations = [[message["content"] for message in orjson.loads(line)["messages"]] for line in file]
+    texts = [content for contents in conversations for content in contents]
+    counts = np.cumsum([0, *(len(encoding.ids) for encoding in _tokenizer.encode_batch_fast(texts))])
+    ends = np.cumsum([0, *map(len, conversations)])
+    return np.diff(counts[ends])
+
+
+def _split_lengths(length: int) -> np.ndarray:
+    whole, rest = divmod(length, MAX_LENGTH)
+    return np.array([MAX_LENGTH] * whole + [rest] * (rest > 0), np.int64)
+
+
+def _write_arrow(task: tuple[Path, int, int]) -> None:
+    path, tokens, rows = task
+    starts = pa.array(np.linspace(0, tokens, rows + 1).astype(np.int32))
+    values = pa.array(np.arange(tokens, dtype=np.int32))
+    batch = pa.record_batch([pa.ListArray.from_arrays(starts, values)] * 2, names=["input_ids", "labels"])
+    with path.open("wb") as file, pa.ipc.new_stream(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    path.unlink()
+
+
+# ------------------------------------------------------------------------------------------------------- the report
+
+
+def _print(results: dict) -> None:
+    for kind in ("pretrain", "sft"):
+        if kind not in results:
+            continue
+        script, floor = results[kind]["script"], results[kind]["floor"]
+        rows = [
+            ["floor: read, parse, encode_batch_fast", floor["read_parse_encode_s"]],
+            ["floor: pack", floor["pack_s"]],
+            ["floor: write Arrow", floor["write_s"]],
+            ["floor", floor["total_s"]],
+            ["script: tokenize", script["stages"]["tokenize_s"]],
+            ["script: write parts", script["stages"]["write_s"]],
+            ["script: whole", script["wall_s"]],
+        ]
+        print(table([f"{kind}, {results['processes']} processes", "seconds"], rows))
+        print(
+            f"script / floor {results[kind]['ratio']:.2f}; {script['tokens_per_s']:,.0f} tokens/s; fill {script['fill']:.4f}; "
+            f"peak {script['peak_mib']:,.0f} MiB over the process tree; {script['arrow_bytes_per_token']:.2f} bytes a token\n"
+        )
+    print(f"fixed cost per part {results['fixed_cost_per_part_s']:.3f} s")
+
+
+if __name__ == "__main__":
+    main()
