@@ -35,6 +35,7 @@ class Expansion:
         known: asked pieces that the source has already.
         impossible: asked pieces that no text can produce whatever is added, with the reason; they are not added.
         encoders: the finished tokenizer, in each of its implementations, from texts to ids without special tokens.
+        merge_alone: ids of a text by merges alone, if the tokenizer has another way too (LLaMA-3 looks up whole words).
     """
 
     family: str
@@ -45,6 +46,7 @@ class Expansion:
     known: Sequence[Piece]
     impossible: Sequence[tuple[Piece, str]]
     encoders: Sequence[Encode]
+    merge_alone: Encode | None = None
 
     @property
     def size(self) -> int:

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 
 from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
 from colossal_llama.utils.errors import UserError, run_main
+
+LEFT_OUT_SHOWN = 10
 
 
 def main() -> None:
@@ -23,11 +26,13 @@ def main() -> None:
     from colossal_llama.utils.console import say
 
     asked, expansion = expand(arguments.source_tokenizer_dir, arguments.expand_tokens_file)
-    proof = prove(expansion.wanted, expansion.encoders)
+    proof = prove(expansion.wanted, expansion.encoders, expansion.merge_alone)
     record = expansion_record(expansion, asked, proof, arguments.pad_to_multiple_of)
     say(record_table(record))
-    for piece, reason in expansion.impossible:
+    for piece, reason in expansion.impossible[:LEFT_OUT_SHOWN]:
         say(f"left out: {piece.where}: {piece.text!r}: {reason}")
+    if len(expansion.impossible) > LEFT_OUT_SHOWN:
+        say(f"left out: {len(expansion.impossible) - LEFT_OUT_SHOWN} more, listed in expansion_report.json")
     if proof.unreachable:
         raise UserError(
             [f"no text was found that produces the new piece {piece!r}" for piece in proof.unreachable[:20]]
@@ -101,14 +106,23 @@ def expand(source: Path, pieces_file: Path):
     Raises:
         UserError: the source cannot be read or expanded, or the file of pieces has bad lines.
     """
-    from colossal_llama.tokenizer.expand_sentencepiece import control_tokens, expand_sentencepiece, read_model
-    from colossal_llama.tokenizer.loading import load_tokenizer
+    from colossal_llama.tokenizer import expand_bytelevel, expand_sentencepiece
     from colossal_llama.tokenizer.pieces import read_pieces
 
-    model = read_model(source / "tokenizer.model")
+    definition = expand_bytelevel.read_definition(source / "tokenizer.json")
+    if definition is not None:
+        asked = read_pieces(pieces_file, expand_bytelevel.control_tokens(definition))
+        return asked, expand_bytelevel.expand_bytelevel(definition, asked.pieces)
+
+    # transformers would import torch, which no tokenizer needs: 1.6 of 5 seconds. It then advises to install it: silenced.
+    os.environ.setdefault("USE_TORCH", "0")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from colossal_llama.tokenizer.loading import load_tokenizer
+
+    model = expand_sentencepiece.read_model(source / "tokenizer.model")
     fast = load_tokenizer(source)
-    asked = read_pieces(pieces_file, control_tokens(model) | set(fast.get_added_vocab()))
-    return asked, expand_sentencepiece(model, fast.backend_tokenizer, asked.pieces)
+    asked = read_pieces(pieces_file, expand_sentencepiece.control_tokens(model) | set(fast.get_added_vocab()))
+    return asked, expand_sentencepiece.expand_sentencepiece(model, fast.backend_tokenizer, asked.pieces)
 
 
 if __name__ == "__main__":

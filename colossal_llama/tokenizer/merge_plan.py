@@ -68,7 +68,9 @@ def plan_merges(
     _drop_needless_bridges(bridges, pieces, rank)
 
     pieces.update(bridges)
-    splits = {piece: derive(segments, rank)[-1] for piece, segments in pieces.items()}
+    splits = {
+        piece: segments if len(segments) == 2 else derive(segments, rank)[-1] for piece, segments in pieces.items()
+    }
     return MergePlan(tuple(sorted(pieces, key=rank.__getitem__)), tuple(bridges), splits)
 
 
@@ -180,7 +182,7 @@ def _move_blocking_pieces(pieces: Mapping[str, Segments], rank: dict[str, float]
 
     A move is kept only if it leaves fewer dead pieces among those that contain the moved one.
     """
-    dead = [piece for piece, segments in pieces.items() if not is_reachable(segments, rank)]
+    dead = [piece for piece, segments in pieces.items() if len(segments) > 2 and not is_reachable(segments, rank)]
     if not dead:
         return
     containing = _pieces_by_sub_piece(pieces, {"".join(m) for piece in dead for m in derive(pieces[piece], rank)})
@@ -234,7 +236,7 @@ def _bridge_what_is_still_dead(
     """Bridges from the symbols where a dead piece is stuck. Ranked last, they cannot disturb a piece that is reachable."""
     bridges: dict[str, Segments] = {}
     for segments in pieces.values():
-        while not is_reachable(segments, rank):
+        while len(segments) > 2 and not is_reachable(segments, rank):
             bridge, parts = _next_bridge(segments, rank, forbidden)
             bridges[bridge] = parts
             rank[bridge] = max(rank.values()) + 1.0

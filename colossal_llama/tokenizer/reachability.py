@@ -41,20 +41,25 @@ class Proof:
     unreachable: tuple[str, ...]
 
 
-def prove(wanted: Mapping[str, int], encoders: Sequence[Encode]) -> Proof:
+def prove(wanted: Mapping[str, int], encoders: Sequence[Encode], merge_alone: Encode | None = None) -> Proof:
     """Looks for a text that produces each piece, at the beginning of a text and inside one.
 
     Args:
         wanted: text of a piece → its id.
         encoders: functions from texts to ids (no special tokens added). All must give the same ids for every text tried.
+        merge_alone: gives ids by merges alone, where the encoders look up whole words too. A piece must come out of it as
+            its one id: what a look-up finds only as a word of its own is not reachable.
 
     Raises:
         UserError: two encoders disagree on a text.
     """
     at_beginning, missing_at_beginning = _search(wanted, _BEGINNING, encoders)
     inside, missing_inside = _search(wanted, _INSIDE, encoders)
-    unreachable = tuple(piece for piece in missing_inside if piece in missing_at_beginning)
-    return Proof(len(wanted), at_beginning, inside, unreachable)
+    unreachable = set(missing_inside) & set(missing_at_beginning)
+    if merge_alone is not None:
+        merged = merge_alone(list(wanted))
+        unreachable |= {piece for piece, ids in zip(wanted, merged, strict=True) if list(ids) != [wanted[piece]]}
+    return Proof(len(wanted), at_beginning, inside, tuple(piece for piece in wanted if piece in unreachable))
 
 
 def _search(
