@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 
@@ -97,12 +98,15 @@ class ConversationTemplate:
         """
         return self.encode_batch([messages])[0]
 
-    def encode_batch(self, conversations: Sequence[Sequence[Message]]) -> list[EncodedConversation]:
-        """`encode` for many conversations with one call of the tokenizer, which uses all its threads."""
+    def encode_batch(
+        self, conversations: Sequence[Sequence[Message]], bulk_encoder: BulkEncoder | None = None
+    ) -> list[EncodedConversation]:
+        """`encode` for many conversations with one call of the tokenizer, or of a faster encoder that agrees with it."""
+        encode_contents = (bulk_encoder or self._encoder).encode_continuation
         split = [_split_system(messages) for messages in conversations]
         custom_systems = [system for system, _ in split if system is not None]
         custom_openings = iter(self._openings(custom_systems))
-        contents = iter(self._encoder.encode_continuation([turn.content for _, turns in split for turn in turns]))
+        contents = iter(encode_contents([turn.content for _, turns in split for turn in turns]))
         encoded = []
         for system, turns in split:
             opening = self._default_opening if system is None else next(custom_openings)

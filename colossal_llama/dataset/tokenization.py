@@ -169,15 +169,17 @@ class ConversationTokenizer:
     def __init__(
         self,
         template: ConversationTemplate,
+        encoder: BulkEncoder,
         max_length: int,
         long_conversations: Literal["truncate", "window"] = "truncate",
     ):
-        self._template, self._max_length, self._long_conversations = template, max_length, long_conversations
+        self._template, self._encoder = template, encoder
+        self._max_length, self._long_conversations = max_length, long_conversations
 
     def samples(self, conversations: Sequence[Conversation]) -> Samples:
         """Tokenizes conversations (see `Samples`)."""
         collector = _SampleCollector()
-        encoded = self._template.encode_batch([conversation.messages for conversation in conversations])
+        encoded = self._template.encode_batch([conversation.messages for conversation in conversations], self._encoder)
         for conversation, whole in zip(conversations, encoded, strict=True):
             counter = collector.counter(conversation.category)
             counter["documents"] += 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from colossal_llama.tokenizer.encoding import TextEncoder
 
-BLOCK_CHARACTERS = 1 << 20  # encoded together: bounds the memory, whatever the length of a text is
+BLOCK_CHARACTERS = 1 << 18  # encoded together: the arrays of a block stay in the cache, and memory is bounded
 JOINED_CHARACTERS = 1 << 10  # of unknown words in one string for the tokenizer, which slows down on long ones
 MOST_KNOWN_WORDS = 300_000  # about 70 MB
 LONGEST_KNOWN_WORD = 24  # longer ones hardly ever come again
@@ -58,6 +58,12 @@ class BulkEncoder:
         if not ids:
             return np.empty(0, np.int32), np.empty(0, np.int64)
         return np.concatenate(ids), np.concatenate(lengths)
+
+    def encode_continuation(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that follow other tokens, one list a text, like `TextEncoder.encode_continuation`."""
+        ids, lengths = self.encode(texts, [False] * len(texts))
+        flat, ends = ids.tolist(), np.cumsum(lengths).tolist()
+        return [flat[start:end] for start, end in pairwise([0, *ends])]
 
     def _encode_whole(self, texts: Sequence[str], beginnings: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
         first = [index for index, beginning in enumerate(beginnings) if beginning]
