@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--vocabulary_size", type=number(int, minimum=300), default=1000, help="pieces, 259 of them fixed"
     )
-    parser.add_argument("--hidden_size", type=number(int, minimum=8), default=256, help="width; a multiple of 32")
+    parser.add_argument("--hidden_size", type=number(int, minimum=8), default=128, help="width; a multiple of 32")
     parser.add_argument("--num_layers", type=number(int, minimum=1), default=4, help="decoder layers")
     parser.add_argument("--max_positions", type=number(int, minimum=16), default=512, help="longest input, in tokens")
     parser.add_argument("--seed", type=number(int, minimum=0), default=42, help="of the random weights")

@@ -1,0 +1,74 @@
+"""Prints what the quick start's steps achieved, a few lines each, from the files that they left.
+
+python examples/quickstart_report.py compression BASE_TOKENIZER TOKENIZER DATA_DIR
+                                                             tokens per character before and after
+python examples/quickstart_report.py loss RUN_DIR             first and last losses in metrics.jsonl
+python examples/quickstart_report.py answers ANSWERS.jsonl    how many are what the example teaches
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path: the project's root is the import root
+
+INDENT = " " * 4
+
+
+def main() -> None:
+    if len(sys.argv) == 5 and sys.argv[1] == "compression":
+        report_compression(*map(Path, sys.argv[2:]))
+    elif len(sys.argv) == 3 and sys.argv[1] == "loss":
+        report_loss(Path(sys.argv[2]))
+    elif len(sys.argv) == 3 and sys.argv[1] == "answers":
+        report_answers(Path(sys.argv[2]))
+    else:
+        print(__doc__, file=sys.stderr)
+        raise SystemExit(2)
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The records of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def report_compression(base: Path, expanded: Path, data: Path) -> None:
+    """Tokens per character of the texts in `data` with two tokenizers, for each language (the file names' beginning)."""
+    from colossal_llama.tokenizer.loading import TextEncoder, load_tokenizer
+
+    encoders = [TextEncoder(load_tokenizer(directory)) for directory in (base, expanded)]
+    for language, name in (("zh", "Chinese"), ("en", "English")):
+        records = [record for file in sorted(data.glob(f"{language}_*.jsonl")) for record in read_jsonl(file)]
+        texts = [record["source"] + record["target"] for record in records]
+        characters = sum(map(len, texts))
+        rates = [sum(map(len, encoder.encode_beginning(texts))) / characters for encoder in encoders]
+        print(f"{INDENT}{name}: {rates[0]:.3f} → {rates[1]:.3f} tokens per character ({characters:,} characters)")
+
+
+def report_loss(run: Path) -> None:
+    """The loss at the first step and, averaged over the last epoch, at the end."""
+    steps = read_jsonl(run / "metrics.jsonl")
+    last_epoch = [step["loss"] for step in steps if step["epoch"] == steps[-1]["epoch"]]
+    seconds = steps[-1]["time_s"] - steps[0]["time_s"]
+    print(
+        f"{INDENT}loss {steps[0]['loss']:.3f} → {fmean(last_epoch):.3f} in {len(steps)} steps, "
+        f"{steps[-1]['tokens_seen']:,} tokens, {steps[-1]['tokens_seen'] / seconds:,.0f} tokens/s"
+    )
+
+
+def report_answers(answers: Path) -> None:
+    """Some answers, and how many are word for word the example's; exit code 1 if fewer than half are."""
+    records = read_jsonl(answers)
+    as_taught = [record["generated"].strip() == record["messages"][-1]["content"] for record in records]
+    for record in records[::12]:
+        print(
+            f"{INDENT}Human:     {record['messages'][-2]['content']}\n{INDENT}Assistant: {record['generated'].strip()}"
+        )
+    print(f"{INDENT}{sum(as_taught)} of {len(records)} answers are word for word what the example teaches")
+    if sum(as_taught) < len(records) / 2:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
