@@ -55,7 +55,7 @@ def expand_bytelevel(definition: dict, pieces: Sequence[Piece]) -> Expansion:
     """Adds pieces and the bridges they need to a definition.
 
     Args:
-        definition: the source's `tokenizer.json`; it is changed in place, being large.
+        definition: the source's `tokenizer.json`.
         pieces: what to add.
 
     Raises:
@@ -63,7 +63,7 @@ def expand_bytelevel(definition: dict, pieces: Sequence[Piece]) -> Expansion:
     """
     vocabulary: dict[str, int] = definition["model"]["vocab"]
     source_size = 1 + max(*vocabulary.values(), *(token["id"] for token in definition["added_tokens"]))
-    source = _load(definition)
+    source = _load(orjson.dumps(definition))
     known = [piece for piece in pieces if _name(piece) in vocabulary]
     unknown = [piece for piece in pieces if _name(piece) not in vocabulary]
     impossible = [(piece, reason) for piece in unknown if (reason := _why_impossible(piece.text, source))]
@@ -72,13 +72,17 @@ def expand_bytelevel(definition: dict, pieces: Sequence[Piece]) -> Expansion:
 
     plan = plan_merges(_segment(source, new), known_rank={})
     bridges = [bridge for bridge in plan.bridges if bridge not in vocabulary]  # one that is there needs its merge only
-    _fill_holes(definition, source)
-    vocabulary.update((name, source_size + place) for place, name in enumerate([*new, *bridges]))
-    _add_merges(definition["model"]["merges"], [plan.splits[name] for name in plan.order])
-    expanded = _load(definition)
+    new_ids = {name: source_size + place for place, name in enumerate([*new, *bridges])}
+    model = {
+        **definition["model"],
+        "vocab": vocabulary | _controls_for_holes(definition, source) | new_ids,
+        "merges": _with_merges(definition["model"]["merges"], [plan.splits[name] for name in plan.order]),
+    }
+    content = orjson.dumps({**definition, "model": model})
+    expanded = _load(content)
     return Expansion(
         family="byte-level BPE",
-        files={"tokenizer.json": orjson.dumps(definition)},
+        files={"tokenizer.json": content},
         source_size=source_size,
         pieces=list(new.values()),
         bridges=bridges,
@@ -89,9 +93,9 @@ def expand_bytelevel(definition: dict, pieces: Sequence[Piece]) -> Expansion:
     )
 
 
-def _load(definition: dict) -> Tokenizer:
+def _load(content: bytes) -> Tokenizer:
     try:
-        return Tokenizer.from_buffer(orjson.dumps(definition))
+        return Tokenizer.from_buffer(content)
     except ValueError as error:
         raise UserError(f"the source's tokenizer.json cannot be loaded: {error}") from error
 
@@ -137,19 +141,18 @@ def _segment(source: Tokenizer, new: Mapping[str, str]) -> dict[str, tuple[str, 
     return {name: tuple(token_of[token_id] for token_id in row) for name, row in zip(new, ids, strict=True)}
 
 
-def _fill_holes(definition: dict, source: Tokenizer) -> None:
-    """Puts the control tokens, which live behind the vocabulary, into it at their ids.
+def _controls_for_holes(definition: dict, source: Tokenizer) -> dict[str, int]:
+    """The control tokens, which live behind the vocabulary, as entries of it.
 
     With new ids behind them they would leave a hole in the vocabulary, and the tokenizers library then warns on every save that
     it "could be corrupted". Only a token that is no word by itself may be put there: one that is would be looked up.
     """
-    vocabulary = definition["model"]["vocab"]
-    for token in definition["added_tokens"]:
-        if len(source.pre_tokenizer.pre_tokenize_str(token["content"])) > 1:
-            vocabulary.setdefault(token["content"], token["id"])
+    tokens = {token["content"]: token["id"] for token in definition["added_tokens"]}
+    words_of = source.pre_tokenizer.pre_tokenize_str
+    return {token: token_id for token, token_id in tokens.items() if len(words_of(token)) > 1}
 
 
-def _add_merges(merges: list, pairs: Sequence[tuple[str, str]]) -> None:
-    """Appends pairs in the way the list is written: `["a", "b"]`, or `"a b"` by older versions of the library."""
+def _with_merges(merges: list, pairs: Sequence[tuple[str, str]]) -> list:
+    """The list with more pairs, in the way it is written: `["a", "b"]`, or `"a b"` by older versions of the library."""
     as_text = bool(merges) and isinstance(merges[0], str)
-    merges.extend(" ".join(pair) if as_text else list(pair) for pair in pairs)
+    return merges + [" ".join(pair) if as_text else list(pair) for pair in pairs]

@@ -5,7 +5,6 @@
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -22,10 +21,14 @@ def main() -> None:
     """Reads the pieces, expands the source, proves every piece, writes the target."""
     arguments = parse_arguments()
     from colossal_llama.tokenizer.expansion import expansion_record, record_table, write_expansion
+    from colossal_llama.tokenizer.pieces import read_pieces
     from colossal_llama.tokenizer.reachability import prove
+    from colossal_llama.tokenizer.source import open_source
     from colossal_llama.utils.console import say
 
-    asked, expansion = expand(arguments.source_tokenizer_dir, arguments.expand_tokens_file)
+    source = open_source(arguments.source_tokenizer_dir)
+    asked = read_pieces(arguments.expand_tokens_file, source.control_tokens)
+    expansion = source.expand(asked.pieces)
     proof = prove(expansion.wanted, expansion.encoders, expansion.merge_alone)
     record = expansion_record(expansion, asked, proof, arguments.pad_to_multiple_of)
     say(record_table(record))
@@ -95,34 +98,6 @@ def missing_files(source: Path) -> list[str]:
     if not (source / "tokenizer_config.json").is_file():
         problems.append("tokenizer_config.json is missing")
     return problems
-
-
-def expand(source: Path, pieces_file: Path):
-    """Expands whichever family the source belongs to.
-
-    Returns:
-        (asked, expansion): the content of the file of pieces, and the expanded vocabulary.
-
-    Raises:
-        UserError: the source cannot be read or expanded, or the file of pieces has bad lines.
-    """
-    from colossal_llama.tokenizer import expand_bytelevel, expand_sentencepiece
-    from colossal_llama.tokenizer.pieces import read_pieces
-
-    definition = expand_bytelevel.read_definition(source / "tokenizer.json")
-    if definition is not None:
-        asked = read_pieces(pieces_file, expand_bytelevel.control_tokens(definition))
-        return asked, expand_bytelevel.expand_bytelevel(definition, asked.pieces)
-
-    # transformers would import torch, which no tokenizer needs: 1.6 of 5 seconds. It then advises to install it: silenced.
-    os.environ.setdefault("USE_TORCH", "0")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from colossal_llama.tokenizer.loading import load_tokenizer
-
-    model = expand_sentencepiece.read_model(source / "tokenizer.model")
-    fast = load_tokenizer(source)
-    asked = read_pieces(pieces_file, expand_sentencepiece.control_tokens(model) | set(fast.get_added_vocab()))
-    return asked, expand_sentencepiece.expand_sentencepiece(model, fast.backend_tokenizer, asked.pieces)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,168 @@
+"""Compares tokenizers on a corpus: vocabulary, compression, average length, characters cut into bytes, texts that do not come back.
+
+python colossal_llama/tokenizer/report.py --tokenizers base=LLAMA new=NEW --data_input_dirs CORPUS --output_file report.json
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by its path: the project's root is the import root
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from colossal_llama.utils.command_line import CommandLine, number
+from colossal_llama.utils.errors import run_main
+
+
+def main() -> None:
+    """Reads the corpus once, encodes it with every tokenizer, prints the tables."""
+    arguments = parse_arguments()
+    from colossal_llama.tokenizer.corpus import find_files, read_texts
+    from colossal_llama.tokenizer.loading import load_tokenizer
+    from colossal_llama.tokenizer.measurement import measure
+    from colossal_llama.utils.console import progress, say
+    from colossal_llama.utils.files import write_json
+
+    files = find_files(arguments.data_input_dirs)
+    tokenizers = {name: load_tokenizer(path) for name, path in arguments.tokenizers}
+    with progress(unit="char", unit_scale=True, desc="measuring") as bar:
+        texts = read_texts(files, arguments.sample_share, arguments.seed)
+        counts = measure(texts, tokenizers, bar)
+    sizes = {name: len(tokenizer) for name, tokenizer in tokenizers.items()}
+    say(overall_table(sizes, counts))
+    say("")
+    say(category_table(counts))
+    if arguments.output_file is not None:
+        write_json(arguments.output_file, report_record(arguments, sizes, counts))
+        say(f"\nwritten to {arguments.output_file}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, checked; all problems are reported at once."""
+    parser = CommandLine(description="Compare tokenizers on a corpus.")
+    parser.add_argument(
+        "--tokenizers",
+        nargs="+",
+        type=named_directory,
+        required=True,
+        metavar="[NAME=]DIR",
+        help="tokenizers to compare; without a name the directory's is shown",
+    )
+    parser.add_argument(
+        "--data_input_dirs",
+        type=lambda text: [Path(part) for part in text.split(",") if part],
+        required=True,
+        metavar="DIR[,DIR…]",
+        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or .md files",
+    )
+    parser.add_argument(
+        "--sample_share",
+        type=number(float, above=0, maximum=1),
+        default=1.0,
+        metavar="SHARE",
+        help="random share of the documents to measure on",
+    )
+    parser.add_argument("--seed", type=number(int), default=0, help="chooses the sample")
+    parser.add_argument("--output_file", type=Path, metavar="JSON", help="also write all figures there")
+    arguments = parser.parse_args()
+    if arguments.tokenizers is not None:
+        names = [name for name, _ in filter(None, arguments.tokenizers)]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            parser.problem(f"--tokenizers: two are named {name}: write NAME=DIR")
+    for directory in arguments.data_input_dirs or []:
+        if not directory.is_dir():
+            parser.problem(f"--data_input_dirs: {directory} is not a directory")
+    if arguments.output_file is not None and not arguments.output_file.parent.is_dir():
+        parser.problem(f"--output_file: the directory {arguments.output_file.parent} does not exist")
+    parser.finish()
+    return arguments
+
+
+def named_directory(text: str) -> tuple[str, Path]:
+    """`NAME=DIR` or `DIR` (argparse `type=`)."""
+    name, separator, directory = text.rpartition("=")
+    path = Path(directory)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{directory} is not a directory")
+    return (name if separator else path.resolve().name, path)
+
+
+def overall_table(sizes: dict, counts: dict) -> str:
+    """A row for each tokenizer, over the whole corpus."""
+    from colossal_llama.utils.console import table
+
+    header = [
+        "tokenizer",
+        "vocabulary",
+        "tokens",
+        "tokens/char",
+        "tokens/document",
+        "chars in bytes",
+        "round trips failed",
+    ]
+    rows = []
+    for name, categories in counts.items():
+        total = total_of(categories)
+        rows.append(
+            [
+                name,
+                sizes[name],
+                total.tokens,
+                f"{total.tokens_per_character:.4f}",
+                f"{total.tokens_per_document:.1f}",
+                f"{total.characters_in_bytes:,} ({total.characters_in_bytes / max(1, total.characters):.3%})",
+                f"{total.round_trip_failures:,} of {total.documents:,}",
+            ]
+        )
+    return table(header, rows)
+
+
+def category_table(counts: dict) -> str:
+    """A row for each category: its size, and tokens (tokens per character) with each tokenizer."""
+    from colossal_llama.utils.console import table
+
+    first = next(iter(counts.values()))
+    rows = []
+    for category in sorted(first):
+        cells = [counts[name][category] for name in counts]
+        shown = [f"{cell.tokens:,} ({cell.tokens_per_character:.3f})" for cell in cells]
+        rows.append([category, first[category].documents, first[category].characters, *shown])
+    return table(["category", "documents", "characters", *(f"{name}: tokens (per char)" for name in counts)], rows)
+
+
+def total_of(categories: dict):
+    """The sum over categories."""
+    from colossal_llama.tokenizer.measurement import Counts
+
+    total = Counts()
+    for counts in categories.values():
+        total.add(counts)
+    return total
+
+
+def report_record(arguments: argparse.Namespace, sizes: dict, counts: dict) -> dict:
+    """All figures, for the file."""
+    from dataclasses import asdict
+
+    def figures(one) -> dict:
+        ratios = {"tokens_per_character": one.tokens_per_character, "tokens_per_document": one.tokens_per_document}
+        return {**asdict(one), **ratios}
+
+    return {
+        "data_input_dirs": [str(path) for path in arguments.data_input_dirs],
+        "sample_share": arguments.sample_share,
+        "seed": arguments.seed,
+        "tokenizers": {
+            name: {
+                "directory": str(path),
+                "vocab_size": sizes[name],
+                "total": figures(total_of(counts[name])),
+                "categories": {category: figures(one) for category, one in sorted(counts[name].items())},
+            }
+            for name, path in arguments.tokenizers
+        },
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,46 @@
+"""Opens a tokenizer that is to be expanded, whichever family it belongs to."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from colossal_llama.tokenizer import expand_bytelevel, expand_sentencepiece
+from colossal_llama.tokenizer.expansion import Expansion
+from colossal_llama.tokenizer.pieces import Piece
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tokenizer to expand.
+
+    Attributes:
+        control_tokens: what no piece may contain.
+        expand: a function from pieces to the expanded vocabulary; it may be called again and again.
+    """
+
+    control_tokens: frozenset[str]
+    expand: Callable[[Sequence[Piece]], Expansion]
+
+
+def open_source(directory: Path) -> Source:
+    """Opens byte-level BPE (LLaMA-3) or sentencepiece BPE (LLaMA-2).
+
+    Raises:
+        UserError: the directory holds neither, or what it holds cannot be read.
+    """
+    definition = expand_bytelevel.read_definition(directory / "tokenizer.json")
+    if definition is not None:
+        controls = expand_bytelevel.control_tokens(definition)
+        return Source(frozenset(controls), lambda pieces: expand_bytelevel.expand_bytelevel(definition, pieces))
+
+    model = expand_sentencepiece.read_model(directory / "tokenizer.model")
+    # transformers would import torch, which no tokenizer needs: 1.6 of 5 seconds. It then advises to install it: silenced.
+    os.environ.setdefault("USE_TORCH", "0")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from colossal_llama.tokenizer.loading import load_tokenizer
+
+    fast = load_tokenizer(directory).backend_tokenizer
+    controls = expand_sentencepiece.control_tokens(model)
+    controls |= {token.content for token in fast.get_added_tokens_decoder().values()}
+    return Source(frozenset(controls), lambda pieces: expand_sentencepiece.expand_sentencepiece(model, fast, pieces))
