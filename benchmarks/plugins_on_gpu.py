@@ -3,19 +3,21 @@
     python benchmarks/plugins_on_gpu.py --shape 1.25B --work_dir /dev/shm/plugins
 
 Prints, for each, tokens/s (median of the steps after the third), peak memory, the time of a save, and the largest difference
-between the losses of the steps after the sixth in the whole run and in the resumed one. A checkpoint of the 1.25 B shape has 17.5 GB; in memory (/dev/shm) the table takes 13 minutes.
+between the losses of the steps after the sixth in the whole run and in the resumed one. A checkpoint of the
+1.25 B shape has 17.5 GB: give a directory in memory or on a fast disk.
 """
 
 import argparse
 import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.random_run import SHAPES, Outcome, make_model, make_part, run_training
+from benchmarks.random_run import SHAPES, Outcome, make_model, make_part, outcome_of, outputs_under, run_many
 from colossal_llama.utils.console import table
 from colossal_llama.utils.files import write_json
 
@@ -29,6 +31,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1.25B")
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--plugins", nargs="+", default=PLUGINS)
+    parser.add_argument(
+        "--flash", nargs="+", choices=("yes", "no"), default=("yes", "no"), help="with --use_flash_attn or without"
+    )
     parser.add_argument("--micro_batch_size", default="8")
     parser.add_argument("--output", type=Path, help="json file for the rows of the table")
     options = parser.parse_args()
@@ -38,15 +43,14 @@ def main() -> None:
         make_part(part, rows=10 * int(options.micro_batch_size))
     rows = []
     for plugin in options.plugins:
-        for flash in (True, False):
-            rows.append(measure(options, model, part, plugin, flash))
-            print(table(list(rows[0]), [list(row.values()) for row in rows]), flush=True)
-            if options.output:
-                write_json(options.output, rows)
+        rows += measure(options, model, part, plugin)
+        print(table(list(rows[0]), [list(row.values()) for row in rows]), flush=True)
+        if options.output:
+            write_json(options.output, rows)
 
 
-def measure(options: argparse.Namespace, model: Path, part: Path, plugin: str, flash: bool) -> dict:
-    """One plugin's whole run and its resumed half."""
+def measure(options: argparse.Namespace, model: Path, part: Path, plugin: str) -> list[dict]:
+    """A plugin's runs in one launch: whole and resumed, with and without flash attention."""
     words = ["--pretrained", str(model), "--dataset", str(part), "--plugin", plugin, "--mixed_precision", "bf16"]
     words += [
         "--micro_batch_size",
@@ -55,35 +59,44 @@ def measure(options: argparse.Namespace, model: Path, part: Path, plugin: str, f
         "--save_interval",
         str(SAVED_STEP),
     ]
-    words += ["--skip_save_each_epoch", "--max_steps", "10", *(["--use_flash_attn"] if flash else [])]
-    whole, again = options.work_dir / "whole", options.work_dir / "again"
+    words += ["--skip_save_each_epoch", "--max_steps", "10"]
+    place = options.work_dir / plugin
+    place.mkdir(parents=True)
+    commands, ways = [], {"yes": ["--use_flash_attn"], "no": []}
+    for flash in options.flash:
+        whole, again = place / f"whole-{flash}", place / f"again-{flash}"
+        load = ["--load_checkpoint", str(whole / "save" / f"epoch-0_step-{SAVED_STEP}")]
+        commands.append([*words, *ways[flash], *outputs_under(whole)])
+        commands.append([*words, *ways[flash], *outputs_under(again), *load])
     begun = time.time()
-    first = run_training(whole, *words)
-    second = run_training(again, *words, "--load_checkpoint", str(whole / "save" / f"epoch-0_step-{SAVED_STEP}"))
+    done = run_many(place / "commands.json", commands)
     seconds = time.time() - begun
-    for outcome in (first, second):
-        if outcome.returncode:
-            print(plugin, flash, outcome.output[-3000:], flush=True)
-    for place in (whole, again):
-        shutil.rmtree(place, ignore_errors=True)
+    if done.returncode:
+        print(plugin, done.stdout[-1500:], done.stderr[-3000:], flush=True)
+    print(plugin, f"{seconds:.0f} s;", *re.findall(r"[0-9.]+ GiB still allocated", done.stdout), flush=True)
+    saves = [float(number) for number in re.findall(r"saved \S+ in ([0-9.]+) s", done.stdout + done.stderr)]
+    rows = [row_of(plugin, flash, place, done) for flash in options.flash]
+    for row, save_s in zip(rows, saves, strict=False):
+        row["save s"] = save_s
+    shutil.rmtree(place, ignore_errors=True)
+    return rows
+
+
+def row_of(plugin: str, flash: str, place: Path, done: subprocess.CompletedProcess) -> dict:
+    """The figures of a whole run and its resumed half."""
+    whole, again = outcome_of(place / f"whole-{flash}", done), outcome_of(place / f"again-{flash}", done)
+    last = whole.entries[-1] if whole.entries else {}
     return {
         "plugin": plugin,
-        "flash": str(flash),
-        "tok/s": first.tokens_per_s(),
-        "MFU": first.entries[-1]["model_flops_utilisation"] if first.entries else float("nan"),
-        "peak GiB": first.entries[-1]["peak_memory_gib"] if first.entries else float("nan"),
-        "save s": save_seconds(first),
-        "loss 10": first.entries[-1]["loss"] if first.entries else float("nan"),
-        "resume diff": resume_difference(first, second),
-        "both runs s": round(seconds),
+        "flash": flash,
+        "tok/s": whole.tokens_per_s(),
+        "MFU": last.get("model_flops_utilisation", float("nan")),
+        "peak GiB": last.get("peak_memory_gib", float("nan")),
+        "save s": float("nan"),
+        "loss 1": whole.entries[0]["loss"] if whole.entries else float("nan"),
+        "loss 10": last.get("loss", float("nan")),
+        "resume diff": resume_difference(whole, again),
     }
-
-
-def save_seconds(outcome: Outcome) -> float:
-    """The longest save that the run reported."""
-    return max(
-        (float(number) for number in re.findall(r"saved \S+ in ([0-9.]+) s", outcome.output)), default=float("nan")
-    )
 
 
 def resume_difference(whole: Outcome, again: Outcome) -> float:

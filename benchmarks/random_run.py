@@ -95,27 +95,37 @@ class Outcome:
         return float(np.median(rates)) if rates else float("nan")
 
 
-def run_training(place: Path, *options: str, processes: int = 1) -> Outcome:
-    """Starts train.py with torchrun; its outputs lie under `place`."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={processes}",
-        "train.py",
-    ]
-    command += [
+def outputs_under(place: Path) -> list[str]:
+    """The options that put everything a run writes under `place`."""
+    return [
         "--save_dir",
-        str(place / "save"),
+        f"{place}/save",
         "--tensorboard_dir",
-        str(place / "logs"),
+        f"{place}/logs",
         "--config_file",
-        str(place / "config.json"),
+        f"{place}/config.json",
     ]
-    done = subprocess.run(
-        [*command, *options], cwd=PROJECT_ROOT, capture_output=True, text=True, env=os.environ, check=False
-    )
+
+
+def run_training(place: Path, *options: str, processes: int = 1) -> Outcome:
+    """Starts train.py with torchrun, as a user does; its outputs lie under `place`."""
+    done = _torchrun(["train.py", *outputs_under(place), *options], processes)
+    return outcome_of(place, done)
+
+
+def run_many(listing: Path, commands: list[list[str]], processes: int = 1) -> subprocess.CompletedProcess:
+    """Runs several command lines of train.py in one launch."""
+    listing.write_text(json.dumps(commands))
+    return _torchrun(["benchmarks/train_many.py", str(listing)], processes)
+
+
+def outcome_of(place: Path, done: subprocess.CompletedProcess) -> Outcome:
+    """What a run left under `place`."""
     metrics = place / "logs" / "metrics.jsonl"
     entries = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     return Outcome(entries, done.stdout + done.stderr, done.returncode)
+
+
+def _torchrun(words: list[str], processes: int) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *words]
+    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, env=os.environ, check=False)

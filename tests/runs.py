@@ -149,7 +149,7 @@ class Runner:
         """Runs them all; fails with their output if one does."""
         listing = self.workspace / f"commands-{ranks}-{abs(hash(str(commands)))}.json"
         listing.write_text(json.dumps(commands))
-        done = torchrun("tests/train_many.py", [str(listing)], ranks, self.project_root, self.on_gpu)
+        done = torchrun("benchmarks/train_many.py", [str(listing)], ranks, self.project_root, self.on_gpu)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
     def metrics(self, name: str) -> list[dict]:

@@ -101,6 +101,16 @@ def test_answers_equal_plain_generation(model, llama2):
     assert (answer.stopped, len(answer.token_ids)) == ("length", 40)
 
 
+def test_only_the_command_line_decides_how_tokens_are_chosen(model, llama2, monkeypatch):
+    prompt = PretrainedPrompt(cached_tokenizer(llama2)).ids("x")
+    generator = TextGenerator(model, cached_tokenizer(llama2), {2}, GREEDY, max_new_tokens=8)
+    expected = generator.generate(prompt).token_ids
+    forbidden = [[token] for token in expected]
+    monkeypatch.setattr(model.generation_config, "bad_words_ids", forbidden)
+    assert generator.generate(prompt).token_ids == expected
+    assert not set(expected) & set(model.generate(torch.tensor([prompt]), max_new_tokens=8)[0, len(prompt) :].tolist())
+
+
 def test_the_cache_is_reused_and_changes_nothing(model, llama2):
     """Turns of a chat: the second prompt continues the first one's tokens; then one that shares the opening only."""
     tokenizer = cached_tokenizer(llama2)
@@ -139,18 +149,21 @@ def test_a_stop_token_ends_the_answer_and_is_not_shown(model, llama2):
     assert free.text.startswith(stopped.text)
 
 
-def test_an_interrupted_answer_leaves_a_clean_cache(model, llama2):
+def test_an_interrupted_answer_leaves_no_trace(model, llama2):
     tokenizer = cached_tokenizer(llama2)
-    prompt = PretrainedPrompt(tokenizer).ids("x y z")
+    prompt, other = (PretrainedPrompt(tokenizer).ids(text) for text in ("x y z", "x y and something else"))
     generator = TextGenerator(model, tokenizer, {2}, GREEDY, 8)
-    expected = generator.generate(prompt).token_ids
+    expected = generator.generate(other).token_ids
+    generator.generate(prompt)
 
     def interrupt(text: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         generator.generate(prompt, interrupt)
-    assert generator.generate(prompt).token_ids == expected
+    again = generator.generate(other)
+    assert again.token_ids == expected
+    assert again.reused_tokens > 0
 
 
 def test_a_prompt_beyond_the_models_positions_is_refused(model, llama2):

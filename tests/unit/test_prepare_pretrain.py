@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.preparation import OpenTokenizer, prepare
+from colossal_llama.dataset.open_tokenizer import OpenTokenizer
+from colossal_llama.dataset.preparation import prepare
 from colossal_llama.dataset.settings import Settings
 from colossal_llama.tokenizer.loading import TextEncoder
 

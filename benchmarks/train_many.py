@@ -1,8 +1,11 @@
 """Started by torchrun: runs train.py's story for each command line of a JSON file, in one process group.
 
-Starting two processes takes ten times as long as training the tests' tiny model, so the equality tests share one start.
+    torchrun --standalone --nproc_per_node 2 benchmarks/train_many.py commands.json      [["--pretrained", …], …]
+
+A start takes longer than training a small model for some steps, so tests and benchmarks that need many runs share one.
 """
 
+import gc
 import json
 import os
 import sys
@@ -27,7 +30,17 @@ def main() -> None:
         arguments = parse_arguments(command, has_gpu=engine.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
         torch.manual_seed(arguments.seed)
         train.train(arguments, session)
+        _free_memory()
     engine.leave()
+
+
+def _free_memory() -> None:
+    """Frees a run's tensors, so that the next run's peak is its own."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        print(f"{torch.cuda.memory_allocated() / 2**30:.2f} GiB still allocated after the run", flush=True)
+        torch.cuda.reset_peak_memory_stats()
 
 
 if __name__ == "__main__":
