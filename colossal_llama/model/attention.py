@@ -72,7 +72,10 @@ def choose_attention(use_flash: bool, device: torch.device, dtype: torch.dtype) 
         return FLASH, "attention: variable-length kernel of the flash-attn package"
     if _has_torch_varlen():
         return FLASH, "attention: PyTorch's own variable-length flash kernel (the flash-attn package is not installed)"
-    return SDPA, "attention: neither flash-attn nor torch.nn.attention.varlen (PyTorch 2.10) is here; using scaled_dot_product_attention"
+    return (
+        SDPA,
+        "attention: neither flash-attn nor torch.nn.attention.varlen (PyTorch 2.10) is here; using scaled_dot_product_attention",
+    )
 
 
 def documents_sdpa(
@@ -149,7 +152,9 @@ def _torch_varlen(query, key, value, offsets, longest, dropout, scaling):
     from torch.nn.attention.varlen import varlen_attn
 
     if dropout:
-        raise NotImplementedError("PyTorch's variable-length attention has no dropout: set attention_dropout to 0 in config.json")
+        raise NotImplementedError(
+            "PyTorch's variable-length attention has no dropout: set attention_dropout to 0 in config.json"
+        )
     settings = {"scale": scaling, "window_size": (-1, 0)}
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1 and "enable_gqa" in inspect.signature(varlen_attn).parameters:
