@@ -1,6 +1,11 @@
-"""Distributes documents over bins, so that every bucket has the whole mixture."""
+"""Distributes documents over bins, so that every bucket has the whole mixture, and plans the parts accordingly."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+
+from colossal_llama.dataset.intermediates import Plan, chunk_segments
 
 
 def assign_bins(categories: np.ndarray, num_bins: int) -> np.ndarray:
@@ -23,3 +28,37 @@ def assign_bins(categories: np.ndarray, num_bins: int) -> np.ndarray:
     bins = np.empty(len(categories), np.int32)
     bins[by_category] = np.arange(len(categories)) % num_bins
     return bins
+
+
+def plan_parts(chunk_dir: Path, facts: Sequence[dict], categories: Sequence[str], num_bins: int) -> Plan:
+    """Deals all documents to the parts and orders each part's segments by category, then length, then place in the input.
+
+    Args:
+        chunk_dir: of the finished chunks.
+        facts: of all chunks.
+        categories: the names of all categories, in the order of their numbers.
+        num_bins: how many parts.
+    """
+    number_of = {name: number for number, name in enumerate(categories)}
+    tables, first_document = [], 0
+    for fact in facts:
+        segments = chunk_segments(chunk_dir, fact["index"])
+        numbers = np.array([number_of[name] for name in fact["categories"]], np.int32)
+        segments["category"] = numbers[segments["category"]] if len(segments) else 0
+        segments["document"] += first_document
+        first_document += fact["documents"]
+        tables.append(segments)
+    segments = np.concatenate(tables)
+    lengths, documents, segment_categories = (np.ascontiguousarray(segments[name]) for name in segments.dtype.names)
+    first_of_document = np.concatenate([[True], np.diff(documents) != 0])
+    bins = assign_bins(segment_categories[first_of_document], num_bins)[documents]
+    order = np.lexsort((lengths, segment_categories, bins))
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    return Plan(
+        starts=starts[order],
+        lengths=lengths[order],
+        categories=segment_categories[order],
+        first_of_document=first_of_document[order],
+        part_starts=np.searchsorted(bins[order], np.arange(num_bins + 1)),
+        chunk_starts=np.cumsum([0, *(fact["tokens"] for fact in facts)]),
+    )

@@ -21,7 +21,6 @@ from colossal_llama.dataset.records import (
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 
 BATCH_BYTES = 4 << 20  # records tokenized together: enough for the tokenizer, and a bound on memory for long chunks
-SHOWN_RECORD_CHARACTERS = 80
 
 
 @dataclass

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from colossal_llama.utils.console import table
-from colossal_llama.utils.files import fingerprint_bytes
 
 MANIFEST_VERSION = 1
 PACKAGES = ("numpy", "orjson", "pyarrow", "tokenizers")  # those that have a hand in the bytes
@@ -42,7 +41,7 @@ def build_manifest(
             **dict(sorted(total.items())),
         },
         "categories": {name: dict(sorted(statistics[name].items())) for name in sorted(statistics)},
-        "input_files": _file_fingerprints(chunks, files_of_chunks),
+        "input_files": _input_files(chunks, files_of_chunks),
         "parts": [{"name": f"part-{index:05d}", **_part_entry(part)} for index, part in enumerate(parts)],
     }
 
@@ -56,11 +55,13 @@ def total_statistics(chunks: Sequence[dict]) -> dict[str, Counter]:
     return statistics
 
 
-def _file_fingerprints(chunks: Sequence[dict], files_of_chunks: Sequence[str]) -> list[dict]:
-    digests: dict[str, list[bytes]] = {}
+def _input_files(chunks: Sequence[dict], files_of_chunks: Sequence[str]) -> list[dict]:
+    entries: dict[str, dict] = {}
     for chunk, name in zip(chunks, files_of_chunks, strict=True):
-        digests.setdefault(name, []).append(chunk["sha256"].encode())
-    return [{"name": name, "fingerprint": fingerprint_bytes(*parts)} for name, parts in digests.items()]
+        entry = entries.setdefault(name, {"name": name, "rows": 0, "chunk_sha256": []})
+        entry["rows"] += chunk["rows"]
+        entry["chunk_sha256"].append(chunk["sha256"])
+    return list(entries.values())
 
 
 def _part_entry(part: dict) -> dict:

@@ -4,37 +4,35 @@ input files → chunks → cache/chunks → plan → arrow/part-0000i, jsonl/par
 """
 
 import errno
-import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import orjson
 
 from colossal_llama.dataset import run_directory
-from colossal_llama.dataset.buckets import assign_bins
-from colossal_llama.dataset.chunks import SHOWN_RECORD_CHARACTERS, ChunkJob, process_chunk
-from colossal_llama.dataset.conversation import ConversationTemplate
-from colossal_llama.dataset.intermediates import Plan, chunk_facts, chunk_rejected, chunk_segments
-from colossal_llama.dataset.manifest import build_manifest
+from colossal_llama.dataset.buckets import plan_parts
+from colossal_llama.dataset.chunks import ChunkJob, process_chunk
+from colossal_llama.dataset.intermediates import Plan, chunk_facts
+from colossal_llama.dataset.manifest import build_manifest, total_statistics
+from colossal_llama.dataset.open_tokenizer import OpenTokenizer, sample_tokenizer
 from colossal_llama.dataset.parts import PartTask, part_facts, write_part
-from colossal_llama.dataset.records import Chunk, find_input_files, first_row_number, plan_chunks
-from colossal_llama.dataset.segmentation import CutRanks
+from colossal_llama.dataset.records import Chunk, InputFile, content_digest, find_input_files, plan_chunks
+from colossal_llama.dataset.rejections import (
+    SHOWN_BAD_RECORDS,
+    BadInputError,
+    bad_record_messages,
+    write_rejected,
+)
 from colossal_llama.dataset.settings import Settings
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.dataset.worker_pool import WorkerPool, worker_pool
-from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
-from colossal_llama.tokenizer.loading import TextEncoder, load_tokenizer, tokenizer_fingerprint
-from colossal_llama.tokenizer.token_bytes import token_bytes
 from colossal_llama.utils.console import progress, say
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.files import sync_to_disk, write_bytes, write_json
-
-SHOWN_BAD_RECORDS = 20
+from colossal_llama.utils.files import sync_to_disk, write_json
 
 
 @dataclass
@@ -49,7 +47,7 @@ class Rates:
     total_s: float = 0.0
 
 
-def prepare(settings: Settings, opened: "OpenTokenizer | None" = None) -> dict | None:
+def prepare(settings: Settings, opened: OpenTokenizer | None = None) -> dict | None:
     """Runs a preparation, or the rest of one that was interrupted.
 
     Args:
@@ -74,113 +72,128 @@ def prepare(settings: Settings, opened: "OpenTokenizer | None" = None) -> dict |
         ) from error
 
 
-def _prepare_locked(settings: Settings, opened: "OpenTokenizer | None") -> dict | None:
+def _prepare_locked(settings: Settings, opened: OpenTokenizer | None) -> dict | None:
     started = time.perf_counter()
     files = find_input_files(settings.data_input_dirs, excluded=settings.output_dir)
-    opened = opened or OpenTokenizer(settings.tokenizer_dir)
-    sample_tokenizer, format_facts = _sample_tokenizer(settings, opened)
+    tokenizer, format_facts = sample_tokenizer(settings, opened or OpenTokenizer(settings.tokenizer_dir))
     identity = run_directory.identity(settings, files, format_facts)
-    state = run_directory.open_directory(settings, identity)
+    state = run_directory.open_directory(settings, identity, files)
+    run = _Run(settings, files, plan_chunks(files, settings.limit), identity, Rates())
+    if state != "new":
+        _refuse_changed_content(run, state)
     if state == "complete":
         say(f"{settings.output_dir} is complete already, nothing is done")
-        run_directory.empty_cache(settings.output_dir)
-        return orjson.loads((settings.output_dir / "manifest.json").read_bytes())
-    chunks, rates = plan_chunks(files, settings.limit), Rates()
-    chunk_dir = settings.output_dir / "cache" / "chunks"
-    flag = get_context("spawn").Value("b", 0)
-    job = ChunkJob(sample_tokenizer, chunk_dir, settings.on_bad_record == "stop", flag)
-    with worker_pool(settings.num_workers, job) as pool:
-        try:
-            _tokenize(settings, pool, chunks, rates)
-        except UserError:
-            if state == "new" and settings.shard_index is None:
-                run_directory.abandon(settings)
-            raise
-        facts = [chunk_facts(chunk_dir, chunk.index) for chunk in chunks]
-        if any(fact is None for fact in facts):
-            say(_unfinished(facts))
+        manifest = orjson.loads((settings.output_dir / "manifest.json").read_bytes())
+    else:
+        manifest = _do_what_is_left(run, tokenizer, new=state == "new")
+        if manifest is None:
             return None
-        if not sum(fact["segments"] for fact in facts):
-            raise UserError("--data_input_dirs: no record could be used, so that there is nothing to write")
-        parts = _write_parts(settings, pool, facts, format_facts, rates)
-    if any(part is None for part in parts):
-        say(_unfinished(parts))
-        return None
-    manifest = build_manifest(identity, facts, parts, [chunk.file.name for chunk in chunks])
-    _write_rejected(settings.output_dir, chunk_dir, chunks, facts)
-    rates.total_s = time.perf_counter() - started
-    write_json(settings.output_dir / "last_run.json", {"num_workers": settings.num_workers, **vars(rates)})
-    write_json(settings.output_dir / "manifest.json", manifest)
+        run.rates.total_s = time.perf_counter() - started
+        _write_records(run, manifest)
     if not settings.keep_cache:
         run_directory.empty_cache(settings.output_dir)
     return manifest
 
 
-def _unfinished(facts: Sequence[dict | None]) -> str:
-    return (
-        f"{sum(fact is None for fact in facts)} of {len(facts)} are left to the other shards. When their jobs have "
-        "ended, run this command again, or the command without --num_shards and --shard_index, which does what is left."
-    )
+@dataclass(frozen=True)
+class _Run:
+    """A preparation in its directory."""
+
+    settings: Settings
+    files: Sequence[InputFile]
+    chunks: Sequence[Chunk]
+    identity: dict
+    rates: Rates
+
+    @property
+    def chunk_dir(self) -> Path:
+        return self.settings.output_dir / "cache" / "chunks"
+
+    def is_mine(self, index: int) -> bool:
+        """Whether a chunk or part is this job's to do."""
+        return self.settings.shard_index is None or index % self.settings.num_shards == self.settings.shard_index
 
 
-class OpenTokenizer:
-    """A tokenizer with what is computed from its vocabulary when it is needed: 0.5 s for LLaMA-2, 3 s for LLaMA-3."""
-
-    def __init__(self, directory: Path):
-        """Opens a tokenizer directory.
-
-        Raises:
-            UserError: see `load_tokenizer`.
-        """
-        self.tokenizer = load_tokenizer(directory)
-        self.fingerprint = tokenizer_fingerprint(self.tokenizer)
-
-    @cached_property
-    def _definition(self) -> dict:
-        return json.loads(self.tokenizer.backend_tokenizer.to_str())
-
-    @cached_property
-    def encoder(self) -> BulkEncoder:
-        """Encodes texts."""
-        return BulkEncoder(TextEncoder(self.tokenizer), self._definition)
-
-    @cached_property
-    def ranks(self) -> CutRanks:
-        """Tells where long documents are cut."""
-        return CutRanks(token_bytes(self._definition, len(self.tokenizer)))
+def _do_what_is_left(run: _Run, tokenizer: DocumentTokenizer | ConversationTokenizer, new: bool) -> dict | None:
+    """Tokenizes and writes parts; the manifest, or None if other shards have not done their share."""
+    flag = get_context("spawn").Value("b", 0)
+    job = ChunkJob(tokenizer, run.chunk_dir, run.settings.on_bad_record == "stop", flag)
+    with worker_pool(run.settings.num_workers, job) as pool:
+        try:
+            _tokenize(run, pool)
+            facts = [chunk_facts(run.chunk_dir, chunk.index) for chunk in run.chunks]
+            if _left_to_others("chunks", facts):
+                return None
+            if not sum(fact["segments"] for fact in facts):
+                raise BadInputError(_nothing_to_write(facts))
+        except BadInputError:
+            if new and run.settings.shard_index is None:
+                run_directory.abandon(run.settings)
+            raise
+        parts = _write_parts(run, pool, facts)
+    if _left_to_others("parts", parts):
+        return None
+    write_rejected(run.settings.output_dir, run.chunk_dir, run.chunks, facts)
+    return build_manifest(run.identity, facts, parts, [chunk.file.name for chunk in run.chunks])
 
 
-def _sample_tokenizer(
-    settings: Settings, opened: OpenTokenizer
-) -> tuple[DocumentTokenizer | ConversationTokenizer, dict]:
-    """What turns records into samples, and the facts by which its format is known."""
-    tokenizer = opened.tokenizer
-    facts = {"tokenizer_fingerprint": opened.fingerprint, "vocab_size": len(tokenizer)}
-    if settings.kind == "sft":
-        template = ConversationTemplate.for_llama(tokenizer, settings.llama_version)
-        facts["template"] = template.describe()
-        samples = ConversationTokenizer(template, opened.encoder, settings.max_length, settings.long_conversations)
-        return samples, facts
-    bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    facts |= {"bos_id": bos_id, "eos_id": eos_id}
-    samples = DocumentTokenizer(
-        opened.encoder, bos_id, eos_id, opened.ranks, settings.max_length, settings.long_documents
-    )
-    return samples, facts
+def _left_to_others(what: str, facts: Sequence[dict | None]) -> bool:
+    missing = sum(fact is None for fact in facts)
+    if missing:
+        say(
+            f"{missing} of {len(facts)} {what} are left to the other shards. When their jobs have ended, run this command "
+            "again, or the command without --num_shards and --shard_index, which does what is left."
+        )
+    return bool(missing)
+
+
+def _nothing_to_write(facts: Sequence[dict]) -> str:
+    reasons = sum((Counter(fact["rejected_records"]) for fact in facts), Counter())
+    for counts in total_statistics(facts).values():
+        reasons += Counter({key: count for key, count in counts.items() if key.startswith("dropped_documents.")})
+    told = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())) or "the files are empty"
+    return f"--data_input_dirs: no record could be used, so that there is nothing to write ({told})"
+
+
+def _write_records(run: _Run, manifest: dict) -> None:
+    """Writes what tells how the run went, and last the manifest, which makes the preparation complete."""
+    times = run_directory.modification_times(run.files)
+    last_run = {"num_workers": run.settings.num_workers, **vars(run.rates), "modified_ns": times}
+    write_json(run.settings.output_dir / "last_run.json", last_run)
+    write_json(run.settings.output_dir / "manifest.json", manifest)
+
+
+def _refuse_changed_content(run: _Run, state: run_directory.State) -> None:
+    """Compares what has been read with what the files hold now, where their times do not say that it is the same."""
+    output_dir, chunks = run.settings.output_dir, run.chunks
+    suspects = run_directory.changed_times(output_dir, run.files)
+    if not suspects:
+        return
+    if state == "complete":
+        manifest = orjson.loads((output_dir / "manifest.json").read_bytes())
+        rows = {entry["name"]: entry["rows"] for entry in manifest["input_files"]}
+        known = {entry["name"]: iter(entry["chunk_sha256"]) for entry in manifest["input_files"]}
+        readings = [(chunk, rows[chunk.file.name], next(known[chunk.file.name])) for chunk in chunks]
+    else:
+        facts = [chunk_facts(run.chunk_dir, chunk.index) for chunk in chunks]
+        readings = [(chunk, fact["rows"], fact["sha256"]) for chunk, fact in zip(chunks, facts, strict=True) if fact]
+    changed = {
+        chunk.file.name: None
+        for chunk, row_count, sha256 in readings
+        if chunk.file.name in suspects and content_digest(chunk, row_count) != sha256
+    }
+    run_directory.refuse_changed_content(output_dir, list(changed))
 
 
 # ----------------------------------------------------------------------------------------------------- tokenizing
 
 
-def _tokenize(settings: Settings, pool: WorkerPool, chunks: Sequence[Chunk], rates: Rates) -> None:
+def _tokenize(run: _Run, pool: WorkerPool) -> None:
     """Tokenizes the chunks of this job that are not done."""
-    chunk_dir = settings.output_dir / "cache" / "chunks"
     waiting = [
-        chunk
-        for chunk in chunks
-        if (settings.shard_index is None or chunk.index % settings.num_shards == settings.shard_index)
-        and chunk_facts(chunk_dir, chunk.index) is None
+        chunk for chunk in run.chunks if run.is_mine(chunk.index) and chunk_facts(run.chunk_dir, chunk.index) is None
     ]
+    rates = run.rates
     started = time.perf_counter()
     bad: list[tuple[Chunk, dict]] = []
     with progress(total=sum(map(_chunk_bytes, waiting)), desc="tokenize", unit="B", unit_scale=True) as bar:
@@ -199,78 +212,33 @@ def _tokenize(settings: Settings, pool: WorkerPool, chunks: Sequence[Chunk], rat
             )
     rates.tokenize_s = time.perf_counter() - started
     if bad:
-        raise UserError(_bad_record_messages(bad))
+        raise BadInputError(bad_record_messages(bad))
 
 
 def _chunk_bytes(chunk: Chunk) -> int:
     return chunk.file.size_bytes if chunk.end is None else chunk.end - chunk.start
 
 
-def _bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
-    first_rows = {chunk.index: first_row_number(chunk) for chunk, _ in bad[:SHOWN_BAD_RECORDS]}
-    messages = []
-    for chunk, record in bad[:SHOWN_BAD_RECORDS]:
-        line = first_rows[chunk.index] + record["row"] + 1
-        shown = record["record"][:SHOWN_RECORD_CHARACTERS]
-        messages.append(f"{chunk.file.path}:{line}: {record['message']} | {shown}")
-    count = f"more than {SHOWN_BAD_RECORDS}" if len(bad) > SHOWN_BAD_RECORDS else f"{len(bad)}"
-    return [
-        *messages,
-        f"{count} bad record{'s' if len(bad) > 1 else ''}, so that no part was written. Correct them, or pass them over with "
-        "--on_bad_record skip, which counts them by reason and lists them in rejected.jsonl.",
-    ]
-
-
-def _write_rejected(output_dir: Path, chunk_dir: Path, chunks: Sequence[Chunk], facts: Sequence[dict]) -> None:
-    """Gathers the bad records of all chunks in rejected.jsonl, with line numbers that count within their files."""
-    lines, first_row = [], 0
-    for chunk, fact in zip(chunks, facts, strict=True):
-        first_row = 0 if chunk.start == 0 else first_row
-        for record in chunk_rejected(chunk_dir, chunk.index):
-            line = first_row + record.pop("row") + 1
-            lines.append(
-                orjson.dumps({"file": chunk.file.name, "line": line, **record}, option=orjson.OPT_APPEND_NEWLINE)
-            )
-        first_row += fact["rows"]
-    if lines:
-        write_bytes(output_dir / "rejected.jsonl", b"".join(lines))
-
-
 # ---------------------------------------------------------------------------------------------------------- parts
 
 
-def _write_parts(
-    settings: Settings, pool: WorkerPool, facts: Sequence[dict], format_facts: dict, rates: Rates
-) -> list[dict | None]:
+def _write_parts(run: _Run, pool: WorkerPool, facts: Sequence[dict]) -> list[dict | None]:
     """Writes the parts of this job that are not done; returns the facts of all parts, None for those that are not done."""
-    categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
-    mine = [
-        index
-        for index in range(settings.num_bins)
-        if (settings.shard_index is None or index % settings.num_shards == settings.shard_index)
-        and part_facts(settings.output_dir, index) is None
-    ]
+    settings, output_dir = run.settings, run.settings.output_dir
+    indices = range(settings.num_bins)
+    mine = [index for index in indices if run.is_mine(index) and part_facts(output_dir, index) is None]
     if mine:
-        plan = _plan(settings.output_dir / "cache" / "chunks", facts, categories, settings.num_bins)
-        plan.save(settings.output_dir / "cache" / "plan")
-        task = PartTask(
-            output_dir=settings.output_dir,
-            splicing=settings.splicing if settings.kind == "pretrain" else "none",
-            max_length=settings.max_length,
-            seed=settings.seed,
-            categories=categories,
-            facts={
-                "kind": settings.kind,
-                "max_length": settings.max_length,
-                "seed": settings.seed,
-                "tokenizer_fingerprint": format_facts["tokenizer_fingerprint"],
-                "vocab_size": format_facts["vocab_size"],
-            },
-        )
-        _run_part_tasks(pool, [(task, index) for index in mine], plan, rates)
+        categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
+        plan = plan_parts(run.chunk_dir, facts, categories, settings.num_bins)
+        plan.save(output_dir / "cache" / "plan")
+        splicing = settings.splicing if settings.kind == "pretrain" else "none"
+        common = {"kind": settings.kind, "max_length": settings.max_length, "seed": settings.seed}
+        common |= {name: run.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
+        task = PartTask(output_dir, splicing, settings.max_length, settings.seed, categories, common)
+        _run_part_tasks(pool, [(task, index) for index in mine], plan, run.rates)
         for name in ("arrow", "jsonl"):
-            sync_to_disk(settings.output_dir / name)
-    return [part_facts(settings.output_dir, index) for index in range(settings.num_bins)]
+            sync_to_disk(output_dir / name)
+    return [part_facts(output_dir, index) for index in indices]
 
 
 def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], plan: Plan, rates: Rates) -> None:
@@ -284,30 +252,3 @@ def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], pla
 
 def _write_one_part(_: ChunkJob, task: tuple[PartTask, int]) -> None:
     write_part(*task)
-
-
-def _plan(chunk_dir: Path, facts: Sequence[dict], categories: tuple[str, ...], num_bins: int) -> Plan:
-    """Deals all documents to the parts and orders each part's segments by category, then length, then place in the input."""
-    number_of = {name: number for number, name in enumerate(categories)}
-    tables, first_document = [], 0
-    for fact in facts:
-        segments = chunk_segments(chunk_dir, fact["index"])
-        numbers = np.array([number_of[name] for name in fact["categories"]], np.int32)
-        segments["category"] = numbers[segments["category"]] if len(segments) else 0
-        segments["document"] += first_document
-        first_document += fact["documents"]
-        tables.append(segments)
-    segments = np.concatenate(tables)
-    lengths, documents, segment_categories = (np.ascontiguousarray(segments[name]) for name in segments.dtype.names)
-    first_of_document = np.concatenate([[True], np.diff(documents) != 0])
-    bins = assign_bins(segment_categories[first_of_document], num_bins)[documents]
-    order = np.lexsort((lengths, segment_categories, bins))
-    starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    return Plan(
-        starts=starts[order],
-        lengths=lengths[order],
-        categories=segment_categories[order],
-        first_of_document=first_of_document[order],
-        part_starts=np.searchsorted(bins[order], np.arange(num_bins + 1)),
-        chunk_starts=np.cumsum([0, *(fact["tokens"] for fact in facts)]),
-    )

@@ -60,8 +60,13 @@ def identity(settings: Settings, files: Sequence[InputFile], format_facts: dict)
     }
 
 
-def open_directory(settings: Settings, wanted: dict) -> State:
+def open_directory(settings: Settings, wanted: dict, files: Sequence[InputFile]) -> State:
     """Prepares the directory for the run and says in which state it is.
+
+    Args:
+        settings: of the run.
+        wanted: its `identity`.
+        files: its input files, whose times are noted: a file whose time has not changed need not be read again.
 
     Raises:
         UserError: the directory was begun or completed with something else, or holds parts of unknown origin.
@@ -83,14 +88,14 @@ def open_directory(settings: Settings, wanted: dict) -> State:
         _remove_own(directory)
     for name in ("arrow", "jsonl", "cache"):
         (directory / name).mkdir(exist_ok=True)
-    return _begin(directory, wanted)
+    return _begin(directory, wanted, files)
 
 
-def _begin(directory: Path, wanted: dict) -> State:
+def _begin(directory: Path, wanted: dict, files: Sequence[InputFile]) -> State:
     """Notes with what the run begins; of several shards' jobs that start together, one notes it and the others compare."""
     record = directory / "cache" / "run.json"
     candidate = temporary_path(record)
-    write_json(candidate, {"identity": wanted})
+    write_json(candidate, {"identity": wanted, "modified_ns": modification_times(files)})
     try:
         os.link(candidate, record)
     except FileExistsError:
@@ -109,6 +114,34 @@ def _refuse_differences(directory: Path, begun: dict, wanted: dict, state: State
             [
                 f"{directory} {verb} with something else; --overwrite starts afresh, or give another --data_output_dirs:",
                 *(f"  {line}" for line in differences),
+            ]
+        )
+
+
+def modification_times(files: Sequence[InputFile]) -> dict[str, int]:
+    """The files' times by name."""
+    return {file.name: file.modified_ns for file in files}
+
+
+def changed_times(directory: Path, files: Sequence[InputFile]) -> set[str]:
+    """The names of the files that were written anew, as far as their times tell, since the directory's run read them."""
+    for record in (directory / "last_run.json", directory / "cache" / "run.json"):
+        if record.is_file():
+            known = json.loads(record.read_bytes())["modified_ns"]
+            return {name for name, time in modification_times(files).items() if known.get(name) != time}
+    return {file.name for file in files}
+
+
+def refuse_changed_content(directory: Path, names: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: there is a file whose content is not what was read.
+    """
+    if names:
+        raise UserError(
+            [
+                f"{directory} was prepared from other input; --overwrite starts afresh, or give another --data_output_dirs:",
+                *(f"  input file {name}: its content has changed" for name in names[:10]),
             ]
         )
 
