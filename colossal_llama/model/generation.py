@@ -248,19 +248,16 @@ class TextGenerator:
     @torch.inference_mode()
     def _run(self, prompt_ids: Sequence[int], max_new_tokens: int, streamer: BaseStreamer) -> list[int]:
         inputs = torch.tensor([list(prompt_ids)], device=self._model.device)
-        try:
-            output = self._model.generate(
-                input_ids=inputs,
-                attention_mask=torch.ones_like(inputs),
-                generation_config=self._config,
-                max_new_tokens=max_new_tokens,
-                past_key_values=self._cache,
-                streamer=streamer,
-                use_model_defaults=False,  # what the model's generation_config.json says would override silently
-            )
-        except BaseException:  # interrupted between two layers, the cache fits no ids
-            self._cache, self._cached_ids = DynamicCache(), []
-            raise
+        # Should this be interrupted, what has come into the cache beyond _cached_ids is cut off by the next call.
+        output = self._model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=self._config,
+            max_new_tokens=max_new_tokens,
+            past_key_values=self._cache,
+            streamer=streamer,
+            use_model_defaults=False,  # else the model's generation_config.json would override silently
+        )
         ids = output[0].tolist()
         self._cached_ids = ids[: self._cache.get_seq_length()]  # the last token has not been through the model
         return ids[len(prompt_ids) :]
