@@ -51,19 +51,28 @@ def control_tokens(definition: dict) -> set[str]:
     return {token["content"] for token in definition["added_tokens"]}
 
 
-def expand_bytelevel(definition: dict, pieces: Sequence[Piece]) -> Expansion:
+def load_definition(content: bytes) -> Tokenizer:
+    """Builds the tokenizer of a `tokenizer.json`.
+
+    Raises:
+        UserError: the library refuses it.
+    """
+    try:
+        return Tokenizer.from_buffer(content)
+    except ValueError as error:
+        raise UserError(f"the source's tokenizer.json cannot be loaded: {error}") from error
+
+
+def expand_bytelevel(definition: dict, source: Tokenizer, pieces: Sequence[Piece]) -> Expansion:
     """Adds pieces and the bridges they need to a definition.
 
     Args:
         definition: the source's `tokenizer.json`.
+        source: the tokenizer built from it.
         pieces: what to add.
-
-    Raises:
-        UserError: the definition cannot be loaded.
     """
     vocabulary: dict[str, int] = definition["model"]["vocab"]
     source_size = 1 + max(*vocabulary.values(), *(token["id"] for token in definition["added_tokens"]))
-    source = _load(orjson.dumps(definition))
     known = [piece for piece in pieces if _name(piece) in vocabulary]
     unknown = [piece for piece in pieces if _name(piece) not in vocabulary]
     impossible = [(piece, reason) for piece in unknown if (reason := _why_impossible(piece.text, source))]
@@ -79,7 +88,7 @@ def expand_bytelevel(definition: dict, pieces: Sequence[Piece]) -> Expansion:
         "merges": _with_merges(definition["model"]["merges"], [plan.splits[name] for name in plan.order]),
     }
     content = orjson.dumps({**definition, "model": model})
-    expanded = _load(content)
+    expanded = load_definition(content)
     return Expansion(
         family="byte-level BPE",
         files={"tokenizer.json": content},
@@ -91,13 +100,6 @@ def expand_bytelevel(definition: dict, pieces: Sequence[Piece]) -> Expansion:
         encoders=[lambda texts: [e.ids for e in expanded.encode_batch_fast(list(texts), add_special_tokens=False)]],
         merge_alone=lambda texts: _merge_alone(expanded, texts),
     )
-
-
-def _load(content: bytes) -> Tokenizer:
-    try:
-        return Tokenizer.from_buffer(content)
-    except ValueError as error:
-        raise UserError(f"the source's tokenizer.json cannot be loaded: {error}") from error
 
 
 def _name(piece: Piece) -> str:

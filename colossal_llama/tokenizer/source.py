@@ -31,9 +31,17 @@ def open_source(directory: Path) -> Source:
     """
     definition = expand_bytelevel.read_definition(directory / "tokenizer.json")
     if definition is not None:
-        controls = expand_bytelevel.control_tokens(definition)
-        return Source(frozenset(controls), lambda pieces: expand_bytelevel.expand_bytelevel(definition, pieces))
+        return _open_bytelevel(directory, definition)
+    return _open_sentencepiece(directory)
 
+
+def _open_bytelevel(directory: Path, definition: dict) -> Source:
+    tokenizer = expand_bytelevel.load_definition((directory / "tokenizer.json").read_bytes())
+    controls = expand_bytelevel.control_tokens(definition)
+    return Source(frozenset(controls), lambda pieces: expand_bytelevel.expand_bytelevel(definition, tokenizer, pieces))
+
+
+def _open_sentencepiece(directory: Path) -> Source:
     model = expand_sentencepiece.read_model(directory / "tokenizer.model")
     # transformers would import torch, which no tokenizer needs: 1.6 of 5 seconds. It then advises to install it: silenced.
     os.environ.setdefault("USE_TORCH", "0")

@@ -176,7 +176,7 @@ TEXTS = st.lists(st.text("abé 1.\n", max_size=20), min_size=1, max_size=5)
 def test_any_byte_level_vocabulary_is_expanded_without_dead_pieces(pairs, asked, texts):
     definition = bytelevel_definition(pairs)
     source = Tokenizer.from_str(json.dumps(definition))
-    expansion = expand_bytelevel(definition, [Piece(text, "") for text in asked])
+    expansion = expand_bytelevel(definition, source, [Piece(text, "") for text in asked])
     proof = prove(expansion.wanted, expansion.encoders, expansion.merge_alone)
     assert proof.unreachable == ()
     assert len(expansion.pieces) + len(expansion.known) + len(expansion.impossible) == len(asked)

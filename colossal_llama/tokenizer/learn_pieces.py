@@ -1,0 +1,203 @@
+"""Learns from the user's own texts which pieces to add to a tokenizer, and how many of them are worth their rows.
+
+    python colossal_llama/tokenizer/learn_pieces.py \\
+        --source_tokenizer_dir LLAMA --data_input_dirs CORPUS --output_dir PIECES --scripts Han
+
+OUTPUT_DIR holds pieces.jsonl (for init_tokenizer.py), curve.png and learning_report.json.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by its path: the project's root is the import root
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
+from colossal_llama.utils.errors import UserError, run_main
+
+
+def main() -> None:
+    """Counts words, learns pieces, measures the curve of compression against rows, chooses, writes."""
+    arguments = parse_arguments()
+    from colossal_llama.tokenizer.compression_curve import choose, curve_table, measure_curve
+    from colossal_llama.tokenizer.continue_bpe import learn_pieces
+    from colossal_llama.tokenizer.loading import load_tokenizer
+    from colossal_llama.tokenizer.source import open_source
+    from colossal_llama.utils.console import say
+
+    source = open_source(arguments.source_tokenizer_dir)
+    tokenizer = load_tokenizer(arguments.source_tokenizer_dir)
+    words, held_out, figures = read_corpus(arguments)
+    say(
+        f"read {figures['characters']:,} characters: {sum(words.values()):,} words, {len(words):,} different; learning …"
+    )
+    pieces = learn_pieces(words, tokenizer, limits_of(arguments, source.control_tokens))
+    if not pieces:
+        raise UserError(
+            f"no piece was learned: the texts hold {sum(words.values()):,} words of {','.join(arguments.scripts)}, and none is "
+            f"seen {arguments.min_frequency} times; change --scripts, lower --min_frequency or give more text"
+        )
+    say(f"learned {len(pieces):,} pieces; measuring on {sum(map(len, held_out)):,} held-out characters …")
+    points = measure_curve(source, tokenizer, pieces, held_out)
+    chosen = choose(points, arguments.num_pieces, arguments.min_saving)
+    say(curve_table(points, chosen))
+    write_result(arguments, pieces[: chosen.pieces], points, chosen, figures)
+    say(
+        f"chosen: {chosen.pieces:,} pieces, written to {arguments.output_dir / 'pieces.jsonl'}; the curve is in curve.png"
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, checked; all problems are reported at once."""
+    parser = CommandLine(description="Learn new pieces for a LLaMA tokenizer from texts.")
+    parser.add_argument(
+        "--source_tokenizer_dir", type=existing_directory, required=True, metavar="DIR", help="tokenizer to be expanded"
+    )
+    parser.add_argument(
+        "--data_input_dirs",
+        type=lambda text: [Path(part) for part in text.split(",") if part],
+        required=True,
+        metavar="DIR[,DIR…]",
+        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or .md files",
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, metavar="DIR", help="directory to write; must not exist"
+    )
+    learning = parser.add_argument_group("learning")
+    learning.add_argument(
+        "--scripts",
+        type=lambda text: [part for part in text.split(",") if part],
+        default=["any"],
+        metavar="NAME[,NAME…]",
+        help="learn pieces of these Unicode scripts only (Han, Hiragana, Cyrillic, Arabic …); any: letters of all scripts",
+    )
+    learning.add_argument(
+        "--max_pieces",
+        type=number(int, minimum=1),
+        default=40_000,
+        help="how many pieces to learn and draw the curve for",
+    )
+    learning.add_argument(
+        "--min_frequency", type=number(int, minimum=1), default=20, help="occurrences a piece needs in the sampled text"
+    )
+    learning.add_argument(
+        "--max_piece_length", type=number(int, minimum=1), default=8, help="characters of a piece, at most"
+    )
+    learning.add_argument(
+        "--blocklist_file",
+        type=existing_file,
+        metavar="FILE",
+        help="no piece contains one of these strings, one a line",
+    )
+    learning.add_argument(
+        "--sample_mb",
+        type=number(float, above=0),
+        default=500.0,
+        help="megabytes of text to learn from: a random share of the documents if the input is larger",
+    )
+    learning.add_argument("--seed", type=number(int), default=0, help="chooses the sample and the held-out documents")
+    choice = parser.add_argument_group("how many pieces to keep")
+    choice.add_argument("--num_pieces", type=number(int, minimum=1), help="keep this many (default: by --min_saving)")
+    choice.add_argument(
+        "--min_saving",
+        type=number(float, minimum=0),
+        default=0.2,
+        metavar="PERCENT",
+        help="keep growing while 1,000 more rows save at least this percentage of the held-out text's tokens",
+    )
+    arguments = parser.parse_args()
+    check(parser, arguments)
+    parser.finish()
+    return arguments
+
+
+def check(parser: CommandLine, arguments: argparse.Namespace) -> None:
+    """Problems between arguments, and those that need the disk."""
+    from colossal_llama.tokenizer.continue_bpe import word_pattern
+
+    for directory in arguments.data_input_dirs or []:
+        if not directory.is_dir():
+            parser.problem(f"--data_input_dirs: {directory} is not a directory")
+    if arguments.output_dir is not None and arguments.output_dir.exists():
+        parser.problem(f"--output_dir {arguments.output_dir} exists already and is left untouched: give a new name")
+    if (
+        arguments.num_pieces is not None
+        and arguments.max_pieces is not None
+        and arguments.num_pieces > arguments.max_pieces
+    ):
+        parser.problem(f"--num_pieces {arguments.num_pieces} is more than --max_pieces {arguments.max_pieces}")
+    try:
+        word_pattern(arguments.scripts)
+    except ValueError as error:
+        parser.problem(f"--scripts: {error}")
+
+
+def limits_of(arguments: argparse.Namespace, control_tokens: frozenset[str]):
+    """The limits for learning; control tokens are blocked like the lines of --blocklist_file."""
+    from colossal_llama.tokenizer.continue_bpe import Limits
+
+    blocked = set(control_tokens)
+    if arguments.blocklist_file is not None:
+        lines = arguments.blocklist_file.read_text("utf-8").splitlines()
+        blocked |= {line.strip() for line in lines if line.strip()}
+    return Limits(arguments.max_pieces, arguments.min_frequency, arguments.max_piece_length, frozenset(blocked))
+
+
+def read_corpus(arguments: argparse.Namespace) -> tuple:
+    """Reads a sample of the texts once.
+
+    Returns:
+        (words, held_out, figures): word → how often it occurs in the texts to learn from; documents kept apart for the curve
+        (every twentieth, up to 2,000,000 characters); how much was read.
+    """
+    from colossal_llama.tokenizer.continue_bpe import count_words, word_pattern
+    from colossal_llama.tokenizer.corpus import find_files, read_texts, total_bytes
+    from colossal_llama.utils.console import progress
+
+    files = find_files(arguments.data_input_dirs)
+    share = min(1.0, arguments.sample_mb * 1e6 / max(1, total_bytes(files)))
+    held_out: list[str] = []
+    figures = {"files": len(files), "share": share, "documents": 0, "characters": 0}
+
+    def learned_from():
+        kept_apart = 0
+        with progress(read_texts(files, share, arguments.seed), unit="document", desc="reading") as texts:
+            for place, document in enumerate(texts):
+                figures["documents"] += 1
+                figures["characters"] += len(document.text)
+                if place % 20 == 10 and kept_apart < 2_000_000:
+                    kept_apart += len(document.text)
+                    held_out.append(document.text)
+                else:
+                    yield document.text
+
+    words = count_words(learned_from(), word_pattern(arguments.scripts))
+    return words, held_out, figures
+
+
+def write_result(arguments: argparse.Namespace, pieces: list[str], points: list, chosen, figures: dict) -> None:
+    """Writes pieces.jsonl, curve.png and learning_report.json, all or none."""
+    from dataclasses import asdict
+
+    import orjson
+
+    from colossal_llama.tokenizer.compression_curve import draw_curve
+    from colossal_llama.utils.files import new_directory, write_json
+
+    with new_directory(arguments.output_dir) as directory:
+        (directory / "pieces.jsonl").write_bytes(b"".join(orjson.dumps({"piece": piece}) + b"\n" for piece in pieces))
+        draw_curve(points, chosen, directory / "curve.png")
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
+        settings["data_input_dirs"] = [str(path) for path in arguments.data_input_dirs]
+        record = {
+            "arguments": settings,
+            "read": figures,
+            "chosen": asdict(chosen),
+            "curve": [asdict(p) for p in points],
+        }
+        write_json(directory / "learning_report.json", record)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,180 @@
+"""learn_pieces.py and report.py as a user runs them."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import regex
+from transformers import AutoTokenizer
+
+from colossal_llama.tokenizer.compression_curve import Point, choose
+
+FAMILIES = ["llama2", "llama3-base"]
+
+
+def run_script(root, name, *arguments):
+    command = [sys.executable, f"colossal_llama/tokenizer/{name}", *map(str, arguments)]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200)
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def corpus(shared_data, tmp_path_factory):
+    """A small part of the real corpus, about 1.5 MB: Chinese documents, English documents, conversations, a text file."""
+    directory = tmp_path_factory.mktemp("corpus")
+    for name, number in (("pretrain/zh_docs", 120), ("pretrain/zh_articles", 60), ("pretrain/en_docs", 4)):
+        lines = sorted((shared_data / name).glob("*.jsonl"))[0].read_text("utf-8").splitlines()[:number]
+        (directory / name.split("/")[1]).mkdir()
+        (directory / name.split("/")[1] / "part.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    (directory / "talk").mkdir()
+    lines = next((shared_data / "sft" / "kdconv").glob("*.jsonl")).read_text("utf-8").splitlines()[:50]
+    (directory / "talk" / "talk.jsonl").write_text("\n".join(lines), "utf-8")
+    (directory / "notes").mkdir()
+    (directory / "notes" / "a.txt").write_text("螃蟹 and a 𝔊lyph\n" * 3, "utf-8")
+    return directory
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def learned(request, project_root, shared_data, corpus, tmp_path_factory):
+    """What learn_pieces.py makes of the corpus for a family: (source directory, output directory, printed text)."""
+    work = tmp_path_factory.mktemp("learned")
+    (work / "blocked.txt").write_text("可以\n\n", "utf-8")
+    source = shared_data / "tokenizers" / request.param
+    options = ["--source_tokenizer_dir", source, "--data_input_dirs", corpus, "--output_dir", work / "out"]
+    options += ["--scripts", "Han", "--max_pieces", 1500, "--min_frequency", 5, "--max_piece_length", 4]
+    run = run_script(project_root, "learn_pieces.py", *options, "--blocklist_file", work / "blocked.txt")
+    assert run.returncode == 0, run.stderr
+    return source, work / "out", run.stdout
+
+
+def test_learned_pieces_keep_the_limits_and_the_source_lacks_them(learned, corpus):
+    source, output, _ = learned
+    pieces = [record["piece"] for record in read_jsonl(output / "pieces.jsonl")]
+    assert len(pieces) == len(set(pieces)) > 300
+    assert all(regex.fullmatch(r"[\p{Han}\p{M}]{1,4}", piece) for piece in pieces)
+    assert not any("可以" in piece for piece in pieces)
+    text = "\n".join(
+        "\n".join(message["content"] for message in record["messages"])
+        if "messages" in record
+        else record["source"] + record["target"]
+        for path in corpus.rglob("*.jsonl")
+        for record in read_jsonl(path)
+    )
+    assert all(text.count(piece) >= 5 for piece in pieces)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for piece in pieces:
+        assert len(tokenizer("a" + piece, add_special_tokens=False)["input_ids"]) > len(before) + 1
+
+
+def test_learned_pieces_need_few_bridges_and_shorten_the_text_as_the_curve_says(learned, project_root, tmp_path):
+    source, output, printed = learned
+    report = json.loads((output / "learning_report.json").read_text("utf-8"))
+    options = ["--source_tokenizer_dir", source, "--target_tokenizer_dir", tmp_path / "new"]
+    run = run_script(project_root, "init_tokenizer.py", *options, "--expand_tokens_file", output / "pieces.jsonl")
+    assert run.returncode == 0, run.stderr
+    expansion = json.loads((tmp_path / "new" / "expansion_report.json").read_text("utf-8"))
+    assert expansion["unreachable"] == expansion["impossible"] == expansion["already_known"] == 0
+    assert expansion["new"] == report["chosen"]["pieces"]
+    assert expansion["bridges"] == report["chosen"]["rows"] - report["chosen"]["pieces"]
+    if "llama2" in str(source):  # each piece is a merge of two that are there (LLaMA-3's may be parts of characters)
+        assert expansion["bridges"] == 0
+    tokens = [point["tokens"] for point in report["curve"]]
+    assert tokens == sorted(tokens, reverse=True)
+    assert tokens[-1] < 0.95 * tokens[0]
+    assert report["chosen"] in report["curve"]
+    assert f"{report['chosen']['pieces']:,}" in printed
+    assert (output / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_choice_follows_the_arguments(project_root, shared_data, corpus, tmp_path):
+    options = ["--source_tokenizer_dir", shared_data / "tokenizers" / "llama2", "--data_input_dirs", corpus / "talk"]
+    options += ["--scripts", "Han", "--max_pieces", 200, "--num_pieces", 123, "--output_dir", tmp_path / "out"]
+    run = run_script(project_root, "learn_pieces.py", *options, "--min_frequency", 2)
+    assert run.returncode == 0, run.stderr
+    assert len(read_jsonl(tmp_path / "out" / "pieces.jsonl")) == 123
+    report = json.loads((tmp_path / "out" / "learning_report.json").read_text("utf-8"))
+    points = [Point(**point) for point in report["curve"]]
+    for least in (0.1, 1.0, 5.0, 20.0):
+        kept = points.index(choose(points, None, least))
+        assert all(point.saving_percent_per_1000_rows >= least for point in points[2 : kept + 1])
+        assert kept + 1 == len(points) or points[kept + 1].saving_percent_per_1000_rows < least
+
+
+def test_the_report_counts_what_there_is(project_root, shared_data, corpus, tmp_path):
+    directories = {name: shared_data / "tokenizers" / name for name in FAMILIES}
+    named = [f"{name}={directory}" for name, directory in directories.items()]
+    options = ["--data_input_dirs", f"{corpus},{corpus / 'talk'}", "--output_file", tmp_path / "report.json"]
+    run = run_script(project_root, "report.py", "--tokenizers", *named, *options)
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    texts = {"notes": [(corpus / "notes" / "a.txt").read_text("utf-8")]}
+    for path in corpus.rglob("*.jsonl"):
+        for record in read_jsonl(path):
+            text = (
+                "\n".join(message["content"] for message in record["messages"])
+                if "messages" in record
+                else record["source"] + record["target"]
+            )
+            texts.setdefault(record.get("category") or path.parent.name, []).append(text)
+    for name, directory in directories.items():
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        figures = report["tokenizers"][name]
+        assert figures["vocab_size"] == len(tokenizer)
+        assert set(figures["categories"]) == set(texts)
+        for category, documents in texts.items():
+            found = figures["categories"][category]
+            encoded = tokenizer(documents, add_special_tokens=False)["input_ids"]
+            assert found["documents"] == len(documents)
+            assert found["characters"] == sum(map(len, documents))
+            assert found["tokens"] == sum(map(len, encoded))
+            decoded = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in encoded]
+            assert found["round_trip_failures"] == sum(
+                back != text for back, text in zip(decoded, documents, strict=True)
+            )
+        total = figures["total"]
+        assert total["tokens"] == sum(one["tokens"] for one in figures["categories"].values())
+        assert f"{total['tokens']:,}" in run.stdout
+        assert total["tokens_per_character"] == pytest.approx(total["tokens"] / total["characters"])
+    vocabulary = AutoTokenizer.from_pretrained(directories["llama2"]).get_vocab()
+    for category, documents in texts.items():  # LLaMA-2 cuts exactly the characters it lacks; a line break is one byte
+        characters = Counter("".join(documents))
+        lacking = sum(n for c, n in characters.items() if c not in vocabulary and ord(c) >= 128)
+        assert report["tokenizers"]["llama2"]["categories"][category]["characters_in_bytes"] == lacking
+    notes = report["tokenizers"]["llama3-base"]["categories"]["notes"]
+    assert notes["characters_in_bytes"] == 3 * len("螃蟹𝔊")
+
+
+def test_bad_arguments_and_bad_records_are_one_message(project_root, shared_data, corpus, tmp_path):
+    source = shared_data / "tokenizers" / "llama2"
+    run = run_script(
+        project_root, "learn_pieces.py", "--source_tokenizer_dir", tmp_path / "absent", "--data_input_dirs", tmp_path / "none",
+        "--output_dir", tmp_path, "--scripts", "Klingon", "--max_pieces", 5, "--num_pieces", 6,
+    )  # fmt: skip
+    assert run.returncode == 2
+    for complaint in (
+        "absent does not exist",
+        "none is not a directory",
+        "exists already",
+        "Klingon",
+        "--num_pieces 6 is more",
+    ):
+        assert complaint in run.stderr
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.jsonl").write_text('{"text": "fine"}\n{"source": "", "target": null}\n')
+    run = run_script(project_root, "report.py", "--tokenizers", source, "--data_input_dirs", tmp_path / "bad")
+    assert run.returncode == 2
+    assert "x.jsonl:2" in run.stderr
+    run = run_script(
+        project_root, "learn_pieces.py", "--source_tokenizer_dir", source, "--data_input_dirs", corpus / "en_docs",
+        "--output_dir", tmp_path / "out", "--scripts", "Hebrew",
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "no piece was learned" in run.stderr
+    assert not (tmp_path / "out").exists()
+    assert "Traceback" not in run.stderr
