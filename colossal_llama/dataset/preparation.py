@@ -229,9 +229,10 @@ def _write_parts(run: _Run, pool: WorkerPool, facts: Sequence[dict]) -> list[dic
     mine = [index for index in indices if run.is_mine(index) and part_facts(output_dir, index) is None]
     if mine:
         categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
-        plan = plan_parts(run.chunk_dir, facts, categories, settings.num_bins)
-        plan.save(output_dir / "cache" / "plan")
         splicing = settings.splicing if settings.kind == "pretrain" else "none"
+        row_tokens = settings.max_length if splicing == "best_fit" else None
+        plan = plan_parts(run.chunk_dir, facts, categories, settings.num_bins, row_tokens)
+        plan.save(output_dir / "cache" / "plan")
         common = {"kind": settings.kind, "max_length": settings.max_length, "seed": settings.seed}
         common |= {name: run.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
         task = PartTask(output_dir, splicing, settings.max_length, settings.seed, categories, common)

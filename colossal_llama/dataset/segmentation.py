@@ -5,6 +5,9 @@ import numpy as np
 # The higher, the better a place to cut. INSIDE_CHARACTER is only taken when a whole row has nothing else.
 INSIDE_CHARACTER, ANYWHERE, WORD, SENTENCE, LINE, PARAGRAPH = range(6)
 SEARCHED_SHARE = 16  # the last sixteenth of a row is searched for a good place: the row stays at least 94 % full
+# … but for its very end, other than the limit itself: a gap of less than 64 of 4,096 tokens is too short for nearly every
+# document and stays empty (fill 0.9992 instead of 0.9976 on the real corpus with LLaMA-2)
+UNFILLABLE_SHARE = 64
 
 _SENTENCE_ENDS = ("。", "！", "？", "；", "…")
 _ASCII_SENTENCE_ENDS = (b".", b"!", b"?", b'."', b'!"', b'?"', b".)", b":", b";")
@@ -83,6 +86,9 @@ def cut_places(tokens: np.ndarray, max_length: int, ranks: CutRanks, first_cut_a
         if not rank.any():  # bytes of one character after the other: a row of them has a border, if any, further ahead
             earliest = max(start + 2, first_cut_after + 1)
             rank = ranks.rank(tokens[earliest - 2 : latest + 1])
+        unfillable = max_length // UNFILLABLE_SHARE
+        if len(rank) > unfillable + 1:
+            rank[-1 - unfillable : -1] = INSIDE_CHARACTER
         start = latest - int(np.argmax(rank[::-1]))
         cuts.append(start)
     return cuts

@@ -103,6 +103,13 @@ def test_the_best_place_near_the_limit_is_taken():
     assert _only_cut([b"a"] * 40, 32) == b"a" * 32  # anywhere
 
 
+def test_no_gap_is_left_that_hardly_any_document_would_fill():
+    for offset, expected in ((20, 1024 - 20), (5, 1024)):  # 1,024 // 64 = 16 tokens are the shortest gap
+        tokens = [b" b"] * (1024 - offset - 2) + [b"\n", b"\n"] + [b" b"] * 200
+        ids = np.array([PIECES.index(piece) for piece in tokens])
+        assert cut_places(ids, 1024, RANKS) == [expected]
+
+
 def test_no_character_is_cut_in_two():
     character = [b"\xe4", b"\xbd", b"\xa0"]
     for max_length in range(8, 14):
