@@ -378,3 +378,31 @@ def test_a_tokenizer_that_is_no_extension_is_refused(project_root, shared_data, 
     assert "does not extend the source model's" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("family", ["llama2", "llama3-base"])
+def test_the_contracts_example_from_tokenizer_to_model(project_root, shared_data, tmp_path, family):
+    """init_tokenizer.py, then init_model.py into the same directory: the new tokens are used, and their rows are means."""
+    source_tokenizer = shared_data / "tokenizers" / family
+    source_rows = len(cached_tokenizer(source_tokenizer))
+    source = save_model(tiny_model(source_rows, torch.float32), source_tokenizer, tmp_path / "source")
+    (tmp_path / "pieces.jsonl").write_text('{"piece": "人工智能公司"}\n{"piece": "你好啊"}\n', "utf-8")
+    script = project_root / "colossal_llama" / "tokenizer" / "init_tokenizer.py"
+    options = ["--source_tokenizer_dir", source_tokenizer, "--target_tokenizer_dir", tmp_path / "target"]
+    options += ["--expand_tokens_file", tmp_path / "pieces.jsonl"]
+    subprocess.run([sys.executable, script, *options], check=True, capture_output=True)
+    done = run_script(
+        project_root,
+        source_model_and_tokenizer_path=source,
+        target_tokenizer_path=tmp_path / "target",
+        target_model_path=tmp_path / "target",
+    )
+    assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "target")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
+    old = all_tensors(source)[INPUT_MATRIX]
+    for text in ("人工智能公司", "你好啊"):
+        ids = tokenizer("\n" + text, add_special_tokens=False).input_ids
+        assert ids[-1] >= source_rows, tokenizer.convert_ids_to_tokens(ids)
+        row = model.get_input_embeddings().weight[ids[-1]]
+        assert torch.allclose(row.double(), expected_mean(old, source_tokenizer, text), atol=1e-6)
