@@ -118,10 +118,16 @@ main() {
 
     step base_model "make a tiny base model that knows a little English" base_model \
         "$python" examples/make_base_model.py --output_dir "$work/base_model"
-    step expand "expand the tokenizer by Chinese pieces" tokenizer \
+    step learn "learn which Chinese pieces are worth adding" pieces \
+        "$python" colossal_llama/tokenizer/learn_pieces.py --source_tokenizer_dir "$work/base_model" \
+        --data_input_dirs examples/pretrain --scripts Han --min_frequency 2 --output_dir "$work/pieces"
+    step expand "expand the tokenizer by these pieces" tokenizer \
         "$python" colossal_llama/tokenizer/init_tokenizer.py --source_tokenizer_dir "$work/base_model" \
-        --target_tokenizer_dir "$work/tokenizer" --expand_tokens_file examples/pieces.jsonl
-    report compression "$work/base_model" "$work/tokenizer" examples/pretrain
+        --target_tokenizer_dir "$work/tokenizer" --expand_tokens_file "$work/pieces/pieces.jsonl"
+    step compression "measure the compression before and after" compression.json \
+        "$python" colossal_llama/tokenizer/report.py --tokenizers before="$work/base_model" after="$work/tokenizer" \
+        --data_input_dirs examples/pretrain --output_file "$work/compression.json"
+    report compression "$work/compression.json"
     step initialise "give the model rows for the new pieces" model \
         "$python" colossal_llama/model/init_model.py --source_model_and_tokenizer_path "$work/base_model" \
         --target_tokenizer_path "$work/tokenizer" --target_model_path "$work/model"
@@ -149,6 +155,7 @@ main() {
 
 done in $SECONDS s; in $work:
   base_model/ tokenizer/ model/    the base model, the expanded tokenizer, the expanded model
+  pieces/ compression.json         the pieces it was expanded by, and what they save
   data_pretrain/ data_sft/         prepared parts (arrow/, jsonl/) with their manifest.json
   pretrain/ sft/                   config.json, tensorboard/ (also metrics.jsonl), checkpoints/modelling/ (the model)
   loss_pretrain.png loss_sft.png   the loss by step and by tokens

@@ -171,7 +171,7 @@ main() {
     fi
     touch "$unfinished"
     strike_off_broken_packages
-    echo "installing the requirements into $venv (some minutes; 2.8 GB with torch for the CPU)"
+    echo "installing the requirements into $venv (some minutes; 2.8 GB, with a CUDA build of torch 5.6 GB)"
     install
     check
     fingerprint >"$stamp.new"

@@ -1,7 +1,8 @@
 """Makes the quick start's base model on the spot: a tiny random LLaMA with an English sentencepiece tokenizer.
 
 The tokenizer is built like LLaMA-2's (BPE with byte fallback, a space before the first word, <unk> <s> </s> = 0 1 2) on
-the English part of the example alone. So it stands where LLaMA-2 stands with Chinese: every character falls to bytes.
+the English part of the example alone, with the full-width punctuation that LLaMA-2 knows too. So it stands about where
+LLaMA-2 stands with Chinese: the characters fall to bytes.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from colossal_llama.utils.command_line import CommandLine, existing_directory, n
 from colossal_llama.utils.errors import UserError, run_main
 from colossal_llama.utils.files import new_directory, write_bytes, write_json
 
+FULL_WIDTH_PUNCTUATION = "，。：；！？、“”"
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -85,7 +87,7 @@ def train_tokenizer(texts: list[str], vocabulary_size: int) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=iter([*texts, FULL_WIDTH_PUNCTUATION]),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocabulary_size,

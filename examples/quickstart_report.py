@@ -1,9 +1,8 @@
 """Prints what the quick start's steps achieved, a few lines each, from the files that they left.
 
-python examples/quickstart_report.py compression BASE_TOKENIZER TOKENIZER DATA_DIR
-                                                             tokens per character before and after
-python examples/quickstart_report.py loss RUN_DIR             first and last losses in metrics.jsonl
-python examples/quickstart_report.py answers ANSWERS.jsonl    how many are what the example teaches
+python examples/quickstart_report.py compression REPORT.json   tokens per character before and after
+python examples/quickstart_report.py loss RUN_DIR              first and last losses in metrics.jsonl
+python examples/quickstart_report.py answers ANSWERS.jsonl     how many are what the example teaches
 """
 
 import json
@@ -11,14 +10,12 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path: the project's root is the import root
-
 INDENT = " " * 4
 
 
 def main() -> None:
-    if len(sys.argv) == 5 and sys.argv[1] == "compression":
-        report_compression(*map(Path, sys.argv[2:]))
+    if len(sys.argv) == 3 and sys.argv[1] == "compression":
+        report_compression(Path(sys.argv[2]))
     elif len(sys.argv) == 3 and sys.argv[1] == "loss":
         report_loss(Path(sys.argv[2]))
     elif len(sys.argv) == 3 and sys.argv[1] == "answers":
@@ -33,17 +30,20 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def report_compression(base: Path, expanded: Path, data: Path) -> None:
-    """Tokens per character of the texts in `data` with two tokenizers, for each language (the file names' beginning)."""
-    from colossal_llama.tokenizer.loading import TextEncoder, load_tokenizer
+def report_compression(report: Path) -> None:
+    """Tokens per character with the tokenizers `before` and `after`, of all texts and of each language's."""
+    tokenizers = json.loads(report.read_text(encoding="utf-8"))["tokenizers"]
+    for beginning, name in (("zh_", "Chinese"), ("en_", "English"), ("", "all texts")):
+        rates = [rate_of(tokenizers[key]["categories"], beginning) for key in ("before", "after")]
+        print(f"{INDENT}{name}: {rates[0]:.3f} → {rates[1]:.3f} tokens per character")
+    lengths = [tokenizers[key]["total"]["tokens_per_document"] for key in ("before", "after")]
+    print(f"{INDENT}average text: {lengths[0]:.1f} → {lengths[1]:.1f} tokens")
 
-    encoders = [TextEncoder(load_tokenizer(directory)) for directory in (base, expanded)]
-    for language, name in (("zh", "Chinese"), ("en", "English")):
-        records = [record for file in sorted(data.glob(f"{language}_*.jsonl")) for record in read_jsonl(file)]
-        texts = [record["source"] + record["target"] for record in records]
-        characters = sum(map(len, texts))
-        rates = [sum(map(len, encoder.encode_beginning(texts))) / characters for encoder in encoders]
-        print(f"{INDENT}{name}: {rates[0]:.3f} → {rates[1]:.3f} tokens per character ({characters:,} characters)")
+
+def rate_of(categories: dict[str, dict], beginning: str) -> float:
+    """Tokens per character over the categories whose name begins so."""
+    counts = [count for name, count in categories.items() if name.startswith(beginning)]
+    return sum(count["tokens"] for count in counts) / sum(count["characters"] for count in counts)
 
 
 def report_loss(run: Path) -> None:

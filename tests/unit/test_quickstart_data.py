@@ -79,6 +79,7 @@ def test_the_base_tokenizer_knows_english_and_spells_chinese_in_bytes(
     tokenizer = AutoTokenizer.from_pretrained(base_model, use_fast=use_fast)
     assert tokenizer.convert_tokens_to_ids(["<unk>", "<s>", "</s>"]) == [0, 1, 2]
     assert tokenizer.tokenize("云") == ["▁", *(f"<0x{byte:02X}>" for byte in "云".encode())]
+    assert tokenizer.tokenize("，。") == ["▁", "，", "。"]
     assert tokenizer.tokenize("\n\n") == ["▁", "<0x0A>", "<0x0A>"]
     for name, records in pretraining.items():
         for record in records[:5]:
