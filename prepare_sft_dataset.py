@@ -2,19 +2,13 @@
 
 import os
 
-from colossal_llama.dataset.arguments import parse
+from colossal_llama.dataset.command import run
 from colossal_llama.utils.errors import run_main
 
 
 def main() -> None:
-    """Parses, prepares, prints what was done."""
-    settings = parse("sft")
-    from colossal_llama.dataset.manifest import summary
-    from colossal_llama.dataset.preparation import prepare
-
-    manifest = prepare(settings)
-    if manifest is not None:
-        print(summary(manifest))
+    """Parses, prepares, tells what was done; or checks what was done before."""
+    run("sft")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from colossal_llama.dataset.settings import Kind, Settings
@@ -28,23 +29,46 @@ _ABOUT = {
 }
 
 
-def parse(kind: Kind, arguments: Sequence[str] | None = None) -> Settings:
-    """Settings from a command line; prints every problem at once and exits with code 2 if there is any."""
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for: a preparation and how many of its rows to show, or the check of a finished one."""
+
+    settings: Settings | None
+    inspected_rows: int
+    verified_dir: Path | None
+
+
+def parse(kind: Kind, arguments: Sequence[str] | None = None) -> Request:
+    """The request of a command line; prints every problem at once and exits with code 2 if there is any."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser(kind)
     namespace, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
         parser.problem(f"{argument} is no argument of this script")
     values = vars(namespace)
-    given = sys.argv[1:] if arguments is None else arguments
+    names = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+    if "--verify" in names:
+        if len(names) > 1:
+            parser.problem(
+                f"--verify checks a finished directory and goes with no other argument, not with {_others(names)}"
+            )
+        parser.finish()
+        return Request(None, 0, values["verify"])
     for name, advice in NEEDED.items():
-        if not any(argument.split("=")[0] == f"--{name}" for argument in given):
+        if f"--{name}" not in names:
             parser.problem(f"--{name} is missing: {advice}")
     _check(parser, values)
     parser.finish()
+    del values["verify"]
+    inspected_rows = values.pop("inspect")
     values["data_input_dirs"] = tuple(values["data_input_dirs"])
     values["output_dir"] = values.pop("data_output_dirs")
     values["num_bins"] = values.pop("num_spliced_dataset_bins")
-    return Settings(kind=kind, **values)
+    return Request(Settings(kind=kind, **values), inspected_rows, None)
+
+
+def _others(names: set[str]) -> str:
+    return ", ".join(sorted(names - {"--verify"}))
 
 
 def _parser(kind: Kind) -> CommandLine:
@@ -52,6 +76,8 @@ def _parser(kind: Kind) -> CommandLine:
     _add_paths(parser)
     _add_rows(parser, kind)
     _add_running(parser)
+    _add_shards(parser)
+    _add_looking(parser)
     return parser
 
 
@@ -147,6 +173,9 @@ def _add_running(parser: CommandLine) -> None:
         action="store_true",
         help="remove what these scripts wrote into the output directory and start afresh",
     )
+
+
+def _add_shards(parser: CommandLine) -> None:
     shards = parser.add_argument_group(
         "several jobs in one directory",
         "K jobs (on several machines with a shared disk), each with its own index, first tokenize their shares, and called "
@@ -155,6 +184,23 @@ def _add_running(parser: CommandLine) -> None:
     shards.add_argument("--num_shards", type=number(int, minimum=1), default=1, metavar="K", help="number of jobs")
     shards.add_argument(
         "--shard_index", type=number(int, minimum=0), metavar="k", help="this job's index, from 0 to K - 1"
+    )
+
+
+def _add_looking(parser: CommandLine) -> None:
+    looking = parser.add_argument_group("looking at the result")
+    looking.add_argument(
+        "--inspect",
+        type=number(int, minimum=1),
+        default=0,
+        metavar="ROWS",
+        help="show so many rows of the finished directory, with targets and borders of documents marked (default: none)",
+    )
+    looking.add_argument(
+        "--verify",
+        type=existing_directory,
+        metavar="DIR",
+        help="only re-read a finished output directory and check it against its manifest",
     )
 
 
