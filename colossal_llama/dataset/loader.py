@@ -221,7 +221,8 @@ class Collator:
         if not rows:
             rows = [{"input_ids": [self.pad_token_id] * 2, "labels": [IGNORED] * 2, "document_lengths": [2]}]
         lengths = [len(row["input_ids"]) for row in rows]
-        width = self.max_length if self.pad_to_max_length else max(lengths)
+        # At least two: the loss predicts each token from the one before it.
+        width = self.max_length if self.pad_to_max_length else max(2, *lengths)
         input_ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
         labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
         position_ids = np.zeros((len(rows), width), dtype=np.int64)

@@ -1,0 +1,70 @@
+"""Loss curves: read from a run's record, drawn by step and by tokens."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from colossal_llama.training.metrics import METRICS_FILE, read_metrics
+from colossal_llama.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run: `steps`, `tokens` (seen so far) and `losses` (nats per target token), one of each a step."""
+
+    label: str
+    steps: np.ndarray
+    tokens: np.ndarray
+    losses: np.ndarray
+    smoothing: int = 1
+
+    def smoothed(self) -> np.ndarray:
+        """Running mean over the last `smoothing` steps (fewer at the beginning)."""
+        sums = np.cumsum(np.concatenate([[0.0], self.losses]))
+        ends = np.arange(1, len(self.losses) + 1)
+        begins = np.maximum(0, ends - self.smoothing)
+        return (sums[ends] - sums[begins]) / (ends - begins)
+
+
+def read_curve(run: Path, label: str, smoothing: int = 1) -> Curve:
+    """Reads a run's metrics.jsonl.
+
+    Raises:
+        UserError: there is none, it is empty, or it is not one.
+    """
+    try:
+        entries = read_metrics(run)
+        steps, tokens, losses = ([entry[name] for entry in entries] for name in ("step", "tokens_seen", "loss"))
+    except OSError as error:
+        raise UserError(f"{run}: no {METRICS_FILE} can be read there ({error.strerror})") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{run}: this is not a record written by train.py ({error})") from error
+    if not steps:
+        raise UserError(f"{run}: the record is empty, no step was finished yet")
+    return Curve(label, np.array(steps), np.array(tokens), np.array(losses, dtype=float), smoothing)
+
+
+def draw_curves(curves: list[Curve], output: Path) -> None:
+    """Draws all curves into one picture with two panels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for curve in curves:
+        for panel, position in zip(panels, (curve.steps, curve.tokens), strict=True):
+            marker = "o" if len(curve.steps) == 1 else None
+            (line,) = panel.plot(position, curve.smoothed(), label=curve.label, marker=marker)
+            if curve.smoothing > 1:
+                panel.plot(position, curve.losses, color=line.get_color(), alpha=0.25)
+    panels[0].set(xlabel="optimizer step", ylabel="loss (nats per target token)")
+    panels[1].set(xlabel="tokens seen")
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=130)
+    pyplot.close(figure)

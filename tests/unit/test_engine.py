@@ -1,0 +1,76 @@
+"""The engine's patches: each is still needed, and does what it is for."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from colossal_llama.utils import engine
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or done.stderr[-500:]
+
+
+def test_zero_still_refuses_a_cpu_by_name():
+    """Fails when ColossalAI's ZeRO optimizer accepts a CPU: then `_allow_zero_on_cpu` can go."""
+    code = "import inspect; from colossalai.zero import LowLevelZeroOptimizer as z; print(inspect.getsource(z._sanity_checks))"
+    assert '["cuda", "npu"]' in run(code)
+
+
+def test_the_checkpoint_writer_still_asserts_an_even_split():
+    """Fails when ColossalAI saves padded vocabularies by itself: then `_let_checkpoints_hold_padded_vocabularies` can go."""
+    code = (
+        "from colossalai.checkpoint_io.utils import search_tp_partition_dim as s; import torch\n"
+        "try: print(s(torch.Size([128, 64]), torch.Size([203, 64]), 2))\n"
+        "except AssertionError: print('refused')"
+    )
+    assert run(code) == "refused"
+
+
+def test_our_partition_dimension():
+    engine.prepare_engine()
+    from colossalai.checkpoint_io.hybrid_parallel_checkpoint_io import search_tp_partition_dim
+
+    assert search_tp_partition_dim(torch.Size([128, 64]), torch.Size([203, 64]), 2) == 0
+    assert search_tp_partition_dim(torch.Size([64, 32]), torch.Size([64, 64]), 2) == 1
+    assert search_tp_partition_dim(torch.Size([64, 64]), torch.Size([64, 64]), 1) is None
+
+
+@pytest.mark.skipif(
+    torch.distributed.is_nccl_available(), reason="this PyTorch has NCCL and needs no answer about HCCL"
+)
+def test_a_cpu_build_has_no_hccl_function():
+    """Fails when PyTorch defines it: then `_say_that_there_is_no_hccl` can go."""
+    assert run("import torch.distributed as d; print(hasattr(d, 'is_hccl_available'))") == "False"
+
+
+@pytest.mark.parametrize("div_scale", [-1.0, 4.0])
+def test_adam_kernel_equals_torch_adamw(div_scale):
+    torch.manual_seed(0)
+    start, factor = torch.randn(100), div_scale if div_scale > 0 else 1.0
+    reference = torch.nn.Parameter(start.clone())
+    adamw = torch.optim.AdamW([reference], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    ours, exp_avg, exp_avg_sq = start.clone(), torch.zeros(100), torch.zeros(100)
+    kernel = engine.TorchCpuAdam.CPUAdamOptimizer(1e-2, 0.9, 0.95, 1e-8, 0.1, True)
+    for step in range(1, 6):
+        gradient = torch.randn(100)
+        reference.grad = gradient.clone()
+        adamw.step()
+        kernel.step(step, 1e-2, 0.9, 0.95, 1e-8, 0.1, True, ours, gradient * factor, exp_avg, exp_avg_sq, div_scale)
+    torch.testing.assert_close(ours, reference.detach())
+
+
+def test_cuda_kernel_signature_takes_half_precision_gradients():
+    """Gemini hands bf16 gradients for fp32 parameters; the same code path runs on CPU tensors."""
+    torch.manual_seed(0)
+    gradient = torch.randn(50).bfloat16()
+    lists = {
+        dtype: [[gradient.to(dtype)], [torch.ones(50)], [torch.zeros(50)], [torch.zeros(50)]]
+        for dtype in (torch.bfloat16, torch.float32)
+    }
+    for tensors in lists.values():
+        engine.TorchCudaAdam.multi_tensor_adam(0, None, tensors, 1e-2, 0.9, 0.95, 1e-8, 1, 1, 1, 0.1, -1.0)
+    torch.testing.assert_close(lists[torch.bfloat16][1][0], lists[torch.float32][1][0])

@@ -1,0 +1,92 @@
+"""The command line of train.py: the contract's names and defaults, checks, and no option that goes nowhere."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from colossal_llama.training.arguments import TrainingArguments, build_parser, parse_arguments
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> list[str]:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "part").mkdir()
+    return ["--pretrained", str(tmp_path / "model"), "--dataset", str(tmp_path / "part")]
+
+
+def test_defaults_of_the_contract(base):
+    arguments = parse_arguments(base)
+    assert (arguments.save_interval, arguments.num_epochs, arguments.micro_batch_size) == (1000, 1, 1)
+    assert (arguments.accumulation_steps, arguments.warmup_steps) == (None, None)
+    assert (arguments.lr, arguments.max_length, arguments.mixed_precision) == (3e-4, 4096, "fp16")
+    assert (arguments.gradient_clipping, arguments.weight_decay, arguments.tp, arguments.zero) == (1.0, 0.1, 1, 1)
+    switches = ("use_grad_checkpoint", "use_flash_attn", "use_neft", "freeze_non_embeds_params")
+    assert not any(getattr(arguments, name) for name in switches)
+
+
+def test_aliases_of_the_contract(base):
+    words = ["--batch_size", "3", "--grad_clip", "0.5", "-w", "0.01", "-s", "7", "--plugin", "3d", "--zero_stage", "2"]
+    arguments = parse_arguments([*base, *words])
+    assert (arguments.micro_batch_size, arguments.gradient_clipping, arguments.weight_decay) == (3, 0.5, 0.01)
+    assert (arguments.warmup_steps, arguments.zero) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--tp", "2"], "--tp belongs to --plugin 3d"),
+        (["--plugin", "3d", "--tp", "2"], "does not divide the 1 processes"),
+        (["--plugin", "3d", "--mixed_precision", "fp32"], "--zero 0 with fp32"),
+        (["--plugin", "3d", "--zero", "0", "--zero_cpu_offload"], "needs ZeRO"),
+        (["--neft_alpha", "3"], "without --use_neft"),
+        (["--lr", "nan"], "is not a number"),
+        (["--num_epochs", "0"], "less than 1"),
+        (["--load_checkpoint", "nowhere"], "does not exist"),
+        (["--warmup_steps", "9", "--max_steps", "3"], "more than --max_steps"),
+        (["--no_such_option"], "unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be_is_refused(base, capsys, words, complaint):
+    with pytest.raises(SystemExit) as end:
+        parse_arguments([*base, *words])
+    assert end.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plugin", ["gemini", "gemini_auto"])
+def test_gemini_without_gpu_is_refused_with_the_alternatives(base, capsys, plugin):
+    with pytest.raises(SystemExit):
+        parse_arguments([*base, "--plugin", plugin], has_gpu=False)
+    message = capsys.readouterr().err
+    assert "zero2" in message
+    assert "GPU" in message
+
+
+def test_every_option_is_read_somewhere(project_root):
+    """An option that is parsed and used nowhere would be a promise that nobody keeps."""
+    sources = [project_root / "train.py", *(project_root / "colossal_llama" / "training").glob("*.py")]
+    code = "\n".join(path.read_text() for path in sources)
+    for field in dataclasses.fields(TrainingArguments):
+        assert re.search(rf"arguments\.{field.name}\b", code), field.name
+
+
+def test_every_option_is_explained():
+    for action in build_parser()._actions:
+        assert action.help, action.option_strings
+
+
+def test_help_is_quick_and_imports_no_torch(project_root):
+    code = (
+        "import sys; sys.argv = ['train.py', '--help']\n"
+        "import runpy\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+    assert "--pretrained" in done.stdout

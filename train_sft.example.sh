@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Fine-tunes a model on conversations on the hosts of a hostfile. Copy this file, fill in the six variables, run it from the project's root.
+#
+# The first host of the hostfile is the master; it must reach every host, itself included, by ssh without a password.
+# Every host needs this project, the model and the data under the same paths.
+set -euo pipefail
+
+PROJECT_NAME="${PROJECT_NAME:-sft}"
+PARENT_SAVE_DIR="${PARENT_SAVE_DIR:-checkpoints}"
+PARENT_TENSORBOARD_DIR="${PARENT_TENSORBOARD_DIR:-logs}"
+PARENT_CONFIG_FILE="${PARENT_CONFIG_FILE:-configs}"
+PRETRAINED_MODEL_PATH="${PRETRAINED_MODEL_PATH:-}" # the model to fine-tune: SAVE_DIR/modelling of the pre-training
+
+declare -a dataset=(
+    # the parts that prepare_sft_dataset.py wrote, in training order
+    # "data/arrow/part-00000"
+    # "data/arrow/part-00001"
+)
+
+NPROC_PER_NODE="${NPROC_PER_NODE:-8}"
+HOSTFILE="${HOSTFILE:-hostfile}"
+PLUGIN="${PLUGIN:-zero2}"
+
+# Parts given as arguments take the place of the list above.
+if [[ $# -gt 0 ]]; then
+    dataset=("$@")
+fi
+if [[ -z $PRETRAINED_MODEL_PATH || ${#dataset[@]} -eq 0 ]]; then
+    echo "error: fill in PRETRAINED_MODEL_PATH and dataset in $0 first" >&2
+    exit 2
+fi
+if [[ ! -f $HOSTFILE ]]; then
+    echo "error: $HOSTFILE does not exist: copy hostfile.example and write one host name a line" >&2
+    exit 2
+fi
+
+# The least used GPUs, by memory in use; a host without nvidia-smi trains on the CPU or on what the driver shows.
+least_used_gpus() {
+    nvidia-smi --query-gpu=memory.used,index --format=csv,noheader,nounits | sort -n | head -n "$1" | awk '{print $2}' | sort -n | paste -sd,
+}
+if command -v nvidia-smi >/dev/null && [[ -z ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    CUDA_VISIBLE_DEVICES=$(least_used_gpus "$NPROC_PER_NODE")
+    export CUDA_VISIBLE_DEVICES
+    echo "using GPUs $CUDA_VISIBLE_DEVICES"
+fi
+
+FULL_PROJECT_NAME="${PROJECT_NAME}-$(date +%Y-%m-%d-%H-%M-%S)"
+SAVE_DIR="${PARENT_SAVE_DIR}/${FULL_PROJECT_NAME}"
+mkdir -p "$SAVE_DIR" "$PARENT_TENSORBOARD_DIR" "$PARENT_CONFIG_FILE"
+echo "run $FULL_PROJECT_NAME: ${#dataset[@]} parts, checkpoints in $SAVE_DIR"
+
+colossalai run --nproc_per_node "$NPROC_PER_NODE" --hostfile "$HOSTFILE" --master_port 30013 train.py \
+    --pretrained "$PRETRAINED_MODEL_PATH" \
+    --dataset "${dataset[@]}" \
+    --plugin "$PLUGIN" \
+    --save_interval 400 \
+    --save_dir "$SAVE_DIR" \
+    --tensorboard_dir "${PARENT_TENSORBOARD_DIR}/${FULL_PROJECT_NAME}" \
+    --config_file "${PARENT_CONFIG_FILE}/${FULL_PROJECT_NAME}.json" \
+    --num_epochs 1 \
+    --micro_batch_size 8 \
+    --lr 5e-5 \
+    --mixed_precision bf16 \
+    --gradient_clipping 1.0 \
+    --weight_decay 0.01 \
+    --warmup_steps 100 \
+    --accumulation_steps 8 \
+    --use_neft \
+    --use_grad_checkpoint \
+    --use_flash_attn
