@@ -144,21 +144,20 @@ main() {
         train sft data_sft $sft_epochs $sft_lr $conversations_per_step \
         --load_checkpoint "$work/pretrain/checkpoints/modelling"
     report loss "$work/sft/tensorboard"
-    step plot_pretrain "draw the loss of the pre-training" loss_pretrain.png \
-        "$python" plot_training.py "$work/pretrain/tensorboard" --output "$work/loss_pretrain.png"
-    step plot_sft "draw the loss of the fine-tuning" loss_sft.png \
-        "$python" plot_training.py "$work/sft/tensorboard" --output "$work/loss_sft.png"
+    step plot "draw the losses by step and by tokens" loss.png \
+        "$python" plot_training.py "$work/pretrain/tensorboard" "$work/sft/tensorboard" \
+        --labels pre-training fine-tuning --output "$work/loss.png"
     step ask "ask it every question of the example" answers.jsonl ask
     report answers "$work/answers.jsonl"
 
     cat <<SUMMARY
 
-done in $SECONDS s; in $work:
+done after $SECONDS s (installation not counted); in $work:
   base_model/ tokenizer/ model/    the base model, the expanded tokenizer, the expanded model
   pieces/ compression.json         the pieces it was expanded by, and what they save
   data_pretrain/ data_sft/         prepared parts (arrow/, jsonl/) with their manifest.json
   pretrain/ sft/                   config.json, tensorboard/ (also metrics.jsonl), checkpoints/modelling/ (the model)
-  loss_pretrain.png loss_sft.png   the loss by step and by tokens
+  loss.png                         the losses by step and by tokens
   answers.jsonl                    what it answers to every question of examples/sft
   logs/                            what every step printed
 Ask it yourself: $python inference_example.py --model_path $work/sft/checkpoints/modelling \\

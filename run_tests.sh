@@ -8,15 +8,15 @@
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-cd "$project"
 
 if [[ -n ${COLOSSAL_LLAMA_PYTHON:-} ]]; then
     python=$COLOSSAL_LLAMA_PYTHON
 else
     venv=${COLOSSAL_LLAMA_VENV:-$project/.venv}
-    bash setup_environment.sh "$venv"
-    python=$venv/bin/python
+    bash "$project/setup_environment.sh" "$venv"
+    python=$(cd "$venv" && pwd)/bin/python
 fi
+cd "$project"
 
 echo "== style"
 "$python" -m ruff check .
