@@ -1,5 +1,6 @@
 """The command lines of the two prepare scripts. Imports neither torch, transformers nor datasets."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colossal_llama.dataset.settings import Kind, Settings
-from colossal_llama.utils.command_line import CommandLine, existing_directory, number
+from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
 
 SHORTEST_ROW = 8
 MOST_BINS = 99_999
@@ -57,7 +58,7 @@ def parse(kind: Kind, arguments: Sequence[str] | None = None) -> Request:
     for name, advice in NEEDED.items():
         if f"--{name}" not in names:
             parser.problem(f"--{name} is missing: {advice}")
-    _check(parser, values)
+    _check(parser, values, names)
     parser.finish()
     del values["verify"]
     inspected_rows = values.pop("inspect")
@@ -143,6 +144,20 @@ def _add_rows(parser: CommandLine, kind: Kind) -> None:
             default=3,
             help="turns end with </s> on LLaMA 2 and with <|eot_id|> on LLaMA 3",
         )
+        rows.add_argument(
+            "--chat_template",
+            type=_chat_template,
+            metavar="FILE",
+            help="a Jinja chat template to use instead, with {%% generation %%} around what the assistant says; "
+            "'tokenizer' takes the tokenizer's own",
+        )
+        rows.add_argument(
+            "--long_conversations",
+            choices=("truncate", "window"),
+            default="truncate",
+            help="what becomes of a conversation that is longer than a row: its last turns are left out (and counted), or it "
+            "becomes overlapping windows in which every answer is trained once",
+        )
 
 
 def _add_running(parser: CommandLine) -> None:
@@ -204,29 +219,31 @@ def _add_looking(parser: CommandLine) -> None:
     )
 
 
-def _check(parser: CommandLine, values: dict) -> None:
+def _check(parser: CommandLine, values: dict, names: set[str]) -> None:
     """Adds what is wrong with arguments together."""
     index, shards = values["shard_index"], values["num_shards"]
     if index is None and shards > 1:
         parser.problem("--num_shards needs --shard_index: which of the jobs is this?")
     if index is not None and index >= shards:
         parser.problem(f"--shard_index {index} is beyond --num_shards {shards}: the indices go from 0 to {shards - 1}")
+    if values.get("chat_template") is not None and "--llama_version" in names:
+        parser.problem("--llama_version has no effect with --chat_template, which decides the format: leave one out")
     if index is not None and values["overwrite"]:
         parser.problem("--overwrite would remove the other shards' work: remove the directory before the jobs start")
 
 
 def _directories(text: str) -> list[Path]:
-    import argparse
-
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise argparse.ArgumentTypeError("no directory is given")
     return [existing_directory(name) for name in names]
 
 
-def _output_directory(text: str) -> Path:
-    import argparse
+def _chat_template(text: str) -> str:
+    return text if text == "tokenizer" else str(existing_file(text))
 
+
+def _output_directory(text: str) -> Path:
     if "," in text and not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} holds a comma: give one directory")
     path = Path(text)

@@ -4,6 +4,7 @@ import json
 from functools import cached_property
 from pathlib import Path
 
+from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate
 from colossal_llama.dataset.segmentation import CutRanks
 from colossal_llama.dataset.settings import Settings
@@ -30,9 +31,14 @@ class OpenTokenizer:
         return json.loads(self.tokenizer.backend_tokenizer.to_str())
 
     @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """Encodes a few texts."""
+        return TextEncoder(self.tokenizer)
+
+    @cached_property
     def encoder(self) -> BulkEncoder:
-        """Encodes texts."""
-        return BulkEncoder(TextEncoder(self.tokenizer), self._definition)
+        """Encodes many texts."""
+        return BulkEncoder(self.text_encoder, self._definition)
 
     @cached_property
     def ranks(self) -> CutRanks:
@@ -47,7 +53,10 @@ def sample_tokenizer(
     tokenizer = opened.tokenizer
     facts = {"tokenizer_fingerprint": opened.fingerprint, "vocab_size": len(tokenizer)}
     if settings.kind == "sft":
-        template = ConversationTemplate.for_llama(tokenizer, settings.llama_version)
+        if settings.chat_template is not None:
+            template = ChatTemplate.open(tokenizer, settings.chat_template, opened.text_encoder)
+        else:
+            template = ConversationTemplate.for_llama(tokenizer, settings.llama_version, opened.text_encoder)
         facts["template"] = template.describe()
         samples = ConversationTokenizer(template, opened.encoder, settings.max_length, settings.long_conversations)
         return samples, facts

@@ -21,6 +21,7 @@ class Settings:
     splicing: Literal["best_fit", "greedy", "none"] = "best_fit"
     long_documents: Literal["split", "truncate"] = "split"
     llama_version: int = 3
+    chat_template: str | None = None
     long_conversations: Literal["truncate", "window"] = "truncate"
     on_bad_record: Literal["stop", "skip"] = "stop"
     limit: int | None = None

@@ -13,7 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, EncodedConversation, Message
+from colossal_llama.dataset.long_conversations import truncated, windows
 from colossal_llama.dataset.records import Conversation, Document
 from colossal_llama.dataset.segmentation import CutRanks, cut_places
 from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
@@ -164,11 +166,11 @@ class DocumentTokenizer:
 
 
 class ConversationTokenizer:
-    """Conversations to samples, one a conversation (or a window of one)."""
+    """Conversations to samples, one a conversation, or one a window of a long one."""
 
     def __init__(
         self,
-        template: ConversationTemplate,
+        template: ConversationTemplate | ChatTemplate,
         encoder: BulkEncoder,
         max_length: int,
         long_conversations: Literal["truncate", "window"] = "truncate",
@@ -183,11 +185,15 @@ class ConversationTokenizer:
         for conversation, whole in zip(conversations, encoded, strict=True):
             counter = collector.counter(conversation.category)
             counter["documents"] += 1
+            if whole is None:
+                counter["dropped_documents.refused_by_chat_template"] += 1
+                continue
             counter["characters"] += sum(len(message.content) for message in conversation.messages)
             counter["tokens_in"] += len(whole.input_ids)
-            for sample in self._fit(conversation.messages, whole, counter):
-                collector.add(conversation.category, [_marked(sample)])
-                counter["segments"] += 1
+            samples = self._fit(conversation.messages, whole, counter)
+            counter["segments"] += len(samples)
+            if samples:
+                collector.add(conversation.category, [_marked(sample) for sample in samples])
         return _with_token_counts(collector.samples())
 
     def _fit(
@@ -195,27 +201,42 @@ class ConversationTokenizer:
     ) -> list[EncodedConversation]:
         if len(whole.input_ids) <= self._max_length:
             return [whole]
-        return self._truncated(messages, whole, counter)
+        fit = self._windows if self._long_conversations == "window" else self._truncated
+        return fit(messages, whole, counter)
 
     def _truncated(
         self, messages: Sequence[Message], whole: EncodedConversation, counter: Counter
     ) -> list[EncodedConversation]:
-        """The conversation without its last turns, up to the last answer that fits; nothing if not even the first does."""
-        offset = len(messages) - len(whole.message_ends)
-        fitting = [
-            number
-            for number, end in enumerate(whole.message_ends, 1)
-            if end <= self._max_length and messages[offset + number - 1].role == "assistant"
-        ]
-        if not fitting:
-            counter["dropped_documents.first_answer_too_long"] += 1
-            counter["dropped_tokens.first_answer_too_long"] += len(whole.input_ids)
-            return []
-        kept = self._template.encode(messages[: offset + fitting[-1]])
+        kept, left_out = truncated(messages, self._template.encode, self._max_length)
+        if kept is None:
+            return self._dropped(whole, counter)
         counter["documents_cut.turns_beyond_max_length"] += 1
-        counter["cut_turns.turns_beyond_max_length"] += len(whole.message_ends) - fitting[-1]
+        counter["cut_turns.turns_beyond_max_length"] += left_out
         counter["cut_tokens.turns_beyond_max_length"] += len(whole.input_ids) - len(kept.input_ids)
         return [kept]
+
+    def _windows(
+        self, messages: Sequence[Message], whole: EncodedConversation, counter: Counter
+    ) -> list[EncodedConversation]:
+        found, too_long = windows(messages, self._template.encode, self._max_length)
+        if not found:
+            return self._dropped(whole, counter)
+        if too_long:
+            spans = [whole.target_spans[answer] for answer in too_long]
+            counter["documents_cut.answer_too_long"] += 1
+            counter["cut_answers.answer_too_long"] += len(spans)
+            counter["cut_tokens.answer_too_long"] += sum(end - start for start, end in spans)
+        cut = sum(whole.target_spans[answer][1] - whole.target_spans[answer][0] for answer in too_long)
+        surplus = sum(len(window.input_ids) for window in found) + cut - len(whole.input_ids)
+        counter["repeated_tokens"] += max(surplus, 0)  # context and openings that stand in several windows
+        counter["cut_tokens.turns_without_a_fitting_answer"] += max(-surplus, 0)
+        counter["documents_split"] += len(found) > 1
+        return found
+
+    def _dropped(self, whole: EncodedConversation, counter: Counter) -> list[EncodedConversation]:
+        counter["dropped_documents.no_answer_fits"] += 1
+        counter["dropped_tokens.no_answer_fits"] += len(whole.input_ids)
+        return []
 
 
 def _marked(sample: EncodedConversation) -> np.ndarray:

@@ -43,7 +43,7 @@ def decode_continuation(tokenizer, ids):
 def test_target_spans_decode_to_the_assistants_texts(tokenizer_and_template):
     tokenizer, template = tokenizer_and_template
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(messages=CONVERSATIONS)
     def check(messages):
         encoded = template.encode(messages)
@@ -59,7 +59,7 @@ def test_control_tokens_are_those_of_the_template_alone(tokenizer_and_template):
     tokenizer, template = tokenizer_and_template
     special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(messages=CONVERSATIONS)
     def check(messages):
         turns = [message for message in messages if message.role != "system"]

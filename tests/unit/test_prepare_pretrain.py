@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from colossal_llama.dataset.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.preparation import prepare
 from colossal_llama.dataset.settings import Settings
-from colossal_llama.tokenizer.loading import TextEncoder
 
 CONTROL_STRINGS = ["<s>", "</s>", "<|begin_of_text|>", "<|eot_id|>", "<|end_of_text|>"]
 
@@ -58,14 +56,9 @@ def read_parts(output: Path) -> list[list[dict]]:
     return parts
 
 
-@lru_cache(maxsize=1)
-def text_encoder(tokenizer) -> TextEncoder:
-    return TextEncoder(tokenizer)
-
-
-def expected_documents(tokenizer, records) -> list[tuple[list[int], list[int]]]:
+def expected_documents(opened, records) -> list[tuple[list[int], list[int]]]:
     """Ids and labels of each document by the plain definition, one call of the tokenizer a text."""
-    encoder = text_encoder(tokenizer)
+    encoder, tokenizer = opened.text_encoder, opened.tokenizer
     documents = []
     for record in records:
         source = encoder.encode_beginning([record["source"]])[0]
@@ -106,7 +99,7 @@ RECORDS = st.lists(
 
 @pytest.mark.parametrize("splicing", ["best_fit", "greedy"])
 def test_documents_that_fit_come_out_as_they_are_defined(tmp_path, opened, splicing):
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(records=RECORDS)
     def check(records):
         write_jsonl(tmp_path / "in" / "a.jsonl", records)
@@ -117,7 +110,7 @@ def test_documents_that_fit_come_out_as_they_are_defined(tmp_path, opened, splic
         names = sorted({record["category"] for record in records})
         expected = Counter(
             (tuple(ids), tuple(labels), names.index(record["category"]))
-            for (ids, labels), record in zip(expected_documents(opened.tokenizer, records), records, strict=True)
+            for (ids, labels), record in zip(expected_documents(opened, records), records, strict=True)
         )
         found = Counter(
             (tuple(ids), tuple(labels), category)
@@ -170,7 +163,7 @@ def test_long_documents_are_split_without_a_loss(tmp_path, opened):
     manifest = prepared(tmp_path, opened, num_bins=1)
     (rows,) = read_parts(tmp_path / "out")
     check_rows([rows], 64)
-    ids, _ = expected_documents(opened.tokenizer, [{"source": "", "target": text}])[0]
+    ids, _ = expected_documents(opened, [{"source": "", "target": text}])[0]
     segments = [segment for row in rows for segment, _, _ in documents_of(row)]
     ordered, position = [], 0  # the segments put together in the order of the text
     while position < len(ids):
@@ -190,7 +183,7 @@ def test_truncating_counts_what_is_cut(tmp_path, opened):
     write_jsonl(tmp_path / "in" / "x.jsonl", [{"source": "", "target": text, "category": "a"}])
     manifest = prepared(tmp_path, opened, num_bins=1, long_documents="truncate")
     (rows,) = read_parts(tmp_path / "out")
-    ids, _ = expected_documents(opened.tokenizer, [{"source": "", "target": text}])[0]
+    ids, _ = expected_documents(opened, [{"source": "", "target": text}])[0]
     totals = manifest["totals"]
     assert [len(row["document_lengths"]) for row in rows] == [1]
     assert rows[0]["input_ids"] == ids[: len(rows[0]["input_ids"])]
@@ -205,7 +198,7 @@ def test_a_source_longer_than_a_row_leaves_targets_in_every_row(tmp_path, opened
     (rows,) = read_parts(tmp_path / "out")
     check_rows([rows], 64)
     totals = manifest["totals"]
-    ids, labels = expected_documents(opened.tokenizer, [record])[0]
+    ids, labels = expected_documents(opened, [record])[0]
     assert totals["tokens_in"] == len(ids) == totals["tokens_out"] + totals["cut_tokens.source_too_long"]
     targets = sum(label != -100 for label in labels)
     later_segments = totals["segments"] - 1  # whose first token has no context and is no target

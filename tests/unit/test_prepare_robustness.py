@@ -306,7 +306,7 @@ LINES = st.one_of(
 def test_any_bytes_end_in_rows_or_in_counted_rejections(tmp_path, tokenizer_dir, opened):
     (tmp_path / "in").mkdir()
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(lines=st.lists(LINES, min_size=1, max_size=12))
     def check(lines):
         data = b"\n".join(lines)

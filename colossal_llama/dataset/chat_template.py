@@ -1,0 +1,202 @@
+"""Conversations in somebody else's format: a tokenizer's own chat template or a Jinja file, with generation spans.
+
+The rendered text is cut at its control tokens and at the borders of the spans, and each piece is encoded by itself, so that
+targets are known by construction and prompts are exact prefixes:
+
+    <|start|>user⏎Hi<|end|><|start|>assistant⏎Hello<|end|>
+    control  text  control  control  text     [ target    )
+
+A control token that a message writes out is hidden while the template is rendered, so that it stays text.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colossal_llama.dataset.conversation import EncodedConversation, Message
+from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
+from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+OWN = "tokenizer"  # as --chat_template: the tokenizer's own
+ROLE_NAMES = {"human": "user", "assistant": "assistant", "system": "system"}
+_MARK = "\ufdd0"  # a noncharacter: Unicode promises that no text needs it
+_PROBE = (Message("human", "a question"), Message("assistant", "an answer"))
+
+
+class TemplateRefusal(Exception):
+    """The template cannot render a conversation (or marks other spans than its answers)."""
+
+
+class ChatTemplate:
+    """A Jinja chat template with the interface of `ConversationTemplate`."""
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", source: str, name: str, encoder: TextEncoder | None = None
+    ):
+        """
+        Args:
+            tokenizer: gives the control tokens.
+            source: the template; its answers stand between {% generation %} and {% endgeneration %}.
+            name: what it is called in messages.
+            encoder: the tokenizer's, if it is there already.
+
+        Raises:
+            UserError: the template cannot be rendered, marks no answers, or begins them otherwise than its prompts end.
+        """
+        self._source, self._name = source, name
+        self._encoder = encoder or TextEncoder(tokenizer)
+        self._special_ids = {
+            token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        self._token_names = {name: tokenizer.special_tokens_map.get(name, "") for name in ("bos_token", "eos_token")}
+        if not re.search(r"{%-?\s*generation\s*-?%}", source):
+            raise UserError(
+                f"--chat_template: {name} does not mark what the assistant says: put it between {{% generation %}} and "
+                "{% endgeneration %} in a copy of the template, and give that file"
+            )
+        self.turn_end_id = self._check_with_probe()
+
+    @classmethod
+    def open(
+        cls, tokenizer: "PreTrainedTokenizerFast", wanted: str, encoder: TextEncoder | None = None
+    ) -> "ChatTemplate":
+        """The template called `tokenizer` (its own), or that of a file.
+
+        Raises:
+            UserError: there is none, or it cannot be used.
+        """
+        if wanted != OWN:
+            return cls(tokenizer, Path(wanted).read_text(encoding="utf-8"), wanted, encoder)
+        if not isinstance(tokenizer.chat_template, str):
+            raise UserError(
+                f"--chat_template: the tokenizer in {tokenizer.name_or_path} has no chat template of its own"
+            )
+        return cls(tokenizer, tokenizer.chat_template, "the tokenizer's template", encoder)
+
+    def encode(self, messages: Sequence[Message]) -> EncodedConversation:
+        """See `ConversationTemplate.encode`; `message_ends` holds the answers' ends only.
+
+        Raises:
+            TemplateRefusal: the template does not take these messages.
+        """
+        text, spans = self._rendered(messages, for_prompt=False)
+        if len(spans) != sum(message.role == "assistant" for message in messages):
+            raise TemplateRefusal(f"{self._name} marks {len(spans)} answers in {len(messages)} messages")
+        input_ids, positions = self._ids(text, [border for span in spans for border in span])
+        targets = [(positions[start], positions[end]) for start, end in spans]
+        return EncodedConversation(input_ids, targets, [end for _, end in targets])
+
+    def encode_batch(
+        self, conversations: Sequence[Sequence[Message]], bulk_encoder: BulkEncoder | None = None
+    ) -> list[EncodedConversation | None]:
+        """`encode` for many conversations; None for those that the template refuses."""
+        return [self._encode_or_none(messages) for messages in conversations]
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """See `ConversationTemplate.prompt_ids`."""
+        text, _ = self._rendered(messages, for_prompt=True)
+        return self._ids(text, [])[0]
+
+    def describe(self) -> dict:
+        """See `ConversationTemplate.describe`."""
+        return {"kind": "jinja", "template": self._source, "turn_end_id": self.turn_end_id}
+
+    def _encode_or_none(self, messages: Sequence[Message]) -> EncodedConversation | None:
+        try:
+            return self.encode(messages)
+        except TemplateRefusal:
+            return None
+
+    # ------------------------------------------------------------------------------------------------ rendering
+
+    def __getstate__(self) -> dict:
+        return {
+            name: value for name, value in vars(self).items() if name != "_compiled"
+        }  # a template cannot be pickled
+
+    @cached_property
+    def _compiled(self) -> Any:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        return _compile_jinja_template(self._source)
+
+    @cached_property
+    def _special(self) -> re.Pattern:
+        return re.compile("|".join(map(re.escape, sorted(self._special_ids, key=len, reverse=True))))
+
+    def _rendered(self, messages: Sequence[Message], for_prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+        """The text, in which a hidden control token holds the mark, and the spans of the answers in it."""
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import _render_with_assistant_indices
+
+        rendered_messages = [
+            {"role": ROLE_NAMES[message.role], "content": self._hidden(message.content)} for message in messages
+        ]
+        try:
+            return _render_with_assistant_indices(
+                self._compiled, rendered_messages, None, None, for_prompt, **self._token_names
+            )
+        except TemplateError as error:
+            raise TemplateRefusal(f"{self._name}: {error}") from error
+
+    def _hidden(self, content: str) -> str:
+        """The text with the mark in every control token that it spells out, or begins or ends to spell out."""
+        if _MARK in content:
+            raise TemplateRefusal(
+                f"{self._name}: a message holds the noncharacter U+FDD0, which is used to hide control tokens"
+            )
+        content = self._special.sub(lambda match: match.group()[0] + _MARK + match.group()[1:], content)
+        cut = any(content.endswith(token[:size]) for token in self._special_ids for size in range(1, len(token)))
+        begun = any(content.startswith(token[size:]) for token in self._special_ids for size in range(1, len(token)))
+        return _MARK * begun + content + _MARK * cut
+
+    def _ids(self, text: str, borders: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+        """Ids of a rendered text, and for each border (a position in the text) its position among them."""
+        pieces = list(self._pieces(text, sorted({*borders, len(text)})))
+        plain = [piece.replace(_MARK, "") for _, _, piece in pieces if piece is not None]
+        encoded = iter([*self._encoder.encode_beginning(plain[:1]), *self._encoder.encode_continuation(plain[1:])])
+        ids: list[int] = []
+        positions = {0: 0}
+        for end, token, piece in pieces:
+            ids += [self._special_ids[token]] if piece is None else next(encoded)
+            positions[end] = len(ids)
+        return ids, positions
+
+    def _pieces(self, text: str, borders: Sequence[int]) -> Iterator[tuple[int, str, str | None]]:
+        """(end in the text, control token, None) or (end, "", text between control tokens and borders)."""
+        start = 0
+        for border in borders:
+            for match in self._special.finditer(text, start, border):
+                if start < match.start():
+                    yield match.start(), "", text[start : match.start()]
+                yield match.end(), match.group(), None
+                start = match.end()
+            if start < border:
+                yield border, "", text[start:border]
+                start = border
+
+    def _check_with_probe(self) -> int:
+        """Whether prompts are prefixes of conversations; the id of the control token that ends an answer."""
+        try:
+            whole, prompt = self.encode(_PROBE), self.prompt_ids(_PROBE[:1])
+        except TemplateRefusal as error:
+            raise UserError(f"--chat_template: {error}") from error
+        start, end = whole.target_spans[0]
+        if whole.input_ids[:start] != prompt:
+            raise UserError(
+                f"--chat_template: with {self._name} a prompt does not end where an answer begins: what is between "
+                "{% generation %} and {% endgeneration %} must follow what add_generation_prompt gives"
+            )
+        special = set(self._special_ids.values())
+        if whole.input_ids[end - 1] not in special:
+            raise UserError(
+                f"--chat_template: with {self._name} an answer is not closed by a control token inside of the generation "
+                "block, so that the model would not learn to stop: move {% endgeneration %} behind the token"
+            )
+        return whole.input_ids[end - 1]
