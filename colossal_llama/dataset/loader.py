@@ -1,8 +1,7 @@
-"""From prepared parts to batches: the order of the rows, each rank's share of a step, and the collator.
+"""From prepared parts to batches: opening the parts, each rank's share of a step, and the collator.
 
-The order is a pure function of the parts' fingerprints, the seed and the epoch: buckets follow each other as given (or are
-mixed), rows are shuffled inside. A step takes the next `rows_per_step` rows of that order whatever the number of ranks is, so
-a run that goes on with other ranks sees the same rows in the same steps.
+A step takes the next `rows_per_step` rows of the epoch's plan (colossal_llama.dataset.packing) whatever the number of ranks
+is, so a run that goes on with other ranks sees the same rows in the same steps.
 
     order of an epoch   r0 r1 r2 r3 r4 r5 r6 r7 r8 r9          2 ranks, micro-batch 2, 2 accumulation steps
     step 0              rank 0: [r0 r1] [r4 r5]    rank 1: [r2 r3] [r6 r7]
@@ -20,9 +19,10 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute
 import torch
-from torch.utils.data import Dataset
 
+from colossal_llama.dataset.splicing import Rows
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import fingerprint_bytes
 
@@ -43,6 +43,11 @@ class Part:
     max_length: int
     """No row of the part is longer (tokens)."""
     categories: tuple[str, ...]
+
+    def row_lengths_tokens(self) -> np.ndarray:
+        """int64, shape (rows,): tokens of each row."""
+        column = self.rows.data.column("input_ids")
+        return pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
 
 
 def open_parts(paths: Sequence[str | Path], max_length: int) -> list[Part]:
@@ -109,29 +114,6 @@ def data_fingerprint(parts: Sequence[Part]) -> str:
     return fingerprint_bytes(*(part.fingerprint.encode() for part in parts))
 
 
-def row_order(part_sizes: Sequence[int], seed: int, epoch: int, shuffle: str = "bucket") -> np.ndarray:
-    """The order in which an epoch visits the rows of all parts, numbered through.
-
-    Args:
-        part_sizes: rows of each part.
-        seed, epoch: decide the shuffle.
-        shuffle: `bucket` shuffles inside each part and keeps the parts in order; `global` mixes all; `none` keeps the order.
-
-    Returns:
-        int64, shape (rows,): a permutation.
-    """
-    starts = np.cumsum([0, *part_sizes])
-    if shuffle == "none":
-        return np.arange(starts[-1])
-    if shuffle == "global":
-        return np.random.default_rng([seed, epoch]).permutation(starts[-1])
-    pieces = [
-        begin + np.random.default_rng([seed, epoch, index]).permutation(size)
-        for index, (begin, size) in enumerate(zip(starts[:-1], part_sizes, strict=True))
-    ]
-    return np.concatenate(pieces) if pieces else np.arange(0)
-
-
 @dataclass(frozen=True)
 class StepGeometry:
     """How many rows a step takes and which of them are whose."""
@@ -174,7 +156,8 @@ class MicroBatch:
 
     `input_ids`, `labels`, `position_ids`, `token_lengths`: int64 (rows, length). Labels are -100 on padding and where a document
     begins; positions restart with each document; `token_lengths` gives each token the length of its document. `boundaries`: see
-    `colossal_llama.model.attention.boundaries_of`. `target_tokens`: labels that count, after the shift. `row_ids`: numbers of the rows.
+    `colossal_llama.model.attention.boundaries_of`. `target_tokens`: labels that count, after the shift. `rows`: how many there
+    are (0 for the stand-in of a rank that has none). `sample_ids`: numbers of the prepared rows in them.
     """
 
     input_ids: torch.Tensor
@@ -184,7 +167,8 @@ class MicroBatch:
     document_lengths: tuple[tuple[int, ...], ...]
     target_tokens: int
     tokens: int
-    row_ids: tuple[int, ...]
+    rows: int
+    sample_ids: tuple[int, ...]
 
     def pin_memory(self) -> "MicroBatch":
         """The same batch in page-locked memory, so that the copy to the GPU overlaps with its work."""
@@ -216,8 +200,9 @@ class Collator:
     pad_to_max_length: bool = False
     cross_document_attention: bool = False
 
-    def __call__(self, rows: Sequence[dict], row_ids: Sequence[int] = ()) -> MicroBatch:
+    def __call__(self, rows: Sequence[dict], sample_ids: Sequence[int] = ()) -> MicroBatch:
         """Makes a batch of rows (`input_ids`, `labels`, `document_lengths`); of no rows, a batch of one row without targets."""
+        real_rows = len(rows)
         if not rows:
             rows = [{"input_ids": [self.pad_token_id] * 2, "labels": [IGNORED] * 2, "document_lengths": [2]}]
         lengths = [len(row["input_ids"]) for row in rows]
@@ -243,59 +228,68 @@ class Collator:
             token_lengths=torch.from_numpy(token_lengths),
             document_lengths=tuple(documents),
             target_tokens=int((labels[:, 1:] != IGNORED).sum()),
-            tokens=sum(lengths),
-            row_ids=tuple(row_ids),
+            tokens=sum(lengths) if real_rows else 0,
+            rows=real_rows,
+            sample_ids=tuple(sample_ids),
         )
 
 
-class Rows(Dataset):
-    """The rows of all parts, numbered through, as a torch dataset of micro-batches: indexed by a tuple of row numbers."""
+class RowReader:
+    """Reads the prepared rows of all parts, numbered through, and collates them."""
 
     def __init__(self, parts: Sequence[Part], collator: Collator):
-        self.sizes = [len(part.rows) for part in parts]
-        self._starts = np.cumsum([0, *self.sizes])
+        self._starts = np.cumsum([0, *(len(part.rows) for part in parts)])
         columns = ["input_ids", "labels", "document_lengths"]
         self._parts = [part.rows.select_columns(columns).with_format("numpy") for part in parts]
         self._collator = collator
 
-    def __len__(self) -> int:
-        return int(self._starts[-1])
+    def micro_batch(self, rows: Sequence[Sequence[int]]) -> MicroBatch:
+        """A batch of rows, each given by the prepared rows that it is made of."""
+        sample_ids = [int(sample) for row in rows for sample in row]
+        return self._collator([_joined([self._read(int(sample)) for sample in row]) for row in rows], sample_ids)
 
-    def __getitem__(self, row_ids: Sequence[int]) -> MicroBatch:
-        return self._collator([self._row(row_id) for row_id in row_ids], row_ids)
+    def _read(self, sample: int) -> dict:
+        part = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return self._parts[part][sample - int(self._starts[part])]
 
-    def _row(self, row_id: int) -> dict:
-        part = int(np.searchsorted(self._starts, row_id, side="right")) - 1
-        return self._parts[part][int(row_id - self._starts[part])]
+
+def _joined(samples: Sequence[dict]) -> dict:
+    """Samples one after the other as one row; each keeps its documents."""
+    if len(samples) == 1:
+        return samples[0]
+    return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def step_batches(
-    rows: Rows, order: np.ndarray, geometry: StepGeometry, rank: int, pin_memory: bool = False
+    reader: RowReader, plan: Rows, first_row: int, geometry: StepGeometry, rank: int, pin_memory: bool = False
 ) -> Iterator[list[MicroBatch]]:
-    """A rank's micro-batches, one list a step, in the given order of rows.
+    """A rank's micro-batches, one list a step, from row `first_row` of an epoch's plan on.
 
     A thread reads two steps ahead (memory-mapped rows, collated by numpy, are far cheaper than a step). Worker processes would have
     to be forked from a process that holds CUDA and communication threads, which aborts on some hosts.
 
     Args:
-        rows: of all parts.
-        order: row numbers in training order.
+        reader: of all parts.
+        plan: the epoch's rows.
+        first_row: how many of them were done before.
         geometry: how a step's rows are shared.
         rank: data-parallel rank.
         pin_memory: give batches in page-locked memory.
     """
 
-    def load(step_rows: np.ndarray) -> list[MicroBatch]:
-        batches = [rows[batch] for batch in geometry.micro_batches(step_rows, rank)]
+    def load(begin: int) -> list[MicroBatch]:
+        step_rows = range(begin, min(begin + geometry.rows_per_step, len(plan)))
+        shares = geometry.micro_batches(step_rows, rank)
+        batches = [reader.micro_batch([plan.row(row) for row in share]) for share in shares]
         return [batch.pin_memory() for batch in batches] if pin_memory else batches
 
-    steps = (order[begin : begin + geometry.rows_per_step] for begin in range(0, len(order), geometry.rows_per_step))
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reads ahead") as reader:
-        ahead = deque(reader.submit(load, step) for step in itertools.islice(steps, 2))
+    begins = iter(range(first_row, len(plan), geometry.rows_per_step))
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reads ahead") as thread:
+        ahead = deque(thread.submit(load, begin) for begin in itertools.islice(begins, 2))
         try:
             while ahead:
                 batches = ahead.popleft().result()
-                ahead.extend(reader.submit(load, step) for step in itertools.islice(steps, 1))
+                ahead.extend(thread.submit(load, begin) for begin in itertools.islice(begins, 1))
                 yield batches
         finally:
             for future in ahead:

@@ -83,9 +83,10 @@ def build_parser() -> CommandLine:
     )
     model.add_argument(
         "--padding_mode",
-        choices=("longest", "max_length"),
-        default="longest",
-        help="pad a micro-batch to its longest row, or always to --max_length",
+        choices=("none", "longest", "max_length"),
+        default="none",
+        help="none: whole conversations share rows of up to --max_length tokens (they do not see each other); longest: a conversation "
+        "a row, padded to the longest of its micro-batch; max_length: padded to --max_length",
     )
     model.add_argument(
         "--shuffle",

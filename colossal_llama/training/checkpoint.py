@@ -48,17 +48,17 @@ class Progress:
     rows_done_in_epoch: int = 0
     step: int = 0
     """Optimizer steps done."""
-    rows_seen: int = 0
+    samples_seen: int = 0
     tokens_seen: int = 0
     target_tokens_seen: int = 0
 
-    def advanced(self, rows: int, tokens: int, target_tokens: int) -> "Progress":
+    def advanced(self, rows: int, samples: int, tokens: int, target_tokens: int) -> "Progress":
         """The position after one more step."""
         return replace(
             self,
             rows_done_in_epoch=self.rows_done_in_epoch + rows,
             step=self.step + 1,
-            rows_seen=self.rows_seen + rows,
+            samples_seen=self.samples_seen + samples,
             tokens_seen=self.tokens_seen + tokens,
             target_tokens_seen=self.target_tokens_seen + target_tokens,
         )
@@ -77,6 +77,8 @@ class Origin:
     parts: int
     seed: int
     shuffle: str
+    packed_to_tokens: int | None
+    """Samples were packed into rows of so many tokens; None: each by itself."""
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
         """One sentence for each thing that is not as the checkpoint has it."""
@@ -86,6 +88,7 @@ class Origin:
             "parts": "the number of parts",
             "seed": "--seed",
             "shuffle": "--shuffle",
+            "packed_to_tokens": "the packing of samples (--padding_mode, --max_length)",
         }
         return [
             f"{names[name]} differs: {_short(saved.get(name))} when the run began, {_short(value)} now"

@@ -3,16 +3,18 @@
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from colossal_llama.dataset.loader import MicroBatch, Rows, StepGeometry, row_order, step_batches
+from colossal_llama.dataset.loader import MicroBatch, RowReader, StepGeometry, step_batches
+from colossal_llama.dataset.packing import plan_epoch
 from colossal_llama.training.checkpoint import Checkpoint, Origin, Progress, save_checkpoint
 from colossal_llama.training.metrics import MetricsWriter, peak_flops
 from colossal_llama.training.optimizer import learning_rate, set_learning_rate
@@ -36,11 +38,22 @@ class Schedule:
         return learning_rate(step, self.total_steps, self.warmup_steps, self.peak_learning_rate)
 
 
-def plan_steps(rows: int, geometry: StepGeometry, num_epochs: int, done: Progress, max_steps: int | None) -> int:
-    """Steps of the whole run: those done, and those that the remaining rows make with this geometry."""
-    remaining = geometry.steps_for(rows - done.rows_done_in_epoch)
-    later_epochs = num_epochs - done.epoch - 1
-    total = done.step if later_epochs < 0 else done.step + remaining + later_epochs * geometry.steps_for(rows)
+def plan_steps(
+    rows_of_epoch: Callable[[int], int], geometry: StepGeometry, num_epochs: int, done: Progress, max_steps: int | None
+) -> int:
+    """Steps of the whole run: those done, and those that the remaining rows make with this geometry.
+
+    Args:
+        rows_of_epoch: number of rows of an epoch; packed rows may be one more or less in another epoch's order.
+        geometry: rows a step.
+        num_epochs: of the whole run.
+        done: where the run stands.
+        max_steps: the most steps.
+    """
+    total = done.step
+    for epoch in range(done.epoch, num_epochs):
+        already_done = done.rows_done_in_epoch if epoch == done.epoch else 0
+        total += geometry.steps_for(rows_of_epoch(epoch) - already_done)
     return min(total, max_steps) if max_steps else total
 
 
@@ -74,7 +87,9 @@ class Run:
     """All that one training run is made of."""
 
     stepper: Stepper
-    rows: Rows
+    reader: RowReader
+    part_lengths: list[np.ndarray]
+    """Tokens of every prepared row, by part."""
     geometry: StepGeometry
     schedule: Schedule
     tokenizer: PreTrainedTokenizerBase
@@ -109,7 +124,7 @@ class Run:
             rate = self.schedule.rate(self.progress.step)
             set_learning_rate(self.stepper.optimizer, rate)
             result = self.stepper.step(micro_batches, self.progress.step, stop.received)
-            self.progress = self.progress.advanced(result.rows, result.tokens, result.target_tokens)
+            self.progress = self.progress.advanced(result.rows, result.samples, result.tokens, result.target_tokens)
             self._record(result, rate, time.perf_counter() - begun + wait_s, wait_s, bar)
             saved = self._save_at_interval()
             if result.stop_requested:
@@ -122,10 +137,13 @@ class Run:
         return True
 
     def _remaining_steps(self) -> Iterator[list[MicroBatch]]:
-        order = row_order(self.rows.sizes, self.origin.seed, self.progress.epoch, self.origin.shuffle)
+        plan = plan_epoch(
+            self.part_lengths, self.origin.seed, self.progress.epoch, self.origin.shuffle, self.origin.packed_to_tokens
+        )
         return step_batches(
-            self.rows,
-            order[self.progress.rows_done_in_epoch :],
+            self.reader,
+            plan,
+            self.progress.rows_done_in_epoch,
             self.geometry,
             self.stepper.data_parallel_rank,
             pin_memory=self.stepper.device.type == "cuda",
@@ -149,7 +167,7 @@ class Run:
             "data_wait_s": round(wait_s, 4),
             "step_s": round(seconds, 4),
             "peak_memory_gib": _peak_memory_gib(self.stepper.device),
-            "rows_seen": self.progress.rows_seen,
+            "samples_seen": self.progress.samples_seen,
             "tokens_seen": self.progress.tokens_seen,
             "target_tokens_seen": self.progress.target_tokens_seen,
         }

@@ -5,12 +5,14 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import colossal_llama
-from colossal_llama.dataset.loader import Collator, Part, Rows, StepGeometry, data_fingerprint, open_parts
+from colossal_llama.dataset.loader import Collator, Part, RowReader, StepGeometry, data_fingerprint, open_parts
+from colossal_llama.dataset.packing import fill, plan_epoch
 from colossal_llama.model.attention import choose_attention
 from colossal_llama.model.freezing import freeze_all_but_embeddings
 from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
@@ -76,7 +78,16 @@ def open_data(arguments: TrainingArguments) -> Data:
             f"--dataset: {foreign[0].path} was prepared with another tokenizer than the one in {model_path}: prepare it with "
             f"--tokenizer_dir {model_path} (or say --allow_other_data)"
         )
-    origin = Origin(data_fingerprint(parts), fingerprint, len(parts), arguments.seed, arguments.shuffle)
+    # Pre-training rows are spliced already; conversations stand alone in the parts.
+    packs = arguments.padding_mode == "none" and parts[0].kind == "sft"
+    origin = Origin(
+        data_fingerprint=data_fingerprint(parts),
+        tokenizer_fingerprint=fingerprint,
+        parts=len(parts),
+        seed=arguments.seed,
+        shuffle=arguments.shuffle,
+        packed_to_tokens=arguments.max_length if packs else None,
+    )
     return Data(parts, tokenizer, model_path, checkpoint, origin)
 
 
@@ -150,7 +161,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         pad_to_max_length=arguments.padding_mode == "max_length",
         cross_document_attention=arguments.cross_document_attention,
     )
-    rows = Rows(data.parts, collator)
+    part_lengths = [part.row_lengths_tokens() for part in data.parts]
     progress = Progress()
     if data.checkpoint is not None:
         progress = resume_progress(data.checkpoint, data.origin, arguments.allow_other_data)
@@ -170,9 +181,10 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     )
     return Run(
         stepper=stepper,
-        rows=rows,
+        reader=RowReader(data.parts, collator),
+        part_lengths=part_lengths,
         geometry=geometry,
-        schedule=_schedule(arguments, rows, geometry, progress),
+        schedule=_schedule(arguments, part_lengths, data.origin, geometry, progress),
         tokenizer=data.tokenizer,
         origin=data.origin,
         metrics=MetricsWriter(arguments.tensorboard_dir, resumed_at_step=progress.step),
@@ -193,8 +205,19 @@ def _attach_noise(arguments: TrainingArguments, model: LlamaForCausalLM) -> Neft
     return noise
 
 
-def _schedule(arguments: TrainingArguments, rows: Rows, geometry: StepGeometry, progress: Progress) -> Schedule:
-    total = plan_steps(len(rows), geometry, arguments.num_epochs, progress, arguments.max_steps)
+def _schedule(
+    arguments: TrainingArguments,
+    part_lengths: list[np.ndarray],
+    origin: Origin,
+    geometry: StepGeometry,
+    progress: Progress,
+) -> Schedule:
+    def rows_of_epoch(epoch: int) -> int:
+        if origin.packed_to_tokens is None:
+            return sum(len(lengths) for lengths in part_lengths)
+        return len(plan_epoch(part_lengths, origin.seed, epoch, origin.shuffle, origin.packed_to_tokens))
+
+    total = plan_steps(rows_of_epoch, geometry, arguments.num_epochs, progress, arguments.max_steps)
     warmup = arguments.warmup_steps if arguments.warmup_steps is not None else default_warmup_steps(total)
     return Schedule(total, warmup, arguments.lr, arguments.num_epochs)
 
@@ -208,13 +231,22 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
         f"{'es' if world > 1 else ''} ({run.stepper.device.type}), {arguments.mixed_precision}"
     )
     geometry, schedule = run.geometry, run.schedule
+    samples = sum(len(lengths) for lengths in run.part_lengths)
     say(
-        f"{len(run.rows):,} rows, {sum(part.tokens for part in data.parts):,} tokens in {len(data.parts)} parts "
+        f"{samples:,} prepared rows, {sum(part.tokens for part in data.parts):,} tokens in {len(data.parts)} parts "
         f"of kind {data.parts[0].kind}; "
         f"{geometry.rows_per_step} rows a step ({geometry.data_parallel_size} data-parallel x {geometry.micro_batch_size} x "
         f"{geometry.accumulation_steps} accumulated); {schedule.total_steps} steps, {schedule.warmup_steps} of warm-up, "
         f"{schedule.num_epochs} epoch{'s' if schedule.num_epochs > 1 else ''}"
     )
+    if data.origin.packed_to_tokens is not None:
+        packed = plan_epoch(
+            run.part_lengths, data.origin.seed, run.progress.epoch, data.origin.shuffle, arguments.max_length
+        )
+        filled = fill(packed, np.concatenate(run.part_lengths), arguments.max_length)
+        say(
+            f"packed into {len(packed):,} rows of up to {arguments.max_length} tokens, {filled:.1%} full; samples do not see each other"
+        )
     for note in plan.notes:
         say(note)
     if data.checkpoint is not None:

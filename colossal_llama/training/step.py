@@ -25,6 +25,8 @@ class StepResult:
     tokens: int
     target_tokens: int
     rows: int
+    samples: int
+    """Prepared rows; more than `rows` where samples were packed together."""
     stop_requested: bool
     """Whether some rank asked for the end of the run."""
 
@@ -61,7 +63,8 @@ class Stepper:
             [
                 sum(batch.target_tokens for batch in micro_batches),
                 sum(batch.tokens for batch in micro_batches),
-                sum(len(batch.row_ids) for batch in micro_batches),
+                sum(batch.rows for batch in micro_batches),
+                sum(len(batch.sample_ids) for batch in micro_batches),
                 int(stop_requested),
             ],
             dtype=torch.float64 if self.device.type == "cpu" else torch.float32,
@@ -79,12 +82,13 @@ class Stepper:
         self._sum_over_data_parallel(loss_sum)
         numbers = torch.cat([counts, loss_sum.to(counts.dtype).view(1)]).tolist()
         return StepResult(
-            loss=numbers[4] / self.data_parallel_size,
+            loss=numbers[5] / self.data_parallel_size,
             gradient_norm=gradient_norm,
             tokens=int(numbers[1]),
             target_tokens=int(numbers[0]),
             rows=int(numbers[2]),
-            stop_requested=numbers[3] > 0,
+            samples=int(numbers[3]),
+            stop_requested=numbers[4] > 0,
         )
 
     def _weight(self, batch: MicroBatch, step_targets: torch.Tensor, micro_batches: int) -> torch.Tensor | float:

@@ -48,6 +48,7 @@ def two_ranks(runner):
             command("seeing_others", *BATCH, "--cross_document_attention"),
             command("frozen", *BATCH, "--freeze_non_embeds_params"),
             command("sft", sft=True),
+            command("sft_alone", "--padding_mode", "longest", sft=True),
         ],
         ranks=2,
     )
@@ -103,7 +104,7 @@ def test_four_ranks_equal_two(four_ranks, two_ranks):
 def test_the_loss_falls_and_every_row_is_seen(two_ranks):
     entries = two_ranks.metrics("zero2")
     assert len(entries) == 5  # 33 rows, 8 a step: four full steps and one of a single row
-    assert entries[-1]["rows_seen"] == 33
+    assert entries[-1]["samples_seen"] == 33
     assert entries[-1]["loss"] < entries[0]["loss"] - 0.2
 
 
@@ -123,8 +124,14 @@ def test_frozen_parameters_stay_as_they_were(two_ranks, toy):
 
 
 def test_conversations_accumulate_eight_micro_batches_by_default(two_ranks):
-    (entry,) = two_ranks.metrics("sft")  # 12 rows: one short step of 16
-    assert entry["rows_seen"] == 12
+    (entry,) = two_ranks.metrics("sft_alone")  # 12 conversations: one short step of 16
+    assert entry["samples_seen"] == 12
+
+
+def test_packed_conversations_equal_conversations_apart(two_ranks):
+    """All twelve are in one step either way: the mean over their targets and its gradient are the same."""
+    assert two_ranks.metrics("sft")[0]["samples_seen"] == 12
+    assert_same(two_ranks, "sft", "sft_alone", FP32)
 
 
 def test_the_final_model_opens_with_transformers_alone(two_ranks, toy):

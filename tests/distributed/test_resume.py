@@ -70,7 +70,7 @@ def test_a_checkpoint_holds_what_its_name_says(resumed):
     assert {entry.name for entry in path.iterdir()} >= {"modelling", "optimizer", "lr_scheduler", "running_states.json"}
     states = json.loads((path / "running_states.json").read_text())
     assert states["progress"]["step"] == 4
-    assert states["progress"]["rows_seen"] == 32
+    assert states["progress"]["samples_seen"] == 32
     names = {entry.name for entry in path.parent.iterdir()}
     assert names == {f"epoch-0_step-{s}" for s in (2, 4, 5)} | {f"epoch-1_step-{s}" for s in (6, 8, 10)} | {"modelling"}
 

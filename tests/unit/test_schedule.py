@@ -34,19 +34,19 @@ geometries = st.builds(StepGeometry, st.integers(1, 4), st.integers(1, 4), st.in
 @given(st.integers(1, 200), geometries, st.integers(1, 4))
 def test_planned_steps_are_the_steps_taken(rows, geometry, epochs):
     """Walks through the run as the loop does, and plans again at every step, as a resumed run does."""
-    total = plan_steps(rows, geometry, epochs, Progress(), None)
+    total = plan_steps(lambda _: rows, geometry, epochs, Progress(), None)
     progress, taken = Progress(), 0
     while progress.epoch < epochs:
         while progress.rows_done_in_epoch < rows:
-            assert plan_steps(rows, geometry, epochs, progress, None) == total
+            assert plan_steps(lambda _: rows, geometry, epochs, progress, None) == total
             step_rows = min(geometry.rows_per_step, rows - progress.rows_done_in_epoch)
-            progress = progress.advanced(step_rows, 1, 1)
+            progress = progress.advanced(step_rows, step_rows, 1, 1)
             taken += 1
         progress = progress.next_epoch()
     assert taken == total
-    assert progress.rows_seen == rows * epochs
-    assert plan_steps(rows, geometry, epochs, progress, None) == total
+    assert progress.samples_seen == rows * epochs
+    assert plan_steps(lambda _: rows, geometry, epochs, progress, None) == total
 
 
 def test_max_steps_ends_run_and_schedule():
-    assert plan_steps(100, StepGeometry(1, 1, 1), 3, Progress(), 7) == 7
+    assert plan_steps(lambda _: 100, StepGeometry(1, 1, 1), 3, Progress(), 7) == 7
