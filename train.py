@@ -35,7 +35,7 @@ def train(arguments: TrainingArguments, session) -> None:
     session.say_plan(arguments, data, plan, run)
     session.record_configuration(arguments, run)
     finished = run.fit()
-    session.finish(arguments, run, finished)
+    session.finish(arguments, run, data.model_path, finished)
 
 
 if __name__ == "__main__":

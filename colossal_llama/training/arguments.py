@@ -8,6 +8,7 @@ from colossal_llama.utils.command_line import CommandLine, boolean, number
 
 PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
 GPU_ONLY_PLUGINS = ("gemini", "gemini_auto")
+LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class TrainingArguments:
     use_neft: bool
     neft_alpha: float
     freeze_non_embeds_params: bool
+    lora_rank: int
+    lora_alpha: float | None
+    lora_dropout: float
+    lora_target_modules: tuple[str, ...]
+    merge_lora: bool
     tp: int
     zero: int
     zero_cpu_offload: bool
@@ -195,6 +201,33 @@ def build_parser() -> CommandLine:
     method.add_argument(
         "--freeze_non_embeds_params", action="store_true", help="train input and output embeddings only"
     )
+    method.add_argument(
+        "--lora_rank",
+        type=number(int, 0),
+        default=0,
+        metavar="RANK",
+        help="train LoRA adapters of this rank; 0: no LoRA",
+    )
+    method.add_argument(
+        "--lora_alpha",
+        type=number(float, above=0),
+        metavar="ALPHA",
+        help="adapters are scaled by alpha / rank (default: 2 rank)",
+    )
+    method.add_argument(
+        "--lora_dropout", type=number(float, 0, 0.99), default=0.0, metavar="P", help="dropout on the adapters' input"
+    )
+    method.add_argument(
+        "--lora_target_modules",
+        nargs="+",
+        default=LORA_LAYERS,
+        choices=LORA_LAYERS,
+        metavar="LAYER",
+        help="linear layers that get adapters",
+    )
+    method.add_argument(
+        "--merge_lora", action="store_true", help="also write the base model with the adapter merged, modelling_merged/"
+    )
 
     saving = parser.add_argument_group("checkpoints and records")
     saving.add_argument(
@@ -257,6 +290,7 @@ def parse_arguments(
         _check_for_cpu(parser, options)
     parser.finish()
     options.dataset = tuple(Path(part) for part in options.dataset)
+    options.lora_target_modules = tuple(options.lora_target_modules)
     return TrainingArguments(**vars(options))
 
 
@@ -271,9 +305,10 @@ def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> Non
         path = Path(options.load_checkpoint)
         if not path.is_dir():
             parser.problem(f"--load_checkpoint: {path} does not exist")
-        elif not (path / "running_states.json").is_file() and not (path / "config.json").is_file():
+        elif not any((path / name).is_file() for name in ("running_states.json", "config.json", "adapter_config.json")):
             parser.problem(
-                f"--load_checkpoint: {path} is neither a checkpoint (running_states.json) nor a model directory (config.json)"
+                f"--load_checkpoint: {path} is neither a checkpoint (running_states.json) nor a model directory (config.json) nor a "
+                "LoRA adapter (adapter_config.json)"
             )
 
 
@@ -309,10 +344,34 @@ def _check_combinations(parser: CommandLine, options: argparse.Namespace, world_
         parser.problem(
             f"--freeze_non_embeds_params is not possible with --plugin {options.plugin}: use zero2, ddp or 3d"
         )
+    _check_lora(parser, options)
     if not options.use_neft and options.neft_alpha != 5.0:
         parser.problem("--neft_alpha has no effect without --use_neft")
     if options.warmup_steps is not None and options.max_steps is not None and options.warmup_steps > options.max_steps:
         parser.problem(f"--warmup_steps {options.warmup_steps} is more than --max_steps {options.max_steps}")
+
+
+def _check_lora(parser: CommandLine, options: argparse.Namespace) -> None:
+    if options.lora_rank:
+        if options.plugin in GPU_ONLY_PLUGINS:
+            parser.problem(
+                f"--lora_rank is not possible with --plugin {options.plugin}: use zero2, zero2_cpu, ddp or 3d"
+            )
+        if options.tp > 1:
+            parser.problem("--lora_rank is not possible with --tp above 1")
+        if options.freeze_non_embeds_params:
+            parser.problem(
+                "--lora_rank and --freeze_non_embeds_params exclude each other: LoRA freezes the whole model"
+            )
+        return
+    given = {
+        "--lora_alpha": options.lora_alpha is not None,
+        "--lora_dropout": options.lora_dropout != 0.0,
+        "--lora_target_modules": tuple(options.lora_target_modules) != LORA_LAYERS,
+        "--merge_lora": options.merge_lora,
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        parser.problem(f"{name} has no effect without --lora_rank")
 
 
 def _check_for_cpu(parser: CommandLine, options: argparse.Namespace) -> None:

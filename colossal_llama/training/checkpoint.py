@@ -25,8 +25,10 @@ import torch
 import torch.distributed as dist
 from colossalai.amp.naive_amp.mixed_precision_optimizer import MixedPrecisionOptimizer
 from colossalai.zero import GeminiDDP, GeminiOptimizer, LowLevelZeroOptimizer
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from colossal_llama.model.lora import merge_adapter
 from colossal_llama.training.plugins import Engine
 from colossal_llama.utils.console import is_rank_zero
 from colossal_llama.utils.errors import UserError
@@ -224,18 +226,41 @@ def save_final_model(
 
 
 def write_model(target: Path, engine: Engine, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes a complete model directory, by all ranks together: safetensors shards, configurations and tokenizer."""
-    engine.booster.save_model(model, str(target), shard=True, size_per_shard=_SHARD_SIZE_MIB, use_safetensors=True)
+    """Writes a complete model directory, by all ranks together: safetensors shards, configurations and tokenizer.
+
+    With LoRA it is the adapter's directory (adapter_config.json names the base model).
+    """
+    network = model.unwrap(unwrap_peft=False)
+    if isinstance(network, PeftModel):
+        engine.booster.save_lora_as_pretrained(model, str(target), use_safetensors=True)
+    else:
+        engine.booster.save_model(model, str(target), shard=True, size_per_shard=_SHARD_SIZE_MIB, use_safetensors=True)
     dist.barrier()
     if is_rank_zero():
-        network = model.unwrap()
-        config = network.config.__class__.from_dict(network.config.to_dict())
-        config.use_cache = True  # off while training
-        config.architectures = ["LlamaForCausalLM"]
-        config.save_pretrained(target)
-        if network.generation_config is not None:
-            network.generation_config.save_pretrained(target)
+        if not isinstance(network, PeftModel):
+            _write_configurations(target, network)
         tokenizer.save_pretrained(target)
+
+
+def _write_configurations(target: Path, network: PreTrainedModel) -> None:
+    config = network.config.__class__.from_dict(network.config.to_dict())
+    config.use_cache = True  # off while training
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(target)
+    if network.generation_config is not None:
+        network.generation_config.save_pretrained(target)
+
+
+def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Writes `SAVE_DIR/modelling_merged`: the base model with the adapter of `SAVE_DIR/modelling` added, by rank 0 alone."""
+    target, temporary = save_dir / "modelling_merged", save_dir / ".modelling_merged.unfinished"
+    if is_rank_zero():
+        shutil.rmtree(temporary, ignore_errors=True)
+        merge_adapter(base_path, save_dir / "modelling", temporary)
+        tokenizer.save_pretrained(temporary)
+        _publish(temporary, target)
+    dist.barrier()
+    return target
 
 
 def restore_optimizer(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import colossal_llama
@@ -17,6 +18,7 @@ from colossal_llama.model.attention import choose_attention
 from colossal_llama.model.freezing import freeze_all_but_embeddings
 from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
 from colossal_llama.model.loading import flops_per_token, load_config, load_model
+from colossal_llama.model.lora import adapter_base_path, adapter_rank, is_adapter, lora_config
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, TrainingArguments
@@ -28,6 +30,7 @@ from colossal_llama.training.checkpoint import (
     restore_optimizer,
     restore_random_states,
     save_final_model,
+    save_merged_model,
 )
 from colossal_llama.training.loop import Run, Schedule, plan_steps, resume_progress
 from colossal_llama.training.metrics import MetricsWriter
@@ -49,7 +52,9 @@ class Data:
     parts: list[Part]
     tokenizer: PreTrainedTokenizerFast
     model_path: Path
-    """Where weights and tokenizer come from: the checkpoint's model when there is one, else --pretrained."""
+    """Where weights and tokenizer come from: the checkpoint's model when there is one, else --pretrained; with LoRA the base."""
+    adapter_path: Path | None
+    """A LoRA adapter to go on from."""
     checkpoint: Checkpoint | None
     """To resume from; None for a fresh start or a weights-only one."""
     origin: Origin
@@ -60,14 +65,16 @@ class Plan:
     """An engine and the model that it will train."""
 
     engine: Engine
-    model: LlamaForCausalLM
+    model: LlamaForCausalLM | PeftModel
+    noise: NeftuneNoise | None
+    flops_per_token: float
     notes: list[str]
 
 
 def open_data(arguments: TrainingArguments) -> Data:
     """Opens parts and tokenizer, finds the checkpoint to resume from, and checks that they belong together."""
     checkpoint = find_checkpoint(arguments.load_checkpoint, arguments.save_dir)
-    model_path = _model_path(arguments, checkpoint)
+    model_path, adapter_path = _model_paths(arguments, checkpoint)
     load_config(model_path)
     tokenizer = load_tokenizer(model_path)
     parts = open_parts(arguments.dataset, arguments.max_length)
@@ -88,15 +95,27 @@ def open_data(arguments: TrainingArguments) -> Data:
         shuffle=arguments.shuffle,
         packed_to_tokens=arguments.max_length if packs else None,
     )
-    return Data(parts, tokenizer, model_path, checkpoint, origin)
+    return Data(parts, tokenizer, model_path, adapter_path, checkpoint, origin)
 
 
-def _model_path(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> Path:
+def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> tuple[Path, Path | None]:
+    """The model to load, and the adapter to put on it if the run goes on from one."""
+    path = arguments.pretrained
     if checkpoint is not None:
-        return checkpoint.model_path
-    if arguments.load_checkpoint not in (None, "auto"):
-        return Path(arguments.load_checkpoint)  # a modelling folder: weights only
-    return arguments.pretrained
+        path = checkpoint.model_path
+    elif arguments.load_checkpoint not in (None, "auto"):
+        path = Path(arguments.load_checkpoint)  # a modelling folder: weights only
+    if is_adapter(path):
+        if arguments.lora_rank != adapter_rank(path):
+            raise UserError(
+                f"{path} is a LoRA adapter of rank {adapter_rank(path)}: give --lora_rank {adapter_rank(path)} to go on with it"
+            )
+        return arguments.pretrained or adapter_base_path(path), path
+    if checkpoint is not None and arguments.lora_rank:
+        raise UserError(
+            f"{path} is a whole model, so --lora_rank cannot resume it: start from it with --pretrained {path}"
+        )
+    return path, None
 
 
 def with_defaults_of(arguments: TrainingArguments, data: Data) -> TrainingArguments:
@@ -123,7 +142,22 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     if arguments.freeze_non_embeds_params:
         freeze_all_but_embeddings(model)
         notes.append("training input and output embeddings only")
-    return Plan(engine, model, notes)
+    noise = _attach_noise(arguments, model)
+    flops = flops_per_token(model, arguments.max_length)
+    if arguments.lora_rank:
+        model = _with_adapters(arguments, data, engine, model)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        notes.append(f"LoRA of rank {arguments.lora_rank}: {trained:,} parameters are trained")
+    return Plan(engine, model, noise, flops, notes)
+
+
+def _with_adapters(arguments: TrainingArguments, data: Data, engine: Engine, model: LlamaForCausalLM) -> PeftModel:
+    """The model with LoRA adapters on it, new ones or those of a checkpoint, in the model's dtype."""
+    alpha = arguments.lora_alpha or 2.0 * arguments.lora_rank
+    config = lora_config(arguments.lora_rank, alpha, arguments.lora_dropout, arguments.lora_target_modules)
+    adapter = str(data.adapter_path) if data.adapter_path else None
+    torch.manual_seed(arguments.seed)  # adapters begin random, and must be the same on every rank
+    return engine.booster.enable_lora(model, pretrained_dir=adapter, lora_config=config).to(engine.parameter_dtype)
 
 
 def _use_kernels(arguments: TrainingArguments, model: LlamaForCausalLM, device: torch.device) -> str:
@@ -149,8 +183,6 @@ def _check_vocabulary(model: LlamaForCausalLM, data: Data) -> None:
 def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     """Hands model and optimizer to the plugin, restores a checkpoint, and puts the run together."""
     engine = plan.engine
-    flops = flops_per_token(plan.model, arguments.max_length)
-    noise = _attach_noise(arguments, plan.model)
     optimizer = build_optimizer(plan.model, arguments.lr, arguments.weight_decay)
     model, optimizer, *_ = engine.booster.boost(plan.model, optimizer)
     rank, size = data_parallel_place(engine)
@@ -176,7 +208,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         data_parallel_size=size,
         gradient_clipping=arguments.gradient_clipping,
         average=arguments.loss_average,
-        noise=noise,
+        noise=plan.noise,
         seed=arguments.seed,
     )
     return Run(
@@ -192,7 +224,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         save_interval=arguments.save_interval,
         save_each_epoch=not arguments.skip_save_each_epoch,
         keep_last=arguments.keep_last,
-        flops_per_token=flops,
+        flops_per_token=plan.flops_per_token,
         progress=progress,
     )
 
@@ -224,7 +256,7 @@ def _schedule(
 
 def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> None:
     """Prints what is about to happen."""
-    network = run.stepper.model.unwrap()
+    network = run.stepper.model.unwrap(unwrap_peft=False)
     world = dist.get_world_size()
     say(
         f"{sum(p.numel() for p in network.parameters()):,} parameters on this rank, plugin {arguments.plugin}, {world} process"
@@ -282,7 +314,7 @@ def record_configuration(arguments: TrainingArguments, run: Run) -> None:
     )
 
 
-def finish(arguments: TrainingArguments, run: Run, finished: bool) -> None:
+def finish(arguments: TrainingArguments, run: Run, base_path: Path, finished: bool) -> None:
     """Saves the final model of a finished run and says where everything is."""
     if finished:
         path = save_final_model(arguments.save_dir, run.stepper.engine, run.stepper.model, run.tokenizer)
@@ -290,4 +322,6 @@ def finish(arguments: TrainingArguments, run: Run, finished: bool) -> None:
             f"done: {run.progress.step} steps, {run.progress.tokens_seen:,} tokens ({run.progress.target_tokens_seen:,} targets); "
             f"the model is {path}, the record {arguments.tensorboard_dir / 'metrics.jsonl'}"
         )
+        if arguments.merge_lora:
+            say(f"base and adapter merged: {save_merged_model(arguments.save_dir, base_path, run.tokenizer)}")
     run.metrics.close()

@@ -28,7 +28,7 @@ def python_that_fails_at(script: str, directory: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_quick_start_goes_on_after_a_failure_and_answers_what_it_was_taught(project_root: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     failed = quick_start(project_root, python_that_fails_at("prepare_pretrain_dataset.py", tmp_path), work)

@@ -1,0 +1,61 @@
+"""LoRA: low-rank adapters beside frozen weights (Hu et al., https://arxiv.org/abs/2106.09685), by the peft library."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import LlamaForCausalLM
+
+from colossal_llama.utils.errors import UserError
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def lora_config(rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...]) -> LoraConfig:
+    """peft's configuration of an adapter.
+
+    Args:
+        rank: of the two factors.
+        alpha: the adapter's output is scaled by alpha / rank.
+        dropout: on the adapter's input, while training.
+        target_modules: names of the linear layers that get one (`q_proj`, `up_proj` …).
+    """
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(target_modules),
+        task_type="CAUSAL_LM",
+        bias="none",
+    )
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds an adapter rather than a whole model."""
+    return (path / ADAPTER_CONFIG).is_file()
+
+
+def adapter_base_path(path: Path) -> Path:
+    """The base model that an adapter directory names.
+
+    Raises:
+        UserError: the directory's configuration cannot be read.
+    """
+    try:
+        return Path(json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / ADAPTER_CONFIG} cannot be read: {error}") from error
+
+
+def adapter_rank(path: Path) -> int:
+    """The rank of the adapter in a directory."""
+    return int(json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"])
+
+
+def merge_adapter(base_path: Path, adapter_path: Path, target: Path) -> None:
+    """Writes the base model with an adapter added to its weights, in the base's dtype, computed on the CPU."""
+    base = LlamaForCausalLM.from_pretrained(base_path, torch_dtype="auto", low_cpu_mem_usage=True)
+    with torch.no_grad():
+        merged = PeftModel.from_pretrained(base, adapter_path).merge_and_unload()
+    merged.save_pretrained(target)
