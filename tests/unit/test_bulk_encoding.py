@@ -80,8 +80,25 @@ def test_long_texts_are_cut_into_blocks_without_a_difference(monkeypatch, shared
     assert in_lists(bulk.encode(texts, beginnings)) == expected(plain, texts, beginnings)
 
 
-def test_the_dictionary_is_used_for_the_llama2_kind_only(tokenizer, bulk):
+def test_every_border_is_one(monkeypatch, tokenizer, plain, bulk):
+    """Texts cut at every place where that is allowed, down to single characters."""
+    monkeypatch.setattr(bulk_encoding, "BLOCK_CHARACTERS", 1)
+    signs = st.sampled_from(
+        ["'s", "'S", "\u017f", " ", "  ", "\n", "\r\n", "\t", "\x1c", "\x85", "\u3000", "!", "，", "。", "7", "1234"]
+    )
+    words = st.sampled_from(["a", "Bc", "don't", "中", "文字", "é", "\u0301", "़"]) | signs
+
+    @settings(max_examples=300, deadline=None)
+    @given(text=st.lists(words, max_size=16).map("".join))
+    def check(text):
+        assert in_lists(bulk.encode([text, text], [True, False])) == expected(plain, [text, text], [True, False])
+
+    check()
+
+
+def test_both_kinds_are_recognized(tokenizer, bulk):
     assert (bulk._words is not None) == ("llama2" in tokenizer.name_or_path)
+    assert bulk._has_known_borders == ("llama3" in tokenizer.name_or_path)
 
 
 def test_token_bytes_put_a_text_together_again(tokenizer, plain):
