@@ -95,7 +95,7 @@ def expand_sentencepiece(model: ModelProto, fast: Tokenizer, pieces: Sequence[Pi
         bridges=bridges,
         known=known,
         impossible=impossible,
-        encoders=[_slow_encoder(expanded), _fast_encoder(expanded_fast)],
+        encoders=[_slow_encoder(expanded, _adds_space(fast)), _fast_encoder(expanded_fast)],
     )
 
 
@@ -258,10 +258,17 @@ def _all_merges(model: ModelProto) -> list[tuple[str, str]]:
     return [(left, right) for _, left, right in merges]
 
 
-def _slow_encoder(model: ModelProto) -> Encode:
-    """The slow tokenizer's ids, through sentencepiece itself, with the space before a text's first word."""
-    processor = SentencePieceProcessor(model_proto=model.SerializeToString())
-    return processor.encode
+def _adds_space(fast: Tokenizer) -> bool:
+    """Whether a text's first word gets a space before it: the source's setting `add_prefix_space`."""
+    return fast.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE_MARK)
+
+
+def _slow_encoder(model: ModelProto, adds_space: bool) -> Encode:
+    """The slow tokenizer's ids, through sentencepiece itself."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    copy.normalizer_spec.add_dummy_prefix = adds_space
+    return SentencePieceProcessor(model_proto=copy.SerializeToString()).encode
 
 
 def _fast_encoder(fast: Tokenizer) -> Encode:

@@ -203,6 +203,34 @@ def test_settings_of_the_source_survive(project_root, llama2, tmp_path):
         assert 32_002 in new.encode("你好<|im_start|>")
 
 
+@pytest.mark.parametrize("setting", [{"legacy": True}, {"add_prefix_space": False}], ids=["legacy", "no prefix space"])
+def test_other_settings_of_llama2_and_a_second_expansion(project_root, llama2, tmp_path, setting):
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in llama2.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    config = json.loads((source / "tokenizer_config.json").read_text()) | setting
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    first = write_pieces(tmp_path / "first.jsonl", ["人工", "人工智能", "意大利"])
+    second = write_pieces(tmp_path / "second.jsonl", ["意大利", "工智", "智能", "博物馆"])
+    for start, end, pieces in ((source, tmp_path / "once", first), (tmp_path / "once", tmp_path / "twice", second)):
+        run = expand(project_root, start, end, pieces)
+        assert run.returncode == 0, run.stderr
+    texts = ["人工智能在意大利的博物馆", "a 人工 b", "x\n意大 利", "博物馆</s>博物馆 智能"]
+    slow, fast = (load(tmp_path / "twice") for load in (LlamaTokenizer.from_pretrained, AutoTokenizer.from_pretrained))
+    assert ids_of(slow, texts) == ids_of(fast, texts)
+    old, once = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(tmp_path / "once")
+    assert ids_of(old, ["plain text"]) == ids_of(fast, ["plain text"])
+    before, after = once.get_vocab(), fast.get_vocab()
+    assert all(after[token] == token_id for token, token_id in before.items())
+    report = json.loads((tmp_path / "twice" / "expansion_report.json").read_text("utf-8"))
+    assert (report["already_known"], report["new"], report["unreachable"]) == (
+        1 + ("工智" in before) + ("智能" in before),
+        len(fast) - len(once) - report["bridges"],
+        0,
+    )
+
+
 def test_a_piece_with_a_space_and_a_piece_that_cannot_be(project_root, llama2, tmp_path):
     pieces = write_pieces(tmp_path / "pieces.jsonl", [" 你好", "▁你好", "第一\n第二"])
     run = expand(project_root, llama2, tmp_path / "new", pieces)
