@@ -99,8 +99,9 @@ def record_table(record: Mapping) -> str:
         ("unreachable", record["unreachable"]),
         ("source vocabulary", record["source_vocab_size"]),
         ("expanded vocabulary", record["vocab_size"]),
-        (f"padded to a multiple of {record['pad_to_multiple_of']}", record["padded_vocab_size"]),
     ]
+    if record["pad_to_multiple_of"] > 1:
+        rows.append((f"padded to a multiple of {record['pad_to_multiple_of']}", record["padded_vocab_size"]))
     proofs = [
         (f"proved {place}: {context}", number)
         for place, found in (("at a text's beginning", "at_beginning"), ("inside a text", "inside"))
