@@ -106,8 +106,9 @@ def draw_curve(points: Sequence[Point], chosen: Point, path: Path) -> None:
     axes.annotate(
         f"{chosen.pieces:,} pieces, {chosen.rows:,} rows\n{chosen.tokens_per_character:.4f} tokens/character",
         (chosen.rows, chosen.tokens_per_character),
-        xytext=(12, 18),
+        xytext=(0, 20),  # above the point: the curve falls, so that is empty
         textcoords="offset points",
+        ha="right" if chosen.rows > points[-1].rows / 2 else "left",
     )
     axes.set_xlabel("new rows (pieces and bridges)")
     axes.set_ylabel("tokens per character on held-out text")
