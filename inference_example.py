@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from functools import partial
 
 from colossal_llama.inference.arguments import parse_arguments
 from colossal_llama.utils.errors import UserError, run_main
@@ -86,13 +87,12 @@ def read_requests(arguments: Namespace):
 
 def prompt_builder(arguments: Namespace, tokenizer):
     """The function from a text or messages to prompt ids, and the conversation template (None for base models)."""
-    from colossal_llama.dataset.conversation import ConversationTemplate
-    from colossal_llama.inference.prompts import PretrainedPrompt, llama_version_of
+    from colossal_llama.inference.prompts import PretrainedPrompt, conversation_prompt_ids, open_template
 
     if arguments.prompt_style == "pretrained":
         return PretrainedPrompt(tokenizer).ids, None
-    template = ConversationTemplate.for_llama(tokenizer, arguments.llama_version or llama_version_of(tokenizer))
-    return template.prompt_ids, template
+    template = open_template(tokenizer, arguments.llama_version, arguments.chat_template)
+    return partial(conversation_prompt_ids, template), template
 
 
 def show(text: str) -> None:

@@ -61,6 +61,13 @@ def _add_prompt(parser: CommandLine) -> None:
         choices=(2, 3),
         help="whose turn marks --prompt_style sft uses (default: 3 if the tokenizer has <|eot_id|>, else 2)",
     )
+    group.add_argument(
+        "--chat_template",
+        type=_chat_template,
+        metavar="FILE",
+        help="for models fine-tuned on data that was prepared with --chat_template: the same Jinja file, or 'tokenizer' for "
+        "the tokenizer's own template",
+    )
     group.add_argument("--system", help="system sentence for --prompt_style sft, instead of the one of preparation")
 
 
@@ -99,6 +106,12 @@ def _check(parser: CommandLine, arguments: Namespace) -> None:
     if arguments.interactive and arguments.prompt_style == "pretrained":
         parser.problem("--interactive needs --prompt_style sft: a base model does not take turns")
     is_sft = arguments.prompt_style == "sft" or arguments.interactive
-    for name in ("system", "llama_version"):
+    if arguments.llama_version is not None and arguments.chat_template is not None:
+        parser.problem("--llama_version has no effect with --chat_template, which decides the format: leave one out")
+    for name in ("system", "llama_version", "chat_template"):
         if getattr(arguments, name) is not None and not is_sft:
             parser.problem(f"--{name} belongs to --prompt_style sft")
+
+
+def _chat_template(text: str) -> str:
+    return text if text == "tokenizer" else str(existing_file(text))

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Callable
 
-from colossal_llama.dataset.conversation import ConversationTemplate, Message
-from colossal_llama.inference.prompts import within_positions
+from colossal_llama.dataset.conversation import Message
+from colossal_llama.inference.prompts import Template, conversation_prompt_ids, within_positions
 from colossal_llama.model.generation import Answer, TextGenerator
 from colossal_llama.utils.errors import UserError
 
@@ -13,7 +13,7 @@ RESET, EXIT = "/reset", "/exit"
 
 def chat(
     generator: TextGenerator,
-    template: ConversationTemplate,
+    template: Template,
     system: str | None,
     show: Callable[[str], None],
     notice: Callable[[str], None],
@@ -43,8 +43,9 @@ def chat(
             messages, left_out = within_positions(template, messages, generator.max_positions * 3 // 4)
             if left_out:
                 notice(f"the conversation is too long for the model: its oldest {left_out} messages are forgotten")
+            prompt_ids = conversation_prompt_ids(template, messages)
             show("Assistant: ")
-            answer = generator.generate(template.prompt_ids(messages), show)
+            answer = generator.generate(prompt_ids, show)
         except (UserError, KeyboardInterrupt) as error:
             notice(str(error) or "interrupted")
             messages.pop()

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from colossal_llama.dataset.chat_template import ChatTemplate, TemplateRefusal
 from colossal_llama.dataset.conversation import TURN_END_TOKENS, ConversationTemplate, Message
 from colossal_llama.dataset.records import RecordError, conversation_of, document_of
 from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PRETRAINED_SEPARATOR = "\n\n->\n\n"
+Template = ConversationTemplate | ChatTemplate
 
 
 def pretrained_prompt(text: str) -> str:
@@ -32,6 +35,35 @@ class PretrainedPrompt:
 def llama_version_of(tokenizer: "PreTrainedTokenizerFast") -> int:
     """3 if the tokenizer has LLaMA-3's turn end, else 2."""
     return 3 if TURN_END_TOKENS[3] in tokenizer.get_vocab() else 2
+
+
+def open_template(
+    tokenizer: "PreTrainedTokenizerFast", llama_version: int | None, chat_template: str | None
+) -> Template:
+    """The conversation format of `prepare_sft_dataset.py` under the same two options.
+
+    Args:
+        llama_version: 2 or 3; None: what the tokenizer is.
+        chat_template: a Jinja file, "tokenizer" for the tokenizer's own template, or None.
+
+    Raises:
+        UserError: the template cannot be used, or the tokenizer is not of that version.
+    """
+    if chat_template is not None:
+        return ChatTemplate.open(tokenizer, chat_template)
+    return ConversationTemplate.for_llama(tokenizer, llama_version or llama_version_of(tokenizer))
+
+
+def conversation_prompt_ids(template: Template, messages: Sequence[Message]) -> list[int]:
+    """Ids of the prompt for the assistant's next answer.
+
+    Raises:
+        UserError: a chat template does not take these messages (many take no system message).
+    """
+    try:
+        return template.prompt_ids(messages)
+    except TemplateRefusal as error:
+        raise UserError(str(error)) from error
 
 
 def source_of(record: dict) -> str:
@@ -70,9 +102,7 @@ def messages_of(record: dict) -> list[Message]:
     return messages
 
 
-def within_positions(
-    template: ConversationTemplate, messages: Sequence[Message], most_tokens: int
-) -> tuple[list[Message], int]:
+def within_positions(template: Template, messages: Sequence[Message], most_tokens: int) -> tuple[list[Message], int]:
     """The conversation without its oldest exchanges, as many as must go for the prompt to have at most `most_tokens`.
 
     A system message stays, and so does the last human message, even when it alone is too long.
@@ -82,7 +112,7 @@ def within_positions(
     """
     kept, left_out = list(messages), 0
     first = 1 if kept and kept[0].role == "system" else 0
-    while len(kept) > first + 1 and len(template.prompt_ids(kept)) > most_tokens:
+    while len(kept) > first + 1 and len(conversation_prompt_ids(template, kept)) > most_tokens:
         del kept[first : first + 2]
         left_out += 2
     return kept, left_out

@@ -1,6 +1,5 @@
 """Opens a model for inference and generates from token ids: streamed as text, keys and values kept between calls."""
 
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -106,16 +105,15 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
 
 
 def _base_of(adapter: Path) -> Path:
-    config_path = adapter / "adapter_config.json"
+    from colossal_llama.model.lora import adapter_base_path  # imports peft, which takes a second
+
+    base = adapter_base_path(adapter)
     try:
-        base = json.loads(config_path.read_text("utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{config_path} does not name a base model (base_model_name_or_path)") from error
-    try:
-        return find_model(base)
+        return find_model(str(base))
     except UserError as error:
         raise UserError(
-            f"the base model of the adapter, base_model_name_or_path in {config_path}, cannot be found: {base}"
+            f"the base model of the adapter {adapter}, base_model_name_or_path in its adapter_config.json, cannot be found: "
+            f"{base}"
         ) from error
 
 

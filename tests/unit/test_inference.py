@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.records import conversation_of
 from colossal_llama.inference.prompts import PretrainedPrompt, messages_of, pretrained_prompt, within_positions
@@ -290,6 +291,46 @@ def test_script_chats_with_history(project_root, model_directory, model, llama2)
     second = answer(*opening, Message("assistant", first), Message("human", "second question"))
     assert done.stdout == f"Assistant: {first}\nAssistant: {second}\nAssistant: {first}\n"
     assert "a new conversation" in done.stderr
+
+
+CHATML = (
+    "{% for m in messages %}{{ bos_token }}{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ bos_token }}assistant\n{% endif %}"
+)
+
+
+def test_script_uses_a_chat_template(project_root, model_directory, model, llama2, tmp_path):
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    tokenizer = cached_tokenizer(llama2)
+    prompt = ChatTemplate.open(tokenizer, str(tmp_path / "chat.jinja")).prompt_ids([Message("human", "你好")])
+    options = (
+        "--device",
+        "cpu",
+        "--do_sample",
+        "False",
+        "--max_new_tokens",
+        8,
+        "--prompt_style",
+        "sft",
+        "--input_txt",
+        "你好",
+    )
+    done = run_script(
+        project_root, "--model_path", model_directory, *options, "--chat_template", tmp_path / "chat.jinja"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == TextGenerator(model, tokenizer, {2}, GREEDY, 8).generate(prompt).text + "\n"
+
+    (tmp_path / "strict.jinja").write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system message, please') }}{% endif %}" + CHATML
+    )
+    strict = ("--chat_template", tmp_path / "strict.jinja", "--system", "Be brief.")
+    done = run_script(project_root, "--model_path", model_directory, *options, *strict)
+    assert done.returncode == 2
+    assert "no system message, please" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_script_runs_an_adapter(project_root, model_directory, model, llama2, tmp_path):
