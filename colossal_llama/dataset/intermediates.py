@@ -8,7 +8,7 @@ cache/plan/*.npy                    all segments in the order in which the parts
 """
 
 import json
-import mmap
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 
 from colossal_llama.dataset.tokenization import SEGMENT, Samples
+from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import sync_to_disk, temporary_path, write_bytes
 
 
@@ -95,7 +96,11 @@ def chunk_segments(directory: Path, index: int) -> np.ndarray:
 
 
 class TokenStore:
-    """Reads marked tokens by their position in all chunks, memory-mapped."""
+    """Reads marked tokens by their position in all chunks.
+
+    By plain reads, not through memory maps: a map of scattered short documents brings 64 KiB into memory for each of them
+    (900 MB in a worker on a 1.2 GB corpus).
+    """
 
     def __init__(self, directory: Path, chunk_starts: np.ndarray):
         """
@@ -104,7 +109,6 @@ class TokenStore:
             chunk_starts: (chunks + 1,) position of each chunk's first token among all tokens, and their number.
         """
         self._directory, self._chunk_starts = directory, chunk_starts
-        self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The tokens of segments, one after the other.
@@ -113,27 +117,23 @@ class TokenStore:
             starts: (segments,) position of each among all tokens.
             lengths: (segments,) in tokens.
         """
-        if not len(starts):
-            return np.empty(0, np.int32)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        tokens = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
+        buffer = memoryview(tokens).cast("B") if len(tokens) else memoryview(b"")
         chunks = np.searchsorted(self._chunk_starts, starts, side="right") - 1
-        offsets = starts - self._chunk_starts[chunks]
-        pieces = [
-            self._tokens(chunk)[offset : offset + length]
-            for chunk, offset, length in zip(chunks.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
-        ]
-        return np.concatenate(pieces)
-
-    def release(self) -> None:
-        """Gives the mapped pages back: they stay in the system's file cache but no longer count as this process's memory."""
-        for mapped, _ in self._maps.values():
-            mapped.madvise(mmap.MADV_DONTNEED)
-
-    def _tokens(self, chunk: int) -> np.ndarray:
-        if chunk not in self._maps:
-            with (self._directory / f"chunk-{chunk:05d}.tokens").open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[chunk] = mapped, np.frombuffer(mapped, np.int32)
-        return self._maps[chunk][1]
+        order = np.argsort(starts, kind="stable")  # so that every chunk is opened once
+        borders = np.flatnonzero(np.diff(chunks[order])) + 1
+        for group in np.split(order, borders) if len(order) else []:
+            chunk = int(chunks[group[0]])
+            with (self._directory / f"chunk-{chunk:05d}.tokens").open("rb", buffering=0) as file:
+                offsets = 4 * (starts[group] - self._chunk_starts[chunk])
+                places, sizes = 4 * (ends[group] - lengths[group]), 4 * lengths[group].astype(np.int64)
+                for place, size, offset in zip(places.tolist(), sizes.tolist(), offsets.tolist(), strict=True):
+                    if os.preadv(file.fileno(), [buffer[place : place + size]], offset) != size:
+                        raise UserError(
+                            f"{file.name} is shorter than it was when it was written: start afresh with --overwrite"
+                        )
+        return tokens
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,6 @@ def write_part(task: PartTask, index: int) -> dict:
             lines.writelines(_json_lines(columns))
             counts["tokens"] += len(columns.tokens)
             counts["target_tokens"] += int(np.count_nonzero(columns.tokens & TARGET_BIT))
-            store.release()
     facts = {
         **task.facts,
         **counts,
