@@ -108,24 +108,27 @@ def loss_per_byte(
 
 
 @torch.no_grad()
-def randomise_rows(model: PreTrainedModel, first_row: int, seed: int = 0) -> None:
-    """Replaces the rows from `first_row` on by normal noise with the column means and deviations of those before.
+def randomise_rows(model: PreTrainedModel, first_row: int, around_mean: bool, seed: int = 0) -> None:
+    """Replaces the rows from `first_row` on by normal noise on the scale of those before; tied matrices once.
 
-    This is what a new row is without an initialisation of its own; tied matrices are replaced once.
+    Args:
+        around_mean: False: one mean and one deviation for the whole matrix, as a fresh initialisation has. True: each
+            column's own, so that the noise lies around the mean of all rows (Hewitt 2021, "Initializing new word embeddings
+            for pretrained language models"); output rows there are as unlikely as the average token.
     """
     generator = torch.Generator().manual_seed(seed)
     matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     for matrix in matrices.values():
         known = matrix[:first_row].float()
-        shape = (matrix.shape[0] - first_row, matrix.shape[1])
-        noise = torch.randn(shape, generator=generator).to(matrix.device)
-        matrix[first_row:] = (known.mean(dim=0) + noise * known.std(dim=0)).to(matrix.dtype)
+        noise = torch.randn((matrix.shape[0] - first_row, matrix.shape[1]), generator=generator).to(matrix.device)
+        mean, deviation = (known.mean(dim=0), known.std(dim=0)) if around_mean else (known.mean(), known.std())
+        matrix[first_row:] = (mean + noise * deviation).to(matrix.dtype)
 
 
 def compare_initialisations(
     source: Path, target: Path, documents: list[str], first_new_row: int
 ) -> dict[str, TextLoss]:
-    """Loss of the source model, of the expanded one, and of the expanded one whose new rows are random.
+    """Loss of the source model, of the expanded one, and of the expanded one with random new rows (two kinds).
 
     Loads one whole model at a time, in the dtype it is stored in, on the GPU if there is one.
 
@@ -139,8 +142,9 @@ def compare_initialisations(
     del model
     model, tokenizer = _load(target)
     losses["initialised"] = loss_per_byte(model, tokenizer, documents, "initialised rows")
-    randomise_rows(model, first_new_row)
-    losses["random"] = loss_per_byte(model, tokenizer, documents, "random rows")
+    for name, around_mean in (("random", False), ("random_around_mean", True)):
+        randomise_rows(model, first_new_row, around_mean)
+        losses[name] = loss_per_byte(model, tokenizer, documents, name.replace("_", " "))
     return losses
 
 

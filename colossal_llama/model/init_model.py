@@ -70,7 +70,7 @@ def parse_arguments() -> Namespace:
         "--eval_file",
         type=existing_file,
         help='text, or .jsonl with "text" or "source" and "target": prints the loss per byte on it of the source '
-        "model, of the new one, and of the new one with random new rows",
+        "model, of the new one, and of the new one with two kinds of random rows",
     )
     evaluation.add_argument(
         "--eval_bytes",
@@ -142,7 +142,7 @@ def print_summary(report: dict[str, Any], directory: Path) -> None:
 
 
 def evaluate(plan: Any, directory: Path, documents: list[str]) -> dict[str, Any]:
-    """Prints the loss per byte of the source model, of the new one, and of the new one with random new rows."""
+    """Prints the loss per byte of the source model, of the new one, and of the new one with two kinds of random rows."""
     from dataclasses import asdict
 
     from colossal_llama.model.evaluate_text import compare_initialisations

@@ -1,17 +1,17 @@
-"""What `--eval_file` prints: the loss per byte is right, and shows that means are worth more than random rows."""
+"""What `--eval_file` prints: losses per byte of the very models, comparable between tokenizers."""
 
 import json
 import math
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import asdict
 
 import pytest
 import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from colossal_llama.model.evaluate_text import loss_per_byte, read_evaluation_text, segments_of
+from colossal_llama.model.evaluate_text import loss_per_byte, randomise_rows, read_evaluation_text, segments_of
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
 
@@ -52,35 +52,34 @@ def test_records_are_read_to_the_limit(tmp_path):
         read_evaluation_text(path, 1000)
 
 
-def trained_on(tokenizer_directory: Path, text: str, steps: int) -> LlamaForCausalLM:
-    """A small model trained on rows of 64 tokens of the text."""
-    model = small_model()
-    ids = torch.tensor(load_tokenizer(tokenizer_directory)(text, add_special_tokens=False).input_ids)
-    rows = ids[: len(ids) // 64 * 64].view(-1, 64)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        batch = rows[torch.randint(len(rows), (4,), generator=generator)]
-        model(batch, labels=batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model
+def test_random_rows_have_the_scale_of_the_others_and_leave_them_alone():
+    model = small_model(tie_word_embeddings=True)
+    with torch.no_grad():
+        model.lm_head.weight[:, 0] += 5.0  # a column with a mean of its own
+    before = model.lm_head.weight.detach().clone()
+    randomise_rows(model, 30000, around_mean=True)
+    after = model.lm_head.weight.detach()
+    assert torch.equal(after[:30000], before[:30000])
+    assert torch.equal(model.get_input_embeddings().weight, after)  # tied: replaced once
+    assert torch.allclose(after[30000:].mean(dim=0), before[:30000].mean(dim=0), atol=0.01)
+    assert torch.allclose(after[30000:].std(dim=0), before[:30000].std(dim=0), rtol=0.1)
+    randomise_rows(model, 30000, around_mean=False)
+    assert torch.equal(model.lm_head.weight[:30000], before[:30000])
+    assert model.lm_head.weight[30000:].mean(dim=0).tolist() == pytest.approx(
+        [before[:30000].mean().item()] * 64, abs=0.1
+    )
+    assert model.lm_head.weight[30000:].std().item() == pytest.approx(before[:30000].std().item(), rel=0.05)
 
 
-def test_means_are_worth_more_than_random_rows(project_root, shared_data, tmp_path):
-    """A model that has learned Chinese characters; its new two-character rows on the same text."""
+def test_the_script_reports_the_losses_of_the_models_it_leaves(project_root, shared_data, tmp_path):
     llama2 = shared_data / "tokenizers" / "llama2"
-    with (shared_data / "pretrain" / "zh_articles" / "zh_articles-000.jsonl").open(encoding="utf-8") as file:
-        texts = [json.loads(next(file))["target"] for _ in range(20)]
+    text = "开源软件的用户可以使用命令，如果系统有这个文件。" * 10
+    (tmp_path / "eval.txt").write_text(text, "utf-8")
     AutoTokenizer.from_pretrained(llama2).save_pretrained(tmp_path / "source")
-    trained_on(llama2, "\n".join(texts), steps=20).save_pretrained(tmp_path / "source")
-    (tmp_path / "eval.txt").write_text("\n".join(texts)[:1500], "utf-8")
-
+    small_model(initializer_range=0.3).save_pretrained(tmp_path / "source")
     AutoTokenizer.from_pretrained(llama2).save_pretrained(tmp_path / "tokenizer")
     proto = ModelProto.FromString((tmp_path / "tokenizer" / "tokenizer.model").read_bytes())
-    for i, piece in enumerate(
-        ["文件", "系统", "可以", "一个", "使用", "用户", "我们", "软件", "命令", "开源", "这个", "如果"]
-    ):
+    for i, piece in enumerate(["文件", "系统", "可以", "使用", "用户", "软件", "命令", "开源", "这个", "如果"]):
         proto.pieces.add(piece=piece, score=-100000.0 - i)
     (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(proto.SerializeToString())
     (tmp_path / "tokenizer" / "tokenizer.json").unlink()
@@ -91,7 +90,9 @@ def test_means_are_worth_more_than_random_rows(project_root, shared_data, tmp_pa
     done = subprocess.run([*command, "--eval_file", tmp_path / "eval.txt"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     losses = json.loads((tmp_path / "target" / "init_report.json").read_text())["evaluation"]
-    print(done.stdout)
+    for name, directory in (("source", tmp_path / "source"), ("initialised", tmp_path / "target")):
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        expected = loss_per_byte(model, load_tokenizer(directory), [text], "")
+        assert losses[name] == pytest.approx(asdict(expected))
     assert losses["source"]["tokens"] > losses["initialised"]["tokens"] == losses["random"]["tokens"]
-    assert losses["initialised"]["loss_per_byte"] < losses["random"]["loss_per_byte"]
-    assert losses["initialised"]["loss_per_byte"] == pytest.approx(losses["source"]["loss_per_byte"], rel=0.1)
+    assert len({loss["loss_per_byte"] for loss in losses.values()}) == 4
