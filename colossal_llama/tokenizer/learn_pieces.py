@@ -16,6 +16,8 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
 from colossal_llama.utils.errors import UserError, run_main
 
+HELD_OUT_BYTES = 2_000_000  # encoding it ten times for the curve takes seconds
+
 
 def main() -> None:
     """Counts words, learns pieces, measures the curve of compression against rows, chooses, writes."""
@@ -149,25 +151,25 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
 
     Returns:
         (words, held_out, figures): word → how often it occurs in the texts to learn from; documents kept apart for the curve
-        (every twentieth, up to 2,000,000 characters); how much was read.
+        (every twentieth, of a large input fewer, spread over all of it); how much was read.
     """
     from colossal_llama.tokenizer.continue_bpe import count_words, word_pattern
     from colossal_llama.tokenizer.corpus import find_files, read_texts, total_bytes
     from colossal_llama.utils.console import progress
 
     files = find_files(arguments.data_input_dirs)
-    share = min(1.0, arguments.sample_mb * 1e6 / max(1, total_bytes(files)))
+    size_bytes = total_bytes(files)
+    share = min(1.0, arguments.sample_mb * 1e6 / max(1, size_bytes))
+    keep_every = max(20, round(share * size_bytes / HELD_OUT_BYTES))
     held_out: list[str] = []
     figures = {"files": len(files), "share": share, "documents": 0, "characters": 0}
 
     def learned_from():
-        kept_apart = 0
         with progress(read_texts(files, share, arguments.seed), unit="document", desc="reading") as texts:
             for place, document in enumerate(texts):
                 figures["documents"] += 1
                 figures["characters"] += len(document.text)
-                if place % 20 == 10 and kept_apart < 2_000_000:
-                    kept_apart += len(document.text)
+                if place % keep_every == keep_every // 2:
                     held_out.append(document.text)
                 else:
                     yield document.text
