@@ -14,7 +14,8 @@ A tokenizer of the LLaMA-3 kind splits by a pattern and keeps a dictionary itsel
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 
 import numpy as np
@@ -155,16 +156,20 @@ class WordEncoder:
         separator = _separator(definition["model"]) if prefix is not None else None
         return None if separator is None else cls(encoder, definition["model"]["vocab"], prefix, separator)
 
-    def __init__(self, encoder: TextEncoder, vocabulary: Iterable[str], prefix: str, separator: str):
+    def __init__(self, encoder: TextEncoder, vocabulary: Mapping[str, int], prefix: str, separator: str):
         """
         Args:
             encoder: encodes the words that are not known yet.
-            vocabulary: its pieces.
+            vocabulary: the ids of its pieces.
             prefix: how a text begins, see `_space_prefix`.
             separator: a character that no piece joins with another, and whose id no other text gives.
         """
         self._encoder, self._prefix, self._separator = encoder, prefix, separator
         self._joined = _joined_pairs(vocabulary)
+        self._single_ids = np.full(sys.maxunicode + 1, -1, np.int32)
+        for piece, token_id in vocabulary.items():
+            if len(piece) == 1:
+                self._single_ids[ord(piece)] = token_id
         (self._separator_id,) = encoder.encode_continuation([separator])[0]
         self._known: dict[str, bytes] = {}
         self._forget_all()
@@ -232,15 +237,32 @@ class WordEncoder:
         cuts = self._cuts(codes)
         text_starts = np.cumsum([0, *map(len, texts)])
         cuts[text_starts[text_starts < len(text)]] = True
-        words = _split(text, codes, cuts)
+        word_starts = np.flatnonzero(cuts)
+        # Half of all words are one character with an id of its own: they are looked up all at once.
+        single_ids = self._single_ids[codes[word_starts]]
+        single = (np.diff(word_starts, append=len(codes)) == 1) & (single_ids >= 0)
+        in_longer_word = np.ones(len(codes), bool)
+        in_longer_word[word_starts[single]] = False
+        id_counts = np.ones(len(word_starts), np.int64)
+        longer_ids, id_counts[~single] = self._look_up(_split(text, codes[in_longer_word], cuts[in_longer_word]))
+        id_ends = np.concatenate([[0], np.cumsum(id_counts)])
+        ids = np.empty(id_ends[-1], np.int32)
+        single_places = id_ends[:-1][single]
+        from_longer_word = np.ones(len(ids), bool)
+        from_longer_word[single_places] = False
+        ids[single_places], ids[from_longer_word] = single_ids[single], longer_ids
+        first_words = np.searchsorted(word_starts, text_starts)
+        return ids, np.diff(id_ends[first_words])
+
+    def _look_up(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of words one after the other, and how many each has."""
         unknown = set(words).difference(self._known)
         if unknown:
             self._learn(sorted(unknown))
         pieces = list(map(self._known.__getitem__, words))
         self._forget(unknown)
-        id_counts = np.cumsum([0, *map(len, pieces)]) // 4
-        word_starts = np.concatenate([[0], np.cumsum(cuts)])[text_starts]
-        return np.frombuffer(b"".join(pieces), np.int32), np.diff(id_counts[word_starts])
+        counts = np.fromiter(map(len, pieces), np.int64, len(pieces)) // 4
+        return np.frombuffer(b"".join(pieces), np.int32), counts
 
     def _learn(self, words: Sequence[str]) -> None:
         """Encodes words, many in one string: `word⏎word⏎word`, where the separator's id tells the borders."""
