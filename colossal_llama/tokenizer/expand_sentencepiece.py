@@ -95,7 +95,7 @@ def expand_sentencepiece(model: ModelProto, fast: Tokenizer, pieces: Sequence[Pi
         bridges=bridges,
         known=known,
         impossible=impossible,
-        encoders=[_slow_encoder(expanded, _adds_space(fast)), _fast_encoder(expanded_fast)],
+        encoders=[_slow_encoder(expanded, _adds_space(expanded_fast)), _fast_encoder(expanded_fast)],
     )
 
 

@@ -73,48 +73,60 @@ def build_parser() -> CommandLine:
         prog="train.py",
         description="Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI. Start it with torchrun or colossalai run.",
     )
-    model = parser.add_argument_group("model and data")
-    model.add_argument(
+    _add_model_and_data(parser)
+    _add_length_of_run(parser)
+    _add_optimizer(parser)
+    _add_plugin_and_memory(parser)
+    _add_method(parser)
+    _add_saving(parser)
+    return parser
+
+
+def _add_model_and_data(parser: CommandLine) -> None:
+    group = parser.add_argument_group("model and data")
+    group.add_argument(
         "--pretrained", type=Path, metavar="DIR", help="model in Hugging Face format, with its tokenizer"
     )
-    model.add_argument(
+    group.add_argument(
         "--dataset",
         nargs="+",
         required=True,
         metavar="PART",
         help="prepared part directories (arrow/part-00000 …), in training order",
     )
-    model.add_argument(
+    group.add_argument(
         "--max_length", type=number(int, 2), default=4096, metavar="TOKENS", help="longest row that the parts may hold"
     )
-    model.add_argument(
+    group.add_argument(
         "--padding_mode",
         choices=("none", "longest", "max_length"),
         default="none",
         help="none: whole conversations share rows of up to --max_length tokens (they do not see each other); longest: a conversation "
         "a row, padded to the longest of its micro-batch; max_length: padded to --max_length",
     )
-    model.add_argument(
+    group.add_argument(
         "--shuffle",
         choices=("bucket", "global", "none"),
         default="bucket",
         help="shuffle rows inside each part and keep the parts in order; across all parts; or not at all",
     )
-    model.add_argument(
+    group.add_argument(
         "--cross_document_attention",
         action="store_true",
         help="let documents spliced into one row see each other (off: they do not)",
     )
 
-    run = parser.add_argument_group("length of the run")
-    run.add_argument("--num_epochs", type=number(int, 1), default=1, metavar="N", help="passes over the data")
-    run.add_argument(
+
+def _add_length_of_run(parser: CommandLine) -> None:
+    group = parser.add_argument_group("length of the run")
+    group.add_argument("--num_epochs", type=number(int, 1), default=1, metavar="N", help="passes over the data")
+    group.add_argument(
         "--max_steps",
         type=number(int, 1),
         metavar="N",
         help="end the run and its schedule after this many steps",
     )
-    run.add_argument(
+    group.add_argument(
         "--micro_batch_size",
         "--batch_size",
         type=number(int, 1),
@@ -122,27 +134,29 @@ def build_parser() -> CommandLine:
         metavar="ROWS",
         help="rows per device and micro-step",
     )
-    run.add_argument(
+    group.add_argument(
         "--accumulation_steps",
         type=number(int, 1),
         metavar="N",
         help="micro-steps per optimizer step (default: 8 on data from prepare_sft_dataset.py, else 1)",
     )
-    run.add_argument("--seed", type=number(int, 0), default=42, metavar="N", help="of data order, dropout and NEFTune")
-
-    optimizer = parser.add_argument_group(
-        "optimizer: AdamW, betas 0.9 and 0.95, cosine schedule down to a tenth of --lr"
+    group.add_argument(
+        "--seed", type=number(int, 0), default=42, metavar="N", help="of data order, dropout and NEFTune"
     )
-    optimizer.add_argument("--lr", type=number(float, above=0), default=3e-4, help="peak learning rate")
-    optimizer.add_argument("-w", "--weight_decay", type=number(float, 0), default=0.1, help="decoupled weight decay")
-    optimizer.add_argument(
+
+
+def _add_optimizer(parser: CommandLine) -> None:
+    group = parser.add_argument_group("optimizer: AdamW, betas 0.9 and 0.95, cosine schedule down to a tenth of --lr")
+    group.add_argument("--lr", type=number(float, above=0), default=3e-4, help="peak learning rate")
+    group.add_argument("-w", "--weight_decay", type=number(float, 0), default=0.1, help="decoupled weight decay")
+    group.add_argument(
         "-s",
         "--warmup_steps",
         type=number(int, 0),
         metavar="N",
         help="linear warm-up, in steps (default: 2.5 %% of all steps)",
     )
-    optimizer.add_argument(
+    group.add_argument(
         "--gradient_clipping",
         "--grad_clip",
         type=number(float, 0),
@@ -150,42 +164,42 @@ def build_parser() -> CommandLine:
         metavar="NORM",
         help="largest gradient norm; 0: no clipping",
     )
-    optimizer.add_argument(
+    group.add_argument(
         "--loss_average",
         choices=("token", "micro_batch"),
         default="token",
         help="mean over all target tokens of a step, or mean of the micro-batches' means",
     )
 
-    memory = parser.add_argument_group("plugin, precision and memory")
-    memory.add_argument(
+
+def _add_plugin_and_memory(parser: CommandLine) -> None:
+    group = parser.add_argument_group("plugin, precision and memory")
+    group.add_argument(
         "--plugin",
         choices=PLUGINS,
         default="gemini",
         help="ColossalAI Booster plugin; gemini and gemini_auto need a GPU",
     )
-    memory.add_argument(
+    group.add_argument(
         "--mixed_precision",
         choices=("fp16", "bf16", "fp32"),
         default="fp16",
         help="arithmetic; fp32 is for tests and CPUs",
     )
-    memory.add_argument("--tp", type=number(int, 1), default=1, metavar="N", help="tensor parallel size of plugin 3d")
-    memory.add_argument(
-        "--zero", "--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage of plugin 3d"
-    )
-    memory.add_argument(
+    group.add_argument("--tp", type=number(int, 1), default=1, metavar="N", help="tensor parallel size of plugin 3d")
+    group.add_argument("--zero", "--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage of plugin 3d")
+    group.add_argument(
         "--zero_cpu_offload", action="store_true", help="plugin 3d: keep master weights and states in host memory"
     )
-    memory.add_argument(
+    group.add_argument(
         "--use_grad_checkpoint", action="store_true", help="recompute activations in the backward pass to save memory"
     )
-    memory.add_argument(
+    group.add_argument(
         "--use_flash_attn",
         action="store_true",
         help="flash attention kernels: the flash-attn package's if installed, else PyTorch's own",
     )
-    memory.add_argument(
+    group.add_argument(
         "--fused_kernels",
         type=boolean,
         default=True,
@@ -193,31 +207,31 @@ def build_parser() -> CommandLine:
         help="fused norm, rotary, SwiGLU and cross-entropy kernels where the device has them",
     )
 
-    method = parser.add_argument_group("method")
-    method.add_argument("--use_neft", action="store_true", help="NEFTune: noise on the embeddings (arXiv 2310.05914)")
-    method.add_argument(
+
+def _add_method(parser: CommandLine) -> None:
+    group = parser.add_argument_group("method")
+    group.add_argument("--use_neft", action="store_true", help="NEFTune: noise on the embeddings (arXiv 2310.05914)")
+    group.add_argument(
         "--neft_alpha", type=number(float, above=0), default=5.0, metavar="ALPHA", help="strength of the NEFTune noise"
     )
-    method.add_argument(
-        "--freeze_non_embeds_params", action="store_true", help="train input and output embeddings only"
-    )
-    method.add_argument(
+    group.add_argument("--freeze_non_embeds_params", action="store_true", help="train input and output embeddings only")
+    group.add_argument(
         "--lora_rank",
         type=number(int, 0),
         default=0,
         metavar="RANK",
         help="train LoRA adapters of this rank; 0: no LoRA",
     )
-    method.add_argument(
+    group.add_argument(
         "--lora_alpha",
         type=number(float, above=0),
         metavar="ALPHA",
         help="adapters are scaled by alpha / rank (default: 2 rank)",
     )
-    method.add_argument(
+    group.add_argument(
         "--lora_dropout", type=number(float, 0, 0.99), default=0.0, metavar="P", help="dropout on the adapters' input"
     )
-    method.add_argument(
+    group.add_argument(
         "--lora_target_modules",
         nargs="+",
         default=LORA_LAYERS,
@@ -225,50 +239,51 @@ def build_parser() -> CommandLine:
         metavar="LAYER",
         help="linear layers that get adapters",
     )
-    method.add_argument(
+    group.add_argument(
         "--merge_lora", action="store_true", help="also write the base model with the adapter merged, modelling_merged/"
     )
 
-    saving = parser.add_argument_group("checkpoints and records")
-    saving.add_argument(
+
+def _add_saving(parser: CommandLine) -> None:
+    group = parser.add_argument_group("checkpoints and records")
+    group.add_argument(
         "--save_dir", type=Path, default=Path("checkpoint_dir"), metavar="DIR", help="checkpoints and the final model"
     )
-    saving.add_argument(
+    group.add_argument(
         "--save_interval", type=number(int, 1), default=1000, metavar="STEPS", help="steps between checkpoints"
     )
-    saving.add_argument("--skip_save_each_epoch", action="store_true", help="no checkpoint at an epoch's end")
-    saving.add_argument(
+    group.add_argument("--skip_save_each_epoch", action="store_true", help="no checkpoint at an epoch's end")
+    group.add_argument(
         "--keep_last",
         type=number(int, 1),
         metavar="K",
         help="delete all checkpoints but the newest K (default: keep all)",
     )
-    saving.add_argument(
+    group.add_argument(
         "--load_checkpoint",
         metavar="DIR",
         help="a checkpoint (everything is restored), its modelling folder (weights only, for the next stage), or 'auto': "
         "the newest in --save_dir, a fresh start when there is none",
     )
-    saving.add_argument(
+    group.add_argument(
         "--allow_other_data",
         action="store_true",
         help="resume although the data or tokenizer are not those that the run began with",
     )
-    saving.add_argument(
+    group.add_argument(
         "--tensorboard_dir",
         type=Path,
         default=Path("logs_dir"),
         metavar="DIR",
         help="TensorBoard events and metrics.jsonl",
     )
-    saving.add_argument(
+    group.add_argument(
         "--config_file",
         type=Path,
         default=Path("config_file"),
         metavar="FILE",
         help="where the run's configuration is written",
     )
-    return parser
 
 
 def parse_arguments(
