@@ -25,12 +25,6 @@ class Engine:
     autocast_dtype: torch.dtype | None
     clips_itself: bool
     """Whether `optimizer.step()` clips the gradients."""
-    places_model_itself: bool
-    """Whether the plugin moves the parameters to the device."""
-
-    def __del__(self) -> None:
-        # HybridParallelPlugin's own finaliser destroys process groups and fails when the interpreter has gone before it.
-        object.__setattr__(self, "booster", None)
 
 
 def build_engine(arguments: TrainingArguments) -> Engine:
@@ -45,7 +39,6 @@ def build_engine(arguments: TrainingArguments) -> Engine:
             parameter_dtype=torch.float32,
             autocast_dtype=torch.bfloat16 if arguments.mixed_precision == "bf16" else None,
             clips_itself=False,
-            places_model_itself=True,
         )
     return Engine(
         booster=Booster(plugin=plugin),
@@ -53,7 +46,6 @@ def build_engine(arguments: TrainingArguments) -> Engine:
         parameter_dtype=half,
         autocast_dtype=None,
         clips_itself=True,
-        places_model_itself=True,
     )
 
 

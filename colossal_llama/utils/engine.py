@@ -5,12 +5,12 @@ three patches at the end of the file, each with its reason and a test (tests/uni
 """
 
 import contextlib
+import gc
 import logging
 import os
 import socket
 import warnings
 from collections.abc import Iterator
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -26,21 +26,18 @@ def current_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
 
 
-def launch(seed: int, timeout_s: int = 1800) -> None:
+def launch(seed: int) -> None:
     """Joins the process group that `torchrun`, `colossalai run` or SLURM started, and prepares ColossalAI for this host.
 
     Without a launcher the process is a world of one. On a GPU the backend is NCCL, else gloo.
 
     Args:
         seed: of every random generator, the same on all ranks.
-        timeout_s: after which a collective that some rank never joined is an error.
     """
     _describe_a_world_of_one()
     prepare_engine()
     import colossalai
 
-    # A CPU build of gloo waits 30 minutes by itself; given explicitly, so that both backends behave alike.
-    dist.distributed_c10d.default_pg_timeout = timedelta(seconds=timeout_s)
     colossalai.launch_from_torch(seed=seed, verbose=False)
 
 
@@ -66,6 +63,8 @@ def prepare_engine() -> None:
 
 def leave() -> None:
     """Leaves the process group, so that the process ends without complaints of the backend."""
+    # HybridParallelPlugin's finaliser destroys its process groups; it fails when they, or the interpreter, have gone before it.
+    gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
 
