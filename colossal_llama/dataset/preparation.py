@@ -63,6 +63,8 @@ def prepare(settings: Settings, opened: OpenTokenizer | None = None) -> dict | N
     try:
         with run_directory.locked(settings):
             return _prepare_locked(settings, opened)
+    except PermissionError as error:
+        raise UserError(f"{error.filename} may not be read or written: {error.strerror}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

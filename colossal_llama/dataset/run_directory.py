@@ -30,7 +30,11 @@ def locked(settings: Settings) -> Iterator[None]:
     Raises:
         UserError: another run works in the directory.
     """
-    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+        (settings.output_dir / ".lock").touch()
+    except OSError as error:
+        raise UserError(f"--data_output_dirs: {settings.output_dir} cannot be written to: {error.strerror}") from error
     with (settings.output_dir / ".lock").open("w") as lock:
         alone = settings.shard_index is None
         _lock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, settings.output_dir)

@@ -173,6 +173,11 @@ def test_parts_of_unknown_origin_are_left_alone(tmp_path, input_dir, tokenizer_d
     assert (tmp_path / "out" / "arrow" / "part-00000").is_dir()
 
 
+def test_an_output_directory_that_cannot_be_made_is_named(input_dir, tokenizer_dir, opened):
+    with pytest.raises(UserError, match="--data_output_dirs: /proc/nowhere cannot be written to"):
+        prepare(settings_for(input_dir, Path("/proc/nowhere"), tokenizer_dir), opened)
+
+
 def test_a_second_run_into_the_same_directory_refuses(tmp_path, input_dir, tokenizer_dir, opened, project_root):
     output = tmp_path / "out"
     with locked(settings_for(input_dir, output, tokenizer_dir)):
