@@ -89,12 +89,13 @@ def train_source(directory: Path, documents: list[str], arguments: Namespace) ->
     tokenizer = load_tokenizer(arguments.source_tokenizer)
     shape = {"hidden_size": arguments.width, "intermediate_size": 3 * arguments.width, "num_hidden_layers": 2}
     heads = {"num_attention_heads": arguments.width // 32, "max_position_embeddings": 2048}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **heads))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **heads)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=arguments.steps)
     rows = token_rows(documents, tokenizer)
     for _ in (bar := progress(range(arguments.steps), desc="training the source model")):
-        batch = torch.tensor(list(itertools.islice(rows, 8)))
+        batch = torch.tensor(list(itertools.islice(rows, 8)), device=device)
         loss = model(batch, labels=batch).loss
         loss.backward()
         optimizer.step()
