@@ -28,14 +28,15 @@ def main() -> None:
 
 def train(arguments: TrainingArguments, session) -> None:
     """One training run from opened data to the saved model."""
-    data = session.open_data(arguments)
-    arguments = session.with_defaults_of(arguments, data)
-    plan = session.open_model(arguments, data)
-    run = session.boost(arguments, data, plan)
-    session.say_plan(arguments, data, plan, run)
-    session.record_configuration(arguments, run)
-    finished = run.fit()
-    session.finish(arguments, run, data.model_path, finished)
+    with session.sole_writer(arguments.save_dir):
+        data = session.open_data(arguments)
+        arguments = session.with_defaults_of(arguments, data)
+        plan = session.open_model(arguments, data)
+        run = session.boost(arguments, data, plan)
+        session.say_plan(arguments, data, plan, run)
+        session.record_configuration(arguments, run)
+        finished = run.fit()
+        session.finish(arguments, run, data.model_path, finished)
 
 
 if __name__ == "__main__":

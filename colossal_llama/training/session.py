@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +42,7 @@ from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.engine import current_device
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.files import write_json
+from colossal_llama.utils.files import held_directory, write_json
 
 SFT_ACCUMULATION_STEPS = 8
 
@@ -69,6 +71,25 @@ class Plan:
     noise: NeftuneNoise | None
     flops_per_token: float
     notes: list[str]
+
+
+@contextmanager
+def sole_writer(save_dir: Path) -> Iterator[None]:
+    """Holds `--save_dir` on rank 0 while the run lasts.
+
+    Raises:
+        UserError: another run writes there.
+    """
+    if not is_rank_zero():
+        yield
+        return
+    try:
+        with held_directory(save_dir):
+            yield
+    except BlockingIOError:
+        raise UserError(
+            f"another run is writing into {save_dir}: wait for it to end, or give another --save_dir"
+        ) from None
 
 
 def open_data(arguments: TrainingArguments) -> Data:

@@ -5,10 +5,13 @@ three patches at the end of the file, each with its reason and a test (tests/uni
 """
 
 import contextlib
+import ctypes
 import gc
 import logging
 import os
+import signal
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -34,7 +37,10 @@ def launch(seed: int) -> None:
     Args:
         seed: of every random generator, the same on all ranks.
     """
-    _describe_a_world_of_one()
+    if "RANK" in os.environ:
+        _die_with_the_launcher()
+    else:
+        _describe_a_world_of_one()
     prepare_engine()
     import colossalai
 
@@ -69,9 +75,18 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def _die_with_the_launcher() -> None:
+    """Asks Linux to end this process when its launcher is gone.
+
+    torchrun starts ranks in sessions of their own: after `kill -9` of the launcher they would train on, unseen, and write into the
+    directories of the run that is started next.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+
+
 def _describe_a_world_of_one() -> None:
-    if "RANK" in os.environ:
-        return
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

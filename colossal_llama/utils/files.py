@@ -1,5 +1,6 @@
 """Files that a reader never sees half-written: written under a temporary name, flushed to the disk, then renamed."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -81,6 +82,19 @@ def new_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_to_disk(target.parent)
+
+
+@contextmanager
+def held_directory(directory: Path) -> Iterator[None]:
+    """Holds a directory for one process; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def fingerprint_bytes(*parts: bytes) -> str:

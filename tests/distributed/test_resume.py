@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -71,7 +72,7 @@ def test_a_checkpoint_holds_what_its_name_says(resumed):
     states = json.loads((path / "running_states.json").read_text())
     assert states["progress"]["step"] == 4
     assert states["progress"]["samples_seen"] == 32
-    names = {entry.name for entry in path.parent.iterdir()}
+    names = visible_in(path.parent)
     assert names == {f"epoch-0_step-{s}" for s in (2, 4, 5)} | {f"epoch-1_step-{s}" for s in (6, 8, 10)} | {"modelling"}
 
 
@@ -92,6 +93,11 @@ def test_going_on_with_other_ranks_and_plugins(resumed):
     whole = runner.losses("elastic")[4:]
     for name in ("on_one", "on_four", "on_one_3d", "on_one_ddp"):
         assert runner.losses(name) == pytest.approx(whole, rel=2e-4), name
+
+
+def visible_in(directory: Path) -> set[str]:
+    """Names in a directory; what is being written, and the lock, begin with a dot."""
+    return {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
 
 
 def start(runner, command: list[str]) -> subprocess.Popen:
@@ -117,7 +123,7 @@ def wait_for_steps(metrics: Path, steps: int, process: subprocess.Popen) -> None
 
 
 def test_killed_at_any_moment_and_resumed(resumed):
-    """kill -9 of the launcher and all ranks, at a random moment after the first checkpoint; then the same command again."""
+    """kill -9 of the launcher, which takes its ranks along, at a random moment; then the same command again."""
     name, options = "killed", (*SETTINGS["zero2"], *RUN)
     model = ("--pretrained", str(resumed.workspace / "zero2" / "save" / "epoch-0_step-2" / "modelling"))
     resumed.run([resumed.command("undisturbed", *options, *model)], ranks=2)
@@ -126,8 +132,11 @@ def test_killed_at_any_moment_and_resumed(resumed):
     wait_for_steps(resumed.workspace / name / "logs" / "metrics.jsonl", 3, process)
     moment_s = random.uniform(0, 2.0)
     time.sleep(moment_s)
-    os.killpg(process.pid, signal.SIGKILL)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks) >= 2
+    process.kill()
     process.wait()
+    assert not psutil.wait_procs(ranks, timeout=10)[1], "ranks train on without their launcher"
     process = start(resumed, command)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
@@ -146,8 +155,19 @@ def test_a_signal_ends_the_run_after_saving(resumed):
     output, _ = process.communicate(timeout=120)
     assert "everything is saved" in output
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    (saved,) = (resumed.workspace / name / "save").iterdir()
-    assert saved.name.endswith(f"_step-{steps[-1]}")
+    (saved,) = visible_in(resumed.workspace / name / "save")
+    assert saved.endswith(f"_step-{steps[-1]}")
+
+
+def test_two_runs_into_one_directory_are_refused(resumed):
+    command = resumed.command("twice", *RUN, "--num_epochs", "400", "--skip_save_each_epoch", "--save_interval", "1000")
+    first = start(resumed, command)
+    wait_for_steps(resumed.workspace / "twice" / "logs" / "metrics.jsonl", 1, first)
+    second = start(resumed, command)
+    output, _ = second.communicate(timeout=120)
+    first.kill()
+    assert second.returncode != 0
+    assert "another run is writing into" in output
 
 
 def test_other_data_is_refused(resumed, toy):
