@@ -20,10 +20,9 @@ def main() -> None:
     engine.launch(arguments.seed)
     from colossal_llama.training import session  # imports ColossalAI, which the launch has prepared
 
-    try:
-        train(arguments, session)
-    finally:
-        engine.leave()
+    train(arguments, session)
+    # Not after an error: leaving waits for the other ranks, and they may wait for this one.
+    engine.leave()
 
 
 def train(arguments: TrainingArguments, session) -> None:

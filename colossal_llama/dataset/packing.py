@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from colossal_llama.dataset.splicing import Rows, shuffle_rows, splice_best_fit
+from colossal_llama.dataset.splicing import Rows, shuffle_rows, splice_best_fit, splice_greedy
 
 
 def row_order(part_sizes: Sequence[int], seed: int, epoch: int, shuffle: str = "bucket") -> np.ndarray:
@@ -67,11 +67,12 @@ def plan_epoch(
 
 
 def _pack(samples: np.ndarray, lengths: np.ndarray, row_length_tokens: int, seed: tuple[int, ...] | None) -> Rows:
-    # Packed in shuffled order, so that samples of equal length meet others in every epoch; then the rows are shuffled, since
-    # packing puts the longest first.
-    rows = splice_best_fit(lengths[samples], row_length_tokens)
-    if seed is not None:
-        rows = shuffle_rows(rows, seed)
+    if seed is None:  # in the given order
+        rows = splice_greedy(lengths[samples], row_length_tokens)
+    else:
+        # Packed in shuffled order, so that samples of equal length meet others in every epoch; then the rows are shuffled, since
+        # packing puts the longest first.
+        rows = shuffle_rows(splice_best_fit(lengths[samples], row_length_tokens), seed)
     return Rows(samples[rows.segments], rows.starts)
 
 

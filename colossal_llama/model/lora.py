@@ -48,9 +48,9 @@ def adapter_base_path(path: Path) -> Path:
         raise UserError(f"{path / ADAPTER_CONFIG} cannot be read: {error}") from error
 
 
-def adapter_rank(path: Path) -> int:
-    """The rank of the adapter in a directory."""
-    return int(json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"])
+def adapter_settings(path: Path) -> dict:
+    """The configuration of the adapter in a directory: `r`, `lora_alpha`, `lora_dropout`, `target_modules` and more."""
+    return json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
 
 
 def merge_adapter(base_path: Path, adapter_path: Path, target: Path) -> None:

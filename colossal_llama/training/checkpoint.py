@@ -12,6 +12,7 @@ ColossalAI's own checkpoints keep the half-precision weights alone and round the
 master weight travels as one more state of its parameter, so that the plugin's own gathering and sharding serves it too.
 """
 
+import itertools
 import json
 import re
 import shutil
@@ -29,6 +30,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from colossal_llama.model.lora import merge_adapter
+from colossal_llama.training.optimizer import loss_scaler
 from colossal_llama.training.plugins import Engine
 from colossal_llama.utils.console import is_rank_zero
 from colossal_llama.utils.errors import UserError
@@ -149,6 +151,19 @@ def complete_checkpoints(save_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def set_aside_later(save_dir: Path, step: int) -> list[Path]:
+    """Renames checkpoints of later steps than `step`, left by an earlier run, to `superseded-…`; returns the new names.
+
+    They would be taken for the newest of the run that begins now, by `--load_checkpoint auto` and by `--keep_last`.
+    """
+    moved = []
+    for path in complete_checkpoints(save_dir):
+        if int(_NAME.fullmatch(path.name)[2]) > step:
+            number = next(n for n in itertools.count() if not path.with_name(f"superseded-{n}-{path.name}").exists())
+            moved.append(path.rename(path.with_name(f"superseded-{number}-{path.name}")))
+    return moved
+
+
 def find_checkpoint(load_checkpoint: str | None, save_dir: Path) -> Checkpoint | None:
     """The checkpoint that `--load_checkpoint` names, if it names one to resume from (a model directory is not one)."""
     if load_checkpoint == "auto":
@@ -184,7 +199,7 @@ def save_checkpoint(
             engine.booster.save_model(
                 model, str(temporary / _MASTERS), shard=True, size_per_shard=_SHARD_SIZE_MIB, use_safetensors=True
             )
-    with _master_weights_as_states(optimizer):
+    with _master_weights_as_states(optimizer), _alone_without_pickling(optimizer):
         engine.booster.save_optimizer(
             optimizer, str(temporary / "optimizer"), shard=True, size_per_shard=_SHARD_SIZE_MIB
         )
@@ -195,8 +210,9 @@ def save_checkpoint(
         states = {"progress": asdict(progress), "origin": asdict(origin), "loss_scale": _loss_scale_state(optimizer)}
         write_json(temporary / RUNNING_STATES, {**states, "world_size": dist.get_world_size()})
         _publish(temporary, target)
-        for old in complete_checkpoints(save_dir)[: -keep_last if keep_last else 0]:
-            shutil.rmtree(old)
+        if keep_last:
+            for old in complete_checkpoints(save_dir)[:-keep_last]:
+                shutil.rmtree(old)
     dist.barrier()
     return target
 
@@ -355,22 +371,11 @@ def _speaking_for_master_weights(model: GeminiDDP) -> Iterator[None]:
         model.mixed_precision, model.chunk_manager.reuse_fp16_chunk = former
 
 
-def _loss_scaler(optimizer: torch.optim.Optimizer) -> Any:
-    """The dynamic loss scaler of fp16 training, wherever the plugin keeps it; None in other precisions."""
-    if hasattr(optimizer, "scaler"):
-        return optimizer.scaler
-    for name in ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin"):
-        scaler = getattr(getattr(optimizer, name, None), "grad_scaler", None)
-        if scaler is not None:
-            return scaler
-    return None
-
-
 _SCALER_NUMBERS = ("_growth_step", "_hysteresis_step")  # missing from ColossalAI's own state_dict
 
 
 def _loss_scale_state(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    scaler = _loss_scaler(optimizer)
+    scaler = loss_scaler(optimizer)
     if scaler is None:
         return None
     if hasattr(scaler, "get_scale"):
@@ -379,7 +384,7 @@ def _loss_scale_state(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None
 
 
 def _restore_loss_scale(optimizer: torch.optim.Optimizer, state: dict[str, Any] | None) -> None:
-    scaler = _loss_scaler(optimizer)
+    scaler = loss_scaler(optimizer)
     if scaler is None or state is None:
         return
     if hasattr(scaler, "get_scale"):

@@ -1,5 +1,6 @@
 """The training loop: epochs, steps, checkpoints, signals, the progress bar and the records."""
 
+import contextlib
 import math
 import signal
 import time
@@ -53,7 +54,7 @@ def plan_steps(
     total = done.step
     for epoch in range(done.epoch, num_epochs):
         already_done = done.rows_done_in_epoch if epoch == done.epoch else 0
-        total += geometry.steps_for(rows_of_epoch(epoch) - already_done)
+        total += geometry.steps_for(max(0, rows_of_epoch(epoch) - already_done))
     return min(total, max_steps) if max_steps else total
 
 
@@ -106,7 +107,7 @@ class Run:
         """Trains to the end; returns False when a signal ended the run early (after saving)."""
         self.stepper.model.train()
         bar = progress_bar(total=self.schedule.total_steps, initial=self.progress.step, desc="training", unit="step")
-        with StopRequest().listening() as stop, bar:
+        with StopRequest().listening() as stop, bar, contextlib.closing(self.metrics):
             while self.progress.epoch < self.schedule.num_epochs and not self._is_finished():
                 if not self._train_epoch(stop, bar):
                     return False
@@ -150,11 +151,7 @@ class Run:
         )
 
     def _record(self, result: StepResult, rate: float, seconds: float, wait_s: float, bar: Any) -> None:
-        if not math.isfinite(result.loss):
-            raise UserError(
-                f"step {self.progress.step}: the loss is {result.loss}. The last checkpoint in {self.save_dir} is intact. "
-                "Usual causes: --lr too high, or fp16 overflow (try --mixed_precision bf16)"
-            )
+        self._refuse_non_finite(result)
         tokens_per_s = result.tokens / seconds
         numbers = {
             "epoch": self.progress.epoch,
@@ -174,6 +171,17 @@ class Run:
         self.metrics.write(self.progress.step, numbers)
         bar.update(1)
         bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{rate:.2e}", tok_s=f"{tokens_per_s:,.0f}", refresh=False)
+
+    def _refuse_non_finite(self, result: StepResult) -> None:
+        """Stops before weights that are no numbers any more can be saved; a checkpoint that exists was written before."""
+        norm = result.gradient_norm
+        # ColossalAI reports a norm that is no number as -1.
+        if math.isfinite(result.loss) and (norm is None or (math.isfinite(norm) and norm >= 0)):
+            return
+        raise UserError(
+            f"step {self.progress.step}: the loss is {result.loss}, the gradient norm {norm}. Nothing was saved after it; checkpoints in "
+            f"{self.save_dir} are of earlier steps. Usual causes: --lr too high, or fp16 overflow (try --mixed_precision bf16)"
+        )
 
     def _utilisation(self, tokens_per_s: float) -> float | None:
         """Model FLOPs per second over the devices' peak (model.loading.flops_per_token, metrics.PEAK_FLOPS)."""

@@ -1,5 +1,6 @@
 """The record of a run: TensorBoard events and metrics.jsonl, one entry a step, written by rank 0."""
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -26,8 +27,8 @@ def peak_flops(device: torch.device) -> float | None:
 class MetricsWriter:
     """Writes each step's numbers to `directory` as TensorBoard scalars and as a line of metrics.jsonl; silent on ranks > 0.
 
-    A resumed run appends; `forget_after(step)` first drops what a killed run wrote beyond its last checkpoint, so that every step
-    stands once.
+    A resumed run appends, after dropping what a killed run wrote beyond the checkpoint, so that every step stands once. A fresh run
+    begins a new record; one that lies there is kept as metrics-0.jsonl and so on.
     """
 
     def __init__(self, directory: Path, resumed_at_step: int = 0):
@@ -44,6 +45,10 @@ class MetricsWriter:
 
     def _forget_after(self, step: int) -> None:
         if not self._path.exists():
+            return
+        if step == 0:
+            number = next(n for n in itertools.count() if not self._path.with_name(f"metrics-{n}.jsonl").exists())
+            self._path.rename(self._path.with_name(f"metrics-{number}.jsonl"))
             return
         kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         from colossal_llama.utils.files import write_text

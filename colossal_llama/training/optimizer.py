@@ -1,6 +1,7 @@
 """AdamW and its learning rate, which is a pure function of the step: nothing to restore, nothing to step out of turn."""
 
 import math
+from typing import Any
 
 import torch
 from colossalai.nn.optimizer import HybridAdam
@@ -42,3 +43,28 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+_MIXINS = ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin")  # where ColossalAI's optimizers keep it
+
+
+def loss_scaler(optimizer: torch.optim.Optimizer) -> Any:
+    """The dynamic loss scaler of fp16 training, wherever the plugin keeps it; None in other precisions."""
+    if hasattr(optimizer, "scaler"):
+        return optimizer.scaler
+    return next((mixin.grad_scaler for mixin in _fp16_mixins(optimizer)), None)
+
+
+def loss_scale(optimizer: torch.optim.Optimizer) -> float:
+    """Factor on the gradients that the plugin's optimizer holds and whose norm it reports; 1 outside fp16."""
+    return next((float(mixin.loss_scale) for mixin in _fp16_mixins(optimizer)), 1.0)
+
+
+def skipped_last_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the plugin's optimizer left the last update out because a scaled fp16 gradient had overflowed."""
+    return any(mixin.found_overflow.item() > 0 for mixin in _fp16_mixins(optimizer))
+
+
+def _fp16_mixins(optimizer: torch.optim.Optimizer) -> list[Any]:
+    mixins = [getattr(optimizer, name, None) for name in _MIXINS]
+    return [mixin for mixin in mixins if hasattr(mixin, "grad_scaler")]

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,19 +20,21 @@ from colossal_llama.model.attention import choose_attention
 from colossal_llama.model.freezing import freeze_all_but_embeddings
 from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
 from colossal_llama.model.loading import flops_per_token, load_config, load_model
-from colossal_llama.model.lora import adapter_base_path, adapter_rank, is_adapter, lora_config
+from colossal_llama.model.lora import adapter_base_path, adapter_settings, is_adapter, lora_config
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
-from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, TrainingArguments
+from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, LORA_LAYERS, TrainingArguments
 from colossal_llama.training.checkpoint import (
     Checkpoint,
     Origin,
     Progress,
     find_checkpoint,
+    open_checkpoint,
     restore_optimizer,
     restore_random_states,
     save_final_model,
     save_merged_model,
+    set_aside_later,
 )
 from colossal_llama.training.loop import Run, Schedule, plan_steps, resume_progress
 from colossal_llama.training.metrics import MetricsWriter
@@ -68,7 +70,6 @@ class Plan:
 
     engine: Engine
     model: LlamaForCausalLM | PeftModel
-    noise: NeftuneNoise | None
     flops_per_token: float
     notes: list[str]
 
@@ -80,21 +81,22 @@ def sole_writer(save_dir: Path) -> Iterator[None]:
     Raises:
         UserError: another run writes there.
     """
-    if not is_rank_zero():
+    with ExitStack() as held:
+        try:
+            if is_rank_zero():
+                held.enter_context(held_directory(save_dir))
+        except BlockingIOError:
+            raise UserError(
+                f"another run is writing into {save_dir}: wait for it to end, or give another --save_dir"
+            ) from None
+        except OSError as error:
+            raise UserError(f"--save_dir {save_dir} cannot be written: {error.strerror}") from None
         yield
-        return
-    try:
-        with held_directory(save_dir):
-            yield
-    except BlockingIOError:
-        raise UserError(
-            f"another run is writing into {save_dir}: wait for it to end, or give another --save_dir"
-        ) from None
 
 
 def open_data(arguments: TrainingArguments) -> Data:
     """Opens parts and tokenizer, finds the checkpoint to resume from, and checks that they belong together."""
-    checkpoint = find_checkpoint(arguments.load_checkpoint, arguments.save_dir)
+    checkpoint = _agreed_checkpoint(arguments)
     model_path, adapter_path = _model_paths(arguments, checkpoint)
     load_config(model_path)
     tokenizer = load_tokenizer(model_path)
@@ -119,6 +121,22 @@ def open_data(arguments: TrainingArguments) -> Data:
     return Data(parts, tokenizer, model_path, adapter_path, checkpoint, origin)
 
 
+def _agreed_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
+    """The checkpoint that rank 0 finds, opened by every rank: hosts that do not share --save_dir must not go different ways."""
+    choice: list[Path | None] = [None]
+    if is_rank_zero():
+        found = find_checkpoint(arguments.load_checkpoint, arguments.save_dir)
+        choice = [found.path if found else None]
+    dist.broadcast_object_list(choice, src=0)
+    if choice[0] is None:
+        return None
+    if not choice[0].is_dir():
+        raise UserError(
+            f"rank 0 resumes from {choice[0]}, which is not on this host: --save_dir must be shared by all hosts"
+        )
+    return open_checkpoint(choice[0])
+
+
 def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> tuple[Path, Path | None]:
     """The model to load, and the adapter to put on it if the run goes on from one."""
     path = arguments.pretrained
@@ -127,16 +145,35 @@ def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
     elif arguments.load_checkpoint not in (None, "auto"):
         path = Path(arguments.load_checkpoint)  # a modelling folder: weights only
     if is_adapter(path):
-        if arguments.lora_rank != adapter_rank(path):
-            raise UserError(
-                f"{path} is a LoRA adapter of rank {adapter_rank(path)}: give --lora_rank {adapter_rank(path)} to go on with it"
-            )
+        _check_adapter(arguments, path)
         return arguments.pretrained or adapter_base_path(path), path
     if checkpoint is not None and arguments.lora_rank:
         raise UserError(
             f"{path} is a whole model, so --lora_rank cannot resume it: start from it with --pretrained {path}"
         )
     return path, None
+
+
+def _check_adapter(arguments: TrainingArguments, path: Path) -> None:
+    """Refuses LoRA options that are not those of the adapter that the run goes on with: peft takes the adapter's."""
+    saved = adapter_settings(path)
+    problems = []
+    if arguments.lora_rank != saved["r"]:
+        problems.append(
+            f"{path} is a LoRA adapter of rank {saved['r']}: give --lora_rank {saved['r']} to go on with it"
+        )
+    if arguments.lora_alpha not in (None, saved["lora_alpha"]):
+        problems.append(f"{path} was trained with --lora_alpha {saved['lora_alpha']}, not {arguments.lora_alpha}")
+    if arguments.lora_dropout not in (0.0, saved["lora_dropout"]):
+        problems.append(f"{path} was trained with --lora_dropout {saved['lora_dropout']}, not {arguments.lora_dropout}")
+    if arguments.lora_target_modules != LORA_LAYERS and set(arguments.lora_target_modules) != set(
+        saved["target_modules"]
+    ):
+        problems.append(
+            f"{path} has adapters on {', '.join(sorted(saved['target_modules']))}: give these as --lora_target_modules"
+        )
+    if problems:
+        raise UserError(problems)
 
 
 def with_defaults_of(arguments: TrainingArguments, data: Data) -> TrainingArguments:
@@ -163,13 +200,12 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     if arguments.freeze_non_embeds_params:
         freeze_all_but_embeddings(model)
         notes.append("training input and output embeddings only")
-    noise = _attach_noise(arguments, model)
     flops = flops_per_token(model, arguments.max_length)
     if arguments.lora_rank:
         model = _with_adapters(arguments, data, engine, model)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         notes.append(f"LoRA of rank {arguments.lora_rank}: {trained:,} parameters are trained")
-    return Plan(engine, model, noise, flops, notes)
+    return Plan(engine, model, flops, notes)
 
 
 def _with_adapters(arguments: TrainingArguments, data: Data, engine: Engine, model: LlamaForCausalLM) -> PeftModel:
@@ -220,6 +256,9 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         progress = resume_progress(data.checkpoint, data.origin, arguments.allow_other_data)
         restore_optimizer(data.checkpoint, engine, model, optimizer)
         restore_random_states(data.checkpoint)
+    if is_rank_zero():
+        for path in set_aside_later(arguments.save_dir, progress.step):
+            say(f"a checkpoint of an earlier run was in the way and is now {path}")
     stepper = Stepper(
         engine=engine,
         model=model,
@@ -229,7 +268,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         data_parallel_size=size,
         gradient_clipping=arguments.gradient_clipping,
         average=arguments.loss_average,
-        noise=plan.noise,
+        noise=_attach_noise(arguments, model.unwrap(unwrap_peft=False)),
         seed=arguments.seed,
     )
     return Run(
@@ -251,6 +290,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
 
 
 def _attach_noise(arguments: TrainingArguments, model: LlamaForCausalLM) -> NeftuneNoise | None:
+    """Hooks NEFTune onto the boosted model: under tensor parallelism the plugin puts an embedding layer of its own in place."""
     if not arguments.use_neft:
         return None
     noise = NeftuneNoise(arguments.neft_alpha)
@@ -300,6 +340,10 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
         say(
             f"packed into {len(packed):,} rows of up to {arguments.max_length} tokens, {filled:.1%} full; samples do not see each other"
         )
+    if schedule.warmup_steps >= schedule.total_steps:
+        say(
+            f"warning: {schedule.warmup_steps} warm-up steps of {schedule.total_steps}: the run ends before the rate reaches --lr"
+        )
     for note in plan.notes:
         say(note)
     if data.checkpoint is not None:
@@ -345,4 +389,3 @@ def finish(arguments: TrainingArguments, run: Run, base_path: Path, finished: bo
         )
         if arguments.merge_lora:
             say(f"base and adapter merged: {save_merged_model(arguments.save_dir, base_path, run.tokenizer)}")
-    run.metrics.close()

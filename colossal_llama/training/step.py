@@ -11,6 +11,7 @@ from colossalai.booster.plugin import HybridParallelPlugin, TorchDDPPlugin
 from colossal_llama.dataset.loader import MicroBatch
 from colossal_llama.model.attention import boundaries_of
 from colossal_llama.model.neftune import NeftuneNoise
+from colossal_llama.training.optimizer import loss_scale, skipped_last_step
 from colossal_llama.training.plugins import Engine
 
 
@@ -21,7 +22,7 @@ class StepResult:
     loss: float
     """Mean cross-entropy in nats: over the step's target tokens, or of the micro-batches' means."""
     gradient_norm: float | None
-    """Before clipping; None where the plugin does not compute it."""
+    """Before clipping, without the loss scale; None where the plugin does not compute it, or skipped an fp16 step that overflowed."""
     tokens: int
     target_tokens: int
     rows: int
@@ -124,8 +125,13 @@ class Stepper:
     def _update(self) -> float | None:
         """Clips, updates, clears; returns the gradient norm before clipping."""
         if self.engine.clips_itself:
+            scale = loss_scale(self.optimizer)
             self.optimizer.step()
             norm = self.optimizer.get_grad_norm()
+            if skipped_last_step(self.optimizer):
+                norm = None
+            elif norm is not None:
+                norm = norm / scale
         else:
             norm = self._clip()
             self.optimizer.step()

@@ -1,6 +1,7 @@
 """Argument parsing that reports every problem at once. Imports neither torch nor transformers, so that `--help` is instant."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +32,10 @@ class CommandLine(argparse.ArgumentParser):
         """Prints all problems and exits with code 2, or returns when there is none."""
         if not self._problems:
             return
-        for text in self._problems:
-            print(f"error: {text}", file=sys.stderr)
-        print(f"'{self.prog} --help' lists the arguments.", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once a host
+            for text in self._problems:
+                print(f"error: {text}", file=sys.stderr)
+            print(f"'{self.prog} --help' lists the arguments.", file=sys.stderr)
         sys.stderr.flush()
         raise SystemExit(2)
 

@@ -8,6 +8,7 @@ FP32 = {"rtol": 2e-4, "atol": 2e-5}
 # Half-precision weights and gradients, whose last bit is 2^-8.
 BF16 = {"rtol": 1e-2, "atol": 1e-2}
 
+TP2 = ("--micro_batch_size", "4", "--accumulation_steps", "2", "--plugin", "3d", "--zero", "0", "--tp", "2")
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
 
 
@@ -21,19 +22,7 @@ def two_ranks(runner):
             command("zero2_cpu", *BATCH, "--plugin", "zero2_cpu"),
             command("ddp", *BATCH, "--plugin", "ddp"),
             command("3d", *BATCH, "--plugin", "3d", "--zero", "0"),
-            command(
-                "tp2",
-                "--micro_batch_size",
-                "4",
-                "--accumulation_steps",
-                "2",
-                "--plugin",
-                "3d",
-                "--zero",
-                "0",
-                "--tp",
-                "2",
-            ),
+            command("tp2", *TP2),
             command("one_micro_batch", "--micro_batch_size", "4", "--accumulation_steps", "1"),
             command("four_micro_batches", "--micro_batch_size", "1", "--accumulation_steps", "4"),
             command("recomputed", *BATCH, "--use_grad_checkpoint"),
@@ -44,6 +33,7 @@ def two_ranks(runner):
             command("ddp_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "ddp"),
             command("zero2_fp16", *BATCH, "--mixed_precision", "fp16"),
             command("neft", *BATCH, "--use_neft"),
+            command("tp2_neft", *TP2, "--use_neft"),
             command("mean_of_means", *BATCH, "--loss_average", "micro_batch"),
             command("seeing_others", *BATCH, "--cross_document_attention"),
             command("frozen", *BATCH, "--freeze_non_embeds_params"),
@@ -110,8 +100,17 @@ def test_the_loss_falls_and_every_row_is_seen(two_ranks):
 
 def test_options_that_must_change_the_result_do(two_ranks):
     plain = two_ranks.losses("zero2")
-    for name in ("neft", "mean_of_means", "seeing_others", "frozen"):
+    for name in ("neft", "tp2_neft", "mean_of_means", "seeing_others", "frozen"):
         assert two_ranks.losses(name) != plain, name
+
+
+def test_gradient_norm_is_that_of_the_unscaled_gradients(two_ranks):
+    norms = {
+        name: [entry["gradient_norm"] for entry in two_ranks.metrics(name)]
+        for name in ("zero2", "zero2_fp16", "ddp", "3d")
+    }
+    for name in ("zero2_fp16", "ddp", "3d"):
+        assert norms[name] == pytest.approx(norms["zero2"], rel=0.05), name
 
 
 def test_frozen_parameters_stay_as_they_were(two_ranks, toy):

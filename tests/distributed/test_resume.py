@@ -182,6 +182,18 @@ def test_other_data_is_refused(resumed, toy):
     assert 'Traceback (most recent call last):\n  File "/' not in output.split("torch/distributed")[0]
 
 
+def test_going_back_sets_later_checkpoints_aside(resumed):
+    """Else `auto` would take the abandoned ones for the newest, and --keep_last would delete the new ones."""
+    name = "went_back"
+    shutil.copytree(resumed.workspace / "zero2" / "save", resumed.workspace / name / "save")
+    load = ("--load_checkpoint", str(resumed.workspace / name / "save" / MIDDLE))
+    resumed.run([resumed.command(name, *RUN, *SETTINGS["zero2"], *load, "--keep_last", "1")], ranks=2)
+    names = visible_in(resumed.workspace / name / "save")
+    assert {entry for entry in names if entry.startswith("epoch")} == {"epoch-1_step-10"}
+    assert {f"superseded-0-epoch-1_step-{step}" for step in (6, 8, 10)} <= names
+    assert resumed.losses(name) == resumed.losses("zero2")[4:]
+
+
 def test_a_finished_run_stays_finished(resumed):
     load = ("--load_checkpoint", str(resumed.workspace / "zero2" / "save" / "epoch-1_step-10"))
     resumed.run([resumed.command("finished", *RUN, *SETTINGS["zero2"], *load)], ranks=2)

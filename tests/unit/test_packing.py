@@ -72,6 +72,12 @@ def test_rows_of_many_short_samples_are_nearly_full():
     assert fill(plan_epoch([lengths], 0, 0, "bucket", 4096), lengths, 4096) > 0.99
 
 
+def test_without_shuffling_the_order_is_kept():
+    lengths = np.array([3, 9, 2, 8, 5, 7])
+    plan = plan_epoch([lengths], 0, 0, "none", 12)
+    assert plan.segments.tolist() == list(range(6))
+
+
 def test_epochs_pack_differently():
     lengths = np.full(50, 10)
     rows = [
