@@ -27,7 +27,7 @@ def main() -> None:
 
 def train(arguments: TrainingArguments, session) -> None:
     """One training run from opened data to the saved model."""
-    with session.sole_writer(arguments.save_dir):
+    with session.sole_writer(arguments):
         data = session.open_data(arguments)
         arguments = session.with_defaults_of(arguments, data)
         plan = session.open_model(arguments, data)

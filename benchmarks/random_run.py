@@ -7,12 +7,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
-from datasets import Features, Sequence, Value
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from colossal_llama.dataset.random_rows import random_rows
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY_SIZE = 69_104
@@ -62,21 +62,13 @@ def make_model(directory: Path, shape: str) -> None:
 
 def make_part(directory: Path, rows: int, documents_per_row: int = 1) -> None:
     """Full rows of random tokens, cut into documents of equal length."""
-    generator = np.random.default_rng(0)
-    ids = generator.integers(3, VOCABULARY_SIZE, (rows, LENGTH_TOKENS), dtype=np.int32)
-    labels = ids.copy()
-    labels[:, :: LENGTH_TOKENS // documents_per_row] = -100
-    lengths = [[LENGTH_TOKENS // documents_per_row] * documents_per_row] * rows
-    number = Sequence(Value("int32"))
-    features = Features(input_ids=number, labels=number, document_lengths=number)
-    columns = {"input_ids": list(ids), "labels": list(labels), "document_lengths": lengths}
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(directory))
+    random_rows(rows, LENGTH_TOKENS, VOCABULARY_SIZE, documents_per_row).save_to_disk(str(directory))
     note = {
         "kind": "pretrain",
         "max_length": LENGTH_TOKENS,
         "rows": rows,
-        "tokens": ids.size,
-        "fingerprint": f"random-{rows}",
+        "tokens": rows * LENGTH_TOKENS,
+        "fingerprint": f"random-{rows}-{documents_per_row}",
     }
     (directory / "part.json").write_text(json.dumps(note))
 

@@ -156,7 +156,8 @@ class MicroBatch:
 
     `input_ids`, `labels`, `position_ids`, `token_lengths`: int64 (rows, length). Labels are -100 on padding and where a document
     begins; positions restart with each document; `token_lengths` gives each token the length of its document. `boundaries`: see
-    `colossal_llama.model.attention.boundaries_of`. `target_tokens`: labels that count, after the shift. `rows`: how many there
+    `colossal_llama.model.attention.boundaries_of`. `target_positions`: int64 (targets,), where in the flattened rows the next token is
+    a target; `target_tokens`: how many there are. `rows`: how many there
     are (0 for the stand-in of a rank that has none). `sample_ids`: numbers of the prepared rows in them.
     """
 
@@ -164,6 +165,7 @@ class MicroBatch:
     labels: torch.Tensor
     position_ids: torch.Tensor
     token_lengths: torch.Tensor
+    target_positions: torch.Tensor
     document_lengths: tuple[tuple[int, ...], ...]
     target_tokens: int
     tokens: int
@@ -181,7 +183,7 @@ class MicroBatch:
         return MicroBatch(**{**self.__dict__, **moved})
 
 
-_TENSORS = ("input_ids", "labels", "position_ids", "token_lengths")
+_TENSORS = ("input_ids", "labels", "position_ids", "token_lengths", "target_positions")
 
 
 @dataclass(frozen=True)
@@ -221,13 +223,17 @@ class Collator:
             position_ids[index, :length] = np.concatenate([np.arange(span) for span in spans])
             token_lengths[index, :length] = np.repeat(spans, spans)
             documents.append(tuple(spans))
+        predicts_target = np.zeros_like(labels, dtype=bool)
+        predicts_target[:, :-1] = labels[:, 1:] != IGNORED
+        target_positions = np.flatnonzero(predicts_target)
         return MicroBatch(
             input_ids=torch.from_numpy(input_ids),
             labels=torch.from_numpy(labels),
             position_ids=torch.from_numpy(position_ids),
             token_lengths=torch.from_numpy(token_lengths),
+            target_positions=torch.from_numpy(target_positions),
             document_lengths=tuple(documents),
-            target_tokens=int((labels[:, 1:] != IGNORED).sum()),
+            target_tokens=len(target_positions),
             tokens=sum(lengths) if real_rows else 0,
             rows=real_rows,
             sample_ids=tuple(sample_ids),

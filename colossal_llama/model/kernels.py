@@ -1,18 +1,22 @@
-"""Fused kernels that need no compiler at hand: Liger's Triton kernels (https://github.com/linkedin/Liger-Kernel).
+"""Fused kernels that need no CUDA toolkit: Liger's Triton kernels (https://github.com/linkedin/Liger-Kernel).
 
-Root-mean-square norm, rotary embedding, SwiGLU, and a cross-entropy that never builds the logits (at a vocabulary of 69,104
-the logits of 32,768 tokens are 4.5 GB in bf16, and their gradient as much again).
+Root-mean-square norm, rotary embedding, SwiGLU, and the output layer with its cross-entropy (model.linear_cross_entropy).
+`torch.compile` of each layer in their place was no faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms against
+517), takes longer to start and does not go with Gemini.
 """
 
 import functools
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import MethodType
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from colossal_llama.model.linear_cross_entropy import linear_cross_entropy
 
 
 def why_no_fused_kernels(device: torch.device) -> str | None:
@@ -76,18 +80,19 @@ def fused_rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6
 
 
 @through_torch_function
-def fused_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of `hidden @ weight.T` against labels, a few rows of logits at a time.
+def fused_linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`linear_cross_entropy`, announced to the plugins."""
+    return linear_cross_entropy(hidden, weight, labels, positions)
 
-    Args:
-        hidden: (tokens, width).
-        weight: (vocabulary, width), the output layer's.
-        labels: (tokens,), -100 where a token does not count.
-    """
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    # The gradient of the output layer is a sum over the chunks: in bf16 it would lose what each adds.
-    return liger_fused_linear_cross_entropy(hidden, weight, labels, accum_dtype=torch.float32)
+@dataclass
+class LossOutput(CausalLMOutputWithPast):
+    """The model's output with the loss of every token, (rows, length) in fp32: at a position that of the token after it, without
+    gradient; 0 where that is no target."""
+
+    token_losses: torch.Tensor | None = None
 
 
 def _norm_forward(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -100,13 +105,21 @@ def _forward_with_fused_loss(
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
+    target_positions: torch.Tensor | None = None,
     **settings: object,
-) -> CausalLMOutputWithPast:
-    """`LlamaForCausalLM.forward` with the loss computed straight from the hidden states."""
+) -> "LossOutput":
+    """`LlamaForCausalLM.forward` with the loss computed straight from the hidden states.
+
+    Args:
+        input_ids, attention_mask, position_ids, labels: as there.
+        target_positions: (targets,) int64: the positions in the flattened batch whose next token is a target. Without them the
+            output layer computes every position.
+    """
     outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **settings)
     hidden = outputs[0]
     if labels is None:
-        return CausalLMOutputWithPast(logits=self.lm_head(hidden))
+        return LossOutput(logits=self.lm_head(hidden))
     shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1)
-    loss = fused_linear_cross_entropy(hidden.reshape(-1, hidden.shape[-1]), self.lm_head.weight, shifted)
-    return CausalLMOutputWithPast(loss=loss)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    loss, token_losses = fused_linear_cross_entropy(flat, self.lm_head.weight, shifted, target_positions)
+    return LossOutput(loss=loss, token_losses=token_losses.view(labels.shape))

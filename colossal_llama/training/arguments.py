@@ -33,6 +33,7 @@ class TrainingArguments:
     weight_decay: float
     warmup_steps: int | None
     use_grad_checkpoint: bool
+    recompute_layers: int | None
     use_flash_attn: bool
     use_neft: bool
     neft_alpha: float
@@ -55,6 +56,8 @@ class TrainingArguments:
     keep_last: int | None
     seed: int
     allow_other_data: bool
+    benchmark: bool
+    num_samples: int
 
     def as_json(self) -> dict:
         """The arguments as JSON values, for `--config_file`."""
@@ -79,6 +82,7 @@ def build_parser() -> CommandLine:
     _add_plugin_and_memory(parser)
     _add_method(parser)
     _add_saving(parser)
+    _add_benchmark(parser)
     return parser
 
 
@@ -90,7 +94,7 @@ def _add_model_and_data(parser: CommandLine) -> None:
     group.add_argument(
         "--dataset",
         nargs="+",
-        required=True,
+        default=(),
         metavar="PART",
         help="prepared part directories (arrow/part-00000 …), in training order",
     )
@@ -195,16 +199,24 @@ def _add_plugin_and_memory(parser: CommandLine) -> None:
         "--use_grad_checkpoint", action="store_true", help="recompute activations in the backward pass to save memory"
     )
     group.add_argument(
+        "--recompute_layers",
+        type=number(int, 1),
+        metavar="N",
+        help="with --use_grad_checkpoint: recompute the first N decoder layers only (default: on a GPU as few as its memory "
+        "demands by estimate, else all)",
+    )
+    group.add_argument(
         "--use_flash_attn",
         action="store_true",
-        help="flash attention kernels: the flash-attn package's if installed, else PyTorch's own",
+        help="flash attention kernels: the flash-attn package's if installed, else PyTorch's own, which are used on a GPU anyway",
     )
     group.add_argument(
         "--fused_kernels",
         type=boolean,
         default=True,
         metavar="BOOL",
-        help="fused norm, rotary, SwiGLU and cross-entropy kernels where the device has them",
+        help="all that is fast on a GPU: fused norm, rotary, SwiGLU, cross-entropy, ZeRO update, variable-length attention; False "
+        "computes the plain way, for comparison",
     )
 
 
@@ -286,6 +298,18 @@ def _add_saving(parser: CommandLine) -> None:
     )
 
 
+def _add_benchmark(parser: CommandLine) -> None:
+    group = parser.add_argument_group("benchmark")
+    group.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="train on random full rows instead of --dataset, save nothing, and print the speed",
+    )
+    group.add_argument(
+        "--num_samples", type=number(int, 1), default=500, metavar="ROWS", help="random rows of a --benchmark"
+    )
+
+
 def parse_arguments(
     command: list[str] | None = None, has_gpu: bool | None = None, world_size: int = 1
 ) -> TrainingArguments:
@@ -298,6 +322,7 @@ def parse_arguments(
     """
     parser = build_parser()
     options = parser.parse_args(command)
+    _check_data_source(parser, options)
     _check_model_source(parser, options)
     _check_paths(parser, options)
     _check_combinations(parser, options, world_size)
@@ -307,6 +332,17 @@ def parse_arguments(
     options.dataset = tuple(Path(part) for part in options.dataset)
     options.lora_target_modules = tuple(options.lora_target_modules)
     return TrainingArguments(**vars(options))
+
+
+def _check_data_source(parser: CommandLine, options: argparse.Namespace) -> None:
+    if options.benchmark and options.dataset:
+        parser.problem("--benchmark trains on random rows: leave out --dataset")
+    if not options.benchmark and not options.dataset:
+        parser.problem("--dataset is missing: give prepared parts (or --benchmark for random rows)")
+    if not options.benchmark and options.num_samples != 500:
+        parser.problem("--num_samples has no effect without --benchmark")
+    if options.benchmark and options.load_checkpoint is not None:
+        parser.problem("--benchmark begins afresh: leave out --load_checkpoint, give --pretrained")
 
 
 def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> None:
@@ -360,6 +396,8 @@ def _check_combinations(parser: CommandLine, options: argparse.Namespace, world_
             f"--freeze_non_embeds_params is not possible with --plugin {options.plugin}: use zero2, ddp or 3d"
         )
     _check_lora(parser, options)
+    if options.recompute_layers is not None and not options.use_grad_checkpoint:
+        parser.problem("--recompute_layers has no effect without --use_grad_checkpoint")
     if not options.use_neft and options.neft_alpha != 5.0:
         parser.problem("--neft_alpha has no effect without --use_neft")
     if options.warmup_steps is not None and options.max_steps is not None and options.warmup_steps > options.max_steps:

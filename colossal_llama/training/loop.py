@@ -99,6 +99,8 @@ class Run:
     save_dir: Path
     save_interval: int
     save_each_epoch: bool
+    saves: bool
+    """A benchmark does not."""
     keep_last: int | None
     flops_per_token: float
     progress: Progress = field(default_factory=Progress)
@@ -199,12 +201,15 @@ class Run:
     def _stop_early(self, saved: bool) -> None:
         if not saved:
             self._save()
+        way_on = "everything is saved. Go on with the same command and --load_checkpoint auto"
         say(
-            f"stopped by a signal after step {self.progress.step} of {self.schedule.total_steps}; everything is saved. "
-            "Go on with the same command and --load_checkpoint auto"
+            f"stopped by a signal after step {self.progress.step} of {self.schedule.total_steps}; "
+            f"{way_on if self.saves else 'a benchmark saves nothing'}"
         )
 
     def _save(self) -> None:
+        if not self.saves:
+            return
         begun = time.perf_counter()
         schedule = {
             "step": self.progress.step,

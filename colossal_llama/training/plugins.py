@@ -49,6 +49,12 @@ def build_engine(arguments: TrainingArguments) -> Engine:
     )
 
 
+def _overlaps() -> bool:
+    """Whether gradients are exchanged on a second CUDA stream: a CPU has none, and one rank nothing to exchange, while the
+    engine would make the host wait for the device after every micro-batch."""
+    return has_gpu() and torch.distributed.get_world_size() > 1
+
+
 def _zero2(arguments: TrainingArguments, cpu_offload: bool = False) -> Plugin:
     return LowLevelZeroPlugin(
         stage=2,
@@ -56,7 +62,7 @@ def _zero2(arguments: TrainingArguments, cpu_offload: bool = False) -> Plugin:
         initial_scale=INITIAL_LOSS_SCALE,
         max_norm=arguments.gradient_clipping,
         cpu_offload=cpu_offload,
-        overlap_communication=has_gpu(),  # a second CUDA stream; a CPU has none
+        overlap_communication=_overlaps(),
     )
 
 
@@ -88,7 +94,7 @@ def _three_dimensions(arguments: TrainingArguments) -> Plugin:
         initial_scale=INITIAL_LOSS_SCALE,
         max_norm=arguments.gradient_clipping,
         cpu_offload=arguments.zero_cpu_offload,
-        overlap_communication=has_gpu(),
+        overlap_communication=_overlaps(),
         # Its fused norm is apex's; ours are put into the model before (colossal_llama.model.kernels).
         enable_fused_normalization=False,
         # Without tensor parallelism nothing needs a padded vocabulary, and the fused cross-entropy needs an unpadded one.

@@ -22,8 +22,10 @@ from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
 from colossal_llama.model.loading import flops_per_token, load_config, load_model
 from colossal_llama.model.lora import adapter_base_path, adapter_settings, is_adapter, lora_config
 from colossal_llama.model.neftune import NeftuneNoise
+from colossal_llama.model.recompute import recompute_layers
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, LORA_LAYERS, TrainingArguments
+from colossal_llama.training.benchmark import describe, random_part, speed
 from colossal_llama.training.checkpoint import (
     Checkpoint,
     Origin,
@@ -36,6 +38,7 @@ from colossal_llama.training.checkpoint import (
     save_merged_model,
     set_aside_later,
 )
+from colossal_llama.training.lean_zero import use_lean_update, why_no_lean_update
 from colossal_llama.training.loop import Run, Schedule, plan_steps, resume_progress
 from colossal_llama.training.metrics import MetricsWriter
 from colossal_llama.training.optimizer import build_optimizer, default_warmup_steps
@@ -71,19 +74,22 @@ class Plan:
     engine: Engine
     model: LlamaForCausalLM | PeftModel
     flops_per_token: float
+    fuses_loss: bool
+    """Whether the output layer and the cross-entropy are one, and the logits never built."""
     notes: list[str]
 
 
 @contextmanager
-def sole_writer(save_dir: Path) -> Iterator[None]:
-    """Holds `--save_dir` on rank 0 while the run lasts.
+def sole_writer(arguments: TrainingArguments) -> Iterator[None]:
+    """Holds `--save_dir` on rank 0 while the run lasts; a benchmark writes nothing there.
 
     Raises:
         UserError: another run writes there.
     """
+    save_dir = arguments.save_dir
     with ExitStack() as held:
         try:
-            if is_rank_zero():
+            if is_rank_zero() and not arguments.benchmark:
                 held.enter_context(held_directory(save_dir))
         except BlockingIOError:
             raise UserError(
@@ -100,7 +106,10 @@ def open_data(arguments: TrainingArguments) -> Data:
     model_path, adapter_path = _model_paths(arguments, checkpoint)
     load_config(model_path)
     tokenizer = load_tokenizer(model_path)
-    parts = open_parts(arguments.dataset, arguments.max_length)
+    if arguments.benchmark:
+        parts = [random_part(arguments.num_samples, arguments.max_length, len(tokenizer))]
+    else:
+        parts = open_parts(arguments.dataset, arguments.max_length)
     fingerprint = tokenizer_fingerprint(tokenizer)
     foreign = [part for part in parts if part.tokenizer_fingerprint not in (None, fingerprint)]
     if foreign and not arguments.allow_other_data:
@@ -188,15 +197,14 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     engine = build_engine(arguments)
     device = current_device()
     compute_dtype = PRECISIONS[arguments.mixed_precision]
-    attention, attention_note = choose_attention(arguments.use_flash_attn, device, compute_dtype)
+    attention, attention_note = choose_attention(
+        arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype
+    )
     model = load_model(data.model_path, engine.parameter_dtype, attention, device)
     notes = [attention_note, _use_kernels(arguments, model, device)]
     _check_vocabulary(model, data)
     if arguments.use_grad_checkpoint:
-        # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs; Gemini's hooks around each
-        # operation would then be left open.
-        reentrant = arguments.plugin in GPU_ONLY_PLUGINS
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        notes.append(_recompute(arguments, model, device))
     if arguments.freeze_non_embeds_params:
         freeze_all_but_embeddings(model)
         notes.append("training input and output embeddings only")
@@ -205,7 +213,7 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
         model = _with_adapters(arguments, data, engine, model)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         notes.append(f"LoRA of rank {arguments.lora_rank}: {trained:,} parameters are trained")
-    return Plan(engine, model, flops, notes)
+    return Plan(engine, model, flops, _fuses_loss(arguments, device), notes)
 
 
 def _with_adapters(arguments: TrainingArguments, data: Data, engine: Engine, model: LlamaForCausalLM) -> PeftModel:
@@ -217,13 +225,27 @@ def _with_adapters(arguments: TrainingArguments, data: Data, engine: Engine, mod
     return engine.booster.enable_lora(model, pretrained_dir=adapter, lora_config=config).to(engine.parameter_dtype)
 
 
+def _recompute(arguments: TrainingArguments, model: LlamaForCausalLM, device: torch.device) -> str:
+    """Lets layers recompute their activations: as many as asked for, else as few as the device's memory demands."""
+    of = model.config.num_hidden_layers
+    layers = min(of, arguments.recompute_layers or of)
+    # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs; Gemini's hooks around each
+    # operation would then be left open.
+    recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS)
+    return f"gradient checkpointing: {layers} of {of} layers are recomputed"
+
+
+def _fuses_loss(arguments: TrainingArguments, device: torch.device) -> bool:
+    return arguments.fused_kernels and arguments.tp == 1 and why_no_fused_kernels(device) is None
+
+
 def _use_kernels(arguments: TrainingArguments, model: LlamaForCausalLM, device: torch.device) -> str:
     if not arguments.fused_kernels:
         return "fused kernels: off (--fused_kernels False)"
     reason = why_no_fused_kernels(device)
     if reason is not None:
         return f"fused kernels: off, {reason}"
-    fuse_loss = arguments.tp == 1
+    fuse_loss = _fuses_loss(arguments, device)
     use_fused_kernels(model, fuse_loss=fuse_loss)
     return "fused kernels: norm, rotary, SwiGLU" + (", linear cross-entropy" if fuse_loss else "")
 
@@ -242,6 +264,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     engine = plan.engine
     optimizer = build_optimizer(plan.model, arguments.lr, arguments.weight_decay)
     model, optimizer, *_ = engine.booster.boost(plan.model, optimizer)
+    _lean_update(arguments, optimizer)
     rank, size = data_parallel_place(engine)
     geometry = StepGeometry(arguments.micro_batch_size, arguments.accumulation_steps, size)
     collator = Collator(
@@ -256,7 +279,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         progress = resume_progress(data.checkpoint, data.origin, arguments.allow_other_data)
         restore_optimizer(data.checkpoint, engine, model, optimizer)
         restore_random_states(data.checkpoint)
-    if is_rank_zero():
+    if is_rank_zero() and not arguments.benchmark:
         for path in set_aside_later(arguments.save_dir, progress.step):
             say(f"a checkpoint of an earlier run was in the way and is now {path}")
     stepper = Stepper(
@@ -270,6 +293,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         average=arguments.loss_average,
         noise=_attach_noise(arguments, model.unwrap(unwrap_peft=False)),
         seed=arguments.seed,
+        skips_ignored_positions=plan.fuses_loss,
     )
     return Run(
         stepper=stepper,
@@ -283,10 +307,16 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         save_dir=arguments.save_dir,
         save_interval=arguments.save_interval,
         save_each_epoch=not arguments.skip_save_each_epoch,
+        saves=not arguments.benchmark,
         keep_last=arguments.keep_last,
         flops_per_token=plan.flops_per_token,
         progress=progress,
     )
+
+
+def _lean_update(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+    if arguments.fused_kernels and why_no_lean_update(optimizer, current_device()) is None:
+        use_lean_update(optimizer)
 
 
 def _attach_noise(arguments: TrainingArguments, model: LlamaForCausalLM) -> NeftuneNoise | None:
@@ -381,7 +411,10 @@ def record_configuration(arguments: TrainingArguments, run: Run) -> None:
 
 def finish(arguments: TrainingArguments, run: Run, base_path: Path, finished: bool) -> None:
     """Saves the final model of a finished run and says where everything is."""
-    if finished:
+    if arguments.benchmark:
+        if is_rank_zero():
+            say(f"benchmark: {describe(speed(arguments.tensorboard_dir / 'metrics.jsonl'))}")
+    elif finished:
         path = save_final_model(arguments.save_dir, run.stepper.engine, run.stepper.model, run.tokenizer)
         say(
             f"done: {run.progress.step} steps, {run.progress.tokens_seen:,} tokens ({run.progress.target_tokens_seen:,} targets); "

@@ -14,6 +14,9 @@ from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.training.optimizer import loss_scale, skipped_last_step
 from colossal_llama.training.plugins import Engine
 
+WORTH_SKIPPING = 0.9
+"""Share of targets below which the output layer computes their positions only."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -51,6 +54,8 @@ class Stepper:
     average: str = "token"
     noise: NeftuneNoise | None = None
     seed: int = 0
+    skips_ignored_positions: bool = False
+    """Whether the model's loss takes the positions of the targets, and leaves out the others."""
 
     def step(self, micro_batches: Sequence[MicroBatch], step: int, stop_requested: bool = False) -> StepResult:
         """Forward, backward and update.
@@ -120,7 +125,15 @@ class Stepper:
                 attention_mask=on_device,
                 position_ids=moved.position_ids,
                 labels=labels,
+                **self._positions(batch, moved),
             ).loss
+
+    def _positions(self, batch: MicroBatch, moved: MicroBatch) -> dict[str, torch.Tensor]:
+        """The positions to compute, where leaving out the rest is worth the copies of their rows."""
+        computed = batch.target_tokens / batch.labels.numel()
+        if not self.skips_ignored_positions or not 0 < computed < WORTH_SKIPPING:
+            return {}
+        return {"target_positions": moved.target_positions}
 
     def _update(self) -> float | None:
         """Clips, updates, clears; returns the gradient norm before clipping."""

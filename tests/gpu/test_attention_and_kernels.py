@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from colossal_llama.model.attention import FLASH, SDPA, boundaries_of
+from colossal_llama.model.attention import SDPA, VARLEN, boundaries_of
 from colossal_llama.model.kernels import use_fused_kernels
 
 pytestmark = pytest.mark.gpu
@@ -46,7 +46,7 @@ def forward(
     return model(input_ids=ids, position_ids=positions, attention_mask=boundaries, use_cache=False).logits
 
 
-@pytest.mark.parametrize("attention", [FLASH, SDPA])
+@pytest.mark.parametrize("attention", [VARLEN, SDPA])
 def test_spliced_documents_equal_documents_apart(attention):
     model = make_model(attention)
     ids, positions = spliced_batch()
@@ -70,11 +70,46 @@ def test_spliced_documents_equal_documents_apart(attention):
     assert (gradient - apart_gradient).float().norm() < 0.02 * gradient.float().norm()
 
 
-def test_flash_equals_document_by_document():
+def test_one_variable_length_kernel_equals_document_by_document():
     ids, positions = spliced_batch()
-    flash = forward(make_model(FLASH), ids, positions, LENGTHS)
+    flash = forward(make_model(VARLEN), ids, positions, LENGTHS)
     plain = forward(make_model(SDPA), ids, positions, LENGTHS)
     torch.testing.assert_close(flash, plain, rtol=2**-5, atol=2**-5)
+
+
+def test_whole_rows_equal_the_variable_length_kernel():
+    """Rows of one document each take the plain causal kernel; the same documents as parts of one row do not."""
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(3, 1000, (4, 256), generator=generator).cuda()
+    positions = torch.arange(256).repeat(4, 1).cuda()
+    model = make_model(VARLEN)
+    rows = forward(model, ids, positions, [[256]] * 4)
+    one_row = forward(model, ids.view(1, -1), positions.view(1, -1), [[256] * 4])
+    torch.testing.assert_close(rows.view(-1), one_row.view(-1), rtol=2**-5, atol=2**-5)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6, 1.0])
+def test_fused_loss_gives_the_plain_loss_and_gradients(share):
+    """Against fp32 arithmetic on the same bf16 numbers, with and without the positions of the targets."""
+    from colossal_llama.model.linear_cross_entropy import linear_cross_entropy
+
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(9000, 256, generator=generator).cuda().bfloat16()
+    weight = (torch.randn(5003, 256, generator=generator) * 0.1).cuda().bfloat16()
+    labels = torch.randint(0, 5003, (9000,), generator=generator)
+    labels[torch.rand(9000, generator=generator) > share] = -100
+    labels = labels.cuda()
+    exact = hidden.float().requires_grad_(), weight.float().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact[0] @ exact[1].t(), labels)
+    expected.backward()
+    for positions in (None, (labels != -100).nonzero().squeeze(1)):
+        inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss, token_losses = linear_cross_entropy(*inputs, labels, positions)
+        loss.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+        assert token_losses.sum().item() / (labels != -100).sum().item() == pytest.approx(loss.item(), rel=1e-5)
+        for mine, theirs in zip(inputs, exact, strict=True):
+            assert (mine.grad.float() - theirs.grad).norm() < 0.01 * theirs.grad.norm()
 
 
 def test_fused_kernels_give_the_plain_loss_and_gradients():
@@ -83,7 +118,7 @@ def test_fused_kernels_give_the_plain_loss_and_gradients():
     labels[:, ::3] = -100
     results = []
     for fused in (False, True):
-        model = make_model(FLASH).train()
+        model = make_model(VARLEN).train()
         if fused:
             use_fused_kernels(model)
         boundaries = boundaries_of(LENGTHS, WIDTH).cuda()

@@ -18,6 +18,8 @@ BATCH = (
 )
 PLUGINS = {
     "zero2": (),
+    "zero2_plain": ("--fused_kernels", "False"),
+    "zero2_one_recomputed": ("--use_grad_checkpoint", "--recompute_layers", "1"),
     "zero2_cpu": ("--plugin", "zero2_cpu"),
     "3d": ("--plugin", "3d"),
     "3d_zero0": ("--plugin", "3d", "--zero", "0"),

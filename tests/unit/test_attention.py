@@ -70,7 +70,7 @@ def test_documents_that_do_not_fit_are_an_error():
 
 
 def test_flash_attention_on_a_cpu_falls_back_and_says_so():
-    name, note = choose_attention(True, torch.device("cpu"), torch.bfloat16)
+    name, note = choose_attention(True, True, torch.device("cpu"), torch.bfloat16)
     assert name == SDPA
     assert "--use_flash_attn" in note
     assert FLASH != SDPA

@@ -1,0 +1,46 @@
+"""Gradient checkpointing layer by layer: how many layers keep their activations is a choice, not all or nothing.
+
+A layer that is recomputed keeps its input alone and runs again in the backward pass, a third more work for that layer
+(arXiv 1604.06174). Recomputing only as many as memory demands is the faster way; which ones makes no difference to the peak at the end of
+the forward pass, and the first ones are taken.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from transformers import LlamaForCausalLM
+
+
+def recompute_layers(model: LlamaForCausalLM, layers: int, reentrant: bool) -> None:
+    """Lets the first `layers` decoder layers recompute their activations in the backward pass.
+
+    Args:
+        model: as `from_pretrained` gives it.
+        layers: 0 to all.
+        reentrant: see torch.utils.checkpoint.
+    """
+    if not layers:
+        model.gradient_checkpointing_disable()
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    network = model.model
+    network._gradient_checkpointing_func = _for_some(
+        network._gradient_checkpointing_func, list(network.layers[:layers])
+    )
+
+
+def _for_some(checkpoint: Callable, chosen: list[nn.Module]) -> Callable:
+    """transformers' checkpoint function for the chosen layers, a plain call for the others.
+
+    It is given `layer.__call__`, by transformers within a `partial`, by ColossalAI's tensor parallelism as it is.
+    """
+    recomputed = {id(layer) for layer in chosen}
+
+    def call(function: Callable, *arguments: object) -> object:
+        method = function.func if isinstance(function, partial) else function
+        if id(method.__self__) in recomputed:
+            return checkpoint(function, *arguments)
+        return function(*arguments)
+
+    return call

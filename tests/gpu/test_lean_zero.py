@@ -1,0 +1,62 @@
+"""The lean ZeRO update computes what ColossalAI's own update does, on the same gradients."""
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.gpu
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def launched():
+    """A world of one in this process."""
+    from colossal_llama.utils import engine
+
+    if not torch.distributed.is_initialized():
+        engine.launch(seed=0)
+
+
+def masters_after(lean: bool, precision: str, accumulated: int = 1) -> tuple[list[torch.Tensor], list[float]]:
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import LowLevelZeroPlugin
+
+    from colossal_llama.training.lean_zero import use_lean_update, why_no_lean_update
+    from colossal_llama.training.optimizer import build_optimizer, loss_scale
+
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    model = torch.nn.Sequential(torch.nn.Linear(33, 65), torch.nn.Tanh(), torch.nn.Linear(65, 7)).cuda().to(dtype)
+    optimizer = build_optimizer(model, lr=1e-2, weight_decay=0.1)
+    plugin = LowLevelZeroPlugin(
+        stage=2, precision=precision, max_norm=0.05, initial_scale=2**10, overlap_communication=False
+    )
+    booster = Booster(plugin=plugin)
+    model, optimizer, *_ = booster.boost(model, optimizer)
+    if lean:
+        assert why_no_lean_update(optimizer, torch.device("cuda")) is None
+        use_lean_update(optimizer)
+    generator = torch.Generator(device="cuda").manual_seed(1)
+    norms = []
+    for _ in range(STEPS):
+        for _ in range(accumulated):
+            inputs = torch.randn(16, 33, device="cuda", generator=generator)
+            booster.backward(model(inputs).float().square().mean() / accumulated, optimizer)
+        scale = loss_scale(optimizer)
+        optimizer.step()
+        norms.append(float(optimizer.get_grad_norm()) / scale)
+        optimizer.zero_grad()
+    masters = [master.clone() for group in optimizer.optim.param_groups for master in group["params"]]
+    working = [parameter.detach().float().flatten() for parameter in model.parameters()]
+    for master, weight in zip(masters, working, strict=True):
+        torch.testing.assert_close(weight, master.to(dtype).float())
+    return masters, norms
+
+
+@pytest.mark.parametrize(("precision", "accumulated"), [("bf16", 1), ("bf16", 3), ("fp16", 2)])
+def test_equals_the_engines_update(launched, precision, accumulated):
+    lean, lean_norms = masters_after(True, precision, accumulated)
+    engine, engine_norms = masters_after(False, precision, accumulated)
+    assert lean_norms == pytest.approx(engine_norms, rel=1e-3)
+    assert min(engine_norms) > 0.05, "nothing was clipped, so clipping was not tested"
+    for mine, theirs in zip(lean, engine, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
