@@ -1,0 +1,124 @@
+"""Counts the bytes of all tensors alive during real steps of train.py, beside the estimate; needs no GPU.
+
+    torchrun --standalone --nproc_per_node 1 benchmarks/count_memory.py commands.json counts.json      [["--pretrained", …], …]
+
+Every operation passes through a dispatch mode that notes each new storage and its end. The peak of the forward pass, the backward pass
+and the optimizer step of the last step is what a device's allocator would have had to hold, without its rounding and gaps.
+"""
+
+import gc
+import json
+import os
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from colossal_llama.training.arguments import parse_arguments
+from colossal_llama.utils import engine
+from colossal_llama.utils.console import is_rank_zero
+from colossal_llama.utils.files import write_json
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that are alive, and the most of them in each phase since it was begun."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peaks, self._sizes, self._phase = 0, {}, {}, None
+
+    def enter(self, phase: str) -> None:
+        """Begins a phase; its former peak is forgotten."""
+        self._phase = phase
+        self.peaks[phase] = self.live
+
+    def note(self, tensor: torch.Tensor) -> None:
+        """Counts a tensor's storage until it is freed; once, however many tensors share it."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._sizes:
+            return
+        self._sizes[key] = size
+        self.live += size
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self.note(tensor)
+        self.peaks[self._phase] = max(self.peaks[self._phase], self.live)
+        return result
+
+
+def count(command: list[str]) -> dict:
+    """Peaks of one run's last step, and the estimate for it."""
+    from colossal_llama.training import session
+    from colossal_llama.training.memory_estimate import estimate, setup_of
+
+    arguments = parse_arguments(command, has_gpu=engine.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
+    counter = LiveBytes()
+    counter.enter("start")
+    data = session.open_data(arguments)
+    arguments = session.with_defaults_of(arguments, data)
+    with counter:
+        plan = session.open_model(arguments, data)
+        for tensor in (*plan.model.parameters(), *plan.model.buffers()):
+            counter.note(tensor)
+        run = session.boost(arguments, data, plan)
+    _watch(run.stepper, counter)
+    run.fit()
+    config = plan.model.config
+    setup = setup_of(arguments, config, run.geometry.data_parallel_size, fused_kernels=False, flash_attention=False)
+    setup = replace(setup, overlap_communication=engine.has_gpu())
+    moments = estimate(config, setup).moments
+    return {"counted": {phase: counter.peaks[phase] for phase in moments}, "estimated": moments}
+
+
+def _watch(stepper, counter: LiveBytes) -> None:
+    """Puts the counter around the parts of a step, from the outside."""
+    step, forward, update = stepper.step, stepper._forward, stepper._update
+
+    def counted_step(*arguments, **settings):
+        with counter:
+            return step(*arguments, **settings)
+
+    def counted_forward(*arguments):
+        counter.enter("forward")
+        loss = forward(*arguments)
+        counter.enter("backward")
+        return loss
+
+    def counted_update():
+        counter.enter("optimizer step")
+        result = update()
+        counter.enter("between steps")
+        return result
+
+    stepper.step, stepper._forward, stepper._update = counted_step, counted_forward, counted_update
+
+
+def main() -> None:
+    """Counts every command's run; writes a list in their order."""
+    commands = json.loads(Path(sys.argv[1]).read_text())
+    engine.launch(seed=0)
+    counts = []
+    for command in commands:
+        counts.append(count(command))
+        gc.collect()
+    if is_rank_zero():
+        write_json(Path(sys.argv[2]), counts)
+    engine.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The memory estimate against the bytes of all tensors alive in real steps, counted on the CPU; and against GPU measurements."""
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import pytest
+from runs import torchrun
+
+from colossal_llama.training.memory_estimate import GIB, Setup, activation_bytes_per_layer, estimate, parameters
+
+BATCH = ("--micro_batch_size", "8", "--mixed_precision", "bf16", "--padding_mode", "max_length", "--max_steps", "2")
+FP32 = ("--micro_batch_size", "8", "--mixed_precision", "fp32", "--padding_mode", "max_length", "--max_steps", "2")
+CASES = {
+    "zero2": BATCH,
+    "zero2 recomputed": (*BATCH, "--use_grad_checkpoint"),
+    "zero2 accumulated": (*BATCH, "--micro_batch_size", "4", "--accumulation_steps", "2"),
+    "zero2 fp32": FP32,
+    "3d zero0": (*BATCH, "--plugin", "3d", "--zero", "0"),
+    "3d zero1": (*BATCH, "--plugin", "3d"),
+    "3d tp2": (*BATCH, "--plugin", "3d", "--zero", "0", "--tp", "2"),
+    "ddp": (*BATCH, "--plugin", "ddp"),
+}
+
+
+@pytest.fixture(scope="module")
+def counts(runner, project_root):
+    """For each case what was counted on one of two ranks and what was estimated, by moment."""
+    listing, output = runner.workspace / "commands.json", runner.workspace / "counts.json"
+    listing.write_text(json.dumps([runner.command(name, *options) for name, options in CASES.items()]))
+    done = torchrun("benchmarks/count_memory.py", [str(listing), str(output)], 2, project_root)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return dict(zip(CASES, json.loads(output.read_text()), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("moment", ["forward", "backward", "optimizer step"])
+def test_estimated_as_counted(counts, name, moment):
+    counted, estimated = counts[name]["counted"][moment], sum(counts[name]["estimated"][moment].values())
+
+    assert estimated == pytest.approx(counted, rel=0.05)
+
+
+LARGE = {"vocab_size": 69_104, "tie_word_embeddings": False}
+SHAPES = {
+    "1.25B": SimpleNamespace(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        **LARGE,
+    ),
+    "7B": SimpleNamespace(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        **LARGE,
+    ),
+}
+
+
+@pytest.mark.parametrize(("plugin", "peak_gib"), [("zero2", 24.4), ("3d", 28.8), ("gemini", 21.7)])
+def test_estimated_as_measured_on_an_h200(plugin, peak_gib):
+    """The peaks of benchmarks/plugins_on_gpu.py (README): 1.25 B, micro-batch 8, every layer recomputed."""
+    shape = SHAPES["1.25B"]
+    setup = Setup(plugin, micro_batch_size=8, recomputed_layers=shape.num_hidden_layers)
+    assert estimate(shape, setup).peak_bytes / GIB == pytest.approx(peak_gib, rel=0.02)
+
+
+def test_parameters_are_those_of_the_model(toy):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    for changes in ({}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}, {"head_dim": 24}):
+        config = LlamaConfig.from_pretrained(toy.model, **changes)
+        assert parameters(config) == sum(p.numel() for p in LlamaForCausalLM(config).parameters()), changes
+
+
+def test_recomputing_a_layer_more_never_takes_more_between_forward_and_backward():
+    """What a choice of recomputed layers rests on."""
+    shape = SHAPES["7B"]
+    kept, recomputed = activation_bytes_per_layer(shape, 4096, fused_kernels=True)
+    assert recomputed == 4096 * 4096 * 2 < kept
+    setups = [Setup("zero2", micro_batch_size=2, recomputed_layers=layers) for layers in range(33)]
+    forwards = [sum(estimate(shape, setup).moments["forward"].values()) for setup in setups]
+    differences = {more - less for more, less in itertools.pairwise(forwards)}
+    assert differences == {2 * (kept - recomputed)}
+
+
+def test_more_ranks_never_take_more_memory():
+    for plugin in ("zero2", "gemini", "3d"):
+        peaks = [
+            estimate(SHAPES["7B"], Setup(plugin, data_parallel_size=ranks, recomputed_layers=32)).peak_bytes
+            for ranks in (2, 4, 8, 64)
+        ]
+        assert peaks == sorted(peaks, reverse=True), plugin
