@@ -30,6 +30,9 @@ def train(arguments: TrainingArguments, session) -> None:
     with session.sole_writer(arguments):
         data = session.open_data(arguments)
         arguments = session.with_defaults_of(arguments, data)
+        if arguments.dry_run:
+            session.dry_run(arguments, data)
+            return
         plan = session.open_model(arguments, data)
         run = session.boost(arguments, data, plan)
         session.say_plan(arguments, data, plan, run)

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import weakref
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -79,7 +78,6 @@ def count(command: list[str]) -> dict:
     run.fit()
     config = plan.model.config
     setup = setup_of(arguments, config, run.geometry.data_parallel_size, fused_kernels=False, flash_attention=False)
-    setup = replace(setup, overlap_communication=engine.has_gpu())
     moments = estimate(config, setup).moments
     return {"counted": {phase: counter.peaks[phase] for phase in moments}, "estimated": moments}
 

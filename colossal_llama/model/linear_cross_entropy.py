@@ -65,6 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, _):
         hidden_gradient, weight_gradient = ctx.gradients
+        ctx.gradients = None  # the graph, and this with it, lives as long as the step's loss does
         factor = gradient.float() / ctx.targets
         if hidden_gradient is not None:
             hidden_gradient = hidden_gradient * factor.to(hidden_gradient.dtype)

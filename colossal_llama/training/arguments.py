@@ -58,6 +58,9 @@ class TrainingArguments:
     allow_other_data: bool
     benchmark: bool
     num_samples: int
+    dry_run: bool
+    dry_run_processes: int | None
+    gpu_memory_gib: float | None
 
     def as_json(self) -> dict:
         """The arguments as JSON values, for `--config_file`."""
@@ -83,6 +86,7 @@ def build_parser() -> CommandLine:
     _add_method(parser)
     _add_saving(parser)
     _add_benchmark(parser)
+    _add_dry_run(parser)
     return parser
 
 
@@ -310,6 +314,27 @@ def _add_benchmark(parser: CommandLine) -> None:
     )
 
 
+def _add_dry_run(parser: CommandLine) -> None:
+    group = parser.add_argument_group("dry run")
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print steps, schedule and the estimated memory of each GPU, say what would not fit, and stop; needs no GPU",
+    )
+    group.add_argument(
+        "--dry_run_processes",
+        type=number(int, 1),
+        metavar="N",
+        help="plan for so many processes with a GPU each (default: those that were started)",
+    )
+    group.add_argument(
+        "--gpu_memory_gib",
+        type=number(float, above=0),
+        metavar="GIB",
+        help="memory of the GPU that a --dry_run plans for (default: of this host's, if it has one)",
+    )
+
+
 def parse_arguments(
     command: list[str] | None = None, has_gpu: bool | None = None, world_size: int = 1
 ) -> TrainingArguments:
@@ -325,8 +350,9 @@ def parse_arguments(
     _check_data_source(parser, options)
     _check_model_source(parser, options)
     _check_paths(parser, options)
-    _check_combinations(parser, options, world_size)
-    if has_gpu is False:
+    _check_dry_run(parser, options)
+    _check_combinations(parser, options, options.dry_run_processes or world_size)
+    if has_gpu is False and not options.dry_run:
         _check_for_cpu(parser, options)
     parser.finish()
     options.dataset = tuple(Path(part) for part in options.dataset)
@@ -361,6 +387,14 @@ def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> Non
                 f"--load_checkpoint: {path} is neither a checkpoint (running_states.json) nor a model directory (config.json) nor a "
                 "LoRA adapter (adapter_config.json)"
             )
+
+
+def _check_dry_run(parser: CommandLine, options: argparse.Namespace) -> None:
+    if options.dry_run:
+        return
+    for name in ("dry_run_processes", "gpu_memory_gib"):
+        if getattr(options, name) is not None:
+            parser.problem(f"--{name} has no effect without --dry_run")
 
 
 def _check_paths(parser: CommandLine, options: argparse.Namespace) -> None:

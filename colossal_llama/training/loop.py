@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,44 +18,12 @@ from colossal_llama.dataset.loader import MicroBatch, RowReader, StepGeometry, s
 from colossal_llama.dataset.packing import plan_epoch
 from colossal_llama.training.checkpoint import Checkpoint, Origin, Progress, save_checkpoint
 from colossal_llama.training.metrics import MetricsWriter, peak_flops
-from colossal_llama.training.optimizer import learning_rate, set_learning_rate
+from colossal_llama.training.optimizer import set_learning_rate
+from colossal_llama.training.schedule import Schedule
 from colossal_llama.training.step import Stepper, StepResult
 from colossal_llama.utils.console import progress as progress_bar
 from colossal_llama.utils.console import say
 from colossal_llama.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Length of the run and course of the learning rate, in optimizer steps."""
-
-    total_steps: int
-    warmup_steps: int
-    peak_learning_rate: float
-    num_epochs: int
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        return learning_rate(step, self.total_steps, self.warmup_steps, self.peak_learning_rate)
-
-
-def plan_steps(
-    rows_of_epoch: Callable[[int], int], geometry: StepGeometry, num_epochs: int, done: Progress, max_steps: int | None
-) -> int:
-    """Steps of the whole run: those done, and those that the remaining rows make with this geometry.
-
-    Args:
-        rows_of_epoch: number of rows of an epoch; packed rows may be one more or less in another epoch's order.
-        geometry: rows a step.
-        num_epochs: of the whole run.
-        done: where the run stands.
-        max_steps: the most steps.
-    """
-    total = done.step
-    for epoch in range(done.epoch, num_epochs):
-        already_done = done.rows_done_in_epoch if epoch == done.epoch else 0
-        total += geometry.steps_for(max(0, rows_of_epoch(epoch) - already_done))
-    return min(total, max_steps) if max_steps else total
 
 
 @dataclass

@@ -22,6 +22,7 @@ ALLOWANCE_BYTES = int(1.5 * GIB)
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 _BUCKET_ELEMENTS = 12 * 2**20  # ZeRO's communication bucket
+_LOSS_CHUNK_ROWS = 4096  # of colossal_llama.model.linear_cross_entropy (a test compares them)
 _INPUT_BYTES_PER_TOKEN = 4 * 8  # ids, labels, positions and document lengths, int64
 
 
@@ -44,10 +45,11 @@ class Setup:
     """So many layers, the first ones, keep only their input and are computed again in the backward pass."""
     fused_kernels: bool = True
     flash_attention: bool = True
-    overlap_communication: bool = True
-    """ZeRO takes gradients while the backward pass runs; so it is on GPUs."""
+    lean_update: bool = True
+    """The update of colossal_llama.training.lean_zero, where the plugin can have it; else the engine's own."""
     trainable_parameters: int | None = None
-    """With frozen parameters; None: all are trained."""
+    """With frozen parameters (LoRA's adapters count as part of the model); None: all are trained. The activations are then estimated
+    too high, by up to a fifth: what only a frozen weight's gradient would need is not kept."""
 
     @property
     def tokens(self) -> int:
@@ -71,9 +73,7 @@ def setup_of(
         data_parallel_size: ranks that see different rows.
         fused_kernels, flash_attention: whether the device has them.
     """
-    trainable = None
-    if arguments.freeze_non_embeds_params:
-        trainable = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    recomputed = (arguments.recompute_layers or config.num_hidden_layers) if arguments.use_grad_checkpoint else 0
     return Setup(
         plugin=arguments.plugin,
         mixed_precision=arguments.mixed_precision,
@@ -84,11 +84,21 @@ def setup_of(
         micro_batch_size=arguments.micro_batch_size,
         length_tokens=arguments.max_length,
         accumulation_steps=arguments.accumulation_steps or 1,
-        recomputed_layers=config.num_hidden_layers if arguments.use_grad_checkpoint else 0,
+        recomputed_layers=min(recomputed, config.num_hidden_layers),
         fused_kernels=fused_kernels,
         flash_attention=flash_attention,
-        trainable_parameters=trainable,
+        lean_update=fused_kernels,
+        trainable_parameters=trained_parameters(arguments, config),
     )
+
+
+def trained_parameters(arguments: TrainingArguments, config: Any) -> int | None:
+    """How many parameters are trained where not all are: with LoRA or with frozen layers."""
+    if arguments.lora_rank:
+        return adapter_parameters(config, arguments.lora_rank, arguments.lora_target_modules)
+    if arguments.freeze_non_embeds_params:
+        return config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    return None
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,15 @@ def parameters(config: Any) -> int:
     """Parameters of the whole model."""
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return embeddings + config.num_hidden_layers * layer_parameters(config) + config.hidden_size
+
+
+def adapter_parameters(config: Any, rank: int, layers: tuple[str, ...]) -> int:
+    """Parameters of LoRA adapters of a rank on the named linear layers (`q_proj` …) of every decoder layer."""
+    width, inner = config.hidden_size, config.intermediate_size
+    queries, keys = _attention_widths(config)
+    sizes = {"q_proj": width + queries, "k_proj": width + keys, "v_proj": width + keys, "o_proj": queries + width}
+    sizes |= {"gate_proj": width + inner, "up_proj": width + inner, "down_proj": inner + width}
+    return config.num_hidden_layers * rank * sum(sizes[name] for name in layers)
 
 
 def _attention_widths(config: Any) -> tuple[int, int]:
@@ -266,11 +285,9 @@ def _buffers(model: _Model, setup: Setup) -> int:
     # Plugin 3d wraps the model in DistributedDataParallel without ZeRO, and whenever there is one data-parallel rank.
     wrapped = model.is_ddp or (setup.plugin == "3d" and (setup.zero_stage == 0 or setup.data_parallel_size == 1))
     ddp_buckets = model.weight_bytes * model.trainable if wrapped else 0
-    # There, ZeRO takes each gradient for its own store while the wrapper makes a second one of its bucket.
-    doubled = model.weight_bytes * model.trainable if wrapped and model.is_zero and setup.overlap_communication else 0
     # Gemini keeps shards and puts one chunk at a time together; the largest holds an embedding.
     chunk = model.weight_bytes * model.head if model.is_gemini and model.shards > 1 else 0
-    return ddp_buckets + doubled + chunk
+    return ddp_buckets + chunk
 
 
 def _forward(model: _Model, setup: Setup) -> dict[str, int]:
@@ -307,29 +324,19 @@ def _logit_bytes(model: _Model, setup: Setup, value_bytes: int) -> int:
 def _loss_forward(model: _Model, setup: Setup) -> int:
     if (
         setup.tensor_parallel_size > 1
-    ):  # the engine's cross-entropy over a split vocabulary: three fp32 copies of its share
+    ):  # the engine's cross-entropy: three fp32 copies of each rank's share of the logits
         return 3 * _logit_bytes(model, setup, 4)
     if not setup.fuses_loss:  # logits, their fp32 copy, log-softmax
         copy = _logit_bytes(model, setup, 4) if model.value_bytes < 4 else 0
         return _logit_bytes(model, setup, model.value_bytes) + copy + _logit_bytes(model, setup, 4)
-    # The fused loss computes its gradients at once: of the output layer in fp32, and a chunk's share of it twice while it is added.
-    trains_head = 1 if model.trained_share > 0 else 0
-    weight_gradient = (4 + model.value_bytes + 4) * model.head * trains_head
-    return _loss_kept(model, setup) + weight_gradient + _chunk_bytes(model, setup)
-
-
-def _chunk_bytes(model: _Model, setup: Setup) -> int:
-    """Logits of one chunk of the fused loss, which has as many chunks as the vocabulary is wider than the model."""
-    config = model.config
-    wanted = -(-setup.tokens // -(-config.vocab_size // config.hidden_size))
-    chunk_tokens = 1 << (wanted - 1).bit_length()
-    return model.value_bytes * min(chunk_tokens, setup.tokens) * config.vocab_size
+    chunk = model.value_bytes * min(_LOSS_CHUNK_ROWS, setup.tokens) * (model.columns + 2 * model.config.hidden_size)
+    return _loss_kept(model, setup) + chunk
 
 
 def _loss_kept(model: _Model, setup: Setup) -> int:
-    """From the loss to the first layer's backward: the gradient of the last hidden states, or the log-softmax."""
+    """From the loss to its backward: the fused loss's gradients of hidden states and, in fp32, output layer; or the log-softmax."""
     if setup.fuses_loss:
-        return model.value_bytes * setup.tokens * model.config.hidden_size
+        return model.value_bytes * setup.tokens * model.config.hidden_size + 4 * model.head
     return _logit_bytes(model, setup, 4)
 
 
@@ -342,8 +349,9 @@ def _backward(model: _Model, setup: Setup) -> dict[str, int]:
 
 def _backward_of_loss(model: _Model, setup: Setup) -> dict[str, int]:
     gradients = model.accumulated_gradients
-    if setup.fuses_loss:
-        loss = _loss_kept(model, setup) + model.weight_bytes * model.head
+    if setup.fuses_loss:  # both gradients once more, scaled and in the dtype of the weights
+        loss = _loss_kept(model, setup) + model.value_bytes * setup.tokens * model.config.hidden_size
+        loss += model.weight_bytes * model.head
     elif setup.tensor_parallel_size > 1:  # in place; then the last norm's own backward, in fp32
         loss = max(_loss_kept(model, setup), 4 * 4 * setup.tokens * model.config.hidden_size)
     else:  # log-softmax, the gradient that comes in, the one that goes out
@@ -382,9 +390,15 @@ def _optimizer_step(model: _Model, setup: Setup) -> dict[str, int]:
         gradients, needed = 0, (in_fp32 or gradients) + norm
     elif model.offloads:
         needed = norm
+    elif _has_lean_update(model, setup):
+        needed = 0
     else:  # all gradients in fp32 and the norm; then the new weights are gathered, bucket by bucket
         needed = max(in_fp32 + norm, _gathering(model))
     return {"gradients": gradients, "the step itself": int(needed)}
+
+
+def _has_lean_update(model: _Model, setup: Setup) -> bool:
+    return setup.lean_update and setup.tensor_parallel_size == 1 and model.value_bytes < 4
 
 
 def _gathering(model: _Model) -> float:

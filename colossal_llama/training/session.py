@@ -38,11 +38,13 @@ from colossal_llama.training.checkpoint import (
     save_merged_model,
     set_aside_later,
 )
+from colossal_llama.training.dry_run import DryRun, report
 from colossal_llama.training.lean_zero import use_lean_update, why_no_lean_update
-from colossal_llama.training.loop import Run, Schedule, plan_steps, resume_progress
+from colossal_llama.training.loop import Run, resume_progress
 from colossal_llama.training.metrics import MetricsWriter
-from colossal_llama.training.optimizer import build_optimizer, default_warmup_steps
+from colossal_llama.training.optimizer import build_optimizer
 from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
+from colossal_llama.training.schedule import plan_schedule, rows_of_epoch
 from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.engine import current_device
@@ -89,7 +91,7 @@ def sole_writer(arguments: TrainingArguments) -> Iterator[None]:
     save_dir = arguments.save_dir
     with ExitStack() as held:
         try:
-            if is_rank_zero() and not arguments.benchmark:
+            if is_rank_zero() and not arguments.benchmark and not arguments.dry_run:
                 held.enter_context(held_directory(save_dir))
         except BlockingIOError:
             raise UserError(
@@ -190,6 +192,30 @@ def with_defaults_of(arguments: TrainingArguments, data: Data) -> TrainingArgume
     kind = data.parts[0].kind
     accumulation = arguments.accumulation_steps or (SFT_ACCUMULATION_STEPS if kind == "sft" else 1)
     return replace(arguments, accumulation_steps=accumulation)
+
+
+def dry_run(arguments: TrainingArguments, data: Data) -> None:
+    """Says what the run would do and what memory it would take (`--dry_run`)."""
+    processes = arguments.dry_run_processes or dist.get_world_size()
+    size = processes // arguments.tp
+    geometry = StepGeometry(arguments.micro_batch_size, arguments.accumulation_steps, size)
+    lengths = [part.row_lengths_tokens() for part in data.parts]
+    progress = Progress()
+    if data.checkpoint is not None:
+        progress = resume_progress(data.checkpoint, data.origin, arguments.allow_other_data)
+    pads = arguments.padding_mode == "max_length" or data.origin.packed_to_tokens
+    plan = DryRun(
+        config=load_config(data.model_path),
+        prepared_rows=sum(map(len, lengths)),
+        data_tokens=sum(part.tokens for part in data.parts),
+        rows_per_epoch=rows_of_epoch(lengths, data.origin, progress.epoch),
+        rows_per_step=geometry.rows_per_step,
+        longest_row_tokens=arguments.max_length if pads else int(max(part.max() for part in lengths if len(part))),
+        processes=processes,
+        data_parallel_size=size,
+        schedule=plan_schedule(arguments, lengths, data.origin, geometry, progress),
+    )
+    report(arguments, plan)
 
 
 def open_model(arguments: TrainingArguments, data: Data) -> Plan:
@@ -300,7 +326,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         reader=RowReader(data.parts, collator),
         part_lengths=part_lengths,
         geometry=geometry,
-        schedule=_schedule(arguments, part_lengths, data.origin, geometry, progress),
+        schedule=plan_schedule(arguments, part_lengths, data.origin, geometry, progress),
         tokenizer=data.tokenizer,
         origin=data.origin,
         metrics=MetricsWriter(arguments.tensorboard_dir, resumed_at_step=progress.step),
@@ -326,23 +352,6 @@ def _attach_noise(arguments: TrainingArguments, model: LlamaForCausalLM) -> Neft
     noise = NeftuneNoise(arguments.neft_alpha)
     noise.attach(model.get_input_embeddings())
     return noise
-
-
-def _schedule(
-    arguments: TrainingArguments,
-    part_lengths: list[np.ndarray],
-    origin: Origin,
-    geometry: StepGeometry,
-    progress: Progress,
-) -> Schedule:
-    def rows_of_epoch(epoch: int) -> int:
-        if origin.packed_to_tokens is None:
-            return sum(len(lengths) for lengths in part_lengths)
-        return len(plan_epoch(part_lengths, origin.seed, epoch, origin.shuffle, origin.packed_to_tokens))
-
-    total = plan_steps(rows_of_epoch, geometry, arguments.num_epochs, progress, arguments.max_steps)
-    warmup = arguments.warmup_steps if arguments.warmup_steps is not None else default_warmup_steps(total)
-    return Schedule(total, warmup, arguments.lr, arguments.num_epochs)
 
 
 def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> None:

@@ -1,0 +1,196 @@
+"""`train.py --dry_run`: what a command line would do, and whether it fits, without a weight loaded or a step taken.
+
+It needs no GPU: the memory is estimated for processes with one GPU each (colossal_llama.training.memory_estimate).
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.loop import Schedule
+from colossal_llama.training.memory_estimate import (
+    ALLOWANCE_BYTES,
+    GIB,
+    MemoryEstimate,
+    Setup,
+    estimate,
+    parameters,
+    setup_of,
+    trained_parameters,
+)
+from colossal_llama.utils.console import is_rank_zero, say, table
+from colossal_llama.utils.files import write_json
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What is known of a run before it begins."""
+
+    config: object
+    """The model's configuration."""
+    prepared_rows: int
+    data_tokens: int
+    rows_per_epoch: int
+    """After packing."""
+    rows_per_step: int
+    longest_row_tokens: int
+    processes: int
+    data_parallel_size: int
+    schedule: Schedule
+
+
+def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
+    """Prints plan and memory, writes both beside `--config_file`; returns the estimate."""
+    setup = replace(
+        setup_of(arguments, run.config, run.data_parallel_size, arguments.fused_kernels, flash_attention=True),
+        length_tokens=run.longest_row_tokens,
+    )
+    memory = estimate(run.config, setup)
+    device_bytes = _device_bytes(arguments)
+    say("dry run: nothing is loaded, nothing trained")
+    say(table(["what", "plan"], _plan_rows(arguments, run, memory)))
+    say("memory of each GPU by estimate, in GiB, at the three fullest moments of a step:")
+    say(memory_table(memory))
+    for line in _verdict(memory, setup, run.config, device_bytes):
+        say(line)
+    if is_rank_zero():
+        file = record_file(arguments.config_file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, _record(arguments, run, memory, device_bytes))
+        say(f"the record is {file}")
+    return memory
+
+
+def record_file(config_file: Path) -> Path:
+    """Where the record of a dry run is written: beside the configuration that the run itself would write."""
+    return config_file.with_name(f"{config_file.name}.dry_run.json")
+
+
+def _device_bytes(arguments: TrainingArguments) -> int | None:
+    """Memory of the GPU that is meant: the one given, else this host's."""
+    if arguments.gpu_memory_gib is not None:
+        return int(arguments.gpu_memory_gib * GIB)
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return None
+
+
+def _plan_rows(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate) -> list[list[str]]:
+    schedule, trained = run.schedule, trained_parameters(arguments, run.config)
+    epochs = _counted(schedule.num_epochs, "epoch", "epochs")
+    packed = f", packed into {run.rows_per_epoch:,}" if run.rows_per_epoch != run.prepared_rows else ""
+    first, peak, last = (schedule.rate(step) for step in (0, schedule.warmup_steps, max(0, schedule.total_steps - 1)))
+    return [
+        ["parameters", f"{memory.parameters:,}" + ("" if trained is None else f", {trained:,} of them trained")],
+        [
+            "plugin",
+            f"{arguments.plugin}, {arguments.mixed_precision}, {_counted(run.processes, 'process', 'processes')}",
+        ],
+        [
+            "data",
+            f"{run.prepared_rows:,} rows{packed}, {run.data_tokens:,} tokens, longest row {run.longest_row_tokens:,}",
+        ],
+        [
+            "a step",
+            f"{run.rows_per_step:,} rows ({run.data_parallel_size} data-parallel x {arguments.micro_batch_size} x "
+            f"{arguments.accumulation_steps} accumulated), up to {run.rows_per_step * run.longest_row_tokens:,} tokens",
+        ],
+        ["steps", f"{schedule.total_steps:,} in {epochs}, {schedule.warmup_steps:,} of warm-up"],
+        ["tokens", f"{run.data_tokens * schedule.num_epochs:,} in {epochs}"],
+        ["learning rate", f"{first:.3g} in the first step, {peak:.3g} after the warm-up, {last:.3g} in the last"],
+        [
+            "a checkpoint",
+            f"about {_checkpoint_bytes(arguments, run.config) / GIB:,.1f} GiB, every {arguments.save_interval:,} steps",
+        ],
+    ]
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _checkpoint_bytes(arguments: TrainingArguments, config: object) -> int:
+    """Weights as they are trained, and in fp32 the moments, and the master weights where these are apart."""
+    trained = trained_parameters(arguments, config) or parameters(config)
+    saved = trained if arguments.lora_rank else parameters(config)
+    half = arguments.mixed_precision != "fp32" and arguments.plugin != "ddp"
+    return saved * (2 if half else 4) + trained * (12 if half else 8)
+
+
+def memory_table(memory: MemoryEstimate) -> str:
+    """Parts by moments, in GiB."""
+    names = list(dict.fromkeys(part for moment in memory.moments.values() for part in moment))
+    lines = [[name, *(_gib(moment.get(name, 0)) for moment in memory.moments.values())] for name in names]
+    lines.append(["together", *(_gib(sum(moment.values())) for moment in memory.moments.values())])
+    return table(["part", *memory.moments], lines)
+
+
+def _gib(count: int) -> float:
+    return round(count / GIB, 2)
+
+
+def _verdict(memory: MemoryEstimate, setup: Setup, config: object, device_bytes: int | None) -> list[str]:
+    lines = [f"peak: {memory.peak_bytes / GIB:.1f} GiB ({memory.peak_moment})"]
+    if memory.host_bytes:
+        lines.append(f"host memory of each process: {memory.host_bytes / GIB:.1f} GiB of states and gradients")
+    if device_bytes is None:
+        return [*lines, "give --gpu_memory_gib to hear whether it fits"]
+    size = f"{device_bytes / GIB:.1f} GiB ({ALLOWANCE_BYTES / GIB:.1f} GiB left for CUDA and gaps)"
+    if memory.fits(device_bytes):
+        return [*lines, f"fits into a GPU of {size}"]
+    excess = (memory.peak_bytes + ALLOWANCE_BYTES - device_bytes) / GIB
+    largest = max(memory.moments[memory.peak_moment].items(), key=lambda part: part[1])
+    lines.append(
+        f"does NOT fit into a GPU of {size}: {excess:.1f} GiB too much; the largest part is {largest[0]} with {largest[1] / GIB:.1f} GiB"
+    )
+    fitting = [words for words, other in _alternatives(setup, config) if estimate(config, other).fits(device_bytes)]
+    return [
+        *lines,
+        "would fit: " + "; ".join(fitting) if fitting else "no single change of those known here makes it fit",
+    ]
+
+
+def _alternatives(setup: Setup, config: object) -> list[tuple[str, Setup]]:
+    """Other settings that take less memory, the cheapest first."""
+    recomputed = replace(setup, recomputed_layers=config.num_hidden_layers)
+    whole = replace(recomputed, tensor_parallel_size=1)
+    accumulated = setup.accumulation_steps * setup.micro_batch_size
+    ways = []
+    if setup.recomputed_layers < config.num_hidden_layers:
+        ways.append(("--use_grad_checkpoint", recomputed))
+    if setup.micro_batch_size > 1:
+        words = f"--micro_batch_size 1 --accumulation_steps {accumulated} --use_grad_checkpoint"
+        ways.append((words, replace(recomputed, micro_batch_size=1, accumulation_steps=accumulated)))
+    if setup.plugin not in ("zero2", "zero2_cpu"):
+        ways.append(("--plugin zero2 --use_grad_checkpoint", replace(whole, plugin="zero2")))
+    if setup.plugin != "zero2_cpu":
+        ways.append(("--plugin zero2_cpu --use_grad_checkpoint", replace(whole, plugin="zero2_cpu")))
+    more = replace(recomputed, data_parallel_size=8 * setup.data_parallel_size)
+    return [*ways, ("eight times the processes and --use_grad_checkpoint", more)]
+
+
+def _record(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, device_bytes: int | None) -> dict:
+    return {
+        "arguments": arguments.as_json(),
+        "parameters": memory.parameters,
+        "trained_parameters": trained_parameters(arguments, run.config) or memory.parameters,
+        "processes": run.processes,
+        "data_parallel_size": run.data_parallel_size,
+        "prepared_rows": run.prepared_rows,
+        "rows_per_epoch": run.rows_per_epoch,
+        "rows_per_step": run.rows_per_step,
+        "longest_row_tokens": run.longest_row_tokens,
+        "data_tokens": run.data_tokens,
+        "total_steps": run.schedule.total_steps,
+        "warmup_steps": run.schedule.warmup_steps,
+        "num_epochs": run.schedule.num_epochs,
+        "checkpoint_bytes": _checkpoint_bytes(arguments, run.config),
+        "memory_bytes": memory.moments,
+        "peak_bytes": memory.peak_bytes,
+        "peak_moment": memory.peak_moment,
+        "host_bytes": memory.host_bytes,
+        "gpu_bytes": device_bytes,
+        "fits": None if device_bytes is None else memory.fits(device_bytes),
+    }

@@ -1,0 +1,79 @@
+"""How long a run is and how its learning rate goes: pure arithmetic of rows, ranks, epochs and what is done already."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from colossal_llama.dataset.loader import StepGeometry
+from colossal_llama.dataset.packing import plan_epoch
+from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.checkpoint import Origin, Progress
+from colossal_llama.training.optimizer import default_warmup_steps, learning_rate
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length of the run and course of the learning rate, in optimizer steps."""
+
+    total_steps: int
+    warmup_steps: int
+    peak_learning_rate: float
+    num_epochs: int
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return learning_rate(step, self.total_steps, self.warmup_steps, self.peak_learning_rate)
+
+
+def plan_steps(
+    rows_of_epoch: Callable[[int], int], geometry: StepGeometry, num_epochs: int, done: Progress, max_steps: int | None
+) -> int:
+    """Steps of the whole run: those done, and those that the remaining rows make with this geometry.
+
+    Args:
+        rows_of_epoch: number of rows of an epoch; packed rows may be one more or less in another epoch's order.
+        geometry: rows a step.
+        num_epochs: of the whole run.
+        done: where the run stands.
+        max_steps: the most steps.
+    """
+    total = done.step
+    for epoch in range(done.epoch, num_epochs):
+        already_done = done.rows_done_in_epoch if epoch == done.epoch else 0
+        total += geometry.steps_for(max(0, rows_of_epoch(epoch) - already_done))
+    return min(total, max_steps) if max_steps else total
+
+
+def rows_of_epoch(part_lengths: list[np.ndarray], origin: Origin, epoch: int) -> int:
+    """Rows that an epoch trains on: the prepared ones, or those into which they are packed."""
+    if origin.packed_to_tokens is None:
+        return sum(len(lengths) for lengths in part_lengths)
+    return len(plan_epoch(part_lengths, origin.seed, epoch, origin.shuffle, origin.packed_to_tokens))
+
+
+def plan_schedule(
+    arguments: TrainingArguments,
+    part_lengths: list[np.ndarray],
+    origin: Origin,
+    geometry: StepGeometry,
+    progress: Progress,
+) -> Schedule:
+    """The schedule of a run: for the rows that are left, on the ranks that there are now.
+
+    Args:
+        arguments: the run's.
+        part_lengths: tokens of every prepared row, by part.
+        origin: what the run was begun with.
+        geometry: rows a step.
+        progress: where the run stands.
+    """
+    total = plan_steps(
+        lambda epoch: rows_of_epoch(part_lengths, origin, epoch),
+        geometry,
+        arguments.num_epochs,
+        progress,
+        arguments.max_steps,
+    )
+    warmup = arguments.warmup_steps if arguments.warmup_steps is not None else default_warmup_steps(total)
+    return Schedule(total, warmup, arguments.lr, arguments.num_epochs)
