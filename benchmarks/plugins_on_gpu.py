@@ -2,9 +2,9 @@
 
     python benchmarks/plugins_on_gpu.py --shape 1.25B --work_dir /dev/shm/plugins
 
-Prints, for each, tokens/s (median of the steps after the third), peak memory, the time of a save, and the largest difference
-between the losses of the steps after the sixth in the whole run and in the resumed one. A checkpoint of the
-1.25 B shape has 17.5 GB: give a directory in memory or on a fast disk.
+Prints, for each, tokens/s (median of the steps after the third), peak memory, how long training waited for a save and how long its
+writing took, and the largest difference between the losses of the steps after the sixth in the whole run and in the resumed one. A
+checkpoint of the 1.25 B shape has 17.5 GB: give a directory in memory or on a fast disk.
 """
 
 import argparse
@@ -74,10 +74,11 @@ def measure(options: argparse.Namespace, model: Path, part: Path, plugin: str) -
     if done.returncode:
         print(plugin, done.stdout[-1500:], done.stderr[-3000:], flush=True)
     print(plugin, f"{seconds:.0f} s;", *re.findall(r"[0-9.]+ GiB still allocated", done.stdout), flush=True)
-    saves = [float(number) for number in re.findall(r"saved \S+ in ([0-9.]+) s", done.stdout + done.stderr)]
+    saved = r"saved \S+: training waited ([0-9.]+) s, \S+ GB were written in ([0-9.]+) s"
+    saves = re.findall(saved, done.stdout + done.stderr)
     rows = [row_of(plugin, flash, place, done) for flash in options.flash]
-    for row, save_s in zip(rows, saves, strict=False):
-        row["save s"] = save_s
+    for row, (stall_s, write_s) in zip(rows, saves, strict=False):
+        row["stall s"], row["write s"] = float(stall_s), float(write_s)
     shutil.rmtree(place, ignore_errors=True)
     return rows
 
@@ -92,7 +93,8 @@ def row_of(plugin: str, flash: str, place: Path, done: subprocess.CompletedProce
         "tok/s": whole.tokens_per_s(),
         "MFU": last.get("model_flops_utilisation", float("nan")),
         "peak GiB": last.get("peak_memory_gib", float("nan")),
-        "save s": float("nan"),
+        "stall s": float("nan"),
+        "write s": float("nan"),
         "loss 1": whole.entries[0]["loss"] if whole.entries else float("nan"),
         "loss 10": last.get("loss", float("nan")),
         "resume diff": resume_difference(whole, again),

@@ -54,6 +54,7 @@ class TrainingArguments:
     skip_save_each_epoch: bool
     max_steps: int | None
     keep_last: int | None
+    save_in_background: bool
     seed: int
     allow_other_data: bool
     benchmark: bool
@@ -274,6 +275,14 @@ def _add_saving(parser: CommandLine) -> None:
         type=number(int, 1),
         metavar="K",
         help="delete all checkpoints but the newest K (default: keep all)",
+    )
+    group.add_argument(
+        "--save_in_background",
+        type=boolean,
+        default=True,
+        metavar="BOOL",
+        help="write checkpoints while training goes on, from a copy in host memory (14 bytes a parameter in bf16); False, or no memory: "
+        "training waits",
     )
     group.add_argument(
         "--load_checkpoint",

@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from colossal_llama.dataset.loader import MicroBatch, RowReader, StepGeometry, step_batches
 from colossal_llama.dataset.packing import plan_epoch
-from colossal_llama.training.checkpoint import Checkpoint, Origin, Progress, save_checkpoint
+from colossal_llama.training.checkpoint import Checkpoint, Origin, Progress
 from colossal_llama.training.metrics import MetricsWriter, peak_flops
 from colossal_llama.training.optimizer import set_learning_rate
+from colossal_llama.training.saving import CheckpointSaver
 from colossal_llama.training.schedule import Schedule
 from colossal_llama.training.step import Stepper, StepResult
 from colossal_llama.utils.console import progress as progress_bar
@@ -67,9 +68,8 @@ class Run:
     save_dir: Path
     save_interval: int
     save_each_epoch: bool
-    saves: bool
-    """A benchmark does not."""
-    keep_last: int | None
+    saver: CheckpointSaver | None
+    """None: nothing is saved (a benchmark)."""
     flops_per_token: float
     progress: Progress = field(default_factory=Progress)
 
@@ -77,7 +77,8 @@ class Run:
         """Trains to the end; returns False when a signal ended the run early (after saving)."""
         self.stepper.model.train()
         bar = progress_bar(total=self.schedule.total_steps, initial=self.progress.step, desc="training", unit="step")
-        with StopRequest().listening() as stop, bar, contextlib.closing(self.metrics):
+        saving = self.saver or contextlib.nullcontext()
+        with StopRequest().listening() as stop, bar, contextlib.closing(self.metrics), saving:
             while self.progress.epoch < self.schedule.num_epochs and not self._is_finished():
                 if not self._train_epoch(stop, bar):
                     return False
@@ -137,6 +138,7 @@ class Run:
             "samples_seen": self.progress.samples_seen,
             "tokens_seen": self.progress.tokens_seen,
             "target_tokens_seen": self.progress.target_tokens_seen,
+            **(self.saver.news() if self.saver else {}),
         }
         self.metrics.write(self.progress.step, numbers)
         bar.update(1)
@@ -167,18 +169,17 @@ class Run:
         return True
 
     def _stop_early(self, saved: bool) -> None:
-        if not saved:
-            self._save()
-        way_on = "everything is saved. Go on with the same command and --load_checkpoint auto"
-        say(
-            f"stopped by a signal after step {self.progress.step} of {self.schedule.total_steps}; "
-            f"{way_on if self.saves else 'a benchmark saves nothing'}"
-        )
+        way_on = "a benchmark saves nothing"
+        if self.saver is not None:
+            if not saved or not self.saver.wait():
+                self._save()
+            self.saver.require_saved()
+            way_on = "everything is saved. Go on with the same command and --load_checkpoint auto"
+        say(f"stopped by a signal after step {self.progress.step} of {self.schedule.total_steps}; {way_on}")
 
     def _save(self) -> None:
-        if not self.saves:
+        if self.saver is None:
             return
-        begun = time.perf_counter()
         schedule = {
             "step": self.progress.step,
             "total_steps": self.schedule.total_steps,
@@ -186,18 +187,7 @@ class Run:
             "peak_learning_rate": self.schedule.peak_learning_rate,
             "last_learning_rate": self.schedule.rate(max(0, self.progress.step - 1)),
         }
-        path = save_checkpoint(
-            self.save_dir,
-            self.stepper.engine,
-            self.stepper.model,
-            self.stepper.optimizer,
-            self.tokenizer,
-            self.progress,
-            schedule,
-            self.origin,
-            self.keep_last,
-        )
-        say(f"saved {path} in {time.perf_counter() - begun:.1f} s")
+        self.saver.save(self.progress, schedule)
 
 
 def resume_progress(checkpoint: Checkpoint, origin: Origin, allow_other_data: bool) -> Progress:

@@ -32,10 +32,6 @@ from colossal_llama.training.checkpoint import (
     Progress,
     find_checkpoint,
     open_checkpoint,
-    restore_optimizer,
-    restore_random_states,
-    save_final_model,
-    save_merged_model,
     set_aside_later,
 )
 from colossal_llama.training.dry_run import DryRun, report
@@ -44,12 +40,14 @@ from colossal_llama.training.loop import Run, resume_progress
 from colossal_llama.training.metrics import MetricsWriter
 from colossal_llama.training.optimizer import build_optimizer
 from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
+from colossal_llama.training.restoring import restore
+from colossal_llama.training.saving import CheckpointSaver, save_merged_model
 from colossal_llama.training.schedule import plan_schedule, rows_of_epoch
 from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.engine import current_device
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.files import held_directory, write_json
+from colossal_llama.utils.files import held_directory, tidy_directory, write_json
 
 SFT_ACCUMULATION_STEPS = 8
 
@@ -93,6 +91,10 @@ def sole_writer(arguments: TrainingArguments) -> Iterator[None]:
         try:
             if is_rank_zero() and not arguments.benchmark and not arguments.dry_run:
                 held.enter_context(held_directory(save_dir))
+                for name in tidy_directory(save_dir):
+                    say(
+                        f"{save_dir / name} was being written when an earlier run ended: what there was of it is deleted"
+                    )
         except BlockingIOError:
             raise UserError(
                 f"another run is writing into {save_dir}: wait for it to end, or give another --save_dir"
@@ -303,9 +305,9 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     progress = Progress()
     if data.checkpoint is not None:
         progress = resume_progress(data.checkpoint, data.origin, arguments.allow_other_data)
-        restore_optimizer(data.checkpoint, engine, model, optimizer)
-        restore_random_states(data.checkpoint)
-    if is_rank_zero() and not arguments.benchmark:
+        restore(data.checkpoint, engine, model, optimizer)
+    saver = None if arguments.benchmark else _saver(arguments, data, engine, model, optimizer)
+    if is_rank_zero() and saver is not None:
         for path in set_aside_later(arguments.save_dir, progress.step):
             say(f"a checkpoint of an earlier run was in the way and is now {path}")
     stepper = Stepper(
@@ -333,8 +335,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         save_dir=arguments.save_dir,
         save_interval=arguments.save_interval,
         save_each_epoch=not arguments.skip_save_each_epoch,
-        saves=not arguments.benchmark,
-        keep_last=arguments.keep_last,
+        saver=saver,
         flops_per_token=plan.flops_per_token,
         progress=progress,
     )
@@ -343,6 +344,25 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
 def _lean_update(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
     if arguments.fused_kernels and why_no_lean_update(optimizer, current_device()) is None:
         use_lean_update(optimizer)
+
+
+def _saver(
+    arguments: TrainingArguments,
+    data: Data,
+    engine: Engine,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> CheckpointSaver:
+    return CheckpointSaver(
+        arguments.save_dir,
+        engine,
+        model,
+        optimizer,
+        data.tokenizer,
+        data.origin,
+        arguments.keep_last,
+        arguments.save_in_background,
+    )
 
 
 def _attach_noise(arguments: TrainingArguments, model: LlamaForCausalLM) -> NeftuneNoise | None:
@@ -424,7 +444,7 @@ def finish(arguments: TrainingArguments, run: Run, base_path: Path, finished: bo
         if is_rank_zero():
             say(f"benchmark: {describe(speed(arguments.tensorboard_dir / 'metrics.jsonl'))}")
     elif finished:
-        path = save_final_model(arguments.save_dir, run.stepper.engine, run.stepper.model, run.tokenizer)
+        path = run.saver.save_model()
         say(
             f"done: {run.progress.step} steps, {run.progress.tokens_seen:,} tokens ({run.progress.target_tokens_seen:,} targets); "
             f"the model is {path}, the record {arguments.tensorboard_dir / 'metrics.jsonl'}"

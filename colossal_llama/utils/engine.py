@@ -1,7 +1,7 @@
 """ColossalAI on this host: the launch, the device, and the kernels that need no compiler.
 
 Everything here goes through doors that ColossalAI offers (`set_accelerator`, `KernelLoader.register_extension`), except the
-three patches at the end of the file, each with its reason and a test (tests/unit/test_engine.py) that fails when it is no longer needed.
+two patches at the end of the file, each with its reason and a test (tests/unit/test_engine.py) that fails when it is no longer needed.
 """
 
 import contextlib
@@ -63,7 +63,6 @@ def prepare_engine() -> None:
         colossalai.accelerator.set_accelerator(_cpu_accelerator())
         _allow_zero_on_cpu()
         _say_that_there_is_no_hccl()
-    _let_checkpoints_hold_padded_vocabularies()
     _silence_what_users_cannot_change()
 
 
@@ -331,18 +330,3 @@ def _say_that_there_is_no_hccl() -> None:
     """
     if not hasattr(dist, "is_hccl_available"):
         dist.is_hccl_available = lambda: False
-
-
-def _let_checkpoints_hold_padded_vocabularies() -> None:
-    """Patch: saving optimizer states under tensor parallelism fails when the vocabulary had to be padded.
-
-    An embedding of 203 rows over 2 ranks is padded to 2 x 128. ColossalAI's checkpoint writer knows how to cut the padding off
-    again, but before that it asserts that 203 = 2 x 128 while it looks for the dimension that was split.
-    """
-    from colossalai.checkpoint_io import hybrid_parallel_checkpoint_io
-
-    def partition_dimension(current_shape: torch.Size, original_shape: torch.Size, tp_size: int) -> int | None:
-        split = (dim for dim, length in enumerate(original_shape) if length > current_shape[dim])
-        return next(split, None)
-
-    hybrid_parallel_checkpoint_io.search_tp_partition_dim = partition_dimension

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_UNFINISHED, _REMOVED, _REPLACED = ".unfinished", ".removed", ".replaced"
+
 
 def temporary_path(target: Path) -> Path:
     """The name beside `target` under which it is written before the rename; the process id keeps two runs apart."""
@@ -82,6 +84,54 @@ def new_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_to_disk(target.parent)
+
+
+def replace_directory(temporary: Path, target: Path) -> None:
+    """Renames a directory that is on disk already to `target`; one of that name is set aside first, then deleted.
+
+    Killed between the two renames, `tidy_directory` brings the former one back.
+    """
+    former = target.with_name(f".{target.name}{_REPLACED}")
+    if target.exists():
+        shutil.rmtree(former, ignore_errors=True)
+        target.rename(former)
+    temporary.rename(target)
+    sync_to_disk(target.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def remove_directory(directory: Path) -> None:
+    """Deletes a directory so that nobody ever finds half of it under its name."""
+    doomed = directory.with_name(f".{directory.name}{_REMOVED}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    directory.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def unfinished_path(target: Path) -> Path:
+    """The name beside `target` under which several processes write it together; a run that was killed leaves it behind."""
+    return target.with_name(f".{target.name}{_UNFINISHED}")
+
+
+def tidy_directory(directory: Path) -> list[str]:
+    """Clears away what a killed process left half-written, half-removed or half-replaced, while nobody writes there.
+
+    Returns:
+        The names of the unfinished that were deleted, as they would have been called.
+    """
+    unfinished = []
+    for path in sorted(directory.glob(".*")):
+        ending = next((end for end in (_UNFINISHED, _REMOVED, _REPLACED) if path.name.endswith(end)), None)
+        if ending is None or not path.is_dir():
+            continue
+        name = path.name.removesuffix(ending)[1:]
+        if ending == _REPLACED and not (directory / name).exists():
+            path.rename(directory / name)
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+        if ending == _UNFINISHED:
+            unfinished.append(name)
+    return unfinished
 
 
 @contextmanager

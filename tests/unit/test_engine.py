@@ -20,25 +20,6 @@ def test_zero_still_refuses_a_cpu_by_name():
     assert '["cuda", "npu"]' in run(code)
 
 
-def test_the_checkpoint_writer_still_asserts_an_even_split():
-    """Fails when ColossalAI saves padded vocabularies by itself: then `_let_checkpoints_hold_padded_vocabularies` can go."""
-    code = (
-        "from colossalai.checkpoint_io.utils import search_tp_partition_dim as s; import torch\n"
-        "try: print(s(torch.Size([128, 64]), torch.Size([203, 64]), 2))\n"
-        "except AssertionError: print('refused')"
-    )
-    assert run(code) == "refused"
-
-
-def test_our_partition_dimension():
-    engine.prepare_engine()
-    from colossalai.checkpoint_io.hybrid_parallel_checkpoint_io import search_tp_partition_dim
-
-    assert search_tp_partition_dim(torch.Size([128, 64]), torch.Size([203, 64]), 2) == 0
-    assert search_tp_partition_dim(torch.Size([64, 32]), torch.Size([64, 64]), 2) == 1
-    assert search_tp_partition_dim(torch.Size([64, 64]), torch.Size([64, 64]), 1) is None
-
-
 @pytest.mark.skipif(
     torch.distributed.is_nccl_available(), reason="this PyTorch has NCCL and needs no answer about HCCL"
 )
