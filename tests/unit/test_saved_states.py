@@ -1,5 +1,6 @@
 """Optimizer states on disk: whoever cut a parameter into whatever pieces, anybody reads any elements of it again."""
 
+import itertools
 import json
 import math
 
@@ -12,8 +13,6 @@ from hypothesis import strategies as st
 from colossal_llama.utils.engine import prepare_engine
 
 prepare_engine()
-
-import itertools
 
 from colossal_llama.model.weight_files import TensorShape, write_safetensors  # noqa: E402
 from colossal_llama.training.host_memory import HostMemory  # noqa: E402
