@@ -8,19 +8,25 @@ import sys
 
 from colossal_llama.training.arguments import TrainingArguments, parse_arguments
 from colossal_llama.utils.errors import run_main
+from colossal_llama.utils.launchers import take_over_from_slurm
 
 
 def main() -> None:
     """Parse, launch, open, boost, resume, fit, save."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         parse_arguments()
+    take_over_from_slurm()
+    from colossal_llama.training import agreement, host_watch
     from colossal_llama.utils import engine
 
-    arguments = parse_arguments(has_gpu=engine.has_gpu(), world_size=int(os.environ.get("WORLD_SIZE", "1")))
-    engine.launch(arguments.seed)
+    def parse() -> TrainingArguments:
+        return parse_arguments(has_gpu=engine.has_gpu(), world_size=int(os.environ.get("WORLD_SIZE", "1")))
+
+    arguments = agreement.parse_and_launch(parse, lambda arguments: arguments.seed)
     from colossal_llama.training import session  # imports ColossalAI, which the launch has prepared
 
-    train(arguments, session)
+    with host_watch.watched(arguments.save_dir):
+        train(arguments, session)
     # Not after an error: leaving waits for the other ranks, and they may wait for this one.
     engine.leave()
 

@@ -24,6 +24,7 @@ from colossal_llama.model.lora import adapter_base_path, adapter_settings, is_ad
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.model.recompute import recompute_layers
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
+from colossal_llama.training import agreement
 from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, LORA_LAYERS, TrainingArguments
 from colossal_llama.training.benchmark import describe, random_part, speed
 from colossal_llama.training.checkpoint import (
@@ -47,7 +48,7 @@ from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.engine import current_device
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.files import held_directory, tidy_directory, write_json
+from colossal_llama.utils.files import fingerprint_directory, held_directory, tidy_directory, write_json
 
 SFT_ACCUMULATION_STEPS = 8
 
@@ -65,6 +66,11 @@ class Data:
     checkpoint: Checkpoint | None
     """To resume from; None for a fresh start or a weights-only one."""
     origin: Origin
+
+    def model_fingerprint(self) -> str:
+        """Differs when the files of model or adapter do."""
+        paths = [path for path in (self.model_path, self.adapter_path) if path is not None]
+        return "".join(fingerprint_directory(path) for path in paths)
 
 
 @dataclass(frozen=True)
@@ -88,25 +94,41 @@ def sole_writer(arguments: TrainingArguments) -> Iterator[None]:
     """
     save_dir = arguments.save_dir
     with ExitStack() as held:
-        try:
-            if is_rank_zero() and not arguments.benchmark and not arguments.dry_run:
-                held.enter_context(held_directory(save_dir))
-                for name in tidy_directory(save_dir):
-                    say(
-                        f"{save_dir / name} was being written when an earlier run ended: what there was of it is deleted"
-                    )
-        except BlockingIOError:
-            raise UserError(
-                f"another run is writing into {save_dir}: wait for it to end, or give another --save_dir"
-            ) from None
-        except OSError as error:
-            raise UserError(f"--save_dir {save_dir} cannot be written: {error.strerror}") from None
+        if not arguments.benchmark and not arguments.dry_run:
+            with agreement.together():
+                if is_rank_zero():
+                    _hold(save_dir, held)
+            agreement.check_shared(save_dir, "--save_dir")
         yield
 
 
+def _hold(save_dir: Path, held: ExitStack) -> None:
+    try:
+        held.enter_context(held_directory(save_dir))
+        for name in tidy_directory(save_dir):
+            say(f"{save_dir / name} was being written when an earlier run ended: what there was of it is deleted")
+    except BlockingIOError as error:
+        raise UserError(
+            f"another run is writing into {save_dir} ({error.filename}): wait for it to end, or give another --save_dir"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--save_dir {save_dir} cannot be written: {error.strerror}") from None
+
+
 def open_data(arguments: TrainingArguments) -> Data:
-    """Opens parts and tokenizer, finds the checkpoint to resume from, and checks that they belong together."""
+    """Opens parts and tokenizer, finds the checkpoint to resume from, and checks that they belong together, on all hosts alike."""
     checkpoint = _agreed_checkpoint(arguments)
+    with agreement.together():
+        data = _open_data(arguments, checkpoint)
+        contents = {
+            "the data (--dataset)": data.origin.data_fingerprint,
+            str(data.model_path): data.model_fingerprint(),
+        }
+    agreement.check_same(contents)
+    return data
+
+
+def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> Data:
     model_path, adapter_path = _model_paths(arguments, checkpoint)
     load_config(model_path)
     tokenizer = load_tokenizer(model_path)
@@ -137,17 +159,19 @@ def open_data(arguments: TrainingArguments) -> Data:
 def _agreed_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
     """The checkpoint that rank 0 finds, opened by every rank: hosts that do not share --save_dir must not go different ways."""
     choice: list[Path | None] = [None]
-    if is_rank_zero():
-        found = find_checkpoint(arguments.load_checkpoint, arguments.save_dir)
-        choice = [found.path if found else None]
+    with agreement.together():
+        if is_rank_zero():
+            found = find_checkpoint(arguments.load_checkpoint, arguments.save_dir)
+            choice = [found.path if found else None]
     dist.broadcast_object_list(choice, src=0)
     if choice[0] is None:
         return None
-    if not choice[0].is_dir():
-        raise UserError(
-            f"rank 0 resumes from {choice[0]}, which is not on this host: --save_dir must be shared by all hosts"
-        )
-    return open_checkpoint(choice[0])
+    with agreement.together():
+        if not choice[0].is_dir():
+            raise UserError(
+                f"{choice[0]}, from which rank 0 resumes, is absent: --save_dir must be shared by all hosts"
+            )
+        return open_checkpoint(choice[0])
 
 
 def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> tuple[Path, Path | None]:
@@ -228,7 +252,8 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     attention, attention_note = choose_attention(
         arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype
     )
-    model = load_model(data.model_path, engine.parameter_dtype, attention, device)
+    with agreement.together():
+        model = load_model(data.model_path, engine.parameter_dtype, attention, device)
     notes = [attention_note, _use_kernels(arguments, model, device)]
     _check_vocabulary(model, data)
     if arguments.use_grad_checkpoint:

@@ -7,8 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from colossal_llama.utils.launchers import several_hosts
+
 _TRUE = {"true", "t", "yes", "y", "on", "1"}
 _FALSE = {"false", "f", "no", "n", "off", "0"}
+
+
+class BadArguments(SystemExit):
+    """Exit code 2 for arguments that are wrong; `problems` says why."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(2)
+        self.problems = problems
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -29,15 +39,18 @@ class CommandLine(argparse.ArgumentParser):
         self._problems.append(text)
 
     def finish(self) -> None:
-        """Prints all problems and exits with code 2, or returns when there is none."""
+        """Prints all problems and exits with code 2, or returns when there is none.
+
+        Over several hosts nothing is printed here: who launches tells all of them (training/agreement.py).
+        """
         if not self._problems:
             return
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once a host
+        if not several_hosts() and os.environ.get("LOCAL_RANK", "0") == "0":  # once a host
             for text in self._problems:
                 print(f"error: {text}", file=sys.stderr)
             print(f"'{self.prog} --help' lists the arguments.", file=sys.stderr)
         sys.stderr.flush()
-        raise SystemExit(2)
+        raise BadArguments(self._problems)
 
     def error(self, message: str) -> NoReturn:
         self.problem(message)

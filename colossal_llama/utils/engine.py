@@ -18,6 +18,8 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from colossal_llama.utils.launchers import take_over_from_slurm
+
 
 def has_gpu() -> bool:
     """Whether this host trains on CUDA devices; without one the processes talk through gloo and compute on the CPU."""
@@ -30,13 +32,14 @@ def current_device() -> torch.device:
 
 
 def launch(seed: int) -> None:
-    """Joins the process group that `torchrun`, `colossalai run` or SLURM started, and prepares ColossalAI for this host.
+    """Joins the process group that `torchrun`, `colossalai run` or `srun` started, and prepares ColossalAI for this host.
 
     Without a launcher the process is a world of one. On a GPU the backend is NCCL, else gloo.
 
     Args:
         seed: of every random generator, the same on all ranks.
     """
+    take_over_from_slurm()
     if "RANK" in os.environ:
         _die_with_the_launcher()
     else:
@@ -44,7 +47,18 @@ def launch(seed: int) -> None:
     prepare_engine()
     import colossalai
 
-    colossalai.launch_from_torch(seed=seed, verbose=False)
+    place = os.environ
+    local_rank = int(place["LOCAL_RANK"])
+    colossalai.launch(
+        rank=int(place["RANK"]),
+        world_size=int(place["WORLD_SIZE"]),
+        host=place["MASTER_ADDR"],
+        port=int(place["MASTER_PORT"]),
+        # SLURM may show each task its own GPU alone, which then is number 0 for all of them.
+        local_rank=local_rank % torch.cuda.device_count() if has_gpu() else local_rank,
+        seed=seed,
+        verbose=False,
+    )
 
 
 def prepare_engine() -> None:

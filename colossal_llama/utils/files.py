@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,11 +141,18 @@ def held_directory(directory: Path) -> Iterator[None]:
     """Holds a directory for one process; the system lets go of it when the process ends, however it ends.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds it; `filename` says which, on which host, since when.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (directory / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise BlockingIOError(error.errno, error.strerror, lock.read().strip()) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}\n")
+        lock.flush()
         yield
 
 
@@ -160,3 +169,30 @@ def fingerprint_file(path: Path) -> str:
     """SHA-256 of a file's content, as hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_directory(directory: Path, whole_up_to_bytes: int = 1 << 20) -> str:
+    """Tells copies of a directory from each other without reading weights or rows whole.
+
+    Args:
+        directory: whose files count, hidden ones aside, by name, size and content.
+        whole_up_to_bytes: of a longer file only as many bytes count, half at its beginning, half at its end.
+
+    Returns:
+        A SHA-256 as hexadecimal.
+    """
+    parts = []
+    for path in sorted(directory.rglob("[!.]*")):
+        if path.is_file():
+            parts += [str(path.relative_to(directory)).encode(), _ends_of(path, whole_up_to_bytes)]
+    return fingerprint_bytes(*parts)
+
+
+def _ends_of(path: Path, limit_bytes: int) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= limit_bytes:
+            return file.read()
+        beginning = file.read(limit_bytes // 2)
+        file.seek(-(limit_bytes // 2), os.SEEK_END)
+        return size.to_bytes(8, "little") + beginning + file.read()

@@ -1,0 +1,53 @@
+"""Which process this is among all, in torchrun's words, whoever started it. Imports no torch."""
+
+import os
+import re
+import socket
+
+
+def several_hosts() -> bool:
+    """Whether the run's processes are on more than one host."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+
+
+def started_by_srun() -> bool:
+    """Whether this process is a task of a SLURM step, and no torchrun stands between.
+
+    The script that `sbatch` starts, and a shell of `salloc`, have most of SLURM's variables too, but are no task of a step.
+    """
+    return "RANK" not in os.environ and {"SLURM_PROCID", "SLURM_STEP_ID", "SLURM_LOCALID"} <= os.environ.keys()
+
+
+def take_over_from_slurm() -> None:
+    """Says in torchrun's variables what `srun` says in its own, if `srun` started this process.
+
+    MASTER_ADDR is the step's first host, where SLURM puts rank 0; MASTER_PORT follows from the job's number, so that two jobs on one
+    host do not meet. Both are left as they are when the user set them. Variables: https://slurm.schedmd.com/srun.html
+    """
+    if not started_by_srun():
+        return
+    slurm = os.environ
+    hosts = slurm.get("SLURM_STEP_NUM_NODES") or slurm.get("SLURM_NNODES", "1")
+    nodelist = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST") or socket.gethostname()
+    job = int(slurm.get("SLURM_JOB_ID", "0"))
+    os.environ.update(
+        RANK=slurm["SLURM_PROCID"],
+        LOCAL_RANK=slurm["SLURM_LOCALID"],
+        WORLD_SIZE=slurm.get("SLURM_STEP_NUM_TASKS") or slurm["SLURM_NTASKS"],
+        GROUP_RANK=slurm.get("SLURM_NODEID", "0"),
+        GROUP_WORLD_SIZE=hosts,
+    )
+    os.environ.setdefault("MASTER_ADDR", first_host(nodelist))
+    os.environ.setdefault("MASTER_PORT", str(20_000 + job % 10_000))
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a SLURM node list.
+
+    >>> first_host("gpu[007-012,020],login"), first_host("rack[2-3]n[1,4]"), first_host("alpha,beta")
+    ('gpu007', 'rack2n1', 'alpha')
+    """
+    first = re.match(r"(?:\[[^\]]*\]|[^,\[])+", nodelist)
+    if first is None:
+        raise ValueError(f"{nodelist!r} is no SLURM node list")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
