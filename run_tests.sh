@@ -14,9 +14,16 @@ if [[ -n ${COLOSSAL_LLAMA_PYTHON:-} ]]; then
 else
     venv=${COLOSSAL_LLAMA_VENV:-$project/.venv}
     bash "$project/setup_environment.sh" "$venv"
-    python=$(cd "$venv" && pwd)/bin/python
+    venv=$(cd "$venv" && pwd)
+    python=$venv/bin/python
 fi
 cd "$project"
+
+# tests/hosts.py starts real sshds; what is fetched for that lies beside the environment.
+if [[ -z ${COLOSSAL_LLAMA_SSHD:-} ]]; then
+    COLOSSAL_LLAMA_SSHD=$(bash tests/fetch_sshd.sh "${venv:-${TMPDIR:-/tmp}/colossal-llama-$UID}/sshd")
+    export COLOSSAL_LLAMA_SSHD
+fi
 
 echo "== style"
 "$python" -m ruff check .

@@ -34,17 +34,14 @@ if [[ ! -f $HOSTFILE ]]; then
     exit 2
 fi
 
-# The least used GPUs, by memory in use; a host without nvidia-smi trains on the CPU or on what the driver shows.
-least_used_gpus() {
-    nvidia-smi --query-gpu=memory.used,index --format=csv,noheader,nounits | sort -n | head -n "$1" | awk '{print $2}' | sort -n | paste -sd,
-}
-if command -v nvidia-smi >/dev/null && [[ -z ${CUDA_VISIBLE_DEVICES:-} ]]; then
-    CUDA_VISIBLE_DEVICES=$(least_used_gpus "$NPROC_PER_NODE")
-    export CUDA_VISIBLE_DEVICES
-    echo "using GPUs $CUDA_VISIBLE_DEVICES"
+# On each host the least used GPUs, by memory in use. colossalai run sets this process's environment on every host by the host's own
+# shell, with the value between double quotes: $(…) therefore stays unexpanded here, and chooses among that host's GPUs there.
+if [[ -z ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    export CUDA_VISIBLE_DEVICES="\$(bash colossal_llama/cluster/least_used_gpus.sh $NPROC_PER_NODE)"
 fi
 
-FULL_PROJECT_NAME="${PROJECT_NAME}-$(date +%Y-%m-%d-%H-%M-%S)"
+# A run that was stopped goes on under its own name: FULL_PROJECT_NAME=pretrain-2026-01-31-12-00-00 bash train.example.sh …
+FULL_PROJECT_NAME="${FULL_PROJECT_NAME:-${PROJECT_NAME}-$(date +%Y-%m-%d-%H-%M-%S)}"
 SAVE_DIR="${PARENT_SAVE_DIR}/${FULL_PROJECT_NAME}"
 mkdir -p "$SAVE_DIR" "$PARENT_TENSORBOARD_DIR" "$PARENT_CONFIG_FILE"
 echo "run $FULL_PROJECT_NAME: ${#dataset[@]} parts, checkpoints in $SAVE_DIR"
@@ -55,6 +52,7 @@ colossalai run --nproc_per_node "$NPROC_PER_NODE" --hostfile "$HOSTFILE" --maste
     --plugin "$PLUGIN" \
     --save_interval 400 \
     --save_dir "$SAVE_DIR" \
+    --load_checkpoint auto \
     --tensorboard_dir "${PARENT_TENSORBOARD_DIR}/${FULL_PROJECT_NAME}" \
     --config_file "${PARENT_CONFIG_FILE}/${FULL_PROJECT_NAME}.json" \
     --num_epochs 1 \

@@ -15,11 +15,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 NAMES = ("node-1", "node-2")
 _ADDRESSES = {"node-1": "127.0.0.2", "node-2": "127.0.0.3"}
+DOWN = "node-3"  # known by name, and never started
+_KNOWN = {**_ADDRESSES, DOWN: "127.0.0.4"}
 _SSHD_PLACES = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
 # Runs as the first process of the namespaces. The machine's /run may lack sshd's directory, and its passwd sshd's user.
@@ -115,6 +119,29 @@ class Host:
         config = self.place / "home" / ".ssh" / "config"
         return ["ssh", "-F", str(config), self.name, f"cd {shlex.quote(str(root))} && export {exports} && {line}"]
 
+    @contextmanager
+    def without(self, directory: Path) -> Iterator[None]:
+        """Hides what a directory holds from this host, as when its file system is not mounted there."""
+        with self._mounted(["-t", "tmpfs", "tmpfs", str(directory)], directory):
+            yield
+
+    @contextmanager
+    def with_other(self, file: Path, content: str) -> Iterator[None]:
+        """Gives this host another content of a file than the machine has."""
+        other = self.place / f"other-{file.name}"
+        other.write_text(content)
+        with self._mounted(["--bind", str(other), str(file)], file):
+            yield
+
+    @contextmanager
+    def _mounted(self, arguments: list[str], place: Path) -> Iterator[None]:
+        done = self.run(["mount", *arguments])
+        assert done.returncode == 0, done.stderr
+        try:
+            yield
+        finally:
+            self.run(["umount", str(place)])
+
     def run(self, words: list[str] | str, timeout_s: int = 120, **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs something on this host and waits for it."""
         return subprocess.run(
@@ -137,6 +164,7 @@ def make_hosts(place: Path) -> dict[str, Host]:
     for name, address in _ADDRESSES.items():
         home = place / name / "home"
         (home / ".ssh").mkdir(parents=True)
+        (place / name / "bin").mkdir()
         _make_key(place / name / "host_key")
         root_entry = f"root:x:0:0:root:{home}:/bin/bash\n"
         others = [
@@ -145,13 +173,14 @@ def make_hosts(place: Path) -> dict[str, Host]:
         (place / name / "passwd").write_text(
             root_entry + "".join(others) + "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n"
         )
-        names = "".join(f"{where} {who}\n" for who, where in _ADDRESSES.items())
+        names = "".join(f"{where} {who}\n" for who, where in _KNOWN.items())
         (place / name / "hosts").write_text("127.0.0.1 localhost\n" + names)
         (place / name / "sshd_config").write_text(
             f"ListenAddress {address}:{port}\nHostKey {place / name / 'host_key'}\nAuthorizedKeysFile {key}.pub\n"
+            f"SetEnv PATH={place / name / 'bin'}:/usr/local/bin:/usr/bin:/bin\n"
             "PidFile none\nUsePAM no\nStrictModes no\nPasswordAuthentication no\n"
         )
-        addresses = "".join(f"Host {who}\n    HostName {where}\n" for who, where in _ADDRESSES.items())
+        addresses = "".join(f"Host {who}\n    HostName {where}\n" for who, where in _KNOWN.items())
         (home / ".ssh" / "config").write_text(
             addresses
             + f"Host *\n    Port {port}\n    User root\n    IdentityFile {key}\n    IdentitiesOnly yes\n    StrictHostKeyChecking no\n"

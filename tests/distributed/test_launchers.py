@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hosts as own_hosts
 import pytest
 
 
@@ -14,6 +15,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
+@pytest.mark.skipif(own_hosts.why_no_hosts() is None, reason="test_hosts.py does the same over two hosts")
 @pytest.mark.parametrize(("template", "kind"), [("train.example.sh", "parts"), ("train_sft.example.sh", "sft_parts")])
 def test_template_trains_through_colossalai_run(template, kind, toy, project_root, tmp_path):
     hostfile = tmp_path / "hostfile"

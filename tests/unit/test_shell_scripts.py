@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-SHELL_SCRIPTS = ("setup_environment.sh", "quickstart.sh", "run_tests.sh", ".ci/run")
+SHELL_SCRIPTS = ("setup_environment.sh", "quickstart.sh", "run_tests.sh", ".ci/run", "tests/fetch_sshd.sh")
 
 
 @pytest.fixture

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Prints the N GPUs of this host with the least memory in use, for CUDA_VISIBLE_DEVICES: `2,3,5,7`.
+#
+# Without nvidia-smi it prints the first N: on a host without GPUs these do not exist, and training takes the CPU.
+set -euo pipefail
+
+number=$1
+if command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=memory.used,index --format=csv,noheader,nounits |
+        sort -n | head -n "$number" | awk '{print $2}' | sort -n | paste -sd,
+else
+    seq -s, 0 $((number - 1))
+fi

@@ -1,0 +1,219 @@
+"""Checks every host of a hostfile before a long run: names the broken one and what to do (exit code 1), or says that all is well.
+
+python preflight.py --hostfile hostfile --nproc_per_node 8 --pretrained model --dataset data/arrow/part-0000* --save_dir checkpoints
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from colossal_llama.cluster.comparison import HostReport, Needs, Problem, compare
+from colossal_llama.utils.command_line import CommandLine, existing_file, number
+from colossal_llama.utils.console import table
+from colossal_llama.utils.errors import UserError, run_main
+from colossal_llama.utils.files import write_json
+
+PROJECT_ROOT = Path(__file__).resolve().parent
+_CHECKPOINT_OVER_WEIGHTS = (
+    7  # half-precision weights 2 bytes a parameter; with them two Adam moments and master weights: 14
+)
+
+
+def main() -> None:
+    """Ask every host, compare, try an all-reduce, tell."""
+    options = parse_arguments()
+    from colossal_llama.cluster.remote import read_hostfile
+
+    hosts = read_hostfile(options.hostfile)
+    print(f"asking {len(hosts)} hosts …", flush=True)
+    reports = ask_all(hosts, options)
+    needs = Needs(options.nproc_per_node, options.save_dir, needed_bytes(options))
+    problems = compare(reports, needs)
+    measured = None
+    if not problems and options.all_reduce_mib:
+        measured, failures = try_all_reduce(hosts, options)
+        problems += failures
+    print(overview(reports, problems))
+    if measured:
+        print(
+            f"all-reduce of {measured['size_bytes'] / 2**20:.0f} MiB over {measured['processes']} processes ({measured['device']}): "
+            f"{measured['seconds'] * 1000:.1f} ms, bus bandwidth {measured['bus_bytes_per_s'] / 1e9:.2f} GB/s"
+        )
+    record = {"time_s": round(time.time(), 3), "hosts": [asdict(report) for report in reports], "all_reduce": measured}
+    write_json(options.record, {**record, "problems": [asdict(problem) for problem in problems]})
+    for problem in problems:
+        print(f"error: {problem.host}: {problem.text}", file=sys.stderr)
+    print(f"{len(problems)} problems; the record is {options.record}")
+    raise SystemExit(1 if problems else 0)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = CommandLine(prog="preflight.py", description="Check every host of a hostfile before a long run.")
+    parser.add_argument(
+        "--hostfile", type=existing_file, default=Path("hostfile"), metavar="FILE", help="a host name a line"
+    )
+    parser.add_argument("--nproc_per_node", type=number(int, 1), default=8, metavar="N", help="processes (GPUs) a host")
+    parser.add_argument("--pretrained", type=Path, metavar="DIR", help="the model that will be trained")
+    parser.add_argument("--dataset", type=Path, nargs="+", default=[], metavar="PART", help="prepared part directories")
+    parser.add_argument(
+        "--save_dir", type=Path, default=Path("checkpoint_dir"), metavar="DIR", help="where checkpoints go"
+    )
+    parser.add_argument(
+        "--min_free_gib",
+        type=number(float, 0),
+        metavar="GIB",
+        help="room needed in --save_dir (default: one checkpoint, seven times the weights of --pretrained)",
+    )
+    parser.add_argument("--ssh_port", type=number(int, 1, 65535), metavar="PORT", help="as colossalai run's --ssh-port")
+    parser.add_argument(
+        "--master_port", type=number(int, 1, 65535), default=30013, metavar="PORT", help="as colossalai run's"
+    )
+    parser.add_argument(
+        "--all_reduce_mib",
+        type=number(float, 0),
+        default=64.0,
+        metavar="MIB",
+        help="tensor that is summed over all; 0: none",
+    )
+    parser.add_argument(
+        "--timeout_s", type=number(float, 1), default=120.0, metavar="S", help="for each command on a host"
+    )
+    parser.add_argument(
+        "--connect_timeout_s", type=number(float, 1), default=10.0, metavar="S", help="for ssh to answer"
+    )
+    parser.add_argument(
+        "--record", type=Path, default=Path("preflight.json"), metavar="FILE", help="all that was found, as JSON"
+    )
+    options = parser.parse_args()
+    parser.finish()
+    return options
+
+
+def needed_bytes(options: argparse.Namespace) -> int:
+    """Room that --save_dir must have."""
+    if options.min_free_gib is not None:
+        return int(options.min_free_gib * 2**30)
+    if options.pretrained is None:
+        return 0
+    weights = [path for pattern in ("*.safetensors", "*.bin") for path in options.pretrained.glob(pattern)]
+    return _CHECKPOINT_OVER_WEIGHTS * sum(path.stat().st_size for path in weights)
+
+
+def shell(host: str, options: argparse.Namespace) -> "Shell":  # noqa: F821
+    """ssh to a host, in this project's directory, with the environment that matters."""
+    from colossal_llama.cluster.remote import Shell
+
+    passed_on = (
+        "PATH",
+        "LD_LIBRARY_PATH",
+        "NCCL_SOCKET_IFNAME",
+        "GLOO_SOCKET_IFNAME",
+        "NCCL_IB_DISABLE",
+        "OMP_NUM_THREADS",
+    )
+    variables = {name: os.environ[name] for name in passed_on if os.environ.get(name)}
+    return Shell(host, options.ssh_port, PROJECT_ROOT, variables, options.connect_timeout_s)
+
+
+def ask_all(hosts: list[str], options: argparse.Namespace) -> list[HostReport]:
+    """A report of each host; a file is put beside the checkpoints meanwhile, to see who sees it."""
+    from colossal_llama.cluster.remote import on_all
+    from colossal_llama.cluster.survey import existing_ancestor
+
+    place = existing_ancestor(options.save_dir)
+    mark = place / f".preflight-{os.getpid()}-{time.time_ns()}"
+    try:
+        mark.touch()
+    except OSError as error:
+        raise UserError(f"--save_dir: {place} cannot be written: {error.strerror}") from None
+    try:
+        return list(on_all(hosts, lambda host: ask(host, mark, options)).values())
+    finally:
+        mark.unlink()
+
+
+def ask(host: str, mark: Path, options: argparse.Namespace) -> HostReport:
+    """What one host says of itself."""
+    from colossal_llama.cluster.remote import Unreachable
+
+    directories = [path.absolute() for path in (options.pretrained, *options.dataset) if path]
+    words = [sys.executable, "colossal_llama/cluster/survey.py", "--save_dir", str(options.save_dir.absolute())]
+    words += ["--mark", str(mark), "--directories", *map(str, directories)]
+    try:
+        with shell(host, options) as remote:
+            skew_s, skew_error_s = remote.clock_skew_s()
+            output = remote.run(words, options.timeout_s)
+    except Unreachable as error:
+        return HostReport(host, failure=Problem(host, "ssh", str(error)))
+    if output.code:
+        said = (output.stderr.strip() or output.stdout.strip() or "nothing").splitlines()[-1]
+        text = (
+            f"the survey ended with code {output.code} and said: {said}. This project and its environment must be there under the same "
+            f"paths ({PROJECT_ROOT}, {sys.executable})"
+        )
+        return HostReport(host, skew_s=skew_s, skew_error_s=skew_error_s, failure=Problem(host, "python", text))
+    return HostReport(host, json.loads(output.stdout.splitlines()[-1]), skew_s, skew_error_s)
+
+
+def try_all_reduce(hosts: list[str], options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """Sums a tensor over all processes of all hosts; what was measured, or which hosts failed."""
+    from colossal_llama.cluster.remote import on_all
+
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={len(hosts)}",
+        f"--nproc_per_node={options.nproc_per_node}",
+    ]
+    torchrun += [f"--master_addr={hosts[0]}", f"--master_port={options.master_port}"]
+
+    def reduce_on(host: str) -> "Output":  # noqa: F821
+        words = [*torchrun, f"--node_rank={hosts.index(host)}", "colossal_llama/cluster/all_reduce.py"]
+        with shell(host, options) as remote:
+            return remote.run([*words, "--size_mib", str(options.all_reduce_mib)], options.timeout_s)
+
+    outputs = on_all(hosts, reduce_on)
+    advice = "do the hosts reach each other on all ports, and by the interface that NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME names?"
+    failures = [
+        Problem(host, "all_reduce", f"the all-reduce failed ({_reason(output)}): {advice}")
+        for host, output in outputs.items()
+        if output.code
+    ]
+    if failures:
+        return None, failures
+    return json.loads(outputs[hosts[0]].stdout.splitlines()[-1]), []
+
+
+def _reason(output: "Output") -> str:  # noqa: F821
+    errors = [line for line in output.stderr.splitlines() if "Error" in line]
+    return errors[0].strip() if errors else f"code {output.code}"
+
+
+def overview(reports: list[HostReport], problems: list[Problem]) -> str:
+    """A row for each host: what it has, and which checks it failed."""
+    rows = []
+    for report in reports:
+        failed = sorted({problem.check for problem in problems if problem.host == report.host})
+        verdict = "broken: " + ", ".join(failed) if failed else "ok"
+        if report.survey is None:
+            rows.append([report.host, verdict, "", "", "", "", "", ""])
+            continue
+        found, names = report.survey, sorted({gpu["name"] for gpu in report.survey["gpus"]})
+        shown_gpus = f"{len(found['gpus'])} x {', '.join(names)}" if names else "none"
+        seen = sum(value is not None for value in found["directories"].values())
+        directories = f"{seen} of {len(found['directories'])}"
+        free, skew = f"{found['free_bytes'] / 2**30:,.0f} GiB", f"{report.skew_s:+.2f} s"
+        torch_version = found["packages"]["torch"] or "none"
+        rows.append([report.host, verdict, found["python"], torch_version, directories, free, shown_gpus, skew])
+    return table(["host", "verdict", "Python", "torch", "directories", "free", "GPUs", "clock"], rows)
+
+
+if __name__ == "__main__":
+    run_main(main)
