@@ -1,50 +1,90 @@
-"""Shows what each initialisation of new rows is worth: loss per byte on held-out text, before any further training.
+"""Shows what each initialisation of new rows is worth: loss per byte on held-out text, before and during continued training.
 
-Trains a small LLaMA on a corpus with the source tokenizer, gives it the expanded tokenizer's rows with init_model.py by
-either method, and prints the losses that `--eval_file` reports. A small model trained for minutes: compare the columns, not
-the values with those of real models.
+    python benchmarks/initialisation_worth.py --source_tokenizer llama2 --target_tokenizer expanded --corpus_dir corpus \
+        --work_dir /dev/shm --output worth.json --curve worth.png
+
+1. Most of the corpus trains a LLaMA with the source tokenizer, by train.py (the model is small, and this takes minutes).
+2. init_model.py gives it the expanded tokenizer's rows; other ways to fill the rows are set beside (row_variants.py). All are evaluated
+   at once: on held-out documents, category by category, in nats per byte, which compare between tokenizers.
+3. Each way is trained further by train.py on text that the model has not seen, the same rows in the same order.
+
+The results are written after each step. On a CPU: `--width 128 --layers 2 --length_tokens 128 --source_steps 400 --continued_steps 50`.
 """
 
-import itertools
+import hashlib
 import json
+import os
+import random
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from colossal_llama.utils.command_line import CommandLine, existing_directory, number
-from colossal_llama.utils.console import progress, table
-from colossal_llama.utils.errors import run_main
+from colossal_llama.utils.console import say, table
+from colossal_llama.utils.errors import UserError, run_main
+from colossal_llama.utils.files import write_json
 
-_SCRIPT = Path(__file__).resolve().parents[1] / "colossal_llama" / "model" / "init_model.py"
-_HELD_OUT_DOCUMENTS = 60
-_ROW_TOKENS = 128
+_ROOT = Path(__file__).resolve().parents[1]
+_HELD_OUT_CHARACTERS = 4_000  # of one document, so that the held-out bytes come from many
+_CONTINUED_SHARE = 0.2  # of the documents of every category
+_CALIBRATION_STEPS = 40
+# (input rows, output rows); those that are trained further, and those that are only evaluated.
+_CONTINUED = (
+    ("mean", "mean"),
+    ("random", "random"),
+    ("random_covariance", "random_covariance"),
+    ("norm_matched_mean", "norm_matched_mean"),
+    ("average", "average"),
+    ("mean", "average"),
+)
+_ONLY_EVALUATED = (
+    ("mean", "random_covariance"),
+    ("random_covariance", "mean"),
+    ("average", "mean"),
+    ("norm_matched_mean", "mean"),
+    ("mean", "norm_matched_mean"),
+    ("norm_matched_mean", "average"),
+    ("mean", "half_mean"),
+    ("half_mean", "half_mean"),
+    ("first_piece", "first_piece"),
+    ("mean", "first_piece"),
+)
 
 
 def main() -> None:
-    """Train, initialise by both methods, print one table."""
+    """Split, prepare, train the source, initialise, evaluate, train on, report."""
     arguments = parse_arguments()
-    documents = read_documents(arguments.corpus_dir, arguments.documents)
-    held_out, training = documents[:_HELD_OUT_DOCUMENTS], documents[_HELD_OUT_DOCUMENTS:]
-    rows = []
-    with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="initialisation-worth-") as place:
-        eval_file = Path(place) / "held_out.jsonl"
-        eval_file.write_text("\n".join(json.dumps({"text": text}) for text in held_out), "utf-8")
-        train_source(Path(place) / "source", training, arguments)
-        for method in ("mean", "norm_matched_mean"):
-            target = Path(place) / method
-            losses = initialise(Path(place) / "source", arguments.target_tokenizer, target, method, eval_file)
-            if not rows:
-                rows.append(["source model", losses["source"]["loss_per_byte"], losses["source"]["tokens"]])
-                for kind in ("random", "random_around_mean"):
-                    rows.append([kind, losses[kind]["loss_per_byte"], losses[kind]["tokens"]])
-            rows.append([method, losses["initialised"]["loss_per_byte"], losses["initialised"]["tokens"]])
-    print(table(["new rows", "nats per byte", "tokens"], rows))
+    with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="initialisation-worth-") as scratch:
+        place = Path(scratch)
+        results: dict[str, Any] = {"settings": {name: str(value) for name, value in vars(arguments).items()}}
+        held_out, results["corpus"] = split_corpus(arguments, place)
+        results["prepared"] = prepare_both(arguments, place)
+
+        from colossal_llama.utils import engine
+
+        engine.launch(seed=0)
+        from colossal_llama.training import session
+
+        results["device"] = device_name()
+        results["source"] = train_source(arguments, place, session)
+        evaluate_source(results, place, held_out)
+        record(arguments, results)
+        evaluate_variants(arguments, results, place, held_out)
+        for pair in _CONTINUED:
+            continue_training(arguments, results, place, session, held_out, pair)
+            record(arguments, results)
+        engine.leave()
+    report(arguments, results)
 
 
 def parse_arguments() -> Namespace:
@@ -52,78 +92,359 @@ def parse_arguments() -> Namespace:
     parser = CommandLine(description=__doc__.splitlines()[0])
     parser.add_argument("--source_tokenizer", type=existing_directory, required=True)
     parser.add_argument("--target_tokenizer", type=existing_directory, required=True, help="from init_tokenizer.py")
-    parser.add_argument(
-        "--corpus_dir", type=existing_directory, required=True, help='.jsonl files with "source" and "target"'
-    )
-    parser.add_argument("--documents", type=number(int, minimum=100), default=2000, help="documents read of each file")
-    parser.add_argument(
-        "--steps", type=number(int, minimum=1), default=400, help="training steps of 8 rows of 128 tokens"
-    )
-    parser.add_argument("--width", type=number(int, minimum=64), default=128, help="hidden size, a multiple of 64")
+    parser.add_argument("--corpus_dir", type=existing_directory, required=True, help="pre-training records")
     parser.add_argument("--work_dir", type=existing_directory, help="where the models are made and removed again")
+    parser.add_argument("--output", type=Path, help="a json file for all figures")
+    parser.add_argument("--curve", type=Path, help="a PNG file for the losses of the continued training")
+    model = parser.add_argument_group("source model and its training")
+    model.add_argument("--width", type=number(int, minimum=64), default=640, help="hidden size, a multiple of 64")
+    model.add_argument("--layers", type=number(int, minimum=1), default=8)
+    model.add_argument("--length_tokens", type=number(int, minimum=64), default=2048, help="tokens a row")
+    model.add_argument("--rows", type=number(int, minimum=1), default=16, help="rows a step of the source's training")
+    model.add_argument("--source_lr", type=number(float, above=0), default=1e-3)
+    model.add_argument("--source_seconds", type=number(float, above=0), default=90.0, help="how long the source trains")
+    model.add_argument("--source_steps", type=number(int, minimum=1), help="instead of --source_seconds")
+    more = parser.add_argument_group("continued training and evaluation")
+    more.add_argument("--continued_steps", type=number(int, minimum=1), default=200)
+    more.add_argument("--continued_rows", type=number(int, minimum=1), default=8, help="rows a step")
+    more.add_argument("--continued_lr", type=number(float, above=0), default=3e-4)
+    more.add_argument("--eval_bytes", type=number(int, minimum=1000), default=40_000, help="held-out bytes a category")
+    more.add_argument("--documents", type=number(int, minimum=100), help="documents used of each category (all)")
     arguments = parser.parse_args()
     parser.finish()
     return arguments
 
 
-def read_documents(directory: Path, limit: int) -> list[str]:
-    """The first `limit` texts of every file, shuffled the same way every time."""
-    import random
-
-    texts = []
-    for path in sorted(directory.rglob("*.jsonl")):
-        with path.open(encoding="utf-8") as file:
-            texts += [record["source"] + record["target"] for record in map(json.loads, itertools.islice(file, limit))]
-    random.Random(0).shuffle(texts)
-    return texts
+# -------------------------------------------------------------------------------------------------------- the data
 
 
-def train_source(directory: Path, documents: list[str], arguments: Namespace) -> None:
-    """Trains and saves the source model with its tokenizer."""
+def split_corpus(arguments: Namespace, place: Path) -> tuple[dict[str, list[str]], dict]:
+    """Writes the documents for the source's and for the continued training; returns the held-out ones by category, and counts."""
+    by_category = read_documents(arguments.corpus_dir)
+    held_out: dict[str, list[str]] = {}
+    shares: dict[str, list] = {"source": [], "continued": []}
+    for category, documents in sorted(by_category.items()):
+        random.Random(0).shuffle(documents)
+        documents = documents[: arguments.documents]
+        held_out[category], rest = _hold_out(documents, arguments.eval_bytes)
+        border = int(_CONTINUED_SHARE * len(rest))
+        shares["continued"] += rest[:border]
+        shares["source"] += rest[border:]
+    counts: dict[str, Any] = {"held_out_bytes": {name: _bytes(texts) for name, texts in held_out.items()}}
+    for name, documents in shares.items():
+        random.Random(1).shuffle(documents)
+        (place / f"{name}-corpus").mkdir()
+        with (place / f"{name}-corpus" / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in documents)
+        texts = [document.source + document.target for document in documents]
+        counts[name] = {"documents": len(documents), "bytes": _bytes(texts)}
+    return held_out, counts
+
+
+def read_documents(directory: Path) -> dict[str, list]:
+    """All documents by category."""
+    from colossal_llama.dataset.records import document_of, find_input_files, parse_row, plan_chunks, read_rows
+
+    by_category: dict[str, list] = {}
+    for chunk in plan_chunks(find_input_files([directory], excluded=directory / "none"), None):
+        for _, row in read_rows(chunk, hashlib.sha256()):
+            if isinstance(row, dict) or row.strip():
+                document = document_of(parse_row(row))
+                by_category.setdefault(document.category, []).append(document)
+    return by_category
+
+
+def _hold_out(documents: list, size_bytes: int) -> tuple[list[str], list]:
+    texts: list[str] = []
+    for number_of_held_out, document in enumerate(documents):
+        if _bytes(texts) >= size_bytes:
+            return texts, documents[number_of_held_out:]
+        texts.append((document.source + document.target)[:_HELD_OUT_CHARACTERS])
+    raise UserError(f"--eval_bytes {size_bytes}: a category has no more text than that")
+
+
+def _bytes(texts: Sequence[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
+
+
+def prepare_both(arguments: Namespace, place: Path) -> dict:
+    """Prepares both trainings' parts at the same time; returns their manifests' totals."""
+    tokenizers = {"source": arguments.source_tokenizer, "continued": arguments.target_tokenizer}
+    workers = max(1, len(os.sched_getaffinity(0)) // 2)
+    processes = {}
+    for name, tokenizer in tokenizers.items():
+        command = [sys.executable, _ROOT / "prepare_pretrain_dataset.py", "--data_input_dirs", place / f"{name}-corpus"]
+        command += ["--tokenizer_dir", tokenizer, "--data_output_dirs", place / f"{name}-data"]
+        command += ["--max_length", arguments.length_tokens, "--num_spliced_dataset_bins", 1, "--num_workers", workers]
+        log = (place / f"{name}-data.log").open("w")
+        processes[name] = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT)
+    for name, process in processes.items():
+        if process.wait():
+            raise UserError((place / f"{name}-data.log").read_text()[-2000:])
+    return {name: json.loads((place / f"{name}-data" / "manifest.json").read_bytes())["totals"] for name in tokenizers}
+
+
+# ---------------------------------------------------------------------------------------------------- the training
+
+
+def train(session: Any, place: Path, model: Path, data: Path, *options: Any) -> list[dict]:
+    """Runs train.py's story in this process; returns the entries of its metrics."""
+    import gc
+
+    import torch
+
+    import train as script
+    from colossal_llama.training.arguments import parse_arguments as parse_training
+    from colossal_llama.training.metrics import read_metrics
+    from colossal_llama.utils.engine import has_gpu
+
+    on_gpu = has_gpu()
+    words = ["--pretrained", model, "--dataset", data / "arrow" / "part-00000", "--plugin", "zero2"]
+    words += ["--mixed_precision", "bf16" if on_gpu else "fp32", *(["--use_flash_attn"] if on_gpu else [])]
+    words += ["--save_dir", place / "save", "--tensorboard_dir", place / "logs", "--config_file", place / "config.json"]
+    words += ["--skip_save_each_epoch", "--save_interval", 10**9, "--num_epochs", 1000, *options]
+    script.train(parse_training(list(map(str, words)), has_gpu=on_gpu, world_size=1), session)
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()
+    return read_metrics(place / "logs")
+
+
+def train_source(arguments: Namespace, place: Path, session: Any) -> dict:
+    """Trains the source model; `place`/source is its directory."""
+    make_random_model(arguments, place / "random")
+    common = ["--max_length", arguments.length_tokens, "--micro_batch_size", arguments.rows]
+    common += ["--lr", arguments.source_lr]
+    steps = arguments.source_steps
+    if steps is None:
+        entries = train(
+            session,
+            place / "calibration",
+            place / "random",
+            place / "source-data",
+            *common,
+            "--max_steps",
+            _CALIBRATION_STEPS,
+        )
+        half = len(entries) // 2
+        step_s = (entries[-1]["time_s"] - entries[half]["time_s"]) / (len(entries) - 1 - half)
+        steps = max(_CALIBRATION_STEPS, int(arguments.source_seconds / step_s))
+    started = time.monotonic()
+    entries = train(
+        session, place / "source-run", place / "random", place / "source-data", *common, "--max_steps", steps
+    )
+    (place / "source-run" / "save" / "modelling").rename(place / "source")
+    return {
+        "steps": len(entries),
+        "tokens": entries[-1]["tokens_seen"],
+        "seconds": round(time.monotonic() - started, 1),
+        "last_loss": entries[-1]["loss"],
+        "tokens_per_s": sorted(entry["tokens_per_s"] for entry in entries)[len(entries) // 2],
+    }
+
+
+def make_random_model(arguments: Namespace, directory: Path) -> None:
+    """Saves a fresh LLaMA with the source tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+    tokenizer = AutoTokenizer.from_pretrained(arguments.source_tokenizer)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=arguments.width,
+            intermediate_size=arguments.width * 27 // 10 // 64 * 64,
+            num_hidden_layers=arguments.layers,
+            num_attention_heads=arguments.width // 64,
+            max_position_embeddings=max(arguments.length_tokens, 4096),
+        )
+    )
+    say(f"source model: {model.num_parameters():,} parameters")
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def device_name() -> str:
+    """The GPU's name, or that there is none."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+# -------------------------------------------------------------------------------------------------- the comparison
+
+
+def losses(model: Any, tokenizer: Any, held_out: dict[str, list[str]], what: str) -> dict[str, float]:
+    """Nats per byte by category, and of all together."""
+    from colossal_llama.model.evaluate_text import loss_per_byte
+
+    by_category = {name: loss_per_byte(model, tokenizer, texts, f"{what}: {name}") for name, texts in held_out.items()}
+    nats = sum(loss.loss_per_byte * loss.bytes for loss in by_category.values())
+    total = nats / sum(loss.bytes for loss in by_category.values())
+    return {**{name: loss.loss_per_byte for name, loss in by_category.items()}, "all": total}
+
+
+def evaluate_source(results: dict, place: Path, held_out: dict[str, list[str]]) -> None:
+    """Adds the source model's losses to the results."""
+    from benchmarks.row_variants import load_model
     from colossal_llama.tokenizer.loading import load_tokenizer
 
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(arguments.source_tokenizer)
-    shape = {"hidden_size": arguments.width, "intermediate_size": 3 * arguments.width, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": arguments.width // 32, "max_position_embeddings": 2048}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **heads)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=arguments.steps)
-    rows = token_rows(documents, tokenizer)
-    for _ in (bar := progress(range(arguments.steps), desc="training the source model")):
-        batch = torch.tensor(list(itertools.islice(rows, 8)), device=device)
-        loss = model(batch, labels=batch).loss
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
-    model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(arguments.source_tokenizer).save_pretrained(directory)
+    source = place / "source"
+    results["source"]["held_out"] = losses(load_model(source), load_tokenizer(source), held_out, "source")
 
 
-def token_rows(documents: list[str], tokenizer) -> Iterator[list[int]]:
-    """Rows of 128 tokens of the documents, for ever; at most 2,000 characters of each, so that long ones do not rule."""
-    left: list[int] = []
-    for text in itertools.cycle(documents):
-        left += [*tokenizer(text[:2000]).input_ids, tokenizer.eos_token_id]
-        while len(left) >= _ROW_TOKENS:
-            yield left[:_ROW_TOKENS]
-            del left[:_ROW_TOKENS]
+def evaluate_variants(arguments: Namespace, results: dict, place: Path, held_out: dict[str, list[str]]) -> None:
+    """Makes the models with new rows and adds their losses before any training; `place`/start-… are those to train on."""
+    from benchmarks.row_variants import MEANS, load_model, set_rows
+    from colossal_llama.model.expand_model import plan_expansion
+    from colossal_llama.tokenizer.loading import load_tokenizer
+
+    for method in MEANS:
+        script = _ROOT / "colossal_llama" / "model" / "init_model.py"
+        command = [
+            sys.executable,
+            script,
+            "--source_model_and_tokenizer_path",
+            place / "source",
+            "--init_method",
+            method,
+        ]
+        command += [
+            "--target_tokenizer_path",
+            arguments.target_tokenizer,
+            "--target_model_path",
+            start_of(place, method),
+        ]
+        subprocess.run(list(map(str, command)), check=True)
+    plan = plan_expansion(place / "source", arguments.target_tokenizer)
+    results["new_rows"], results["old_rows"] = plan.new_tokens, plan.source_vocabulary
+    model, tokenizer = load_model(start_of(place, "mean")), load_tokenizer(arguments.target_tokenizer)
+    known = [m.weight[: plan.source_vocabulary].detach().cpu().float() for m in both_matrices(model)]
+    results["before_training"] = {}
+    for pair in (*_CONTINUED, *_ONLY_EVALUATED):
+        set_rows(model, plan.source_vocabulary, *rows_of(pair, known, plan))
+        results["before_training"][name_of(pair)] = losses(model, tokenizer, held_out, name_of(pair))
+        record(arguments, results)
+        if pair in _CONTINUED and name_of(pair) not in MEANS:
+            shutil.copytree(start_of(place, "mean"), start_of(place, name_of(pair)), ignore=_weights)
+            model.save_pretrained(start_of(place, name_of(pair)))
+    say(before_training_table(results))
 
 
-def initialise(source: Path, tokenizer: Path, target: Path, method: str, eval_file: Path) -> dict[str, dict]:
-    """Runs init_model.py and returns the losses of its report."""
-    command = [sys.executable, str(_SCRIPT), "--source_model_and_tokenizer_path", str(source)]
-    command += ["--target_tokenizer_path", str(tokenizer), "--target_model_path", str(target)]
-    subprocess.run(
-        [*command, "--init_method", method, "--eval_file", str(eval_file), "--eval_bytes", "40000"], check=True
-    )
-    return json.loads((target / "init_report.json").read_text())["evaluation"]
+def both_matrices(model: Any) -> tuple[Any, Any]:
+    """The input and the output embedding."""
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def rows_of(pair: tuple[str, str], known: list, plan: Any) -> list:
+    """The new input rows and the new output rows; random ones differ between the two."""
+    from benchmarks.row_variants import new_rows
+
+    return [new_rows(kind, known[side], plan.constituents, seed=side) for side, kind in enumerate(pair)]
+
+
+def _weights(directory: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith(".safetensors")]
+
+
+def name_of(pair: tuple[str, str]) -> str:
+    """`mean`, or `mean+average` for input and output rows of different kinds."""
+    return pair[0] if pair[0] == pair[1] else "+".join(pair)
+
+
+def start_of(place: Path, name: str) -> Path:
+    """The directory of a model to train on."""
+    return place / f"start-{name}"
+
+
+def continue_training(
+    arguments: Namespace,
+    results: dict,
+    place: Path,
+    session: Any,
+    held_out: dict[str, list[str]],
+    pair: tuple[str, str],
+) -> None:
+    """Trains one start further; adds its losses by step, in nats per byte, and those on held-out text afterwards."""
+    from benchmarks.row_variants import load_model
+    from colossal_llama.tokenizer.loading import load_tokenizer
+
+    name = name_of(pair)
+    run = place / f"run-{name}"
+    options = ["--max_length", arguments.length_tokens, "--micro_batch_size", arguments.continued_rows]
+    options += ["--lr", arguments.continued_lr, "--max_steps", arguments.continued_steps]
+    entries = train(session, run, start_of(place, name), place / "continued-data", *options)
+    tokens_per_byte = results["prepared"]["continued"]["target_tokens"] / results["corpus"]["continued"]["bytes"]
+    model = run / "save" / "modelling"
+    results.setdefault("continued", {})[name] = {
+        "loss_per_byte": [round(entry["loss"] * tokens_per_byte, 5) for entry in entries],
+        "tokens_per_step": entries[0]["tokens_seen"],
+        "held_out": losses(load_model(model), load_tokenizer(model), held_out, f"{name}, continued"),
+    }
+    shutil.rmtree(run)
+
+
+# ------------------------------------------------------------------------------------------------------ the report
+
+
+def record(arguments: Namespace, results: dict) -> None:
+    """Writes what is known so far."""
+    if arguments.output:
+        write_json(arguments.output, results)
+
+
+def before_training_table(results: dict) -> str:
+    """Held-out losses by category before any training."""
+    rows = [["source model", *results["source"]["held_out"].values()]]
+    rows += [[name, *values.values()] for name, values in results["before_training"].items()]
+    return table(["new rows (input+output), no training", *results["source"]["held_out"]], rows)
+
+
+def steps_to_reach(curve: list[float], loss: float) -> int | None:
+    """The first step at which a smoothed curve is as low as a loss, None if it never is."""
+    return next((step for step, value in enumerate(curve, 1) if value <= loss), None)
+
+
+def smoothed(values: list[float], window: int = 5) -> list[float]:
+    """The running mean of the last `window` values."""
+    return [sum(values[max(0, end - window) : end]) / min(window, end) for end in range(1, len(values) + 1)]
+
+
+def report(arguments: Namespace, results: dict) -> None:
+    """Prints the tables, draws the curves."""
+    curves = {name: smoothed(run["loss_per_byte"]) for name, run in results["continued"].items()}
+    marks = [step for step in (10, 25, 50, 100, 200) if step <= arguments.continued_steps]
+    results["steps_to_reach_mean"] = {
+        name: {step: steps_to_reach(curve, curves["mean"][step - 1]) for step in marks}
+        for name, curve in curves.items()
+    }
+    record(arguments, results)
+    print(before_training_table(results))
+    rows = [[name, *run["held_out"].values()] for name, run in results["continued"].items()]
+    print(table([f"after {arguments.continued_steps} steps", *results["source"]["held_out"]], rows))
+    rows = [[name, *reached.values()] for name, reached in results["steps_to_reach_mean"].items()]
+    print(table(["steps to the loss of `mean` at step", *map(str, marks)], rows))
+    if arguments.curve:
+        draw(arguments.curve, curves)
+
+
+def draw(path: Path, curves: dict[str, list[float]]) -> None:
+    """Draws the smoothed losses by step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, curve in curves.items():
+        panel.plot(range(1, len(curve) + 1), curve, label=name)
+    panel.set(xlabel="step of continued training", ylabel="loss (nats per byte), mean of 5 steps", xscale="log")
+    panel.grid(alpha=0.3)
+    panel.legend(title="new rows")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

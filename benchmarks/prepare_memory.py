@@ -1,0 +1,150 @@
+"""Measures the memory of preparing a large corpus: the peak over the process tree while gigabytes are prepared.
+
+    python benchmarks/prepare_memory.py --corpus_dir DIR --tokenizer_dir DIR --work_dir DIR [--gigabytes 5]
+
+The corpus is made of a small one: its documents again and again, each time with its lines in another order and with words
+that nobody has written before. Memory is the sum of the processes' proportional set sizes (pages that several processes
+share are counted once); the sum of their resident sizes, which counts them once a process, is told too. Needs about seven times
+the corpus on the disk; everything is removed in the end.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by its path: the project's root is the import root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import orjson
+import psutil
+
+from colossal_llama.utils.command_line import CommandLine, existing_directory, number
+from colossal_llama.utils.console import progress
+from colossal_llama.utils.errors import UserError, run_main
+from colossal_llama.utils.files import write_json
+
+_SCRIPT = Path(__file__).resolve().parents[1] / "prepare_pretrain_dataset.py"
+_FILE_BYTES = 500_000_000
+_NEW_WORD_EVERY = 2_000  # characters
+_LOOK_EVERY_S = 0.5
+
+
+def main() -> None:
+    """Make the corpus, prepare it, verify it, print one table."""
+    arguments = parse_arguments()
+    with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="prepare-memory-") as place:
+        corpus, output = Path(place) / "corpus", Path(place) / "output"
+        corpus_bytes = make_corpus(corpus, arguments.corpus_dir, int(arguments.gigabytes * 1e9))
+        inputs = ["--data_input_dirs", corpus, "--tokenizer_dir", arguments.tokenizer_dir, "--data_output_dirs", output]
+        result = {"corpus_bytes": corpus_bytes, "num_workers": arguments.num_workers}
+        result |= measured([*inputs, "--num_workers", arguments.num_workers])
+        result |= facts_of(output)
+        print(json.dumps(result, indent=2), flush=True)
+        result["verify"] = measured(["--verify", output])
+    print(json.dumps(result, indent=2))
+    if arguments.output:
+        write_json(arguments.output, result)
+
+
+def parse_arguments() -> Namespace:
+    """The command line, checked."""
+    parser = CommandLine(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus_dir", type=existing_directory, required=True, help="pre-training records, .jsonl")
+    parser.add_argument("--tokenizer_dir", type=existing_directory, required=True)
+    parser.add_argument("--work_dir", type=existing_directory, help="where everything is made and removed again")
+    parser.add_argument("--gigabytes", type=number(float, above=0), default=5.0, help="size of the corpus")
+    parser.add_argument("--num_workers", type=number(int, minimum=1), default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--output", type=Path, help="a json file for the figures")
+    arguments = parser.parse_args()
+    parser.finish()
+    return arguments
+
+
+def make_corpus(directory: Path, source: Path, size_bytes: int) -> int:
+    """Writes .jsonl files of about `size_bytes` together; returns their size."""
+    directory.mkdir()
+    records = [orjson.loads(line) for path in sorted(source.rglob("*.jsonl")) for line in path.open("rb")]
+    lines = differing_records(records)
+    written = 0
+    with progress(total=size_bytes, desc="making the corpus", unit="B", unit_scale=True) as bar:
+        for file_number in range(-(-size_bytes // _FILE_BYTES)):
+            end = min((file_number + 1) * _FILE_BYTES, size_bytes)
+            with (directory / f"part-{file_number:03d}.jsonl").open("wb") as file:
+                while written < end:
+                    line = orjson.dumps(next(lines), option=orjson.OPT_APPEND_NEWLINE)
+                    file.write(line)
+                    written += len(line)
+                    bar.update(len(line))
+    return written
+
+
+def differing_records(records: list[dict]) -> Iterator[dict]:
+    """The records again and again, in another order each time, no document like another."""
+    generator = random.Random(0)
+    while True:
+        generator.shuffle(records)
+        for record in records:
+            lines = record["target"].splitlines()
+            generator.shuffle(lines)
+            for _ in range(0, len(record["target"]), _NEW_WORD_EVERY):
+                word = "".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=9))
+                lines.insert(generator.randrange(len(lines) + 1), word)
+            yield {**record, "target": "\n".join(lines)}
+
+
+def measured(words: list) -> dict:
+    """Runs the script; its seconds and its tree's peak memory.
+
+    Raises:
+        UserError: it failed.
+    """
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, str(_SCRIPT), *map(str, words)])
+    parent, peak_pss, peak_rss, peak_one = psutil.Process(process.pid), 0, 0, 0
+    while process.poll() is None:
+        try:
+            memory = [member.memory_full_info() for member in [parent, *parent.children(recursive=True)]]
+            peak_pss = max(peak_pss, sum(part.pss for part in memory))
+            peak_rss = max(peak_rss, sum(part.rss for part in memory))
+            peak_one = max(peak_one, *(part.pss for part in memory))
+        except psutil.Error:
+            pass  # a process that ended while it was looked at
+        time.sleep(_LOOK_EVERY_S)
+    if process.returncode:
+        raise UserError("prepare_pretrain_dataset.py failed: its message is above")
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_pss_mb": round(peak_pss / 1e6),
+        "peak_rss_mb": round(peak_rss / 1e6),
+        "peak_pss_of_one_process_mb": round(peak_one / 1e6),
+    }
+
+
+def facts_of(output: Path) -> dict:
+    """What the preparation tells of itself, and its size on the disk."""
+    totals = json.loads((output / "manifest.json").read_bytes())["totals"]
+    size = {name: sum(path.stat().st_size for path in (output / name).rglob("*")) for name in ("arrow", "jsonl")}
+    tokens = totals["tokens_out"]
+    return {
+        "documents": totals["documents"],
+        "tokens": tokens,
+        "fill": totals["fill"],
+        "arrow_bytes_per_token": size["arrow"] / tokens,
+        "jsonl_bytes_per_token": size["jsonl"] / tokens,
+        "stages": {
+            key: value
+            for key, value in json.loads((output / "last_run.json").read_bytes()).items()
+            if key != "modified_ns"
+        },
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,68 @@
+"""Ways to fill the new rows of an expanded model, for comparing them: those of init_model.py, random ones, and others' defaults."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from colossal_llama.model.row_means import Constituents, mean_of_all_rows, mean_rows
+
+MEANS = ("mean", "norm_matched_mean")
+KINDS = {
+    "mean": "mean of the pieces' rows (init_model.py's default)",
+    "norm_matched_mean": "the same, as long as the pieces' rows on average (--init_method norm_matched_mean)",
+    "random": "normal noise of deviation 0.02 around 0, as a fresh LLaMA has",
+    "random_covariance": "drawn with mean and covariance of the old rows",
+    "average": "the mean of all old rows: what transformers' resize_token_embeddings makes, but for noise of 1e-9",
+    "half_mean": "halfway between `mean` and `average`",
+    "first_piece": "the row of the first piece",
+}
+
+
+def new_rows(kind: str, known: torch.Tensor, constituents: Constituents, seed: int = 0) -> torch.Tensor:
+    """The new rows of one matrix, float32 [new rows, width].
+
+    Args:
+        kind: one of KINDS.
+        known: the old rows, any floating dtype [old rows, width], on the CPU.
+        constituents: what each new row is made of.
+        seed: of the random kinds.
+    """
+    known = known.float()
+    average = mean_of_all_rows(known)
+    count = len(constituents.lengths)
+    noise = torch.randn((count, known.shape[1]), generator=torch.Generator().manual_seed(seed))
+    if kind in MEANS:
+        return torch.cat(list(mean_rows(known, constituents, kind, average)))
+    if kind == "half_mean":
+        return (new_rows("mean", known, constituents) + average) / 2
+    if kind == "random":
+        return 0.02 * noise
+    if kind == "average":
+        return average.repeat(count, 1)
+    if kind == "random_covariance":
+        covariance = torch.cov(known.T.double())
+        ridge = 1e-9 * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+        return average + noise @ torch.linalg.cholesky(covariance + ridge).float().T
+    if kind == "first_piece":
+        lengths = constituents.lengths
+        rows = known[constituents.ids[constituents.offsets[:-1].clamp_max(len(constituents.ids) - 1)]]
+        rows[lengths == 0] = average
+        return rows
+    raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
+
+
+@torch.no_grad()
+def set_rows(model: PreTrainedModel, first_row: int, input_rows: torch.Tensor, output_rows: torch.Tensor) -> None:
+    """Replaces the rows from `first_row` on in the input and in the output matrix, which must not be tied."""
+    for matrix, rows in (
+        (model.get_input_embeddings().weight, input_rows),
+        (model.get_output_embeddings().weight, output_rows),
+    ):
+        matrix[first_row : first_row + len(rows)] = rows.to(matrix)
+
+
+def load_model(directory: Path) -> PreTrainedModel:
+    """A model in the dtype in which it is stored, on the GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return AutoModelForCausalLM.from_pretrained(directory, torch_dtype="auto").to(device).eval()
