@@ -15,7 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colossal_llama.dataset.conversation import EncodedConversation, Message
+import numpy as np
+
+from colossal_llama.dataset.conversation import EncodedBatch, EncodedConversation, Message
 from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
@@ -94,9 +96,19 @@ class ChatTemplate:
 
     def encode_batch(
         self, conversations: Sequence[Sequence[Message]], bulk_encoder: BulkEncoder | None = None
-    ) -> list[EncodedConversation | None]:
-        """`encode` for many conversations; None for those that the template refuses."""
-        return [self._encode_or_none(messages) for messages in conversations]
+    ) -> EncodedBatch:
+        """`encode` for many conversations; those that the template refuses have no token."""
+        encoded = [self._encode_or_nothing(messages) for messages in conversations]
+        ends = np.cumsum([len(conversation.input_ids) for conversation in encoded], dtype=np.int64)
+        starts = (ends - np.diff(ends, prepend=0)).tolist()
+        targets = [
+            (begin + start, end + start)
+            for start, conversation in zip(starts, encoded, strict=True)
+            for begin, end in conversation.target_spans
+        ]
+        ids = np.array([token_id for conversation in encoded for token_id in conversation.input_ids], np.int32)
+        spans = np.array(targets, np.int64).reshape(-1, 2)
+        return EncodedBatch(ids, ends, spans, spans[:, 1])
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """See `ConversationTemplate.prompt_ids`."""
@@ -107,11 +119,11 @@ class ChatTemplate:
         """See `ConversationTemplate.describe`."""
         return {"kind": "jinja", "template": self._source, "turn_end_id": self.turn_end_id}
 
-    def _encode_or_none(self, messages: Sequence[Message]) -> EncodedConversation | None:
+    def _encode_or_nothing(self, messages: Sequence[Message]) -> EncodedConversation:
         try:
             return self.encode(messages)
         except TemplateRefusal:
-            return None
+            return EncodedConversation([], [], [])
 
     # ------------------------------------------------------------------------------------------------ rendering
 

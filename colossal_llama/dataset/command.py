@@ -16,6 +16,10 @@ def run(kind: Kind) -> None:
 
         print(verify(request.verified_dir))
         return
+    if request.settings.num_workers > 1:
+        from colossal_llama.dataset.worker_pool import start_server
+
+        start_server()
     from colossal_llama.dataset.manifest import summary
     from colossal_llama.dataset.open_tokenizer import OpenTokenizer
     from colossal_llama.dataset.preparation import prepare

@@ -1,6 +1,5 @@
 """Opens the tokenizer of a preparation. The only module of the pipeline that needs transformers: workers do without."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 
@@ -10,12 +9,13 @@ from colossal_llama.dataset.segmentation import CutRanks
 from colossal_llama.dataset.settings import Settings
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
-from colossal_llama.tokenizer.loading import TextEncoder, load_tokenizer, tokenizer_fingerprint
+from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.tokenizer.token_bytes import token_bytes
 
 
 class OpenTokenizer:
-    """A tokenizer with what is computed from its vocabulary when it is needed: 0.5 s for LLaMA-2, 3 s for LLaMA-3."""
+    """A tokenizer with what is computed from its vocabulary when it is needed."""
 
     def __init__(self, directory: Path):
         """Opens a tokenizer directory.
@@ -24,16 +24,13 @@ class OpenTokenizer:
             UserError: see `load_tokenizer`.
         """
         self.tokenizer = load_tokenizer(directory)
-        self.fingerprint = tokenizer_fingerprint(self.tokenizer)
+        serialized = self.tokenizer.backend_tokenizer.to_str()
+        self.fingerprint = tokenizer_fingerprint(self.tokenizer, serialized)
+        self.text_encoder = TextEncoder(self.tokenizer, serialized)
 
     @cached_property
     def _definition(self) -> dict:
-        return json.loads(self.tokenizer.backend_tokenizer.to_str())
-
-    @cached_property
-    def text_encoder(self) -> TextEncoder:
-        """Encodes a few texts."""
-        return TextEncoder(self.tokenizer)
+        return self.text_encoder.definition()
 
     @cached_property
     def encoder(self) -> BulkEncoder:

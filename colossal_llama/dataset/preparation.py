@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import orjson
@@ -29,7 +28,7 @@ from colossal_llama.dataset.rejections import (
 )
 from colossal_llama.dataset.settings import Settings
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
-from colossal_llama.dataset.worker_pool import WorkerPool, worker_pool
+from colossal_llama.dataset.worker_pool import WorkerPool, shared_flag, worker_pool
 from colossal_llama.utils.console import progress, say
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import sync_to_disk, write_json
@@ -118,8 +117,7 @@ class _Run:
 
 def _do_what_is_left(run: _Run, tokenizer: DocumentTokenizer | ConversationTokenizer, new: bool) -> dict | None:
     """Tokenizes and writes parts; the manifest, or None if other shards have not done their share."""
-    flag = get_context("spawn").Value("b", 0)
-    job = ChunkJob(tokenizer, run.chunk_dir, run.settings.on_bad_record == "stop", flag)
+    job = ChunkJob(tokenizer, run.chunk_dir, run.settings.on_bad_record == "stop", shared_flag())
     with worker_pool(run.settings.num_workers, job) as pool:
         try:
             _tokenize(run, pool)

@@ -181,61 +181,62 @@ class ConversationTokenizer:
     def samples(self, conversations: Sequence[Conversation]) -> Samples:
         """Tokenizes conversations (see `Samples`)."""
         collector = _SampleCollector()
-        encoded = self._template.encode_batch([conversation.messages for conversation in conversations], self._encoder)
-        for conversation, whole in zip(conversations, encoded, strict=True):
+        batch = self._template.encode_batch([conversation.messages for conversation in conversations], self._encoder)
+        tokens = batch.ids | np.where(batch.is_target, TARGET_BIT, np.int32(0))
+        for number, conversation in enumerate(conversations):
             counter = collector.counter(conversation.category)
             counter["documents"] += 1
-            if whole is None:
+            start, end = batch.range_of(number)
+            if start == end:
                 counter["dropped_documents.refused_by_chat_template"] += 1
                 continue
             counter["characters"] += sum(len(message.content) for message in conversation.messages)
-            counter["tokens_in"] += len(whole.input_ids)
-            samples = self._fit(conversation.messages, whole, counter)
+            counter["tokens_in"] += end - start
+            samples = [tokens[start:end]]
+            if end - start > self._max_length:
+                samples = self._fit(conversation.messages, end - start, batch.target_spans(number), counter)
             counter["segments"] += len(samples)
             if samples:
-                collector.add(conversation.category, [_marked(sample) for sample in samples])
+                collector.add(conversation.category, samples)
         return _with_token_counts(collector.samples())
 
     def _fit(
-        self, messages: Sequence[Message], whole: EncodedConversation, counter: Counter
-    ) -> list[EncodedConversation]:
-        if len(whole.input_ids) <= self._max_length:
-            return [whole]
-        fit = self._windows if self._long_conversations == "window" else self._truncated
-        return fit(messages, whole, counter)
+        self, messages: Sequence[Message], length: int, spans: Sequence[tuple[int, int]], counter: Counter
+    ) -> list[np.ndarray]:
+        """The samples of a conversation that is longer than a row: `length` tokens with the answers at `spans`."""
+        if self._long_conversations == "window":
+            return [_marked(sample) for sample in self._windows(messages, length, spans, counter)]
+        return [_marked(sample) for sample in self._truncated(messages, length, counter)]
 
-    def _truncated(
-        self, messages: Sequence[Message], whole: EncodedConversation, counter: Counter
-    ) -> list[EncodedConversation]:
+    def _truncated(self, messages: Sequence[Message], length: int, counter: Counter) -> list[EncodedConversation]:
         kept, left_out = truncated(messages, self._template.encode, self._max_length)
         if kept is None:
-            return self._dropped(whole, counter)
+            return self._dropped(length, counter)
         counter["documents_cut.turns_beyond_max_length"] += 1
         counter["cut_turns.turns_beyond_max_length"] += left_out
-        counter["cut_tokens.turns_beyond_max_length"] += len(whole.input_ids) - len(kept.input_ids)
+        counter["cut_tokens.turns_beyond_max_length"] += length - len(kept.input_ids)
         return [kept]
 
     def _windows(
-        self, messages: Sequence[Message], whole: EncodedConversation, counter: Counter
+        self, messages: Sequence[Message], length: int, spans: Sequence[tuple[int, int]], counter: Counter
     ) -> list[EncodedConversation]:
         found, too_long = windows(messages, self._template.encode, self._max_length)
         if not found:
-            return self._dropped(whole, counter)
+            return self._dropped(length, counter)
+        cut = sum(spans[answer][1] - spans[answer][0] for answer in too_long)
         if too_long:
-            spans = [whole.target_spans[answer] for answer in too_long]
             counter["documents_cut.answer_too_long"] += 1
-            counter["cut_answers.answer_too_long"] += len(spans)
-            counter["cut_tokens.answer_too_long"] += sum(end - start for start, end in spans)
-        cut = sum(whole.target_spans[answer][1] - whole.target_spans[answer][0] for answer in too_long)
-        surplus = sum(len(window.input_ids) for window in found) + cut - len(whole.input_ids)
+            counter["cut_answers.answer_too_long"] += len(too_long)
+            counter["cut_tokens.answer_too_long"] += cut
+        surplus = sum(len(window.input_ids) for window in found) + cut - length
         counter["repeated_tokens"] += max(surplus, 0)  # context and openings that stand in several windows
         counter["cut_tokens.turns_without_a_fitting_answer"] += max(-surplus, 0)
         counter["documents_split"] += len(found) > 1
         return found
 
-    def _dropped(self, whole: EncodedConversation, counter: Counter) -> list[EncodedConversation]:
+    def _dropped(self, length: int, counter: Counter) -> list[EncodedConversation]:
         counter["dropped_documents.no_answer_fits"] += 1
-        counter["dropped_tokens.no_answer_fits"] += len(whole.input_ids)
+        counter["dropped_tokens.no_answer_fits"] += length
         return []
 
 

@@ -190,8 +190,12 @@ class WordEncoder:
         pieces: list[str] = []
         piece_counts = np.ones(len(texts), np.int64)
         for number, (text, beginning) in enumerate(zip(texts, beginnings, strict=True)):
+            piece = self._with_prefix(text) if beginning else text
+            if len(piece) <= BLOCK_CHARACTERS:
+                pieces.append(piece)
+                continue
             before = len(pieces)
-            pieces += self._cut_long(self._as_pieces_spell_it(text, beginning))
+            pieces += self._cut_long(piece.replace(" ", _SPACE))
             piece_counts[number] = len(pieces) - before
         encoded = [self._encode_block(pieces[start:stop]) for start, stop in _blocks(pieces)]
         if not encoded:
@@ -199,14 +203,14 @@ class WordEncoder:
         ends = np.concatenate([[0], np.cumsum(np.concatenate([lengths for _, lengths in encoded]))])
         return np.concatenate([ids for ids, _ in encoded]), np.diff(ends[np.cumsum([0, *piece_counts])])
 
-    def _as_pieces_spell_it(self, text: str, beginning: bool) -> str:
-        text = text.replace(" ", _SPACE)
-        if not (beginning and text and self._prefix):
+    def _with_prefix(self, text: str) -> str:
+        """How a text is spelt at the beginning of a document."""
+        if not (text and self._prefix):
             return text
-        return text if self._prefix == "unless there" and text.startswith(_SPACE) else _SPACE + text
+        return text if self._prefix == "unless there" and text.startswith((" ", _SPACE)) else _SPACE + text
 
     def _cut_long(self, text: str) -> Iterator[str]:
-        """Cuts a text that is longer than a block where it can be cut; a shorter one is given back whole."""
+        """Cuts a text, with ▁ for its spaces, where it can be cut, into pieces that are not much longer than a block."""
         start = 0
         while len(text) - start > BLOCK_CHARACTERS:
             place, searched = start + BLOCK_CHARACTERS, 1 << 12
@@ -218,7 +222,7 @@ class WordEncoder:
                 place, searched = place + searched, 2 * searched
             yield text[start : min(place, len(text))]
             start = min(place, len(text))
-        if start < len(text) or not text:
+        if start < len(text):
             yield text[start:]
 
     def _cuts(self, codes: np.ndarray) -> np.ndarray:
@@ -232,7 +236,7 @@ class WordEncoder:
         return cuts
 
     def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        text = "".join(texts)
+        text = "".join(texts).replace(" ", _SPACE)
         codes = _code_points(text)
         cuts = self._cuts(codes)
         text_starts = np.cumsum([0, *map(len, texts)])

@@ -35,8 +35,13 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 over everything that decides the ids of a text: the fast tokenizer's definition and its BOS and EOS."""
-    definition = tokenizer.backend_tokenizer.to_str(pretty=False)
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast, serialized: str | None = None) -> str:
+    """SHA-256 over everything that decides the ids of a text: the fast tokenizer's definition and its BOS and EOS.
+
+    Args:
+        tokenizer: the tokenizer.
+        serialized: its definition as JSON, if it is at hand.
+    """
+    definition = serialized or tokenizer.backend_tokenizer.to_str(pretty=False)
     special = json.dumps([tokenizer.bos_token, tokenizer.eos_token])
     return fingerprint_bytes(definition.encode(), special.encode())

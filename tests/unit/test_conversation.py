@@ -104,7 +104,18 @@ def test_a_batch_gives_what_single_calls_give(tokenizer_and_template):
         [],
         [Message("system", "t"), Message("assistant", "")],
     ]
-    assert template.encode_batch(conversations) == [template.encode(messages) for messages in conversations]
+    batch = template.encode_batch(conversations)
+    assert [batch.conversation(number) for number in range(4)] == [
+        template.encode(messages) for messages in conversations
+    ]
+    spans = [
+        span
+        for number in range(4)
+        for span in batch.targets.tolist()
+        if batch.range_of(number)[0] <= span[0] < batch.range_of(number)[1]
+    ]
+    assert spans == batch.targets.tolist()
+    assert sum(batch.is_target.tolist()) == sum(end - start for start, end in spans)
     ends = template.encode(conversations[0])
     assert ends.message_ends[-1] == len(ends.input_ids)
     assert ends.input_ids[ends.message_ends[0] - 1] == template.turn_end_id

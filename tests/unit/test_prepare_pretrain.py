@@ -218,21 +218,27 @@ def test_a_different_seed_gives_the_same_rows_in_another_order(tmp_path, opened)
     assert sorted(map(json.dumps, one)) == sorted(map(json.dumps, other))
 
 
-def run_script(project_root: Path, *arguments) -> subprocess.CompletedProcess:
+def run_script(project_root: Path, *arguments, cwd: Path | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, str(project_root / "prepare_pretrain_dataset.py"), *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=cwd)
 
 
 def test_the_script_gives_the_same_bytes_with_two_workers(tmp_path, shared_data, project_root):
-    """Chunks are 4 MiB, so that the two workers share this input; the plain call in this process has one."""
+    """Three files are three chunks, so that the two workers share this input; the plain call in this process has one.
+
+    The script is started in a directory with modules of the project's and of its libraries' names: nobody may import those.
+    """
+    for name in ("colossal_llama", "numpy", "orjson", "tokenizers"):
+        (tmp_path / "trap").mkdir(exist_ok=True)
+        (tmp_path / "trap" / f"{name}.py").write_text("raise SystemExit('imported from the working directory')")
     directory = shared_data / "tokenizers" / "llama2"
     for number in range(3):
         records = [{"source": "", "target": f"{number} {n} words", "category": "ab"[n % 2]} for n in range(200)]
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", records)
     done = run_script(
         project_root, "--data_input_dirs", tmp_path / "in", "--tokenizer_dir", directory, "--data_output_dirs",
-        tmp_path / "two", "--num_workers", 2, "--num_spliced_dataset_bins", 3, "--max_length", 64,
+        tmp_path / "two", "--num_workers", 2, "--num_spliced_dataset_bins", 3, "--max_length", 64, cwd=tmp_path / "trap",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "tokens/character" in done.stdout
