@@ -26,6 +26,13 @@ SHAPES = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     },
+    "170M": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    },
     "1.25B": {
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -60,14 +67,14 @@ def make_model(directory: Path, shape: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(directory)
 
 
-def make_part(directory: Path, rows: int, documents_per_row: int = 1) -> None:
+def make_part(directory: Path, rows: int, documents_per_row: int = 1, length_tokens: int = LENGTH_TOKENS) -> None:
     """Full rows of random tokens, cut into documents of equal length."""
-    random_rows(rows, LENGTH_TOKENS, VOCABULARY_SIZE, documents_per_row).save_to_disk(str(directory))
+    random_rows(rows, length_tokens, VOCABULARY_SIZE, documents_per_row).save_to_disk(str(directory))
     note = {
         "kind": "pretrain",
-        "max_length": LENGTH_TOKENS,
+        "max_length": length_tokens,
         "rows": rows,
-        "tokens": rows * LENGTH_TOKENS,
+        "tokens": rows * length_tokens,
         "fingerprint": f"random-{rows}-{documents_per_row}",
     }
     (directory / "part.json").write_text(json.dumps(note))

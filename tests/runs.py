@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 import torch
 from datasets import ClassLabel, Features, Sequence, Value
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -97,6 +100,19 @@ def _row(generator: np.random.Generator, documents: int) -> dict:
     }
 
 
+def ranks_of(launcher: subprocess.Popen) -> dict[int, psutil.Process]:
+    """The processes that a launcher has started, by rank."""
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    return {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
+
+
+def wait_until(true: Callable[[], bool], process: subprocess.Popen, every_s: float = 0.05) -> None:
+    """Waits for something that a running process will do; fails with its output when it ends before."""
+    while not true():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(every_s)
+
+
 def torchrun(
     script: str, arguments: list[str], ranks: int, project_root: Path, on_gpu: bool = False, timeout_s: int = 300
 ) -> subprocess.CompletedProcess:
@@ -145,12 +161,25 @@ class Runner:
             words += ["--lr", "1e-2"]
         return [*words, *options]
 
-    def run(self, commands: list[list[str]], ranks: int) -> None:
+    def run(self, commands: list[list[str]], ranks: int, script: str = "benchmarks/train_many.py") -> None:
         """Runs them all; fails with their output if one does."""
         listing = self.workspace / f"commands-{ranks}-{abs(hash(str(commands)))}.json"
         listing.write_text(json.dumps(commands))
-        done = torchrun("benchmarks/train_many.py", [str(listing)], ranks, self.project_root, self.on_gpu)
+        done = torchrun(script, [str(listing)], ranks, self.project_root, self.on_gpu)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+    def start(self, command: list[str], ranks: int = 2) -> subprocess.Popen:
+        """Starts train.py on the CPU as a user does, in a session of its own, and returns at once."""
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        return subprocess.Popen(
+            [*launch, "train.py", *command],
+            cwd=self.project_root,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def metrics(self, name: str) -> list[dict]:
         """The entries of a run's metrics.jsonl."""

@@ -1,18 +1,25 @@
 """A run that was stopped goes on as if nothing had happened: same losses, same weights, bit for bit."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from runs import ranks_of, wait_until
+
+from colossal_llama.utils.engine import prepare_engine
+
+prepare_engine()
+
+from colossal_llama.model.weight_files import find_weight_files  # noqa: E402
+from colossal_llama.training.checkpoint import complete_checkpoints, open_checkpoint  # noqa: E402
+from colossal_llama.training.optimizer_states import SavedOptimizer  # noqa: E402
 
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
 RUN = (*BATCH, "--num_epochs", "2", "--save_interval", "2", "--use_neft")
@@ -21,12 +28,23 @@ MIDDLE = "epoch-0_step-4"  # 33 rows, 8 a step: 5 steps an epoch, the last one s
 SETTINGS = {
     "zero2": ("--mixed_precision", "bf16"),
     "zero2_fp16": ("--mixed_precision", "fp16"),
-    "zero2_cpu": ("--plugin", "zero2_cpu", "--mixed_precision", "bf16"),
+    "zero2_cpu": ("--plugin", "zero2_cpu", "--mixed_precision", "bf16", "--save_in_background", "False"),
     "ddp": ("--plugin", "ddp", "--mixed_precision", "bf16"),
     "3d_zero0": ("--plugin", "3d", "--zero", "0", "--mixed_precision", "bf16"),
     "3d_zero1": ("--plugin", "3d", "--zero", "1", "--mixed_precision", "bf16"),
     "3d_tp2": ("--plugin", "3d", "--zero", "0", "--tp", "2", "--mixed_precision", "bf16", "--micro_batch_size", "4"),
 }
+
+WITHOUT_PICKLE = """
+import pickle, runpy, sys
+import torch
+
+def refuse(*arguments, **settings):
+    raise AssertionError("something is unpickled")
+
+torch.load = torch.serialization.load = pickle.load = refuse
+runpy.run_path("{root}/benchmarks/train_many.py", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +59,16 @@ def dropout_model(toy, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def resumed(runner, dropout_model):
-    """For each setting a run of 10 steps, and one that goes on from its checkpoint after step 4, in another launch."""
+    """For each setting a run of 10 steps, and one that goes on from its checkpoint after step 4, without unpickling anything."""
     model = ("--pretrained", str(dropout_model))
     runner.run([runner.command(name, *RUN, *options, *model) for name, options in SETTINGS.items()], ranks=2)
     again = [
         runner.command(f"{name}_again", *RUN, *options, "--load_checkpoint", str(checkpoint_of(runner, name)))
         for name, options in SETTINGS.items()
     ]
-    runner.run(again, ranks=2)
+    without_pickle = runner.workspace / "without_pickle.py"
+    without_pickle.write_text(WITHOUT_PICKLE.format(root=runner.project_root))
+    runner.run(again, ranks=2, script=str(without_pickle))
     return runner
 
 
@@ -68,12 +88,29 @@ def test_resuming_changes_nothing(resumed, name):
 
 def test_a_checkpoint_holds_what_its_name_says(resumed):
     path = checkpoint_of(resumed, "zero2")
-    assert {entry.name for entry in path.iterdir()} >= {"modelling", "optimizer", "lr_scheduler", "running_states.json"}
+    names = {"modelling", "optimizer", "random_states", "lr_scheduler", "running_states.json"}
+    assert {entry.name for entry in path.iterdir()} == names
     states = json.loads((path / "running_states.json").read_text())
     assert states["progress"]["step"] == 4
     assert states["progress"]["samples_seen"] == 32
     names = visible_in(path.parent)
     assert names == {f"epoch-0_step-{s}" for s in (2, 4, 5)} | {f"epoch-1_step-{s}" for s in (6, 8, 10)} | {"modelling"}
+    for file in path.rglob("*"):
+        if file.is_file() and file.suffix != ".safetensors":
+            json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero2_cpu"])
+def test_how_long_a_save_took_is_recorded(resumed, name):
+    """zero2_cpu writes while training waits, so that the wait has the writing in it."""
+    entries = {entry["step"]: entry for entry in resumed.metrics(name)}
+    assert [step for step, entry in entries.items() if "save_stall_s" in entry] == [3, 5, 6, 7, 9]
+    assert sum("save_write_s" in entry for entry in entries.values()) >= 3
+    assert not any(entry.get("save_failed") for entry in entries.values())
+    if name == "zero2_cpu":
+        assert all(
+            entry["save_stall_s"] >= entry["save_write_s"] > 0 for entry in entries.values() if "save_write_s" in entry
+        )
 
 
 def test_going_on_with_other_ranks_and_plugins(resumed):
@@ -90,9 +127,19 @@ def test_going_on_with_other_ranks_and_plugins(resumed):
         ranks=1,
     )
     runner.run([runner.command("on_four", "--micro_batch_size", "2", *options, *load)], ranks=4)
+    split = ("--plugin", "3d", "--zero", "0", "--tp", "2", "--micro_batch_size", "8")
+    from_split = ("--load_checkpoint", str(runner.workspace / "split" / "save" / "epoch-1_step-8"))
+    runner.run(
+        [
+            runner.command("split", *split, *options, *load),
+            runner.command("joined", *BATCH, *options, *from_split),
+        ],
+        ranks=2,
+    )
     whole = runner.losses("elastic")[4:]
-    for name in ("on_one", "on_four", "on_one_3d", "on_one_ddp"):
+    for name in ("on_one", "on_four", "on_one_3d", "on_one_ddp", "split"):
         assert runner.losses(name) == pytest.approx(whole, rel=2e-4), name
+    assert runner.losses("joined") == pytest.approx(whole[4:], rel=2e-4)
 
 
 def visible_in(directory: Path) -> set[str]:
@@ -100,57 +147,62 @@ def visible_in(directory: Path) -> set[str]:
     return {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
 
 
-def start(runner, command: list[str]) -> subprocess.Popen:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        launch,
-        cwd=runner.project_root,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def wait_for_steps(runner, name: str, steps: int, process: subprocess.Popen) -> None:
+    metrics = runner.workspace / name / "logs" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= steps, process)
 
 
-def wait_for_steps(metrics: Path, steps: int, process: subprocess.Popen) -> None:
-    while process.poll() is None:
-        if metrics.exists() and metrics.read_text().count("\n") >= steps:
-            return
-        time.sleep(0.05)
-    raise AssertionError(process.communicate()[0])
+def check_checkpoints(save_dir: Path) -> None:
+    """Whatever has a checkpoint's name is one: all of its files are there and can be read."""
+    for path in complete_checkpoints(save_dir):
+        checkpoint = open_checkpoint(path)
+        SavedOptimizer(path / "optimizer").close()
+        find_weight_files(checkpoint.model_path)
+        assert len(list((path / "random_states").iterdir())) == checkpoint.running_states["world_size"]
+
+
+def kill(process: subprocess.Popen, victim: psutil.Process) -> None:
+    """kill -9 of the launcher or of a rank; nobody may outlive it."""
+    ranks = ranks_of(process)
+    assert len(ranks) >= 2
+    victim.kill()
+    process.wait(timeout=60)
+    assert not psutil.wait_procs(ranks.values(), timeout=10)[1], "ranks train on without their launcher"
 
 
 def test_killed_at_any_moment_and_resumed(resumed):
-    """kill -9 of the launcher, which takes its ranks along, at a random moment; then the same command again."""
+    """kill -9 of the launcher at a random moment, of a rank while a checkpoint is written; then the same command again."""
     name, options = "killed", (*SETTINGS["zero2"], *RUN)
     model = ("--pretrained", str(resumed.workspace / "zero2" / "save" / "epoch-0_step-2" / "modelling"))
     resumed.run([resumed.command("undisturbed", *options, *model)], ranks=2)
-    command = resumed.command(name, *options, *model, "--load_checkpoint", "auto")
-    process = start(resumed, command)
-    wait_for_steps(resumed.workspace / name / "logs" / "metrics.jsonl", 3, process)
-    moment_s = random.uniform(0, 2.0)
+    save_dir = resumed.workspace / name / "save"
+    command = resumed.command(name, *options, *model, "--save_interval", "1", "--load_checkpoint", "auto")
+    process = resumed.start(command)
+    wait_for_steps(resumed, name, 2, process)
+    moment_s = random.uniform(0, 1.0)
     time.sleep(moment_s)
-    ranks = psutil.Process(process.pid).children(recursive=True)
-    assert len(ranks) >= 2
-    process.kill()
-    process.wait()
-    assert not psutil.wait_procs(ranks, timeout=10)[1], "ranks train on without their launcher"
-    process = start(resumed, command)
+    kill(process, psutil.Process(process.pid))
+    check_checkpoints(save_dir)
+    process = resumed.start(command)
+    wait_until(lambda: any(save_dir.glob(".*.unfinished")), process, 0.001)
+    kill(process, ranks_of(process)[1])
+    check_checkpoints(save_dir)
+    process = resumed.start(command)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
-    assert resumed.losses(name) == resumed.losses("undisturbed"), f"killed {moment_s:.2f} s after step 3"
+    assert resumed.losses(name) == resumed.losses("undisturbed"), f"killed {moment_s:.2f} s after step 2"
     expected = resumed.weights("undisturbed")
     assert all(torch.equal(tensor, expected[key]) for key, tensor in resumed.weights(name).items())
+    check_checkpoints(save_dir)
+    assert not any(save_dir.glob(".*.unfinished"))
 
 
 def test_a_signal_ends_the_run_after_saving(resumed):
     name = "signalled"
     command = resumed.command(name, *RUN, "--save_interval", "1000", "--num_epochs", "40", "--skip_save_each_epoch")
-    process = start(resumed, command)
+    process = resumed.start(command)
     metrics = resumed.workspace / name / "logs" / "metrics.jsonl"
-    wait_for_steps(metrics, 3, process)
+    wait_for_steps(resumed, name, 3, process)
     process.send_signal(signal.SIGTERM)  # torchrun hands it to every rank
     output, _ = process.communicate(timeout=120)
     assert "everything is saved" in output
@@ -161,9 +213,9 @@ def test_a_signal_ends_the_run_after_saving(resumed):
 
 def test_two_runs_into_one_directory_are_refused(resumed):
     command = resumed.command("twice", *RUN, "--num_epochs", "400", "--skip_save_each_epoch", "--save_interval", "1000")
-    first = start(resumed, command)
-    wait_for_steps(resumed.workspace / "twice" / "logs" / "metrics.jsonl", 1, first)
-    second = start(resumed, command)
+    first = resumed.start(command)
+    wait_for_steps(resumed, "twice", 1, first)
+    second = resumed.start(command)
     output, _ = second.communicate(timeout=120)
     first.kill()
     assert second.returncode != 0
@@ -174,7 +226,7 @@ def test_other_data_is_refused(resumed, toy):
     load = ("--load_checkpoint", str(checkpoint_of(resumed, "zero2")))
     other = resumed.command("other", *RUN, *load)
     other[other.index(str(toy.parts[2]))] = str(toy.parts[1])
-    process = start(resumed, other)
+    process = resumed.start(other)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "cannot resume" in output

@@ -15,11 +15,18 @@ from colossal_llama.utils.engine import prepare_engine
 prepare_engine()
 
 from colossal_llama.model.weight_files import TensorShape, write_safetensors  # noqa: E402
+from colossal_llama.training.checkpoint import open_checkpoint  # noqa: E402
 from colossal_llama.training.host_memory import HostMemory  # noqa: E402
 from colossal_llama.training.optimizer_layout import Cut, Place, Slot  # noqa: E402
 from colossal_llama.training.optimizer_states import SavedOptimizer, restore_states, tensors_to_save  # noqa: E402
 from colossal_llama.training.shared_writing import HeldFile  # noqa: E402
 from colossal_llama.utils.errors import UserError  # noqa: E402
+from colossal_llama.utils.files import (  # noqa: E402
+    remove_directory,
+    replace_directory,
+    tidy_directory,
+    unfinished_path,
+)
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 7))
 
@@ -125,3 +132,28 @@ def test_host_memory_keeps_every_tensor_and_is_used_again(counts, dtype, block_b
             assert torch.equal(torch.cat([*pieces, torch.empty(0, dtype=dtype)]), tensor)
         assert held in (None, memory.held_bytes)
         held = memory.held_bytes
+
+
+def test_directories_appear_and_vanish_whole(tmp_path):
+    """Killed while it replaced, removed or wrote a directory, a process leaves a hidden name, and the next one tidies up."""
+    for name in ("replaced", "unfinished", "removed"):
+        (tmp_path / f".step-{name}.{name}").mkdir()
+        (tmp_path / f".step-{name}.{name}" / "file").write_text(name)
+    assert tidy_directory(tmp_path) == ["step-unfinished"]
+    assert {path.name for path in tmp_path.iterdir()} == {"step-replaced"}
+    new = unfinished_path(tmp_path / "step-replaced")
+    new.mkdir()
+    replace_directory(new, tmp_path / "step-replaced")
+    assert not any((tmp_path / "step-replaced").iterdir())
+    remove_directory(tmp_path / "step-replaced")
+    assert not any(tmp_path.iterdir())
+
+
+def test_pickled_checkpoints_of_earlier_versions_are_refused(tmp_path):
+    for folder in ("modelling", "optimizer"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "running_states.json").write_text(json.dumps({"progress": {"step": 3}}))
+    assert open_checkpoint(tmp_path).progress.step == 3
+    (tmp_path / "optimizer" / "pytorch_optim.bin.index.json").touch()
+    with pytest.raises(UserError, match="pickles are not loaded"):
+        open_checkpoint(tmp_path)
