@@ -33,6 +33,13 @@ SHAPES = {
         "num_attention_heads": 12,
         "num_key_value_heads": 4,
     },
+    "190M": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    },
     "1.25B": {
         "hidden_size": 2048,
         "intermediate_size": 5632,

@@ -7,13 +7,14 @@ registered here reads boundaries where others read a mask. So no mask of length 
     rows    [a a a b b]        boundaries, over the flattened rows: 0 3 5 8 10
             [c c c . .]        padding (.) is a document of its own that nobody labels
 
-Three functions are registered with transformers' `AttentionInterface` (https://huggingface.co/docs/transformers/attention_interface):
-`documents_varlen` computes all documents in one variable-length kernel of PyTorch (`torch.nn.attention.varlen`), `documents_flash` in
-that of the flash-attn package, and `documents_sdpa` calls `scaled_dot_product_attention` document by document, on any device.
+Four functions are registered with transformers' `AttentionInterface` (https://huggingface.co/docs/transformers/attention_interface):
+`documents_cudnn` (model.cudnn_attention), `documents_varlen` (`torch.nn.attention.varlen`) and `documents_flash` (the flash-attn
+package) compute all documents in a variable-length kernel, `documents_sdpa` calls `scaled_dot_product_attention` document by
+document, on any device.
 
-Where every row is one whole document all three call the plain causal kernel once. On an H200 (8 rows of 4,096 tokens, 32 heads of
-64, 4 of keys, forward and backward) cuDNN takes 5.1 ms, PyTorch's flash kernel 7.7, the variable-length one 8.0, and 3.4 with four
-documents a row, 1.9 with sixteen. cuDNN's own variable-length way took 100 ms.
+Where every row is one whole document all of them call the plain causal kernel once. Measured on an H200, 8 rows of 4,096 tokens, 32
+heads of 64, 4 of keys, forward and backward, in ms: one document a row: cuDNN 5.1, PyTorch's flash kernel 7.7, its variable-length
+one 8.0; sixteen documents a row: 1.9 in the last; real pre-training rows (51 to 115 documents): 6.2 to 7.0.
 """
 
 import importlib.util
@@ -26,8 +27,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from colossal_llama.model import cudnn_attention
+from colossal_llama.model.cudnn_attention import LONG_TOKENS
+
 FLASH = "documents_flash"
 VARLEN = "documents_varlen"
+CUDNN = "documents_cudnn"
 SDPA = "documents_sdpa"
 
 
@@ -39,12 +44,13 @@ def boundaries_of(lengths: Sequence[Sequence[int]], row_length_tokens: int) -> t
         row_length_tokens: the padded length of every row.
 
     Returns:
-        int32, shape (1, longest, 1, documents + 1): offsets into the flattened batch. The second dimension repeats the offsets
-        without taking memory; its size carries the longest document to the kernel, which needs it as a host number: reading it
-        from a GPU tensor would stop the host once a layer.
+        int32, shape (1, longest, 1 + long, 3 documents + 1). The last dimension holds the offsets of the documents in the flattened
+        batch and its end; then where they start and how long they are, in order of falling length. The others repeat that without
+        taking memory: their sizes carry the longest document and the number of documents longer than `LONG_TOKENS` to the
+        kernel, which needs both as host numbers: reading them from a GPU tensor would stop the host once a layer.
 
     >>> boundaries_of([[3, 2], [3]], row_length_tokens=5)[0, 0, 0]
-    tensor([ 0,  3,  5,  8, 10], dtype=torch.int32)
+    tensor([ 0,  3,  5,  8, 10,  0,  5,  3,  8,  3,  3,  2,  2], dtype=torch.int32)
     """
     segments: list[int] = []
     for row in lengths:
@@ -54,26 +60,46 @@ def boundaries_of(lengths: Sequence[Sequence[int]], row_length_tokens: int) -> t
             raise ValueError(f"documents of {sum(row)} tokens do not fit into a row of {row_length_tokens}")
         if padding:
             segments.append(padding)
+    documents = torch.tensor(segments, dtype=torch.int32)
     offsets = torch.zeros(len(segments) + 1, dtype=torch.int32)
-    torch.cumsum(torch.tensor(segments, dtype=torch.int32), 0, out=offsets[1:])
-    return offsets.view(1, 1, 1, -1).expand(1, max(segments), 1, -1)
+    torch.cumsum(documents, 0, out=offsets[1:])
+    falling, order = torch.sort(documents, descending=True, stable=True)
+    numbers = torch.cat([offsets, offsets[:-1][order], falling])
+    long = sum(length > LONG_TOKENS for length in segments)
+    return numbers.view(1, 1, 1, -1).expand(1, max(segments), 1 + long, -1)
 
 
-def choose_attention(use_flash: bool, fast: bool, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+def offsets_of(boundaries: torch.Tensor) -> torch.Tensor:
+    """int32 (documents + 1,): where the documents begin in the flattened batch, and its end."""
+    return boundaries[0, 0, 0, : _documents(boundaries) + 1]
+
+
+def _documents(boundaries: torch.Tensor) -> int:
+    return (boundaries.shape[3] - 1) // 3
+
+
+def choose_attention(
+    use_flash: bool, fast: bool, device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]
+) -> tuple[str, str]:
     """Name of the attention function to use, and a sentence that says which kernel computes it.
 
     Args:
         use_flash: whether the user asked for flash attention: the flash-attn package is used where it is installed.
-        fast: whether PyTorch's variable-length kernel is used without being asked for.
+        fast: whether variable-length kernels are used without being asked for.
         device: where the model computes.
-        dtype: of its activations; the flash kernels take fp16 and bf16.
+        dtype: of its activations; the kernels take fp16 and bf16.
+        heads: query heads, key-value heads, width of a head.
     """
     able = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     if use_flash and able and _has_flash_attn():
         return FLASH, "attention: variable-length kernel of the flash-attn package"
-    if (use_flash or fast) and able and _has_torch_varlen():
-        absent = " (the flash-attn package is not installed)" if use_flash else ""
-        return VARLEN, f"attention: PyTorch's own variable-length flash kernel{absent}"
+    if (use_flash or fast) and able:
+        absent = "; the flash-attn package is not installed" if use_flash else ""
+        reason = cudnn_attention.why_not(device, dtype, *heads)
+        if reason is None:
+            return CUDNN, f"attention: cuDNN's variable-length kernel{absent}"
+        if _has_torch_varlen():
+            return VARLEN, f"attention: PyTorch's own variable-length kernel (cuDNN's: {reason}{absent})"
     plain = "scaled_dot_product_attention, document by document"
     if not use_flash:
         return SDPA, f"attention: PyTorch's {plain}"
@@ -116,7 +142,7 @@ def documents_sdpa(
         return _whole_rows(query, key, value, dropout, scaling), None
     # (1, heads, rows * length, width): documents never cross rows, so each is one slice of the flattened batch.
     flat = [states.transpose(0, 1).reshape(1, states.shape[1], rows * length, width) for states in (query, key, value)]
-    offsets = attention_mask[0, 0, 0].tolist()
+    offsets = offsets_of(attention_mask).tolist()
     outputs = [
         scaled_dot_product_attention(
             *(states[:, :, begin:end] for states in flat),
@@ -144,6 +170,20 @@ def documents_flash(
     return _variable_length(_flash_attn_package, query, key, value, attention_mask, dropout, scaling), None
 
 
+def documents_cudnn(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document by cuDNN's variable-length kernel; arguments and result as `documents_sdpa`."""
+    return _variable_length(_cudnn_varlen, query, key, value, attention_mask, dropout, scaling), None
+
+
 def documents_varlen(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -163,7 +203,7 @@ def is_one_document_a_row(boundaries: torch.Tensor, rows: int, length: int) -> b
 
     As many documents as rows, the longest as long as a row: since they add up to all rows, all are that long.
     """
-    return boundaries.shape[1] == length and boundaries.shape[3] - 1 == rows
+    return boundaries.shape[1] == length and _documents(boundaries) == rows
 
 
 def _whole_rows(query, key, value, dropout, scaling):
@@ -193,33 +233,43 @@ def _variable_length(kernel, query, key, value, boundaries, dropout, scaling):
     rows, heads, length, width = query.shape
     if is_one_document_a_row(boundaries, rows, length):
         return _whole_rows(query, key, value, dropout, scaling)
-    offsets, longest = boundaries[0, 0, 0], boundaries.shape[1]
     flat = [states.transpose(1, 2).reshape(rows * length, states.shape[1], width) for states in (query, key, value)]
-    return kernel(*flat, offsets, longest, dropout, scaling).view(rows, length, heads, width)
+    return kernel(*flat, boundaries, dropout, scaling).view(rows, length, heads, width)
 
 
-def _flash_attn_package(query, key, value, offsets, longest, dropout, scaling):
+def _flash_attn_package(query, key, value, boundaries, dropout, scaling):
     from flash_attn import flash_attn_varlen_func
 
+    offsets, longest = offsets_of(boundaries), boundaries.shape[1]
     return flash_attn_varlen_func(
         query, key, value, offsets, offsets, longest, longest, dropout_p=dropout, softmax_scale=scaling, causal=True
     )
 
 
-def _torch_varlen(query, key, value, offsets, longest, dropout, scaling):
+def _torch_varlen(query, key, value, boundaries, dropout, scaling):
     from torch.nn.attention.varlen import varlen_attn
 
+    _refuse_dropout(dropout)
+    settings = {"scale": scaling, "window_size": (-1, 0)}
+    if query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        settings["enable_gqa"] = True  # PyTorch 2.11 has no such option and takes fewer key heads without it
+    offsets, longest = offsets_of(boundaries), boundaries.shape[1]
+    return varlen_attn(query, key, value, offsets, offsets, longest, longest, **settings)
+
+
+def _cudnn_varlen(query, key, value, boundaries, dropout, scaling):
+    _refuse_dropout(dropout)
+    documents = _documents(boundaries)
+    starts, lengths = boundaries[0, 0, 0, documents + 1 :].split(documents)
+    places = cudnn_attention.Documents(starts, lengths, long=boundaries.shape[2] - 1, longest=boundaries.shape[1])
+    return cudnn_attention.varlen_attention(query, key, value, places, scaling)
+
+
+def _refuse_dropout(dropout: float) -> None:
     if dropout:
         raise NotImplementedError(
-            "PyTorch's variable-length attention has no dropout: set attention_dropout to 0 in config.json"
+            "the variable-length kernels have no dropout: set attention_dropout to 0 in config.json, or --fused_kernels False"
         )
-    settings = {"scale": scaling, "window_size": (-1, 0)}
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1 and "enable_gqa" in inspect.signature(varlen_attn).parameters:
-        settings["enable_gqa"] = True
-    elif repeats > 1:  # PyTorch 2.11 has no grouped-query option there
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    return varlen_attn(query, key, value, offsets, offsets, longest, longest, **settings)
 
 
 def _has_flash_attn() -> bool:
@@ -232,4 +282,5 @@ def _has_torch_varlen() -> bool:
 
 AttentionInterface.register(FLASH, documents_flash)
 AttentionInterface.register(VARLEN, documents_varlen)
+AttentionInterface.register(CUDNN, documents_cudnn)
 AttentionInterface.register(SDPA, documents_sdpa)

@@ -41,6 +41,7 @@ from colossal_llama.training.loop import Run, resume_progress
 from colossal_llama.training.metrics import MetricsWriter
 from colossal_llama.training.optimizer import build_optimizer
 from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
+from colossal_llama.training.recomputation import choose_recomputed_layers
 from colossal_llama.training.restoring import restore
 from colossal_llama.training.saving import CheckpointSaver, save_merged_model
 from colossal_llama.training.schedule import plan_schedule, rows_of_epoch
@@ -249,15 +250,17 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     engine = build_engine(arguments)
     device = current_device()
     compute_dtype = PRECISIONS[arguments.mixed_precision]
+    config = load_config(data.model_path)
+    heads = (config.num_attention_heads // arguments.tp, config.num_key_value_heads // arguments.tp, config.head_dim)
     attention, attention_note = choose_attention(
-        arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype
+        arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype, heads
     )
     with agreement.together():
         model = load_model(data.model_path, engine.parameter_dtype, attention, device)
     notes = [attention_note, _use_kernels(arguments, model, device)]
     _check_vocabulary(model, data)
     if arguments.use_grad_checkpoint:
-        notes.append(_recompute(arguments, model, device))
+        notes.append(_recompute(arguments, engine, model, device))
     if arguments.freeze_non_embeds_params:
         freeze_all_but_embeddings(model)
         notes.append("training input and output embeddings only")
@@ -278,14 +281,14 @@ def _with_adapters(arguments: TrainingArguments, data: Data, engine: Engine, mod
     return engine.booster.enable_lora(model, pretrained_dir=adapter, lora_config=config).to(engine.parameter_dtype)
 
 
-def _recompute(arguments: TrainingArguments, model: LlamaForCausalLM, device: torch.device) -> str:
-    """Lets layers recompute their activations: as many as asked for, else as few as the device's memory demands."""
-    of = model.config.num_hidden_layers
-    layers = min(of, arguments.recompute_layers or of)
+def _recompute(arguments: TrainingArguments, engine: Engine, model: LlamaForCausalLM, device: torch.device) -> str:
+    """Lets layers recompute their activations."""
+    _, data_parallel_size = data_parallel_place(engine)
+    layers = choose_recomputed_layers(arguments, model.config, device, data_parallel_size)
     # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs; Gemini's hooks around each
     # operation would then be left open.
     recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS)
-    return f"gradient checkpointing: {layers} of {of} layers are recomputed"
+    return f"gradient checkpointing: {layers} of {model.config.num_hidden_layers} layers are recomputed"
 
 
 def _fuses_loss(arguments: TrainingArguments, device: torch.device) -> bool:

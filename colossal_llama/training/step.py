@@ -116,9 +116,8 @@ class Stepper:
             # The mean over no targets is 0/0, and NaN survives the weight 0: let one token count, with that weight.
             labels = labels.clone()
             labels[0, 1] = moved.input_ids[0, 1]
-        longest = boundaries.shape[1]
         # Copied as the few numbers that it is; expanded again on the device.
-        on_device = boundaries[:, :1].to(self.device, non_blocking=True).expand(1, longest, 1, -1)
+        on_device = boundaries[:, :1, :1].to(self.device, non_blocking=True).expand(boundaries.shape)
         with self._autocast():
             return self.model(
                 input_ids=moved.input_ids,

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from colossal_llama.utils.gemini_patches import keep_norms_on_the_device
 from colossal_llama.utils.launchers import take_over_from_slurm
 
 
@@ -77,6 +78,8 @@ def prepare_engine() -> None:
         colossalai.accelerator.set_accelerator(_cpu_accelerator())
         _allow_zero_on_cpu()
         _say_that_there_is_no_hccl()
+    else:
+        keep_norms_on_the_device()
     _silence_what_users_cannot_change()
 
 

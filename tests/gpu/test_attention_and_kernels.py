@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from colossal_llama.model.attention import SDPA, VARLEN, boundaries_of
+from colossal_llama.model.attention import CUDNN, SDPA, VARLEN, boundaries_of
 from colossal_llama.model.kernels import use_fused_kernels
 
 pytestmark = pytest.mark.gpu
@@ -46,7 +46,7 @@ def forward(
     return model(input_ids=ids, position_ids=positions, attention_mask=boundaries, use_cache=False).logits
 
 
-@pytest.mark.parametrize("attention", [VARLEN, SDPA])
+@pytest.mark.parametrize("attention", [CUDNN, VARLEN, SDPA])
 def test_spliced_documents_equal_documents_apart(attention):
     model = make_model(attention)
     ids, positions = spliced_batch()
@@ -75,6 +75,24 @@ def test_one_variable_length_kernel_equals_document_by_document():
     flash = forward(make_model(VARLEN), ids, positions, LENGTHS)
     plain = forward(make_model(SDPA), ids, positions, LENGTHS)
     torch.testing.assert_close(flash, plain, rtol=2**-5, atol=2**-5)
+
+
+def test_cudnn_equals_pytorchs_kernel_on_long_and_short_documents():
+    """Forward and backward, with the documents out of the order of their lengths."""
+    lengths = [[40, 1500, 3, 505], [1100, 948]]
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(3, 1000, (2, 2048), generator=generator).cuda()
+    positions = torch.cat([torch.arange(length) for row in lengths for length in row]).view(2, 2048).cuda()
+    results = []
+    for attention in (CUDNN, VARLEN):
+        model = make_model(attention)
+        logits = forward(model, ids, positions, lengths)
+        logits.float().pow(2).mean().backward()
+        attention_layer = model.model.layers[0].self_attn
+        results.append((logits, *(getattr(attention_layer, f"{name}_proj").weight.grad for name in "qkv")))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=2**-5, atol=2**-5)
+    for mine, theirs in zip(results[0][1:], results[1][1:], strict=True):
+        assert (mine - theirs).float().norm() < 0.03 * theirs.float().norm()
 
 
 def test_whole_rows_equal_the_variable_length_kernel():

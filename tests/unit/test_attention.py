@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from colossal_llama.model.attention import FLASH, SDPA, boundaries_of, choose_attention
+from colossal_llama.model.attention import FLASH, SDPA, boundaries_of, choose_attention, offsets_of
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,17 @@ def test_one_document_equals_plain_causal_attention(model):
 
 def test_boundaries_carry_the_longest_document_without_taking_memory():
     boundaries = boundaries_of([[3, 2], [3]], 5)
-    assert boundaries[0, 0, 0].tolist() == [0, 3, 5, 8, 10]
-    assert boundaries.shape == (1, 3, 1, 5)
-    assert boundaries.untyped_storage().nbytes() == 5 * 4
+    assert offsets_of(boundaries).tolist() == [0, 3, 5, 8, 10]
+    assert boundaries.shape == (1, 3, 1, 13)
+    assert boundaries.untyped_storage().nbytes() == 13 * 4
+
+
+def test_boundaries_list_the_long_documents_first():
+    boundaries = boundaries_of([[3, 1500, 40], [2000]], 2100)
+    assert boundaries.shape[2] == 1 + 2
+    starts, lengths = boundaries[0, 0, 0, 7:].view(2, 6).tolist()
+    assert lengths == [2000, 1500, 557, 100, 40, 3]
+    assert starts == [2100, 3, 1543, 4100, 1503, 0]
 
 
 def test_documents_that_do_not_fit_are_an_error():
@@ -70,7 +78,7 @@ def test_documents_that_do_not_fit_are_an_error():
 
 
 def test_flash_attention_on_a_cpu_falls_back_and_says_so():
-    name, note = choose_attention(True, True, torch.device("cpu"), torch.bfloat16)
+    name, note = choose_attention(True, True, torch.device("cpu"), torch.bfloat16, (4, 2, 16))
     assert name == SDPA
     assert "--use_flash_attn" in note
     assert FLASH != SDPA

@@ -55,3 +55,46 @@ def test_cuda_kernel_signature_takes_half_precision_gradients():
     for tensors in lists.values():
         engine.TorchCudaAdam.multi_tensor_adam(0, None, tensors, 1e-2, 0.9, 0.95, 1e-8, 1, 1, 1, 0.1, -1.0)
     torch.testing.assert_close(lists[torch.bfloat16][1][0], lists[torch.float32][1][0])
+
+
+def host_parameter_after(kind: str, div_scale: float, steps: int = 800) -> torch.Tensor:
+    """An fp32 parameter in host memory after steps with bf16 gradients, as Gemini's offloading hands them to the optimizer."""
+    from colossalai.nn.optimizer import HybridAdam
+
+    from colossal_llama.training.optimizer import Adam
+
+    engine.prepare_engine()
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(64))
+    settings = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    made = {"torch": torch.optim.AdamW, "engine": HybridAdam, "ours": Adam}[kind]([parameter], **settings)
+    for step in range(steps):
+        gradient = (torch.randn(64) * (1 + step % 7)).bfloat16()
+        if kind == "torch":
+            parameter.grad = gradient.float() / (div_scale + step % 3)
+            made.step()
+        else:
+            # As Gemini does it: PyTorch takes a gradient of the parameter's dtype only.
+            exact, parameter.data = parameter.data, parameter.data.bfloat16()
+            parameter.grad, parameter.data = gradient, exact
+            made.step(div_scale=div_scale + step % 3)
+    return parameter.detach()
+
+
+def test_adam_in_host_memory_takes_half_precision_gradients_and_clips():
+    torch.testing.assert_close(host_parameter_after("ours", 4.0), host_parameter_after("torch", 4.0))
+
+
+def test_the_engines_adam_still_forgets_to_clip_them():
+    """Fails when HybridAdam heeds `div_scale` for half-precision gradients on the CPU: then `optimizer.Adam` is about speed alone."""
+    code = (
+        "import inspect; from colossalai.nn.optimizer import HybridAdam as h; source = inspect.getsource(h.step); "
+        "begin = source.index('self.torch_adam_update('); print('div_scale' in source[begin : source.index(')', begin)])"
+    )
+    assert run(code) == "False"
+
+
+def test_gemini_still_reads_every_norm_back():
+    """Fails when ColossalAI keeps a chunk's norm on the device: then gemini_patches.keep_norms_on_the_device can go."""
+    code = "import inspect; from colossalai.zero.gemini.chunk.chunk import Chunk as c; print(inspect.getsource(c.set_l2_norm))"
+    assert ".item()" in run(code)

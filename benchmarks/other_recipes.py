@@ -1,0 +1,131 @@
+"""What our train step is compared with, started by torchrun from benchmarks/train_throughput.py:
+
+    plain     ColossalAI's Booster with zero2 as today's scripts use it: transformers' model with a padding mask, no fused kernels, the
+              logits built whole, every layer recomputed, the engine's own update
+    trainer   Hugging Face Trainer with Liger's kernels, PyTorch's fused AdamW, weights and states in bf16 (the fastest it offers);
+              no fp32 master weights
+
+    torchrun --nproc_per_node 1 benchmarks/other_recipes.py trainer --model DIR --part DIR --micro_batch_size 8 --steps 12 --output FILE
+
+Writes the seconds of every step and the peak memory to FILE.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import datasets
+import torch
+
+from colossal_llama.utils.files import write_json
+
+LR, WEIGHT_DECAY, CLIPPING = 3e-4, 0.1, 1.0
+
+
+def main() -> None:
+    """Runs one recipe and writes its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", choices=("plain", "trainer"))
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--part", required=True)
+    parser.add_argument("--micro_batch_size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--no_checkpointing", action="store_true", help="of trainer: keep all activations")
+    parser.add_argument("--output", required=True, type=Path)
+    options = parser.parse_args()
+    step_s, losses = {"plain": plain, "trainer": trainer}[options.recipe](options)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    write_json(options.output, {"step_s": step_s, "losses": losses, "peak_memory_gib": peak})
+
+
+def rows_of(part: str) -> datasets.Dataset:
+    """Ids and labels of a prepared part."""
+    return datasets.load_from_disk(part).select_columns(["input_ids", "labels"]).with_format("torch")
+
+
+def plain(options: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """ColossalAI's zero2 the plain way."""
+    from colossal_llama.utils import engine
+
+    engine.launch(seed=0)
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import LowLevelZeroPlugin
+    from colossalai.nn.lr_scheduler import CosineAnnealingWarmupLR
+    from colossalai.nn.optimizer import HybridAdam
+    from transformers import AutoModelForCausalLM
+
+    device = engine.current_device()
+    model = AutoModelForCausalLM.from_pretrained(options.model, torch_dtype=torch.bfloat16).to(device)
+    model.config.use_cache = False
+    model.gradient_checkpointing_enable()
+    optimizer = HybridAdam(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, adamw_mode=True)
+    schedule = CosineAnnealingWarmupLR(optimizer, total_steps=options.steps, warmup_steps=1, eta_min=0.1 * LR)
+    plugin = LowLevelZeroPlugin(stage=2, precision="bf16", max_norm=CLIPPING, overlap_communication=engine.has_gpu())
+    booster = Booster(plugin=plugin)
+    model, optimizer, *_ = booster.boost(model, optimizer)
+    model.train()
+    loader = torch.utils.data.DataLoader(rows_of(options.part), options.micro_batch_size)
+    step_s, losses = [], []
+    for _, batch in zip(range(options.steps), loader, strict=False):
+        begun = time.perf_counter()
+        batch = {name: tensor.long().to(device) for name, tensor in batch.items()}
+        loss = model(attention_mask=torch.ones_like(batch["input_ids"]), **batch).loss
+        booster.backward(loss, optimizer)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())  # waits for the device, as the published loop does
+        step_s.append(time.perf_counter() - begun)
+    engine.leave()
+    return step_s, losses
+
+
+def trainer(options: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """Hugging Face Trainer with Liger."""
+    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    step_s: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            step_s.append(time.perf_counter() - self.begun)
+
+    model = AutoModelForCausalLM.from_pretrained(options.model, torch_dtype=torch.bfloat16)
+    model.config.use_cache = False
+    run = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(options.output) + ".trainer",
+            per_device_train_batch_size=options.micro_batch_size,
+            max_steps=options.steps,
+            learning_rate=LR,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=CLIPPING,
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            optim="adamw_torch_fused",
+            use_liger_kernel=torch.cuda.is_available(),
+            gradient_checkpointing=not options.no_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            dataloader_pin_memory=True,
+        ),
+        train_dataset=rows_of(options.part).map(lambda row: row, keep_in_memory=True),
+        callbacks=[Clock()],
+    )
+    run.train()
+    return step_s, [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Tokens/s of our train step, of the plain recipe on ColossalAI, and of Hugging Face Trainer with Liger, in turn on one machine.
+
+    python benchmarks/train_throughput.py --work_dir /dev/shm/speed                              1.25 B, micro-batch 8, one GPU
+    python benchmarks/train_throughput.py --work_dir /dev/shm/speed --shape 7B --micro_batch_size 4 --ways ours plain trainer
+    python benchmarks/train_throughput.py --work_dir DIR --pretrain_parts PART … --sft_parts PART …        also on real data
+
+`ours` is train.py --benchmark as a user starts it: plugin, fp32 master weights and states, clipping, data loader, records. Medians over the
+steps after the third. `ours_documents`: rows of 16 documents that do not see each other. `packed`: the rows of --pretrain_parts.
+`sft_packed` and `sft_padded`: the conversations of --sft_parts without padding, and one a row padded to 4,096; their tokens/s are of
+real tokens. The table's ratios are against `plain`; MFU is of the device's peak (README, "What it records").
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from transformers import AutoConfig
+
+from benchmarks.random_run import LENGTH_TOKENS, PROJECT_ROOT, SHAPES, make_model, make_part, outputs_under, run_many
+from colossal_llama.training.benchmark import WARM_UP_STEPS, speed
+from colossal_llama.training.metrics import peak_flops
+from colossal_llama.utils.console import table
+from colossal_llama.utils.engine import current_device
+from colossal_llama.utils.files import write_json
+
+OURS = {
+    "ours": ("--plugin", "zero2"),
+    "ours_3d": ("--plugin", "3d", "--zero", "2"),
+    "ours_recomputed": ("--plugin", "zero2", "--use_grad_checkpoint"),
+    "ours_plain": ("--plugin", "zero2", "--fused_kernels", "False"),
+    "ours_gemini": ("--plugin", "gemini"),
+}
+OTHERS = {
+    "plain": ("plain",),
+    "trainer": ("trainer",),
+    "trainer_kept": ("trainer", "--no_checkpointing"),
+}
+ON_DATA = {
+    "packed": ("--plugin", "zero2"),
+    "sft_packed": ("--plugin", "zero2"),
+    "sft_padded": ("--plugin", "zero2", "--padding_mode", "max_length"),
+}
+DEFAULT_WAYS = ("ours", "ours_documents", "ours_3d", "ours_gemini", "plain", "trainer", "trainer_kept")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A way's medians."""
+
+    tokens_per_s: float
+    step_s: float
+    peak_memory_gib: float
+    steps: int
+
+
+def main() -> None:
+    """Makes a random model, measures every way, prints and writes the table after each launch."""
+    options = parse()
+    model, part = options.work_dir / "model", options.work_dir / "part"
+    if not model.exists():
+        make_model(model, options.shape)
+        make_part(part, rows=options.steps * options.micro_batch_size)
+    measured: dict[str, Figures | None] = {}
+    ours = [way for way in options.ways if way not in OTHERS]
+    if ours:
+        measured |= of_ours(options, {way: words_of(options, way, model) for way in ours})
+        report(options, measured, model)
+    for way in (way for way in options.ways if way in OTHERS):
+        measured[way] = of_other(options, OTHERS[way], model, part, options.work_dir / way)
+        report(options, measured, model)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1.25B")
+    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument(
+        "--ways", nargs="+", choices=(*OURS, "ours_documents", *OTHERS, *ON_DATA), default=list(DEFAULT_WAYS)
+    )
+    parser.add_argument("--micro_batch_size", type=int, default=8)
+    parser.add_argument("--accumulation_steps", type=int, default=1, help="of our ways")
+    parser.add_argument("--steps", type=int, default=WARM_UP_STEPS + 10)
+    parser.add_argument("--pretrain_parts", nargs="+", default=[], help="prepared parts for `packed`")
+    parser.add_argument(
+        "--sft_parts", nargs="+", default=[], help="prepared conversations for `sft_packed`, `sft_padded`"
+    )
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of our train.py")
+    parser.add_argument("--output", type=Path, help="json file for the figures")
+    return parser.parse_args()
+
+
+def words_of(options: argparse.Namespace, way: str, model: Path) -> list[str]:
+    """The options of train.py for one of our ways."""
+    words = ["--pretrained", str(model), "--mixed_precision", "bf16", *outputs_under(options.work_dir / way)]
+    words += ["--micro_batch_size", str(options.micro_batch_size), "--max_length", str(LENGTH_TOKENS)]
+    words += ["--accumulation_steps", str(options.accumulation_steps), *options.options]
+    rows = options.steps * options.micro_batch_size * options.accumulation_steps
+    if way in OURS:
+        return [*words, *OURS[way], "--benchmark", "--num_samples", str(rows)]
+    if way == "ours_documents":
+        cut = options.work_dir / "part-documents"
+        if not cut.exists():
+            make_part(cut, rows=rows, documents_per_row=16)
+        return [*words, *OURS["ours"], *on_parts([str(cut)], options.steps)]
+    parts = options.pretrain_parts if way == "packed" else options.sft_parts
+    # Real rows differ from step to step: more of them for a steady median, except where they are mostly padding.
+    steps = options.steps if way == "sft_padded" else 3 * options.steps
+    return [*words, *ON_DATA[way], *on_parts(parts, steps)]
+
+
+def on_parts(parts: list[str], steps: int) -> list[str]:
+    """The options for a run over prepared parts that saves no checkpoint and ends after so many steps."""
+    words = ["--dataset", *parts, "--allow_other_data", "--max_steps", str(steps)]
+    return [*words, "--skip_save_each_epoch", "--save_interval", str(10**6), "--shuffle", "global"]
+
+
+def of_ours(options: argparse.Namespace, commands: dict[str, list[str]]) -> dict[str, Figures | None]:
+    """Runs train.py's story for every command line in one launch and reads the records; tokens are real ones, without padding."""
+    for way in commands:
+        shutil.rmtree(options.work_dir / way, ignore_errors=True)
+    done = run_many(options.work_dir / "commands.json", list(commands.values()))
+    if done.returncode:
+        print(done.stdout[-1000:], done.stderr[-3000:], flush=True)
+    measured: dict[str, Figures | None] = {}
+    for way in commands:
+        record = options.work_dir / way / "logs" / "metrics.jsonl"
+        figures = speed(record) if record.exists() else {"steps": 0}
+        shutil.rmtree(options.work_dir / way / "save", ignore_errors=True)
+        measured[way] = None
+        if figures["steps"]:
+            peak = figures["peak_memory_gib"] or float("nan")
+            measured[way] = Figures(figures["tokens_per_s"], figures["step_s"], peak, figures["steps"])
+    return measured
+
+
+def of_other(
+    options: argparse.Namespace, words: tuple[str, ...], model: Path, part: Path, place: Path
+) -> Figures | None:
+    """Runs another recipe; None when it failed (its last words are printed)."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+    command += ["benchmarks/other_recipes.py", *words, "--model", str(model), "--part", str(part)]
+    command += ["--micro_batch_size", str(options.micro_batch_size), "--steps", str(options.steps)]
+    command += ["--output", str(place / "figures.json")]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(place.name, done.stdout[-500:], done.stderr[-3000:], flush=True)
+        return None
+    figures = json.loads((place / "figures.json").read_text())
+    counted = figures["step_s"][WARM_UP_STEPS:]
+    step_s = float(np.median(counted))
+    tokens = options.micro_batch_size * LENGTH_TOKENS
+    return Figures(tokens / step_s, step_s, figures["peak_memory_gib"] or float("nan"), len(counted))
+
+
+def report(options: argparse.Namespace, measured: dict[str, Figures | None], model: Path) -> None:
+    """Prints and writes what was measured so far."""
+    flops, peak = flops_per_token_of(model), peak_flops(current_device())
+    plain = measured.get("plain")
+    rows = []
+    for way, figures in measured.items():
+        if figures is None:
+            rows.append([way, "failed", "", "", "", "", ""])
+            continue
+        ratio = f"{figures.tokens_per_s / plain.tokens_per_s:.2f}" if plain else ""
+        used = f"{figures.tokens_per_s * flops / peak:.3f}" if peak else ""
+        numbers = [f"{figures.tokens_per_s:,.0f}", f"{figures.step_s:.3f}", f"{figures.peak_memory_gib:.1f}"]
+        rows.append([way, *numbers, used, ratio, figures.steps])
+    print(table(["way", "tok/s", "step s", "peak GiB", "MFU", "x plain", "steps"], rows), flush=True)
+    if options.output:
+        write_json(options.output, {way: figures.__dict__ if figures else None for way, figures in measured.items()})
+
+
+def flops_per_token_of(model: Path) -> float:
+    """As `model.loading.flops_per_token`, from the configuration alone."""
+    config = AutoConfig.from_pretrained(model)
+    width, inner = config.hidden_size, config.intermediate_size
+    head = width // config.num_attention_heads
+    layer = 2 * width * width + 2 * width * config.num_key_value_heads * head + 3 * width * inner
+    multiplied = config.num_hidden_layers * layer + config.vocab_size * width
+    return 6.0 * multiplied + 6.0 * config.num_hidden_layers * width * LENGTH_TOKENS
+
+
+if __name__ == "__main__":
+    main()

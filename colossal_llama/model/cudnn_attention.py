@@ -1,0 +1,307 @@
+"""Variable-length causal attention by cuDNN, through its Python front end (package nvidia-cudnn-frontend).
+
+On Hopper cuDNN's attention is about half again as fast as the flash kernel that PyTorch carries, but PyTorch offers it for rows of equal
+length only; its variable-length way plans the computation anew in every call, 100 ms each. Here plans are kept, one for each
+(number of documents, longest document), both rounded up so that few are needed: documents of length 0 fill up the number.
+Long and short documents are computed apart, since the kernel's grid is as if all were as long as the longest.
+
+The flattened batch (tokens, heads, width) is described to cuDNN as "ragged": a tensor (documents, heads, longest, width) whose
+documents begin at given offsets (https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html).
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+LONG_TOKENS = 1024
+"""Documents beyond it are computed apart from the others."""
+_LENGTH_STEP, _LONG_STEP, _SHORT_STEP = (
+    1024,
+    8,
+    32,
+)  # to which the longest length and the numbers of documents are rounded up
+_QUERY, _KEY, _VALUE, _OUTPUT, _STATS, _GRADIENT, _LENGTHS, _OFFSETS = range(1, 9)
+_KEY_OFFSETS, _STATS_OFFSETS, _QUERY_GRADIENT, _KEY_GRADIENT, _VALUE_GRADIENT = range(9, 14)
+
+
+@functools.cache
+def why_not(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int) -> str | None:
+    """The reason why `varlen_attention` cannot be used, found by trying it on a few tokens, or None when it can.
+
+    Args:
+        device: where the model computes.
+        dtype: of queries, keys and values.
+        heads, key_heads, width: of the model's attention.
+    """
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return "it needs a CUDA device and fp16 or bf16"
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return "it is faster on Hopper and later only"
+    try:
+        shapes = [(1100, count, width) for count in (heads, key_heads, key_heads)]
+        states = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
+        starts, lengths = torch.tensor([[49, 0, 15], [1051, 15, 34]], dtype=torch.int32, device=device)
+        output = varlen_attention(*states, Documents(starts, lengths, long=1, longest=1051))
+        output.float().square().sum().backward()
+        gradients = [state.grad for state in states]
+        with torch.no_grad():
+            plain = [state.transpose(0, 1)[:, 15:49] for state in states]
+            expected = torch.nn.functional.scaled_dot_product_attention(
+                *plain, is_causal=True, enable_gqa=heads != key_heads
+            )
+        if not all(bool(tensor.isfinite().all()) for tensor in (output, *gradients)):
+            return "it gives numbers that are not finite"
+        if not torch.allclose(output[15:49].transpose(0, 1), expected, rtol=0.05, atol=0.05):
+            return "it gives other numbers than PyTorch's attention"
+    except Exception as error:  # the package, the library or a plan is missing: each raises its own
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Where a flattened batch's documents lie."""
+
+    starts: torch.Tensor
+    """int32 (documents,), on the device, in order of falling length."""
+    lengths: torch.Tensor
+    """int32 (documents,), likewise."""
+    long: int
+    """How many are longer than `LONG_TOKENS`."""
+    longest: int
+    """Tokens of the longest."""
+
+    def groups(self) -> list["_Group"]:
+        """The long ones and the others."""
+        bound = -(-self.longest // _LENGTH_STEP) * _LENGTH_STEP
+        groups = [_group(self.starts[: self.long], self.lengths[: self.long], bound, _LONG_STEP)] if self.long else []
+        if self.long < self.lengths.shape[0]:
+            groups.append(_group(self.starts[self.long :], self.lengths[self.long :], LONG_TOKENS, _SHORT_STEP))
+        return groups
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Documents that are computed together, with empty ones up to a round number."""
+
+    starts: torch.Tensor
+    """int32 (documents + 1,); cuDNN wants one more."""
+    lengths: torch.Tensor
+    longest: int
+
+
+def _group(starts: torch.Tensor, lengths: torch.Tensor, longest: int, step: int) -> _Group:
+    missing = -lengths.shape[0] % step
+    pad = torch.nn.functional.pad
+    return _Group(pad(starts, (0, missing + 1)), pad(lengths, (0, missing)), longest)
+
+
+def varlen_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scaling: float | None = None
+) -> torch.Tensor:
+    """Causal attention within each document.
+
+    Args:
+        query: (tokens, heads, width), fp16 or bf16.
+        key, value: (tokens, key heads, width).
+        documents: all tokens must be of some document.
+        scaling: factor on the scores; 1 / sqrt(width) when None.
+
+    Returns:
+        (tokens, heads, width).
+    """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _Attention.apply(query.contiguous(), key.contiguous(), value.contiguous(), documents.groups(), scaling)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, groups, scaling):
+        tokens, heads, _ = query.shape
+        output = torch.empty_like(query)
+        stats = torch.empty(tokens, heads, dtype=torch.float32, device=query.device)
+        tensors = {_QUERY: query, _KEY: key, _VALUE: value, _OUTPUT: output, _STATS: stats}
+        for group in groups:
+            shape = _shape_of(query, key, group, scaling)
+            _run(_forward_plan(shape), {**tensors, **_places(group, shape)})
+        ctx.save_for_backward(query, key, value, output, stats)
+        ctx.groups, ctx.scaling = groups, scaling
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, key, value, output, stats = ctx.saved_tensors
+        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        tensors = {_QUERY: query, _KEY: key, _VALUE: value, _OUTPUT: output, _STATS: stats}
+        tensors |= {_GRADIENT: gradient.contiguous(), _QUERY_GRADIENT: gradients[0]}
+        tensors |= {_KEY_GRADIENT: gradients[1], _VALUE_GRADIENT: gradients[2]}
+        for group in ctx.groups:
+            shape = _shape_of(query, key, group, ctx.scaling)
+            _run(_backward_plan(shape), {**tensors, **_places(group, shape)})
+        return *gradients, None, None
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a plan depends on."""
+
+    documents: int
+    longest: int
+    heads: int
+    key_heads: int
+    width: int
+    dtype: torch.dtype
+    device_index: int
+    scaling: float
+
+
+def _shape_of(query: torch.Tensor, key: torch.Tensor, group: _Group, scaling: float) -> _Shape:
+    _, heads, width = query.shape
+    count = group.lengths.shape[0]
+    return _Shape(count, group.longest, heads, key.shape[1], width, query.dtype, query.device.index, scaling)
+
+
+def _places(group: _Group, shape: _Shape) -> dict[int, torch.Tensor]:
+    """Lengths of the documents, and where they begin in numbers of elements."""
+    return {
+        _LENGTHS: group.lengths,
+        _OFFSETS: group.starts * (shape.heads * shape.width),
+        _KEY_OFFSETS: group.starts * (shape.key_heads * shape.width),
+        _STATS_OFFSETS: group.starts * shape.heads,
+    }
+
+
+def _run(graph: Any, tensors: dict[int, torch.Tensor]) -> None:
+    import cudnn
+
+    device = tensors[_QUERY].device
+    handle = _handle(device.index)
+    cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream(device).cuda_stream)
+    workspace = torch.empty(graph.get_workspace_size(), dtype=torch.uint8, device=device)
+    graph.execute(tensors, workspace, handle=handle)
+
+
+@functools.cache
+def _handle(device_index: int) -> Any:
+    import cudnn
+
+    return cudnn.create_handle()
+
+
+@functools.lru_cache(maxsize=128)
+def _forward_plan(shape: _Shape) -> Any:
+    graph, tensors = _described(shape)
+    output, stats = graph.sdpa(
+        name="attention",
+        q=tensors[_QUERY],
+        k=tensors[_KEY],
+        v=tensors[_VALUE],
+        generate_stats=True,
+        **_settings(shape, tensors),
+    )
+    _describe_result(output, _OUTPUT, shape, shape.heads, tensors[_OFFSETS])
+    longest, heads = shape.longest, shape.heads
+    stats.set_output(True).set_uid(_STATS).set_data_type(_types().FLOAT)
+    stats.set_dim([shape.documents, heads, longest, 1]).set_stride([longest * heads, 1, heads, 1])
+    stats.set_ragged_offset(tensors[_STATS_OFFSETS])
+    return _planned(graph)
+
+
+@functools.lru_cache(maxsize=128)
+def _backward_plan(shape: _Shape) -> Any:
+    graph, tensors = _described(shape)
+    output = _ragged(graph, _OUTPUT, shape, shape.heads, tensors[_OFFSETS])
+    gradient = _ragged(graph, _GRADIENT, shape, shape.heads, tensors[_OFFSETS])
+    longest, heads = shape.longest, shape.heads
+    stats = graph.tensor(
+        dim=[shape.documents, heads, longest, 1],
+        stride=[longest * heads, 1, heads, 1],
+        data_type=_types().FLOAT,
+        ragged_offset=tensors[_STATS_OFFSETS],
+        uid=_STATS,
+    )
+    gradients = graph.sdpa_backward(
+        name="attention_backward",
+        q=tensors[_QUERY],
+        k=tensors[_KEY],
+        v=tensors[_VALUE],
+        o=output,
+        dO=gradient,
+        stats=stats,
+        **_settings(shape, tensors),
+    )
+    _describe_result(gradients[0], _QUERY_GRADIENT, shape, shape.heads, tensors[_OFFSETS])
+    _describe_result(gradients[1], _KEY_GRADIENT, shape, shape.key_heads, tensors[_KEY_OFFSETS])
+    _describe_result(gradients[2], _VALUE_GRADIENT, shape, shape.key_heads, tensors[_KEY_OFFSETS])
+    return _planned(graph)
+
+
+def _types() -> Any:
+    import cudnn
+
+    return cudnn.data_type
+
+
+def _described(shape: _Shape) -> tuple[Any, dict[int, Any]]:
+    """A graph with queries, keys, values, lengths and offsets."""
+    import cudnn
+
+    types = cudnn.data_type
+    half = types.BFLOAT16 if shape.dtype == torch.bfloat16 else types.HALF
+    graph = cudnn.pygraph(
+        io_data_type=half,
+        intermediate_data_type=types.FLOAT,
+        compute_data_type=types.FLOAT,
+        handle=_handle(shape.device_index),
+    )
+
+    def numbers(uid: int, count: int) -> Any:
+        return graph.tensor(dim=[count, 1, 1, 1], stride=[1, 1, 1, 1], data_type=types.INT32, uid=uid)
+
+    tensors = {_LENGTHS: numbers(_LENGTHS, shape.documents)}
+    for uid in (_OFFSETS, _KEY_OFFSETS, _STATS_OFFSETS):
+        tensors[uid] = numbers(uid, shape.documents + 1)
+    tensors[_QUERY] = _ragged(graph, _QUERY, shape, shape.heads, tensors[_OFFSETS])
+    tensors[_KEY] = _ragged(graph, _KEY, shape, shape.key_heads, tensors[_KEY_OFFSETS])
+    tensors[_VALUE] = _ragged(graph, _VALUE, shape, shape.key_heads, tensors[_KEY_OFFSETS])
+    return graph, tensors
+
+
+def _layout(shape: _Shape, heads: int) -> tuple[list[int], list[int]]:
+    """Sizes and strides of (documents, heads, longest, width) in a flattened batch (tokens, heads, width)."""
+    row = heads * shape.width
+    return [shape.documents, heads, shape.longest, shape.width], [shape.longest * row, shape.width, row, 1]
+
+
+def _ragged(graph: Any, uid: int, shape: _Shape, heads: int, offsets: Any) -> Any:
+    sizes, strides = _layout(shape, heads)
+    return graph.tensor(dim=sizes, stride=strides, data_type=shape.dtype, ragged_offset=offsets, uid=uid)
+
+
+def _describe_result(tensor: Any, uid: int, shape: _Shape, heads: int, offsets: Any) -> None:
+    sizes, strides = _layout(shape, heads)
+    tensor.set_output(True).set_uid(uid).set_dim(sizes).set_stride(strides)
+    tensor.set_ragged_offset(offsets)
+
+
+def _settings(shape: _Shape, tensors: dict[int, Any]) -> dict[str, Any]:
+    return {
+        "attn_scale": shape.scaling,
+        "diagonal_band_right_bound": 0,  # causal
+        "use_padding_mask": True,
+        "seq_len_q": tensors[_LENGTHS],
+        "seq_len_kv": tensors[_LENGTHS],
+    }
+
+
+def _planned(graph: Any) -> Any:
+    import cudnn
+
+    graph.validate()
+    graph.build_operation_graph()
+    graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    graph.check_support()
+    graph.build_plans()
+    return graph
