@@ -320,7 +320,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     engine = plan.engine
     optimizer = build_optimizer(plan.model, arguments.lr, arguments.weight_decay)
     model, optimizer, *_ = engine.booster.boost(plan.model, optimizer)
-    _lean_update(arguments, optimizer)
+    plan.notes.extend(_lean_update(arguments, optimizer))
     rank, size = data_parallel_place(engine)
     geometry = StepGeometry(arguments.micro_batch_size, arguments.accumulation_steps, size)
     collator = Collator(
@@ -369,28 +369,16 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     )
 
 
-def _lean_update(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
-    if arguments.fused_kernels and why_no_lean_update(optimizer, current_device()) is None:
-        use_lean_update(optimizer)
-
-
-def _saver(
-    arguments: TrainingArguments,
-    data: Data,
-    engine: Engine,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> CheckpointSaver:
-    return CheckpointSaver(
-        arguments.save_dir,
-        engine,
-        model,
-        optimizer,
-        data.tokenizer,
-        data.origin,
-        arguments.keep_last,
-        arguments.save_in_background,
-    )
+def _lean_update(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Makes ZeRO's update lean where that can be; returns what there is to say of it."""
+    device = current_device()
+    if not arguments.fused_kernels or device.type != "cuda":
+        return []
+    reason = why_no_lean_update(optimizer, device)
+    if reason is not None:
+        return [f"optimizer update: the plugin's own, {reason}"]
+    use_lean_update(optimizer)
+    return ["optimizer update: one fused pass a parameter"]
 
 
 def _attach_noise(arguments: TrainingArguments, model: LlamaForCausalLM) -> NeftuneNoise | None:
