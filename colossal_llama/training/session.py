@@ -381,6 +381,25 @@ def _lean_update(arguments: TrainingArguments, optimizer: torch.optim.Optimizer)
     return ["optimizer update: one fused pass a parameter"]
 
 
+def _saver(
+    arguments: TrainingArguments,
+    data: Data,
+    engine: Engine,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> CheckpointSaver:
+    return CheckpointSaver(
+        arguments.save_dir,
+        engine,
+        model,
+        optimizer,
+        data.tokenizer,
+        data.origin,
+        arguments.keep_last,
+        arguments.save_in_background,
+    )
+
+
 def _attach_noise(arguments: TrainingArguments, model: LlamaForCausalLM) -> NeftuneNoise | None:
     """Hooks NEFTune onto the boosted model: under tensor parallelism the plugin puts an embedding layer of its own in place."""
     if not arguments.use_neft:
