@@ -1,0 +1,241 @@
+"""What srun and torchrun tell a process becomes its place in the run; ranks that differ end together."""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from colossal_llama.training.arguments import build_parser
+from colossal_llama.utils.launchers import first_host, take_over_from_slurm
+
+PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def of_srun(task: int, tasks_per_node: int, nodes: int, nodelist: str, job: int = 4711) -> dict[str, str]:
+    """The variables that srun sets for a task (https://slurm.schedmd.com/srun.html), those that matter here."""
+    numbers = {
+        "SLURM_JOB_ID": job,
+        "SLURM_STEP_ID": 0,
+        "SLURM_PROCID": task,
+        "SLURM_LOCALID": task % tasks_per_node,
+        "SLURM_NODEID": task // tasks_per_node,
+        "SLURM_NTASKS": tasks_per_node * nodes,
+        "SLURM_STEP_NUM_TASKS": tasks_per_node * nodes,
+        "SLURM_NNODES": nodes,
+        "SLURM_STEP_NUM_NODES": nodes,
+    }
+    lists = {"SLURM_JOB_NODELIST": nodelist, "SLURM_STEP_NODELIST": nodelist}
+    return lists | {name: str(number) for name, number in numbers.items()}
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "first"),
+    [
+        ("gpu-7", "gpu-7"),
+        ("alpha,beta", "alpha"),
+        ("gpu[007-012,020],login", "gpu007"),
+        ("rack[2-3]n[1,4]-ib", "rack2n1-ib"),
+        ("n[5]", "n5"),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodelist, first):
+    assert first_host(nodelist) == first
+
+
+@pytest.fixture
+def no_launcher(monkeypatch):
+    """An environment without any launcher's variables, put back afterwards."""
+    for name in [name for name in os.environ if name in PLACE or name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name in PLACE:  # so that what the code sets is forgotten again
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_every_task_of_a_step_gets_its_place(no_launcher):
+    places = []
+    for task in range(8):
+        for name in PLACE:
+            no_launcher.delenv(name, raising=False)
+        for name, value in of_srun(task, 4, 2, "gpu[11-12]").items():
+            no_launcher.setenv(name, value)
+        take_over_from_slurm()
+        places.append({name: os.environ[name] for name in PLACE})
+    assert [place["RANK"] for place in places] == [str(task) for task in range(8)]
+    assert [place["LOCAL_RANK"] for place in places] == list("01230123")
+    assert [place["GROUP_RANK"] for place in places] == list("00001111")
+    for name, value in {
+        "WORLD_SIZE": "8",
+        "GROUP_WORLD_SIZE": "2",
+        "MASTER_ADDR": "gpu11",
+        "MASTER_PORT": "24711",
+    }.items():
+        assert {place[name] for place in places} == {value}
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [("SLURM_STEP_ID",), ("RANK",)],
+    ids=["the script of sbatch is no task of a step", "torchrun stands between"],
+)
+def test_other_processes_of_a_job_are_left_alone(no_launcher, kept):
+    variables = of_srun(0, 4, 2, "gpu[11-12]")
+    if kept == ("SLURM_STEP_ID",):
+        del variables["SLURM_STEP_ID"]
+    else:
+        variables["RANK"] = "5"
+    for name, value in variables.items():
+        no_launcher.setenv(name, value)
+    take_over_from_slurm()
+    assert "MASTER_ADDR" not in os.environ
+    assert os.environ.get("RANK") == variables.get("RANK")
+
+
+def as_two_tasks(words: list[str], project_root: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Runs a command as srun would on two nodes with a task each; both are on this machine."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        job = listener.getsockname()[1] - 20_000  # MASTER_PORT follows from it
+    if not 0 <= job < 10_000:
+        job = 3210
+    common = {name: value for name, value in os.environ.items() if name not in PLACE and not name.startswith("SLURM_")}
+    processes = [
+        subprocess.Popen(
+            words,
+            cwd=project_root,
+            env={
+                **common,
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+                **of_srun(task, 1, 2, "localhost,other", job),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in range(2)
+    ]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    return [
+        subprocess.CompletedProcess(words, process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def test_srun_alone_trains(runner, project_root):
+    done = as_two_tasks([sys.executable, "train.py", *runner.command("slurm", "--max_steps", "2")], project_root)
+    assert [task.returncode for task in done] == [0, 0], done
+    assert len(runner.losses("slurm")) == 2
+    assert "2 processes" in done[0].stdout
+    assert done[1].stdout == ""
+    assert json.loads((runner.workspace / "slurm" / "config.json").read_text())["world_size"] == 2
+
+
+AGREEING = """
+import json, os, socket, sys
+from colossal_llama.utils.launchers import take_over_from_slurm
+take_over_from_slurm()
+import torch.distributed as dist
+from colossal_llama.training import agreement
+from colossal_llama.utils.errors import UserError
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+socket.gethostname = lambda: f"node-{rank + 1}"
+said = []
+
+def work(name):
+    def fails_on(number, error):
+        if rank == number:
+            raise error
+    match name:
+        case "all is well":
+            with agreement.together():
+                pass
+            agreement.check_same({"the data": "a"})
+        case "only rank 1 lacks a file":
+            with agreement.together():
+                fails_on(1, UserError("x does not exist"))
+        case "rank 0 meets something unforeseen":
+            with agreement.together():
+                fails_on(0, ValueError("unforeseen"))
+        case "both have the same problem":
+            agreement.agree(["y is wrong"])
+        case "a copy is stale":
+            agreement.check_same({"the data": "a" if rank == 0 else "b", "the model": "c"})
+
+for name in sys.argv[1:]:
+    try:
+        work(name)
+        said.append(None)
+    except agreement.AgreedError as error:
+        said.append(error.problems)
+print(json.dumps(said))
+"""
+
+
+def test_ranks_that_differ_end_together_with_the_same_words(project_root):
+    expected = {
+        "all is well": None,
+        "only rank 1 lacks a file": ["on node-2: x does not exist"],
+        "rank 0 meets something unforeseen": ["on node-1: ValueError: unforeseen"],
+        "both have the same problem": ["y is wrong"],
+        "a copy is stale": [
+            "the data on node-2 is not the same as on node-1: copy it again, or use a file system that both share"
+        ],
+    }
+    done = as_two_tasks([sys.executable, "-c", AGREEING, *expected], project_root)
+    for task in done:
+        assert task.returncode == 0, task.stderr
+        assert json.loads(task.stdout) == list(expected.values())
+    assert "ValueError: unforeseen" in done[0].stderr  # the traceback, where it happened
+    assert "Traceback" not in done[1].stderr
+
+
+def documented(launcher: str) -> list[str]:
+    """The README's commands over several hosts that begin with a launcher, up to train.py; each parses as train.py's own, too."""
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
+    found = []
+    for line in lines:
+        head, script, tail = line.partition("train.py ")
+        if script and re.match(rf"(\w+=\S+ )*{launcher}\b", head) and "node" in head:
+            build_parser().parse_args(shlex.split(tail.split(" #")[0].replace("…", "")))
+            found.append(head)
+    return found
+
+
+def test_documented_torchrun_commands_parse():
+    heads = documented("torchrun") + [
+        head[head.index("torchrun") :] for head in documented("srun") if "torchrun" in head
+    ]
+    assert len(heads) >= 2
+    for head in heads:
+        options = get_args_parser().parse_args([*shlex.split(head)[1:], "train.py"])
+        assert options.training_script == "train.py"
+        assert options.nnodes != "1"
+
+
+def test_documented_srun_commands_parse():
+    srun = argparse.ArgumentParser(prog="srun", allow_abbrev=False)
+    for name in ("--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"):
+        srun.add_argument(name, type=int)
+    srun.add_argument("--kill-on-bad-exit", action="store_true")
+    heads = documented("srun")
+    assert len(heads) >= 2
+    for head in heads:
+        options, command = srun.parse_known_args(shlex.split(head)[1:])
+        assert options.nodes > 1
+        assert command[0] in ("python", "torchrun")
+        assert options.ntasks_per_node == (1 if command[0] == "torchrun" else options.gpus_per_node)
