@@ -53,10 +53,11 @@ def test_what_the_network_costs_depends_on_the_network_between_hosts_only():
 def test_the_readme_shows_what_the_script_prints():
     text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
     section = text[text.index("## Sizing") :]
-    commands = re.findall(r"^python (benchmarks/scale_model\.py .*)$", section, flags=re.MULTILINE)
-    blocks = re.findall(r"```\n(.*?)```", section, flags=re.DOTALL)[: len(commands)]
-    assert len(commands) == len(blocks) == 2
-    for command, block in zip(commands, blocks, strict=True):
+    shown = re.findall(
+        r"```bash\npython (benchmarks/scale_model\.py .*)\n```\n(?:.*\n)*?```\n((?:(?!```).*\n)*)```", section
+    )
+    assert len(shown) == 2
+    for command, block in shown:
         words = [sys.executable, *command.split()]
         printed = subprocess.run(words, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True).stdout
         assert block == printed, f"paste what `python {command}` prints"
