@@ -1,5 +1,6 @@
 """The sizing model against what is known: the measurement it starts from, published figures, and what must grow with what."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def test_more_gpus_cost_communication_and_save_memory(name):
     plugin, tp = PLUGINS[name]
     rate = RATES["plain-7b"]
     steps = [predict(Run("13b", "h200", gpus, plugin, tp), rate) for gpus in (8, 16, 32, 64)]
-    for fewer, more in zip(steps, steps[1:], strict=False):
+    for fewer, more in itertools.pairwise(steps):
         assert more.exposed_s > fewer.exposed_s
         assert more.memory_bytes <= fewer.memory_bytes
         assert more.compute_s == fewer.compute_s
