@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import shutil
 import socket
 import time
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.weight_files import TensorShape
+from colossal_llama.training.agreement import AgreedError
 from colossal_llama.training.checkpoint import RUNNING_STATES, Origin, Progress, complete_checkpoints
 from colossal_llama.training.host_memory import HostMemory, available_bytes
 from colossal_llama.training.model_directory import complete_model_directory, small_files, weights_to_save
@@ -26,7 +28,6 @@ from colossal_llama.training.plugins import Engine
 from colossal_llama.training.run_states import loss_scale_state, random_states
 from colossal_llama.training.shared_writing import HeldFile, Outcome, SharedWriting, Written, own_stores
 from colossal_llama.utils.console import is_rank_zero, say
-from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import (
     remove_directory,
     replace_directory,
@@ -132,11 +133,11 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         """Waits for the pending checkpoint.
 
         Raises:
-            UserError: it could not be written.
+            AgreedError: it could not be written.
         """
         if not self.wait():
             found = complete_checkpoints(self._save_dir)
-            raise UserError(
+            raise AgreedError(
                 f"{self._outcome.target} could not be saved: {self._outcome.error}. What was trained "
                 f"after {found[-1].name if found else 'the start'} is lost. Make room, then go on with the same command and "
                 "--load_checkpoint auto"
@@ -146,7 +147,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         """Writes `SAVE_DIR/modelling`, the finished model; one from an earlier stage is replaced.
 
         Raises:
-            UserError: it could not be written.
+            AgreedError: it could not be written.
         """
         self.wait()
 
@@ -160,7 +161,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._pending = None
         if outcome.error is not None:
             found = complete_checkpoints(self._save_dir)
-            raise UserError(
+            raise AgreedError(
                 f"the finished model {outcome.target} could not be saved: {outcome.error}. Make room, then give the same command with "
                 f"--load_checkpoint auto; it goes on from {found[-1] if found else 'the start, since there is no checkpoint'}"
             )
@@ -259,8 +260,9 @@ class CheckpointSaver(contextlib.AbstractContextManager):
 
     def _bytes_to_copy(self, slots: list[Slot]) -> int:
         states = sum(tensor.nbytes for _, tensor, _ in tensors_to_save(slots))
-        network = self._model.unwrap(unwrap_peft=False)
-        weights = sum(parameter.nbytes for parameter in network.parameters())
+        parameters = self._model.unwrap(unwrap_peft=False).parameters()
+        trained = sum(math.prod(slot.place.shape) for slot in slots) * self._engine.parameter_dtype.itemsize
+        weights = max(sum(parameter.nbytes for parameter in parameters), trained)  # Gemini's are empty between steps
         copies, _ = replicas(self._engine, over_data=True, over_tensor=False)
         return states + weights // copies
 
