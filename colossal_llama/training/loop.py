@@ -26,6 +26,9 @@ from colossal_llama.utils.console import progress as progress_bar
 from colossal_llama.utils.console import say
 from colossal_llama.utils.errors import UserError
 
+RETRIES_PER_INTERVAL = 10
+"""How often, from one `--save_interval` to the next, a checkpoint is tried again that could not be written."""
+
 
 @dataclass
 class StopRequest:
@@ -163,10 +166,13 @@ class Run:
         return round(tokens_per_s * self.flops_per_token / (peak * torch.distributed.get_world_size()), 4)
 
     def _save_at_interval(self) -> bool:
-        if self.progress.step % self.save_interval:
-            return False
-        self._save()
-        return True
+        step = self.progress.step
+        is_due = step % self.save_interval == 0
+        if not is_due and self.saver is not None and step % max(1, self.save_interval // RETRIES_PER_INTERVAL) == 0:
+            is_due = self.saver.must_try_again()
+        if is_due:
+            self._save()
+        return is_due
 
     def _stop_early(self, saved: bool) -> None:
         way_on = "a benchmark saves nothing"

@@ -28,6 +28,7 @@ from colossal_llama.training.plugins import Engine
 from colossal_llama.training.run_states import loss_scale_state, random_states
 from colossal_llama.training.shared_writing import HeldFile, Outcome, SharedWriting, Written, own_stores
 from colossal_llama.utils.console import is_rank_zero, say
+from colossal_llama.utils.engine import current_device
 from colossal_llama.utils.files import (
     remove_directory,
     replace_directory,
@@ -51,7 +52,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
 
     One checkpoint is written at a time: the next one, and the end of the run, wait for it. One that cannot be written (a full disk)
     is deleted and announced, and the run goes on: the state in memory is worth more than an early end, the former
-    checkpoints are intact, and the next interval tries again. Only an end without a saved state is an error.
+    checkpoints are intact, and it is tried again soon. Only an end without a saved state is an error.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         found = complete_checkpoints(self._save_dir)
         say(
             f"WARNING: {outcome.target} COULD NOT BE SAVED: {outcome.error}\n"
-            f"WARNING: training goes on and tries again at the next --save_interval, and when it ends or is told to end (SIGTERM, Ctrl-C). "
+            "WARNING: training goes on and tries again within a tenth of --save_interval, and when it is told to end (SIGTERM, Ctrl-C). "
             f"Former checkpoints are intact; the newest is {found[-1] if found else 'none'}"
         )
 
@@ -128,6 +129,13 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             self._pending.wait()
             self.look()
         return self._outcome is not None and self._outcome.error is None
+
+    def must_try_again(self) -> bool:
+        """Whether the latest checkpoint could not be written, as rank 0 knows by now; the ranks hear of it at different steps."""
+        has_failed = self._pending is None and self._outcome is not None and self._outcome.error is not None
+        answer = torch.tensor(int(has_failed), device=current_device())
+        dist.broadcast(answer, src=0)
+        return bool(answer.item())
 
     def require_saved(self) -> None:
         """Waits for the pending checkpoint.

@@ -82,7 +82,7 @@ def failures(metrics: Path) -> list[tuple[int, float]]:
 def test_a_full_disk_costs_no_checkpoint_and_no_run(runner):
     """Rank 1 may write files of 100 kB only, then any, then again 100 kB, until a signal ends the run."""
     name, save_dir = "full", runner.workspace / "full" / "save"
-    options = ("--num_epochs", "4000", "--save_interval", "2", "--skip_save_each_epoch", "--keep_last", "2")
+    options = ("--num_epochs", "4000", "--save_interval", "10", "--skip_save_each_epoch", "--keep_last", "2")
     process = runner.start(runner.command(name, *BATCH, *options))
     metrics = runner.workspace / name / "logs" / "metrics.jsonl"
     wait_until(lambda: len(failures(metrics)) >= 2, process)
@@ -96,6 +96,8 @@ def test_a_full_disk_costs_no_checkpoint_and_no_run(runner):
         assert len(before) == 2
         known = len(failures(metrics))
         wait_until(lambda known=known: len(failures(metrics)) > known, process)
+        (former, _), (latter, _) = failures(metrics)[-2:]
+        assert latter - former < 10, "it was not tried again before the next interval"
         assert {path.name for path in save_dir.glob("epoch-*")} == before, "a failed save cost a checkpoint"
         if not is_last:
             rank.rlimit(psutil.RLIMIT_FSIZE, unlimited)
