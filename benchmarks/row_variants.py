@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from colossal_llama.model.row_means import Constituents, mean_of_all_rows, mean_rows
+from colossal_llama.model.row_means import Constituents, mean_rows
+from colossal_llama.model.stored_tensors import StoredTensor
 
 MEANS = ("mean", "norm_matched_mean")
 KINDS = {
@@ -29,11 +31,12 @@ def new_rows(kind: str, known: torch.Tensor, constituents: Constituents, seed: i
         seed: of the random kinds.
     """
     known = known.float()
-    average = mean_of_all_rows(known)
+    average = known.double().mean(dim=0).float()
     count = len(constituents.lengths)
     noise = torch.randn((count, known.shape[1]), generator=torch.Generator().manual_seed(seed))
     if kind in MEANS:
-        return torch.cat(list(mean_rows(known, constituents, kind, average)))
+        matrix = StoredTensor.of(known.numpy(), "F32")
+        return torch.from_numpy(np.concatenate(list(mean_rows(matrix, constituents, kind, average.numpy()))))
     if kind == "half_mean":
         return (new_rows("mean", known, constituents) + average) / 2
     if kind == "random":
@@ -46,8 +49,9 @@ def new_rows(kind: str, known: torch.Tensor, constituents: Constituents, seed: i
         return average + noise @ torch.linalg.cholesky(covariance + ridge).float().T
     if kind == "first_piece":
         lengths = constituents.lengths
-        rows = known[constituents.ids[constituents.offsets[:-1].clamp_max(len(constituents.ids) - 1)]]
-        rows[lengths == 0] = average
+        first = constituents.ids[constituents.offsets[:-1].clip(max=len(constituents.ids) - 1)]
+        rows = known[torch.from_numpy(first)]
+        rows[torch.from_numpy(lengths == 0)] = average
         return rows
     raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
 

@@ -8,17 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedTokenizerFast
+import numpy as np
 
-from colossal_llama.model.row_means import (
-    Constituents,
-    average_norm,
-    mean_of_all_rows,
-    mean_rows,
-    split_into_source_pieces,
-    vocabulary_rows,
-)
+from colossal_llama.model.new_tokens import SPECIAL_IDS, read_new_tokens
+from colossal_llama.model.row_means import Constituents, InitMethod, RowStatistics, mean_rows
+from colossal_llama.model.stored_tensors import ARITHMETIC_TYPES, PIECE_BYTES, StoredTensor
 from colossal_llama.model.weight_files import (
     SAFETENSORS_INDEX,
     Replacement,
@@ -26,7 +20,6 @@ from colossal_llama.model.weight_files import (
     find_weight_files,
     rewrite_shard,
 )
-from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.console import progress
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import new_directory, write_bytes, write_json
@@ -43,7 +36,6 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "expansion_report.json",
 )
-_ROWS_PER_PIECE = 4096
 
 
 @dataclass(frozen=True)
@@ -97,10 +89,9 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
             those of a causal LLaMA with this vocabulary.
     """
     config = _read_json(source_path / "config.json")
-    source, target = load_tokenizer(source_path), load_tokenizer(target_tokenizer_path)
-    refuse_unless_extension(source, target, str(target_tokenizer_path))
-    source_vocabulary, target_vocabulary = vocabulary_rows(source), vocabulary_rows(target)
-    rows = _padded_rows(target_tokenizer_path, target_vocabulary)
+    tokens = read_new_tokens(source_path, target_tokenizer_path)
+    source_vocabulary = tokens.source_vocabulary
+    rows = _padded_rows(target_tokenizer_path, tokens.target_vocabulary)
     weights = find_weight_files(source_path)
     matrices = _matrices(weights, config, source_path)
     source_rows = weights.find(matrices[0]).shape[0]
@@ -109,10 +100,7 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
             f"the tokenizer in {source_path} has {source_vocabulary:,} tokens, the model rows for {source_rows:,} "
             "only: take the tokenizer that belongs to this model, or remove what was added to it"
         )
-    configs, corrections = _target_configs(source_path, config, target, rows)
-    constituents = Constituents.of(
-        split_into_source_pieces(source, target, range(source_vocabulary, target_vocabulary))
-    )
+    configs, corrections = _target_configs(source_path, config, tokens.special_ids, rows)
     return ExpansionPlan(
         source=source_path,
         target_tokenizer=target_tokenizer_path,
@@ -120,30 +108,12 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
         matrices=matrices,
         source_vocabulary=source_vocabulary,
         source_rows=source_rows,
-        target_vocabulary=target_vocabulary,
+        target_vocabulary=tokens.target_vocabulary,
         rows=rows,
-        constituents=constituents,
+        constituents=Constituents.of(tokens.source_pieces),
         configs=configs,
         corrections=corrections,
     )
-
-
-def refuse_unless_extension(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, target_name: str) -> None:
-    """Checks that every token of the source has the same id in the target.
-
-    Raises:
-        UserError: some have not.
-    """
-    known, expanded = source.get_vocab(), target.get_vocab()
-    changed = sorted((index, token) for token, index in known.items() if expanded.get(token) != index)
-    if changed:
-        index, token = changed[0]
-        raise UserError(
-            f"the tokenizer in {target_name} does not extend the source model's: {len(changed):,} of {len(known):,} "
-            f"tokens have another id or none, for example {token!r}, which is {index} in the source and "
-            f"{expanded.get(token)} in the target. "
-            "Expand the source model's own tokenizer with init_tokenizer.py"
-        )
 
 
 def _matrices(weights: WeightFiles, config: dict[str, Any], source_path: Path) -> tuple[str, ...]:
@@ -160,9 +130,9 @@ def _matrices(weights: WeightFiles, config: dict[str, Any], source_path: Path) -
         )
     found = {name: shape for name, shape in found.items() if shape is not None}
     for name, shape in found.items():
-        if not shape.dtype.is_floating_point or shape.dtype.itemsize < 2 or len(shape.shape) != 2:
+        if shape.dtype not in ARITHMETIC_TYPES or len(shape.shape) != 2:
             raise UserError(
-                f"{name} in {source_path} is {list(shape.shape)} of {shape.dtype}: a matrix of float16, bfloat16, "
+                f"{name} in {source_path} is {list(shape.shape)} of {shape.dtype_name}: a matrix of float16, bfloat16, "
                 "float32 or float64 is needed (expand before quantising)"
             )
         if shape.shape[0] != config.get("vocab_size"):
@@ -201,7 +171,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _target_configs(
-    source_path: Path, config: dict[str, Any], target: PreTrainedTokenizerFast, rows: int
+    source_path: Path, config: dict[str, Any], special_ids: Mapping[str, int | None], rows: int
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """The model's configs with the new vocabulary size, and with special ids that are the tokenizer's."""
     configs = {"config.json": {**config, "vocab_size": rows}}
@@ -209,8 +179,8 @@ def _target_configs(
         configs["generation_config.json"] = _read_json(source_path / "generation_config.json")
     corrections = []
     for name, content in configs.items():
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            corrected = _special_id(content.get(key), getattr(target, key), rows)
+        for key in SPECIAL_IDS:
+            corrected = _special_id(content.get(key), special_ids[key], rows)
             if corrected != content.get(key):
                 corrections.append(f"{name}: {key} was {content.get(key)}, the tokenizer's is {corrected}")
                 content[key] = corrected
@@ -230,7 +200,7 @@ def _special_id(configured: int | list[int] | None, tokenizers: int | None, rows
     return tokenizers
 
 
-def create_model(plan: ExpansionPlan, method: str, directory: Path) -> dict[str, Any]:
+def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, Any]:
     """Writes the new model and returns what there is to report (see `describe`).
 
     A new directory appears when it is complete. In the target tokenizer's own directory the files come one by one,
@@ -282,7 +252,7 @@ def _copy_tokenizer(tokenizer: Path, directory: Path) -> None:
             write_bytes(directory / name, (tokenizer / name).read_bytes())
 
 
-def _write_weights(plan: ExpansionPlan, method: str, directory: Path) -> dict[str, dict[str, float]]:
+def _write_weights(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, dict[str, float]]:
     """Writes all shards, then their index; returns the average norms of the old and new rows of each matrix."""
     norms: dict[str, dict[str, float]] = {}
     replacements = {
@@ -304,21 +274,23 @@ def _write_weights(plan: ExpansionPlan, method: str, directory: Path) -> dict[st
 
 
 def _expanded(
-    plan: ExpansionPlan, method: str, stored: torch.Tensor, norms: dict[str, float]
-) -> Iterator[torch.Tensor]:
+    plan: ExpansionPlan, method: InitMethod, stored: StoredTensor, norms: dict[str, float]
+) -> Iterator[np.ndarray]:
     """The rows of the new matrix in order: the source's, the means, the padding."""
-    known = stored[: plan.source_vocabulary]
-    yield from known.split(_ROWS_PER_PIECE)
-    default = mean_of_all_rows(known)
-    summed_norms = 0.0
-    for rows in mean_rows(known, plan.constituents, method, default):
-        summed_norms += average_norm(rows) * len(rows)
+    known, new = RowStatistics(), RowStatistics()
+    step = max(1, PIECE_BYTES // (stored.shape.bytes // plan.source_rows))
+    for start in range(0, plan.source_vocabulary, step):
+        rows = stored.rows(start, min(start + step, plan.source_vocabulary))
+        known.add(stored.values(rows))
         yield rows
-    norms.update(source_rows=average_norm(known), new_rows=summed_norms / max(1, plan.new_tokens))
-    yield default.to(stored.dtype).repeat(plan.rows - plan.target_vocabulary, 1)
+    for rows in mean_rows(stored, plan.constituents, method, known.mean):
+        new.add(rows)
+        yield stored.bits(rows)
+    norms.update(source_rows=known.average_norm, new_rows=new.average_norm)
+    yield np.tile(stored.bits(known.mean), (plan.rows - plan.target_vocabulary, 1))
 
 
-def describe(plan: ExpansionPlan, method: str, norms: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def describe(plan: ExpansionPlan, method: InitMethod, norms: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """The machine-readable record of an initialisation."""
     lengths = plan.constituents.lengths
     return {
@@ -333,9 +305,9 @@ def describe(plan: ExpansionPlan, method: str, norms: Mapping[str, Mapping[str, 
             "padding": plan.rows - plan.target_vocabulary,
             "total": plan.rows,
         },
-        "constituents_per_new_row": lengths.double().mean().item() if plan.new_tokens else 0.0,
+        "constituents_per_new_row": float(lengths.mean()) if plan.new_tokens else 0.0,
         "matrices": list(plan.matrices),
-        "dtype": str(plan.weights.find(plan.matrices[0]).dtype).removeprefix("torch."),
+        "dtype": plan.weights.find(plan.matrices[0]).dtype_name,
         "average_row_norm": {name: dict(values) for name, values in norms.items()},
         "config_corrections": list(plan.corrections),
         "weight_bytes": plan.total_bytes,

@@ -3,6 +3,7 @@
 Weight files are rewritten one by one, tensor by tensor: the model is never loaded, and no GPU is needed.
 """
 
+import os
 import re
 import sys
 import time
@@ -24,6 +25,8 @@ def main() -> None:
     """Parse, plan, write, report, and evaluate if asked."""
     arguments = parse_arguments()
     started = time.monotonic()
+    if arguments.eval_file is None:
+        os.environ.setdefault("USE_TORCH", "0")  # transformers then opens tokenizers without torch: 180 MB less
     from colossal_llama.model.expand_model import create_model, plan_expansion
     from colossal_llama.utils.files import write_json
 

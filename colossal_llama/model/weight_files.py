@@ -6,57 +6,27 @@ takes a tensor as a sequence of pieces, so that a matrix of any size passes thro
 """
 
 import json
-import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from colossal_llama.model.stored_tensors import StoredTensor, TensorShape, bytes_of, shape_of
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import sync_to_disk, temporary_path
+
+if TYPE_CHECKING:
+    import torch
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 # In transformers' order of preference: (index of the shards, single file).
 _LAYOUTS = ((SAFETENSORS_INDEX, "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
-
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
-
-
-@dataclass(frozen=True)
-class TensorShape:
-    """Shape and dtype of a stored tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        """Size on the disk."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def with_rows(self, rows: int) -> "TensorShape":
-        """The same with another first dimension."""
-        return TensorShape((rows, *self.shape[1:]), self.dtype)
 
 
 @dataclass(frozen=True)
@@ -90,7 +60,7 @@ class Replacement:
     """What a tensor becomes: its new shape, and a function from the stored tensor to the new one's pieces in order."""
 
     shape: TensorShape
-    pieces: Callable[[torch.Tensor], Iterable[torch.Tensor]]
+    pieces: Callable[[StoredTensor], Iterable[np.ndarray]]
 
 
 def find_weight_files(directory: Path) -> WeightFiles:
@@ -133,25 +103,32 @@ def _read_sharded(index_path: Path) -> WeightFiles:
 def _read_shard(path: Path) -> WeightShard:
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                names = file.keys()
-                slices = {name: file.get_slice(name) for name in names}
-                tensors = {
-                    name: TensorShape(tuple(part.get_shape()), _DTYPES[part.get_dtype()])
-                    for name, part in slices.items()
-                }
-                return WeightShard(path, tensors, dict(file.metadata() or {}))
-        loaded = _load_bin(path)
-        tensors = {name: TensorShape(tuple(tensor.shape), tensor.dtype) for name, tensor in loaded.items()}
-        return WeightShard(path, tensors, {})
+            with safe_open(path, framework="np") as file:  # checks the header against the file
+                metadata = dict(file.metadata() or {})
+            return WeightShard(path, {name: shape for name, (shape, _) in _places(path).items()}, metadata)
+        return WeightShard(path, {name: shape_of(tensor) for name, tensor in _load_bin(path).items()}, {})
     except (SafetensorError, OSError) as error:
         raise UserError(f"weight file {path} cannot be read: {error}") from error
     except KeyError as error:
         raise UserError(f"weight file {path} holds tensors of the type {error}, which is not supported") from error
 
 
-def _load_bin(path: Path) -> dict[str, torch.Tensor]:
+def _places(path: Path) -> dict[str, tuple[TensorShape, int]]:
+    """Shape and position in the file of every tensor of a safetensors file, in its order."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name: (TensorShape(tuple(entry["shape"]), entry["dtype"]), 8 + size + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def _load_bin(path: Path) -> dict[str, "torch.Tensor"]:
     """The tensors of a `.bin` file, mapped from the disk; a file in torch's old format (before 1.6) is read whole."""
+    import torch  # 200 MB, which only these files need
+
     try:
         # torch can map its zip format only
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -163,22 +140,39 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def open_tensors(shard: WeightShard) -> Iterator[Callable[[str], torch.Tensor]]:
-    """Gives a function that reads one tensor of the shard by name.
+def open_tensors(shard: WeightShard) -> Iterator[Callable[[str], StoredTensor]]:
+    """Gives a function that opens one tensor of the shard by name.
 
-    A safetensors file is opened anew for every tensor: pages of a mapped file count as this process's memory until it
-    is closed, and a shard has 5 to 10 GB.
+    Raises:
+        UserError: in the block: the file has become shorter since its header was read.
     """
     if shard.path.suffix != ".safetensors":
         loaded = _load_bin(shard.path)
-        yield loaded.__getitem__
+        yield lambda name: StoredTensor(shard.tensors[name], _reader_of_array(bytes_of(loaded[name])))
         return
+    places = _places(shard.path)
+    with shard.path.open("rb", buffering=0) as file:
+        yield lambda name: StoredTensor(shard.tensors[name], _reader_of_file(file, places[name][1]))
 
-    def read(name: str) -> torch.Tensor:
-        with safe_open(shard.path, framework="pt") as file:
-            return file.get_tensor(name)
 
-    yield read
+def _reader_of_array(content: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    return lambda position, count: content[position : position + count]
+
+
+def _reader_of_file(file: Any, begin: int) -> Callable[[int, int], bytearray]:
+    def read(position: int, count: int) -> bytearray:
+        content = bytearray(count)
+        rest, place = memoryview(content), begin + position
+        while rest:
+            got = os.preadv(file.fileno(), [rest], place)
+            if not got:
+                raise UserError(
+                    f"weight file {file.name} is incomplete: its size has changed since its header was read"
+                )
+            rest, place = rest[got:], place + got
+        return content
+
+    return read
 
 
 def rewrite_shard(
@@ -200,9 +194,9 @@ def rewrite_shard(
         name: replacements[name].shape if name in replacements else shape for name, shape in shard.tensors.items()
     }
 
-    def tensor_pieces(name: str) -> Iterable[torch.Tensor]:
+    def tensor_pieces(name: str) -> Iterable[np.ndarray]:
         stored = read(name)
-        return replacements[name].pieces(stored) if name in replacements else (stored,)
+        return replacements[name].pieces(stored) if name in replacements else stored.pieces()
 
     target = directory / shard.safetensors_name
     with open_tensors(shard) as read:
@@ -214,7 +208,7 @@ def rewrite_shard(
 def write_safetensors(
     target: Path,
     shapes: Mapping[str, TensorShape],
-    pieces: Callable[[str], Iterable[torch.Tensor]],
+    pieces: Callable[[str], "Iterable[np.ndarray | torch.Tensor]"],
     metadata: Mapping[str, str],
     on_bytes: Callable[[int], Any] = lambda count: None,
 ) -> None:
@@ -222,14 +216,15 @@ def write_safetensors(
 
     Args:
         shapes: name → shape and dtype of the whole tensor.
-        pieces: gives the pieces of a tensor, which together are its values in row-major order.
+        pieces: gives the pieces of a tensor, which together are its values in row-major order: PyTorch tensors, or numpy arrays of
+            the type's bits.
         metadata: free text stored in the header.
 
     Raises:
         ValueError: the pieces of a tensor have another type or do not add up to its shape.
     """
     # Like safetensors: the widest types first, so that every tensor starts at a multiple of its item's size.
-    order = sorted(shapes, key=lambda name: (-shapes[name].dtype.itemsize, name))
+    order = sorted(shapes, key=lambda name: (-shapes[name].bit_type.itemsize, name))
     temporary = temporary_path(target)
     try:
         with temporary.open("wb") as file:
@@ -237,9 +232,7 @@ def write_safetensors(
             for name in order:
                 written = 0
                 for piece in pieces(name):
-                    if piece.dtype != shapes[name].dtype:
-                        raise ValueError(f"{name}: a piece is {piece.dtype}, the tensor {shapes[name].dtype}")
-                    data = piece.contiguous().reshape(-1).view(torch.uint8).numpy()
+                    data = _checked_bytes(name, piece, shapes[name])
                     file.write(data)
                     written += data.nbytes
                     on_bytes(data.nbytes)
@@ -253,13 +246,23 @@ def write_safetensors(
     sync_to_disk(target.parent)
 
 
+def _checked_bytes(name: str, piece: "np.ndarray | torch.Tensor", shape: TensorShape) -> np.ndarray:
+    if isinstance(piece, np.ndarray):
+        if piece.dtype != shape.bit_type:
+            raise ValueError(f"{name}: a piece is {piece.dtype}, the tensor {shape.dtype}")
+        return np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+    if shape_of(piece).dtype != shape.dtype:
+        raise ValueError(f"{name}: a piece is {piece.dtype}, the tensor {shape.dtype}")
+    return bytes_of(piece)
+
+
 def _header(order: list[str], shapes: Mapping[str, TensorShape], metadata: Mapping[str, str]) -> bytes:
     content: dict[str, Any] = {"__metadata__": dict(metadata)}
     begin = 0
     for name in order:
         end = begin + shapes[name].bytes
         content[name] = {
-            "dtype": _DTYPE_NAMES[shapes[name].dtype],
+            "dtype": shapes[name].dtype,
             "shape": list(shapes[name].shape),
             "data_offsets": [begin, end],
         }

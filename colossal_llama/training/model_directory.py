@@ -124,5 +124,5 @@ def fp32_weights(directory: Path) -> dict[str, Any]:
         name: reader(shard.path, name)
         for shard in find_weight_files(directory).shards
         for name, tensor in shard.tensors.items()
-        if tensor.dtype is torch.float32
+        if tensor.dtype == "F32"
     }

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from colossal_llama.model.lora import merge_adapter
-from colossal_llama.model.weight_files import TensorShape
+from colossal_llama.model.stored_tensors import shape_of
 from colossal_llama.training.agreement import AgreedError
 from colossal_llama.training.checkpoint import RUNNING_STATES, Origin, Progress, complete_checkpoints
 from colossal_llama.training.host_memory import HostMemory, available_bytes
@@ -232,7 +232,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             if writing.failed:
                 continue  # but go through all tensors: other ranks may need this one to gather them
             try:
-                file.add(name, TensorShape(tuple(tensor.shape), tensor.dtype), self._memory.keep(tensor), note)
+                file.add(name, shape_of(tensor), self._memory.keep(tensor), note)
             except (RuntimeError, MemoryError) as error:
                 writing.fail(f"no host memory for a copy of {name}: {error}")
         if file.bytes:

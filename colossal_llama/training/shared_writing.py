@@ -23,7 +23,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from colossal_llama.model.weight_files import TensorShape, write_safetensors
+from colossal_llama.model.stored_tensors import TensorShape
+from colossal_llama.model.weight_files import write_safetensors
 from colossal_llama.utils.files import replace_directory, sync_tree_to_disk, unfinished_path
 
 NOTES = "notes"

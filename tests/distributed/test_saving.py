@@ -14,7 +14,7 @@ import datetime, json, os, sys
 from pathlib import Path
 sys.path.insert(0, "{root}")
 import torch, torch.distributed as dist
-from colossal_llama.model.weight_files import TensorShape
+from colossal_llama.model.stored_tensors import TensorShape
 from colossal_llama.training import shared_writing
 from colossal_llama.training.shared_writing import HeldFile, SharedWriting, own_stores
 
@@ -30,7 +30,7 @@ def write(number, name, start=True):
     writing = SharedWriting(place / "checkpoint", own_stores(f"test-{{number}}"), complete)
     held = torch.full((4,), float(number))
     file = HeldFile(name)
-    file.add("numbers", TensorShape((4,), torch.float32), [held[:3], held[3:]], {{}})
+    file.add("numbers", TensorShape((4,), "F32"), [held[:3], held[3:]], {{}})
     writing.add(file)
     if not start:
         return

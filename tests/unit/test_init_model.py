@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,9 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model.expand_model import INPUT_MATRIX, OUTPUT_MATRIX, create_model, plan_expansion
-from colossal_llama.model.row_means import Constituents, mean_rows, split_into_source_pieces
+from colossal_llama.model.new_tokens import split_into_source_pieces
+from colossal_llama.model.row_means import Constituents, mean_rows
+from colossal_llama.model.stored_tensors import StoredTensor, bytes_of, shape_of
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
 
@@ -197,25 +200,47 @@ def test_added_tokens_are_split_as_text(llama2, tmp_path):
 )
 def test_mean_rows_equal_a_plain_loop(rows, dtype, method):
     matrix = torch.randn(30, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
-    default = torch.full((8,), 0.5)
-    result = torch.cat(list(mean_rows(matrix, Constituents.of(rows), method, default)))
-    assert result.dtype == dtype
+    default = np.full(8, 0.5)
+    result = np.concatenate(list(mean_rows(stored(matrix), Constituents.of(rows), method, default)))
+    assert result.dtype == (np.float64 if dtype == torch.float64 else np.float32)
     assert result.shape == (len(rows), 8)
-    for row, ids in zip(result, rows, strict=True):
-        expected = matrix[ids].double().mean(dim=0) if ids else default.double()
+    for row, ids in zip(torch.from_numpy(result), rows, strict=True):
+        expected = matrix[ids].double().mean(dim=0) if ids else torch.from_numpy(default)
         if ids and method == "norm_matched_mean":
             expected *= matrix[ids].double().norm(dim=1).mean() / expected.norm()
-        assert torch.allclose(row.double(), expected, rtol=2**-7 if dtype.itemsize == 2 else 1e-5, atol=1e-5)
+        assert torch.allclose(row.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def stored(tensor: torch.Tensor) -> StoredTensor:
+    """A PyTorch tensor as a weight file would give it."""
+    shape = shape_of(tensor)
+    return StoredTensor.of(bytes_of(tensor).view(shape.bit_type).reshape(shape.shape), shape.dtype)
 
 
 def test_means_do_not_depend_on_the_chunks(monkeypatch):
-    matrix = torch.randn(50, 8)
+    matrix = stored(torch.randn(50, 8))
     rows = Constituents.of([[i % 50, (3 * i) % 50] for i in range(40)] + [[]])
-    whole = torch.cat(list(mean_rows(matrix, rows, "mean", torch.zeros(8))))
+    whole = np.concatenate(list(mean_rows(matrix, rows, "mean", np.zeros(8))))
     monkeypatch.setattr("colossal_llama.model.row_means._ROWS_PER_CHUNK", 7)
-    pieces = list(mean_rows(matrix, rows, "mean", torch.zeros(8)))
+    pieces = list(mean_rows(matrix, rows, "mean", np.zeros(8)))
     assert len(pieces) == 6
-    assert torch.equal(torch.cat(pieces), whole)
+    assert np.array_equal(np.concatenate(pieces), whole)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    values=st.lists(st.floats(width=32, allow_subnormal=True), min_size=1, max_size=50),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+)
+def test_numbers_are_rounded_as_pytorch_rounds_them(values, dtype):
+    wanted = torch.tensor(values, dtype=torch.float32).to(dtype)
+    tensor = stored(torch.zeros(1, dtype=dtype))
+    bits = tensor.bits(np.array(values, np.float32))
+    assert torch.equal(
+        torch.from_numpy(bits.view(np.uint8)).view(dtype).nan_to_num(nan=7.0), wanted.nan_to_num(nan=7.0)
+    )
+    back = torch.from_numpy(tensor.values(bits).astype(np.float64))
+    assert torch.equal(back.nan_to_num(nan=7.0), wanted.double().nan_to_num(nan=7.0))
 
 
 def test_padded_source_and_padded_target(llama2, tmp_path):

@@ -14,7 +14,8 @@ from colossal_llama.utils.engine import prepare_engine
 
 prepare_engine()
 
-from colossal_llama.model.weight_files import TensorShape, write_safetensors  # noqa: E402
+from colossal_llama.model.stored_tensors import shape_of  # noqa: E402
+from colossal_llama.model.weight_files import write_safetensors  # noqa: E402
 from colossal_llama.training.checkpoint import open_checkpoint  # noqa: E402
 from colossal_llama.training.host_memory import HostMemory  # noqa: E402
 from colossal_llama.training.optimizer_layout import Cut, Place, Slot  # noqa: E402
@@ -66,7 +67,7 @@ def written(directory, slots: list[Slot]) -> SavedOptimizer:
     for rank, slot in enumerate(slots):
         file, memory = HeldFile(f"rank-{rank}.safetensors"), HostMemory(pinned=False, block_bytes=64)
         for name, tensor, note in tensors_to_save([slot]):
-            file.add(name, TensorShape(tuple(tensor.shape), tensor.dtype), memory.keep(tensor), note)
+            file.add(name, shape_of(tensor), memory.keep(tensor), note)
         write_safetensors(directory / file.name, file.shapes, file.pieces.__getitem__, file.metadata)
         names.append(file.name)
     index = {"format": "colossal_llama.optimizer.1", "param_groups": [], "files": dict.fromkeys(names, 0)}
