@@ -7,7 +7,7 @@
 
     torchrun --nproc_per_node 1 benchmarks/other_recipes.py trainer --model DIR --part DIR --micro_batch_size 8 --steps 12 --output FILE
 
-Writes the seconds of every step and the peak memory to FILE.
+Rows shorter than 4,096 tokens are padded to that. Writes the seconds and the real tokens of every step and the peak memory to FILE.
 """
 
 import argparse
@@ -18,8 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
+import numpy as np
 import torch
 
+from benchmarks.random_run import LENGTH_TOKENS
 from colossal_llama.utils.files import write_json
 
 LR, WEIGHT_DECAY, CLIPPING = 3e-4, 0.1, 1.0
@@ -38,12 +40,29 @@ def main() -> None:
     options = parser.parse_args()
     step_s, losses = {"plain": plain, "trainer": trainer}[options.recipe](options)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    write_json(options.output, {"step_s": step_s, "losses": losses, "peak_memory_gib": peak})
+    lengths = [len(ids) for ids in rows_of(options.part)[: options.steps * options.micro_batch_size]["input_ids"]]
+    by_step = np.array(lengths).reshape(options.steps, options.micro_batch_size).sum(axis=1)
+    figures = {"step_s": step_s, "tokens": by_step.tolist(), "losses": losses, "peak_memory_gib": peak}
+    write_json(options.output, figures)
 
 
 def rows_of(part: str) -> datasets.Dataset:
     """Ids and labels of a prepared part."""
     return datasets.load_from_disk(part).select_columns(["input_ids", "labels"]).with_format("torch")
+
+
+def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """A batch of rows padded to 4,096 tokens, with the mask that says so."""
+    missing = [LENGTH_TOKENS - len(row["input_ids"]) for row in rows]
+
+    def filled(name: str, value: int) -> torch.Tensor:
+        pad = torch.nn.functional.pad
+        return torch.stack(
+            [pad(row[name].long(), (0, count), value=value) for row, count in zip(rows, missing, strict=True)]
+        )
+
+    mask = torch.stack([torch.arange(LENGTH_TOKENS) < LENGTH_TOKENS - count for count in missing]).long()
+    return {"input_ids": filled("input_ids", 0), "labels": filled("labels", -100), "attention_mask": mask}
 
 
 def plain(options: argparse.Namespace) -> tuple[list[float], list[float]]:
@@ -67,12 +86,11 @@ def plain(options: argparse.Namespace) -> tuple[list[float], list[float]]:
     booster = Booster(plugin=plugin)
     model, optimizer, *_ = booster.boost(model, optimizer)
     model.train()
-    loader = torch.utils.data.DataLoader(rows_of(options.part), options.micro_batch_size)
+    loader = torch.utils.data.DataLoader(rows_of(options.part), options.micro_batch_size, collate_fn=padded)
     step_s, losses = [], []
     for _, batch in zip(range(options.steps), loader, strict=False):
         begun = time.perf_counter()
-        batch = {name: tensor.long().to(device) for name, tensor in batch.items()}
-        loss = model(attention_mask=torch.ones_like(batch["input_ids"]), **batch).loss
+        loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
         booster.backward(loss, optimizer)
         optimizer.step()
         schedule.step()
@@ -118,9 +136,11 @@ def trainer(options: argparse.Namespace) -> tuple[list[float], list[float]]:
             logging_steps=1,
             save_strategy="no",
             report_to=[],
+            remove_unused_columns=False,
             dataloader_pin_memory=True,
         ),
-        train_dataset=rows_of(options.part).map(lambda row: row, keep_in_memory=True),
+        train_dataset=rows_of(options.part),
+        data_collator=padded,
         callbacks=[Clock()],
     )
     run.train()

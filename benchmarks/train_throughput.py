@@ -6,8 +6,9 @@
 
 `ours` is train.py --benchmark as a user starts it: plugin, fp32 master weights and states, clipping, data loader, records. Medians over the
 steps after the third. `ours_documents`: rows of 16 documents that do not see each other. `packed`: the rows of --pretrain_parts.
-`sft_packed` and `sft_padded`: the conversations of --sft_parts without padding, and one a row padded to 4,096; their tokens/s are of
-real tokens. The table's ratios are against `plain`; MFU is of the device's peak (README, "What it records").
+`sft_packed` and `sft_padded`: the conversations of --sft_parts without padding, and one a row padded to 4,096; `plain_sft`: the plain
+recipe on the same padded rows; their tokens/s are of real tokens. The table's ratios are against `plain`; MFU is of the device's peak
+(README, "What it records").
 """
 
 import argparse
@@ -39,6 +40,7 @@ OURS = {
 }
 OTHERS = {
     "plain": ("plain",),
+    "plain_sft": ("plain",),
     "trainer": ("trainer",),
     "trainer_kept": ("trainer", "--no_checkpointing"),
 }
@@ -73,7 +75,8 @@ def main() -> None:
         measured |= of_ours(options, {way: words_of(options, way, model) for way in ours})
         report(options, measured, model)
     for way in (way for way in options.ways if way in OTHERS):
-        measured[way] = of_other(options, OTHERS[way], model, part, options.work_dir / way)
+        rows = Path(options.sft_parts[0]) if way == "plain_sft" else part
+        measured[way] = of_other(options, OTHERS[way], model, rows, options.work_dir / way)
         report(options, measured, model)
 
 
@@ -156,10 +159,10 @@ def of_other(
         print(place.name, done.stdout[-500:], done.stderr[-3000:], flush=True)
         return None
     figures = json.loads((place / "figures.json").read_text())
-    counted = figures["step_s"][WARM_UP_STEPS:]
-    step_s = float(np.median(counted))
-    tokens = options.micro_batch_size * LENGTH_TOKENS
-    return Figures(tokens / step_s, step_s, figures["peak_memory_gib"] or float("nan"), len(counted))
+    step_s = np.array(figures["step_s"][WARM_UP_STEPS:])
+    rates = np.array(figures["tokens"][WARM_UP_STEPS:]) / step_s
+    peak = figures["peak_memory_gib"] or float("nan")
+    return Figures(float(np.median(rates)), float(np.median(step_s)), peak, len(rates))
 
 
 def report(options: argparse.Namespace, measured: dict[str, Figures | None], model: Path) -> None:
