@@ -195,12 +195,14 @@ class Collator:
         max_length: the most tokens of a row.
         pad_to_max_length: pad to `max_length` rather than to the longest row of the batch.
         cross_document_attention: treat a row as one document: its documents see each other and positions run through.
+        pad_to_multiple_of: pad to a multiple of so many tokens, which sequence parallelism divides evenly.
     """
 
     pad_token_id: int
     max_length: int
     pad_to_max_length: bool = False
     cross_document_attention: bool = False
+    pad_to_multiple_of: int = 1
 
     def __call__(self, rows: Sequence[dict], sample_ids: Sequence[int] = ()) -> MicroBatch:
         """Makes a batch of rows (`input_ids`, `labels`, `document_lengths`); of no rows, a batch of one row without targets."""
@@ -210,6 +212,7 @@ class Collator:
         lengths = [len(row["input_ids"]) for row in rows]
         # At least two: the loss predicts each token from the one before it.
         width = self.max_length if self.pad_to_max_length else max(2, *lengths)
+        width += -width % self.pad_to_multiple_of
         input_ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
         labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
         position_ids = np.zeros((len(rows), width), dtype=np.int64)

@@ -45,6 +45,7 @@ def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
         norms += [layer.input_layernorm, layer.post_attention_layernorm]
     for norm in norms:
         norm.forward = MethodType(_norm_forward, norm)
+    model.fuses_loss = fuse_loss  # for the forward of a model divided over ranks (model.sharded)
     if fuse_loss:
         model.forward = MethodType(_forward_with_fused_loss, model)
 

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from colossal_llama.training.dimensions import SP_MODES, TABLE, add_dimensions, check_dimensions
 from colossal_llama.utils.command_line import CommandLine, boolean, number
 
 PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
@@ -44,6 +45,10 @@ class TrainingArguments:
     lora_target_modules: tuple[str, ...]
     merge_lora: bool
     tp: int
+    pp: int
+    microbatch_size: int
+    sp: int
+    sp_mode: str
     zero: int
     zero_cpu_offload: bool
     padding_mode: str
@@ -79,6 +84,7 @@ def build_parser() -> CommandLine:
     parser = CommandLine(
         prog="train.py",
         description="Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI. Start it with torchrun or colossalai run.",
+        epilog=TABLE,
     )
     _add_model_and_data(parser)
     _add_length_of_run(parser)
@@ -195,7 +201,7 @@ def _add_plugin_and_memory(parser: CommandLine) -> None:
         default="fp16",
         help="arithmetic; fp32 is for tests and CPUs",
     )
-    group.add_argument("--tp", type=number(int, 1), default=1, metavar="N", help="tensor parallel size of plugin 3d")
+    add_dimensions(group)
     group.add_argument("--zero", "--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage of plugin 3d")
     group.add_argument(
         "--zero_cpu_offload", action="store_true", help="plugin 3d: keep master weights and states in host memory"
@@ -400,6 +406,8 @@ def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> Non
 
 def _check_dry_run(parser: CommandLine, options: argparse.Namespace) -> None:
     if options.dry_run:
+        if options.pp > 1 or options.sp > 1:
+            parser.problem("--dry_run estimates no memory for --pp and --sp: leave them at 1")
         return
     for name in ("dry_run_processes", "gpu_memory_gib"):
         if getattr(options, name) is not None:
@@ -423,13 +431,19 @@ def _check_paths(parser: CommandLine, options: argparse.Namespace) -> None:
 
 def _check_combinations(parser: CommandLine, options: argparse.Namespace, world_size: int) -> None:
     if options.plugin != "3d":
-        given = {"--tp": options.tp != 1, "--zero": options.zero != 1, "--zero_cpu_offload": options.zero_cpu_offload}
+        given = {
+            "--tp": options.tp != 1,
+            "--pp": options.pp != 1,
+            "--sp": options.sp != 1,
+            "--microbatch_size": options.microbatch_size != 1,
+            "--sp_mode": options.sp_mode != SP_MODES[0],
+            "--zero": options.zero != 1,
+            "--zero_cpu_offload": options.zero_cpu_offload,
+        }
         for name in (name for name, is_given in given.items() if is_given):
             parser.problem(f"{name} belongs to --plugin 3d, but the plugin is {options.plugin}")
-    elif world_size % options.tp:
-        parser.problem(f"--tp {options.tp} does not divide the {world_size} processes")
-    if options.plugin == "3d" and options.zero and options.mixed_precision == "fp32":
-        parser.problem("--plugin 3d with ZeRO needs fp16 or bf16: use --zero 0 with fp32")
+    else:
+        check_dimensions(parser, options, world_size)
     if options.plugin == "3d" and options.zero_cpu_offload and not options.zero:
         parser.problem("--zero_cpu_offload needs ZeRO: use --zero 1 or 2")
     if options.plugin in GPU_ONLY_PLUGINS and options.mixed_precision == "fp32":
@@ -453,8 +467,8 @@ def _check_lora(parser: CommandLine, options: argparse.Namespace) -> None:
             parser.problem(
                 f"--lora_rank is not possible with --plugin {options.plugin}: use zero2, zero2_cpu, ddp or 3d"
             )
-        if options.tp > 1:
-            parser.problem("--lora_rank is not possible with --tp above 1")
+        if options.tp * options.pp * options.sp > 1:
+            parser.problem("--lora_rank needs the whole model on each process: leave --tp, --pp and --sp at 1")
         if options.freeze_non_embeds_params:
             parser.problem(
                 "--lora_rank and --freeze_non_embeds_params exclude each other: LoRA freezes the whole model"

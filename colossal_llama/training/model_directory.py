@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from colossal_llama.model.weight_files import SAFETENSORS_INDEX, find_weight_files
-from colossal_llama.training.optimizer_layout import replicas
+from colossal_llama.training.optimizer_layout import replicas, saved_name
 from colossal_llama.training.plugins import Engine
 from colossal_llama.utils.console import is_rank_zero
 from colossal_llama.utils.files import write_bytes, write_json
@@ -45,6 +45,8 @@ def weights_to_save(engine: Engine, model: torch.nn.Module) -> Iterator[tuple[st
 
 def _shared_out(engine: Engine, network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for number, (name, parameter) in enumerate(network.named_parameters()):
+        if saved_name(network, name) is None:
+            continue
         whole = parameter.detach()
         if is_distributed_tensor(parameter):
             count, index = replicas(engine, over_data=True, over_tensor=False)

@@ -21,6 +21,8 @@ from colossalai.zero.low_level._utils import get_nd_rank
 
 from colossal_llama.training.plugins import Engine
 
+_EMBEDDING = "model.embed_tokens.weight"
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -73,10 +75,17 @@ class Slot:
 
 def optimizer_slots(engine: Engine, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[Slot]:
     """The parameters of this process's inner optimizer, in its order."""
-    names = {id(parameter): name for name, parameter in model.unwrap(unwrap_peft=False).named_parameters()}
+    network = model.unwrap(unwrap_peft=False)
+    names = {id(parameter): saved_name(network, name) or _EMBEDDING for name, parameter in network.named_parameters()}
     if isinstance(optimizer, GeminiOptimizer):
         return list(_gemini_slots(optimizer, names))
     return list(_slots(engine, optimizer, names))
+
+
+def saved_name(network: torch.nn.Module, name: str) -> str | None:
+    """Under which name a parameter is saved; None for an output layer that is the embedding, which the last pipeline stage has too."""
+    is_tied = name == "lm_head.weight" and getattr(network.config, "tie_word_embeddings", False)
+    return None if is_tied else name
 
 
 def replicas(engine: Engine, over_data: bool, over_tensor: bool) -> tuple[int, int]:

@@ -1,13 +1,17 @@
 """The Booster plugin for a command line: one function a plugin, all settings in one place."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from colossalai.booster import Booster
 from colossalai.booster.plugin import GeminiPlugin, HybridParallelPlugin, LowLevelZeroPlugin, TorchDDPPlugin
 from colossalai.booster.plugin.plugin_base import Plugin
 
+from colossal_llama.model.sharded import complete_partial_gradients, install_sharded_forwards
 from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.pipeline import StepSchedule
 from colossal_llama.utils.engine import has_gpu
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -25,6 +29,18 @@ class Engine:
     autocast_dtype: torch.dtype | None
     clips_itself: bool
     """Whether `optimizer.step()` clips the gradients."""
+
+    @property
+    def pipeline_stages(self) -> int:
+        """Number of pipeline stages; 1 without a pipeline."""
+        return self.plugin.pp_size if isinstance(self.plugin, HybridParallelPlugin) else 1
+
+    def boost(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
+        """Hands model and optimizer to the plugin; returns its own of both."""
+        model, optimizer, *_ = self.booster.boost(model, optimizer)
+        if isinstance(self.plugin, HybridParallelPlugin):
+            complete_partial_gradients(model, self.plugin.tp_group)
+        return model, optimizer
 
 
 def build_engine(arguments: TrainingArguments) -> Engine:
@@ -88,9 +104,14 @@ def _gemini_auto(arguments: TrainingArguments) -> Plugin:
 
 
 def _three_dimensions(arguments: TrainingArguments) -> Plugin:
-    return HybridParallelPlugin(
+    install_sharded_forwards()
+    plugin = HybridParallelPlugin(
         tp_size=arguments.tp,
-        pp_size=1,
+        pp_size=arguments.pp,
+        sp_size=arguments.sp if arguments.sp_mode == "all_to_all" else 1,
+        enable_sequence_parallelism=arguments.sp > 1,
+        sequence_parallelism_mode=arguments.sp_mode if arguments.sp > 1 else None,
+        microbatch_size=arguments.microbatch_size,  # the schedule below does not cut; the plugin wants a number all the same
         zero_stage=arguments.zero,
         precision=arguments.mixed_precision,
         initial_scale=INITIAL_LOSS_SCALE,
@@ -102,6 +123,9 @@ def _three_dimensions(arguments: TrainingArguments) -> Plugin:
         # Without tensor parallelism nothing needs a padded vocabulary, and the fused cross-entropy needs an unpadded one.
         make_vocab_size_divisible_by=64 if arguments.tp > 1 else 1,
     )
+    if arguments.pp > 1:
+        plugin.scheduler = StepSchedule(plugin.stage_manager, microbatch_size=arguments.microbatch_size)
+    return plugin
 
 
 def _ddp(arguments: TrainingArguments) -> Plugin:
@@ -120,8 +144,6 @@ _BUILDERS = {
 
 def data_parallel_place(engine: Engine) -> tuple[int, int]:
     """This process's data-parallel rank and the number of data-parallel ranks."""
-    import torch.distributed as dist
-
     if isinstance(engine.plugin, HybridParallelPlugin):
         return dist.get_rank(engine.plugin.dp_group), dist.get_world_size(engine.plugin.dp_group)
     return dist.get_rank(), dist.get_world_size()

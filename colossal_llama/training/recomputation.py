@@ -34,10 +34,11 @@ def choose_recomputed_layers(
 ) -> int:
     """How many layers to recompute under `--use_grad_checkpoint`: what was asked for, else the fewest on a GPU, all on a CPU.
 
-    The same on every rank, since tensor parallelism communicates in a recomputation too.
+    The same on every rank, since tensor parallelism communicates in a recomputation too. Pipelines and divided sequences, which the
+    estimate does not know, recompute all.
     """
     of = config.num_hidden_layers
-    if arguments.recompute_layers is not None or device.type != "cuda":
+    if arguments.recompute_layers is not None or device.type != "cuda" or arguments.pp * arguments.sp > 1:
         return min(of, arguments.recompute_layers or of)
     free_bytes, _ = torch.cuda.mem_get_info(device)
     available_bytes = free_bytes + torch.cuda.memory_reserved(device)

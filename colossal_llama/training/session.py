@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import colossal_llama
-from colossal_llama.dataset.loader import Collator, Part, RowReader, StepGeometry, data_fingerprint, open_parts
+from colossal_llama.dataset.loader import Collator, Part, RowReader, data_fingerprint, open_parts
 from colossal_llama.dataset.packing import fill, plan_epoch
 from colossal_llama.model.attention import choose_attention
 from colossal_llama.model.freezing import freeze_all_but_embeddings
@@ -35,15 +35,17 @@ from colossal_llama.training.checkpoint import (
     open_checkpoint,
     set_aside_later,
 )
+from colossal_llama.training.dimensions import layout_of, notes_on_dimensions
 from colossal_llama.training.dry_run import DryRun, report
 from colossal_llama.training.lean_zero import use_lean_update, why_no_lean_update
 from colossal_llama.training.loop import Run, resume_progress
 from colossal_llama.training.metrics import MetricsWriter
 from colossal_llama.training.optimizer import build_optimizer
+from colossal_llama.training.pipeline import step_geometry
 from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
 from colossal_llama.training.recomputation import choose_recomputed_layers
 from colossal_llama.training.restoring import restore
-from colossal_llama.training.saving import CheckpointSaver, save_merged_model
+from colossal_llama.training.saving import save_merged_model
 from colossal_llama.training.schedule import plan_schedule, rows_of_epoch
 from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
@@ -224,8 +226,8 @@ def with_defaults_of(arguments: TrainingArguments, data: Data) -> TrainingArgume
 def dry_run(arguments: TrainingArguments, data: Data) -> None:
     """Says what the run would do and what memory it would take (`--dry_run`)."""
     processes = arguments.dry_run_processes or dist.get_world_size()
-    size = processes // arguments.tp
-    geometry = StepGeometry(arguments.micro_batch_size, arguments.accumulation_steps, size)
+    size = processes // layout_of(arguments).model_parallel_size
+    geometry = step_geometry(arguments, size)
     lengths = [part.row_lengths_tokens() for part in data.parts]
     progress = Progress()
     if data.checkpoint is not None:
@@ -258,6 +260,13 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     with agreement.together():
         model = load_model(data.model_path, engine.parameter_dtype, attention, device)
     notes = [attention_note, _use_kernels(arguments, model, device)]
+    notes += notes_on_dimensions(
+        arguments.pp,
+        arguments.sp,
+        arguments.sp_mode,
+        arguments.microbatch_size,
+        step_geometry(arguments, 1).accumulation_steps,
+    )
     _check_vocabulary(model, data)
     if arguments.use_grad_checkpoint:
         notes.append(_recompute(arguments, engine, model, device))
@@ -319,15 +328,16 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     """Hands model and optimizer to the plugin, restores a checkpoint, and puts the run together."""
     engine = plan.engine
     optimizer = build_optimizer(plan.model, arguments.lr, arguments.weight_decay)
-    model, optimizer, *_ = engine.booster.boost(plan.model, optimizer)
+    model, optimizer = engine.boost(plan.model, optimizer)
     plan.notes.extend(_lean_update(arguments, optimizer))
     rank, size = data_parallel_place(engine)
-    geometry = StepGeometry(arguments.micro_batch_size, arguments.accumulation_steps, size)
+    geometry = step_geometry(arguments, size)
     collator = Collator(
         pad_token_id=data.tokenizer.eos_token_id,
         max_length=arguments.max_length,
         pad_to_max_length=arguments.padding_mode == "max_length",
         cross_document_attention=arguments.cross_document_attention,
+        pad_to_multiple_of=arguments.sp,
     )
     part_lengths = [part.row_lengths_tokens() for part in data.parts]
     progress = Progress()

@@ -1,8 +1,9 @@
 """One optimizer step: the micro-batches' gradients, averaged over the step's target tokens, then the update."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from colossal_llama.dataset.loader import MicroBatch
 from colossal_llama.model.attention import boundaries_of
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.training.optimizer import loss_scale, skipped_last_step
+from colossal_llama.training.pipeline import StepInputs
 from colossal_llama.training.plugins import Engine
 
 WORTH_SKIPPING = 0.9
@@ -65,6 +67,8 @@ class Stepper:
             step: number of the step, which seeds the NEFTune noise.
             stop_requested: whether this rank wants the run to end; shared with all ranks beside the loss.
         """
+        # One sum over all processes: those that share a batch each add it, so the sums are theirs times too large.
+        copies = dist.get_world_size() // self.data_parallel_size
         counts = torch.tensor(
             [
                 sum(batch.target_tokens for batch in micro_batches),
@@ -73,22 +77,22 @@ class Stepper:
                 sum(len(batch.sample_ids) for batch in micro_batches),
                 int(stop_requested),
             ],
-            dtype=torch.float64 if self.device.type == "cpu" else torch.float32,
+            dtype=torch.float64,  # exact where float32 would not be: 16.8 million tokens, counted once a process
         ).to(self.device, non_blocking=True)
-        self._sum_over_data_parallel(counts)
-        loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
-        for index, batch in enumerate(micro_batches):
-            weight = self._weight(batch, counts[0], len(micro_batches))
-            is_last = index == len(micro_batches) - 1
-            with nullcontext() if is_last else self._without_gradient_sync():
-                loss = self._forward(batch, self._noise_seed(step, index)) * weight
-                self.engine.booster.backward(loss, self.optimizer)
-            loss_sum += loss.detach().float()
+        dist.all_reduce(counts)
+        counts /= copies
+        weights = [self._weight(batch, counts[0], len(micro_batches)) for batch in micro_batches]
+        inputs = self._inputs(micro_batches, step)
+        if self.engine.pipeline_stages > 1:
+            loss_sum = self._through_pipeline(micro_batches, inputs, weights)
+        else:
+            loss_sum = self._one_by_one(inputs, weights)
         gradient_norm = self._update()
-        self._sum_over_data_parallel(loss_sum)
+        dist.all_reduce(loss_sum)
         numbers = torch.cat([counts, loss_sum.to(counts.dtype).view(1)]).tolist()
+        copies_of_loss = copies // self.engine.pipeline_stages  # the last stage alone has it
         return StepResult(
-            loss=numbers[5] / self.data_parallel_size,
+            loss=numbers[5] / copies_of_loss / self.data_parallel_size,
             gradient_norm=gradient_norm,
             tokens=int(numbers[1]),
             target_tokens=int(numbers[0]),
@@ -103,12 +107,51 @@ class Stepper:
             return 0.0
         if self.average == "micro_batch":
             return 1.0 / micro_batches
-        return batch.target_tokens * self.data_parallel_size / step_targets
+        return (batch.target_tokens * self.data_parallel_size / step_targets).float()
 
-    def _forward(self, batch: MicroBatch, noise_seed: int) -> torch.Tensor:
-        """Mean loss over the batch's targets (a finite number also when there are none)."""
-        if self.noise is not None:
-            self.noise.prepare(batch.token_lengths.to(self.device, non_blocking=True), noise_seed)
+    def _one_by_one(
+        self, inputs: Iterator[dict[str, torch.Tensor]], weights: Sequence[torch.Tensor | float]
+    ) -> torch.Tensor:
+        """Forward and backward of each micro-batch; returns the sum of their weighted losses."""
+        loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
+        for index, (arguments, weight) in enumerate(zip(inputs, weights, strict=True)):
+            is_last = index == len(weights) - 1
+            with nullcontext() if is_last else self._without_gradient_sync():
+                with self._autocast():
+                    loss = self.model(**arguments).loss
+                loss = loss * weight
+                self.engine.booster.backward(loss, self.optimizer)
+            loss_sum += loss.detach().float()
+        return loss_sum
+
+    def _through_pipeline(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        inputs: Iterator[dict[str, torch.Tensor]],
+        weights: Sequence[torch.Tensor | float],
+    ) -> torch.Tensor:
+        """The same through the stages of a pipeline; the sum of the weighted losses on the last stage, zero on the others."""
+        remaining = iter(weights)
+
+        def weighted_loss(outputs: Any, _: object) -> torch.Tensor:
+            return outputs.loss * next(remaining) * len(weights)  # the schedule divides by their number
+
+        shapes = [tuple(batch.input_ids.shape) for batch in micro_batches]
+        result = self.engine.booster.execute_pipeline(
+            StepInputs(shapes, inputs), self.model, weighted_loss, self.optimizer, return_loss=True
+        )
+        return torch.zeros((), device=self.device) if result["loss"] is None else result["loss"].float()
+
+    def _inputs(self, micro_batches: Sequence[MicroBatch], step: int) -> Iterator[dict[str, torch.Tensor]]:
+        """The model's arguments for each micro-batch, on the device, each made when it is asked for."""
+        for index, batch in enumerate(micro_batches):
+            if self.noise is not None:
+                lengths = batch.token_lengths.to(self.device, non_blocking=True)
+                self.noise.prepare(lengths, self._noise_seed(step, index))
+            yield self._arguments(batch)
+
+    def _arguments(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
+        """The model's arguments; the loss over them is a finite number also when there are no targets."""
         boundaries = boundaries_of(batch.document_lengths, batch.input_ids.shape[1])
         moved = batch.to(self.device)
         labels = moved.labels
@@ -118,14 +161,13 @@ class Stepper:
             labels[0, 1] = moved.input_ids[0, 1]
         # Copied as the few numbers that it is; expanded again on the device.
         on_device = boundaries[:, :1, :1].to(self.device, non_blocking=True).expand(boundaries.shape)
-        with self._autocast():
-            return self.model(
-                input_ids=moved.input_ids,
-                attention_mask=on_device,
-                position_ids=moved.position_ids,
-                labels=labels,
-                **self._positions(batch, moved),
-            ).loss
+        return {
+            "input_ids": moved.input_ids,
+            "attention_mask": on_device,
+            "position_ids": moved.position_ids,
+            "labels": labels,
+            **self._positions(batch, moved),
+        }
 
     def _positions(self, batch: MicroBatch, moved: MicroBatch) -> dict[str, torch.Tensor]:
         """The positions to compute, where leaving out the rest is worth the copies of their rows."""
@@ -171,9 +213,3 @@ class Stepper:
 
     def _noise_seed(self, step: int, micro_batch: int) -> int:
         return hash((self.seed, step, micro_batch, self.data_parallel_rank)) % 2**63
-
-    def _sum_over_data_parallel(self, tensor: torch.Tensor) -> None:
-        if isinstance(self.engine.plugin, HybridParallelPlugin):
-            dist.all_reduce(tensor, group=self.engine.plugin.dp_group)
-        else:
-            dist.all_reduce(tensor)

@@ -1,7 +1,7 @@
 """ColossalAI on this host: the launch, the device, and the kernels that need no compiler.
 
 Everything here goes through doors that ColossalAI offers (`set_accelerator`, `KernelLoader.register_extension`), except the
-two patches at the end of the file, each with its reason and a test (tests/unit/test_engine.py) that fails when it is no longer needed.
+two patches at the end of the file and those of engine_patches.py, each with its reason and a test (tests/unit/test_engine*.py) that fails when it is no longer needed.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from colossal_llama.utils.engine_patches import apply_patches
 from colossal_llama.utils.gemini_patches import keep_norms_on_the_device
 from colossal_llama.utils.launchers import take_over_from_slurm
 
@@ -80,6 +81,7 @@ def prepare_engine() -> None:
         _say_that_there_is_no_hccl()
     else:
         keep_norms_on_the_device()
+    apply_patches()
     _silence_what_users_cannot_change()
 
 
