@@ -76,7 +76,7 @@ class Slot:
 def optimizer_slots(engine: Engine, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[Slot]:
     """The parameters of this process's inner optimizer, in its order."""
     network = model.unwrap(unwrap_peft=False)
-    names = {id(parameter): saved_name(network, name) or _EMBEDDING for name, parameter in network.named_parameters()}
+    names = {id(parameter): saved_name(network, name) for name, parameter in network.named_parameters()}
     if isinstance(optimizer, GeminiOptimizer):
         return list(_gemini_slots(optimizer, names))
     return list(_slots(engine, optimizer, names))
@@ -105,7 +105,7 @@ def replicas(engine: Engine, over_data: bool, over_tensor: bool) -> tuple[int, i
     return count, index
 
 
-def _slots(engine: Engine, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Iterator[Slot]:
+def _slots(engine: Engine, optimizer: torch.optim.Optimizer, names: Mapping[int, str | None]) -> Iterator[Slot]:
     is_zero = isinstance(optimizer, LowLevelZeroOptimizer)
     working_of = _working_parameters(optimizer)
     whole_shapes = getattr(optimizer, "param_info", {}).get("param2shape", {})
@@ -120,14 +120,14 @@ def _slots(engine: Engine, optimizer: torch.optim.Optimizer, names: Mapping[int,
             begin, end = min(first, end), min(first + key.numel(), end)
         count, index = replicas(engine, over_data=not is_zero, over_tensor=cut is None)
         yield Slot(
-            name=names[id(working)],
+            name=names[id(working)] or _EMBEDDING,
             place=Place(shape, cut, begin, end),
             key=key,
             shape=key.shape,
             states=optimizer.optim.state[key],
             master=key.data.view(-1),
             keeps_master=is_zero or isinstance(optimizer, MixedPrecisionOptimizer),
-            is_mine=number % count == index,
+            is_mine=number % count == index and names[id(working)] is not None,
         )
 
 

@@ -1,7 +1,8 @@
 """ColossalAI on this host: the launch, the device, and the kernels that need no compiler.
 
 Everything here goes through doors that ColossalAI offers (`set_accelerator`, `KernelLoader.register_extension`), except the
-two patches at the end of the file and those of engine_patches.py, each with its reason and a test (tests/unit/test_engine*.py) that fails when it is no longer needed.
+two patches at the end of the file and those in engine_patches.py, each with its reason and a test (tests/unit/test_engine.py) that
+fails when it is no longer needed.
 """
 
 import contextlib

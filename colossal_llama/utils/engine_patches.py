@@ -1,6 +1,6 @@
 """Patches to functions of ColossalAI 0.5.0 that compute something wrong: symptom, cause and remedy of each.
 
-Each has a test (tests/unit/test_engine_patches.py) that fails when the engine no longer needs it. Patches of what the model computes
+Each has a test (tests/unit/test_engine.py) that fails when the engine no longer needs it. Patches of what the model computes
 when it is divided over processes are in colossal_llama/model/sharded.py.
 """
 

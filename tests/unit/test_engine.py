@@ -1,5 +1,7 @@
 """The engine's patches: each is still needed, and does what it is for."""
 
+import inspect
+import json
 import subprocess
 import sys
 
@@ -26,6 +28,73 @@ def test_zero_still_refuses_a_cpu_by_name():
 def test_a_cpu_build_has_no_hccl_function():
     """Fails when PyTorch defines it: then `_say_that_there_is_no_hccl` can go."""
     assert run("import torch.distributed as d; print(hasattr(d, 'is_hccl_available'))") == "False"
+
+
+UNPATCHED = """
+import json, torch, torch.distributed as dist
+from colossal_llama.utils.engine import launch
+import colossalai
+from colossalai.shardformer.layer import _operation
+original = _operation._ring_as_gather
+launch(0)
+from colossalai.shardformer import ShardConfig
+from colossalai.shardformer.layer import dist_cross_entropy
+
+labels, logits = torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, 8, 5, dtype=torch.bfloat16)
+loss = dist_cross_entropy(labels, logits, ShardConfig(enable_tensor_parallelism=False), 5, torch.bfloat16)
+
+other = torch.full((1, 2, 3), 7.0)  # what rank 1 would send to rank 0
+dist.get_world_size, dist.get_rank, dist.get_process_group_ranks = (lambda group=None: 2), (lambda group=None: 0), (lambda group: [0, 1])
+dist.P2POp = lambda operation, tensor, peer, group=None: (operation, tensor)
+class Done:
+    def wait(self): pass
+def exchange(operations):
+    for operation, tensor in operations:
+        if operation is dist.irecv: tensor.copy_(other)
+    return [Done()]
+dist.batch_isend_irecv = exchange
+def is_right(ring):
+    mine = torch.zeros(1, 2, 3)
+    _, gathered = ring(torch.nn.functional.linear, {"input": mine}, {"weight": torch.eye(3)}, "a group")
+    return torch.equal(gathered["input"], torch.cat([mine, other], dim=1))
+found = {"loss": str(loss.dtype), "ring": is_right(original), "our ring": is_right(_operation._ring_as_gather)}
+print(json.dumps(found), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def unpatched() -> dict:
+    """What the engine does by itself, found in one process of its own."""
+    return json.loads(run(UNPATCHED).splitlines()[-1])
+
+
+def test_the_ring_still_forgets_what_it_received(unpatched):
+    """Fails when ColossalAI's ring gathers its input rightly: then `ring_as_gather` can go."""
+    assert not unpatched["ring"]
+    assert unpatched["our ring"]
+
+
+def test_the_loss_of_a_divided_model_is_still_computed_in_half_precision(unpatched):
+    """Fails when ColossalAI takes it in fp32: then `model.sharded.causal_lm_forward` can go."""
+    assert unpatched["loss"] == "torch.bfloat16"
+
+
+def test_sequence_parallel_attention_still_knows_no_attention_function():
+    """Fails when ColossalAI calls the model's own attention function there: then `model.sharded.attention_forward` can go."""
+    from colossalai.shardformer.modeling import llama
+
+    assert "ALL_ATTENTION_FUNCTIONS" not in inspect.getsource(llama.get_llama_flash_attention_forward)
+
+
+def test_partial_gradients_are_still_summed_after_they_were_accumulated():
+    """Fails when ColossalAI's ZeRO sums them elsewhere than after a backward pass: then `complete_partial_gradients` may go.
+
+    tests/distributed/test_dimensions.py, `split_gather_zero2` and `pp2_split_gather_zero1`, shows whether it really can.
+    """
+    from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelZeroOptimizer
+
+    assert inspect.getsource(HybridParallelZeroOptimizer.backward).count("self._sync_sp_grads()") == 1
+    assert "_sync_sp_grads" not in inspect.getsource(HybridParallelZeroOptimizer.step)
 
 
 @pytest.mark.parametrize("div_scale", [-1.0, 4.0])

@@ -40,8 +40,13 @@ def test_aliases_of_the_contract(base):
     ("words", "complaint"),
     [
         (["--tp", "2"], "--tp belongs to --plugin 3d"),
-        (["--plugin", "3d", "--tp", "2"], "does not divide the 1 processes"),
-        (["--plugin", "3d", "--mixed_precision", "fp32"], "--zero 0 with fp32"),
+        (
+            ["--plugin", "3d", "--mixed_precision", "fp32"],
+            "not for --mixed_precision fp32; the nearest possible setting is",
+        ),
+        (["--pp", "2"], "--pp belongs to --plugin 3d"),
+        (["--plugin", "3d", "--microbatch_size", "2"], "--microbatch_size has no effect without --pp"),
+        (["--plugin", "3d", "--sp_mode", "ring"], "--sp_mode has no effect without --sp"),
         (["--plugin", "3d", "--zero", "0", "--zero_cpu_offload"], "needs ZeRO"),
         (["--neft_alpha", "3"], "without --use_neft"),
         (["--lr", "nan"], "is not a number"),

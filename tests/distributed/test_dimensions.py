@@ -1,0 +1,134 @@
+"""The dimensions of plugin 3d, pipeline, tensor, sequence and ZeRO parallel, train what one process trains.
+
+33 rows, 8 a step, 4 epochs: 20 steps, of which every fifth has a single row (fewer micro-batches than pipeline stages, ranks without
+rows). The vocabulary of 203 is divided by no tensor parallel size.
+"""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.runs import Runner, make_toy
+
+# Sums in another order. Half precision (which ZeRO needs): fp16, whose last bit is 2^-11; its weights are compared as a whole, since
+# AdamW turns a tiny gradient of the other sign into a step of full size.
+FP32 = {"loss": 1e-5, "gradient_norm": 1e-4, "weights": 1e-4}
+FP16 = {"loss": 2e-3, "gradient_norm": 3e-2, "weights": 1e-2}
+
+RUN = ("--num_epochs", "4", "--lr", "3e-3", "--warmup_steps", "4", "--skip_save_each_epoch", "--save_interval", "1000")
+SHORT = ("--num_epochs", "1", "--lr", "3e-3", "--skip_save_each_epoch", "--save_interval", "1000")
+PLAIN, HALF = ("--plugin", "3d", "--zero", "0"), ("--plugin", "3d", "--mixed_precision", "fp16")
+ROWS8 = ("--micro_batch_size", "4", "--accumulation_steps", "2")
+ROWS4 = ("--micro_batch_size", "1", "--accumulation_steps", "4")
+PP2, TP2 = ("--pp", "2"), ("--tp", "2")
+SPLIT, RING, ALL = (("--sp", "2", "--sp_mode", mode) for mode in ("split_gather", "ring", "all_to_all"))
+
+ON_TWO = {
+    "pp2": (*PLAIN, *ROWS8, *PP2, "--microbatch_size", "2"),
+    "tp2": (*PLAIN, *ROWS8, *TP2),
+    "sp2_split_gather": (*PLAIN, *ROWS8, *TP2, *SPLIT),
+    "sp2_ring": (*PLAIN, *ROWS8, *TP2, *RING),
+    "sp2_all_to_all": (*PLAIN, *ROWS8, *ALL),
+}
+ON_FOUR = {
+    "pp2_tp2": (*PLAIN, *ROWS8, *PP2, *TP2),
+    "pp2_all_to_all": (*PLAIN, *ROWS8, *PP2, *ALL),
+    "pp2_zero1": (*HALF, *ROWS4, *PP2),
+    "tp2_zero2": (*HALF, *ROWS4, *TP2, "--zero", "2"),
+    "pp2_split_gather_zero1": (*HALF, *ROWS8, *PP2, *TP2, *SPLIT),
+    "split_gather_zero2": (*HALF, *ROWS4, *TP2, *SPLIT, "--zero", "2"),
+}
+# One micro-batch at a time, so that NEFTune's noise and the mean of means have the same micro-batches everywhere.
+ONE_BY_ONE = ("--micro_batch_size", "1", "--accumulation_steps", "8")
+METHODS = {
+    "methods": (
+        *ONE_BY_ONE,
+        "--use_neft",
+        "--use_grad_checkpoint",
+        "--loss_average",
+        "micro_batch",
+        "--grad_clip",
+        "0.2",
+    ),
+    "frozen": (*ONE_BY_ONE, "--freeze_non_embeds_params", "--cross_document_attention"),
+}
+LAYOUTS = {"pp2": PP2, "split_gather": (*TP2, *SPLIT), "all_to_all": ALL}
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory, project_root):
+    """A model whose output layer is its embedding, and which a pipeline therefore has on its first and its last stage."""
+    root = tmp_path_factory.mktemp("tied")
+    toy = make_toy(root)
+    model = AutoModelForCausalLM.from_pretrained(toy.model, tie_word_embeddings=True)
+    for file in toy.model.glob("*.safetensors"):
+        file.unlink()
+    model.save_pretrained(toy.model)
+    return ("--pretrained", str(toy.model))
+
+
+@pytest.fixture(scope="module")
+def runs(runner: Runner, tied) -> Runner:
+    """All runs, in three launches."""
+    command = runner.command
+    one = {"alone": (*RUN, *ROWS8), "tied": (*SHORT, *ROWS8, *tied)}
+    one |= {name: (*SHORT, *options) for name, options in METHODS.items()}
+    two = {name: (*RUN, *options) for name, options in ON_TWO.items()}
+    two |= {
+        f"{layout}_{name}": (*SHORT, *PLAIN, *options, *dimensions)
+        for name, options in METHODS.items()
+        for layout, dimensions in LAYOUTS.items()
+    }
+    two["pp2_tied"] = (*SHORT, *PLAIN, *ROWS8, *PP2, *tied)
+    four = {name: (*RUN, *options) for name, options in ON_FOUR.items()}
+    for ranks, group in ((1, one), (2, two), (4, four)):
+        runner.run([command(name, *options) for name, options in group.items()], ranks=ranks)
+    return runner
+
+
+def assert_same(runner: Runner, name: str, reference: str, tolerance: dict[str, float]) -> None:
+    """Losses, gradient norms and learning rates of every step, and the final weights."""
+    there, here = runner.metrics(reference), runner.metrics(name)
+    for key in ("learning_rate", "samples_seen", "tokens_seen", "target_tokens_seen"):
+        assert [step[key] for step in here] == [step[key] for step in there], key
+    for key in ("loss", "gradient_norm"):
+        assert [step[key] for step in here] == pytest.approx([step[key] for step in there], rel=tolerance[key]), key
+    weights, expected = runner.weights(name), runner.weights(reference)
+    assert weights.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert weights[key].shape == tensor.shape, key
+        distance = (weights[key].float() - tensor.float()).norm() / tensor.float().norm()
+        assert distance < tolerance["weights"], (key, distance)
+
+
+@pytest.mark.parametrize("name", [*ON_TWO, *ON_FOUR])
+def test_same_as_one_process(runs, name):
+    assert len(runs.metrics(name)) == 20
+    options = (ON_TWO | ON_FOUR)[name]
+    assert_same(runs, name, "alone", FP16 if "fp16" in options else FP32)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_do_the_same_in_every_dimension(runs, layout, method):
+    assert_same(runs, f"{layout}_{method}", method, FP32)
+
+
+def test_an_output_layer_tied_to_the_embedding_across_stages(runs):
+    assert_same(runs, "pp2_tied", "tied", FP32)
+    assert "lm_head.weight" not in runs.weights("pp2_tied")
+
+
+@pytest.mark.parametrize("name", ["pp2_tp2", "pp2_split_gather_zero1", "sp2_all_to_all", "pp2_tied"])
+def test_saved_models_open_with_transformers_alone(runs, name):
+    path = runs.workspace / name / "save" / "modelling"
+    model, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert not any(report.values())
+    assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 203
+    ids = torch.arange(3, 60).unsqueeze(0)
+    reference = AutoModelForCausalLM.from_pretrained(
+        runs.workspace / ("tied" if "tied" in name else "alone") / "save" / "modelling"
+    )
+    torch.testing.assert_close(
+        model(ids).logits.float(), reference(ids).logits, rtol=0, atol=0.05 if "zero1" in name else 1e-3
+    )
