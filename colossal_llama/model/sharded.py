@@ -168,8 +168,9 @@ def _attention_forward(
 def complete_partial_gradients(model: torch.nn.Module, tp_group: Any) -> None:
     """Patch: sums the norms' gradients, of which each rank has its stretch's part in the modes split_gather and ring.
 
-    The engine does it after a backward pass, with what has been accumulated until then: with ZeRO 2 and several micro-batches earlier
-    parts are counted once a rank, and in a pipeline with ZeRO it is left out altogether. Here each part is summed as it arises.
+    The engine does it after each backward pass, with what has been accumulated until then: with ZeRO 2 and several micro-batches the
+    parts of earlier ones are counted once more a rank. Here each part is summed as it arises. (4 micro-batches a step, 20 steps of a tiny
+    model: gradient norms up to 6 % off, the norms' updates by 37 %.)
 
     Args:
         model: boosted; the plugin has marked the parameters.

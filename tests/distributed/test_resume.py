@@ -32,6 +32,11 @@ SETTINGS = {
     "ddp": ("--plugin", "ddp", "--mixed_precision", "bf16"),
     "3d_zero0": ("--plugin", "3d", "--zero", "0", "--mixed_precision", "bf16"),
     "3d_zero1": ("--plugin", "3d", "--zero", "1", "--mixed_precision", "bf16"),
+    "3d_pp2": ("--plugin", "3d", "--pp", "2", "--mixed_precision", "bf16", "--micro_batch_size", "4"),
+    "3d_sp2": (
+        *("--plugin", "3d", "--zero", "2", "--sp", "2", "--sp_mode", "all_to_all"),
+        *("--mixed_precision", "bf16", "--micro_batch_size", "4"),
+    ),
     "3d_tp2": ("--plugin", "3d", "--zero", "0", "--tp", "2", "--mixed_precision", "bf16", "--micro_batch_size", "4"),
 }
 
