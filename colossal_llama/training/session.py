@@ -45,7 +45,7 @@ from colossal_llama.training.pipeline import step_geometry
 from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
 from colossal_llama.training.recomputation import choose_recomputed_layers
 from colossal_llama.training.restoring import restore
-from colossal_llama.training.saving import save_merged_model
+from colossal_llama.training.saving import CheckpointSaver, save_merged_model
 from colossal_llama.training.schedule import plan_schedule, rows_of_epoch
 from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
