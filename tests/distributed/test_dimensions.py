@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import Runner, make_toy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-
-from tests.runs import Runner, make_toy
 
 # Sums in another order. Half precision (which ZeRO needs): fp16, whose last bit is 2^-11. Of the weights each tensor's whole change is
 # compared: AdamW turns a tiny gradient of the other sign into a step of full size in single elements.
