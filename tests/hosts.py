@@ -26,6 +26,20 @@ DOWN = "node-3"  # known by name, and never started
 _KNOWN = {**_ADDRESSES, DOWN: "127.0.0.4"}
 _SSHD_PLACES = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
+# With the tests' own end, however it comes, a host ends too.
+_AS_A_HOST = [
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "unshare",
+    "--mount",
+    "--uts",
+    "--pid",
+    "--fork",
+    "--mount-proc",
+    "--kill-child",
+]
+
 # Runs as the first process of the namespaces. The machine's /run may lack sshd's directory, and its passwd sshd's user.
 _INIT = """
 set -eu
@@ -43,10 +57,9 @@ def why_no_hosts() -> str | None:
     """What is missing for hosts of our own, or None."""
     if find_sshd() is None:
         return "sshd is absent: install openssh-server, or let run_tests.sh fetch it"
-    if any(shutil.which(tool) is None for tool in ("ssh", "ssh-keygen", "unshare")):
-        return "ssh, ssh-keygen or unshare is absent"
-    trial = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "true"]
-    if os.geteuid() != 0 or subprocess.run(trial, capture_output=True, check=False).returncode:
+    if any(shutil.which(tool) is None for tool in ("ssh", "ssh-keygen", "setpriv", "unshare")):
+        return "ssh, ssh-keygen, setpriv or unshare is absent"
+    if os.geteuid() != 0 or subprocess.run([*_AS_A_HOST, "true"], capture_output=True, check=False).returncode:
         return "namespaces for hosts of our own need root"
     return None
 
@@ -75,18 +88,7 @@ class Host:
             sshd.parents[1] / "lib" / "x86_64-linux-gnu"
         )  # where the package was unpacked, what it links to lies beside
         variables = {"name": self.name, "place": str(self.place), "sshd": str(sshd), "PATH": os.environ["PATH"]}
-        command = [
-            "unshare",
-            "--mount",
-            "--uts",
-            "--pid",
-            "--fork",
-            "--mount-proc",
-            "--kill-child",
-            "bash",
-            "-c",
-            _INIT,
-        ]
+        command = [*_AS_A_HOST, "bash", "-c", _INIT]
         with (self.place / "sshd.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -97,18 +99,25 @@ class Host:
             )
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            try:
-                socket.create_connection((_ADDRESSES[self.name], self.port), timeout=1).close()
+            if self._answers():
                 return
-            except OSError:
-                assert self.process.poll() is None, (self.place / "sshd.log").read_text()
-                time.sleep(0.05)
+            assert self.process.poll() is None, (self.place / "sshd.log").read_text()
+            time.sleep(0.05)
         raise AssertionError(f"{self.name} does not answer")
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection((_ADDRESSES[self.name], self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def pull_the_plug(self) -> None:
         """Kills all processes of the host at once, with SIGKILL, its sshd and launchers among them."""
         self.process.kill()  # with the first process of its namespace the kernel kills all others
         self.process.wait()
+        while self._answers():
+            time.sleep(0.01)
 
     def command(self, words: list[str] | str, **variables: str) -> list[str]:
         """The ssh command that runs something on this host, in the project's root, as in an activated environment."""
