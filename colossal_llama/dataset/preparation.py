@@ -244,10 +244,14 @@ def _write_parts(run: _Run, pool: WorkerPool, facts: Sequence[dict]) -> list[dic
 
 def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], plan: Plan, rates: Rates) -> None:
     started = time.perf_counter()
-    tokens = [int(plan.lengths[slice(*plan.part_starts[index : index + 2])].sum()) for _, index in tasks]
+    ranges = [slice(*plan.part_starts[index : index + 2]) for _, index in tasks]
+    tokens = [int(plan.lengths[segments].sum()) for segments in ranges]
+    written = 0
     with progress(total=sum(tokens), desc="write parts", unit=" tokens", unit_scale=True) as bar:
-        for count, _ in zip(tokens, pool.map(_write_one_part, tasks), strict=True):
+        for segments, count, _ in zip(ranges, tokens, pool.map(_write_one_part, tasks), strict=True):
             bar.update(count)
+            written += int(plan.first_of_document[segments].sum())
+            bar.set_postfix_str(f"{written / (time.perf_counter() - started):,.0f} documents/s")
     rates.write_s, rates.written_tokens = time.perf_counter() - started, sum(tokens)
 
 

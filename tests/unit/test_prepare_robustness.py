@@ -343,3 +343,46 @@ def test_any_bytes_end_in_rows_or_in_counted_rejections(tmp_path, tokenizer_dir,
         assert all(len(row["input_ids"]) <= 32 and any(label != -100 for label in row["labels"]) for row in rows)
 
     check()
+
+
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "from": st.sampled_from(["human", "assistant", "user", "gpt", "system", "nobody"]),
+            "content": st.text(max_size=60) | st.sampled_from(["<s>", "</s>", "Human: <s>x</s>", "long " * 40]),
+        }
+    )
+    | JSON,
+    max_size=6,
+)
+CONVERSATIONS = st.one_of(
+    st.fixed_dictionaries({"messages": MESSAGES}, optional={"category": st.text(max_size=3) | JSON, "system": JSON}),
+    st.fixed_dictionaries({"instruction": st.text(max_size=40), "output": st.text(max_size=99), "input": JSON}),
+    JSON,
+).map(lambda value: json.dumps(value).encode())
+
+
+def test_any_conversations_end_in_rows_or_in_counts(tmp_path, tokenizer_dir, opened):
+    (tmp_path / "in").mkdir()
+    common = {"llama_version": 2, "on_bad_record": "skip", "overwrite": True, "max_length": 96, "num_bins": 2}
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(lines=st.lists(CONVERSATIONS | LINES, min_size=1, max_size=8), fit=st.sampled_from(["truncate", "window"]))
+    def check(lines, fit):
+        (tmp_path / "in" / "a.jsonl").write_bytes(b"\n".join(lines))
+        wanted = Settings("sft", (tmp_path / "in",), tokenizer_dir, tmp_path / "out", long_conversations=fit, **common)
+        try:
+            totals = prepare(wanted, opened)["totals"]
+        except UserError as error:
+            assert "no record could be used" in str(error)  # noqa: PT017
+            return
+        assert totals["records"] == totals["documents"] + sum(totals["rejected_records"].values())
+        lost = sum(count for key, count in totals.items() if key.startswith(("cut_tokens.", "dropped_tokens.")))
+        assert totals["tokens_in"] + totals.get("repeated_tokens", 0) == totals["tokens_out"] + lost
+        rows = [
+            row for part in sorted((tmp_path / "out" / "arrow").iterdir()) for row in datasets.load_from_disk(str(part))
+        ]
+        assert sum(len(row["input_ids"]) for row in rows) == totals["tokens_out"]
+        assert all(len(row["input_ids"]) <= 96 and any(label != -100 for label in row["labels"]) for row in rows)
+
+    check()
