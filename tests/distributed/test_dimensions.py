@@ -54,6 +54,13 @@ METHODS = {
     ),
     "frozen": (*ONE_BY_ONE, "--freeze_non_embeds_params", "--cross_document_attention"),
 }
+# From the checkpoint after step 10 of `pp2`: everything, and the weights alone.
+GOES_ON = {
+    "tp2_goes_on": (*PLAIN, *ROWS8, *TP2),
+    "all_to_all_goes_on": (*PLAIN, *ROWS8, *ALL),
+    "zero2_goes_on": ("--micro_batch_size", "2", "--accumulation_steps", "2"),
+}
+BEGINS = {f"{name.split('_goes')[0]}_begins": options for name, options in GOES_ON.items()}
 LAYOUTS = {"pp2": PP2, "split_gather": (*TP2, *SPLIT), "all_to_all": ALL}
 
 
@@ -82,6 +89,11 @@ def runs(runner: Runner, tied) -> Runner:
         for layout, dimensions in LAYOUTS.items()
     }
     two["pp2_tied"] = (*SHORT, *PLAIN, *ROWS8, *PP2, *tied)
+    checkpoint = runner.workspace / "pp2" / "save" / "epoch-1_step-10"
+    two["pp2"] = (*two["pp2"], "--save_interval", "10")
+    two |= {name: (*RUN, *options, "--load_checkpoint", str(checkpoint)) for name, options in GOES_ON.items()}
+    weights = ("--max_steps", "2", "--warmup_steps", "1", "--load_checkpoint", str(checkpoint / "modelling"))
+    two |= {name: (*RUN, *options, *weights) for name, options in BEGINS.items()}
     four = {name: (*RUN, *options) for name, options in ON_FOUR.items()}
     for ranks, group in ((1, one), (2, two), (4, four)):
         runner.run([command(name, *options) for name, options in group.items()], ranks=ranks)
@@ -111,6 +123,18 @@ def test_same_as_one_process(runs, name):
     assert len(runs.metrics(name)) == 20
     options = (ON_TWO | ON_FOUR)[name]
     assert_same(runs, name, "alone", FP16 if "fp16" in options else FP32)
+
+
+@pytest.mark.parametrize("name", GOES_ON)
+def test_a_run_goes_on_in_any_other_division(runs, name):
+    assert runs.losses(name) == pytest.approx(runs.losses("alone")[10:], rel=FP32["loss"])
+
+
+def test_a_new_stage_begins_with_the_weights_of_any_other_division(runs):
+    losses = [runs.losses(name) for name in BEGINS]
+    assert losses[0] == pytest.approx(losses[1], rel=FP32["loss"])
+    assert losses[0] == pytest.approx(losses[2], rel=FP32["loss"])
+    assert losses[0][0] < runs.losses("alone")[0] - 0.2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -8,7 +8,6 @@ FP32 = {"rtol": 2e-4, "atol": 2e-5}
 # Half-precision weights and gradients, whose last bit is 2^-8.
 BF16 = {"rtol": 1e-2, "atol": 1e-2}
 
-TP2 = ("--micro_batch_size", "4", "--accumulation_steps", "2", "--plugin", "3d", "--zero", "0", "--tp", "2")
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
 
 
@@ -22,7 +21,6 @@ def two_ranks(runner):
             command("zero2_cpu", *BATCH, "--plugin", "zero2_cpu"),
             command("ddp", *BATCH, "--plugin", "ddp"),
             command("3d", *BATCH, "--plugin", "3d", "--zero", "0"),
-            command("tp2", *TP2),
             command("one_micro_batch", "--micro_batch_size", "4", "--accumulation_steps", "1"),
             command("four_micro_batches", "--micro_batch_size", "1", "--accumulation_steps", "4"),
             command("recomputed", *BATCH, "--use_grad_checkpoint"),
@@ -33,7 +31,6 @@ def two_ranks(runner):
             command("ddp_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "ddp"),
             command("zero2_fp16", *BATCH, "--mixed_precision", "fp16"),
             command("neft", *BATCH, "--use_neft"),
-            command("tp2_neft", *TP2, "--use_neft"),
             command("mean_of_means", *BATCH, "--loss_average", "micro_batch"),
             command("seeing_others", *BATCH, "--cross_document_attention"),
             command("frozen", *BATCH, "--freeze_non_embeds_params"),
@@ -72,7 +69,7 @@ def assert_same(runner, name: str, reference: str, tolerance: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["zero2_cpu", "ddp", "3d", "tp2", "one_micro_batch", "four_micro_batches", "recomputed", "padded"]
+    "name", ["zero2_cpu", "ddp", "3d", "one_micro_batch", "four_micro_batches", "recomputed", "padded"]
 )
 def test_same_losses_and_weights_in_fp32(two_ranks, name):
     assert_same(two_ranks, name, "zero2", FP32)
@@ -100,7 +97,7 @@ def test_the_loss_falls_and_every_row_is_seen(two_ranks):
 
 def test_options_that_must_change_the_result_do(two_ranks):
     plain = two_ranks.losses("zero2")
-    for name in ("neft", "tp2_neft", "mean_of_means", "seeing_others", "frozen"):
+    for name in ("neft", "mean_of_means", "seeing_others", "frozen"):
         assert two_ranks.losses(name) != plain, name
 
 
@@ -136,7 +133,7 @@ def test_packed_conversations_equal_conversations_apart(two_ranks):
 def test_the_final_model_opens_with_transformers_alone(two_ranks, toy):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for name in ("zero2", "tp2"):
+    for name in ("zero2", "3d"):
         path = two_ranks.workspace / name / "save" / "modelling"
         model = AutoModelForCausalLM.from_pretrained(path)
         assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 203
@@ -150,5 +147,5 @@ def test_learning_rate_follows_the_schedule_in_every_plugin(two_ranks):
     assert rates[0] == pytest.approx(1e-2)
     assert rates[-1] == pytest.approx(1e-3)
     assert rates == sorted(rates, reverse=True)
-    for name in ("zero2_cpu", "ddp", "3d", "tp2", "four_micro_batches"):
+    for name in ("zero2_cpu", "ddp", "3d", "four_micro_batches"):
         assert [entry["learning_rate"] for entry in two_ranks.metrics(name)] == rates

@@ -180,9 +180,12 @@ def kill(process: subprocess.Popen, victim: psutil.Process) -> None:
 
 
 def test_killed_at_any_moment_and_resumed(resumed):
-    """kill -9 of the launcher at a random moment, of a rank while a checkpoint is written; then the same command again."""
-    name, options = "killed", (*SETTINGS["zero2"], *RUN)
-    model = ("--pretrained", str(resumed.workspace / "zero2" / "save" / "epoch-0_step-2" / "modelling"))
+    """kill -9 of the launcher at a random moment, of a rank while a checkpoint is written; then the same command again.
+
+    A pipeline, each of whose ranks has a part of the model and of its states that no other has.
+    """
+    name, options = "killed", (*RUN, *SETTINGS["3d_pp2"])
+    model = ("--pretrained", str(resumed.workspace / "3d_pp2" / "save" / "epoch-0_step-2" / "modelling"))
     resumed.run([resumed.command("undisturbed", *options, *model)], ranks=2)
     save_dir = resumed.workspace / name / "save"
     command = resumed.command(name, *options, *model, "--save_interval", "1", "--load_checkpoint", "auto")
@@ -207,12 +210,15 @@ def test_killed_at_any_moment_and_resumed(resumed):
 
 
 def test_a_signal_ends_the_run_after_saving(resumed):
+    """Also one that reaches a single rank, here the last stage of a pipeline."""
     name = "signalled"
-    command = resumed.command(name, *RUN, "--save_interval", "1000", "--num_epochs", "40", "--skip_save_each_epoch")
+    command = resumed.command(
+        name, *RUN, *SETTINGS["3d_pp2"], "--save_interval", "1000", "--num_epochs", "40", "--skip_save_each_epoch"
+    )
     process = resumed.start(command)
     metrics = resumed.workspace / name / "logs" / "metrics.jsonl"
     wait_for_steps(resumed, name, 3, process)
-    process.send_signal(signal.SIGTERM)  # torchrun hands it to every rank
+    ranks_of(process)[1].send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert "everything is saved" in output
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
