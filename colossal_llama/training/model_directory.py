@@ -15,13 +15,12 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from colossal_llama.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from colossal_llama.model.weight_files import SAFETENSORS_INDEX, find_weight_files
 from colossal_llama.training.optimizer_layout import replicas, saved_name
 from colossal_llama.training.plugins import Engine
 from colossal_llama.utils.console import is_rank_zero
 from colossal_llama.utils.files import write_bytes, write_json
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def weights_to_save(engine: Engine, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -95,7 +94,7 @@ def complete_model_directory(
         weights: file name → tensor name → bytes.
         others: from `small_files`.
     """
-    if "adapter_config.json" in others:
+    if ADAPTER_CONFIG in others:
         (file,) = weights
         (directory / file).rename(directory / ADAPTER_WEIGHTS)
     else:

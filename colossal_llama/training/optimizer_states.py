@@ -119,7 +119,8 @@ class SavedOptimizer:
         Raises:
             UserError: some of the elements are in no file.
         """
-        pieces = self._pieces[parameter]
+        # A parameter's states may be in several files, each with the note of where they belong.
+        pieces = [piece for piece in self._pieces[parameter] if f"{parameter}.{state}" in self._files[piece.path][1]]
         alike = [piece for piece in pieces if piece.place.cut == place.cut]
         if alike:
             return self._range(parameter, state, alike, place.begin, place.end)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from colossal_llama.model.lora import merge_adapter
@@ -71,6 +72,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._in_background, self._memory_is_checked = in_background, False
         self._memory = HostMemory(pinned=torch.cuda.is_available())
         network = model.unwrap(unwrap_peft=False)
+        self._model_file_bytes = math.inf if isinstance(network, PeftModel) else _FILE_BYTES  # an adapter is one file
         self._small_files = small_files(network, engine.parameter_dtype, tokenizer) if is_rank_zero() else {}
         self._number, self._writings = next(_SAVERS), itertools.count()
         self._pending: SharedWriting | None = None
@@ -86,9 +88,9 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._decide_where_to_write(slots)
         target = self._save_dir / f"epoch-{progress.epoch}_step-{progress.step}"
         writing = self._begin(target, self._records(progress, schedule))
-        self._hold(writing, "modelling", self._weights(), self._in_background)
-        self._hold(writing, "optimizer", tensors_to_save(slots), self._in_background)
-        self._hold(writing, "random_states", _random_states(), self._in_background)
+        self._hold(writing, "modelling", self._weights(), self._in_background, self._model_file_bytes)
+        self._hold(writing, "optimizer", tensors_to_save(slots), self._in_background, _FILE_BYTES)
+        self._hold(writing, "random_states", _random_states(), self._in_background, _FILE_BYTES)
         self._start(writing)
         if not self._in_background:
             writing.wait()
@@ -163,7 +165,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             complete_model_directory(directory, _inside("", written), self._small_files)
 
         writing = self._begin(self._save_dir / "modelling", complete)
-        self._hold(writing, ".", self._weights(), in_background=False)
+        self._hold(writing, ".", self._weights(), False, self._model_file_bytes)
         self._start(writing)
         outcome = writing.wait()
         self._pending = None
@@ -221,12 +223,19 @@ class CheckpointSaver(contextlib.AbstractContextManager):
     def _weights(self) -> Tensors:
         return ((name, tensor, {}) for name, tensor in weights_to_save(self._engine, self._model))
 
-    def _hold(self, writing: SharedWriting, folder: str, tensors: Tensors, in_background: bool) -> None:
+    def _hold(
+        self,
+        writing: SharedWriting,
+        folder: str,
+        tensors: Tensors,
+        in_background: bool,
+        file_bytes: float,
+    ) -> None:
         """Copies tensors to the host, as files of limited size; each is written at once unless there is memory for all."""
         numbers = itertools.count()
         file = _new_file(folder, next(numbers))
         for name, tensor, note in tensors:
-            if file.bytes and file.bytes + tensor.nbytes > _FILE_BYTES:
+            if file.bytes and file.bytes + tensor.nbytes > file_bytes:
                 self._hand_over(writing, file, in_background)
                 file = _new_file(folder, next(numbers))
             if writing.failed:

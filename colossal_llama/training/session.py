@@ -20,7 +20,7 @@ from colossal_llama.model.attention import choose_attention
 from colossal_llama.model.freezing import freeze_all_but_embeddings
 from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
 from colossal_llama.model.loading import flops_per_token, load_config, load_model
-from colossal_llama.model.lora import adapter_base_path, adapter_settings, is_adapter, lora_config
+from colossal_llama.model.lora import ADAPTER_WEIGHTS, adapter_base_path, adapter_settings, is_adapter, lora_config
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.model.recompute import recompute_layers
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
@@ -198,6 +198,8 @@ def _check_adapter(arguments: TrainingArguments, path: Path) -> None:
     """Refuses LoRA options that are not those of the adapter that the run goes on with: peft takes the adapter's."""
     saved = adapter_settings(path)
     problems = []
+    if not (path / ADAPTER_WEIGHTS).is_file():
+        problems.append(f"{path} holds no {ADAPTER_WEIGHTS}; pickled adapters are not loaded")
     if arguments.lora_rank != saved["r"]:
         problems.append(
             f"{path} is a LoRA adapter of rank {saved['r']}: give --lora_rank {saved['r']} to go on with it"

@@ -1,5 +1,7 @@
 """LoRA through the plugins: the adapter alone is trained and saved, resumes bit for bit, and merges to the same model."""
 
+import shutil
+
 import pytest
 import torch
 from peft import PeftModel
@@ -64,10 +66,15 @@ def test_merged_model_equals_base_with_adapter(runs, toy):
     assert (expected - plain).abs().max() > 0.05
 
 
-def test_a_checkpoint_of_another_rank_is_refused(runs, project_root):
+def test_a_checkpoint_of_another_rank_and_a_pickled_one_are_refused(runs, project_root):
     from runs import torchrun
 
-    load = ("--load_checkpoint", str(runs.workspace / "zero2" / "save" / "epoch-0_step-4"), "--lora_rank", "8")
+    copy = runs.workspace / "copy"
+    shutil.copytree(runs.workspace / "zero2" / "save" / "epoch-0_step-4", copy)
+    weights = copy / "modelling" / "adapter_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    load = ("--load_checkpoint", str(copy), "--lora_rank", "8")
     done = torchrun("train.py", runs.command("refused", *LORA, *load), 1, project_root)
     assert done.returncode != 0
     assert "LoRA adapter of rank 4: give --lora_rank 4" in done.stderr
+    assert "pickled adapters are not loaded" in done.stderr

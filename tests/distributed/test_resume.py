@@ -40,7 +40,7 @@ SETTINGS = {
     "3d_tp2": ("--plugin", "3d", "--zero", "0", "--tp", "2", "--mixed_precision", "bf16", "--micro_batch_size", "4"),
 }
 
-WITHOUT_PICKLE_AND_MEMORY = """
+NO_PICKLE_NO_MEMORY_SMALL_FILES = """
 import pickle, runpy, sys
 import torch
 
@@ -49,9 +49,13 @@ def refuse(*arguments, **settings):
 
 torch.load = torch.serialization.load = pickle.load = refuse
 sys.path.insert(0, "{root}")
-from colossal_llama.training import host_memory
+from colossal_llama.utils import engine
 
-host_memory.available_bytes = lambda: 1000
+engine.prepare_engine()
+from colossal_llama.training import saving
+
+saving.available_bytes = lambda: 1000
+saving._FILE_BYTES = 100_000
 runpy.run_path("{root}/benchmarks/train_many.py", run_name="__main__")
 """
 
@@ -76,7 +80,7 @@ def resumed(runner, dropout_model):
         for name, options in SETTINGS.items()
     ]
     without = runner.workspace / "without.py"
-    without.write_text(WITHOUT_PICKLE_AND_MEMORY.format(root=runner.project_root))
+    without.write_text(NO_PICKLE_NO_MEMORY_SMALL_FILES.format(root=runner.project_root))
     runner.run(again, ranks=2, script=str(without))
     return runner
 
@@ -262,7 +266,8 @@ def test_going_back_sets_later_checkpoints_aside(resumed):
 
 
 def test_a_finished_run_stays_finished(resumed):
-    load = ("--load_checkpoint", str(resumed.workspace / "zero2" / "save" / "epoch-1_step-10"))
+    """Its checkpoint has several files a rank."""
+    load = ("--load_checkpoint", str(resumed.workspace / "zero2_again" / "save" / "epoch-1_step-10"))
     resumed.run([resumed.command("finished", *RUN, *SETTINGS["zero2"], *load)], ranks=2)
     assert resumed.metrics("finished") == []
     expected = resumed.weights("zero2")

@@ -60,16 +60,18 @@ def slot_of(place: Place, states: dict, master: torch.Tensor, padding: int = 0) 
     return Slot("weight", place, key, key.shape, states, master, keeps_master=True, is_mine=True)
 
 
-def written(directory, slots: list[Slot]) -> SavedOptimizer:
-    """The slots saved, one file each, as as many ranks would."""
+def written(directory, slots: list[Slot], tensors_per_file: int = 3) -> SavedOptimizer:
+    """The slots saved, each by a rank of its own, in files of so many tensors."""
     directory.mkdir()
-    names = []
+    memory, names = HostMemory(pinned=False, block_bytes=64), []
     for rank, slot in enumerate(slots):
-        file, memory = HeldFile(f"rank-{rank}.safetensors"), HostMemory(pinned=False, block_bytes=64)
-        for name, tensor, note in tensors_to_save([slot]):
-            file.add(name, shape_of(tensor), memory.keep(tensor), note)
-        write_safetensors(directory / file.name, file.shapes, file.pieces.__getitem__, file.metadata)
-        names.append(file.name)
+        tensors = list(tensors_to_save([slot]))
+        for first in range(0, len(tensors), tensors_per_file):
+            file = HeldFile(f"rank-{rank}-{first}.safetensors")
+            for name, tensor, note in tensors[first : first + tensors_per_file]:
+                file.add(name, shape_of(tensor), memory.keep(tensor), note)
+            write_safetensors(directory / file.name, file.shapes, file.pieces.__getitem__, file.metadata)
+            names.append(file.name)
     index = {"format": "colossal_llama.optimizer.1", "param_groups": [], "files": dict.fromkeys(names, 0)}
     (directory / "index.json").write_text(json.dumps(index))
     return SavedOptimizer(directory)
@@ -87,7 +89,7 @@ def test_any_division_is_read_by_any_other(tmp_path_factory, data, shape, paddin
         )
         for place in data.draw(divisions(shape))
     ]
-    saved = written(tmp_path_factory.mktemp("saved") / "optimizer", slots)
+    saved = written(tmp_path_factory.mktemp("saved") / "optimizer", slots, data.draw(st.integers(1, 3)))
     for place in data.draw(divisions(shape)):
         length = place.end - place.begin
         slot = slot_of(place, {}, torch.full((length + padding,), 5.0), padding)
@@ -111,7 +113,7 @@ def test_what_is_missing_is_said(tmp_path):
         restore_states(saved, [whole], {})
     with pytest.raises(UserError, match=r"the shape \(4, 2\), the model's is \(2, 4\)"):
         restore_states(saved, [slot_of(Place((2, 4), None, 0, 8), {}, torch.zeros(8))], {})
-    (tmp_path / "optimizer" / "rank-0.safetensors").unlink()
+    (tmp_path / "optimizer" / "rank-0-0.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be read"):
         SavedOptimizer(tmp_path / "optimizer")
 
