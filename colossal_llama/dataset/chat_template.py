@@ -10,7 +10,7 @@ A control token that a message writes out is hidden while the template is render
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +108,13 @@ class ChatTemplate:
         ]
         ids = np.array([token_id for conversation in encoded for token_id in conversation.input_ids], np.int32)
         spans = np.array(targets, np.int64).reshape(-1, 2)
-        return EncodedBatch(ids, ends, spans, spans[:, 1])
+        return EncodedBatch(ids, ends, spans, spans[:, 0], spans[:, 1])
+
+    def encoder_of_parts(
+        self, messages: Sequence[Message], batch: EncodedBatch, number: int
+    ) -> Callable[[Sequence[Message]], EncodedConversation]:
+        """`encode`: a template may render a part otherwise than within the whole."""
+        return self.encode
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """See `ConversationTemplate.prompt_ids`."""

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from colossal_llama.dataset.chat_template import ChatTemplate
-from colossal_llama.dataset.conversation import ConversationTemplate, EncodedConversation, Message
-from colossal_llama.dataset.long_conversations import truncated, windows
+from colossal_llama.dataset.conversation import ConversationTemplate, EncodedBatch, EncodedConversation, Message
+from colossal_llama.dataset.long_conversations import Encode, truncated, windows
 from colossal_llama.dataset.records import Conversation, Document
 from colossal_llama.dataset.segmentation import CutRanks, cut_places
 from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
@@ -194,22 +194,26 @@ class ConversationTokenizer:
             counter["tokens_in"] += end - start
             samples = [tokens[start:end]]
             if end - start > self._max_length:
-                samples = self._fit(conversation.messages, end - start, batch.target_spans(number), counter)
+                samples = self._fit(conversation.messages, batch, number, counter)
             counter["segments"] += len(samples)
             if samples:
                 collector.add(conversation.category, samples)
         return _with_token_counts(collector.samples())
 
-    def _fit(
-        self, messages: Sequence[Message], length: int, spans: Sequence[tuple[int, int]], counter: Counter
-    ) -> list[np.ndarray]:
-        """The samples of a conversation that is longer than a row: `length` tokens with the answers at `spans`."""
+    def _fit(self, messages: Sequence[Message], batch: EncodedBatch, number: int, counter: Counter) -> list[np.ndarray]:
+        """The samples of a conversation, number `number` of the batch, that is longer than a row."""
+        start, end = batch.range_of(number)
+        encode = self._template.encoder_of_parts(messages, batch, number)
         if self._long_conversations == "window":
-            return [_marked(sample) for sample in self._windows(messages, length, spans, counter)]
-        return [_marked(sample) for sample in self._truncated(messages, length, counter)]
+            found = self._windows(messages, encode, end - start, batch.target_spans(number), counter)
+        else:
+            found = self._truncated(messages, encode, end - start, counter)
+        return [_marked(sample) for sample in found]
 
-    def _truncated(self, messages: Sequence[Message], length: int, counter: Counter) -> list[EncodedConversation]:
-        kept, left_out = truncated(messages, self._template.encode, self._max_length)
+    def _truncated(
+        self, messages: Sequence[Message], encode: Encode, length: int, counter: Counter
+    ) -> list[EncodedConversation]:
+        kept, left_out = truncated(messages, encode, self._max_length)
         if kept is None:
             return self._dropped(length, counter)
         counter["documents_cut.turns_beyond_max_length"] += 1
@@ -218,9 +222,14 @@ class ConversationTokenizer:
         return [kept]
 
     def _windows(
-        self, messages: Sequence[Message], length: int, spans: Sequence[tuple[int, int]], counter: Counter
+        self,
+        messages: Sequence[Message],
+        encode: Encode,
+        length: int,
+        spans: Sequence[tuple[int, int]],
+        counter: Counter,
     ) -> list[EncodedConversation]:
-        found, too_long = windows(messages, self._template.encode, self._max_length)
+        found, too_long = windows(messages, encode, self._max_length)
         if not found:
             return self._dropped(length, counter)
         cut = sum(spans[answer][1] - spans[answer][0] for answer in too_long)

@@ -108,8 +108,11 @@ def test_rows_are_what_the_template_says_and_targets_are_the_answers(tmp_path, o
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_windows_train_every_answer_that_fits_once_and_truncation_keeps_a_prefix(llama2_template, turns, max_length):
     messages = [Message("system", "Be brief."), *alternating(turns)]
-    encode = llama2_template.encode
-    whole = encode(messages)
+    batch = llama2_template.encode_batch([messages[:3], messages])
+    encode = llama2_template.encoder_of_parts(messages, batch, 1)
+    whole = llama2_template.encode(messages)
+    for end in range(1, len(messages) + 1):
+        assert encode(messages[:end]) == llama2_template.encode(messages[:end])
     answers = [whole.input_ids[start:end] for start, end in whole.target_spans]
     found, too_long = windows(messages, encode, max_length)
     trained = []
