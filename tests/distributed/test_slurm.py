@@ -1,8 +1,10 @@
 """What srun and torchrun tell a process becomes its place in the run; ranks that differ end together."""
 
 import argparse
+import contextlib
 import json
 import os
+import random
 import re
 import shlex
 import socket
@@ -100,13 +102,18 @@ def test_other_processes_of_a_job_are_left_alone(no_launcher, kept):
     assert os.environ.get("RANK") == variables.get("RANK")
 
 
+def job_with_a_free_port() -> int:
+    """A job number whose MASTER_PORT nobody listens on."""
+    for job in random.SystemRandom().sample(range(10_000), 50):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", 20_000 + job))
+            return job
+    raise AssertionError("no free port among 50")
+
+
 def as_two_tasks(words: list[str], project_root: Path) -> list[subprocess.CompletedProcess[str]]:
     """Runs a command as srun would on two nodes with a task each; both are on this machine."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        job = listener.getsockname()[1] - 20_000  # MASTER_PORT follows from it
-    if not 0 <= job < 10_000:
-        job = 3210
+    job = job_with_a_free_port()
     common = {name: value for name, value in os.environ.items() if name not in PLACE and not name.startswith("SLURM_")}
     processes = [
         subprocess.Popen(
@@ -181,6 +188,8 @@ for name in sys.argv[1:]:
     except agreement.AgreedError as error:
         said.append(error.problems)
 print(json.dumps(said))
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
@@ -196,8 +205,8 @@ def test_ranks_that_differ_end_together_with_the_same_words(project_root):
     }
     done = as_two_tasks([sys.executable, "-c", AGREEING, *expected], project_root)
     for task in done:
-        assert task.returncode == 0, task.stderr
-        assert json.loads(task.stdout) == list(expected.values())
+        assert task.returncode == 0, task
+        assert json.loads(task.stdout.splitlines()[-1]) == list(expected.values())
     assert "ValueError: unforeseen" in done[0].stderr  # the traceback, where it happened
     assert "Traceback" not in done[1].stderr
 
