@@ -72,7 +72,9 @@ def start_server() -> None:
     settings = {
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "OPENBLAS_NUM_THREADS": "1",  # no matrix is multiplied here, so no threads for that
+        # Only a process of one thread is forked safely: no matrix is multiplied here, and pyarrow's allocator can do alone.
+        "OPENBLAS_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "TOKENIZERS_PARALLELISM": "false",  # the processes are the parallelism
     }
     before = {name: os.environ.get(name) for name in settings}
