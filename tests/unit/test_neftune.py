@@ -12,10 +12,11 @@ def embedding() -> torch.nn.Embedding:
     return torch.nn.Embedding(50, 64)
 
 
-def noise_of(embedding, lengths, alpha=5.0, seed=3):
+def noise_of(embedding, lengths, alpha=5.0, seed=3, row_lengths=None):
     noise = NeftuneNoise(alpha)
     handle = noise.attach(embedding)
-    noise.prepare(lengths, seed)
+    rows, width = lengths.shape
+    noise.prepare(lengths, row_lengths or [width] * rows, [seed + row for row in range(rows)])
     ids = torch.randint(0, 50, lengths.shape, generator=torch.Generator().manual_seed(1))
     noisy = embedding(ids)
     handle.remove()
@@ -42,6 +43,14 @@ def test_noise_depends_on_the_seed_alone(embedding):
     torch.manual_seed(2)
     torch.testing.assert_close(noise_of(embedding, lengths), first)
     assert not torch.equal(noise_of(embedding, lengths, seed=4), first)
+
+
+def test_a_rows_noise_does_not_depend_on_its_neighbours_or_its_padding(embedding):
+    """So a run on other ranks, whose micro-batches are made of other rows, has the same."""
+    alone = noise_of(embedding, torch.full((1, 7), 7), seed=4)
+    beside = noise_of(embedding, torch.full((2, 10), 7), seed=3, row_lengths=[10, 7])
+    torch.testing.assert_close(beside[1, :7], alone[0])
+    assert beside[1, 7:].abs().max() == 0
 
 
 def test_no_noise_in_evaluation(embedding):
