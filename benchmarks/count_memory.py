@@ -84,7 +84,7 @@ def count(command: list[str]) -> dict:
 
 def _watch(stepper, counter: LiveBytes) -> None:
     """Puts the counter around the parts of a step, from the outside."""
-    step, forward, update = stepper.step, stepper._forward, stepper._update
+    step, forward, update = stepper.step, stepper._loss, stepper._update
 
     def counted_step(*arguments, **settings):
         with counter:
@@ -102,7 +102,7 @@ def _watch(stepper, counter: LiveBytes) -> None:
         counter.enter("between steps")
         return result
 
-    stepper.step, stepper._forward, stepper._update = counted_step, counted_forward, counted_update
+    stepper.step, stepper._loss, stepper._update = counted_step, counted_forward, counted_update
 
 
 def main() -> None:

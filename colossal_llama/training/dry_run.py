@@ -3,13 +3,17 @@
 It needs no GPU: the memory is estimated for processes with one GPU each (colossal_llama.training.memory_estimate).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
+from colossal_llama.dataset.loader import Part
 from colossal_llama.training.arguments import TrainingArguments
-from colossal_llama.training.loop import Schedule
+from colossal_llama.training.checkpoint import Origin, Progress
+from colossal_llama.training.dimensions import layout_of
 from colossal_llama.training.memory_estimate import (
     ALLOWANCE_BYTES,
     GIB,
@@ -20,6 +24,9 @@ from colossal_llama.training.memory_estimate import (
     setup_of,
     trained_parameters,
 )
+from colossal_llama.training.pipeline import step_geometry
+from colossal_llama.training.recomputation import fewest_recomputed_layers
+from colossal_llama.training.schedule import Schedule, plan_schedule, rows_of_epoch
 from colossal_llama.utils.console import is_rank_zero, say, table
 from colossal_llama.utils.files import write_json
 
@@ -41,16 +48,41 @@ class DryRun:
     schedule: Schedule
 
 
+def plan_run(
+    arguments: TrainingArguments, config: object, parts: Sequence[Part], origin: Origin, progress: Progress
+) -> DryRun:
+    """Puts together what is known before a run.
+
+    Args:
+        arguments: with the defaults that depend on the data filled in.
+        config: the model's configuration.
+        parts: the data.
+        origin, progress: what the run was begun with, and where it stands.
+    """
+    processes = arguments.dry_run_processes or dist.get_world_size()
+    size = processes // layout_of(arguments).model_parallel_size
+    geometry, lengths = step_geometry(arguments, size), [part.row_lengths_tokens() for part in parts]
+    is_full = arguments.padding_mode == "max_length" or origin.packed_to_tokens
+    return DryRun(
+        config=config,
+        prepared_rows=sum(map(len, lengths)),
+        data_tokens=sum(part.tokens for part in parts),
+        rows_per_epoch=rows_of_epoch(lengths, origin, progress.epoch),
+        rows_per_step=geometry.rows_per_step,
+        longest_row_tokens=arguments.max_length if is_full else int(max(part.max() for part in lengths if len(part))),
+        processes=processes,
+        data_parallel_size=size,
+        schedule=plan_schedule(arguments, lengths, origin, geometry, progress),
+    )
+
+
 def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
     """Prints plan and memory, writes both beside `--config_file`; returns the estimate."""
-    setup = replace(
-        setup_of(arguments, run.config, run.data_parallel_size, arguments.fused_kernels, flash_attention=True),
-        length_tokens=run.longest_row_tokens,
-    )
-    memory = estimate(run.config, setup)
     device_bytes = _device_bytes(arguments)
+    setup = _setup(arguments, run, device_bytes)
+    memory = estimate(run.config, setup)
     say("dry run: nothing is loaded, nothing trained")
-    say(table(["what", "plan"], _plan_rows(arguments, run, memory)))
+    say(table(["what", "plan"], _plan_rows(arguments, run, memory, setup)))
     say("memory of each GPU by estimate, in GiB, at the three fullest moments of a step:")
     say(memory_table(memory))
     for line in _verdict(memory, setup, run.config, device_bytes):
@@ -58,9 +90,20 @@ def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
     if is_rank_zero():
         file = record_file(arguments.config_file)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, _record(arguments, run, memory, device_bytes))
+        write_json(
+            file, {**_record(arguments, run, memory, device_bytes), "recomputed_layers": setup.recomputed_layers}
+        )
         say(f"the record is {file}")
     return memory
+
+
+def _setup(arguments: TrainingArguments, run: DryRun, device_bytes: int | None) -> Setup:
+    """As the run would have it; how many layers are recomputed it decides by the memory of its GPUs."""
+    setup = setup_of(arguments, run.config, run.data_parallel_size, arguments.fused_kernels, flash_attention=True)
+    setup = replace(setup, length_tokens=run.longest_row_tokens)
+    if arguments.use_grad_checkpoint and arguments.recompute_layers is None and device_bytes is not None:
+        setup = replace(setup, recomputed_layers=fewest_recomputed_layers(run.config, setup, device_bytes))
+    return setup
 
 
 def record_file(config_file: Path) -> Path:
@@ -77,7 +120,7 @@ def _device_bytes(arguments: TrainingArguments) -> int | None:
     return None
 
 
-def _plan_rows(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate) -> list[list[str]]:
+def _plan_rows(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, setup: Setup) -> list[list[str]]:
     schedule, trained = run.schedule, trained_parameters(arguments, run.config)
     epochs = _counted(schedule.num_epochs, "epoch", "epochs")
     packed = f", packed into {run.rows_per_epoch:,}" if run.rows_per_epoch != run.prepared_rows else ""
@@ -99,6 +142,7 @@ def _plan_rows(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate
         ],
         ["steps", f"{schedule.total_steps:,} in {epochs}, {schedule.warmup_steps:,} of warm-up"],
         ["tokens", f"{run.data_tokens * schedule.num_epochs:,} in {epochs}"],
+        ["recomputed", f"{setup.recomputed_layers} of {run.config.num_hidden_layers} layers"],
         ["learning rate", f"{first:.3g} in the first step, {peak:.3g} after the warm-up, {last:.3g} in the last"],
         [
             "a checkpoint",
@@ -155,7 +199,7 @@ def _verdict(memory: MemoryEstimate, setup: Setup, config: object, device_bytes:
 def _alternatives(setup: Setup, config: object) -> list[tuple[str, Setup]]:
     """Other settings that take less memory, the cheapest first."""
     recomputed = replace(setup, recomputed_layers=config.num_hidden_layers)
-    whole = replace(recomputed, tensor_parallel_size=1)
+    whole = replace(recomputed, tensor_parallel_size=1, pipeline_stages=1, sequence_parallel_size=1)
     accumulated = setup.accumulation_steps * setup.micro_batch_size
     ways = []
     if setup.recomputed_layers < config.num_hidden_layers:

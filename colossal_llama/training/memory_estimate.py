@@ -34,6 +34,10 @@ class Setup:
     mixed_precision: str = "bf16"
     data_parallel_size: int = 1
     tensor_parallel_size: int = 1
+    pipeline_stages: int = 1
+    """The fullest stage is estimated: the first, with as many micro-batches under way as there are stages, or the last, with the loss."""
+    sequence_parallel_size: int = 1
+    """Of mode all_to_all; what the other modes save beside tensor parallelism is not taken off."""
     zero_stage: int = 1
     """Of plugin 3d."""
     offload: bool = False
@@ -54,7 +58,12 @@ class Setup:
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch on one device."""
-        return self.micro_batch_size * self.length_tokens
+        return self.micro_batch_size * self.length_tokens // self.sequence_parallel_size
+
+    @property
+    def under_way(self) -> int:
+        """Micro-batches of which the first stage of a pipeline keeps activations at once."""
+        return min(self.pipeline_stages, self.accumulation_steps)
 
     @property
     def fuses_loss(self) -> bool:
@@ -73,17 +82,23 @@ def setup_of(
         data_parallel_size: ranks that see different rows.
         fused_kernels, flash_attention: whether the device has them.
     """
+    pipelined = arguments.pp > 1
+    accumulated = arguments.accumulation_steps or 1
     recomputed = (arguments.recompute_layers or config.num_hidden_layers) if arguments.use_grad_checkpoint else 0
     return Setup(
         plugin=arguments.plugin,
         mixed_precision=arguments.mixed_precision,
         data_parallel_size=data_parallel_size,
         tensor_parallel_size=arguments.tp,
+        pipeline_stages=arguments.pp,
+        sequence_parallel_size=arguments.sp if arguments.sp_mode == "all_to_all" else 1,
         zero_stage=arguments.zero,
         offload=arguments.zero_cpu_offload,
-        micro_batch_size=arguments.micro_batch_size,
+        micro_batch_size=arguments.microbatch_size if pipelined else arguments.micro_batch_size,
         length_tokens=arguments.max_length,
-        accumulation_steps=arguments.accumulation_steps or 1,
+        accumulation_steps=accumulated * arguments.micro_batch_size // arguments.microbatch_size
+        if pipelined
+        else accumulated,
         recomputed_layers=min(recomputed, config.num_hidden_layers),
         fused_kernels=fused_kernels,
         flash_attention=flash_attention,
@@ -224,13 +239,15 @@ class _Model:
         padding = (
             (self.columns * split - config.vocab_size) * config.hidden_size * (1 if config.tie_word_embeddings else 2)
         )
+        self.layers = -(-config.num_hidden_layers // setup.pipeline_stages)
         whole = parameters(config) + padding
+        if setup.pipeline_stages > 1:  # a share of the layers and one of the embeddings
+            whole = self.layers * layer_parameters(config) + config.hidden_size * (self.columns * split + 1)
         self.parameters = whole // split
         self.trainable = (whole if setup.trainable_parameters is None else setup.trainable_parameters) // split
         self.trained_share = self.trainable / self.parameters
         self.layer = layer_parameters(config) // split
         self.head = self.columns * config.hidden_size
-        self.layers = config.num_hidden_layers
         self.is_ddp = setup.plugin == "ddp"
         self.is_gemini = setup.plugin in ("gemini", "gemini_auto")
         self.is_zero = setup.plugin in ("zero2", "zero2_cpu") or (setup.plugin == "3d" and setup.zero_stage > 0)
@@ -291,11 +308,13 @@ def _buffers(model: _Model, setup: Setup) -> int:
 
 
 def _forward(model: _Model, setup: Setup) -> dict[str, int]:
-    """At the loss, with all layers' activations kept."""
-    return {
-        "activations": model.kept(model.layers) + _around_layers(model, setup) + _autocast_copies(model, 0),
-        "logits and loss": _loss_forward(model, setup),
-    }
+    """At the loss, with all layers' activations kept; or at the end of a pipeline's first stage, which has no loss."""
+    around = _around_layers(model, setup) + _autocast_copies(model, 0)
+    kept = model.kept(model.layers)
+    ends = [{"activations": kept + around, "logits and loss": _loss_forward(model, setup)}]
+    if setup.pipeline_stages > 1:
+        ends.append({"activations": setup.under_way * kept + around, "logits and loss": 0})
+    return max(ends, key=lambda parts: sum(parts.values()))
 
 
 def _around_layers(model: _Model, setup: Setup) -> int:
@@ -367,11 +386,12 @@ def _backward_of_layer(model: _Model, setup: Setup, index: int) -> dict[str, int
     gradients = max(model.accumulated_gradients, model.gradients(above * model.trained_share))
     recomputed_input = model.checkpoint if index < setup.recomputed_layers else 0
     copies = _autocast_copies(model, max(0, setup.recomputed_layers - 1))
+    below = (setup.under_way - 1) * model.kept(model.layers) + model.kept(index)
     width, inner = model.config.hidden_size, model.config.intermediate_size // setup.tensor_parallel_size
     flowing = model.value_bytes * setup.tokens * (2 * width + (inner if setup.fused_kernels else 2 * inner))
     return {
         "gradients": gradients + model.weight_bytes * model.layer + in_flight,
-        "activations": model.kept(index) + recomputed_input + model.activations + flowing + copies,
+        "activations": below + recomputed_input + model.activations + flowing + copies,
         "logits and loss": 0,
     }
 

@@ -1,5 +1,6 @@
 """The memory estimate against the bytes of all tensors alive in real steps, counted on the CPU; and against GPU measurements."""
 
+import dataclasses
 import itertools
 import json
 from types import SimpleNamespace
@@ -93,6 +94,20 @@ def test_recomputing_a_layer_more_never_takes_more_between_forward_and_backward(
     forwards = [sum(estimate(shape, setup).moments["forward"].values()) for setup in setups]
     differences = {more - less for more, less in itertools.pairwise(forwards)}
     assert differences == {2 * (kept - recomputed)}
+
+
+def test_stages_share_layers_and_ranks_share_sequences():
+    """Two stages: half the layers each, of twice as many micro-batches; the same weights in two halves but for one embedding."""
+    shape = SHAPES["7B"]
+    one = Setup("3d", zero_stage=0, accumulation_steps=4)
+    two = dataclasses.replace(one, pipeline_stages=2)
+    half = dataclasses.replace(one, sequence_parallel_size=2)
+    kept = activation_bytes_per_layer(shape, 4096, fused_kernels=True)[0] * shape.num_hidden_layers
+    first, second, third = (estimate(shape, setup).moments["forward"] for setup in (one, two, half))
+    assert second["activations"] == first["activations"] > kept
+    assert third["activations"] == first["activations"] // 2
+    layers = 2 * shape.num_hidden_layers * memory_estimate.layer_parameters(shape)
+    assert first["weights"] - second["weights"] == pytest.approx(layers / 2 + 2 * 69_104 * 4096, rel=1e-3)
 
 
 def test_more_ranks_never_take_more_memory():
