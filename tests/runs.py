@@ -1,10 +1,13 @@
 """A tiny model, tokenizer and parts, made on the spot, and a way to run train.py's story many times in one launch."""
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +101,25 @@ def _row(generator: np.random.Generator, documents: int) -> dict:
         "document_lengths": lengths,
         "document_categories": [int(c) for c in generator.integers(0, 2, documents)],
     }
+
+
+def poisoned(toy: Toy, rows: list[list[int]], among: range, path: Path) -> tuple[Path, int]:
+    """A copy of the model in which the embedding of one token is no number, and the only row that has this token.
+
+    Args:
+        toy: the model.
+        rows: all rows' tokens, numbered through.
+        among: the row is one of these.
+        path: of the copy.
+    """
+    counts = Counter(token for row in rows for token in set(row))
+    row, token = next((number, token) for number in among for token in rows[number] if counts[token] == 1)
+    shutil.copytree(toy.model, path)
+    model = LlamaForCausalLM.from_pretrained(toy.model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = math.nan
+    model.save_pretrained(path)
+    return path, row
 
 
 def ranks_of(launcher: subprocess.Popen) -> dict[int, psutil.Process]:

@@ -50,8 +50,20 @@ class Part:
         return pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
 
 
-def open_parts(paths: Sequence[str | Path], max_length: int) -> list[Part]:
+def categories_of(parts: Sequence[Part]) -> tuple[str, ...]:
+    """The categories of all parts together, each once, in the order in which they are first named; none if some part names none."""
+    if not all(part.categories for part in parts):
+        return ()
+    return tuple(dict.fromkeys(name for part in parts for name in part.categories))
+
+
+def open_parts(paths: Sequence[str | Path], max_length: int, option: str = "--dataset") -> list[Part]:
     """Opens prepared part directories, memory-mapped, whose rows have at most `max_length` tokens.
+
+    Args:
+        paths: the directories.
+        max_length: the most tokens of a row.
+        option: by which the user gave them, for messages.
 
     Raises:
         UserError: some are missing or are not what the prepare scripts write; all of them are named.
@@ -59,38 +71,38 @@ def open_parts(paths: Sequence[str | Path], max_length: int) -> list[Part]:
     parts, problems = [], []
     for path in map(Path, paths):
         try:
-            parts.append(_open_part(path, max_length))
+            parts.append(_open_part(path, max_length, option))
         except UserError as error:
             problems += error.problems
     if not problems and not sum(len(part.rows) for part in parts):
-        problems.append("--dataset: the parts hold no rows at all, so there is nothing to train on")
+        problems.append(f"{option}: the parts hold no rows at all, so there is nothing to work with")
     if not problems and len({part.kind for part in parts}) > 1:
-        problems.append("--dataset mixes pre-training and conversation parts: train on one kind, then on the other")
+        problems.append(f"{option} mixes pre-training and conversation parts: use one kind, then the other")
     if problems:
         raise UserError(problems)
     return parts
 
 
-def _open_part(path: Path, max_length: int) -> Part:
+def _open_part(path: Path, max_length: int, option: str) -> Part:
     if not path.is_dir():
-        raise UserError(f"--dataset: {path} does not exist")
+        raise UserError(f"{option}: {path} does not exist")
     note = path / "part.json"
     if not note.is_file():
         raise UserError(
-            f"--dataset: {path} is not a part written by prepare_pretrain_dataset.py or prepare_sft_dataset.py (no part.json); "
+            f"{option}: {path} is not a part written by prepare_pretrain_dataset.py or prepare_sft_dataset.py (no part.json); "
             "give the directories arrow/part-00000 and so on, one by one"
         )
     try:
         rows = datasets.load_from_disk(str(path))
         facts = json.loads(note.read_text(encoding="utf-8"))
     except Exception as error:  # pyarrow, datasets and json each raise their own on a damaged file
-        raise UserError(f"--dataset: {path} cannot be read: {error}") from error
+        raise UserError(f"{option}: {path} cannot be read: {error}") from error
     missing = {"input_ids", "labels", "document_lengths"} - set(rows.column_names)
     if missing:
-        raise UserError(f"--dataset: {path} lacks the columns {', '.join(sorted(missing))}")
+        raise UserError(f"{option}: {path} lacks the columns {', '.join(sorted(missing))}")
     if facts["max_length"] > max_length:
         raise UserError(
-            f"--dataset: {path} was prepared for rows of up to {facts['max_length']} tokens, more than --max_length {max_length}: "
+            f"{option}: {path} was prepared for rows of up to {facts['max_length']} tokens, more than --max_length {max_length}: "
             "raise --max_length, or prepare the data again with the shorter one"
         )
     categories: tuple[str, ...] = ()
@@ -156,9 +168,12 @@ class MicroBatch:
 
     `input_ids`, `labels`, `position_ids`, `token_lengths`: int64 (rows, length). Labels are -100 on padding and where a document
     begins; positions restart with each document; `token_lengths` gives each token the length of its document. `boundaries`: see
-    `colossal_llama.model.attention.boundaries_of`. `target_positions`: int64 (targets,), where in the flattened rows the next token is
+    `colossal_llama.model.attention.boundaries_of`. `target_categories`: int64 (rows, length), at each position the number of the category
+    of the token after it, whose prediction is what a loss at this position measures; `category_targets`: targets of each category.
+    `target_positions`: int64 (targets,), where in the flattened rows the next token is
     a target; `target_tokens`: how many there are. `rows`: how many there
-    are (0 for the stand-in of a rank that has none). `sample_ids`: numbers of the prepared rows in them.
+    are (0 for the stand-in of a rank that has none). `sample_ids`: numbers of the prepared rows in them, `samples_per_row` of which
+    make up each row.
     """
 
     input_ids: torch.Tensor
@@ -171,6 +186,14 @@ class MicroBatch:
     tokens: int
     rows: int
     sample_ids: tuple[int, ...]
+    target_categories: torch.Tensor
+    category_targets: tuple[int, ...]
+    samples_per_row: tuple[int, ...]
+
+    def samples_of_rows(self) -> list[tuple[int, ...]]:
+        """The prepared rows that each row is made of."""
+        ends = list(itertools.accumulate(self.samples_per_row, initial=0))
+        return [self.sample_ids[begin:end] for begin, end in itertools.pairwise(ends)]
 
     def pin_memory(self) -> "MicroBatch":
         """The same batch in page-locked memory, so that the copy to the GPU overlaps with its work."""
@@ -183,7 +206,7 @@ class MicroBatch:
         return MicroBatch(**{**self.__dict__, **moved})
 
 
-_TENSORS = ("input_ids", "labels", "position_ids", "token_lengths", "target_positions")
+_TENSORS = ("input_ids", "labels", "position_ids", "token_lengths", "target_positions", "target_categories")
 
 
 @dataclass(frozen=True)
@@ -196,6 +219,7 @@ class Collator:
         pad_to_max_length: pad to `max_length` rather than to the longest row of the batch.
         cross_document_attention: treat a row as one document: its documents see each other and positions run through.
         pad_to_multiple_of: pad to a multiple of so many tokens, which sequence parallelism divides evenly.
+        categories: how many there are; 0 where the data name none.
     """
 
     pad_token_id: int
@@ -203,9 +227,17 @@ class Collator:
     pad_to_max_length: bool = False
     cross_document_attention: bool = False
     pad_to_multiple_of: int = 1
+    categories: int = 0
 
-    def __call__(self, rows: Sequence[dict], sample_ids: Sequence[int] = ()) -> MicroBatch:
-        """Makes a batch of rows (`input_ids`, `labels`, `document_lengths`); of no rows, a batch of one row without targets."""
+    def __call__(
+        self, rows: Sequence[dict], sample_ids: Sequence[int] = (), samples_per_row: Sequence[int] = ()
+    ) -> MicroBatch:
+        """Makes a batch of rows; of no rows, a batch of one row without targets.
+
+        Args:
+            rows: each with `input_ids`, `labels`, `document_lengths`, and, where there are categories, `document_categories`.
+            sample_ids, samples_per_row: see `MicroBatch`.
+        """
         real_rows = len(rows)
         if not rows:
             rows = [{"input_ids": [self.pad_token_id] * 2, "labels": [IGNORED] * 2, "document_lengths": [2]}]
@@ -217,6 +249,7 @@ class Collator:
         labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
         position_ids = np.zeros((len(rows), width), dtype=np.int64)
         token_lengths = np.ones((len(rows), width), dtype=np.int64)
+        target_categories = np.zeros((len(rows), width), dtype=np.int64)
         documents = []
         for index, row in enumerate(rows):
             length = lengths[index]
@@ -225,6 +258,9 @@ class Collator:
             labels[index, :length] = row["labels"]
             position_ids[index, :length] = np.concatenate([np.arange(span) for span in spans])
             token_lengths[index, :length] = np.repeat(spans, spans)
+            if self.categories and real_rows:
+                of_tokens = np.repeat(row["document_categories"], row["document_lengths"])
+                target_categories[index, : length - 1] = of_tokens[1:]
             documents.append(tuple(spans))
         predicts_target = np.zeros_like(labels, dtype=bool)
         predicts_target[:, :-1] = labels[:, 1:] != IGNORED
@@ -240,26 +276,50 @@ class Collator:
             tokens=sum(lengths) if real_rows else 0,
             rows=real_rows,
             sample_ids=tuple(sample_ids),
+            target_categories=torch.from_numpy(target_categories),
+            category_targets=tuple(
+                np.bincount(target_categories[predicts_target], minlength=self.categories)[: self.categories].tolist()
+            ),
+            samples_per_row=tuple(samples_per_row),
         )
 
 
 class RowReader:
     """Reads the prepared rows of all parts, numbered through, and collates them."""
 
-    def __init__(self, parts: Sequence[Part], collator: Collator):
+    def __init__(self, parts: Sequence[Part], collator: Collator, categories: Sequence[str] = ()):
+        """Args: the parts; what collates their rows; the names of the categories, in the order of the numbers in a batch."""
         self._starts = np.cumsum([0, *(len(part.rows) for part in parts)])
         columns = ["input_ids", "labels", "document_lengths"]
+        self._with_categories = bool(categories)
+        if self._with_categories:
+            columns.append("document_categories")
+        # A part numbers the categories that it has; here they are numbered through.
+        self._category_numbers = [np.array([categories.index(name) for name in part.categories]) for part in parts]
         self._parts = [part.rows.select_columns(columns).with_format("numpy") for part in parts]
+        self._paths = [part.path for part in parts]
         self._collator = collator
 
     def micro_batch(self, rows: Sequence[Sequence[int]]) -> MicroBatch:
         """A batch of rows, each given by the prepared rows that it is made of."""
         sample_ids = [int(sample) for row in rows for sample in row]
-        return self._collator([_joined([self._read(int(sample)) for sample in row]) for row in rows], sample_ids)
+        joined = [_joined([self._read(int(sample)) for sample in row]) for row in rows]
+        return self._collator(joined, sample_ids, [len(row) for row in rows])
+
+    def place_of(self, sample: int) -> tuple[Path, int]:
+        """The part of a prepared row, and its number there."""
+        part = self._part_of(sample)
+        return self._paths[part], sample - int(self._starts[part])
+
+    def _part_of(self, sample: int) -> int:
+        return int(np.searchsorted(self._starts, sample, side="right")) - 1
 
     def _read(self, sample: int) -> dict:
-        part = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        return self._parts[part][sample - int(self._starts[part])]
+        part = self._part_of(sample)
+        row = self._parts[part][sample - int(self._starts[part])]
+        if self._with_categories:
+            row["document_categories"] = self._category_numbers[part][row["document_categories"]]
+        return row
 
 
 def _joined(samples: Sequence[dict]) -> dict:

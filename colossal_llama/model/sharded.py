@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from colossal_llama.model.kernels import fused_linear_cross_entropy
+from colossal_llama.model.kernels import LossOutput, fused_linear_cross_entropy
 
 IGNORED = -100
 
@@ -72,7 +72,8 @@ def causal_lm_forward(
     hidden = outputs[0]
     if labels is None:
         return CausalLMOutputWithPast(logits=self.lm_head(hidden))
-    return CausalLMOutputWithPast(loss=_mean_loss(self, hidden, labels, shard_config, target_positions))
+    loss, token_losses = _mean_loss(self, hidden, labels, shard_config, target_positions)
+    return LossOutput(loss=loss, token_losses=token_losses)
 
 
 def _mean_loss(
@@ -81,8 +82,8 @@ def _mean_loss(
     labels: torch.Tensor,
     shards: ShardConfig,
     positions: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Mean cross-entropy over all targets of the batch, the same number on every rank that shares the batch.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy over all targets of the batch, and each token's, the same numbers on every rank that shares the batch.
 
     Args:
         model: its output layer holds this rank's rows of the vocabulary.
@@ -97,11 +98,15 @@ def _mean_loss(
     group, ranks = shards.sequence_parallel_process_group, shards.sequence_parallel_size
     if divides_length:
         shifted, positions = shifted.chunk(ranks, dim=1)[dist.get_rank(group)], None
-    loss = _summed_loss(model, hidden, shifted.reshape(-1), shards, positions)
+    loss, token_losses = _summed_loss(model, hidden, shifted.reshape(-1), shards, positions)
+    token_losses = token_losses.view(shifted.shape)
     if divides_length:
+        stretches = [torch.empty_like(token_losses) for _ in range(ranks)]
+        dist.all_gather(stretches, token_losses.contiguous(), group=group)
+        token_losses = torch.cat(stretches, dim=1)
         # The plugin averages gradients over data-parallel and sequence-parallel ranks alike; the scale undoes the latter.
         loss = reduce_forward(loss, group, grad_scale=ranks)
-    return loss / targets
+    return loss / targets, token_losses
 
 
 def _summed_loss(
@@ -110,24 +115,45 @@ def _summed_loss(
     labels: torch.Tensor,
     shards: ShardConfig,
     positions: torch.Tensor | None,
-) -> torch.Tensor:
-    """Summed cross-entropy (fp32) of this rank's tokens over the whole vocabulary."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy (fp32) of this rank's tokens over the whole vocabulary: summed, and of each without gradient, 0 without a target."""
     if getattr(model, "fuses_loss", False):
         flat = hidden.reshape(-1, hidden.shape[-1])
-        mean, _ = fused_linear_cross_entropy(flat, model.lm_head.weight, labels, positions)
-        return mean * (labels != IGNORED).sum()
+        mean, losses = fused_linear_cross_entropy(flat, model.lm_head.weight, labels, positions)
+        return mean * (labels != IGNORED).sum(), losses
     logits = model.lm_head(hidden).float()
     logits = logits.reshape(-1, logits.shape[-1])
     if not shards.enable_tensor_parallelism:
-        return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    return cross_entropy_1d(
-        logits,
-        labels,
-        process_group=shards.tensor_parallel_process_group,
-        vocab_size=model.lm_head.out_features,
-        dtype=torch.float32,
-        mode="sum",
-    )
+        losses = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+        return losses.sum(), losses.detach()
+    group, columns = shards.tensor_parallel_process_group, model.lm_head.out_features
+    losses = _split_token_losses(
+        logits.detach(), labels, group, columns
+    )  # before the next, which writes into its logits
+    loss = cross_entropy_1d(logits, labels, process_group=group, vocab_size=columns, dtype=torch.float32, mode="sum")
+    return loss, losses
+
+
+def _split_token_losses(
+    logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup, columns: int
+) -> torch.Tensor:
+    """Each token's loss where every rank has its columns of the logits; the engine's function gives their sum alone.
+
+    Args:
+        logits: (tokens, columns of this rank) in fp32; the last rank's lack those that are padding.
+        labels: (tokens,) over all columns.
+        group: the ranks, in the order of their columns.
+        columns: of all ranks, padding included.
+    """
+    largest = logits.max(dim=-1).values
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    share = -(-columns // dist.get_world_size(group))
+    mine = labels - dist.get_rank(group) * share
+    is_mine = (mine >= 0) & (mine < logits.shape[-1])
+    wanted = logits.gather(1, torch.where(is_mine, mine, 0).unsqueeze(1)).squeeze(1)
+    sums = torch.stack([(logits - largest.unsqueeze(1)).exp().sum(dim=-1), torch.where(is_mine, wanted, 0.0)])
+    dist.all_reduce(sums, group=group)
+    return torch.where(labels == IGNORED, 0.0, sums[0].log() + largest - sums[1])
 
 
 def attention_forward(

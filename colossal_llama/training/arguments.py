@@ -65,6 +65,9 @@ class TrainingArguments:
     benchmark: bool
     num_samples: int
     dry_run: bool
+    eval_dataset: tuple[Path, ...]
+    eval_interval: int | None
+    max_bad_steps: int
     dry_run_processes: int | None
     gpu_memory_gib: float | None
 
@@ -302,6 +305,27 @@ def _add_saving(parser: CommandLine) -> None:
         help="resume although the data or tokenizer are not those that the run began with",
     )
     group.add_argument(
+        "--eval_dataset",
+        nargs="+",
+        default=(),
+        metavar="PART",
+        help="prepared part directories to take the validation loss on, at intervals and at the end",
+    )
+    group.add_argument(
+        "--eval_interval",
+        type=number(int, 1),
+        metavar="STEPS",
+        help="steps between evaluations (default: --save_interval)",
+    )
+    group.add_argument(
+        "--max_bad_steps",
+        type=number(int, 1),
+        default=1,
+        metavar="K",
+        help="end the run after so many steps in a row whose loss or gradient is no number; the weights are left as they were, and the "
+        "rows are listed in SAVE_DIR/bad_steps.jsonl",
+    )
+    group.add_argument(
         "--tensorboard_dir",
         type=Path,
         default=Path("logs_dir"),
@@ -371,6 +395,7 @@ def parse_arguments(
         _check_for_cpu(parser, options)
     parser.finish()
     options.dataset = tuple(Path(part) for part in options.dataset)
+    options.eval_dataset = tuple(Path(part) for part in options.eval_dataset)
     options.lora_target_modules = tuple(options.lora_target_modules)
     return TrainingArguments(**vars(options))
 
@@ -418,9 +443,12 @@ def _check_paths(parser: CommandLine, options: argparse.Namespace) -> None:
     if options.pretrained is not None and not (options.pretrained / "config.json").is_file():
         found = "holds no config.json" if options.pretrained.is_dir() else "does not exist"
         parser.problem(f"--pretrained: {options.pretrained} {found}")
-    for part in options.dataset or ():
-        if not Path(part).is_dir():
-            parser.problem(f"--dataset: {part} does not exist")
+    for name in ("dataset", "eval_dataset"):
+        for part in getattr(options, name) or ():
+            if not Path(part).is_dir():
+                parser.problem(f"--{name}: {part} does not exist")
+    if options.eval_interval is not None and not options.eval_dataset:
+        parser.problem("--eval_interval has no effect without --eval_dataset")
     for name in ("save_dir", "tensorboard_dir"):
         path = getattr(options, name)
         if path.exists() and not path.is_dir():

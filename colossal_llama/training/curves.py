@@ -12,12 +12,14 @@ from colossal_llama.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: `steps`, `tokens` (seen so far) and `losses` (nats per target token), one of each a step."""
+    """One run: `steps`, `tokens` (seen so far) and `losses` (nats per target token), one of each a step that had a loss."""
 
     label: str
     steps: np.ndarray
     tokens: np.ndarray
     losses: np.ndarray
+    evaluations: np.ndarray
+    """(evaluations, 3): step, tokens and validation loss."""
     smoothing: int = 1
 
     def smoothed(self) -> np.ndarray:
@@ -35,7 +37,7 @@ def read_curve(run: Path, label: str, smoothing: int = 1) -> Curve:
         UserError: there is none, it is empty, or it is not one.
     """
     try:
-        entries = read_metrics(run)
+        entries = [entry for entry in read_metrics(run) if entry["loss"] is not None]  # null: a bad step
         steps, tokens, losses = ([entry[name] for entry in entries] for name in ("step", "tokens_seen", "loss"))
     except OSError as error:
         raise UserError(f"{run}: no {METRICS_FILE} can be read there ({error.strerror})") from error
@@ -43,7 +45,9 @@ def read_curve(run: Path, label: str, smoothing: int = 1) -> Curve:
         raise UserError(f"{run}: this is not a record written by train.py ({error})") from error
     if not steps:
         raise UserError(f"{run}: the record is empty, no step was finished yet")
-    return Curve(label, np.array(steps), np.array(tokens), np.array(losses, dtype=float), smoothing)
+    found = [(e["step"], e["tokens_seen"], e["eval_loss"]) for e in entries if e.get("eval_loss") is not None]
+    evaluations = np.array(found, dtype=float).reshape(-1, 3)
+    return Curve(label, np.array(steps), np.array(tokens), np.array(losses, dtype=float), evaluations, smoothing)
 
 
 def draw_curves(curves: list[Curve], output: Path) -> None:
@@ -55,9 +59,12 @@ def draw_curves(curves: list[Curve], output: Path) -> None:
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for curve in curves:
-        for panel, position in zip(panels, (curve.steps, curve.tokens), strict=True):
+        for column, (panel, position) in enumerate(zip(panels, (curve.steps, curve.tokens), strict=True)):
             marker = "o" if len(curve.steps) == 1 else None
             (line,) = panel.plot(position, curve.smoothed(), label=curve.label, marker=marker)
+            if len(curve.evaluations):
+                places, losses = curve.evaluations[:, column], curve.evaluations[:, 2]
+                panel.plot(places, losses, "o--", color=line.get_color(), label=f"{curve.label}, validation")
             if curve.smoothing > 1:
                 panel.plot(position, curve.losses, color=line.get_color(), alpha=0.25)
     panels[0].set(xlabel="optimizer step", ylabel="loss (nats per target token)")

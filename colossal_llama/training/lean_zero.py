@@ -42,6 +42,7 @@ def why_no_lean_update(optimizer: torch.optim.Optimizer, device: torch.device) -
 def use_lean_update(optimizer: LowLevelZeroOptimizer) -> None:
     """Replaces the update of one boosted optimizer, in place. Call it where `why_no_lean_update` gives None."""
     optimizer.step = MethodType(_step, optimizer)
+    optimizer.uncount_last_update = MethodType(_uncount_last_update, optimizer)
     if all(dist.get_world_size(group) == 1 for group in optimizer.pg_to_param_list):
         optimizer._add_to_bucket = MethodType(_keep_gradient, optimizer)
 
@@ -85,6 +86,12 @@ def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
     _gather_working_weights(updates)
 
 
+def _uncount_last_update(self: LowLevelZeroOptimizer) -> None:
+    """Takes back the count of a step that changed nothing; before the gradients are cleared."""
+    for update in _updates(self):
+        self.optim.state[update.master]["step"] -= 1
+
+
 def _updates(optimizer: LowLevelZeroOptimizer) -> Iterator[_Update]:
     """The parameters that have a gradient."""
     for group_id, group in enumerate(optimizer.optim.param_groups):
@@ -106,14 +113,14 @@ def _global_norm(updates: list[_Update], process_group: dist.ProcessGroup) -> to
 
 
 def _inverse_scale(optimizer: LowLevelZeroOptimizer, norm: torch.Tensor) -> torch.Tensor:
-    """Factor on the gradients: undoes the loss scale of fp16, and clips."""
+    """Factor on the gradients: undoes the loss scale of fp16, and clips. NaN, which `adamw` heeds, where the norm is no number."""
     scale = 1.0
     if optimizer.mixed_precision_mixin is not None:
         scale = optimizer.mixed_precision_mixin.get_grad_div_scale()
     if optimizer._clip_grad_norm <= 0.0:
         return torch.full_like(norm, 1.0 / scale)
     excess = (norm / scale + 1e-6) / optimizer._clip_grad_norm
-    return 1.0 / (scale * excess.clamp(min=1.0))
+    return torch.where(norm.isfinite(), 1.0 / (scale * excess.clamp(min=1.0)), torch.nan)
 
 
 def _state_for_next_step(state: dict, master: torch.Tensor) -> dict:
@@ -165,7 +172,8 @@ def adamw(
         master, first_moment, second_moment: fp32, updated.
         gradient: any floating dtype, before scaling.
         working: the weights in half precision, overwritten.
-        changing: fp32, shape (4,): learning rate, 1 − beta1^step, 1 − beta2^step, factor on the gradient.
+        changing: fp32, shape (4,): learning rate, 1 − beta1^step, 1 − beta2^step, factor on the gradient. Where the factor is NaN nothing
+            is changed: a bad step (training.bad_steps), decided here because the host does not know the norm yet.
         beta1, beta2, eps, weight_decay: as in the paper.
     """
     rate, correction1, correction2, factor = changing.unbind()
@@ -174,8 +182,10 @@ def adamw(
     second = beta2 * second_moment + (1.0 - beta2) * scaled * scaled
     denominator = (second / correction2).sqrt() + eps
     updated = master * (1.0 - rate * weight_decay) - rate / correction1 * first / denominator
-    first_moment.copy_(first)
-    second_moment.copy_(second)
+    is_good = factor.isfinite()
+    first_moment.copy_(torch.where(is_good, first, first_moment))
+    second_moment.copy_(torch.where(is_good, second, second_moment))
+    updated = torch.where(is_good, updated, master)
     master.copy_(updated)
     working.copy_(updated)
 

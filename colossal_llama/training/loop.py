@@ -1,11 +1,8 @@
 """The training loop: epochs, steps, checkpoints, signals, the progress bar and the records."""
 
 import contextlib
-import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,43 +13,22 @@ from transformers import PreTrainedTokenizerBase
 
 from colossal_llama.dataset.loader import MicroBatch, RowReader, StepGeometry, step_batches
 from colossal_llama.dataset.packing import plan_epoch
+from colossal_llama.training.bad_steps import BadSteps, finite
+from colossal_llama.training.category_losses import means_by_name
 from colossal_llama.training.checkpoint import Checkpoint, Origin, Progress
+from colossal_llama.training.evaluation import Evaluation, Evaluator
 from colossal_llama.training.metrics import MetricsWriter, peak_flops
 from colossal_llama.training.optimizer import set_learning_rate
 from colossal_llama.training.saving import CheckpointSaver
 from colossal_llama.training.schedule import Schedule
 from colossal_llama.training.step import Stepper, StepResult
+from colossal_llama.training.stopping import StopRequest
 from colossal_llama.utils.console import progress as progress_bar
 from colossal_llama.utils.console import say
 from colossal_llama.utils.errors import UserError
 
 RETRIES_PER_INTERVAL = 10
 """How often, from one `--save_interval` to the next, a checkpoint is tried again that could not be written."""
-
-
-@dataclass
-class StopRequest:
-    """Set by SIGTERM or SIGINT: the step in hand is finished, a checkpoint written, and the run ends. A second signal ends it at once."""
-
-    received: bool = False
-    _former: dict[int, Any] = field(default_factory=dict)
-
-    @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
-        """Catches the signals within the block."""
-
-        def handle(number: int, frame: object) -> None:
-            if self.received:
-                raise SystemExit(128 + number)
-            self.received = True
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._former[number] = signal.signal(number, handle)
-        try:
-            yield self
-        finally:
-            for number, former in self._former.items():
-                signal.signal(number, former)
 
 
 @dataclass
@@ -74,6 +50,10 @@ class Run:
     saver: CheckpointSaver | None
     """None: nothing is saved (a benchmark)."""
     flops_per_token: float
+    bad_steps: BadSteps
+    categories: tuple[str, ...] = ()
+    """Names of the data's categories."""
+    evaluator: Evaluator | None = None
     progress: Progress = field(default_factory=Progress)
 
     def fit(self) -> bool:
@@ -99,8 +79,11 @@ class Run:
             rate = self.schedule.rate(self.progress.step)
             set_learning_rate(self.stepper.optimizer, rate)
             result = self.stepper.step(micro_batches, self.progress.step, stop.received)
+            seconds = time.perf_counter() - begun + wait_s
             self.progress = self.progress.advanced(result.rows, result.samples, result.tokens, result.target_tokens)
-            self._record(result, rate, time.perf_counter() - begun + wait_s, wait_s, bar)
+            self.bad_steps.watch(self.progress.step, result.loss, result.gradient_norm, micro_batches)
+            evaluation = None if result.stop_requested else self._evaluate_if_due()
+            self._record(result, rate, seconds, wait_s, evaluation, bar)
             saved = self._save_at_interval()
             if result.stop_requested:
                 self._stop_early(saved)
@@ -124,14 +107,28 @@ class Run:
             pin_memory=self.stepper.device.type == "cuda",
         )
 
-    def _record(self, result: StepResult, rate: float, seconds: float, wait_s: float, bar: Any) -> None:
-        self._refuse_non_finite(result)
+    def _evaluate_if_due(self) -> Evaluation | None:
+        if self.evaluator is None or not self.evaluator.is_due(self.progress.step, self._is_finished()):
+            return None
+        return self.evaluator.evaluate(self.progress.step)
+
+    def _record(
+        self,
+        result: StepResult,
+        rate: float,
+        seconds: float,
+        wait_s: float,
+        evaluation: Evaluation | None,
+        bar: Any,
+    ) -> None:
         tokens_per_s = result.tokens / seconds
         numbers = {
             "epoch": self.progress.epoch,
-            "loss": result.loss,
+            "loss": finite(result.loss),
             "learning_rate": rate,
-            "gradient_norm": result.gradient_norm,
+            "gradient_norm": finite(result.gradient_norm),
+            "bad_steps_in_a_row": self.bad_steps.in_a_row,
+            "loss_by_category": means_by_name(self.categories, result.category_losses, result.category_targets),
             "tokens_per_s": round(tokens_per_s, 1),
             "target_tokens_per_s": round(result.target_tokens / seconds, 1),
             "model_flops_utilisation": self._utilisation(tokens_per_s),
@@ -142,21 +139,11 @@ class Run:
             "tokens_seen": self.progress.tokens_seen,
             "target_tokens_seen": self.progress.target_tokens_seen,
             **(self.saver.news() if self.saver else {}),
+            **(evaluation.numbers() if evaluation else {}),
         }
         self.metrics.write(self.progress.step, numbers)
         bar.update(1)
         bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{rate:.2e}", tok_s=f"{tokens_per_s:,.0f}", refresh=False)
-
-    def _refuse_non_finite(self, result: StepResult) -> None:
-        """Stops before weights that are no numbers any more can be saved; a checkpoint that exists was written before."""
-        norm = result.gradient_norm
-        # ColossalAI reports a norm that is no number as -1.
-        if math.isfinite(result.loss) and (norm is None or (math.isfinite(norm) and norm >= 0)):
-            return
-        raise UserError(
-            f"step {self.progress.step}: the loss is {result.loss}, the gradient norm {norm}. Nothing was saved after it; checkpoints in "
-            f"{self.save_dir} are of earlier steps. Usual causes: --lr too high, or fp16 overflow (try --mixed_precision bf16)"
-        )
 
     def _utilisation(self, tokens_per_s: float) -> float | None:
         """Model FLOPs per second over the devices' peak (model.loading.flops_per_token, metrics.PEAK_FLOPS)."""

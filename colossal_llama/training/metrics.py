@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,31 @@ class MetricsWriter:
         write_text(self._path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, numbers: dict[str, Any]) -> None:
-        """Records a step's numbers; None is left out of TensorBoard and is null in the file."""
+        """Records a step's numbers; None is left out of TensorBoard and is null in the file.
+
+        A dictionary among them (losses by category) becomes a scalar `name/key` each.
+        """
         if self._writer is None:
             return
         self._file.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **numbers}) + "\n")
         self._file.flush()
         for name, value in numbers.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
+            for tag, number in _scalars(name, value):
+                self._writer.add_scalar(tag, number, step)
 
     def close(self) -> None:
         """Flushes and closes both records."""
         if self._writer is not None:
             self._file.close()
             self._writer.close()
+
+
+def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _scalars(f"{name}/{key}", inner)
+    elif isinstance(value, int | float):
+        yield name, value
 
 
 def _step_of(line: str) -> float:

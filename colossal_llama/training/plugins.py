@@ -35,6 +35,11 @@ class Engine:
         """Number of pipeline stages; 1 without a pipeline."""
         return self.plugin.pp_size if isinstance(self.plugin, HybridParallelPlugin) else 1
 
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process has the end of the model, and the loss; so it is without a pipeline."""
+        return self.pipeline_stages == 1 or self.plugin.stage_manager.is_last_stage()
+
     def boost(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
         """Hands model and optimizer to the plugin; returns its own of both."""
         model, optimizer, *_ = self.booster.boost(model, optimizer)
@@ -71,12 +76,17 @@ def _overlaps() -> bool:
     return has_gpu() and torch.distributed.get_world_size() > 1
 
 
+def _norm_limit(arguments: TrainingArguments) -> float:
+    """Infinity for no clipping: with 0 some plugins compute no norm, by which a bad step is known (training.bad_steps)."""
+    return arguments.gradient_clipping or float("inf")
+
+
 def _zero2(arguments: TrainingArguments, cpu_offload: bool = False) -> Plugin:
     return LowLevelZeroPlugin(
         stage=2,
         precision=arguments.mixed_precision,
         initial_scale=INITIAL_LOSS_SCALE,
-        max_norm=arguments.gradient_clipping,
+        max_norm=_norm_limit(arguments),
         cpu_offload=cpu_offload,
         overlap_communication=_overlaps(),
     )
@@ -91,7 +101,7 @@ def _gemini(arguments: TrainingArguments, placement_policy: str = "static") -> P
         precision=arguments.mixed_precision,
         placement_policy=placement_policy,
         initial_scale=INITIAL_LOSS_SCALE,
-        max_norm=arguments.gradient_clipping,
+        max_norm=_norm_limit(arguments),
         enable_gradient_accumulation=(arguments.accumulation_steps or 1) > 1,
         pin_memory=True,
         # Of auto: master weights and states stay on the device as far as it has room after the first step.
@@ -115,7 +125,7 @@ def _three_dimensions(arguments: TrainingArguments) -> Plugin:
         zero_stage=arguments.zero,
         precision=arguments.mixed_precision,
         initial_scale=INITIAL_LOSS_SCALE,
-        max_norm=arguments.gradient_clipping,
+        max_norm=_norm_limit(arguments),
         cpu_offload=arguments.zero_cpu_offload,
         overlap_communication=_overlaps(),
         # Its fused norm is apex's; ours are put into the model before (colossal_llama.model.kernels).

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import colossal_llama
-from colossal_llama.dataset.loader import Collator, Part, RowReader, data_fingerprint, open_parts
+from colossal_llama.dataset.loader import Collator, Part, RowReader, categories_of, data_fingerprint, open_parts
 from colossal_llama.dataset.packing import fill, plan_epoch
 from colossal_llama.model.attention import choose_attention
 from colossal_llama.model.freezing import freeze_all_but_embeddings
@@ -23,9 +23,11 @@ from colossal_llama.model.loading import flops_per_token, load_config, load_mode
 from colossal_llama.model.lora import ADAPTER_WEIGHTS, adapter_base_path, adapter_settings, is_adapter, lora_config
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.model.recompute import recompute_layers
+from colossal_llama.model.token_losses import give_token_losses
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training import agreement
 from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, LORA_LAYERS, TrainingArguments
+from colossal_llama.training.bad_steps import BadSteps, refuse_bad_updates
 from colossal_llama.training.benchmark import describe, random_part, speed
 from colossal_llama.training.checkpoint import (
     Checkpoint,
@@ -35,8 +37,9 @@ from colossal_llama.training.checkpoint import (
     open_checkpoint,
     set_aside_later,
 )
-from colossal_llama.training.dimensions import layout_of, notes_on_dimensions
-from colossal_llama.training.dry_run import DryRun, report
+from colossal_llama.training.dimensions import notes_on_dimensions
+from colossal_llama.training.dry_run import plan_run, report
+from colossal_llama.training.evaluation import Evaluator, build_evaluator
 from colossal_llama.training.lean_zero import use_lean_update, why_no_lean_update
 from colossal_llama.training.loop import Run, resume_progress
 from colossal_llama.training.metrics import MetricsWriter
@@ -46,7 +49,7 @@ from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, da
 from colossal_llama.training.recomputation import choose_recomputed_layers
 from colossal_llama.training.restoring import restore
 from colossal_llama.training.saving import CheckpointSaver, save_merged_model
-from colossal_llama.training.schedule import plan_schedule, rows_of_epoch
+from colossal_llama.training.schedule import plan_schedule
 from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.engine import current_device
@@ -66,6 +69,8 @@ class Data:
     """Where weights and tokenizer come from: the checkpoint's model when there is one, else --pretrained; with LoRA the base."""
     adapter_path: Path | None
     """A LoRA adapter to go on from."""
+    eval_parts: list[Part]
+    """For the validation loss; none without --eval_dataset."""
     checkpoint: Checkpoint | None
     """To resume from; None for a fresh start or a weights-only one."""
     origin: Origin
@@ -139,24 +144,32 @@ def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> D
         parts = [random_part(arguments.num_samples, arguments.max_length, len(tokenizer))]
     else:
         parts = open_parts(arguments.dataset, arguments.max_length)
+    eval_parts = []
+    if arguments.eval_dataset:
+        eval_parts = open_parts(arguments.eval_dataset, arguments.max_length, option="--eval_dataset")
     fingerprint = tokenizer_fingerprint(tokenizer)
-    foreign = [part for part in parts if part.tokenizer_fingerprint not in (None, fingerprint)]
+    foreign = [part for part in [*parts, *eval_parts] if part.tokenizer_fingerprint not in (None, fingerprint)]
     if foreign and not arguments.allow_other_data:
+        option = "--dataset" if foreign[0] in parts else "--eval_dataset"
         raise UserError(
-            f"--dataset: {foreign[0].path} was prepared with another tokenizer than the one in {model_path}: prepare it with "
+            f"{option}: {foreign[0].path} was prepared with another tokenizer than the one in {model_path}: prepare it with "
             f"--tokenizer_dir {model_path} (or say --allow_other_data)"
         )
-    # Pre-training rows are spliced already; conversations stand alone in the parts.
-    packs = arguments.padding_mode == "none" and parts[0].kind == "sft"
     origin = Origin(
         data_fingerprint=data_fingerprint(parts),
         tokenizer_fingerprint=fingerprint,
         parts=len(parts),
         seed=arguments.seed,
         shuffle=arguments.shuffle,
-        packed_to_tokens=arguments.max_length if packs else None,
+        packed_to_tokens=_packed_to_tokens(arguments, parts),
     )
-    return Data(parts, tokenizer, model_path, adapter_path, checkpoint, origin)
+    return Data(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin)
+
+
+def _packed_to_tokens(arguments: TrainingArguments, parts: list[Part]) -> int | None:
+    # Pre-training rows are spliced already; conversations stand alone in the parts.
+    packs = arguments.padding_mode == "none" and parts[0].kind == "sft"
+    return arguments.max_length if packs else None
 
 
 def _agreed_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
@@ -227,26 +240,10 @@ def with_defaults_of(arguments: TrainingArguments, data: Data) -> TrainingArgume
 
 def dry_run(arguments: TrainingArguments, data: Data) -> None:
     """Says what the run would do and what memory it would take (`--dry_run`)."""
-    processes = arguments.dry_run_processes or dist.get_world_size()
-    size = processes // layout_of(arguments).model_parallel_size
-    geometry = step_geometry(arguments, size)
-    lengths = [part.row_lengths_tokens() for part in data.parts]
     progress = Progress()
     if data.checkpoint is not None:
         progress = resume_progress(data.checkpoint, data.origin, arguments.allow_other_data)
-    pads = arguments.padding_mode == "max_length" or data.origin.packed_to_tokens
-    plan = DryRun(
-        config=load_config(data.model_path),
-        prepared_rows=sum(map(len, lengths)),
-        data_tokens=sum(part.tokens for part in data.parts),
-        rows_per_epoch=rows_of_epoch(lengths, data.origin, progress.epoch),
-        rows_per_step=geometry.rows_per_step,
-        longest_row_tokens=arguments.max_length if pads else int(max(part.max() for part in lengths if len(part))),
-        processes=processes,
-        data_parallel_size=size,
-        schedule=plan_schedule(arguments, lengths, data.origin, geometry, progress),
-    )
-    report(arguments, plan)
+    report(arguments, plan_run(arguments, load_config(data.model_path), data.parts, data.origin, progress))
 
 
 def open_model(arguments: TrainingArguments, data: Data) -> Plan:
@@ -261,6 +258,7 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     )
     with agreement.together():
         model = load_model(data.model_path, engine.parameter_dtype, attention, _place_to_load(arguments, device))
+    give_token_losses(model)
     notes = [attention_note, _use_kernels(arguments, model, device)]
     notes += notes_on_dimensions(
         arguments.pp,
@@ -341,15 +339,11 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     optimizer = build_optimizer(plan.model, arguments.lr, arguments.weight_decay)
     model, optimizer = engine.boost(plan.model, optimizer)
     plan.notes.extend(_lean_update(arguments, optimizer))
+    if engine.clips_itself:
+        refuse_bad_updates(optimizer)
     rank, size = data_parallel_place(engine)
     geometry = step_geometry(arguments, size)
-    collator = Collator(
-        pad_token_id=data.tokenizer.eos_token_id,
-        max_length=arguments.max_length,
-        pad_to_max_length=arguments.padding_mode == "max_length",
-        cross_document_attention=arguments.cross_document_attention,
-        pad_to_multiple_of=arguments.sp,
-    )
+    reader = _reader(arguments, data, data.parts)
     part_lengths = [part.row_lengths_tokens() for part in data.parts]
     progress = Progress()
     if data.checkpoint is not None:
@@ -371,10 +365,11 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         noise=_attach_noise(arguments, model.unwrap(unwrap_peft=False)),
         seed=arguments.seed,
         skips_ignored_positions=plan.fuses_loss,
+        categories=len(_categories(data)),
     )
     return Run(
         stepper=stepper,
-        reader=RowReader(data.parts, collator),
+        reader=reader,
         part_lengths=part_lengths,
         geometry=geometry,
         schedule=plan_schedule(arguments, part_lengths, data.origin, geometry, progress),
@@ -386,8 +381,35 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         save_each_epoch=not arguments.skip_save_each_epoch,
         saver=saver,
         flops_per_token=plan.flops_per_token,
+        bad_steps=BadSteps(arguments.save_dir, reader, arguments.max_bad_steps),
+        categories=_categories(data),
+        evaluator=_evaluator(arguments, data, stepper),
         progress=progress,
     )
+
+
+def _categories(data: Data) -> tuple[str, ...]:
+    """Of training and validation data alike."""
+    return categories_of([*data.parts, *data.eval_parts])
+
+
+def _reader(arguments: TrainingArguments, data: Data, parts: list[Part]) -> RowReader:
+    collator = Collator(
+        pad_token_id=data.tokenizer.eos_token_id,
+        max_length=arguments.max_length,
+        pad_to_max_length=arguments.padding_mode == "max_length",
+        cross_document_attention=arguments.cross_document_attention,
+        pad_to_multiple_of=arguments.sp,
+        categories=len(_categories(data)),
+    )
+    return RowReader(parts, collator, _categories(data))
+
+
+def _evaluator(arguments: TrainingArguments, data: Data, stepper: Stepper) -> Evaluator | None:
+    if not data.eval_parts:
+        return None
+    reader, packed = _reader(arguments, data, data.eval_parts), _packed_to_tokens(arguments, data.eval_parts)
+    return build_evaluator(arguments, stepper, data.eval_parts, reader, packed, _categories(data))
 
 
 def _lean_update(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> list[str]:

@@ -1,6 +1,8 @@
 """One optimizer step: the micro-batches' gradients, averaged over the step's target tokens, then the update."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ from colossalai.booster.plugin import HybridParallelPlugin, TorchDDPPlugin
 from colossal_llama.dataset.loader import MicroBatch
 from colossal_llama.model.attention import boundaries_of
 from colossal_llama.model.neftune import NeftuneNoise
+from colossal_llama.training.category_losses import CategorySums
 from colossal_llama.training.optimizer import loss_scale, skipped_last_step
 from colossal_llama.training.pipeline import StepInputs
 from colossal_llama.training.plugins import Engine
@@ -35,6 +38,19 @@ class StepResult:
     """Prepared rows; more than `rows` where samples were packed together."""
     stop_requested: bool
     """Whether some rank asked for the end of the run."""
+    category_losses: tuple[float, ...]
+    """Summed over the targets of each category."""
+    category_targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationSums:
+    """Losses over a data set, and how many targets they are the sums of, over all ranks."""
+
+    loss: float
+    targets: float
+    category_losses: tuple[float, ...]
+    category_targets: tuple[float, ...]
 
 
 @dataclass
@@ -58,6 +74,8 @@ class Stepper:
     seed: int = 0
     skips_ignored_positions: bool = False
     """Whether the model's loss takes the positions of the targets, and leaves out the others."""
+    categories: int = 0
+    """Of the data; 0 where they name none."""
 
     def step(self, micro_batches: Sequence[MicroBatch], step: int, stop_requested: bool = False) -> StepResult:
         """Forward, backward and update.
@@ -67,8 +85,39 @@ class Stepper:
             step: number of the step, which seeds the NEFTune noise.
             stop_requested: whether this rank wants the run to end; shared with all ranks beside the loss.
         """
-        # One sum over all processes: those that share a batch each add it, so the sums are theirs times too large.
-        copies = dist.get_world_size() // self.data_parallel_size
+        counts = self._summed_counts(micro_batches, stop_requested)
+        weights = [self._weight(batch, counts[0], len(micro_batches)) for batch in micro_batches]
+        categories = CategorySums(self.categories, self.device)
+        inputs = self._inputs(micro_batches, categories, step)
+        if self.engine.pipeline_stages > 1:
+            loss_sum = self._through_pipeline(micro_batches, inputs, weights, categories)
+        else:
+            loss_sum = self._one_by_one(inputs, weights, categories)
+        gradient_norm = self._update()
+        losses = torch.cat([loss_sum.view(1), categories.sums])
+        dist.all_reduce(losses)
+        losses /= self._copies // self.engine.pipeline_stages  # the last stage alone has them
+        numbers = torch.cat([counts, losses.to(counts.dtype)]).tolist()
+        targets, tokens, rows, samples, stops = numbers[:5]
+        return StepResult(
+            loss=numbers[5 + self.categories] / self.data_parallel_size,
+            gradient_norm=gradient_norm,
+            tokens=int(tokens),
+            target_tokens=int(targets),
+            rows=int(rows),
+            samples=int(samples),
+            stop_requested=stops > 0,
+            category_losses=tuple(numbers[6 + self.categories :]),
+            category_targets=tuple(int(number) for number in numbers[5 : 5 + self.categories]),
+        )
+
+    @property
+    def _copies(self) -> int:
+        """Processes that share each batch: of one sum over all processes their shares are as many times too large."""
+        return dist.get_world_size() // self.data_parallel_size
+
+    def _summed_counts(self, micro_batches: Sequence[MicroBatch], stop_requested: bool) -> torch.Tensor:
+        """Over all ranks, in float64: targets, tokens, rows, samples, wishes to stop, and the targets of each category."""
         counts = torch.tensor(
             [
                 sum(batch.target_tokens for batch in micro_batches),
@@ -76,30 +125,12 @@ class Stepper:
                 sum(batch.rows for batch in micro_batches),
                 sum(len(batch.sample_ids) for batch in micro_batches),
                 int(stop_requested),
+                *(sum(batch.category_targets[c] for batch in micro_batches) for c in range(self.categories)),
             ],
             dtype=torch.float64,  # exact where float32 would not be: 16.8 million tokens, counted once a process
         ).to(self.device, non_blocking=True)
         dist.all_reduce(counts)
-        counts /= copies
-        weights = [self._weight(batch, counts[0], len(micro_batches)) for batch in micro_batches]
-        inputs = self._inputs(micro_batches, step)
-        if self.engine.pipeline_stages > 1:
-            loss_sum = self._through_pipeline(micro_batches, inputs, weights)
-        else:
-            loss_sum = self._one_by_one(inputs, weights)
-        gradient_norm = self._update()
-        dist.all_reduce(loss_sum)
-        numbers = torch.cat([counts, loss_sum.to(counts.dtype).view(1)]).tolist()
-        copies_of_loss = copies // self.engine.pipeline_stages  # the last stage alone has it
-        return StepResult(
-            loss=numbers[5] / copies_of_loss / self.data_parallel_size,
-            gradient_norm=gradient_norm,
-            tokens=int(numbers[1]),
-            target_tokens=int(numbers[0]),
-            rows=int(numbers[2]),
-            samples=int(numbers[3]),
-            stop_requested=numbers[4] > 0,
-        )
+        return counts / self._copies
 
     def _weight(self, batch: MicroBatch, step_targets: torch.Tensor, micro_batches: int) -> torch.Tensor | float:
         """Factor on a micro-batch's mean loss. The plugins average gradients over data-parallel ranks, hence their number."""
@@ -109,17 +140,56 @@ class Stepper:
             return 1.0 / micro_batches
         return (batch.target_tokens * self.data_parallel_size / step_targets).float()
 
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[MicroBatch]) -> EvaluationSums:
+        """Losses without training: dropout and noise off, weights and generators as they were.
+
+        Args:
+            batches: this rank's; every rank must have the same number.
+        """
+        self.model.eval()
+        found = torch.zeros(2 + 2 * self.categories, dtype=torch.float64, device=self.device)
+        together = 4 * self.engine.pipeline_stages if self.engine.pipeline_stages > 1 else 1
+        batches = iter(batches)
+        while group := list(itertools.islice(batches, together)):
+            categories = CategorySums(self.categories, self.device)
+            inputs = self._inputs(group, categories, step=0)
+            targets = [float(batch.target_tokens) for batch in group]
+            if self.engine.pipeline_stages > 1:
+                loss = self._through_pipeline(group, inputs, targets, categories)
+            else:
+                loss = sum(self._loss(arguments, categories) * t for arguments, t in zip(inputs, targets, strict=True))
+            found[0] += loss.double()
+            found[2 : 2 + self.categories] += categories.sums.double()
+            if self.engine.is_last_stage:  # which alone has the losses
+                found[1] += sum(targets)
+                found[2 + self.categories :] += found.new_tensor([batch.category_targets for batch in group]).sum(dim=0)
+        dist.all_reduce(found)
+        self.model.train()
+        loss, targets, *by_category = (found / (self._copies // self.engine.pipeline_stages)).tolist()
+        return EvaluationSums(
+            loss, targets, tuple(by_category[: self.categories]), tuple(by_category[self.categories :])
+        )
+
+    def _loss(self, arguments: dict[str, torch.Tensor], categories: CategorySums) -> torch.Tensor:
+        """Mean loss over a micro-batch's targets."""
+        with self._autocast():
+            outputs = self.model(**arguments)
+        categories.add(outputs)
+        return outputs.loss
+
     def _one_by_one(
-        self, inputs: Iterator[dict[str, torch.Tensor]], weights: Sequence[torch.Tensor | float]
+        self,
+        inputs: Iterator[dict[str, torch.Tensor]],
+        weights: Sequence[torch.Tensor | float],
+        categories: CategorySums,
     ) -> torch.Tensor:
         """Forward and backward of each micro-batch; returns the sum of their weighted losses."""
         loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
         for index, (arguments, weight) in enumerate(zip(inputs, weights, strict=True)):
             is_last = index == len(weights) - 1
             with nullcontext() if is_last else self._without_gradient_sync():
-                with self._autocast():
-                    loss = self.model(**arguments).loss
-                loss = loss * weight
+                loss = self._loss(arguments, categories) * weight
                 self.engine.booster.backward(loss, self.optimizer)
             loss_sum += loss.detach().float()
         return loss_sum
@@ -129,31 +199,48 @@ class Stepper:
         micro_batches: Sequence[MicroBatch],
         inputs: Iterator[dict[str, torch.Tensor]],
         weights: Sequence[torch.Tensor | float],
+        categories: CategorySums,
     ) -> torch.Tensor:
-        """The same through the stages of a pipeline; the sum of the weighted losses on the last stage, zero on the others."""
+        """The same through the stages of a pipeline; the sum of the weighted losses on the last stage, zero on the others.
+
+        Without gradients only forward.
+        """
         remaining = iter(weights)
 
         def weighted_loss(outputs: Any, _: object) -> torch.Tensor:
+            categories.add(outputs)
             return outputs.loss * next(remaining) * len(weights)  # the schedule divides by their number
 
         shapes = [tuple(batch.input_ids.shape) for batch in micro_batches]
-        result = self.engine.booster.execute_pipeline(
-            StepInputs(shapes, inputs), self.model, weighted_loss, self.optimizer, return_loss=True
-        )
+        step_inputs = StepInputs(shapes, inputs)
+        if torch.is_grad_enabled():
+            result = self.engine.booster.execute_pipeline(
+                step_inputs, self.model, weighted_loss, self.optimizer, return_loss=True
+            )
+        else:  # past the booster, which would exchange gradients
+            schedule = self.engine.plugin.scheduler
+            result = schedule.forward_backward_step(self.model, step_inputs, weighted_loss, return_loss=True)
         return torch.zeros((), device=self.device) if result["loss"] is None else result["loss"].float()
 
-    def _inputs(self, micro_batches: Sequence[MicroBatch], step: int) -> Iterator[dict[str, torch.Tensor]]:
+    def _inputs(
+        self, micro_batches: Sequence[MicroBatch], categories: CategorySums, step: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
         """The model's arguments for each micro-batch, on the device, each made when it is asked for."""
-        for index, batch in enumerate(micro_batches):
-            if self.noise is not None:
-                lengths = batch.token_lengths.to(self.device, non_blocking=True)
-                self.noise.prepare(lengths, self._noise_seed(step, index))
-            yield self._arguments(batch)
+        for batch in micro_batches:
+            moved = batch.to(self.device)
+            categories.expect(moved.target_categories if batch.target_tokens else None)
+            if self.noise is not None and self.model.training:
+                row_lengths = [sum(lengths) for lengths in batch.document_lengths[: batch.rows]]
+                self.noise.prepare(moved.token_lengths, row_lengths, self._noise_seeds(batch, step))
+            yield self._arguments(batch, moved)
 
-    def _arguments(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
+    def _noise_seeds(self, batch: MicroBatch, step: int) -> list[int]:
+        """A seed for each row, by what it is made of: the same row has the same noise on any number of ranks."""
+        return [hash((self.seed, step, samples[0])) % 2**63 for samples in batch.samples_of_rows()]
+
+    def _arguments(self, batch: MicroBatch, moved: MicroBatch) -> dict[str, torch.Tensor]:
         """The model's arguments; the loss over them is a finite number also when there are no targets."""
         boundaries = boundaries_of(batch.document_lengths, batch.input_ids.shape[1])
-        moved = batch.to(self.device)
         labels = moved.labels
         if batch.target_tokens == 0:
             # The mean over no targets is 0/0, and NaN survives the weight 0: let one token count, with that weight.
@@ -187,10 +274,17 @@ class Stepper:
             elif norm is not None:
                 norm = norm / scale
         else:
-            norm = self._clip()
-            self.optimizer.step()
+            norm = float(self._clip())
+            scales = hasattr(self.optimizer, "scaler")
+            if scales or math.isfinite(norm):  # else refused, as `refuse_bad_updates` does it for the other plugins
+                self.optimizer.step()
+            if scales and not math.isfinite(norm):
+                norm = None  # an overflow, for which the scaler left the step out
+        norm = None if norm is None else float(norm)
+        if norm is not None and not math.isfinite(norm) and hasattr(self.optimizer, "uncount_last_update"):
+            self.optimizer.uncount_last_update()
         self.optimizer.zero_grad()
-        return None if norm is None else float(norm)
+        return norm
 
     def _clip(self) -> torch.Tensor:
         if hasattr(self.optimizer, "scaler"):  # fp16: norm and limit are meant for the gradients without the loss scale
@@ -210,6 +304,3 @@ class Stepper:
         if isinstance(plugin, TorchDDPPlugin | HybridParallelPlugin) and not partitioned:
             return self.engine.booster.no_sync(self.model, self.optimizer)
         return nullcontext()
-
-    def _noise_seed(self, step: int, micro_batch: int) -> int:
-        return hash((self.seed, step, micro_batch, self.data_parallel_rank)) % 2**63

@@ -127,8 +127,8 @@ def test_how_long_a_save_took_is_recorded(resumed, name):
 
 
 def test_going_on_with_other_ranks_and_plugins(resumed):
-    """Same rows in the same steps; NEFTune's noise depends on the rank, so it is off."""
-    runner, options = resumed, ("--num_epochs", "2", "--save_interval", "4", "--skip_save_each_epoch")
+    """Same rows in the same steps, and the same noise on each row."""
+    runner, options = resumed, ("--num_epochs", "2", "--save_interval", "4", "--skip_save_each_epoch", "--use_neft")
     runner.run([runner.command("elastic", *BATCH, *options)], ranks=2)
     load = ("--load_checkpoint", str(checkpoint_of(runner, "elastic")))
     runner.run(
@@ -228,6 +228,36 @@ def test_a_signal_ends_the_run_after_saving(resumed):
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     (saved,) = visible_in(resumed.workspace / name / "save")
     assert saved.endswith(f"_step-{steps[-1]}")
+
+
+def test_a_second_signal_ends_a_rank_at_once(resumed):
+    """Rank 1 is stopped, so that rank 0 waits for it in a collective, where no signal handler of Python's runs."""
+    command = resumed.command("twice_signalled", *RUN, "--num_epochs", "400", "--skip_save_each_epoch")
+    process = resumed.start(command)
+    wait_for_steps(resumed, "twice_signalled", 1, process)
+    ranks = ranks_of(process)
+    ranks[1].suspend()
+    time.sleep(1)
+    ranks[0].send_signal(signal.SIGTERM)
+    ranks[0].send_signal(signal.SIGINT)
+    gone, _ = psutil.wait_procs([ranks[0]], timeout=5)
+    ranks[1].kill()
+    output, _ = process.communicate(timeout=60)
+    assert gone, "the second signal was not heeded"
+    assert process.returncode != 0
+    assert "for the second time" in output
+
+
+def test_a_rank_that_dies_takes_the_others_along(resumed):
+    command = resumed.command("bereaved", *RUN, "--num_epochs", "400", "--skip_save_each_epoch")
+    process = resumed.start(command)
+    wait_for_steps(resumed, "bereaved", 1, process)
+    ranks = ranks_of(process)
+    ranks[1].kill()
+    gone, _ = psutil.wait_procs([ranks[0]], timeout=10)
+    assert gone, "a rank waits for one that is dead"
+    process.communicate(timeout=20)
+    assert process.returncode != 0
 
 
 def test_two_runs_into_one_directory_are_refused(resumed):
