@@ -179,7 +179,7 @@ def kill(process: subprocess.Popen, victim: psutil.Process) -> None:
     ranks = ranks_of(process)
     assert len(ranks) >= 2
     victim.kill()
-    process.wait(timeout=60)
+    process.wait(timeout=120)
     assert not psutil.wait_procs(ranks.values(), timeout=10)[1], "ranks train on without their launcher"
 
 
