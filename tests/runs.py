@@ -124,7 +124,7 @@ def poisoned(toy: Toy, rows: list[list[int]], among: range, path: Path) -> tuple
 
 def ranks_of(launcher: subprocess.Popen) -> dict[int, psutil.Process]:
     """The processes that a launcher has started, by rank."""
-    children = psutil.Process(launcher.pid).children(recursive=True)
+    children = psutil.Process(launcher.pid).children()
     return {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
 
 

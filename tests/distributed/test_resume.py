@@ -200,6 +200,7 @@ def test_killed_at_any_moment_and_resumed(resumed):
     kill(process, psutil.Process(process.pid))
     check_checkpoints(save_dir)
     process = resumed.start(command)
+    wait_until(lambda: not any(save_dir.glob(".*.unfinished")), process)  # the killed run's, if it left one
     wait_until(lambda: any(save_dir.glob(".*.unfinished")), process, 0.001)
     kill(process, ranks_of(process)[1])
     check_checkpoints(save_dir)
