@@ -431,8 +431,6 @@ def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> Non
 
 def _check_dry_run(parser: CommandLine, options: argparse.Namespace) -> None:
     if options.dry_run:
-        if options.pp > 1 or options.sp > 1:
-            parser.problem("--dry_run estimates no memory for --pp and --sp: leave them at 1")
         return
     for name in ("dry_run_processes", "gpu_memory_gib"):
         if getattr(options, name) is not None:

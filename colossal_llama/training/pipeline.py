@@ -36,13 +36,13 @@ class StepSchedule(OneForwardOneBackwardSchedule):
         """Takes a step's inputs in place of an iterator over batches."""
         self.num_microbatches = len(data_iter.shapes)
         self._inputs = data_iter.inputs
-        shapes = set(data_iter.shapes)
-        self.enable_metadata_cache = len(shapes) == 1
-        if not self.enable_metadata_cache or shapes != getattr(self, "_former_shapes", None):
-            # Stages tell each other the shapes that they send, then remember them; all of them forget at the same step.
+        sent = set(data_iter.shapes), torch.is_grad_enabled()  # what is received in an evaluation wants no gradient
+        self.enable_metadata_cache = len(sent[0]) == 1
+        if not self.enable_metadata_cache or sent != getattr(self, "_sent_before", None):
+            # Stages tell each other what they send, then remember it; all of them forget at the same step.
             self.send_tensor_metadata = self.send_grad_metadata = True
             self.tensor_metadata_recv = self.grad_metadata_recv = None
-        self._former_shapes = shapes
+        self._sent_before = sent
 
     def load_micro_batch(self) -> dict[str, Any]:
         """The next micro-batch's arguments, on this process's device already."""

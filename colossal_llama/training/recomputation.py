@@ -15,13 +15,17 @@ MARGIN = 0.03
 
 
 def fewest_recomputed_layers(config: PretrainedConfig, setup: Setup, device_bytes: int) -> int:
-    """The smallest number of layers with which a step fits, or all of them when none does.
+    """The smallest number of layers with which a step fits, or all of them when none does, and in a pipeline.
 
     Args:
         config: the model's.
         setup: plugin, ranks, batch; its `recomputed_layers` is not looked at.
         device_bytes: memory that this process can have on its device.
     """
+    if setup.pipeline_stages > 1:
+        return (
+            config.num_hidden_layers
+        )  # the first few are the first stage's alone; the estimate does not look at the others
     usable = int(device_bytes * (1.0 - MARGIN))
     for layers in range(config.num_hidden_layers):
         if estimate(config, replace(setup, recomputed_layers=layers)).fits(usable):
@@ -34,11 +38,10 @@ def choose_recomputed_layers(
 ) -> int:
     """How many layers to recompute under `--use_grad_checkpoint`: what was asked for, else the fewest on a GPU, all on a CPU.
 
-    The same on every rank, since tensor parallelism communicates in a recomputation too. Pipelines and divided sequences, which the
-    estimate does not know, recompute all.
+    The same on every rank, since tensor parallelism communicates in a recomputation too.
     """
     of = config.num_hidden_layers
-    if arguments.recompute_layers is not None or device.type != "cuda" or arguments.pp * arguments.sp > 1:
+    if arguments.recompute_layers is not None or device.type != "cuda":
         return min(of, arguments.recompute_layers or of)
     free_bytes, _ = torch.cuda.mem_get_info(device)
     available_bytes = free_bytes + torch.cuda.memory_reserved(device)
