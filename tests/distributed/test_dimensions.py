@@ -90,7 +90,10 @@ def runs(runner: Runner, tied) -> Runner:
     }
     two["pp2_tied"] = (*SHORT, *PLAIN, *ROWS8, *PP2, *tied)
     checkpoint = runner.workspace / "pp2" / "save" / "epoch-1_step-10"
-    two["pp2"] = (*two["pp2"], "--save_interval", "10")
+    # All micro-batches of an evaluation have one shape, and the step before it another: stages must not take its tensors, which want no
+    # gradient, for those of the step after it.
+    evaluation = ("--padding_mode", "max_length", "--eval_dataset", str(runner.toy.parts[0]), "--eval_interval", "5")
+    two["pp2"] = (*two["pp2"], "--save_interval", "10", *evaluation)
     two |= {name: (*RUN, *options, "--load_checkpoint", str(checkpoint)) for name, options in GOES_ON.items()}
     weights = ("--max_steps", "2", "--warmup_steps", "1", "--load_checkpoint", str(checkpoint / "modelling"))
     two |= {name: (*RUN, *options, *weights) for name, options in BEGINS.items()}
