@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from colossalai.nn.optimizer import HybridAdam
+from colossalai.zero.gemini import gemini_optimizer
 
 BETAS = (0.9, 0.95)
 FINAL_FRACTION = 0.1
@@ -58,6 +59,10 @@ class Adam(HybridAdam):
             amsgrad=False,
             maximize=False,
         )
+
+
+# Gemini takes optimizers by their exact class, from this list.
+gemini_optimizer._AVAIL_OPTIM_LIST.add(Adam)
 
 
 def build_optimizer(model: torch.nn.Module, lr: float, weight_decay: float) -> HybridAdam:

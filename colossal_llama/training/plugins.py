@@ -104,8 +104,6 @@ def _gemini(arguments: TrainingArguments, placement_policy: str = "static") -> P
         max_norm=_norm_limit(arguments),
         enable_gradient_accumulation=(arguments.accumulation_steps or 1) > 1,
         pin_memory=True,
-        # Of auto: master weights and states stay on the device as far as it has room after the first step.
-        gpu_margin_mem_ratio=0.8 if placement_policy == "auto" else 0.0,
     )
 
 

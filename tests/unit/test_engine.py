@@ -163,6 +163,44 @@ def test_the_engines_adam_still_forgets_to_clip_them():
     assert run(code) == "False"
 
 
+def test_gemini_takes_our_adam_and_no_unlisted_one():
+    """Fails when Gemini accepts subclasses of its optimizers: then the entry in its list can go."""
+    code = (
+        "import inspect; from colossal_llama.utils import engine; engine.prepare_engine(); "
+        "from colossal_llama.training.optimizer import Adam; from colossalai.zero.gemini import gemini_optimizer as g; "
+        "print(Adam in g._AVAIL_OPTIM_LIST, 'type(optim) in _AVAIL_OPTIM_LIST' in inspect.getsource(g))"
+    )
+    assert run(code) == "True True"
+
+
+def test_gemini_adds_up_norms_that_stay_tensors():
+    """The engine's own sum over chunks, with what the patch leaves in them."""
+    from types import SimpleNamespace
+
+    from colossalai.zero.gemini.chunk.chunk import Chunk
+    from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
+
+    from colossal_llama.utils.gemini_patches import keep_norms_on_the_device
+
+    former = Chunk.set_l2_norm
+    keep_norms_on_the_device()
+    try:
+        chunks = []
+        for size, used in ((10, 10), (16, 12)):
+            values = torch.arange(1.0, size + 1).bfloat16()
+            chunk = SimpleNamespace(l2_norm=None, is_gathered=True, cuda_global_chunk=values, utilized_size=used)
+            Chunk.set_l2_norm(chunk)
+            chunks.append(chunk)
+        owner = SimpleNamespace(
+            chunk16_set=chunks, module=SimpleNamespace(chunk_manager=SimpleNamespace(reuse_fp16_chunk=True))
+        )
+        norm = GeminiOptimizer._calc_global_norm(owner)
+    finally:
+        Chunk.set_l2_norm = former
+    assert norm == pytest.approx(sum(n * n for n in [*range(1, 11), *range(1, 13)]) ** 0.5, rel=1e-6)
+    assert all(chunk.l2_norm is None for chunk in chunks)
+
+
 def test_gemini_still_reads_every_norm_back():
     """Fails when ColossalAI keeps a chunk's norm on the device: then gemini_patches.keep_norms_on_the_device can go."""
     code = "import inspect; from colossalai.zero.gemini.chunk.chunk import Chunk as c; print(inspect.getsource(c.set_l2_norm))"
