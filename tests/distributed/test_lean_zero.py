@@ -1,0 +1,77 @@
+"""The lean ZeRO update on two ranks: the engine's own update, with the same gradients, gives the same weights on both.
+
+On GPUs it is compiled; here the same function runs as it stands, and everything around it is the same: partitioned gradients, the norm over
+all ranks, the weights gathered in place. `python -m torch.distributed.run … this file` is what the test starts.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]  # also where torchrun starts this file
+from runs import torchrun  # noqa: E402
+
+STEPS = 3
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_equals_the_engines_update_on_two_ranks(project_root, stage):
+    done = torchrun(str(Path(__file__)), [str(stage)], 2, project_root)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def trained(stage: int, lean: bool) -> tuple[list, list[float]]:
+    """Working weights and gradient norms after some steps with other rows on each rank; sizes that two ranks do not divide."""
+    import torch
+    import torch.distributed as dist
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import LowLevelZeroPlugin
+
+    from colossal_llama.training import lean_zero
+    from colossal_llama.training.optimizer import build_optimizer
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(7, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3)).bfloat16()
+    optimizer = build_optimizer(model, lr=1e-2, weight_decay=0.1)
+    plugin = LowLevelZeroPlugin(stage=stage, precision="bf16", max_norm=0.05, overlap_communication=False)
+    model, optimizer, *_ = Booster(plugin=plugin).boost(model, optimizer)
+    if lean:
+        lean_zero.use_lean_update(optimizer)
+    generator = torch.Generator().manual_seed(1 + dist.get_rank())
+    norms = []
+    for _ in range(STEPS):
+        for _ in range(2):
+            loss = model(torch.randn(8, 7, generator=generator)).float().square().mean()
+            optimizer.backward(loss)
+        optimizer.step()
+        norms.append(float(optimizer.get_grad_norm()))
+        optimizer.zero_grad()
+    return [parameter.detach().clone() for parameter in model.parameters()], norms
+
+
+def main() -> None:
+    """Compares both updates on this rank, and this rank's weights with the other's."""
+    import torch
+    import torch.distributed as dist
+
+    from colossal_llama.training import lean_zero
+    from colossal_llama.utils import engine
+
+    engine.launch(seed=0)
+    lean_zero._compiled_adamw = lambda: lean_zero.adamw  # a host without GPU need not have a compiler
+    stage = int(sys.argv[1])
+    lean, lean_norms = trained(stage, lean=True)
+    plain, plain_norms = trained(stage, lean=False)
+    assert min(plain_norms) > 0.05, "nothing was clipped"
+    torch.testing.assert_close(torch.tensor(lean_norms), torch.tensor(plain_norms), rtol=1e-3, atol=0)
+    for mine, theirs in zip(lean, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2**-8, atol=1e-6)
+        other = mine.clone()
+        dist.broadcast(other, src=0)
+        assert torch.equal(mine, other), "the ranks' weights differ"
+    engine.leave()
+
+
+if __name__ == "__main__":
+    main()
