@@ -33,13 +33,26 @@ def weights_to_save(engine: Engine, model: torch.nn.Module) -> Iterator[tuple[st
         if is_rank_zero():
             yield from get_peft_model_state_dict(network).items()
     elif isinstance(model, GeminiDDP):
+        _update_working_weights(model)
         for shard, _ in model.state_dict_shard(max_shard_size=1024, only_rank_0=True):
-            if is_rank_zero():
-                yield from shard.items()
+            if is_rank_zero():  # chunks that every rank keeps whole come in fp32
+                yield from ((name, weight.to(engine.parameter_dtype)) for name, weight in shard.items())
     else:
         if hasattr(model, "_force_wait_all_gather"):
             model._force_wait_all_gather()  # ZeRO may still be spreading the last update
         yield from _shared_out(engine, network)
+
+
+def _update_working_weights(model: GeminiDDP) -> None:
+    """Gives half-precision weights in host memory the last update, which Gemini puts off until it moves them to the device.
+
+    It saves them as they are when it accumulates gradients; else it saves the master weights.
+    """
+    if model.chunk_manager.reuse_fp16_chunk:
+        return
+    for chunk in model.chunk_manager.get_chunks(model.fp16_params):
+        if not chunk.optim_sync_flag:
+            chunk.payload.copy_(chunk.paired_chunk.payload)
 
 
 def _shared_out(engine: Engine, network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

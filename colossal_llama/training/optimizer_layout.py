@@ -153,7 +153,8 @@ def _gemini_slots(optimizer: GeminiOptimizer, names: Mapping[int, str]) -> Itera
     for number, (parameter_id, key) in enumerate(optimizer.id_to_fake_params.items()):
         chunk = optimizer.param_to_chunk16[key]
         begin_in_chunk, end_in_chunk = optimizer.param_to_range[key]
-        _, begin, length = optimizer.get_offsets(parameter_id)
+        # Chunk sizes that were searched for are NumPy's integers, which a file's JSON header cannot hold.
+        begin, length = (int(number) for number in optimizer.get_offsets(parameter_id)[1:])
         weights = chunk.paired_chunk if optimizer.module.master_weights else chunk
         count, index = (chunk.pg_size, chunk.pg_rank) if chunk.keep_gathered else (1, 0)
         shape = tuple(optimizer.params_info["id2shape"][parameter_id])

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from colossal_llama.utils.engine_patches import apply_patches
-from colossal_llama.utils.gemini_patches import keep_norms_on_the_device
+from colossal_llama.utils.gemini_patches import apply_gemini_patches
 from colossal_llama.utils.launchers import take_over_from_slurm
 
 
@@ -81,7 +81,7 @@ def prepare_engine() -> None:
         _allow_zero_on_cpu()
         _say_that_there_is_no_hccl()
     else:
-        keep_norms_on_the_device()
+        apply_gemini_patches()
     apply_patches()
     _silence_what_users_cannot_change()
 
@@ -171,7 +171,7 @@ class TorchCpuAdam:
         ) -> None:
             """One AdamW step on one tensor, in place; the gradient is divided by `div_scale` when that is positive."""
             _fused_adam(
-                [gradient],
+                [gradient.to(parameter.dtype)],  # Gemini's are in fp16
                 [parameter],
                 [exp_avg],
                 [exp_avg_sq],

@@ -1,0 +1,46 @@
+"""Gemini's own classes with the host's memory in the part of the device's: what is saved, what goes on, what a bad step leaves."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+CASES = (
+    "chunks",
+    "chunks_accumulated",
+    "whole_accumulated",
+    "offloaded_accumulated",
+    "fp16_accumulated",
+)
+
+
+@pytest.fixture(scope="module")
+def found(project_root):
+    command = [sys.executable, "-W", "ignore", str(project_root / "tests" / "gemini_on_host.py"), "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_saved_weights_are_the_rounded_master_weights(found, case):
+    assert found[case]["not_the_masters"] == []
+    assert found[case]["dtypes"] == ["torch.float16" if case.startswith("fp16") else "torch.bfloat16"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_restored_run_goes_on_bit_for_bit(found, case):
+    assert found[case]["goes_on_alike"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_step_changes_nothing_and_the_next_one_is_good(found, case):
+    assert found[case]["overflowed"] is case.startswith("fp16")
+    assert found[case]["refuses"]
+    assert found[case]["recovers"]
+
+
+@pytest.mark.parametrize("case", ["whole_accumulated", "offloaded_accumulated"])
+def test_gradients_are_the_same_however_they_are_kept(found, case):
+    assert found[case]["norms"] == pytest.approx(found["chunks_accumulated"]["norms"], rel=1e-2)
