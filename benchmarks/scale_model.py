@@ -113,7 +113,9 @@ class Rate:
 RATES = {
     "plain-7b": Rate("7b", "h200", 4, 7_940, 46, "plain recipe on ColossalAI zero2"),
     "plain-1.25b": Rate("1.25b", "h200", 8, 36_500, 46, "plain recipe on ColossalAI zero2"),
-    "suite-1.25b": Rate("1.25b", "h200", 8, 44_375, 46, "this suite, zero2, every layer recomputed, the engine's own update"),
+    "suite-1.25b": Rate(
+        "1.25b", "h200", 8, 44_375, 46, "this suite, zero2, every layer recomputed, the engine's own update"
+    ),
 }
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]  # also where torchrun starts this file
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)
+]  # also where torchrun starts this file
 from runs import torchrun  # noqa: E402
 
 STEPS = 3
