@@ -32,6 +32,7 @@ from colossal_llama.utils.launchers import several_hosts
 LIMIT_VARIABLE = "COLOSSAL_LLAMA_HOST_TIMEOUT_S"
 _LIMIT_S = 30.0
 _EXIT_CODE = 3
+_STOP_WITHIN_S = 5.0  # the store may be silent
 _SYMPTOMS = (
     "gloo",
     "nccl",
@@ -98,12 +99,20 @@ class HostWatch:
         self._verdict: str | None = None
         self._main_asks = threading.Event()
         self._known, self._stopped = threading.Event(), threading.Event()
-        for work in (self._beat, self._look):
-            threading.Thread(target=work, daemon=True, name=f"host watch: {work.__name__}").start()
+        self._threads = [
+            threading.Thread(target=work, daemon=True, name=f"host watch: {work.__name__}")
+            for work in (self._beat, self._look)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Ends the watch: this rank is done, or is ending anyway."""
         self._stopped.set()
+        for (
+            thread
+        ) in self._threads:  # one that the interpreter's end finds inside the store, in C++, aborts the process
+            thread.join(_STOP_WITHIN_S)
 
     def tell_failure(self, error: Exception) -> None:
         """Tells the other ranks that this one ends, and why."""

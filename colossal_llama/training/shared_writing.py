@@ -140,6 +140,7 @@ class SharedWriting:
         """Waits for the outcome; signals are handled meanwhile."""
         while self.outcome is None:
             self._thread.join(_LOOK_EVERY_S)
+        self._thread.join()
         return self.outcome
 
     def give_up(self, within_s: float) -> None:
@@ -148,7 +149,8 @@ class SharedWriting:
         self._thread.join(within_s)
 
     def _run(self) -> None:
-        beating = threading.Thread(target=self._beat, daemon=True)
+        ended = threading.Event()
+        beating = threading.Thread(target=self._beat, args=(ended,), daemon=True)
         beating.start()
         try:
             self._write_all()
@@ -159,6 +161,10 @@ class SharedWriting:
         except Exception as error:  # whatever it is, the training must hear of it
             self.fail(str(error) or type(error).__name__)
             found = {"error": self._error, "bytes": 0}
+        # A daemon thread that the interpreter's end finds inside the store, in C++, aborts the process ("terminate called without an
+        # active exception"). So it is gone before anybody can know the outcome.
+        ended.set()
+        beating.join(_DEAD_AFTER_S)
         self.outcome = Outcome(self.target, found["error"], found["bytes"], time.perf_counter() - self._begun)
 
     def _write_all(self) -> None:
@@ -248,12 +254,12 @@ class SharedWriting:
         key = f"beats-{rank}"
         return self._store.get(key) if self._store.check([key]) else b""
 
-    def _beat(self) -> None:
+    def _beat(self, ended: threading.Event) -> None:
         beats = 0
         try:
-            while not self.is_done and not self._given_up.is_set():
+            while not ended.is_set() and not self._given_up.is_set():
                 self._beat_store.set(f"beats-{self._rank}", str(beats))
                 beats += 1
-                time.sleep(_BEAT_EVERY_S)
+                ended.wait(_BEAT_EVERY_S)
         except dist.DistError:
             return  # the store has gone, and the run with it
