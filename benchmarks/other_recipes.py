@@ -108,6 +108,8 @@ def trainer(options: argparse.Namespace) -> tuple[list[float], list[float]]:
     step_s: list[float] = []
 
     class Clock(TrainerCallback):
+        """Notes the seconds of every step, the device's work included."""
+
         def on_step_begin(self, *_, **__):
             self.begun = time.perf_counter()
 
