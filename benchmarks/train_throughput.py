@@ -37,6 +37,8 @@ OURS = {
     "ours_recomputed": ("--plugin", "zero2", "--use_grad_checkpoint"),
     "ours_plain": ("--plugin", "zero2", "--fused_kernels", "False"),
     "ours_gemini": ("--plugin", "gemini"),
+    "ours_fp8": ("--plugin", "zero2", "--fp8"),
+    "ours_fp8_recomputed": ("--plugin", "zero2", "--fp8", "--use_grad_checkpoint"),
 }
 OTHERS = {
     "plain": ("plain",),

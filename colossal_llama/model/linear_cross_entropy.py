@@ -24,13 +24,16 @@ def linear_cross_entropy(
 
     Args:
         hidden: (tokens, width).
-        weight: (vocabulary, width), the output layer's, in the same dtype.
+        weight: (vocabulary, width), the output layer's, in the same dtype; under autocast both are computed with in its dtype.
         labels: (tokens,) int64; -100 where a token does not count.
         positions: (targets,) int64, where labels are not -100: only these rows are computed. None: all rows are.
 
     Returns:
         The mean over the targets, a scalar in fp32, and each token's loss without gradient, (tokens,) in fp32, 0 where it does not count.
     """
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
     grads = torch.is_grad_enabled()
     wanted = (grads and hidden.requires_grad, grads and weight.requires_grad)
     return _LinearCrossEntropy.apply(hidden, weight, labels, positions, wanted)

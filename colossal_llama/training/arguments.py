@@ -54,6 +54,7 @@ class TrainingArguments:
     padding_mode: str
     cross_document_attention: bool
     fused_kernels: bool
+    fp8: bool
     shuffle: str
     loss_average: str
     skip_save_each_epoch: bool
@@ -231,6 +232,11 @@ def _add_plugin_and_memory(parser: CommandLine) -> None:
         metavar="BOOL",
         help="all that is fast on a GPU: fused norm, rotary, SwiGLU, cross-entropy, ZeRO update, variable-length attention; False "
         "computes the plain way, for comparison",
+    )
+    group.add_argument(
+        "--fp8",
+        action="store_true",
+        help="multiply the decoder layers' matrices in 8 bits (Hopper and Ada GPUs): faster from about 1 B parameters on, coarser rounding",
     )
 
 
@@ -479,6 +485,7 @@ def _check_combinations(parser: CommandLine, options: argparse.Namespace, world_
             f"--freeze_non_embeds_params is not possible with --plugin {options.plugin}: use zero2, ddp or 3d"
         )
     _check_lora(parser, options)
+    _check_fp8(parser, options)
     if options.recompute_layers is not None and not options.use_grad_checkpoint:
         parser.problem("--recompute_layers has no effect without --use_grad_checkpoint")
     if not options.use_neft and options.neft_alpha != 5.0:
@@ -510,12 +517,25 @@ def _check_lora(parser: CommandLine, options: argparse.Namespace) -> None:
         parser.problem(f"{name} has no effect without --lora_rank")
 
 
+def _check_fp8(parser: CommandLine, options: argparse.Namespace) -> None:
+    if not options.fp8:
+        return
+    if options.mixed_precision == "fp32":
+        parser.problem("--fp8 rounds half-precision numbers: use --mixed_precision bf16 or fp16")
+    if options.tp * options.pp * options.sp > 1:
+        parser.problem("--fp8 needs whole layers on each process: leave --tp, --pp and --sp at 1")
+    if options.lora_rank:
+        parser.problem("--fp8 and --lora_rank exclude each other: the frozen weights of LoRA stay exact")
+
+
 def _check_for_cpu(parser: CommandLine, options: argparse.Namespace) -> None:
     if options.plugin in GPU_ONLY_PLUGINS:
         parser.problem(
             f"--plugin {options.plugin} needs a GPU, and this host has none: Gemini manages CUDA memory itself. "
             "Here zero2, zero2_cpu, ddp and 3d train on the CPU"
         )
+    if options.fp8:
+        parser.problem("--fp8 needs a GPU with 8-bit matrix units, and this host has none")
     if options.plugin == "ddp" and options.mixed_precision == "fp16":
         parser.problem(
             "--plugin ddp with fp16 scales its loss on CUDA devices only: use bf16 or fp32 on this host, which has no GPU"

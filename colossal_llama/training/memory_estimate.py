@@ -48,6 +48,7 @@ class Setup:
     recomputed_layers: int = 0
     """So many layers, the first ones, keep only their input and are computed again in the backward pass."""
     fused_kernels: bool = True
+    fp8: bool = False
     flash_attention: bool = True
     lean_update: bool = True
     """The update of colossal_llama.training.lean_zero, where the plugin can have it; else the engine's own."""
@@ -101,6 +102,7 @@ def setup_of(
         else accumulated,
         recomputed_layers=min(recomputed, config.num_hidden_layers),
         fused_kernels=fused_kernels,
+        fp8=arguments.fp8,
         flash_attention=flash_attention,
         lean_update=fused_kernels,
         trainable_parameters=trained_parameters(arguments, config),
@@ -179,6 +181,7 @@ def activation_bytes_per_layer(
     value_bytes: int = 2,
     tensor_parallel_size: int = 1,
     autocast: bool = False,
+    fp8: bool = False,
 ) -> tuple[int, int]:
     """Bytes that one decoder layer keeps from the forward to the backward pass.
 
@@ -190,6 +193,7 @@ def activation_bytes_per_layer(
         value_bytes: of an activation: 2 in half precision.
         tensor_parallel_size: devices that share each layer.
         autocast: fp32 weights, so that what flows between the layers is fp32 and each projection makes a half-precision copy of its input.
+        fp8: the projections keep their inputs in 8 bits, one copy for all that read the same.
 
     Returns:
         `(kept if not recomputed, kept if recomputed)`: all that the backward pass needs, or the layer's input alone.
@@ -201,11 +205,17 @@ def activation_bytes_per_layer(
         flow_bytes * width if fused_kernels else (4 + flow_bytes) * width
     )  # input; fp32 input and scaled result
     norms += 2 * 4  # 1 / rms
-    copies = (3 + 2) if autocast else (1 + 1)  # what the norms give: read by queries, keys and values; by gate and up
-    norms += copies * value_bytes * width
+    copies = (
+        (3 + 2) if autocast and not fp8 else (1 + 1)
+    )  # of the norms' results: for queries, keys, values; for gate, up
+    norms += copies * (1 if fp8 else value_bytes) * width
     swiglu = (3 if fused_kernels else 4) * value_bytes * inner  # gate, up, their product; and silu(gate)
+    if fp8:
+        swiglu -= (value_bytes - 1) * inner
     attention = value_bytes * (queries + 2 * keys + queries)  # queries, keys, values, result
     attention += 4 * config.num_attention_heads // tensor_parallel_size  # log-sum-exp
+    if fp8:
+        attention += queries  # the result once more, for the layer that reads it
     if not flash_attention:
         attention += value_bytes * queries
     return tokens * (norms + attention + swiglu), tokens * flow_bytes * width
@@ -268,6 +278,7 @@ class _Model:
             self.value_bytes,
             setup.tensor_parallel_size,
             autocast=self.autocasts,
+            fp8=setup.fp8,
         )
 
     def gradients(self, of_parameters: float) -> int:
@@ -389,6 +400,8 @@ def _backward_of_layer(model: _Model, setup: Setup, index: int) -> dict[str, int
     below = (setup.under_way - 1) * model.kept(model.layers) + model.kept(index)
     width, inner = model.config.hidden_size, model.config.intermediate_size // setup.tensor_parallel_size
     flowing = model.value_bytes * setup.tokens * (2 * width + (inner if setup.fused_kernels else 2 * inner))
+    if setup.fp8:  # a gradient in both layouts
+        flowing += 2 * setup.tokens * inner
     return {
         "gradients": gradients + model.weight_bytes * model.layer + in_flight,
         "activations": below + recomputed_input + model.activations + flowing + copies,

@@ -17,6 +17,7 @@ import colossal_llama
 from colossal_llama.dataset.loader import Collator, Part, RowReader, categories_of, data_fingerprint, open_parts
 from colossal_llama.dataset.packing import fill, plan_epoch
 from colossal_llama.model.attention import choose_attention
+from colossal_llama.model.fp8_linear import use_fp8, why_no_fp8
 from colossal_llama.model.freezing import freeze_all_but_embeddings
 from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
 from colossal_llama.model.loading import flops_per_token, load_config, load_model
@@ -260,6 +261,8 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
         model = load_model(data.model_path, engine.parameter_dtype, attention, _place_to_load(arguments, device))
     give_token_losses(model)
     notes = [attention_note, _use_kernels(arguments, model, device)]
+    if arguments.fp8:
+        notes.append(_use_fp8(model, device))
     notes += notes_on_dimensions(
         arguments.pp,
         arguments.sp,
@@ -322,6 +325,14 @@ def _use_kernels(arguments: TrainingArguments, model: LlamaForCausalLM, device: 
     fuse_loss = _fuses_loss(arguments, device)
     use_fused_kernels(model, fuse_loss=fuse_loss)
     return "fused kernels: norm, rotary, SwiGLU" + (", linear cross-entropy" if fuse_loss else "")
+
+
+def _use_fp8(model: LlamaForCausalLM, device: torch.device) -> str:
+    reason = why_no_fp8(device, model.config)
+    if reason is not None:
+        raise UserError(f"--fp8 cannot be used: {reason}")
+    use_fp8(model)
+    return "fp8: the decoder layers' products are computed in 8 bits"
 
 
 def _check_vocabulary(model: LlamaForCausalLM, data: Data) -> None:

@@ -56,6 +56,21 @@ def test_what_is_frozen_gets_no_gradient(frozen):
     assert (weight.grad is None) == (frozen == "weight")
 
 
+def test_under_autocast_fp32_weights_are_computed_with_in_half_precision():
+    hidden, weight = torch.randn(50, WIDTH, requires_grad=True), torch.randn(VOCABULARY, WIDTH, requires_grad=True)
+    labels = torch.arange(50) % VOCABULARY
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = fused.linear_cross_entropy(hidden, weight, labels)
+    loss.backward()
+    rounded = hidden.detach().bfloat16().requires_grad_(), weight.detach().bfloat16().requires_grad_()
+    expected, _ = fused.linear_cross_entropy(*rounded, labels)
+    expected.backward()
+    assert torch.equal(loss, expected)
+    for tensor, in_bf16 in zip((hidden, weight), rounded, strict=True):
+        assert tensor.grad.dtype == torch.float32
+        assert torch.equal(tensor.grad, in_bf16.grad.float())
+
+
 def test_bf16_weights_gradient_is_summed_in_fp32():
     """Many chunks of equal gradients: a sum in bf16 would stop growing after 256 of them."""
     former, fused.CHUNK_ROWS = fused.CHUNK_ROWS, 1
