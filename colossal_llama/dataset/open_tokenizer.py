@@ -1,7 +1,8 @@
-"""Opens the tokenizer of a preparation. The only module of the pipeline that needs transformers: workers do without."""
+"""Opens the tokenizer of a preparation. The only module of the pipeline that may need transformers: workers do without."""
 
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate
@@ -9,9 +10,13 @@ from colossal_llama.dataset.segmentation import CutRanks
 from colossal_llama.dataset.settings import Settings
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
+from colossal_llama.tokenizer.direct_loading import DirectTokenizer
 from colossal_llama.tokenizer.encoding import TextEncoder
-from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
+from colossal_llama.tokenizer.loading import load_encoding_tokenizer, load_tokenizer, tokenizer_fingerprint
 from colossal_llama.tokenizer.token_bytes import token_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class OpenTokenizer:
@@ -23,10 +28,18 @@ class OpenTokenizer:
         Raises:
             UserError: see `load_tokenizer`.
         """
-        self.tokenizer = load_tokenizer(directory)
-        serialized = self.tokenizer.backend_tokenizer.to_str()
-        self.fingerprint = tokenizer_fingerprint(self.tokenizer, serialized)
-        self.text_encoder = TextEncoder(self.tokenizer, serialized)
+        self._directory = directory
+        self.for_encoding = load_encoding_tokenizer(directory)
+        serialized = self.for_encoding.backend_tokenizer.to_str()
+        self.fingerprint = tokenizer_fingerprint(self.for_encoding, serialized)
+        self.text_encoder = TextEncoder(self.for_encoding, serialized)
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer of transformers, with all that it can do, for 1 s more."""
+        if isinstance(self.for_encoding, DirectTokenizer):
+            return load_tokenizer(self._directory)
+        return self.for_encoding
 
     @cached_property
     def _definition(self) -> dict:
@@ -40,20 +53,17 @@ class OpenTokenizer:
     @cached_property
     def ranks(self) -> CutRanks:
         """Tells where long documents are cut."""
-        return CutRanks(token_bytes(self._definition, len(self.tokenizer)))
+        return CutRanks(token_bytes(self._definition, len(self.for_encoding)))
 
 
 def sample_tokenizer(
     settings: Settings, opened: OpenTokenizer
 ) -> tuple[DocumentTokenizer | ConversationTokenizer, dict]:
     """What turns records into samples, and the facts by which its format is known."""
-    tokenizer = opened.tokenizer
+    tokenizer = opened.for_encoding
     facts = {"tokenizer_fingerprint": opened.fingerprint, "vocab_size": len(tokenizer)}
     if settings.kind == "sft":
-        if settings.chat_template is not None:
-            template = ChatTemplate.open(tokenizer, settings.chat_template, opened.text_encoder)
-        else:
-            template = ConversationTemplate.for_llama(tokenizer, settings.llama_version, opened.text_encoder)
+        template = _template(settings, opened)
         facts["template"] = template.describe()
         samples = ConversationTokenizer(template, opened.encoder, settings.max_length, settings.long_conversations)
         return samples, facts
@@ -63,3 +73,9 @@ def sample_tokenizer(
         opened.encoder, bos_id, eos_id, opened.ranks, settings.max_length, settings.long_documents
     )
     return samples, facts
+
+
+def _template(settings: Settings, opened: OpenTokenizer) -> ConversationTemplate | ChatTemplate:
+    if settings.chat_template is None:
+        return ConversationTemplate.for_llama(opened.for_encoding, settings.llama_version, opened.text_encoder)
+    return ChatTemplate.open(opened.tokenizer, settings.chat_template, opened.text_encoder)

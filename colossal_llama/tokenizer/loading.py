@@ -2,17 +2,29 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
+from colossal_llama.tokenizer.direct_loading import DirectTokenizer, open_directly
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import fingerprint_bytes
 
-__all__ = ["TextEncoder", "load_tokenizer", "tokenizer_fingerprint"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["TextEncoder", "load_encoding_tokenizer", "load_tokenizer", "tokenizer_fingerprint"]
 
 
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
+def load_encoding_tokenizer(directory: str | Path) -> "DirectTokenizer | PreTrainedTokenizerFast":
+    """Opens a tokenizer for encoding only: without transformers where that surely makes no difference.
+
+    Raises:
+        UserError: see `load_tokenizer`.
+    """
+    return open_directly(Path(directory)) or load_tokenizer(directory)
+
+
+def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     """Loads the fast tokenizer of a directory (LLaMA-2 sentencepiece or LLaMA-3 byte-level BPE).
 
     Raises:
@@ -23,6 +35,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
         raise UserError(f"tokenizer directory {path} does not exist")
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{path} holds no tokenizer: neither tokenizer.json nor tokenizer.model is there")
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # 0.7 s
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True)
     except Exception as error:  # whatever transformers, tokenizers or sentencepiece raise on a damaged file
@@ -35,7 +49,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast, serialized: str | None = None) -> str:
+def tokenizer_fingerprint(tokenizer: "DirectTokenizer | PreTrainedTokenizerFast", serialized: str | None = None) -> str:
     """SHA-256 over everything that decides the ids of a text: the fast tokenizer's definition and its BOS and EOS.
 
     Args:
