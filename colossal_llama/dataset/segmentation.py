@@ -1,5 +1,7 @@
 """Cuts documents that are longer than a row at the best place near the limit."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 # The higher, the better a place to cut. INSIDE_CHARACTER is only taken when a whole row has nothing else.
@@ -25,13 +27,25 @@ class CutRanks:
             token_bytes: for every id the bytes it stands for; empty for control tokens.
         """
         wide_ends = tuple(character.encode() for character in _SENTENCE_ENDS)
-        self._newlines_at_end = _flags(token_bytes, lambda piece: min(len(piece) - len(piece.rstrip(b"\n")), 2))
-        self._only_newlines = _flags(token_bytes, lambda piece: bool(piece) and not piece.strip(b"\n"))
-        self._starts_with_newline = _flags(token_bytes, lambda piece: piece.startswith(b"\n"))
-        self._starts_with_space = _flags(token_bytes, lambda piece: piece[:1] in (b" ", b"\n", b"\t"))
-        self._inside_character = _flags(token_bytes, lambda piece: bool(piece) and 0x80 <= piece[0] < 0xC0)
-        self._wide_sentence_end = _flags(token_bytes, lambda piece: piece.endswith(wide_ends))
-        self._ascii_sentence_end = _flags(token_bytes, lambda piece: piece.endswith(_ASCII_SENTENCE_ENDS))
+        first = np.fromiter((piece[0] if piece else 0 for piece in token_bytes), np.uint8, len(token_bytes))
+        last = np.fromiter((piece[-1] if piece else 0 for piece in token_bytes), np.uint8, len(token_bytes))
+
+        def flags(candidates: np.ndarray, value: Callable[[bytes], int]) -> np.ndarray:
+            """Looks only at candidates: seven looks at each of 128,000 pieces took 0.14 s."""
+            found = np.zeros(len(token_bytes), np.uint8)
+            for token_id in np.flatnonzero(candidates).tolist():
+                found[token_id] = value(token_bytes[token_id])
+            return found
+
+        ends_line, wide_last = last == ord("\n"), np.isin(last, [end[-1] for end in wide_ends])
+        ascii_last = np.isin(last, [end[-1] for end in _ASCII_SENTENCE_ENDS])
+        self._newlines_at_end = flags(ends_line, lambda piece: min(len(piece) - len(piece.rstrip(b"\n")), 2))
+        self._only_newlines = flags(ends_line, lambda piece: not piece.strip(b"\n"))
+        self._starts_with_newline = (first == ord("\n")).view(np.uint8)
+        self._starts_with_space = np.isin(first, [ord(space) for space in " \n\t"]).view(np.uint8)
+        self._inside_character = ((first >= 0x80) & (first < 0xC0)).view(np.uint8)
+        self._wide_sentence_end = flags(wide_last, lambda piece: piece.endswith(wide_ends))
+        self._ascii_sentence_end = flags(ascii_last, lambda piece: piece.endswith(_ASCII_SENTENCE_ENDS))
 
     def rank(self, tokens: np.ndarray) -> np.ndarray:
         """The rank of every place between two tokens: element i is the place before token i + 2 of the given ids.
@@ -57,10 +71,6 @@ class CutRanks:
         rank[(joined > 1) & complete] = PARAGRAPH
         rank[self._inside_character[following] > 0] = INSIDE_CHARACTER
         return rank
-
-
-def _flags(token_bytes: list[bytes], value: object) -> np.ndarray:
-    return np.fromiter((value(piece) for piece in token_bytes), np.uint8, len(token_bytes))
 
 
 def cut_places(tokens: np.ndarray, max_length: int, ranks: CutRanks, first_cut_after: int = 0) -> list[int]:

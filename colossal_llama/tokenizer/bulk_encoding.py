@@ -300,10 +300,12 @@ def _pair_hash(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _joined_pairs(vocabulary: Iterable[str]) -> np.ndarray:
     """A table of hashed pairs: False means that no piece holds the two characters side by side."""
-    pairs = {pair for piece in vocabulary for pair in pairwise(piece)}
-    left, right = _code_points("".join(a for a, _ in pairs)), _code_points("".join(b for _, b in pairs))
+    pieces = list(vocabulary)
+    codes, lengths = _code_points("".join(pieces)), np.fromiter(map(len, pieces), np.int64, len(pieces))
+    inside = np.ones(len(codes), bool)
+    inside[np.cumsum(lengths)[:-1] - 1] = False  # the last characters: what follows belongs to the next piece
     joined = np.zeros(1 << _HASH_BITS, bool)
-    joined[_pair_hash(left, right)] = True
+    joined[_pair_hash(codes[:-1], codes[1:])[inside[:-1]]] = True
     return joined
 
 
