@@ -138,7 +138,7 @@ def _columns(plan: Plan, store: TokenStore, segments: np.ndarray, row_segments: 
 
 def _record_batch(columns: _Columns, schema: pa.Schema) -> pa.RecordBatch:
     def lists(starts: np.ndarray, values: np.ndarray) -> pa.ListArray:
-        return pa.ListArray.from_arrays(pa.array(starts.astype(np.int32)), pa.array(values))
+        return pa.ListArray.from_arrays(_numbers(starts.astype(np.int32)), _numbers(values))
 
     arrays = [
         lists(columns.row_starts, columns.tokens & ID_MASK),
@@ -147,6 +147,12 @@ def _record_batch(columns: _Columns, schema: pa.Schema) -> pa.RecordBatch:
         lists(columns.row_segments, columns.categories),
     ]
     return pa.record_batch(arrays, schema=schema)
+
+
+def _numbers(values: np.ndarray) -> pa.Array:
+    """An Arrow array over the same memory; `pa.array` would import pandas, just to see whether it was given one of its."""
+    values = np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
 def _json_lines(columns: _Columns) -> Iterator[bytes]:
