@@ -89,10 +89,12 @@ def rounded(
 
 def _rounded_by_pytorch(matrix, largest, dtype, rows, transposed) -> Rounded:
     limit = torch.finfo(dtype).max
-    scale = largest.clamp(min=_TINIEST) / limit
+    largest = largest.clamp(min=_TINIEST)
     padding = (0, 0, 0, -matrix.shape[0] % MULTIPLE)
-    whole = torch.nn.functional.pad((matrix.float() / scale).clamp(-limit, limit).to(dtype).float(), padding).to(dtype)
-    return Rounded(whole if rows else None, whole.t().contiguous() if transposed else None, scale)
+    whole = torch.nn.functional.pad(
+        (matrix.float() * (limit / largest)).clamp(-limit, limit).to(dtype).float(), padding
+    ).to(dtype)
+    return Rounded(whole if rows else None, whole.t().contiguous() if transposed else None, largest / limit)
 
 
 def _kernel():
