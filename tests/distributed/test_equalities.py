@@ -12,12 +12,18 @@ BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
 
 
 @pytest.fixture(scope="module")
-def two_ranks(runner):
+def evaluation(toy) -> tuple[str, ...]:
+    """Options for a validation loss; it changes nothing of the training (test_watching.py)."""
+    return ("--eval_dataset", str(toy.parts[1]), "--eval_interval", "2")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(runner, evaluation):
     """All runs of this module on two ranks, in one launch."""
     command = runner.command
     runner.run(
         [
-            command("zero2", *BATCH),
+            command("zero2", *BATCH, *evaluation),
             command("zero2_cpu", *BATCH, "--plugin", "zero2_cpu"),
             command("ddp", *BATCH, "--plugin", "ddp"),
             command("3d", *BATCH, "--plugin", "3d", "--zero", "0"),
@@ -43,16 +49,16 @@ def two_ranks(runner):
 
 
 @pytest.fixture(scope="module")
-def one_rank(runner):
+def one_rank(runner, evaluation):
     """One rank, the same rows a step."""
-    runner.run([runner.command("alone", "--micro_batch_size", "4", "--accumulation_steps", "2")], ranks=1)
+    runner.run([runner.command("alone", "--micro_batch_size", "4", "--accumulation_steps", "2", *evaluation)], ranks=1)
     return runner
 
 
 @pytest.fixture(scope="module")
-def four_ranks(runner):
+def four_ranks(runner, evaluation):
     """Four ranks, the same rows a step."""
-    runner.run([runner.command("four", "--micro_batch_size", "2", "--accumulation_steps", "1")], ranks=4)
+    runner.run([runner.command("four", "--micro_batch_size", "2", "--accumulation_steps", "1", *evaluation)], ranks=4)
     return runner
 
 
@@ -86,6 +92,18 @@ def test_one_rank_equals_two(one_rank, two_ranks):
 
 def test_four_ranks_equal_two(four_ranks, two_ranks):
     assert_same(four_ranks, "four", "zero2", FP32)
+
+
+@pytest.mark.parametrize("name", ["alone", "four"])
+def test_ranks_change_no_loss_of_categories_or_of_validation(one_rank, two_ranks, four_ranks, name):
+    """11 rows of validation data: no number of ranks but one has them in equal shares."""
+    kinds = ("loss_by_category", "eval_loss", "eval_loss_by_category")
+    for some, two in zip(two_ranks.metrics(name), two_ranks.metrics("zero2"), strict=True):
+        for kind in kinds:
+            assert (kind in some) == (kind in two)
+            if kind in two:
+                assert some[kind] == pytest.approx(two[kind], rel=FP32["rtol"]), kind
+    assert [entry["step"] for entry in two_ranks.metrics(name) if "eval_loss" in entry] == [2, 4, 5]
 
 
 def test_the_loss_falls_and_every_row_is_seen(two_ranks):

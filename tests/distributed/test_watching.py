@@ -78,14 +78,6 @@ def two_ranks(runner, toy, dropout_model, poison, targets):
     return runner
 
 
-@pytest.fixture(scope="module")
-def one_rank(runner, toy, two_ranks):
-    """Another number of ranks, the same rows a step."""
-    evaluation = ("--eval_dataset", str(toy.parts[1]), "--eval_interval", "2", "--accumulation_steps", "4")
-    runner.run([runner.command("alone", "--micro_batch_size", "2", *evaluation)], ranks=1)
-    return runner
-
-
 def with_dataset(command: list[str], part: Path) -> list[str]:
     """A command line with another data set: one part."""
     begin = command.index("--dataset")
@@ -142,13 +134,6 @@ def test_the_validation_loss_is_that_of_transformers(two_ranks, toy, name):
     loss, by_category = losses_by_category(two_ranks.workspace / f"{name}_evaluated" / "save" / "modelling", rows)
     assert last["eval_loss"] == pytest.approx(loss, rel=1e-5)
     assert last["eval_loss_by_category"] == pytest.approx(by_category, rel=1e-5)
-
-
-def test_the_validation_loss_does_not_depend_on_the_ranks(one_rank):
-    two, one = (one_rank.metrics(name) for name in ("zero2_evaluated", "alone"))
-    for first, second in zip(two, one, strict=True):
-        assert first["loss_by_category"] == pytest.approx(second["loss_by_category"], rel=2e-4)
-        assert first.get("eval_loss", 0.0) == pytest.approx(second.get("eval_loss", 0.0), rel=2e-4)
 
 
 @pytest.mark.parametrize("name", list(PLUGINS)[1:])
