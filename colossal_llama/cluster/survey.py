@@ -80,7 +80,8 @@ def installed_packages() -> dict[str, str | None]:
 
 def code_fingerprint() -> str:
     """Differs when a script or module of the project does."""
-    files = [*PROJECT_ROOT.glob("*.py"), *(PROJECT_ROOT / "colossal_llama").rglob("*.py")]
+    package = PROJECT_ROOT / "colossal_llama"
+    files = [*PROJECT_ROOT.glob("*.py"), *package.rglob("*.py"), *package.rglob("*.sh")]
     parts = [
         part
         for path in sorted(files)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from colossal_llama.cluster.survey import code_fingerprint, installed_packages
 from colossal_llama.utils import engine
 from colossal_llama.utils.command_line import BadArguments
 from colossal_llama.utils.errors import UserError
@@ -36,7 +37,7 @@ class AgreedError(UserError):
 
 
 def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Arguments], int]) -> Arguments:
-    """Parses and joins the process group; on several hosts, bad arguments of one end all of them.
+    """Parses and joins the process group; on several hosts, bad arguments or other versions of one end all of them.
 
     On one host all ranks find the same, and end before anything is launched.
 
@@ -45,7 +46,7 @@ def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Argument
         seed_of: the seed among them.
 
     Raises:
-        AgreedError: arguments are wrong on some host.
+        AgreedError: arguments, packages or this project's files are wrong on some host.
     """
     arguments, problems = None, []
     try:
@@ -54,10 +55,38 @@ def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Argument
         if not several_hosts():
             raise
         problems = error.problems
-    engine.launch(seed_of(arguments) if arguments else 0)
+    problems += _launch(seed_of(arguments) if arguments else 0)
     if several_hosts():
-        agree(problems)
+        agree([*problems, *_other_versions()])
     return arguments
+
+
+def _launch(seed: int) -> list[str]:
+    """Launches the engine; where one host of several cannot even import it, it joins all the same, to say so."""
+    try:
+        engine.prepare_engine()
+    except Exception as error:
+        if not several_hosts():
+            raise
+        traceback.print_exc()
+        engine.join_without_engine()
+        return [f"ColossalAI cannot be imported: {type(error).__name__}: {error}"]
+    engine.launch(seed)
+    return []
+
+
+def _other_versions() -> list[str]:
+    """What this host's packages and code have that rank 0's have not. A collective."""
+    mine = (socket.gethostname(), installed_packages(), code_fingerprint())
+    first_host, packages, code = _gathered(mine)[0]
+    problems = [
+        f"{name} is {mine[1].get(name) or 'missing'}, on {first_host} {version or 'missing'}: run setup_environment.sh there"
+        for name, version in packages.items()
+        if mine[1].get(name) != version
+    ]
+    if mine[2] != code:
+        problems.append(f"this project's files are not those of {first_host}: check out the same version there")
+    return problems
 
 
 def agree(problems: list[str]) -> None:

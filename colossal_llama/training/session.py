@@ -26,7 +26,7 @@ from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.model.recompute import recompute_layers
 from colossal_llama.model.token_losses import give_token_losses
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
-from colossal_llama.training import agreement
+from colossal_llama.training import agreement, host_watch
 from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, LORA_LAYERS, TrainingArguments
 from colossal_llama.training.bad_steps import BadSteps, refuse_bad_updates
 from colossal_llama.training.benchmark import describe, random_part, speed
@@ -116,6 +116,8 @@ def _hold(save_dir: Path, held: ExitStack) -> None:
         held.enter_context(held_directory(save_dir))
         for name in tidy_directory(save_dir):
             say(f"{save_dir / name} was being written when an earlier run ended: what there was of it is deleted")
+        for words in host_watch.last_words(save_dir):
+            say(f"an earlier run ended here: {words}")
     except BlockingIOError as error:
         raise UserError(
             f"another run is writing into {save_dir} ({error.filename}): wait for it to end, or give another --save_dir"
@@ -131,6 +133,7 @@ def open_data(arguments: TrainingArguments) -> Data:
         data = _open_data(arguments, checkpoint)
         contents = {
             "the data (--dataset)": data.origin.data_fingerprint,
+            "the data (--eval_dataset)": data_fingerprint(data.eval_parts),
             str(data.model_path): data.model_fingerprint(),
         }
     agreement.check_same(contents)

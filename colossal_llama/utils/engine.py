@@ -64,6 +64,20 @@ def launch(seed: int) -> None:
     )
 
 
+def join_without_engine() -> None:
+    """Joins the process group that `launch` would join, by PyTorch alone: for telling the others why ColossalAI is not there."""
+    place = os.environ
+    if has_gpu():
+        torch.cuda.set_device(int(place["LOCAL_RANK"]) % torch.cuda.device_count())
+    host = f"[{place['MASTER_ADDR']}]" if ":" in place["MASTER_ADDR"] else place["MASTER_ADDR"]
+    dist.init_process_group(
+        "nccl" if has_gpu() else "gloo",
+        init_method=f"tcp://{host}:{place['MASTER_PORT']}",
+        rank=int(place["RANK"]),
+        world_size=int(place["WORLD_SIZE"]),
+    )
+
+
 def prepare_engine() -> None:
     """Registers our accelerator (on a host without GPU) and our Adam kernels with ColossalAI; idempotent."""
     with _quiet_imports():
