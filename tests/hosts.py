@@ -16,9 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 NAMES = ("node-1", "node-2")
 _ADDRESSES = {"node-1": "127.0.0.2", "node-2": "127.0.0.3"}
@@ -119,6 +121,24 @@ class Host:
         while self._answers():
             time.sleep(0.01)
 
+    @contextmanager
+    def unplugged(self) -> Iterator[None]:
+        """The plug is pulled for the length of the block."""
+        self.pull_the_plug()
+        try:
+            yield
+        finally:
+            self.start()
+
+    def processes(self, words: str) -> list[psutil.Process]:
+        """The host's processes whose command line has some words in it."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if words in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
     def command(self, words: list[str] | str, **variables: str) -> list[str]:
         """The ssh command that runs something on this host, in the project's root, as in an activated environment."""
         line = words if isinstance(words, str) else shlex.join(words)
@@ -166,7 +186,7 @@ class Host:
 def make_hosts(place: Path) -> dict[str, Host]:
     """Both hosts, each able to reach both by name with ssh and without a password."""
     place.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     key = place / "key"
     _make_key(key)
     hosts = {}
@@ -204,7 +224,8 @@ def _make_key(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True, stdin=subprocess.DEVNULL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of both hosts' that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.2", 0))
         return listener.getsockname()[1]

@@ -9,6 +9,9 @@ minutes or more, and what they say names sockets. Here every rank counts up a nu
     15 s   3   3 | 2   2          node-2 is silent since 10 s; beyond the limit it counts as gone
 
 A rank that fails says so in the store, and the others end at once. Where the store itself falls silent, the host of rank 0 has gone.
+
+What is found is said on standard error, and written into the save directory: `colossalai run` shows every host's standard error on the
+first of them, and goes with it. The next run there tells what it finds.
 """
 
 import os
@@ -19,7 +22,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,8 +34,10 @@ from colossal_llama.utils.launchers import several_hosts
 
 LIMIT_VARIABLE = "COLOSSAL_LLAMA_HOST_TIMEOUT_S"
 _LIMIT_S = 30.0
+LAST_WORDS = "why_it_ended.txt"
+"""In the save directory: a line of each host that was left."""
 _EXIT_CODE = 3
-_STOP_WITHIN_S = 5.0  # the store may be silent
+_STOP_WITHIN_S = 5.0  # the store may be silent, and so may be the file system, if the lost host has it
 _SYMPTOMS = (
     "gloo",
     "nccl",
@@ -69,6 +74,7 @@ def watched(save_dir: Path) -> Iterator[None]:
         verdict = watch.verdict()
         if verdict is None:
             raise
+        watch.leave_word(verdict)
         raise UserError(verdict) from error
     finally:
         watch.stop()
@@ -76,9 +82,19 @@ def watched(save_dir: Path) -> Iterator[None]:
 
 def _is_symptom(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or (
+    return isinstance(error, dist.DistError | BrokenPipeError) or (
         isinstance(error, RuntimeError) and any(word in text for word in _SYMPTOMS)
     )
+
+
+def last_words(save_dir: Path) -> list[str]:
+    """What the hosts that were left said when the run before ended, once: the file goes. The caller holds the directory."""
+    path = save_dir / LAST_WORDS
+    if not path.is_file():
+        return []
+    words = path.read_text(encoding="utf-8").splitlines()
+    path.unlink()
+    return words
 
 
 class HostWatch:
@@ -121,6 +137,20 @@ class HostWatch:
             self._connect().set(f"{self._keys}/failed", f"{self.rank} {text[:2000]}")
         except dist.DistError:
             traceback.print_exc()  # the store has gone too: the others notice that by themselves
+
+    def leave_word(self, verdict: str) -> None:
+        """Writes a verdict into the save directory; a file system that has gone with the lost host does not hold this one up."""
+        if not _speaks_for_its_host():
+            return
+        line = f"{time.strftime('%F %T')}, rank {self.rank} on {socket.gethostname()}: {verdict}\n"
+
+        def append() -> None:
+            with suppress(OSError), (self.save_dir / LAST_WORDS).open("a", encoding="utf-8") as file:
+                file.write(line)
+
+        thread = threading.Thread(target=append, daemon=True, name="host watch: last words")
+        thread.start()
+        thread.join(_STOP_WITHIN_S)
 
     def verdict(self) -> str | None:
         """Waits until it is known who has gone; None if nobody has."""
@@ -202,9 +232,14 @@ class HostWatch:
         self._known.set()
         if self._main_asks.wait(self.interval_s / 2):
             return
-        is_first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
-        if is_first_of_host:
-            print(f"\nerror (rank {self.rank} on {socket.gethostname()}): {verdict}", file=sys.stderr, flush=True)
+        if _speaks_for_its_host():
+            with suppress(OSError):  # of a launcher that has gone
+                print(f"\nerror (rank {self.rank} on {socket.gethostname()}): {verdict}", file=sys.stderr, flush=True)
+            self.leave_word(verdict)
         else:
             time.sleep(1)  # the launcher ends a host's ranks with the first of them: let that be the one that speaks
         os._exit(_EXIT_CODE)
+
+
+def _speaks_for_its_host() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -6,19 +6,22 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+_ONE_REQUEST_S = 2.0
+"""The same signal within this time is the same request: SLURM signals torchrun and its ranks, and torchrun passes on what it gets."""
 
 
 @dataclass
 class StopRequest:
     """Set by the first SIGTERM or SIGINT; a second one ends the process at once, with code 128 + its number.
 
-    The second is seen by a thread: Python's own handlers wait until the main thread is back from what it is in, and a collective whose
-    other ranks are gone does not come back.
+    The same signal once more within two seconds is no second one. The second is seen by a thread: Python's own handlers wait until
+    the main thread is back from what it is in, and a collective whose other ranks are gone does not come back.
     """
 
     received: bool = False
@@ -47,11 +50,12 @@ class StopRequest:
 
     def _watch(self, reader: socket.socket) -> None:
         """Reads the numbers of the signals as they arrive."""
-        seen = 0
+        first, first_s = None, 0.0
         while numbers := reader.recv(64):
             for number in (number for number in numbers if number in STOPPING):
-                seen += 1
-                if seen > 1:
+                if first is None:
+                    first, first_s = number, time.monotonic()
+                elif number != first or time.monotonic() - first_s > _ONE_REQUEST_S:
                     print(
                         f"signal {number} for the second time: ended at once, nothing saved",
                         file=sys.stderr,

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -23,9 +24,9 @@ def exit_with(error: UserError) -> None:
     """Prints the problems to standard error, once a host, and ends the process with code 2."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         host = "" if os.environ.get("RANK", "0") == "0" else f" (rank {os.environ['RANK']} on {socket.gethostname()})"
-        for problem in error.problems:
-            print(f"error{host}: {problem}", file=sys.stderr)
-    sys.stderr.flush()
+        with suppress(BrokenPipeError):  # a launcher on a host that has gone reads no more
+            for problem in error.problems:
+                print(f"error{host}: {problem}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 

@@ -1,11 +1,16 @@
 """Two hosts, each with an sshd, name and mounts of its own (tests/hosts.py): trained on, checked, unplugged."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -34,60 +39,119 @@ def hostfile(tmp_path):
 
 
 def colossalai_run(hostfile: Path, words: list[str]) -> list[str]:
-    head = ["colossalai", "run", "--nproc_per_node", "1", "--hostfile", str(hostfile), "--master_port", "30113"]
-    return [*head, "train.py", *words]
+    head = ["colossalai", "run", "--nproc_per_node", "1", "--hostfile", str(hostfile)]
+    return [*head, "--master_port", str(own_hosts.free_port()), "train.py", *words]
 
 
-def filled_in(template: Path, copy: Path, parts: tuple[Path, ...], **values: str) -> Path:
-    """A copy of a template with its variables and its list of parts written in, as a user does in an editor."""
+@dataclass(frozen=True)
+class FilledIn:
+    """A template that a user has filled in, and where it writes."""
+
+    script: Path
+    root: Path
+
+    @property
+    def save_dir(self) -> Path:
+        """Of its only run."""
+        (run,) = (self.root / "SAVE_DIR").iterdir()
+        return run
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "TENSORBOARD_DIR" / self.save_dir.name
+
+    def metrics(self) -> list[dict]:
+        return [json.loads(line) for line in (self.logs / "metrics.jsonl").read_text().splitlines()]
+
+
+def filled_in(template: Path, parts: tuple[Path, ...], root: Path, edits: dict[str, str], **values: str) -> FilledIn:
+    """A copy of a template with variables, list of parts and options written in, as a user does in an editor."""
+    values |= {f"PARENT_{name}": str(root / name) for name in ("SAVE_DIR", "TENSORBOARD_DIR", "CONFIG_FILE")}
     text = template.read_text()
     for name, value in values.items():
         text, found = re.subn(rf'^{name}="\$\{{{name}:-.*?\}}"', f'{name}="{value}"', text, flags=re.MULTILINE)
         assert found == 1, name
     listed = "".join(f'    "{part}"\n' for part in parts)
-    text = text.replace("declare -a dataset=(\n", f"declare -a dataset=(\n{listed}")
-    copy.write_text(text.replace("--save_interval 400", "--save_interval 2"))
-    return copy
+    edits |= {"declare -a dataset=(\n": f"declare -a dataset=(\n{listed}"}
+    edits |= {"--master_port 30013": f"--master_port {own_hosts.free_port()}"}
+    for former, new in edits.items():
+        assert text.count(former) == 1, former
+        text = text.replace(former, new)
+    script = root / template.name
+    script.write_text(text)
+    return FilledIn(script, root)
 
 
-@pytest.mark.parametrize(("template", "kind"), [("train.example.sh", "parts"), ("train_sft.example.sh", "sft_parts")])
-def test_filled_in_template_trains_on_both_and_resumes(template, kind, cluster, hostfile, toy, project_root, tmp_path):
-    places = {f"PARENT_{name}": str(tmp_path / name) for name in ("SAVE_DIR", "TENSORBOARD_DIR", "CONFIG_FILE")}
-    script = filled_in(
-        project_root / template,
-        tmp_path / template,
-        getattr(toy, kind),
+def check_success_on_both(code: int, stdout: str, stderr: str) -> None:
+    assert code == 0, stdout[-3000:] + stderr[-6000:]
+    assert "node-1: success" in stdout
+    assert "node-2: success" in stdout
+    # torchrun's agents part without waiting for each other's answer, and at times one logs that the other's store has gone.
+    ours = [line for line in stderr.splitlines() if "elastic/agent/server/api.py" not in line]
+    assert not any("Traceback" in line for line in ours), stderr[-6000:]
+
+
+def test_filled_in_pretraining_template_stops_cleanly_and_goes_on(cluster, hostfile, toy, project_root, tmp_path):
+    """SIGTERM reaches the rank of one host, and twice, as from SLURM, which signals both torchrun and what torchrun started."""
+    template = filled_in(
+        project_root / "train.example.sh",
+        toy.parts,
+        tmp_path,
+        {"--num_epochs 1": "--num_epochs 12"},
         PROJECT_NAME="trial",
         PRETRAINED_MODEL_PATH=str(toy.model),
         HOSTFILE=str(hostfile),
         NPROC_PER_NODE="1",
-        **places,
     )
-    done = cluster["node-1"].run(["bash", str(script)])
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    assert "node-1: success" in done.stdout
-    assert "node-2: success" in done.stdout
-    # torchrun's agents part without waiting for each other's answer, and at times one logs that the other's store has gone.
-    ours = [line for line in done.stderr.splitlines() if "elastic/agent/server/api.py" not in line]
-    assert not any("Traceback" in line for line in ours), done.stderr[-6000:]
-    assert done.stdout.count("done: ") == 1
-    (save_dir,) = (tmp_path / "SAVE_DIR").iterdir()
-    (logs,) = (tmp_path / "TENSORBOARD_DIR").iterdir()
-    assert len(list(logs.glob("events.*"))) == 1
-    assert (save_dir / "modelling" / "config.json").is_file()
-    first = [json.loads(line) for line in (logs / "metrics.jsonl").read_text().splitlines()]
-    assert json.loads((tmp_path / "CONFIG_FILE" / f"{save_dir.name}.json").read_text())["world_size"] == 2
-    if kind == "sft_parts":
-        return
+    process = started(cluster["node-1"], ["bash", str(template.script)])
+    wait_until(lambda: any((tmp_path / "TENSORBOARD_DIR").glob("*/metrics.jsonl")), process)
+    wait_until(lambda: len(template.metrics()) >= 2, process)
+    (rank,) = cluster["node-2"].processes("-u train.py")
+    for _ in range(2):
+        rank.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    output, errors = process.communicate(timeout=120)
+    check_success_on_both(process.returncode, output, errors)
+    done = template.metrics()[-1]["step"]
+    assert f"stopped by a signal after step {done} of 36; everything is saved" in output
+    assert any(path.name.endswith(f"_step-{done}") for path in template.save_dir.glob("epoch-*"))
+    assert len(list(template.logs.glob("events.*"))) == 1
+    assert not (template.save_dir / "modelling").exists()
 
-    last = max(save_dir.glob("epoch-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    shutil.rmtree(last)
-    again = cluster["node-1"].run(["bash", str(script)], FULL_PROJECT_NAME=save_dir.name)
-    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-6000:]
-    assert "resuming" in again.stdout
-    assert last.is_dir()
-    second = [json.loads(line) for line in (logs / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["loss"] for entry in second] == [entry["loss"] for entry in first]
+    again = cluster["node-1"].run(["bash", str(template.script)], FULL_PROJECT_NAME=template.save_dir.name)
+    check_success_on_both(again.returncode, again.stdout, again.stderr)
+    assert f"after step {done}" in again.stdout
+    assert [entry["step"] for entry in template.metrics()] == list(range(1, 37))
+    assert (template.save_dir / "modelling" / "config.json").is_file()
+
+
+def test_filled_in_sft_template_trains_on_both_and_resumes(cluster, hostfile, toy, project_root, tmp_path):
+    template = filled_in(
+        project_root / "train_sft.example.sh",
+        toy.sft_parts,
+        tmp_path,
+        {"--num_epochs 1": "--num_epochs 4"},
+        PROJECT_NAME="trial",
+        PRETRAINED_MODEL_PATH=str(toy.model),
+        HOSTFILE=str(hostfile),
+        NPROC_PER_NODE="1",
+    )
+    done = cluster["node-1"].run(["bash", str(template.script)])
+    check_success_on_both(done.returncode, done.stdout, done.stderr)
+    assert done.stdout.count("done: ") == 1
+    assert len(list(template.logs.glob("events.*"))) == 1
+    assert json.loads((tmp_path / "CONFIG_FILE" / f"{template.save_dir.name}.json").read_text())["world_size"] == 2
+    first = template.metrics()
+    assert len(first) == 4
+
+    shutil.rmtree(template.save_dir / "modelling")
+    for step in (3, 4):
+        shutil.rmtree(next(template.save_dir.glob(f"epoch-*_step-{step}")))
+    again = cluster["node-1"].run(["bash", str(template.script)], FULL_PROJECT_NAME=template.save_dir.name)
+    check_success_on_both(again.returncode, again.stdout, again.stderr)
+    assert "after step 2" in again.stdout
+    assert [entry["loss"] for entry in template.metrics()] == [entry["loss"] for entry in first]
+    assert (template.save_dir / "modelling" / "config.json").is_file()
 
 
 def test_each_host_chooses_among_its_own_gpus(cluster, hostfile, toy, tmp_path):
@@ -114,15 +178,30 @@ def tool(path: Path, line: str) -> None:
     path.chmod(0o755)
 
 
-def test_what_is_not_mounted_on_one_host_ends_the_run_on_all_at_once(cluster, hostfile, runner, toy, tmp_path):
+def with_older_tqdm(host: own_hosts.Host) -> AbstractContextManager[None]:
+    """As if an older version was installed on the host."""
+    note = next(file for file in metadata.files("tqdm") if file.name == "METADATA").locate()
+    return host.with_other(
+        Path(note), re.sub(r"^Version: .*", "Version: 0.1", Path(note).read_text(), flags=re.MULTILINE)
+    )
+
+
+def test_what_is_wrong_on_one_host_ends_the_run_on_all_at_once(cluster, hostfile, runner, toy, project_root, tmp_path):
     master, other = cluster["node-1"], cluster["node-2"]
     command = colossalai_run(hostfile, runner.command("unmounted", "--max_steps", "1"))
-    with other.without(toy.parts[1]), other.without(toy.model):
+    other_code = other.with_other(project_root / "plot_training.py", "")
+    with other.without(toy.parts[1]), other.without(toy.model), with_older_tqdm(other), other_code:
         done = master.run(command)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert done.returncode == 1
+    causes = (
+        f"{toy.model} holds no config.json",
+        f"tqdm is 0.1, on node-1 {metadata.version('tqdm')}",
+        "this project's files are not those of node-1",
+    )
     for speaker in ("error: on node-2: ", "error (rank 1 on node-2): on node-2: "):
-        assert any(line.startswith(speaker) and f"{toy.model} holds no config.json" in line for line in lines), lines
+        for cause in causes:
+            assert any(line.startswith(speaker) and cause in line for line in lines), (cause, done.stderr)
     assert not (runner.workspace / "unmounted" / "logs").exists()
 
     save_dir = runner.workspace / "unmounted" / "save"
@@ -134,39 +213,68 @@ def test_what_is_not_mounted_on_one_host_ends_the_run_on_all_at_once(cluster, ho
     assert [path.name for path in save_dir.iterdir()] == [".lock"]
 
 
-def test_a_host_that_goes_is_named_and_the_run_goes_on_without_it(cluster, hostfile, runner):
+def test_a_host_that_goes_is_named_and_the_run_goes_on_without_it(cluster, hostfile, runner, tmp_path):
+    """First the other host goes, then the master, with the launcher and the store; then the other goes on alone."""
     master, other = cluster["node-1"], cluster["node-2"]
-    options = ("--num_epochs", "20", "--max_steps", "150", "--save_interval", "10", "--skip_save_each_epoch")
+    options = ("--num_epochs", "20", "--max_steps", "200", "--save_interval", "10", "--skip_save_each_epoch")
     words = colossalai_run(hostfile, runner.command("unplugged", *options, "--load_checkpoint", "auto"))
-    metrics = runner.workspace / "unplugged" / "logs" / "metrics.jsonl"
-    process = subprocess.Popen(
-        master.command(words, COLOSSAL_LLAMA_HOST_TIMEOUT_S="6"),
+    place = runner.workspace / "unplugged"
+
+    def last_step() -> int:
+        metrics = place / "logs" / "metrics.jsonl"
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    process = started(master, words, COLOSSAL_LLAMA_HOST_TIMEOUT_S="6")
+    wait_until(lambda: last_step() > 12, process)
+    pulled = time.monotonic()
+    with other.unplugged():
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - pulled < 60
+    assert process.returncode != 0
+    assert errors.count("no sign of life from node-2 (rank 1) within 6 s") == 1, errors[-6000:]
+
+    # The same command again. What the survivor's torchrun ends with is written down, for the launcher that would tell it goes.
+    torchrun = f"{Path(sys.executable).parent}/torchrun"
+    tool(tmp_path / "torchrun", f'{torchrun} "$@"; echo $? > {tmp_path}/code-of-$(hostname)')
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    former = last_step()
+    process = started(master, words, COLOSSAL_LLAMA_HOST_TIMEOUT_S="6", PATH=path)
+    wait_until(lambda: last_step() > former + 10, process)
+    pulled = time.monotonic()
+    with master.unplugged():
+        wait_until(lambda: (tmp_path / "code-of-node-2").exists(), timeout_s=60)
+        assert time.monotonic() - pulled < 60
+        assert int((tmp_path / "code-of-node-2").read_text()) != 0
+        assert not other.processes("train.py")
+        process.communicate()
+        (said,) = (place / "save" / "why_it_ended.txt").read_text().splitlines()
+        assert "rank 1 on node-2: no sign of life from node-1 (rank 0) within 6 s" in said
+
+        hostfile.write_text("node-2\n")
+        done = other.run(words)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert f"an earlier run ended here: {said}" in done.stdout
+    assert not (place / "save" / "why_it_ended.txt").exists()
+    assert re.search(r"resuming .*_step-\d+0 after step \d+0", done.stdout)
+    assert last_step() == 200
+
+
+def started(host: own_hosts.Host, words: list[str], **variables: str) -> subprocess.Popen:
+    """Starts a command on a host and returns at once."""
+    return subprocess.Popen(
+        host.command(words, **variables),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 12, process)
-    other.pull_the_plug()
-    pulled = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - pulled < 60
-    assert process.returncode != 0
-    assert "no sign of life from node-2 (rank 1) within 6 s" in errors
-    other.start()
-
-    hostfile.write_text("node-1\n")
-    done = master.run(words)
-    assert done.returncode == 0, done.stderr[-6000:]
-    assert re.search(r"resuming .*_step-\d+0 after step \d+0", done.stdout)
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, 151))
 
 
-def wait_until(condition, process: subprocess.Popen, timeout_s: float = 120) -> None:
+def wait_until(condition, process: subprocess.Popen | None = None, timeout_s: float = 120) -> None:
+    """Waits for something that comes before a process ends."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -197,7 +305,8 @@ def preflight(
 
 
 def test_preflight_finds_healthy_hosts_healthy(cluster, hostfile, toy, tmp_path):
-    done = preflight(cluster["node-1"], hostfile, toy, tmp_path, "--all_reduce_mib", "4", "--master_port", "30114")
+    port = str(own_hosts.free_port())
+    done = preflight(cluster["node-1"], hostfile, toy, tmp_path, "--all_reduce_mib", "4", "--master_port", port)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["problems"] == []
@@ -207,28 +316,25 @@ def test_preflight_finds_healthy_hosts_healthy(cluster, hostfile, toy, tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_preflight_names_the_broken_hosts_and_what_to_do(cluster, hostfile, toy, tmp_path):
+def test_preflight_names_the_broken_hosts_and_what_to_do(cluster, hostfile, toy, project_root, tmp_path):
     other = cluster["node-2"]
     hostfile.write_text(f"node-1\nnode-2\n{own_hosts.DOWN}\nno-such-host\n")
-    tqdm_metadata = next(file for file in metadata.files("tqdm") if file.name == "METADATA").locate()
-    older = re.sub(r"^Version: .*", "Version: 0.1", Path(tqdm_metadata).read_text(), flags=re.MULTILINE)
-    with other.without(toy.parts[1]), other.without(tmp_path), other.with_other(Path(tqdm_metadata), older):
+    late = other.place / "bin" / "date"
+    tool(late, f"exec {shutil.which('date')} -d '-1 hour' \"$@\"")
+    other_code = other.with_other(project_root / "plot_training.py", "")
+    with other.without(toy.parts[1]), other.without(tmp_path), with_older_tqdm(other), other_code:
         done = preflight(cluster["node-1"], hostfile, toy, tmp_path, "--min_free_gib", "1e9")
+    late.unlink()
     assert done.returncode == 1, done.stdout + done.stderr
     record = json.loads((tmp_path / "record.json").read_text())
     found = {(problem["host"], problem["check"]) for problem in record["problems"]}
-    assert found == {
-        ("node-1", "disk"),
-        ("node-2", "packages"),
-        ("node-2", "data"),
-        ("node-2", "save_dir"),
-        ("node-2", "disk"),
-        (own_hosts.DOWN, "ssh"),
-        ("no-such-host", "ssh"),
-    }
+    of_other = ("packages", "code", "data", "save_dir", "disk", "clock")
+    down = {(own_hosts.DOWN, "ssh"), ("no-such-host", "ssh")}
+    assert found == {("node-1", "disk"), *(("node-2", check) for check in of_other), *down}
     assert record["all_reduce"] is None
     for words in (
         "node-2: tqdm 0.1 (elsewhere ",
+        "node-2: its clock is -3600.",
         f"{toy.parts[1]} is not there or empty",
         f"{own_hosts.DOWN}: nothing answers",
     ):
