@@ -69,6 +69,8 @@ def make_model(directory: Path, shape: str) -> None:
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(directory)
+    del model
+    torch.cuda.empty_cache()  # the runs to come see the whole device: at 7 B this process held 14 GiB of it
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY_SIZE)}}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(directory)
