@@ -15,7 +15,7 @@ from types import MethodType
 import torch
 from torch import nn
 from torch.nn.functional import ScalingType, scaled_mm
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PretrainedConfig
 
 from colossal_llama.model.fp8_cast import GRADIENTS, MULTIPLE, Rounded, largest_magnitude, rounded
 from colossal_llama.model.kernels import through_torch_function
@@ -24,7 +24,7 @@ ABLE = (8, 9)
 """Compute capability from which on NVIDIA's devices multiply in 8 bits: Ada and Hopper."""
 
 
-def why_no_fp8(device: torch.device, config) -> str | None:
+def why_no_fp8(device: torch.device, config: PretrainedConfig) -> str | None:
     """The reason why a model's products cannot be computed in 8 bits on a device, or None when they can."""
     if device.type != "cuda":
         return f"it needs a CUDA device, this is {device.type}"
