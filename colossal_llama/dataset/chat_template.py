@@ -118,8 +118,8 @@ class ChatTemplate:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """See `ConversationTemplate.prompt_ids`."""
-        text, _ = self._rendered(messages, for_prompt=True)
-        return self._ids(text, [])[0]
+        text, spans = self._rendered(messages, for_prompt=True)
+        return self._ids(text, [border for span in spans for border in span])[0]
 
     def describe(self) -> dict:
         """See `ConversationTemplate.describe`."""
