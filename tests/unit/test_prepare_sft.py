@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.dataset.chat_template import ChatTemplate, TemplateRefusal
@@ -176,7 +176,9 @@ def test_a_chat_template_marks_its_answers_and_no_text_becomes_a_control_token(l
 
     @settings(max_examples=60, deadline=None)
     @given(turns=TURNS, answer=TEXTS.map("".join))
-    @example(turns=[("0", "\n")], answer="0")  # a line break that byte-level BPE would join with those before the answer
+    @example(
+        turns=[("0", "\n")], answer="0"
+    )  # a line break that byte-level BPE would join with those before the answer
     def check(turns, answer):
         messages = alternating(turns)
         encoded = template.encode(messages)
