@@ -23,6 +23,8 @@ from colossal_llama.training.optimizer_states import SavedOptimizer  # noqa: E40
 
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
 RUN = (*BATCH, "--num_epochs", "2", "--save_interval", "2", "--use_neft")
+ELASTIC = ("--num_epochs", "2", "--save_interval", "4", "--skip_save_each_epoch", "--use_neft")
+SPLIT = ("--plugin", "3d", "--zero", "0", "--tp", "2", "--micro_batch_size", "8")
 MIDDLE = "epoch-0_step-4"  # 33 rows, 8 a step: 5 steps an epoch, the last one short
 
 SETTINGS = {
@@ -72,12 +74,32 @@ def dropout_model(toy, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def resumed(runner, dropout_model):
-    """For each setting a run of 10 steps, and one that goes on from its checkpoint after step 4, without unpickling anything."""
+    """For each setting a run of 10 steps, and one that goes on from its checkpoint after step 4, without unpickling anything.
+
+    Also all else that goes on with two ranks, since a launch takes longer than these runs.
+    """
     model = ("--pretrained", str(dropout_model))
-    runner.run([runner.command(name, *RUN, *options, *model) for name, options in SETTINGS.items()], ranks=2)
+    next_stage = ("--pretrained", str(runner.workspace / "3d_pp2" / "save" / "epoch-0_step-2" / "modelling"))
+    first = [runner.command(name, *RUN, *options, *model) for name, options in SETTINGS.items()]
+    first += [
+        runner.command("undisturbed", *RUN, *SETTINGS["3d_pp2"], *next_stage),
+        runner.command("elastic", *BATCH, *ELASTIC),
+        runner.command("split", *SPLIT, *ELASTIC, "--load_checkpoint", str(save_of(runner, "elastic") / MIDDLE)),
+        runner.command(
+            "joined", *BATCH, *ELASTIC, "--load_checkpoint", str(save_of(runner, "split") / "epoch-1_step-8")
+        ),
+    ]
+    runner.run(first, ranks=2)
+    shutil.copytree(save_of(runner, "zero2"), save_of(runner, "went_back"))
+    back = ("--load_checkpoint", str(checkpoint_of(runner, "went_back")), "--keep_last", "1")
+    finished = ("--load_checkpoint", str(save_of(runner, "zero2_again") / "epoch-1_step-10"))
     again = [
         runner.command(f"{name}_again", *RUN, *options, "--load_checkpoint", str(checkpoint_of(runner, name)))
         for name, options in SETTINGS.items()
+    ]
+    again += [
+        runner.command("went_back", *RUN, *SETTINGS["zero2"], *back),
+        runner.command("finished", *RUN, *SETTINGS["zero2"], *finished),
     ]
     without = runner.workspace / "without.py"
     without.write_text(NO_PICKLE_NO_MEMORY_SMALL_FILES.format(root=runner.project_root))
@@ -85,8 +107,12 @@ def resumed(runner, dropout_model):
     return runner
 
 
+def save_of(runner, name: str) -> Path:
+    return runner.workspace / name / "save"
+
+
 def checkpoint_of(runner, name: str) -> Path:
-    return runner.workspace / name / "save" / MIDDLE
+    return save_of(runner, name) / MIDDLE
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -128,8 +154,7 @@ def test_how_long_a_save_took_is_recorded(resumed, name):
 
 def test_going_on_with_other_ranks_and_plugins(resumed):
     """Same rows in the same steps, and the same noise on each row."""
-    runner, options = resumed, ("--num_epochs", "2", "--save_interval", "4", "--skip_save_each_epoch", "--use_neft")
-    runner.run([runner.command("elastic", *BATCH, *options)], ranks=2)
+    runner, options = resumed, ELASTIC
     load = ("--load_checkpoint", str(checkpoint_of(runner, "elastic")))
     runner.run(
         [
@@ -140,15 +165,6 @@ def test_going_on_with_other_ranks_and_plugins(resumed):
         ranks=1,
     )
     runner.run([runner.command("on_four", "--micro_batch_size", "2", *options, *load)], ranks=4)
-    split = ("--plugin", "3d", "--zero", "0", "--tp", "2", "--micro_batch_size", "8")
-    from_split = ("--load_checkpoint", str(runner.workspace / "split" / "save" / "epoch-1_step-8"))
-    runner.run(
-        [
-            runner.command("split", *split, *options, *load),
-            runner.command("joined", *BATCH, *options, *from_split),
-        ],
-        ranks=2,
-    )
     whole = runner.losses("elastic")[4:]
     for name in ("on_one", "on_four", "on_one_3d", "on_one_ddp", "split"):
         assert runner.losses(name) == pytest.approx(whole, rel=2e-4), name
@@ -190,7 +206,6 @@ def test_killed_at_any_moment_and_resumed(resumed):
     """
     name, options = "killed", (*RUN, *SETTINGS["3d_pp2"])
     model = ("--pretrained", str(resumed.workspace / "3d_pp2" / "save" / "epoch-0_step-2" / "modelling"))
-    resumed.run([resumed.command("undisturbed", *options, *model)], ranks=2)
     save_dir = resumed.workspace / name / "save"
     command = resumed.command(name, *options, *model, "--save_interval", "1", "--load_checkpoint", "auto")
     process = resumed.start(command)
@@ -287,10 +302,7 @@ def test_other_data_is_refused(resumed, toy):
 def test_going_back_sets_later_checkpoints_aside(resumed):
     """Else `auto` would take the abandoned ones for the newest, and --keep_last would delete the new ones."""
     name = "went_back"
-    shutil.copytree(resumed.workspace / "zero2" / "save", resumed.workspace / name / "save")
-    load = ("--load_checkpoint", str(resumed.workspace / name / "save" / MIDDLE))
-    resumed.run([resumed.command(name, *RUN, *SETTINGS["zero2"], *load, "--keep_last", "1")], ranks=2)
-    names = visible_in(resumed.workspace / name / "save")
+    names = visible_in(save_of(resumed, name))
     assert {entry for entry in names if entry.startswith("epoch")} == {"epoch-1_step-10"}
     assert {f"superseded-0-epoch-1_step-{step}" for step in (6, 8, 10)} <= names
     assert resumed.losses(name) == resumed.losses("zero2")[4:]
@@ -298,8 +310,6 @@ def test_going_back_sets_later_checkpoints_aside(resumed):
 
 def test_a_finished_run_stays_finished(resumed):
     """Its checkpoint has several files a rank."""
-    load = ("--load_checkpoint", str(resumed.workspace / "zero2_again" / "save" / "epoch-1_step-10"))
-    resumed.run([resumed.command("finished", *RUN, *SETTINGS["zero2"], *load)], ranks=2)
     assert resumed.metrics("finished") == []
     expected = resumed.weights("zero2")
     assert all(torch.equal(tensor, expected[key]) for key, tensor in resumed.weights("finished").items())
