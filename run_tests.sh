@@ -3,6 +3,9 @@
 #
 #   bash run_tests.sh [PYTEST ARGUMENTS]     for instance: bash run_tests.sh -k tokenizer
 #
+# Two files of tests run at a time, as much of the time is starts and waits; `-n 0` runs one test after the other, which
+# is also what happens where there are GPUs, whose memory and time the tests measure.
+#
 # The environment is made by setup_environment.sh in .venv, or in $COLOSSAL_LLAMA_VENV. COLOSSAL_LLAMA_PYTHON names an
 # interpreter that has everything already (a cluster's image, say); nothing is installed then.
 set -euo pipefail
@@ -32,4 +35,8 @@ echo "== style"
 echo "== tests"
 # One thread a process: the training tests start 2 to 4 processes, which would fight over the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true}
-"$python" -m pytest "$@"
+parallel=()
+if ! nvidia-smi -L >/dev/null 2>&1; then
+    parallel=(-n 2 --dist loadfile --no-loadscope-reorder) # in the order of the files: the long ones come first
+fi
+"$python" -m pytest "${parallel[@]}" "$@"
