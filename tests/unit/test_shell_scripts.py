@@ -73,7 +73,7 @@ def test_set_up_is_done_once_and_again_when_requirements_change(project: Path, b
 
     start = time.monotonic()
     second = set_up(project, borrowing_environment)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10  # installing takes minutes
     assert second.returncode == 0
     assert "pip check" not in second.stdout
 
