@@ -9,6 +9,8 @@ from colossal_llama.utils.command_line import CommandLine, boolean, number
 
 PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
 GPU_ONLY_PLUGINS = ("gemini", "gemini_auto")
+HOST_OPTIMIZER_PLUGINS = ("gemini_auto", "zero2_cpu")
+"""Which keep optimizer states in host memory, or may."""
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

@@ -27,7 +27,7 @@ from colossal_llama.model.recompute import recompute_layers
 from colossal_llama.model.token_losses import give_token_losses
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training import agreement, host_watch
-from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, LORA_LAYERS, TrainingArguments
+from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, HOST_OPTIMIZER_PLUGINS, LORA_LAYERS, TrainingArguments
 from colossal_llama.training.bad_steps import BadSteps, refuse_bad_updates
 from colossal_llama.training.benchmark import describe, random_part, speed
 from colossal_llama.training.checkpoint import (
@@ -53,7 +53,7 @@ from colossal_llama.training.saving import CheckpointSaver, save_merged_model
 from colossal_llama.training.schedule import plan_schedule
 from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
-from colossal_llama.utils.engine import current_device
+from colossal_llama.utils.engine import current_device, has_gpu, take_share_of_cores
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import fingerprint_directory, held_directory, tidy_directory, write_json
 
@@ -353,6 +353,8 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     optimizer = build_optimizer(plan.model, arguments.lr, arguments.weight_decay)
     model, optimizer = engine.boost(plan.model, optimizer)
     plan.notes.extend(_lean_update(arguments, optimizer))
+    if has_gpu() and (arguments.plugin in HOST_OPTIMIZER_PLUGINS or arguments.zero_cpu_offload):
+        plan.notes.append(f"optimizer states in host memory: {take_share_of_cores()} threads a process")
     if engine.clips_itself:
         refuse_bad_updates(optimizer)
     rank, size = data_parallel_place(engine)

@@ -108,6 +108,18 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def take_share_of_cores() -> int:
+    """Lets this process compute on its share of the host's cores, for optimizer states in host memory; returns how many threads it has.
+
+    torchrun leaves one thread to each of several processes on a host (OMP_NUM_THREADS=1) unless the user says otherwise: then 15 of 16
+    cores would look on while the optimizer works. Another number in that variable is the user's, and stays.
+    """
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return torch.get_num_threads()
+
+
 def _die_with_the_launcher() -> None:
     """Asks Linux to end this process when its launcher is gone.
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 
@@ -208,3 +209,21 @@ def test_gemini_adds_up_norms_that_stay_tensors():
 def test_gemini_still_reads_every_norm_back(unpatched):
     """Fails when ColossalAI keeps a chunk's norm on the device: then gemini_patches.keep_norms_on_the_device can go."""
     assert ".item()" in unpatched["a chunk's norm"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "processes", "expected"),
+    [("1", "1", "all"), ("1", "1000", 1), (None, "1", "all"), ("3", "1", "unchanged")],
+    ids=["torchrun's", "more processes than cores", "unset", "the user's"],
+)
+def test_a_process_takes_its_share_of_the_cores(monkeypatch, threads, processes, expected):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    try:
+        expected = {"all": len(os.sched_getaffinity(0)), "unchanged": before}.get(expected, expected)
+        assert engine.take_share_of_cores() == expected == torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
