@@ -46,7 +46,9 @@ SAVE_DIR="${PARENT_SAVE_DIR}/${FULL_PROJECT_NAME}"
 mkdir -p "$SAVE_DIR" "$PARENT_TENSORBOARD_DIR" "$PARENT_CONFIG_FILE"
 echo "run $FULL_PROJECT_NAME: ${#dataset[@]} parts, checkpoints in $SAVE_DIR"
 
-colossalai run --nproc_per_node "$NPROC_PER_NODE" --hostfile "$HOSTFILE" --master_port 30013 train.py \
+# SIGTERM or Ctrl-C to this script (its process id stays the same) reaches the ranks, which save and end.
+exec bash colossal_llama/cluster/stoppable.sh "$HOSTFILE" \
+    colossalai run --nproc_per_node "$NPROC_PER_NODE" --hostfile "$HOSTFILE" --master_port 30013 train.py \
     --pretrained "$PRETRAINED_MODEL_PATH" \
     --dataset "${dataset[@]}" \
     --plugin "$PLUGIN" \

@@ -125,6 +125,29 @@ def test_filled_in_pretraining_template_stops_cleanly_and_goes_on(cluster, hostf
     assert (template.save_dir / "modelling" / "config.json").is_file()
 
 
+def test_a_signal_reaches_ranks_on_another_host_than_the_template_s(cluster, project_root, tmp_path):
+    """As from a login node: node-1 starts, node-2 alone is in the hostfile and has the rank."""
+    (tmp_path / "hostfile").write_text("node-2\n")
+    (tmp_path / "rank.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(print('saved')))\n"
+        "pathlib.Path(__file__).with_name('begun').touch()\n"
+        "time.sleep(60)\n"
+    )
+    words = [*colossalai_run(tmp_path / "hostfile", [])[:-1], str(tmp_path / "rank.py")]
+    process = started(
+        cluster["node-1"], ["bash", "colossal_llama/cluster/stoppable.sh", str(tmp_path / "hostfile"), *words]
+    )
+    wait_until((tmp_path / "begun").exists, process)
+    (script,) = cluster["node-1"].processes("bash colossal_llama/cluster/stoppable.sh")
+    script.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, output + errors
+    assert "passed on to the ranks of node-2" in errors
+    assert "saved" in output
+    assert "node-2: success" in output
+
+
 def test_filled_in_sft_template_trains_on_both_and_resumes(cluster, hostfile, toy, project_root, tmp_path):
     template = filled_in(
         project_root / "train_sft.example.sh",
