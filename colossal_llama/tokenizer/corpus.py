@@ -77,6 +77,21 @@ def read_texts(files: Sequence[Path], share: float = 1.0, seed: int = 0) -> Iter
                 yield text
 
 
+def blocks_of(text: str, length_characters: int) -> Iterator[str]:
+    """A text in blocks of up to a length, which together are the text; each ends at the last line, else word, that fits.
+
+    >>> list(blocks_of("one two\\nthree four", 9))
+    ['one two\\n', 'three ', 'four']
+    """
+    begin = 0
+    while len(text) - begin > length_characters:
+        limit = begin + length_characters
+        end = text.rfind("\n", begin, limit) + 1 or text.rfind(" ", begin, limit) + 1 or limit
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
+
+
 def _open(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 

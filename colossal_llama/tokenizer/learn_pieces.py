@@ -17,6 +17,8 @@ from colossal_llama.utils.command_line import CommandLine, existing_directory, e
 from colossal_llama.utils.errors import UserError, run_main
 
 HELD_OUT_BYTES = 2_000_000  # encoding it ten times for the curve takes seconds
+HELD_OUT_SHARE = 1 / 20  # of a corpus that is smaller than twenty times that
+HELD_OUT_BLOCKS = 10  # at least, so that not one subject alone is measured on: longer documents are cut
 
 
 def main() -> None:
@@ -150,31 +152,46 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
     """Reads a sample of the texts once.
 
     Returns:
-        (words, held_out, figures): word → how often it occurs in the texts to learn from; documents kept apart for the curve
-        (every twentieth, of a large input fewer, spread over all of it); how much was read.
+        (words, held_out, figures): word → how often it occurs in the texts to learn from; texts kept apart for the curve (every
+        twentieth document, of a large input fewer, spread over all of it; long documents count in blocks); how much was read.
+
+    Raises:
+        UserError: there is too little text to keep any apart.
     """
     from colossal_llama.tokenizer.continue_bpe import count_words, word_pattern
-    from colossal_llama.tokenizer.corpus import find_files, read_texts, total_bytes
+    from colossal_llama.tokenizer.corpus import blocks_of, find_files, read_texts, total_bytes
     from colossal_llama.utils.console import progress
 
     files = find_files(arguments.data_input_dirs)
     size_bytes = total_bytes(files)
     share = min(1.0, arguments.sample_mb * 1e6 / max(1, size_bytes))
-    keep_every = max(20, round(share * size_bytes / HELD_OUT_BYTES))
+    held_out_bytes = min(HELD_OUT_BYTES, share * size_bytes * HELD_OUT_SHARE)
+    keep_every = round(share * size_bytes / max(1.0, held_out_bytes))
+    # In characters of three bytes, as Chinese ones. Blocks are no shorter than a sentence, however little text there is.
+    block_characters = max(64, int(held_out_bytes / HELD_OUT_BLOCKS / 3))
     held_out: list[str] = []
     figures = {"files": len(files), "share": share, "documents": 0, "characters": 0}
 
-    def learned_from():
+    def blocks():
         with progress(read_texts(files, share, arguments.seed), unit="document", desc="reading") as texts:
-            for place, document in enumerate(texts):
+            for document in texts:
                 figures["documents"] += 1
                 figures["characters"] += len(document.text)
-                if place % keep_every == keep_every // 2:
-                    held_out.append(document.text)
-                else:
-                    yield document.text
+                yield from blocks_of(document.text, block_characters)
+
+    def learned_from():
+        for place, block in enumerate(blocks()):
+            if place % keep_every == keep_every // 2:
+                held_out.append(block)
+            else:
+                yield block
 
     words = count_words(learned_from(), word_pattern(arguments.scripts))
+    if not any(map(str.strip, held_out)):
+        raise UserError(
+            f"nothing can be held out to measure on: --data_input_dirs has {figures['characters']:,} characters in "
+            f"{figures['documents']:,} documents; give more text"
+        )
     return words, held_out, figures
 
 

@@ -1,5 +1,6 @@
 """learn_pieces.py and report.py as a user runs them."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -7,9 +8,14 @@ from collections import Counter
 
 import pytest
 import regex
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from colossal_llama.tokenizer import learn_pieces
 from colossal_llama.tokenizer.compression_curve import Point, choose
+from colossal_llama.tokenizer.corpus import blocks_of
+from colossal_llama.utils.errors import UserError
 
 FAMILIES = ["llama2", "llama3-base"]
 
@@ -104,6 +110,49 @@ def test_the_choice_follows_the_arguments(project_root, shared_data, corpus, tmp
         kept = points.index(choose(points, None, least))
         assert all(point.saving_percent_per_1000_rows >= least for point in points[2 : kept + 1])
         assert kept + 1 == len(points) or points[kept + 1].saving_percent_per_1000_rows < least
+
+
+DOCUMENTS = {
+    "one short": [3_000],
+    "one": [100_000],
+    "five short": [500] * 5,
+    "many": [900] * 200,
+    "many short, one long": [100] * 300 + [200_000],
+    "two, more than is held out at most": [600_000] * 2,
+}
+
+
+@pytest.mark.parametrize("lengths", DOCUMENTS.values(), ids=DOCUMENTS.keys())
+def test_a_twentieth_of_the_text_is_held_out_however_few_the_documents(lengths, tmp_path, monkeypatch):
+    monkeypatch.setattr(learn_pieces, "HELD_OUT_BYTES", 40_000)
+    line = "一二三四 five six\n"
+    texts = [(line * (length // len(line) + 1))[:length] for length in lengths]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    words, held_out, figures = learn_pieces.read_corpus(arguments_for(tmp_path))
+    expected = sum(lengths) * min(1 / 20, 40_000 / file.stat().st_size)
+    assert 0.5 * expected <= sum(map(len, held_out)) <= 2 * expected
+    assert figures["documents"] == len(lengths)
+    learned = "".join(texts).count("四") - "".join(held_out).count("四")
+    assert sum(count for word, count in words.items() if "四" in word) == learned
+
+
+def arguments_for(directory):
+    return argparse.Namespace(data_input_dirs=[directory], sample_mb=500.0, seed=0, scripts=["Han"])
+
+
+def test_nothing_to_hold_out_is_said(tmp_path):
+    (tmp_path / "a.txt").write_text("一二三四\n" * 20)
+    with pytest.raises(UserError, match="nothing can be held out"):
+        learn_pieces.read_corpus(arguments_for(tmp_path))
+
+
+@given(st.text("ab \n"), st.integers(1, 9))
+def test_blocks_are_the_text(text, length):
+    blocks = list(blocks_of(text, length))
+    assert "".join(blocks) == text
+    assert all(len(block) <= length for block in blocks)
+    assert all(block[-1] in " \n" or not set(block) & set(" \n") for block in blocks[:-1])
 
 
 def test_the_report_counts_what_there_is(project_root, shared_data, corpus, tmp_path):
