@@ -33,8 +33,10 @@ def main() -> None:
 
 def train(arguments: TrainingArguments, session) -> None:
     """One training run from opened data to the saved model."""
+    from colossal_llama.training.opening import open_data  # as late as session, and for the same reason
+
     with session.sole_writer(arguments):
-        data = session.open_data(arguments)
+        data = open_data(arguments)
         arguments = session.with_defaults_of(arguments, data)
         if arguments.dry_run:
             session.dry_run(arguments, data)

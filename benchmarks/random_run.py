@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from colossal_llama.dataset.random_rows import random_rows
+from colossal_llama.training.metrics import BENCHMARK_FILE, METRICS_FILE
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY_SIZE = 69_104
@@ -129,9 +130,15 @@ def run_many(listing: Path, commands: list[list[str]], processes: int = 1) -> su
 
 def outcome_of(place: Path, done: subprocess.CompletedProcess) -> Outcome:
     """What a run left under `place`."""
-    metrics = place / "logs" / "metrics.jsonl"
+    metrics = record_of(place)
     entries = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     return Outcome(entries, done.stdout + done.stderr, done.returncode)
+
+
+def record_of(place: Path) -> Path:
+    """The record of the run whose outputs lie under `place`, a --benchmark or not."""
+    logs = place / "logs"
+    return next((path for path in (logs / BENCHMARK_FILE, logs / METRICS_FILE) if path.exists()), logs / METRICS_FILE)
 
 
 def _torchrun(words: list[str], processes: int) -> subprocess.CompletedProcess:

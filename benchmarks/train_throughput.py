@@ -24,7 +24,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from transformers import AutoConfig
 
-from benchmarks.random_run import LENGTH_TOKENS, PROJECT_ROOT, SHAPES, make_model, make_part, outputs_under, run_many
+from benchmarks.random_run import (
+    LENGTH_TOKENS,
+    PROJECT_ROOT,
+    SHAPES,
+    make_model,
+    make_part,
+    outputs_under,
+    record_of,
+    run_many,
+)
 from colossal_llama.training.benchmark import WARM_UP_STEPS, speed
 from colossal_llama.training.metrics import peak_flops
 from colossal_llama.utils.console import table
@@ -136,7 +145,7 @@ def of_ours(options: argparse.Namespace, commands: dict[str, list[str]]) -> dict
         print(done.stdout[-1000:], done.stderr[-3000:], flush=True)
     measured: dict[str, Figures | None] = {}
     for way in commands:
-        record = options.work_dir / way / "logs" / "metrics.jsonl"
+        record = record_of(options.work_dir / way)
         figures = speed(record) if record.exists() else {"steps": 0}
         shutil.rmtree(options.work_dir / way / "save", ignore_errors=True)
         measured[way] = None

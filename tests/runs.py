@@ -183,12 +183,13 @@ class Runner:
             words += ["--lr", "1e-2"]
         return [*words, *options]
 
-    def run(self, commands: list[list[str]], ranks: int, script: str = "benchmarks/train_many.py") -> None:
-        """Runs them all; fails with their output if one does."""
+    def run(self, commands: list[list[str]], ranks: int, script: str = "benchmarks/train_many.py") -> str:
+        """Runs them all; fails with their output if one does, else returns what was printed."""
         listing = self.workspace / f"commands-{ranks}-{abs(hash(str(commands)))}.json"
         listing.write_text(json.dumps(commands))
         done = torchrun(script, [str(listing)], ranks, self.project_root, self.on_gpu)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        return done.stdout + done.stderr
 
     def start(self, command: list[str], ranks: int = 2) -> subprocess.Popen:
         """Starts train.py on the CPU as a user does, in a session of its own, and returns at once."""

@@ -27,6 +27,8 @@ from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import fingerprint_bytes
 
 IGNORED = -100
+_FACTS = {"kind": str, "fingerprint": str, "tokens": int, "max_length": int}
+"""What part.json must say."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,14 @@ def _open_part(path: Path, max_length: int, option: str) -> Part:
     missing = {"input_ids", "labels", "document_lengths"} - set(rows.column_names)
     if missing:
         raise UserError(f"{option}: {path} lacks the columns {', '.join(sorted(missing))}")
+    wrong = [
+        name for name, kind in _FACTS.items() if not (isinstance(facts, dict) and isinstance(facts.get(name), kind))
+    ]
+    if wrong:
+        raise UserError(
+            f"{option}: {note} lacks {', '.join(wrong)}, or has something else under that name: it was changed or cut off; copy the part "
+            "again, or prepare the data again"
+        )
     if facts["max_length"] > max_length:
         raise UserError(
             f"{option}: {path} was prepared for rows of up to {facts['max_length']} tokens, more than --max_length {max_length}: "

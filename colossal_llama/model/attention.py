@@ -79,7 +79,12 @@ def _documents(boundaries: torch.Tensor) -> int:
 
 
 def choose_attention(
-    use_flash: bool, fast: bool, device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]
+    use_flash: bool,
+    fast: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    dropout: float = 0.0,
 ) -> tuple[str, str]:
     """Name of the attention function to use, and a sentence that says which kernel computes it.
 
@@ -89,10 +94,17 @@ def choose_attention(
         device: where the model computes.
         dtype: of its activations; the kernels take fp16 and bf16.
         heads: query heads, key-value heads, width of a head.
+        dropout: of the attention weights, in training; of the variable-length kernels flash-attn's alone has it.
     """
     able = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-    if use_flash and able and _has_flash_attn():
+    plain = "scaled_dot_product_attention, document by document"
+    if (use_flash or (fast and dropout)) and able and _has_flash_attn():
         return FLASH, "attention: variable-length kernel of the flash-attn package"
+    if (use_flash or fast) and able and dropout:
+        return SDPA, (
+            f"attention: {plain}, which is slower: attention_dropout is {dropout} in config.json, and the variable-length kernels of "
+            "cuDNN and PyTorch have no dropout (flash-attn's has it; or set it to 0)"
+        )
     if (use_flash or fast) and able:
         absent = "; the flash-attn package is not installed" if use_flash else ""
         reason = cudnn_attention.why_not(device, dtype, *heads)
@@ -100,7 +112,6 @@ def choose_attention(
             return CUDNN, f"attention: cuDNN's variable-length kernel{absent}"
         if _has_torch_varlen():
             return VARLEN, f"attention: PyTorch's own variable-length kernel (cuDNN's: {reason}{absent})"
-    plain = "scaled_dot_product_attention, document by document"
     if not use_flash:
         return SDPA, f"attention: PyTorch's {plain}"
     if able:

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from colossal_llama.training.checkpoint import complete_checkpoints
 from colossal_llama.training.dimensions import SP_MODES, TABLE, add_dimensions, check_dimensions
 from colossal_llama.utils.command_line import CommandLine, boolean, number
 
@@ -422,9 +423,9 @@ def _check_data_source(parser: CommandLine, options: argparse.Namespace) -> None
 def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> None:
     if options.pretrained is None and options.load_checkpoint is None:
         parser.problem("--pretrained is missing: give a model directory (or --load_checkpoint)")
-    if options.pretrained is None and options.load_checkpoint == "auto":
+    if options.pretrained is None and options.load_checkpoint == "auto" and not complete_checkpoints(options.save_dir):
         parser.problem(
-            "--load_checkpoint auto starts fresh when --save_dir holds no checkpoint, so it needs --pretrained too"
+            f"--load_checkpoint auto starts fresh, since {options.save_dir} (--save_dir) holds no checkpoint: give --pretrained too"
         )
     if options.load_checkpoint not in (None, "auto"):
         path = Path(options.load_checkpoint)
@@ -433,7 +434,7 @@ def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> Non
         elif not any((path / name).is_file() for name in ("running_states.json", "config.json", "adapter_config.json")):
             parser.problem(
                 f"--load_checkpoint: {path} is neither a checkpoint (running_states.json) nor a model directory (config.json) nor a "
-                "LoRA adapter (adapter_config.json)"
+                "LoRA adapter (adapter_config.json): name another, or give auto for the newest complete checkpoint in --save_dir"
             )
 
 
@@ -457,10 +458,16 @@ def _check_paths(parser: CommandLine, options: argparse.Namespace) -> None:
         parser.problem("--eval_interval has no effect without --eval_dataset")
     for name in ("save_dir", "tensorboard_dir"):
         path = getattr(options, name)
-        if path.exists() and not path.is_dir():
-            parser.problem(f"--{name}: {path} is a file, a directory is needed")
+        for file in _files_on_the_way(path, *path.parents):
+            parser.problem(f"--{name}: {file} is a file, a directory is needed")
     if options.config_file.is_dir():
         parser.problem(f"--config_file: {options.config_file} is a directory, a file name is needed")
+    for file in _files_on_the_way(*options.config_file.parents):
+        parser.problem(f"--config_file: {file} is a file, a directory is needed")
+
+
+def _files_on_the_way(*directories: Path) -> list[Path]:
+    return [path for path in directories if path.exists() and not path.is_dir()]
 
 
 def _check_combinations(parser: CommandLine, options: argparse.Namespace, world_size: int) -> None:

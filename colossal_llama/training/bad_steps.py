@@ -48,13 +48,20 @@ def refuse_bad_updates(optimizer: torch.optim.Optimizer) -> None:
 
 @dataclass
 class BadSteps:
-    """Keeps count of bad steps and writes them to `save_dir/bad_steps.jsonl`, one a line."""
+    """Keeps count of bad steps and writes them down, one a line."""
 
-    save_dir: Path
+    record: Path | None
+    """`SAVE_DIR/bad_steps.jsonl`; None: they are not written down (a benchmark)."""
     reader: RowReader
     most: int
     """So many one after the other end the run."""
     in_a_row: int = 0
+    _last: str = ""
+
+    @property
+    def are_too_many(self) -> bool:
+        """Whether the run must end, which `end_if_too_many` does."""
+        return self.in_a_row >= self.most
 
     def watch(self, step: int, loss: float, gradient_norm: float | None, micro_batches: Sequence[MicroBatch]) -> bool:
         """Looks at a finished step, on every rank; whether it was bad, so that its update was left out.
@@ -63,9 +70,6 @@ class BadSteps:
             step: its number, from 1.
             loss, gradient_norm: over all ranks.
             micro_batches: this rank's.
-
-        Raises:
-            AgreedError: it was the last bad step that is put up with.
         """
         # A norm that the plugin does not give is no cause for complaint.
         if math.isfinite(loss) and (gradient_norm is None or math.isfinite(gradient_norm)):
@@ -73,18 +77,31 @@ class BadSteps:
             return False
         self.in_a_row += 1
         rows = self._rows_of_all_ranks(micro_batches)
-        if is_rank_zero():
-            self._write({"step": step, "loss": str(loss), "gradient_norm": str(gradient_norm), "rows": rows})
-        what = f"step {step}: the loss is {loss}, the gradient norm {gradient_norm}; the weights were left as they were"
-        say(f"{what}. Its {len(rows)} rows are in {self.save_dir / RECORD}, the first of them {_place(rows)}")
-        if self.in_a_row >= self.most:
-            times = f"{self.in_a_row} such steps one after the other" if self.in_a_row > 1 else "such a step"
-            raise AgreedError(
-                f"{what}. --max_bad_steps {self.most} puts an end to the run after {times}; nothing was saved after it, checkpoints in "
-                f"{self.save_dir} are of earlier steps. Usual causes: --lr too high, weights or rows that are no numbers, or fp16 overflow "
-                "(try --mixed_precision bf16)"
-            )
+        self._last = (
+            f"step {step}: the loss is {loss}, the gradient norm {gradient_norm}; the weights were left as they were"
+        )
+        where = ""
+        if self.record is not None:
+            where = f" are in {self.record}, the first of them {_place(rows)}"
+            if is_rank_zero():
+                self._write({"step": step, "loss": str(loss), "gradient_norm": str(gradient_norm), "rows": rows})
+        say(f"{self._last}. Its {len(rows)} rows{where or ' are random ones'}")
         return True
+
+    def end_if_too_many(self) -> None:
+        """Ends the run, on all ranks, after the last bad step that is put up with.
+
+        Raises:
+            AgreedError: it is reached.
+        """
+        if not self.are_too_many:
+            return
+        times = f"{self.in_a_row} such steps one after the other" if self.in_a_row > 1 else "such a step"
+        raise AgreedError(
+            f"{self._last}. --max_bad_steps {self.most} puts an end to the run after {times}; nothing was saved after it, checkpoints "
+            "are of earlier steps. Usual causes: --lr too high, weights or rows that are no numbers, or fp16 overflow "
+            "(try --mixed_precision bf16)"
+        )
 
     def _rows_of_all_ranks(self, micro_batches: Sequence[MicroBatch]) -> list[dict[str, Any]]:
         mine = [self.reader.place_of(sample) for batch in micro_batches for sample in batch.sample_ids]
@@ -95,8 +112,7 @@ class BadSteps:
         return [{"part": str(part), "row": row} for part, row in places]
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-        with (self.save_dir / RECORD).open("a", encoding="utf-8") as file:
+        with self.record.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 

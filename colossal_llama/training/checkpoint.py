@@ -12,7 +12,9 @@ A directory of this name is complete (training/shared_writing.py). Nothing in it
 
 import itertools
 import json
+import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 from colossal_llama.utils.errors import UserError
 
 RUNNING_STATES = "running_states.json"
+MODEL, MERGED_MODEL = "modelling", "modelling_merged"
+"""The finished model's directory in `--save_dir`, and that of the base with the adapter merged."""
 _NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
 
 
@@ -94,7 +98,7 @@ class Checkpoint:
     @property
     def model_path(self) -> Path:
         """The model directory inside."""
-        return self.path / "modelling"
+        return self.path / MODEL
 
     @property
     def progress(self) -> Progress:
@@ -102,21 +106,21 @@ class Checkpoint:
         return Progress(**self.running_states["progress"])
 
 
+class IncompleteCheckpoint(UserError):
+    """A directory has a checkpoint's name, but not all that belongs to one: a copy that was interrupted, for instance."""
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint's states.
 
     Raises:
-        UserError: the directory is not a complete checkpoint.
+        IncompleteCheckpoint: the directory is not a complete checkpoint.
+        UserError: an earlier version wrote it.
     """
-    try:
-        states = json.loads((path / RUNNING_STATES).read_text(encoding="utf-8"))
-        checkpoint = Checkpoint(path, states)
-        _ = checkpoint.progress
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a complete checkpoint: {RUNNING_STATES} cannot be read ({error})") from error
-    for needed in ("modelling", "optimizer"):
+    checkpoint = Checkpoint(path, _running_states(path))
+    for needed in (MODEL, "optimizer"):
         if not (path / needed).is_dir():
-            raise UserError(f"{path} is not a complete checkpoint: {needed}/ is missing")
+            raise IncompleteCheckpoint(f"{path} is not a complete checkpoint: {needed}/ is missing")
     if any((path / "optimizer").glob("*.bin*")):
         raise UserError(
             f"{path} was written by an earlier version, which pickled the optimizer states; pickles are not loaded. Go on from its weights "
@@ -125,8 +129,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _running_states(path: Path) -> dict[str, Any]:
+    try:
+        states = json.loads((path / RUNNING_STATES).read_text(encoding="utf-8"))
+        missing = [name for name in ("progress", "origin", "world_size") if name not in states]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        Progress(**states["progress"]), dict(states["origin"]), int(states["world_size"])
+    except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise IncompleteCheckpoint(
+            f"{path} is not a complete checkpoint: {RUNNING_STATES} cannot be read ({reason})"
+        ) from error
+    return states
+
+
 def complete_checkpoints(save_dir: Path) -> list[Path]:
-    """The checkpoints in a save directory, oldest first. What a killed run left half-written has another name."""
+    """The checkpoints in a save directory by name, oldest first. What a killed run left half-written has another name."""
     if not save_dir.is_dir():
         return []
     found = [
@@ -148,11 +167,57 @@ def set_aside_later(save_dir: Path, step: int) -> list[Path]:
     return moved
 
 
-def find_checkpoint(load_checkpoint: str | None, save_dir: Path) -> Checkpoint | None:
-    """The checkpoint that `--load_checkpoint` names, if it names one to resume from (a model directory is not one)."""
+def entry_written_by_a_run(path: Path, save_dir: Path) -> str | None:
+    """The entry of a save directory that holds `path`, if a run that saves there may replace, rename or delete it.
+
+        entry_written_by_a_run(Path("S/epoch-0_step-2/modelling"), Path("S"))    →    "epoch-0_step-2"
+
+    Returns:
+        None for a path elsewhere, and for an entry that no run writes; links count under their own names and where they lead.
+    """
+    for real in (os.path.abspath, os.path.realpath):
+        path_there, save_dir_there = Path(real(path)), Path(real(save_dir))
+        if save_dir_there in path_there.parents:
+            entry = path_there.relative_to(save_dir_there).parts[0]
+            if entry in (MODEL, MERGED_MODEL) or _NAME.fullmatch(entry):
+                return entry
+    return None
+
+
+def find_checkpoint(
+    load_checkpoint: str | None, save_dir: Path, say: Callable[[str], None] = print
+) -> Checkpoint | None:
+    """The checkpoint that `--load_checkpoint` names, if it names one to resume from (a model directory is not one).
+
+    Args:
+        load_checkpoint: what the user gave; `auto` is the newest complete one in `save_dir`.
+        save_dir: where the run saves.
+        say: is told which incomplete ones `auto` leaves out, and why.
+
+    Raises:
+        UserError: the one that was named is incomplete, or all that `auto` found are.
+    """
     if load_checkpoint == "auto":
-        found = complete_checkpoints(save_dir)
-        return open_checkpoint(found[-1]) if found else None
+        return _newest_complete(complete_checkpoints(save_dir), save_dir, say)
     if load_checkpoint is None or not (Path(load_checkpoint) / RUNNING_STATES).is_file():
         return None
-    return open_checkpoint(Path(load_checkpoint))
+    try:
+        return open_checkpoint(Path(load_checkpoint))
+    except IncompleteCheckpoint as error:
+        raise UserError(f"{error}: copy it again, name another, or give auto for the newest complete one") from error
+
+
+def _newest_complete(found: list[Path], save_dir: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    problems = []
+    for path in reversed(found):
+        try:
+            checkpoint = open_checkpoint(path)
+        except IncompleteCheckpoint as error:
+            problems += error.problems
+            continue
+        for problem in problems:
+            say(f"skipped: {problem}")
+        return checkpoint
+    if problems:
+        raise UserError([*problems, f"{save_dir} has no complete checkpoint: move these away to begin afresh"])
+    return None

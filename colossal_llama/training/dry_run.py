@@ -26,7 +26,7 @@ from colossal_llama.training.memory_estimate import (
 )
 from colossal_llama.training.pipeline import step_geometry
 from colossal_llama.training.recomputation import fewest_recomputed_layers
-from colossal_llama.training.schedule import Schedule, plan_schedule, rows_of_epoch
+from colossal_llama.training.schedule import Schedule, plan_schedule, rows_of_epoch, tokens_of_run
 from colossal_llama.utils.console import is_rank_zero, say, table
 from colossal_llama.utils.files import write_json
 
@@ -46,6 +46,8 @@ class DryRun:
     processes: int
     data_parallel_size: int
     schedule: Schedule
+    tokens: int
+    """Of all steps of the run."""
 
 
 def plan_run(
@@ -62,6 +64,7 @@ def plan_run(
     processes = arguments.dry_run_processes or dist.get_world_size()
     size = processes // layout_of(arguments).model_parallel_size
     geometry, lengths = step_geometry(arguments, size), [part.row_lengths_tokens() for part in parts]
+    schedule = plan_schedule(arguments, lengths, origin, geometry, progress)
     is_full = arguments.padding_mode == "max_length" or origin.packed_to_tokens
     return DryRun(
         config=config,
@@ -72,7 +75,8 @@ def plan_run(
         longest_row_tokens=arguments.max_length if is_full else int(max(part.max() for part in lengths if len(part))),
         processes=processes,
         data_parallel_size=size,
-        schedule=plan_schedule(arguments, lengths, origin, geometry, progress),
+        schedule=schedule,
+        tokens=tokens_of_run(lengths, origin, geometry, progress, schedule),
     )
 
 
@@ -123,6 +127,7 @@ def _device_bytes(arguments: TrainingArguments) -> int | None:
 def _plan_rows(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, setup: Setup) -> list[list[str]]:
     schedule, trained = run.schedule, trained_parameters(arguments, run.config)
     epochs = _counted(schedule.num_epochs, "epoch", "epochs")
+    ended = f" at most (--max_steps {arguments.max_steps:,})" if arguments.max_steps else ""
     packed = f", packed into {run.rows_per_epoch:,}" if run.rows_per_epoch != run.prepared_rows else ""
     first, peak, last = (schedule.rate(step) for step in (0, schedule.warmup_steps, max(0, schedule.total_steps - 1)))
     return [
@@ -140,8 +145,8 @@ def _plan_rows(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate
             f"{run.rows_per_step:,} rows ({run.data_parallel_size} data-parallel x {arguments.micro_batch_size} x "
             f"{arguments.accumulation_steps} accumulated), up to {run.rows_per_step * run.longest_row_tokens:,} tokens",
         ],
-        ["steps", f"{schedule.total_steps:,} in {epochs}, {schedule.warmup_steps:,} of warm-up"],
-        ["tokens", f"{run.data_tokens * schedule.num_epochs:,} in {epochs}"],
+        ["steps", f"{schedule.total_steps:,} in {epochs}{ended}, {schedule.warmup_steps:,} of warm-up"],
+        ["tokens", f"{run.tokens:,} in {_counted(schedule.total_steps, 'step', 'steps')}"],
         ["recomputed", f"{setup.recomputed_layers} of {run.config.num_hidden_layers} layers"],
         ["learning rate", f"{first:.3g} in the first step, {peak:.3g} after the warm-up, {last:.3g} in the last"],
         [
@@ -227,6 +232,7 @@ def _record(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, d
         "rows_per_step": run.rows_per_step,
         "longest_row_tokens": run.longest_row_tokens,
         "data_tokens": run.data_tokens,
+        "tokens": run.tokens,
         "total_steps": run.schedule.total_steps,
         "warmup_steps": run.schedule.warmup_steps,
         "num_epochs": run.schedule.num_epochs,

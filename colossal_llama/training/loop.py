@@ -82,8 +82,10 @@ class Run:
             seconds = time.perf_counter() - begun + wait_s
             self.progress = self.progress.advanced(result.rows, result.samples, result.tokens, result.target_tokens)
             self.bad_steps.watch(self.progress.step, result.loss, result.gradient_norm, micro_batches)
-            evaluation = None if result.stop_requested else self._evaluate_if_due()
+            ends = result.stop_requested or self.bad_steps.are_too_many
+            evaluation = None if ends else self._evaluate_if_due()
             self._record(result, rate, seconds, wait_s, evaluation, bar)
+            self.bad_steps.end_if_too_many()
             saved = self._save_at_interval()
             if result.stop_requested:
                 self._stop_early(saved)

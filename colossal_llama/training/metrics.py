@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from colossal_llama.utils.console import is_rank_zero
+from colossal_llama.utils.files import write_text
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, BENCHMARK_FILE = "metrics.jsonl", "benchmark.jsonl"
 
 # Dense bf16 rates of the vendors' datasheets, in FLOP/s; utilisation is model FLOPs over these.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
@@ -28,52 +29,62 @@ def peak_flops(device: torch.device) -> float | None:
 class MetricsWriter:
     """Writes each step's numbers to `directory` as TensorBoard scalars and as a line of metrics.jsonl; silent on ranks > 0.
 
-    A resumed run appends, after dropping what a killed run wrote beyond the checkpoint, so that every step stands once. A fresh run
-    begins a new record; one that lies there is kept as metrics-0.jsonl and so on.
+    A benchmark's go to benchmark.jsonl, and to no TensorBoard events: they would be taken for those of the run whose directory it is.
     """
 
-    def __init__(self, directory: Path, resumed_at_step: int = 0):
-        self._writer = None
+    def __init__(self, directory: Path, resumed_at_step: int = 0, is_benchmark: bool = False):
+        self._file = self._writer = None
         if not is_rank_zero():
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / METRICS_FILE
-        self._forget_after(resumed_at_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(directory), purge_step=resumed_at_step + 1 if resumed_at_step else None)
+        path = directory / (BENCHMARK_FILE if is_benchmark else METRICS_FILE)
+        begin_record(path, resumed_at_step)
+        self._file = path.open("a", encoding="utf-8")
+        if not is_benchmark:
+            from torch.utils.tensorboard import SummaryWriter
 
-    def _forget_after(self, step: int) -> None:
-        if not self._path.exists():
-            return
-        if step == 0:
-            number = next(n for n in itertools.count() if not self._path.with_name(f"metrics-{n}.jsonl").exists())
-            self._path.rename(self._path.with_name(f"metrics-{number}.jsonl"))
-            return
-        kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        from colossal_llama.utils.files import write_text
-
-        write_text(self._path, "".join(line + "\n" for line in kept))
+            self._writer = SummaryWriter(str(directory), purge_step=resumed_at_step + 1 if resumed_at_step else None)
 
     def write(self, step: int, numbers: dict[str, Any]) -> None:
         """Records a step's numbers; None is left out of TensorBoard and is null in the file.
 
         A dictionary among them (losses by category) becomes a scalar `name/key` each.
         """
-        if self._writer is None:
+        if self._file is None:
             return
         self._file.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **numbers}) + "\n")
         self._file.flush()
+        if self._writer is None:
+            return
         for name, value in numbers.items():
             for tag, number in _scalars(name, value):
                 self._writer.add_scalar(tag, number, step)
 
     def close(self) -> None:
         """Flushes and closes both records."""
-        if self._writer is not None:
-            self._file.close()
-            self._writer.close()
+        for record in (self._file, self._writer):
+            if record is not None:
+                record.close()
+
+
+def begin_record(path: Path, resumed_at_step: int) -> None:
+    """Makes a file of one JSON object with a `step` a line ready for a run to append to, so that every step stands once.
+
+    A resumed run drops what was written beyond its checkpoint. A fresh run begins a new record: one that lies there is kept as
+    metrics-0.jsonl and so on.
+
+    Args:
+        path: the record, which need not exist.
+        resumed_at_step: the run goes on after this step; 0: it is a fresh one.
+    """
+    if not path.exists():
+        return
+    if resumed_at_step == 0:
+        names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count())
+        path.rename(next(name for name in names if not name.exists()))
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_at_step]
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -20,7 +20,14 @@ from transformers import PreTrainedTokenizerBase
 from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.stored_tensors import shape_of
 from colossal_llama.training.agreement import AgreedError
-from colossal_llama.training.checkpoint import RUNNING_STATES, Origin, Progress, complete_checkpoints
+from colossal_llama.training.checkpoint import (
+    MERGED_MODEL,
+    MODEL,
+    RUNNING_STATES,
+    Origin,
+    Progress,
+    complete_checkpoints,
+)
 from colossal_llama.training.host_memory import HostMemory, available_bytes
 from colossal_llama.training.model_directory import complete_model_directory, small_files, weights_to_save
 from colossal_llama.training.optimizer_layout import Slot, optimizer_slots, replicas
@@ -164,7 +171,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         def complete(directory: Path, written: Written) -> None:
             complete_model_directory(directory, _inside("", written), self._small_files)
 
-        writing = self._begin(self._save_dir / "modelling", complete)
+        writing = self._begin(self._save_dir / MODEL, complete)
         self._hold(writing, ".", self._weights(), False, self._model_file_bytes)
         self._start(writing)
         outcome = writing.wait()
@@ -296,11 +303,11 @@ class CheckpointSaver(contextlib.AbstractContextManager):
 
 def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Writes `SAVE_DIR/modelling_merged`: the base model with the adapter of `SAVE_DIR/modelling` added, by rank 0 alone."""
-    target = save_dir / "modelling_merged"
+    target = save_dir / MERGED_MODEL
     if is_rank_zero():
         temporary = unfinished_path(target)
         shutil.rmtree(temporary, ignore_errors=True)
-        merge_adapter(base_path, save_dir / "modelling", temporary)
+        merge_adapter(base_path, save_dir / MODEL, temporary)
         tokenizer.save_pretrained(temporary)
         sync_tree_to_disk(temporary)
         replace_directory(temporary, target)

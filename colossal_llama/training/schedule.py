@@ -10,6 +10,7 @@ from colossal_llama.dataset.packing import plan_epoch
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.checkpoint import Origin, Progress
 from colossal_llama.training.optimizer import default_warmup_steps, learning_rate
+from colossal_llama.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,21 @@ def rows_of_epoch(part_lengths: list[np.ndarray], origin: Origin, epoch: int) ->
     return len(plan_epoch(part_lengths, origin.seed, epoch, origin.shuffle, origin.packed_to_tokens))
 
 
+def tokens_of_run(
+    part_lengths: list[np.ndarray], origin: Origin, geometry: StepGeometry, done: Progress, schedule: Schedule
+) -> int:
+    """Tokens of all steps of the whole run: those seen, and those of the rows that the remaining steps take."""
+    lengths, tokens = np.concatenate(part_lengths), done.tokens_seen
+    steps, epoch, begin = schedule.total_steps - done.step, done.epoch, done.rows_done_in_epoch
+    while steps > 0 and epoch < schedule.num_epochs:
+        plan = plan_epoch(part_lengths, origin.seed, epoch, origin.shuffle, origin.packed_to_tokens)
+        end = min(len(plan), begin + steps * geometry.rows_per_step)
+        tokens += int(lengths[plan.segments[plan.starts[begin] : plan.starts[end]]].sum())
+        steps -= geometry.steps_for(end - begin)
+        epoch, begin = epoch + 1, 0
+    return tokens
+
+
 def plan_schedule(
     arguments: TrainingArguments,
     part_lengths: list[np.ndarray],
@@ -67,7 +83,16 @@ def plan_schedule(
         origin: what the run was begun with.
         geometry: rows a step.
         progress: where the run stands.
+
+    Raises:
+        UserError: the epoch in which the run stands has fewer rows than it has done already (`--allow_other_data`).
     """
+    rows = rows_of_epoch(part_lengths, origin, progress.epoch) if progress.rows_done_in_epoch else 0
+    if progress.rows_done_in_epoch > rows:
+        raise UserError(
+            f"the run stands after row {progress.rows_done_in_epoch} of its epoch, and the data have {rows}, so nothing would be trained: "
+            "give all its rows, or begin a new stage with the weights alone (--load_checkpoint CHECKPOINT/modelling)"
+        )
     total = plan_steps(
         lambda epoch: rows_of_epoch(part_lengths, origin, epoch),
         geometry,

@@ -6,36 +6,33 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from peft import PeftModel
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 import colossal_llama
-from colossal_llama.dataset.loader import Collator, Part, RowReader, categories_of, data_fingerprint, open_parts
+from colossal_llama.dataset.loader import Collator, Part, RowReader, categories_of
 from colossal_llama.dataset.packing import fill, plan_epoch
 from colossal_llama.model.attention import choose_attention
 from colossal_llama.model.fp8_linear import use_fp8, why_no_fp8
 from colossal_llama.model.freezing import freeze_all_but_embeddings
 from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
 from colossal_llama.model.loading import flops_per_token, load_config, load_model
-from colossal_llama.model.lora import ADAPTER_WEIGHTS, adapter_base_path, adapter_settings, is_adapter, lora_config
+from colossal_llama.model.lora import lora_config
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.model.recompute import recompute_layers
 from colossal_llama.model.token_losses import give_token_losses
-from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training import agreement, host_watch
-from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, HOST_OPTIMIZER_PLUGINS, LORA_LAYERS, TrainingArguments
+from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, HOST_OPTIMIZER_PLUGINS, TrainingArguments
+from colossal_llama.training.bad_steps import RECORD as BAD_STEPS_FILE
 from colossal_llama.training.bad_steps import BadSteps, refuse_bad_updates
-from colossal_llama.training.benchmark import describe, random_part, speed
+from colossal_llama.training.benchmark import describe, speed
 from colossal_llama.training.checkpoint import (
-    Checkpoint,
-    Origin,
     Progress,
-    find_checkpoint,
-    open_checkpoint,
     set_aside_later,
 )
 from colossal_llama.training.dimensions import notes_on_dimensions
@@ -43,7 +40,8 @@ from colossal_llama.training.dry_run import plan_run, report
 from colossal_llama.training.evaluation import Evaluator, build_evaluator
 from colossal_llama.training.lean_zero import use_lean_update, why_no_lean_update
 from colossal_llama.training.loop import Run, resume_progress
-from colossal_llama.training.metrics import MetricsWriter
+from colossal_llama.training.metrics import BENCHMARK_FILE, METRICS_FILE, MetricsWriter, begin_record
+from colossal_llama.training.opening import Data, packed_to_tokens
 from colossal_llama.training.optimizer import build_optimizer
 from colossal_llama.training.pipeline import step_geometry
 from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
@@ -55,31 +53,9 @@ from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.engine import current_device, has_gpu, take_share_of_cores
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.files import fingerprint_directory, held_directory, tidy_directory, write_json
+from colossal_llama.utils.files import held_directory, tidy_directory, write_json
 
 SFT_ACCUMULATION_STEPS = 8
-
-
-@dataclass(frozen=True)
-class Data:
-    """The opened parts, and the tokenizer that they were made with."""
-
-    parts: list[Part]
-    tokenizer: PreTrainedTokenizerFast
-    model_path: Path
-    """Where weights and tokenizer come from: the checkpoint's model when there is one, else --pretrained; with LoRA the base."""
-    adapter_path: Path | None
-    """A LoRA adapter to go on from."""
-    eval_parts: list[Part]
-    """For the validation loss; none without --eval_dataset."""
-    checkpoint: Checkpoint | None
-    """To resume from; None for a fresh start or a weights-only one."""
-    origin: Origin
-
-    def model_fingerprint(self) -> str:
-        """Differs when the files of model or adapter do."""
-        paths = [path for path in (self.model_path, self.adapter_path) if path is not None]
-        return "".join(fingerprint_directory(path) for path in paths)
 
 
 @dataclass(frozen=True)
@@ -96,143 +72,43 @@ class Plan:
 
 @contextmanager
 def sole_writer(arguments: TrainingArguments) -> Iterator[None]:
-    """Holds `--save_dir` on rank 0 while the run lasts; a benchmark writes nothing there.
+    """Holds `--save_dir` and `--tensorboard_dir` on rank 0 while the run lasts; a benchmark writes nothing into the former.
 
     Raises:
         UserError: another run writes there.
     """
-    save_dir = arguments.save_dir
+    save_dir, logs = arguments.save_dir, arguments.tensorboard_dir
     with ExitStack() as held:
         if not arguments.benchmark and not arguments.dry_run:
             with agreement.together():
                 if is_rank_zero():
-                    _hold(save_dir, held)
+                    _hold("--save_dir", save_dir, held)
             agreement.check_shared(save_dir, "--save_dir")
+        if not arguments.dry_run and (arguments.benchmark or logs.resolve() != save_dir.resolve()):
+            with agreement.together():
+                if is_rank_zero():
+                    _hold("--tensorboard_dir", logs, held)
         yield
 
 
-def _hold(save_dir: Path, held: ExitStack) -> None:
+def _hold(option: str, directory: Path, held: ExitStack) -> None:
     try:
-        held.enter_context(held_directory(save_dir))
-        for name in tidy_directory(save_dir):
-            say(f"{save_dir / name} was being written when an earlier run ended: what there was of it is deleted")
-        for words in host_watch.last_words(save_dir):
-            say(f"an earlier run ended here: {words}")
+        held.enter_context(held_directory(directory))
+        if option == "--save_dir":
+            _tidy(directory)
     except BlockingIOError as error:
         raise UserError(
-            f"another run is writing into {save_dir} ({error.filename}): wait for it to end, or give another --save_dir"
+            f"another run is writing into {directory} ({error.filename}): wait for it to end, or give another {option}"
         ) from None
     except OSError as error:
-        raise UserError(f"--save_dir {save_dir} cannot be written: {error.strerror}") from None
+        raise UserError(f"{option} {directory} cannot be written: {error.strerror}") from None
 
 
-def open_data(arguments: TrainingArguments) -> Data:
-    """Opens parts and tokenizer, finds the checkpoint to resume from, and checks that they belong together, on all hosts alike."""
-    checkpoint = _agreed_checkpoint(arguments)
-    with agreement.together():
-        data = _open_data(arguments, checkpoint)
-        contents = {
-            "the data (--dataset)": data.origin.data_fingerprint,
-            "the data (--eval_dataset)": data_fingerprint(data.eval_parts),
-            str(data.model_path): data.model_fingerprint(),
-        }
-    agreement.check_same(contents)
-    return data
-
-
-def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> Data:
-    model_path, adapter_path = _model_paths(arguments, checkpoint)
-    load_config(model_path)
-    tokenizer = load_tokenizer(model_path)
-    if arguments.benchmark:
-        parts = [random_part(arguments.num_samples, arguments.max_length, len(tokenizer))]
-    else:
-        parts = open_parts(arguments.dataset, arguments.max_length)
-    eval_parts = []
-    if arguments.eval_dataset:
-        eval_parts = open_parts(arguments.eval_dataset, arguments.max_length, option="--eval_dataset")
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    foreign = [part for part in [*parts, *eval_parts] if part.tokenizer_fingerprint not in (None, fingerprint)]
-    if foreign and not arguments.allow_other_data:
-        option = "--dataset" if foreign[0] in parts else "--eval_dataset"
-        raise UserError(
-            f"{option}: {foreign[0].path} was prepared with another tokenizer than the one in {model_path}: prepare it with "
-            f"--tokenizer_dir {model_path} (or say --allow_other_data)"
-        )
-    origin = Origin(
-        data_fingerprint=data_fingerprint(parts),
-        tokenizer_fingerprint=fingerprint,
-        parts=len(parts),
-        seed=arguments.seed,
-        shuffle=arguments.shuffle,
-        packed_to_tokens=_packed_to_tokens(arguments, parts),
-    )
-    return Data(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin)
-
-
-def _packed_to_tokens(arguments: TrainingArguments, parts: list[Part]) -> int | None:
-    # Pre-training rows are spliced already; conversations stand alone in the parts.
-    packs = arguments.padding_mode == "none" and parts[0].kind == "sft"
-    return arguments.max_length if packs else None
-
-
-def _agreed_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
-    """The checkpoint that rank 0 finds, opened by every rank: hosts that do not share --save_dir must not go different ways."""
-    choice: list[Path | None] = [None]
-    with agreement.together():
-        if is_rank_zero():
-            found = find_checkpoint(arguments.load_checkpoint, arguments.save_dir)
-            choice = [found.path if found else None]
-    dist.broadcast_object_list(choice, src=0)
-    if choice[0] is None:
-        return None
-    with agreement.together():
-        if not choice[0].is_dir():
-            raise UserError(
-                f"{choice[0]}, from which rank 0 resumes, is absent: --save_dir must be shared by all hosts"
-            )
-        return open_checkpoint(choice[0])
-
-
-def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> tuple[Path, Path | None]:
-    """The model to load, and the adapter to put on it if the run goes on from one."""
-    path = arguments.pretrained
-    if checkpoint is not None:
-        path = checkpoint.model_path
-    elif arguments.load_checkpoint not in (None, "auto"):
-        path = Path(arguments.load_checkpoint)  # a modelling folder: weights only
-    if is_adapter(path):
-        _check_adapter(arguments, path)
-        return arguments.pretrained or adapter_base_path(path), path
-    if checkpoint is not None and arguments.lora_rank:
-        raise UserError(
-            f"{path} is a whole model, so --lora_rank cannot resume it: start from it with --pretrained {path}"
-        )
-    return path, None
-
-
-def _check_adapter(arguments: TrainingArguments, path: Path) -> None:
-    """Refuses LoRA options that are not those of the adapter that the run goes on with: peft takes the adapter's."""
-    saved = adapter_settings(path)
-    problems = []
-    if not (path / ADAPTER_WEIGHTS).is_file():
-        problems.append(f"{path} holds no {ADAPTER_WEIGHTS}; pickled adapters are not loaded")
-    if arguments.lora_rank != saved["r"]:
-        problems.append(
-            f"{path} is a LoRA adapter of rank {saved['r']}: give --lora_rank {saved['r']} to go on with it"
-        )
-    if arguments.lora_alpha not in (None, saved["lora_alpha"]):
-        problems.append(f"{path} was trained with --lora_alpha {saved['lora_alpha']}, not {arguments.lora_alpha}")
-    if arguments.lora_dropout not in (0.0, saved["lora_dropout"]):
-        problems.append(f"{path} was trained with --lora_dropout {saved['lora_dropout']}, not {arguments.lora_dropout}")
-    if arguments.lora_target_modules != LORA_LAYERS and set(arguments.lora_target_modules) != set(
-        saved["target_modules"]
-    ):
-        problems.append(
-            f"{path} has adapters on {', '.join(sorted(saved['target_modules']))}: give these as --lora_target_modules"
-        )
-    if problems:
-        raise UserError(problems)
+def _tidy(save_dir: Path) -> None:
+    for name in tidy_directory(save_dir):
+        say(f"{save_dir / name} was being written when an earlier run ended: what there was of it is deleted")
+    for words in host_watch.last_words(save_dir):
+        say(f"an earlier run ended here: {words}")
 
 
 def with_defaults_of(arguments: TrainingArguments, data: Data) -> TrainingArguments:
@@ -258,7 +134,7 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     config = load_config(data.model_path)
     heads = (config.num_attention_heads // arguments.tp, config.num_key_value_heads // arguments.tp, config.head_dim)
     attention, attention_note = choose_attention(
-        arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype, heads
+        arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype, heads, config.attention_dropout
     )
     with agreement.together():
         model = load_model(data.model_path, engine.parameter_dtype, attention, _place_to_load(arguments, device))
@@ -364,9 +240,13 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     progress = Progress()
     if data.checkpoint is not None:
         progress = resume_progress(data.checkpoint, data.origin, arguments.allow_other_data)
+    schedule = plan_schedule(arguments, part_lengths, data.origin, geometry, progress)
+    if data.checkpoint is not None:
         restore(data.checkpoint, engine, model, optimizer)
     saver = None if arguments.benchmark else _saver(arguments, data, engine, model, optimizer)
+    bad_steps = None if arguments.benchmark else arguments.save_dir / BAD_STEPS_FILE
     if is_rank_zero() and saver is not None:
+        begin_record(bad_steps, progress.step)
         for path in set_aside_later(arguments.save_dir, progress.step):
             say(f"a checkpoint of an earlier run was in the way and is now {path}")
     stepper = Stepper(
@@ -388,16 +268,16 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         reader=reader,
         part_lengths=part_lengths,
         geometry=geometry,
-        schedule=plan_schedule(arguments, part_lengths, data.origin, geometry, progress),
+        schedule=schedule,
         tokenizer=data.tokenizer,
         origin=data.origin,
-        metrics=MetricsWriter(arguments.tensorboard_dir, resumed_at_step=progress.step),
+        metrics=MetricsWriter(arguments.tensorboard_dir, progress.step, arguments.benchmark),
         save_dir=arguments.save_dir,
         save_interval=arguments.save_interval,
         save_each_epoch=not arguments.skip_save_each_epoch,
         saver=saver,
         flops_per_token=plan.flops_per_token,
-        bad_steps=BadSteps(arguments.save_dir, reader, arguments.max_bad_steps),
+        bad_steps=BadSteps(bad_steps, reader, arguments.max_bad_steps),
         categories=_categories(data),
         evaluator=_evaluator(arguments, data, stepper),
         progress=progress,
@@ -424,7 +304,7 @@ def _reader(arguments: TrainingArguments, data: Data, parts: list[Part]) -> RowR
 def _evaluator(arguments: TrainingArguments, data: Data, stepper: Stepper) -> Evaluator | None:
     if not data.eval_parts:
         return None
-    reader, packed = _reader(arguments, data, data.eval_parts), _packed_to_tokens(arguments, data.eval_parts)
+    reader, packed = _reader(arguments, data, data.eval_parts), packed_to_tokens(arguments, data.eval_parts)
     return build_evaluator(arguments, stepper, data.eval_parts, reader, packed, _categories(data))
 
 
@@ -501,47 +381,55 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
         say(note)
     if data.checkpoint is not None:
         say(f"resuming {data.checkpoint.path} after step {run.progress.step}")
+        if schedule.total_steps <= run.progress.step:
+            say(f"warning: nothing is left to train: the run ends after step {schedule.total_steps}")
 
 
 def record_configuration(arguments: TrainingArguments, run: Run) -> None:
     """Writes `--config_file`: arguments, versions, world and schedule of this run."""
-    if not is_rank_zero():
-        return
+    file = arguments.config_file
+    with agreement.together():
+        try:
+            if is_rank_zero():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, _configuration(arguments, run))
+        except OSError as error:
+            raise UserError(f"--config_file {file} cannot be written: {error.strerror}") from error
+
+
+def _configuration(arguments: TrainingArguments, run: Run) -> dict[str, Any]:
     import colossalai
     import transformers
 
-    arguments.config_file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        arguments.config_file,
-        {
-            "command": sys.argv,
-            "arguments": arguments.as_json(),
-            "world_size": dist.get_world_size(),
-            "device": str(run.stepper.device),
-            "total_steps": run.schedule.total_steps,
-            "warmup_steps": run.schedule.warmup_steps,
-            "rows_per_step": run.geometry.rows_per_step,
-            "started_s": round(time.time(), 3),
-            "versions": {
-                "colossal_llama": colossal_llama.__version__,
-                "torch": torch.__version__,
-                "colossalai": colossalai.__version__,
-                "transformers": transformers.__version__,
-            },
+    return {
+        "command": sys.argv,
+        "arguments": arguments.as_json(),
+        "world_size": dist.get_world_size(),
+        "device": str(run.stepper.device),
+        "total_steps": run.schedule.total_steps,
+        "warmup_steps": run.schedule.warmup_steps,
+        "rows_per_step": run.geometry.rows_per_step,
+        "started_s": round(time.time(), 3),
+        "versions": {
+            "colossal_llama": colossal_llama.__version__,
+            "torch": torch.__version__,
+            "colossalai": colossalai.__version__,
+            "transformers": transformers.__version__,
         },
-    )
+    }
 
 
 def finish(arguments: TrainingArguments, run: Run, base_path: Path, finished: bool) -> None:
     """Saves the final model of a finished run and says where everything is."""
     if arguments.benchmark:
         if is_rank_zero():
-            say(f"benchmark: {describe(speed(arguments.tensorboard_dir / 'metrics.jsonl'))}")
+            record = arguments.tensorboard_dir / BENCHMARK_FILE
+            say(f"benchmark: {describe(speed(record))}; the record is {record}")
     elif finished:
         path = run.saver.save_model()
         say(
             f"done: {run.progress.step} steps, {run.progress.tokens_seen:,} tokens ({run.progress.target_tokens_seen:,} targets); "
-            f"the model is {path}, the record {arguments.tensorboard_dir / 'metrics.jsonl'}"
+            f"the model is {path}, the record {arguments.tensorboard_dir / METRICS_FILE}"
         )
         if arguments.merge_lora:
             say(f"base and adapter merged: {save_merged_model(arguments.save_dir, base_path, run.tokenizer)}")

@@ -72,6 +72,8 @@ def two_ranks(runner, toy, dropout_model, poison, targets):
             ),
             *(command(f"{name}_bad", *BATCH, *options, *BAD_RUN, *bad) for name, options in BAD.items()),
             command("planned", *BATCH, "--num_epochs", "3", "--dry_run", "--gpu_memory_gib", "1e-4"),
+            command("planned_short", *BATCH, "--num_epochs", "3", "--max_steps", "7", "--dry_run"),
+            command("short", *BATCH, "--num_epochs", "3", "--max_steps", "7", "--save_interval", "100"),
         ],
         ranks=2,
     )
@@ -218,6 +220,8 @@ def test_too_many_bad_steps_end_the_run(two_ranks, poison, project_root):
     assert "--max_bad_steps 1 puts an end to the run" in done.stderr
     assert "Traceback" not in done.stderr.split("torch/distributed")[0]
     assert not (two_ranks.workspace / "ended" / "save" / "modelling").exists()
+    entries = two_ranks.metrics("ended")
+    assert [entry["loss"] is None for entry in entries] == [False, False, True], "the step that ended it is recorded"
 
 
 def test_the_plan_is_what_a_run_does(two_ranks):
@@ -226,6 +230,10 @@ def test_the_plan_is_what_a_run_does(two_ranks):
     assert plan["parameters"] == sum(tensor.numel() for tensor in two_ranks.weights("plain").values())
     assert plan["fits"] is False
     assert not (two_ranks.workspace / "planned" / "save").exists()
+    short = json.loads((two_ranks.workspace / "planned_short" / "config.json.dry_run.json").read_text())
+    last = two_ranks.metrics("short")[-1]
+    assert short["total_steps"] == last["step"] == 7
+    assert short["tokens"] == last["tokens_seen"]
 
 
 def test_curves_have_the_validation_loss_and_leave_bad_steps_out(two_ranks, tmp_path):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from colossal_llama.model.attention import FLASH, SDPA, boundaries_of, choose_attention, offsets_of
+from colossal_llama.model import attention, cudnn_attention
+from colossal_llama.model.attention import CUDNN, FLASH, SDPA, boundaries_of, choose_attention, offsets_of
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +83,15 @@ def test_flash_attention_on_a_cpu_falls_back_and_says_so():
     assert name == SDPA
     assert "--use_flash_attn" in note
     assert FLASH != SDPA
+
+
+def test_dropout_takes_a_kernel_that_has_it(monkeypatch):
+    monkeypatch.setattr(cudnn_attention, "why_not", lambda *_: None)
+    setting = (torch.device("cuda"), torch.bfloat16, (4, 2, 16))
+    for has_flash_attn, without, with_dropout in ((False, CUDNN, SDPA), (True, CUDNN, FLASH)):
+        monkeypatch.setattr(attention, "_has_flash_attn", lambda has=has_flash_attn: has)
+        assert choose_attention(False, True, *setting, dropout=0.0)[0] == without
+        name, note = choose_attention(False, True, *setting, dropout=0.1)
+        assert name == with_dropout
+        assert ("attention_dropout is 0.1" in note) is (name == SDPA)
+    assert choose_attention(False, False, *setting, dropout=0.1) == choose_attention(False, False, *setting)

@@ -1,11 +1,15 @@
 """Order, shares and collation: every row once an epoch, whatever the ranks; padding known by length."""
 
+import shutil
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.loader import IGNORED, Collator, StepGeometry
+from colossal_llama.dataset.loader import IGNORED, Collator, StepGeometry, open_parts
+from colossal_llama.utils.errors import UserError
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5), st.integers(0, 200))
@@ -64,3 +68,14 @@ def test_no_row_gives_a_batch_without_targets():
     assert batch.input_ids.shape == (1, 2)
     assert (batch.target_tokens, batch.tokens, batch.rows, batch.sample_ids) == (0, 0, 0, ())
     assert torch.equal(batch.labels, torch.full((1, 2), IGNORED))
+
+
+@pytest.mark.parametrize(
+    "facts", ["{}", "[]", '{"kind": "sft", "fingerprint": "f", "tokens": "many", "max_length": 9}']
+)
+def test_a_part_json_that_lacks_something_is_named(toy, tmp_path, facts):
+    part = tmp_path / "part-00000"
+    shutil.copytree(toy.parts[0], part)
+    (part / "part.json").write_text(facts)
+    with pytest.raises(UserError, match=r"--dataset: .*part-00000/part\.json lacks .*tokens"):
+        open_parts([part], max_length=96)

@@ -63,6 +63,26 @@ def test_what_cannot_be_is_refused(base, capsys, words, complaint):
     assert complaint in capsys.readouterr().err
 
 
+def test_files_where_directories_are_needed(base, tmp_path, capsys):
+    """All of them at once, also on the way: mkdir would end in a traceback on one rank."""
+    (tmp_path / "file").touch()
+    options = {"--save_dir": "file", "--tensorboard_dir": "file/x/y", "--config_file": "file/c.json"}
+    with pytest.raises(SystemExit) as end:
+        parse_arguments([*base, *(word for name, path in options.items() for word in (name, str(tmp_path / path)))])
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert all(f"{name}: {tmp_path / 'file'} is a file" in message for name in options)
+
+
+def test_auto_needs_a_model_only_when_there_is_no_checkpoint(base, tmp_path, capsys):
+    words = [*base[2:], "--load_checkpoint", "auto", "--save_dir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        parse_arguments(words)
+    assert "give --pretrained too" in capsys.readouterr().err
+    (tmp_path / "epoch-0_step-2").mkdir()
+    assert parse_arguments(words).pretrained is None
+
+
 @pytest.mark.parametrize("plugin", ["gemini", "gemini_auto"])
 def test_gemini_without_gpu_is_refused_with_the_alternatives(base, capsys, plugin):
     with pytest.raises(SystemExit):

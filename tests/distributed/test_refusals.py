@@ -1,0 +1,122 @@
+"""What would destroy a user's model, mix the records of two runs or end in a traceback: refused by all ranks in one message."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import MAX_LENGTH
+from safetensors.torch import load_file
+
+from colossal_llama.utils.files import held_directory
+
+BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2", "--save_interval", "2")  # 33 rows, 8 a step
+NEXT = (*BATCH, "--max_steps", "1")
+
+# Runs command lines as benchmarks/train_many.py does, goes on after a refusal, and notes each one's type and problems on every rank.
+ONE_AFTER_THE_OTHER = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, "{root}")
+import train
+from colossal_llama.training.arguments import parse_arguments
+from colossal_llama.utils import engine
+
+engine.launch(seed=0)
+from colossal_llama.training import session
+
+outcomes = {{}}
+for command in json.loads(Path(sys.argv[1]).read_text()):
+    name = command.pop()
+    outcomes[name] = None
+    try:
+        train.train(parse_arguments(command, has_gpu=False, world_size=int(os.environ["WORLD_SIZE"])), session)
+    except BaseException as error:
+        outcomes[name] = [type(error).__name__, *getattr(error, "problems", [repr(error)])]
+Path("{place}", "outcomes-" + os.environ["RANK"] + ".json").write_text(json.dumps(outcomes))
+engine.leave()
+"""
+
+
+@pytest.fixture(scope="module")
+def done(runner, toy) -> dict:
+    """All command lines, in one launch on two ranks: what came of them by name, and what was printed."""
+    place, save = runner.workspace, runner.workspace / "stage" / "save"
+    shutil.copytree(toy.model, place / "second" / "save" / "modelling")
+    (place / "file").touch()
+    checkpoint = str(save / "epoch-0_step-2" / "modelling")
+
+    def stage(*options: str) -> list[str]:
+        return runner.command("stage", *BATCH, *options, pretrained=False)
+
+    benchmark = [word for word in stage("--benchmark", "--num_samples", "16") if word not in map(str, toy.parts)]
+    benchmark.remove("--dataset")
+    begin, lora = ("--pretrained", str(toy.model)), ("--lora_rank", "4")
+    shrunk = runner.command("shrunk", *BATCH, "--load_checkpoint", str(save / "epoch-0_step-4"), "--allow_other_data")
+    shrunk = [word for word in shrunk if word not in map(str, toy.parts[1:])]
+    second = str(place / "second" / "save" / "modelling")
+    commands = {
+        "begins": stage(*begin, "--max_steps", "2"),
+        "benchmark": [*benchmark, *begin],
+        "goes_on": stage("--load_checkpoint", "auto", "--max_steps", "4"),
+        "lora_on_final": stage("--pretrained", str(save / "modelling"), *lora, "--merge_lora"),
+        "lora_on_checkpoint": stage("--load_checkpoint", checkpoint, *lora),
+        "full_on_checkpoint": stage("--load_checkpoint", checkpoint),
+        "shrunk": shrunk,
+        "held_logs": runner.command("held", *NEXT),
+        "second": runner.command("second", *NEXT, "--load_checkpoint", second, pretrained=False),
+    }
+    script = place / "one_after_the_other.py"
+    script.write_text(ONE_AFTER_THE_OTHER.format(root=runner.project_root, place=place))
+    with held_directory(place / "held" / "logs"):
+        printed = runner.run([[*words, name] for name, words in commands.items()], ranks=2, script=str(script))
+    first, other = (json.loads((place / f"outcomes-{rank}.json").read_text()) for rank in range(2))
+    assert first == other, "the ranks ended differently"
+    return {**first, "printed": printed}
+
+
+def test_the_base_of_an_adapter_is_not_overwritten_by_it(done, runner):
+    save = runner.workspace / "stage" / "save"
+    for name, base in (("lora_on_final", "modelling"), ("lora_on_checkpoint", "epoch-0_step-2/modelling")):
+        kind, problem = done[name]
+        assert kind == "AgreedError"
+        assert str(save / base) in problem
+        assert "another --save_dir" in problem
+    names = {path.name for path in save.iterdir() if not path.name.startswith(".")}
+    assert names == {"epoch-0_step-2", "epoch-0_step-4", "modelling"}
+    assert "model.embed_tokens.weight" in all_weights(save / "modelling")
+
+
+def all_weights(folder: Path) -> dict:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def test_a_checkpoint_that_a_run_begins_from_is_not_renamed(done):
+    """And a finished model is replaced at the end of the next stage, but not in silence."""
+    assert "another --save_dir" in done["full_on_checkpoint"][1]
+    assert done["second"] is None
+    assert "is replaced by the model of this run when it ends" in done["printed"]
+
+
+def test_a_benchmark_leaves_the_record_of_a_run_alone(done, runner):
+    assert (done["begins"], done["benchmark"], done["goes_on"]) == (None, None, None)
+    logs = runner.workspace / "stage" / "logs"
+    assert [entry["step"] for entry in runner.metrics("stage")] == [1, 2, 3, 4]
+    measured = [json.loads(line) for line in (logs / "benchmark.jsonl").read_text().splitlines()]
+    assert [entry["tokens_seen"] for entry in measured] == [8 * MAX_LENGTH, 16 * MAX_LENGTH]
+    assert len(list(logs.glob("events.*"))) == 2
+    assert (
+        f"benchmark: no step is left after 3 of warm-up: raise --num_samples; the record is {logs}" in done["printed"]
+    )
+
+
+def test_two_runs_do_not_write_one_record(done, runner):
+    assert "another run is writing into" in done["held_logs"][1]
+    assert "another --tensorboard_dir" in done["held_logs"][1]
+    assert {path.name for path in (runner.workspace / "held" / "logs").iterdir()} == {".lock"}
+
+
+def test_fewer_rows_than_were_done_are_refused(done):
+    """A run would train nothing and say that it is done."""
+    assert done["shrunk"][0] == "UserError"
+    assert "stands after row 32 of its epoch, and the data have 10" in done["shrunk"][1]
