@@ -41,9 +41,9 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked."""
     parser = CommandLine(description="Time the expansion of vocabularies.")
-    sources, files = "--source_tokenizer_dirs", "--expand_tokens_files"
-    parser.add_argument(sources, type=existing_paths, required=True, metavar="DIR[,DIR…]", help="tokenizers to expand")
-    parser.add_argument(files, type=existing_paths, required=True, metavar="FILE[,FILE…]", help="pieces to add to each")
+    named = {"type": existing_paths, "required": True}
+    parser.add_argument("--source_tokenizer_dirs", **named, metavar="DIR[,DIR…]", help="tokenizers to expand")
+    parser.add_argument("--expand_tokens_files", **named, metavar="FILE[,FILE…]", help="pieces to add to each")
     parser.add_argument("--repeats", type=number(int, minimum=1), default=3, help="runs of which the fastest counts")
     parser.add_argument("--output_file", type=Path, metavar="JSON", help="also write the figures there")
     arguments = parser.parse_args()

@@ -13,11 +13,21 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.random_run import SHAPES, Outcome, make_model, make_part, outcome_of, outputs_under, run_many
+from benchmarks.random_run import (
+    SHAPES,
+    Outcome,
+    allocated_before_gib,
+    make_model,
+    make_part,
+    outcome_of,
+    outputs_under,
+    run_many,
+)
 from colossal_llama.utils.console import table
 from colossal_llama.utils.files import write_json
 
@@ -77,6 +87,8 @@ def measure(options: argparse.Namespace, model: Path, part: Path, plugin: str) -
     saved = r"saved \S+: training waited ([0-9.]+) s, \S+ GB were written in ([0-9.]+) s"
     saves = re.findall(saved, done.stdout + done.stderr)
     rows = [row_of(plugin, flash, place, done) for flash in options.flash]
+    for row, before_gib in zip(rows, islice(allocated_before_gib(done.stdout), 0, None, 2), strict=False):
+        row["peak GiB"] -= before_gib
     for row, (stall_s, write_s) in zip(rows, saves, strict=False):
         row["stall s"], row["write s"] = float(stall_s), float(write_s)
     shutil.rmtree(place, ignore_errors=True)

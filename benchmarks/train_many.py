@@ -18,6 +18,7 @@ import torch
 import train
 from colossal_llama.training.arguments import parse_arguments
 from colossal_llama.utils import engine
+from colossal_llama.utils.gemini_patches import forget_finished_runs
 
 
 def main() -> None:
@@ -36,6 +37,7 @@ def main() -> None:
 
 def _free_memory() -> None:
     """Frees a run's tensors, so that the next run's peak is its own."""
+    forget_finished_runs()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

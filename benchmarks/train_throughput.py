@@ -8,7 +8,7 @@
 steps after the third. `ours_documents`: rows of 16 documents that do not see each other. `packed`: the rows of --pretrain_parts.
 `sft_packed` and `sft_padded`: the conversations of --sft_parts without padding, and one a row padded to 4,096; `plain_sft`: the plain
 recipe on the same padded rows; their tokens/s are of real tokens. The table's ratios are against `plain`; MFU is of the device's peak
-(README, "What it records").
+(README, "Train": model FLOPs utilisation).
 """
 
 import argparse
@@ -28,6 +28,7 @@ from benchmarks.random_run import (
     LENGTH_TOKENS,
     PROJECT_ROOT,
     SHAPES,
+    allocated_before_gib,
     make_model,
     make_part,
     outputs_under,
@@ -144,13 +145,13 @@ def of_ours(options: argparse.Namespace, commands: dict[str, list[str]]) -> dict
     if done.returncode:
         print(done.stdout[-1000:], done.stderr[-3000:], flush=True)
     measured: dict[str, Figures | None] = {}
-    for way in commands:
+    for way, before_gib in zip(commands, allocated_before_gib(done.stdout), strict=False):
         record = record_of(options.work_dir / way)
         figures = speed(record) if record.exists() else {"steps": 0}
         shutil.rmtree(options.work_dir / way / "save", ignore_errors=True)
         measured[way] = None
         if figures["steps"]:
-            peak = figures["peak_memory_gib"] or float("nan")
+            peak = (figures["peak_memory_gib"] or float("nan")) - before_gib
             measured[way] = Figures(figures["tokens_per_s"], figures["step_s"], peak, figures["steps"])
     return measured
 

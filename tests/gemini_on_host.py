@@ -6,6 +6,7 @@ memory are left out. So this shows what Gemini keeps where and when it brings it
 """
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -22,12 +23,13 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.utils.engine import prepare_engine
-from colossal_llama.utils.gemini_patches import apply_gemini_patches
+from colossal_llama.utils.gemini_patches import apply_gemini_patches, forget_finished_runs
 
 prepare_engine()
 apply_gemini_patches()
 
 from colossalai.booster.plugin import GeminiPlugin  # noqa: E402
+from colossalai.zero.gemini.chunk import ChunkManager  # noqa: E402
 
 from colossal_llama.model.stored_tensors import shape_of  # noqa: E402
 from colossal_llama.model.weight_files import write_safetensors  # noqa: E402
@@ -98,9 +100,18 @@ def _run(rank: int, ranks: int, directory: str) -> None:
     dist.init_process_group("gloo", f"file://{directory}/store", rank=rank, world_size=ranks)
     dist.reduce_scatter_tensor = _reduce_scatter
     found = {name: _results_of(Path(directory) / name, dict(settings)) for name, settings in CASES.items()}
+    found["kept"] = _chunk_managers()
+    forget_finished_runs()
+    found["kept_after_forgetting"] = _chunk_managers()
     if rank == 0:
         (Path(directory) / "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
+
+
+def _chunk_managers() -> int:
+    """How many of the runs' chunk managers are still there: all weights hang on them."""
+    gc.collect()
+    return sum(isinstance(thing, ChunkManager) for thing in gc.get_objects())
 
 
 def _reduce_scatter(output: torch.Tensor, inputs: torch.Tensor, group: Any = None, async_op: bool = False) -> None:

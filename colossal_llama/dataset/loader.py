@@ -52,6 +52,11 @@ class Part:
         return pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
 
 
+def full_row_tokens(parts: Sequence[Part], max_length: int, packed_to_tokens: int | None) -> int:
+    """How long a full row in training is: what samples are packed to, else the longest row that there is, cut at `max_length`."""
+    return packed_to_tokens or min(max_length, max(int(part.row_lengths_tokens().max(initial=0)) for part in parts))
+
+
 def categories_of(parts: Sequence[Part]) -> tuple[str, ...]:
     """The categories of all parts together, each once, in the order in which they are first named; none if some part names none."""
     if not all(part.categories for part in parts):

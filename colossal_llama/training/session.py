@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 import colossal_llama
-from colossal_llama.dataset.loader import Collator, Part, RowReader, categories_of
+from colossal_llama.dataset.loader import Collator, Part, RowReader, categories_of, full_row_tokens
 from colossal_llama.dataset.packing import fill, plan_epoch
 from colossal_llama.model.attention import choose_attention
 from colossal_llama.model.fp8_linear import use_fp8, why_no_fp8
@@ -155,7 +155,7 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     if arguments.freeze_non_embeds_params:
         freeze_all_but_embeddings(model)
         notes.append("training input and output embeddings only")
-    flops = flops_per_token(model, arguments.max_length)
+    flops = flops_per_token(model, full_row_tokens(data.parts, arguments.max_length, data.origin.packed_to_tokens))
     if arguments.lora_rank:
         model = _with_adapters(arguments, data, engine, model)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -64,3 +64,15 @@ def _forget_overflowed_gradients() -> None:
         return result
 
     GeminiOptimizer.step = step
+
+
+def forget_finished_runs() -> None:
+    """Lets the memory of finished runs go, which Gemini's caches keep until the process ends: their weights, half-precision and fp32.
+
+    Two methods are wrapped in `functools.lru_cache` of unlimited size; what they were called with, the manager or its chunks, stays.
+    """
+    from colossalai.zero.gemini.gemini_mgr import GeminiManager
+    from colossalai.zero.gemini.placement_policy import AutoPlacementPolicy
+
+    GeminiManager._get_layout_info.cache_clear()
+    AutoPlacementPolicy._sort_can_evict_chunks.cache_clear()

@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
+
+from benchmarks.random_run import allocated_before_gib
 
 CASES = (
     "chunks",
@@ -44,3 +47,14 @@ def test_a_bad_step_changes_nothing_and_the_next_one_is_good(found, case):
 @pytest.mark.parametrize("case", ["whole_accumulated", "offloaded_accumulated"])
 def test_gradients_are_the_same_however_they_are_kept(found, case):
     assert found[case]["norms"] == pytest.approx(found["chunks_accumulated"]["norms"], rel=1e-2)
+
+
+def test_finished_runs_are_kept_until_they_are_forgotten(found):
+    assert found["kept"] > 0, "Gemini lets them go by itself: forget_finished_runs is no longer needed"
+    assert found["kept_after_forgetting"] == 0
+
+
+def test_a_peak_is_read_without_what_former_runs_left():
+    printed = "… 20 steps\n7.06 GiB still allocated after the run\ndone\n14.12 GiB still allocated after the run\n"
+    assert list(islice(allocated_before_gib(printed), 4)) == [0.0, 7.06, 14.12, 0.0]
+    assert list(islice(allocated_before_gib(""), 2)) == [0.0, 0.0]  # without a GPU

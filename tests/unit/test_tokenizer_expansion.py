@@ -1,6 +1,7 @@
 """init_tokenizer.py as a user runs it, on the real LLaMA-2 tokenizer and the real pieces."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -40,29 +41,44 @@ def llama2(shared_data):
     return shared_data / "tokenizers" / "llama2"
 
 
+def pieces_of(shared_data, number):
+    lines = (shared_data / f"pieces_zh_{number}.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["piece"] for line in lines]
+
+
+def made_by_expanding(project_root, shared_data, source, number, target):
+    """The source with so many real pieces: its directory and the script's output."""
+    run = expand(project_root, source, target, shared_data / f"pieces_zh_{number}.jsonl", "--pad_to_multiple_of", "64")
+    assert run.returncode == 0, run.stderr
+    return target, run.stdout
+
+
 @pytest.fixture(scope="module")
 def real_pieces(shared_data):
-    lines = (shared_data / "pieces_zh_17953.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line)["piece"] for line in lines]
+    return pieces_of(shared_data, 17_953)
 
 
 @pytest.fixture(scope="module")
 def expanded(project_root, shared_data, llama2, tmp_path_factory):
     """LLaMA-2 with the 17,953 real pieces: its directory and the script's output."""
     target = tmp_path_factory.mktemp("expanded") / "tokenizer"
-    run = expand(project_root, llama2, target, shared_data / "pieces_zh_17953.jsonl", "--pad_to_multiple_of", "64")
-    assert run.returncode == 0, run.stderr
-    return target, run.stdout
+    return made_by_expanding(project_root, shared_data, llama2, 17_953, target)
 
 
 @pytest.fixture(scope="module")
 def corpus(shared_data):
-    """Real texts of every part of the corpus, about 1 MB."""
+    """Real texts of every part of the corpus, about 1 MB; with COLOSSAL_LLAMA_ALL_TEXTS all of them, whole."""
+    every = bool(os.environ.get("COLOSSAL_LLAMA_ALL_TEXTS"))
+    lines, characters = (slice(None), None) if every else (slice(0, 400, 16), 20_000)
     texts = []
     for path in sorted(shared_data.glob("pretrain/*/*.jsonl")) + sorted(shared_data.glob("sft/*/*.jsonl")):
-        for line in path.read_text("utf-8").splitlines()[:400:16]:
+        for line in path.read_text("utf-8").split("\n")[lines]:
+            if not line:
+                continue
             record = json.loads(line)
-            texts += [m["content"] for m in record["messages"]] if "messages" in record else [record["target"][:20_000]]
+            texts += (
+                [m["content"] for m in record["messages"]] if "messages" in record else [record["target"][:characters]]
+            )
     return texts
 
 
@@ -89,9 +105,15 @@ def test_the_two_lines_of_the_contract_become_one_token_each(project_root, llama
     assert report["vocab_size"] == len(source) + 2 + report["bridges"] == report["padded_vocab_size"]
 
 
-def test_no_real_piece_is_dead(expanded, real_pieces):
+@pytest.mark.parametrize("expanded_by", [17_953, 37_104])
+def test_no_real_piece_is_dead(expanded_by, request, project_root, shared_data, llama2, tmp_path):
     """Looks for every piece's id with transformers' two tokenizers, in texts of its own rather than the script's."""
-    target, output = expanded
+    real_pieces = pieces_of(shared_data, expanded_by)
+    assert len(real_pieces) == expanded_by
+    if expanded_by == 17_953:
+        target, output = request.getfixturevalue("expanded")
+    else:
+        target, output = made_by_expanding(project_root, shared_data, llama2, expanded_by, tmp_path / "tokenizer")
     slow, fast = LlamaTokenizer.from_pretrained(target), AutoTokenizer.from_pretrained(target)
     id_of = {piece: slow.convert_tokens_to_ids(piece) for piece in real_pieces}
     assert sorted(id_of.values()) == list(range(32_000, 32_000 + len(real_pieces)))

@@ -1,5 +1,6 @@
 """The command line of train.py: the contract's names and defaults, checks, and no option that goes nowhere."""
 
+import ast
 import dataclasses
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from colossal_llama.dataset.settings import Settings
 from colossal_llama.training.arguments import TrainingArguments, build_parser, parse_arguments
 
 
@@ -98,6 +100,32 @@ def test_every_option_is_read_somewhere(project_root):
     code = "\n".join(path.read_text() for path in sources)
     for field in dataclasses.fields(TrainingArguments):
         assert re.search(rf"arguments\.{field.name}\b", code), field.name
+    code = "\n".join(path.read_text() for path in (project_root / "colossal_llama" / "dataset").glob("*.py"))
+    for field in dataclasses.fields(Settings):  # what the options of both prepare scripts become, each of them
+        assert re.search(rf"settings\.{field.name}\b", code), field.name
+
+
+def test_every_option_of_the_other_scripts_is_read_somewhere(project_root):
+    """In the file that declares it, or, where that is a package's arguments.py, in the package."""
+    elsewhere = {"tests", "training", "dataset"}
+    scripts = [path for path in project_root.rglob("*.py") if not elsewhere & set(path.relative_to(project_root).parts)]
+    declared = {path: options_of(path.read_text()) for path in scripts if "add_argument(" in path.read_text()}
+    assert len(declared) > 15
+    for path, options in declared.items():
+        sources = [path] if path.name != "arguments.py" else [*path.parent.glob("*.py"), *project_root.glob("*.py")]
+        code = "\n".join(source.read_text() for source in sources)
+        for option in options:
+            assert re.search(rf"\b(arguments|options)\.{option}\b", code), f"{path}: {option}"
+
+
+def options_of(code: str) -> list[str]:
+    """Under which names the options go that a script declares."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    names = []
+    for call in (call for call in calls if getattr(call.func, "attr", None) == "add_argument"):
+        flags = [argument.value for argument in call.args]
+        names.append(next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-"))
+    return names
 
 
 def test_every_option_is_explained():
