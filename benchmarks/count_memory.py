@@ -61,13 +61,13 @@ class LiveBytes(TorchDispatchMode):
 
 def count(command: list[str]) -> dict:
     """Peaks of one run's last step, and the estimate for it."""
-    from colossal_llama.training import session
+    from colossal_llama.training import opening, session
     from colossal_llama.training.memory_estimate import estimate, setup_of
 
     arguments = parse_arguments(command, has_gpu=engine.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
     counter = LiveBytes()
     counter.enter("start")
-    data = session.open_data(arguments)
+    data = opening.open_data(arguments)
     arguments = session.with_defaults_of(arguments, data)
     with counter:
         plan = session.open_model(arguments, data)
