@@ -38,8 +38,8 @@ def write(number, name, start=True):
     said.append(writing.wait().error)
 
 write(1, f"parts/rank-{{rank}}.safetensors")
-# A file where rank 1 needs a directory
-write(2, f"complete.json/x" if rank == 1 else "complete.json")
+# A name that no file system takes, on rank 1
+write(2, "x" * 300 if rank == 1 else "short")
 write(3, f"parts/rank-{{rank}}.safetensors", start=rank == 0)
 dist.barrier()
 (place / f"said-{{rank}}.json").write_text(json.dumps(said))
@@ -59,6 +59,7 @@ def test_all_ranks_hear_the_same_and_a_failure_changes_nothing(project_root, tmp
     assert first[0] is second[0] is None
     assert first[1] == second[1]
     assert first[1].startswith("rank 1 on ")
+    assert first[1].endswith("File name too long")
     assert "rank 1 has not been heard of" in first[2]
     names = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert names == {"checkpoint"}, "something half-written was left"

@@ -158,7 +158,7 @@ def test_directories_appear_and_vanish_whole(tmp_path):
 def test_pickled_checkpoints_of_earlier_versions_are_refused(tmp_path):
     for folder in ("modelling", "optimizer"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "running_states.json").write_text(json.dumps({"progress": {"step": 3}}))
+    (tmp_path / "running_states.json").write_text(json.dumps({"progress": {"step": 3}, "origin": {}, "world_size": 1}))
     assert open_checkpoint(tmp_path).progress.step == 3
     (tmp_path / "optimizer" / "pytorch_optim.bin.index.json").touch()
     with pytest.raises(UserError, match="pickles are not loaded"):
