@@ -25,6 +25,20 @@ from colossal_llama.tokenizer.loading import tokenizer_fingerprint
 VOCABULARY_SIZE = 203  # a prime: no tensor parallel size divides it
 MAX_LENGTH = 96
 
+BF16_BATCH = (
+    "--micro_batch_size",
+    "2",
+    "--num_epochs",
+    "2",
+    "--save_interval",
+    "4",
+    "--mixed_precision",
+    "bf16",
+    "--lr",
+    "1e-3",
+)
+"""Options of the short runs on a GPU that are compared with each other."""
+
 
 @dataclass(frozen=True)
 class Toy:

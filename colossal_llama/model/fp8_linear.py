@@ -114,6 +114,7 @@ def fp8_linear(hidden: torch.Tensor, weight: torch.Tensor, shared: SharedInput) 
 class _Fp8Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, small, dtype):
+        """The product, (…, out) in `dtype`; `small` is the input, rounded already."""
         largest = largest_magnitude(weight)
         small_weight = rounded(weight, largest, transposed=False)
         tokens = hidden.numel() // hidden.shape[-1]
@@ -125,6 +126,7 @@ class _Fp8Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        """Gradients of input and weight, each only where it is wanted; the weight is rounded anew, since keeping it would take memory."""
         weight, largest, input_transposed, input_scale = ctx.saved_tensors
         wants_input, wants_weight, *_ = ctx.needs_input_grad
         flat = gradient.reshape(-1, gradient.shape[-1]).contiguous()

@@ -42,6 +42,7 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, positions, wanted):
+        """Mean loss and each token's; the gradients for a loss summed over the tokens are computed on the way and kept."""
         wants_hidden, wants_weight = wanted
         losses = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         hidden_gradient = _like(hidden, filled=positions is not None) if wants_hidden else None
@@ -67,6 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, _):
+        """The kept gradients times the incoming one over the number of targets."""
         hidden_gradient, weight_gradient = ctx.gradients
         ctx.gradients = None  # the graph, and this with it, lives as long as the step's loss does
         factor = gradient.float() / ctx.targets

@@ -2,21 +2,10 @@
 
 import pytest
 import torch
+from runs import BF16_BATCH as BATCH
 
 pytestmark = pytest.mark.gpu
 
-BATCH = (
-    "--micro_batch_size",
-    "2",
-    "--num_epochs",
-    "2",
-    "--save_interval",
-    "4",
-    "--mixed_precision",
-    "bf16",
-    "--lr",
-    "1e-3",
-)
 PLUGINS = {
     "zero2": (),
     "recomputed": ("--use_grad_checkpoint",),

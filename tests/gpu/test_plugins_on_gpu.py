@@ -1,21 +1,10 @@
 """On the GPU: every plugin trains alike, with and without flash attention, and goes on from its checkpoint."""
 
 import pytest
+from runs import BF16_BATCH as BATCH
 
 pytestmark = pytest.mark.gpu
 
-BATCH = (
-    "--micro_batch_size",
-    "2",
-    "--num_epochs",
-    "2",
-    "--save_interval",
-    "4",
-    "--mixed_precision",
-    "bf16",
-    "--lr",
-    "1e-3",
-)
 PLUGINS = {
     "zero2": (),
     "zero2_plain": ("--fused_kernels", "False"),
