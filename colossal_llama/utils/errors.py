@@ -26,7 +26,9 @@ def exit_with(error: UserError) -> None:
         host = "" if os.environ.get("RANK", "0") == "0" else f" (rank {os.environ['RANK']} on {socket.gethostname()})"
         with suppress(BrokenPipeError):  # a launcher on a host that has gone reads no more
             for problem in error.problems:
-                print(f"error{host}: {problem}", file=sys.stderr, flush=True)
+                # One write a line, also with PYTHONUNBUFFERED=1: launchers mix what hosts say between writes.
+                sys.stderr.write(f"error{host}: {problem}\n")
+                sys.stderr.flush()
     raise SystemExit(2)
 
 

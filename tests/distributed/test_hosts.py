@@ -38,9 +38,17 @@ def hostfile(tmp_path):
     return path
 
 
-def colossalai_run(hostfile: Path, words: list[str]) -> list[str]:
+def colossalai_run(hostfile: Path, words: list[str], logs: Path | None = None) -> list[str]:
+    """With `logs`, torchrun writes what each rank says into files there, besides showing it."""
     head = ["colossalai", "run", "--nproc_per_node", "1", "--hostfile", str(hostfile)]
+    if logs is not None:
+        head += ["--extra_launch_args", f"tee=3,log_dir={logs}"]
     return [*head, "--master_port", str(own_hosts.free_port()), "train.py", *words]
+
+
+def said_by_ranks(logs: Path) -> list[str]:
+    """Standard error of every rank, by itself: colossalai run mixes the hosts' wherever its reads end, even within a line."""
+    return [path.read_text() for path in logs.rglob("stderr.log")]
 
 
 @dataclass(frozen=True)
@@ -211,29 +219,37 @@ def with_older_tqdm(host: own_hosts.Host) -> AbstractContextManager[None]:
 
 def test_what_is_wrong_on_one_host_ends_the_run_on_all_at_once(cluster, hostfile, runner, toy, project_root, tmp_path):
     master, other = cluster["node-1"], cluster["node-2"]
-    command = colossalai_run(hostfile, runner.command("unmounted", "--max_steps", "1"))
+    words = runner.command("unmounted", "--max_steps", "1")
     other_code = other.with_other(project_root / "plot_training.py", "")
     with other.without(toy.parts[1]), other.without(toy.model), with_older_tqdm(other), other_code:
-        done = master.run(command)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
+        done = master.run(colossalai_run(hostfile, words, tmp_path / "first"))
     assert done.returncode == 1
     causes = (
-        f"{toy.model} holds no config.json",
-        f"tqdm is 0.1, on node-1 {metadata.version('tqdm')}",
-        "this project's files are not those of node-1",
+        f"on node-2: --pretrained: {toy.model} holds no config.json",
+        f"on node-2: tqdm is 0.1, on node-1 {metadata.version('tqdm')}",
+        "on node-2: this project's files are not those of node-1",
     )
-    for speaker in ("error: on node-2: ", "error (rank 1 on node-2): on node-2: "):
-        for cause in causes:
-            assert any(line.startswith(speaker) and cause in line for line in lines), (cause, done.stderr)
+    check_said_by_both(causes, tmp_path / "first", done.stderr)
     assert not (runner.workspace / "unmounted" / "logs").exists()
 
     save_dir = runner.workspace / "unmounted" / "save"
     save_dir.mkdir(parents=True, exist_ok=True)
     with other.without(save_dir):
-        done = master.run(command)
+        done = master.run(colossalai_run(hostfile, words, tmp_path / "second"))
     assert done.returncode == 1
-    assert f"error: on node-2: --save_dir {save_dir} is not what node-1 has under that name" in done.stderr
+    causes = (f"on node-2: --save_dir {save_dir} is not what node-1 has under that name",)
+    check_said_by_both(causes, tmp_path / "second", done.stderr)
     assert [path.name for path in save_dir.iterdir()] == [".lock"]
+
+
+def check_said_by_both(causes: tuple[str, ...], logs: Path, shown: str) -> None:
+    """Each rank has said all causes, and the launcher has shown them."""
+    for speaker in ("error: ", "error (rank 1 on node-2): "):
+        (said,) = (text for text in said_by_ranks(logs) if f"\n{speaker}" in f"\n{text}")
+        for cause in causes:
+            assert any(line.startswith(speaker + cause) for line in said.splitlines()), (cause, said)
+    for cause in causes:
+        assert cause in shown, shown
 
 
 def test_a_host_that_goes_is_named_and_the_run_goes_on_without_it(cluster, hostfile, runner, tmp_path):
