@@ -26,6 +26,11 @@ def why_no_lean_update(optimizer: torch.optim.Optimizer, device: torch.device) -
         return f"it is for CUDA devices, this is {device.type}"
     if optimizer._cpu_offload:
         return "the optimizer's states are in host memory"
+    return why_the_engine_updates(optimizer)
+
+
+def why_the_engine_updates(optimizer: LowLevelZeroOptimizer) -> str | None:
+    """The reason why none of our updates can take the place of the engine's, or None."""
     if not optimizer._master_weights:
         return "there are no fp32 master weights (they are the weights)"
     if optimizer._dtype not in (torch.bfloat16, torch.float16):
@@ -43,12 +48,17 @@ def use_lean_update(optimizer: LowLevelZeroOptimizer) -> None:
     """Replaces the update of one boosted optimizer, in place. Call it where `why_no_lean_update` gives None."""
     optimizer.step = MethodType(_step, optimizer)
     optimizer.uncount_last_update = MethodType(_uncount_last_update, optimizer)
+    keep_gradients_in_place(optimizer)
+
+
+def keep_gradients_in_place(optimizer: LowLevelZeroOptimizer) -> None:
+    """Saves gradients the way through a communication bucket where there is no other rank."""
     if all(dist.get_world_size(group) == 1 for group in optimizer.pg_to_param_list):
         optimizer._add_to_bucket = MethodType(_keep_gradient, optimizer)
 
 
 @dataclass(frozen=True)
-class _Update:
+class Update:
     """One parameter's part on this rank, all flat and of the same length."""
 
     group: dict
@@ -72,27 +82,27 @@ def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
     if self.mixed_precision_mixin is not None and self.mixed_precision_mixin.should_skip_step():
         self.zero_grad()
         return
-    updates = list(_updates(self))
-    norm = _global_norm(updates, next(iter(self.pg_to_param_list)))
+    updates = list(updates_of(self))
+    norm = global_norm(updates, next(iter(self.pg_to_param_list)))
     self._current_grad_norm = norm
-    inverse_scale = _inverse_scale(self, norm)
+    factor = gradient_factor(self, norm)
     changing: dict[tuple[int, int], torch.Tensor] = {}
     for update in updates:
-        state = _state_for_next_step(self.optim.state[update.master], update.master)
+        state = state_for_next_step(self.optim.state[update.master], update.master)
         key = (id(update.group), state["step"])
         if key not in changing:
-            changing[key] = _changing_numbers(update.group, state["step"], inverse_scale)
+            changing[key] = _changing_numbers(update.group, state["step"], factor)
         _apply(state, update, changing[key])
-    _gather_working_weights(updates)
+    gather_working_weights(updates)
 
 
 def _uncount_last_update(self: LowLevelZeroOptimizer) -> None:
     """Takes back the count of a step that changed nothing; before the gradients are cleared."""
-    for update in _updates(self):
+    for update in updates_of(self):
         self.optim.state[update.master]["step"] -= 1
 
 
-def _updates(optimizer: LowLevelZeroOptimizer) -> Iterator[_Update]:
+def updates_of(optimizer: LowLevelZeroOptimizer) -> Iterator[Update]:
     """The parameters that have a gradient."""
     for group_id, group in enumerate(optimizer.optim.param_groups):
         for working, master in zip(optimizer._working_param_groups[group_id], group["params"], strict=True):
@@ -101,10 +111,10 @@ def _updates(optimizer: LowLevelZeroOptimizer) -> Iterator[_Update]:
             if gradients:
                 gradient = gradients[0 if optimizer._partition_grads else store.local_rank]
                 padded = optimizer._working_param_to_padded_working_param[working]
-                yield _Update(group, master, gradient.view(-1), padded, optimizer.param_to_pg[working])
+                yield Update(group, master, gradient.view(-1), padded, optimizer.param_to_pg[working])
 
 
-def _global_norm(updates: list[_Update], process_group: dist.ProcessGroup) -> torch.Tensor:
+def global_norm(updates: list[Update], process_group: dist.ProcessGroup) -> torch.Tensor:
     """Norm of all gradients over all ranks, summed in fp32, as a scalar on the device."""
     norms = torch._foreach_norm([update.gradient for update in updates], 2, dtype=torch.float32)
     square = torch.stack(norms).square().sum()
@@ -112,7 +122,7 @@ def _global_norm(updates: list[_Update], process_group: dist.ProcessGroup) -> to
     return square.sqrt()
 
 
-def _inverse_scale(optimizer: LowLevelZeroOptimizer, norm: torch.Tensor) -> torch.Tensor:
+def gradient_factor(optimizer: LowLevelZeroOptimizer, norm: torch.Tensor) -> torch.Tensor:
     """Factor on the gradients: undoes the loss scale of fp16, and clips. NaN, which `adamw` heeds, where the norm is no number."""
     scale = 1.0
     if optimizer.mixed_precision_mixin is not None:
@@ -123,23 +133,23 @@ def _inverse_scale(optimizer: LowLevelZeroOptimizer, norm: torch.Tensor) -> torc
     return torch.where(norm.isfinite(), 1.0 / (scale * excess.clamp(min=1.0)), torch.nan)
 
 
-def _state_for_next_step(state: dict, master: torch.Tensor) -> dict:
+def state_for_next_step(state: dict, master: torch.Tensor) -> dict:
     if "exp_avg" not in state:
         state.update(step=0, exp_avg=torch.zeros_like(master), exp_avg_sq=torch.zeros_like(master))
     state["step"] += 1
     return state
 
 
-def _changing_numbers(group: dict, step: int, inverse_scale: torch.Tensor) -> torch.Tensor:
+def _changing_numbers(group: dict, step: int, factor: torch.Tensor) -> torch.Tensor:
     """The numbers of a step as one tensor on the device: as Python numbers, each step's would be compiled for anew."""
     beta1, beta2 = group["betas"]
     numbers = torch.tensor([group["lr"], 1.0 - beta1**step, 1.0 - beta2**step], dtype=torch.float32)
-    if inverse_scale.is_cuda:
-        numbers = numbers.pin_memory().to(inverse_scale.device, non_blocking=True)
-    return torch.cat([numbers, inverse_scale.view(1)])
+    if factor.is_cuda:
+        numbers = numbers.pin_memory().to(factor.device, non_blocking=True)
+    return torch.cat([numbers, factor.view(1)])
 
 
-def _apply(state: dict, update: _Update, changing: torch.Tensor) -> None:
+def _apply(state: dict, update: Update, changing: torch.Tensor) -> None:
     group = update.group
     _compiled_adamw()(
         update.master,
@@ -196,7 +206,7 @@ def _compiled_adamw():
     return torch.compile(adamw, dynamic=True, fullgraph=True)
 
 
-def _gather_working_weights(updates: list[_Update]) -> None:
+def gather_working_weights(updates: list[Update]) -> None:
     """Every rank's slices to all ranks, in place."""
     pending = []
     for update in updates:

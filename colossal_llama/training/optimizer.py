@@ -7,6 +7,8 @@ import torch
 from colossalai.nn.optimizer import HybridAdam
 from colossalai.zero.gemini import gemini_optimizer
 
+from colossal_llama.utils.engine import fused_adam
+
 BETAS = (0.9, 0.95)
 FINAL_FRACTION = 0.1
 WARMUP_FRACTION = 0.025
@@ -44,20 +46,20 @@ class Adam(HybridAdam):
             exact = exact.div_(self._div_scale)
         # The kernel wants the step and computes 1 - beta^step from it.
         step = math.log(1.0 - bias_correction2) / math.log(beta2) if bias_correction2 < 1.0 else math.inf
-        torch._fused_adamw_(
-            [data],
+        fused_adam(
             [exact],
+            [data],
             [exp_avg],
             [exp_avg_sq],
-            [],
-            [torch.tensor(step, dtype=torch.float32)],
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
+            lr,
+            beta1,
+            beta2,
+            eps,
+            step,
+            adamw_mode=use_adamw,
+            bias_correction=True,
             weight_decay=weight_decay,
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
+            div_scale=-1,
         )
 
 

@@ -38,6 +38,7 @@ from colossal_llama.training.checkpoint import (
 from colossal_llama.training.dimensions import notes_on_dimensions
 from colossal_llama.training.dry_run import plan_run, report
 from colossal_llama.training.evaluation import Evaluator, build_evaluator
+from colossal_llama.training.lean_offload import use_lean_offload, why_no_lean_offload
 from colossal_llama.training.lean_zero import use_lean_update, why_no_lean_update
 from colossal_llama.training.loop import Run, resume_progress
 from colossal_llama.training.metrics import BENCHMARK_FILE, METRICS_FILE, MetricsWriter, begin_record
@@ -311,7 +312,12 @@ def _evaluator(arguments: TrainingArguments, data: Data, stepper: Stepper) -> Ev
 def _lean_update(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> list[str]:
     """Makes ZeRO's update lean where that can be; returns what there is to say of it."""
     device = current_device()
-    if not arguments.fused_kernels or device.type != "cuda":
+    if not arguments.fused_kernels:
+        return []
+    if why_no_lean_offload(optimizer) is None:
+        use_lean_offload(optimizer)
+        return ["optimizer update: in host memory, slice by slice while others are copied"]
+    if device.type != "cuda":
         return []
     reason = why_no_lean_update(optimizer, device)
     if reason is not None:

@@ -196,7 +196,7 @@ class TorchCpuAdam:
             div_scale: float,
         ) -> None:
             """One AdamW step on one tensor, in place; the gradient is divided by `div_scale` when that is positive."""
-            _fused_adam(
+            fused_adam(
                 [gradient.to(parameter.dtype)],  # Gemini's are in fp16
                 [parameter],
                 [exp_avg],
@@ -247,14 +247,14 @@ class TorchCudaAdam:
         gradients, parameters, exp_avgs, exp_avg_sqs = tensor_lists
         hyper = (lr, beta1, beta2, eps, step, adamw_mode, bias_correction, weight_decay, div_scale)
         if all(gradient.dtype == parameter.dtype for gradient, parameter in zip(gradients, parameters, strict=True)):
-            _fused_adam(gradients, parameters, exp_avgs, exp_avg_sqs, *hyper)
+            fused_adam(gradients, parameters, exp_avgs, exp_avg_sqs, *hyper)
             return
         # Gemini hands half-precision gradients for fp32 parameters. One at a time, so that only one fp32 copy exists.
         for gradient, parameter, exp_avg, exp_avg_sq in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):
-            _fused_adam([gradient.to(parameter.dtype)], [parameter], [exp_avg], [exp_avg_sq], *hyper)
+            fused_adam([gradient.to(parameter.dtype)], [parameter], [exp_avg], [exp_avg_sq], *hyper)
 
 
-def _fused_adam(
+def fused_adam(
     gradients: list[torch.Tensor],
     parameters: list[torch.Tensor],
     exp_avgs: list[torch.Tensor],
@@ -263,12 +263,21 @@ def _fused_adam(
     beta1: float,
     beta2: float,
     eps: float,
-    step: int,
+    step: float,
     adamw_mode: bool | int,
     bias_correction: bool | int,
     weight_decay: float,
     div_scale: float,
 ) -> None:
+    """One AdamW step on lists of tensors of one device and dtype, in place, by PyTorch's fused kernel.
+
+    Args:
+        gradients, parameters, exp_avgs, exp_avg_sqs: of the same lengths and shapes.
+        lr, beta1, beta2, eps, weight_decay: as in arXiv 1711.05101.
+        step: counted from 1.
+        adamw_mode, bias_correction: must be true.
+        div_scale: gradients are divided by it when it is positive.
+    """
     if not adamw_mode or not bias_correction:
         raise NotImplementedError("only AdamW with bias correction is offered here")
     device = parameters[0].device

@@ -35,6 +35,7 @@ def two_ranks(runner, evaluation):
             command("3d_zero1_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "3d"),
             command("3d_zero2_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "3d", "--zero", "2"),
             command("ddp_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "ddp"),
+            command("zero2_cpu_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "zero2_cpu"),
             command("zero2_fp16", *BATCH, "--mixed_precision", "fp16"),
             command("neft", *BATCH, "--use_neft"),
             command("mean_of_means", *BATCH, "--loss_average", "micro_batch"),
@@ -81,7 +82,9 @@ def test_same_losses_and_weights_in_fp32(two_ranks, name):
     assert_same(two_ranks, name, "zero2", FP32)
 
 
-@pytest.mark.parametrize("name", ["zero2_bf16", "3d_zero1_bf16", "3d_zero2_bf16", "ddp_bf16", "zero2_fp16"])
+@pytest.mark.parametrize(
+    "name", ["zero2_bf16", "3d_zero1_bf16", "3d_zero2_bf16", "ddp_bf16", "zero2_cpu_bf16", "zero2_fp16"]
+)
 def test_half_precision_follows_fp32(two_ranks, name):
     assert two_ranks.losses(name) == pytest.approx(two_ranks.losses("zero2"), rel=BF16["rtol"], abs=BF16["atol"])
 

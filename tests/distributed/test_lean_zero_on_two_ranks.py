@@ -1,4 +1,4 @@
-"""The lean ZeRO update on two ranks: the engine's own update, with the same gradients, gives the same weights on both.
+"""The lean ZeRO updates on two ranks: the engine's own, with the same gradients, gives the same weights on both.
 
 On GPUs it is compiled; here the same function runs as it stands, and everything around it is the same: partitioned gradients, the norm over
 all ranks, the weights gathered in place. `python -m torch.distributed.run … this file` is what the test starts.
@@ -12,32 +12,38 @@ sys.path[:0] = [
 ]  # also where torchrun starts this file
 from runs import torchrun  # noqa: E402
 
-STEPS, STAGES = 3, (1, 2)
+STEPS = 3
+WAYS = ((1, False), (2, False), (1, True), (2, True))  # stage of ZeRO; whether its states are in host memory
 
 
 def test_equals_the_engines_update_on_two_ranks(project_root):
     done = torchrun(str(Path(__file__)), [], 2, project_root)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    for stage in STAGES:
-        assert done.stdout.count(f"stage {stage}: equal") == 2
+    for way in WAYS:
+        assert done.stdout.count(f"{way}: equal") == 2
 
 
-def trained(stage: int, lean: bool) -> tuple[list, list[float]]:
+def trained(stage: int, offload: bool, lean: bool) -> tuple[list, list[float]]:
     """Working weights and gradient norms after some steps with other rows on each rank; sizes that two ranks do not divide."""
     import torch
     import torch.distributed as dist
     from colossalai.booster import Booster
     from colossalai.booster.plugin import LowLevelZeroPlugin
 
-    from colossal_llama.training import lean_zero
+    from colossal_llama.training import lean_offload, lean_zero
     from colossal_llama.training.optimizer import build_optimizer
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(7, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3)).bfloat16()
     optimizer = build_optimizer(model, lr=1e-2, weight_decay=0.1)
-    plugin = LowLevelZeroPlugin(stage=stage, precision="bf16", max_norm=0.05, overlap_communication=False)
+    plugin = LowLevelZeroPlugin(
+        stage=stage, precision="bf16", max_norm=0.05, overlap_communication=False, cpu_offload=offload
+    )
     model, optimizer, *_ = Booster(plugin=plugin).boost(model, optimizer)
-    if lean:
+    if lean and offload:
+        assert lean_offload.why_no_lean_offload(optimizer) is None
+        lean_offload.use_lean_offload(optimizer)
+    elif lean:
         lean_zero.use_lean_update(optimizer)
     generator = torch.Generator().manual_seed(1 + dist.get_rank())
     norms = []
@@ -52,25 +58,26 @@ def trained(stage: int, lean: bool) -> tuple[list, list[float]]:
 
 
 def main() -> None:
-    """Compares both updates for each stage of ZeRO."""
-    from colossal_llama.training import lean_zero
+    """Compares both updates for each way of ZeRO."""
+    from colossal_llama.training import lean_offload, lean_zero
     from colossal_llama.utils import engine
 
     engine.launch(seed=0)
     lean_zero._compiled_adamw = lambda: lean_zero.adamw  # a host without GPU need not have a compiler
-    for stage in STAGES:
-        compare(stage)
-        print(f"stage {stage}: equal", flush=True)
+    lean_offload.SLICE_ELEMENTS = 8  # more slices than lanes, and a last one that is not full
+    for way in WAYS:
+        compare(*way)
+        print(f"{way}: equal", flush=True)
     engine.leave()
 
 
-def compare(stage: int) -> None:
+def compare(stage: int, offload: bool) -> None:
     """Compares both updates on this rank, and this rank's weights with the other's."""
     import torch
     import torch.distributed as dist
 
-    lean, lean_norms = trained(stage, lean=True)
-    plain, plain_norms = trained(stage, lean=False)
+    lean, lean_norms = trained(stage, offload, lean=True)
+    plain, plain_norms = trained(stage, offload, lean=False)
     assert min(plain_norms) > 0.05, "nothing was clipped"
     torch.testing.assert_close(torch.tensor(lean_norms), torch.tensor(plain_norms), rtol=1e-3, atol=0)
     for mine, theirs in zip(lean, plain, strict=True):

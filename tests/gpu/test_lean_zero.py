@@ -1,4 +1,4 @@
-"""The lean ZeRO update computes what ColossalAI's own update does, on the same gradients."""
+"""The lean ZeRO updates compute what ColossalAI's own update does, on the same gradients."""
 
 import pytest
 import torch
@@ -16,10 +16,13 @@ def launched():
         engine.launch(seed=0)
 
 
-def masters_after(lean: bool, precision: str, accumulated: int = 1) -> tuple[list[torch.Tensor], list[float]]:
+def masters_after(
+    lean: bool, precision: str, accumulated: int, offload: bool
+) -> tuple[list[torch.Tensor], list[float]]:
     from colossalai.booster import Booster
     from colossalai.booster.plugin import LowLevelZeroPlugin
 
+    from colossal_llama.training.lean_offload import use_lean_offload, why_no_lean_offload
     from colossal_llama.training.lean_zero import use_lean_update, why_no_lean_update
     from colossal_llama.training.optimizer import build_optimizer, loss_scale
 
@@ -28,11 +31,19 @@ def masters_after(lean: bool, precision: str, accumulated: int = 1) -> tuple[lis
     model = torch.nn.Sequential(torch.nn.Linear(33, 65), torch.nn.Tanh(), torch.nn.Linear(65, 7)).cuda().to(dtype)
     optimizer = build_optimizer(model, lr=1e-2, weight_decay=0.1)
     plugin = LowLevelZeroPlugin(
-        stage=2, precision=precision, max_norm=0.05, initial_scale=2**10, overlap_communication=False
+        stage=2,
+        precision=precision,
+        max_norm=0.05,
+        initial_scale=2**10,
+        overlap_communication=False,
+        cpu_offload=offload,
     )
     booster = Booster(plugin=plugin)
     model, optimizer, *_ = booster.boost(model, optimizer)
-    if lean:
+    if lean and offload:
+        assert why_no_lean_offload(optimizer) is None
+        use_lean_offload(optimizer)
+    elif lean:
         assert why_no_lean_update(optimizer, torch.device("cuda")) is None
         use_lean_update(optimizer)
     generator = torch.Generator(device="cuda").manual_seed(1)
@@ -48,14 +59,18 @@ def masters_after(lean: bool, precision: str, accumulated: int = 1) -> tuple[lis
     masters = [master.clone() for group in optimizer.optim.param_groups for master in group["params"]]
     working = [parameter.detach().float().flatten() for parameter in model.parameters()]
     for master, weight in zip(masters, working, strict=True):
-        torch.testing.assert_close(weight, master.to(dtype).float())
+        torch.testing.assert_close(weight.cpu(), master.to(dtype).float().cpu())
     return masters, norms
 
 
+@pytest.mark.parametrize("offload", [False, True], ids=["device", "host"])
 @pytest.mark.parametrize(("precision", "accumulated"), [("bf16", 1), ("bf16", 3), ("fp16", 2)])
-def test_equals_the_engines_update(launched, precision, accumulated):
-    lean, lean_norms = masters_after(True, precision, accumulated)
-    engine, engine_norms = masters_after(False, precision, accumulated)
+def test_equals_the_engines_update(launched, precision, accumulated, offload, monkeypatch):
+    from colossal_llama.training import lean_offload
+
+    monkeypatch.setattr(lean_offload, "SLICE_ELEMENTS", 100)  # more slices than lanes, and a last one that is not full
+    lean, lean_norms = masters_after(True, precision, accumulated, offload)
+    engine, engine_norms = masters_after(False, precision, accumulated, offload)
     assert lean_norms == pytest.approx(engine_norms, rel=1e-3)
     assert min(engine_norms) > 0.05, "nothing was clipped, so clipping was not tested"
     for mine, theirs in zip(lean, engine, strict=True):

@@ -1,0 +1,81 @@
+"""Times the update of optimizer states in host memory (`--plugin zero2_cpu`): the engine's own against ours, in turn, in one process.
+
+    python benchmarks/host_update.py --shape 1.25B --steps 5
+
+Gradients are those of a few tokens, so that next to nothing but the update takes time. Prints seconds of a step and the ratio.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.random_run import SHAPES, VOCABULARY_SIZE
+from colossal_llama.utils import engine
+from colossal_llama.utils.console import table
+from colossal_llama.utils.files import write_json
+
+
+def main() -> None:
+    """Times both updates and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="170M")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one of warm-up")
+    parser.add_argument("--output", type=Path, help="json file for the figures")
+    options = parser.parse_args()
+    engine.launch(seed=0)
+    threads = engine.take_share_of_cores()
+    medians_s = {way: statistics.median(seconds_a_step(options, way)) for way in ("engine", "ours")}
+    rows = [[way, f"{seconds:.3f}", f"{medians_s['engine'] / seconds:.2f}"] for way, seconds in medians_s.items()]
+    print(f"{options.shape}, {threads} threads, {engine.current_device()}")
+    print(table(["update", "s a step", "x engine"], rows))
+    if options.output:
+        write_json(options.output, {"shape": options.shape, "threads": threads, "seconds_a_step": medians_s})
+    engine.leave()
+
+
+def seconds_a_step(options: argparse.Namespace, way: str) -> list[float]:
+    """Duration of each timed `optimizer.step()`."""
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import LowLevelZeroPlugin
+
+    from colossal_llama.training.lean_offload import use_lean_offload
+    from colossal_llama.training.optimizer import build_optimizer
+
+    device = engine.current_device()
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with device:
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY_SIZE, **SHAPES[options.shape]))
+    torch.set_default_dtype(torch.float32)
+    plugin = LowLevelZeroPlugin(stage=2, precision="bf16", max_norm=1.0, cpu_offload=True, overlap_communication=False)
+    optimizer = build_optimizer(model, lr=1e-5, weight_decay=0.1)
+    model, optimizer, *_ = Booster(plugin=plugin).boost(model, optimizer)
+    if way == "ours":
+        use_lean_offload(optimizer)
+    tokens, durations_s = torch.arange(16, device=device).view(1, 16), []
+    for _ in range(options.steps + 1):
+        optimizer.backward(model(input_ids=tokens, labels=tokens).loss)
+        wait_for(device)
+        begun = time.perf_counter()
+        optimizer.step()
+        wait_for(device)
+        durations_s.append(time.perf_counter() - begun)
+        optimizer.zero_grad()
+    return durations_s[1:]
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done all that was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()
