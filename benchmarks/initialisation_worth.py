@@ -11,32 +11,25 @@
 The results are written after each step. On a CPU: `--width 128 --layers 2 --length_tokens 128 --source_steps 400 --continued_steps 50`.
 """
 
-import hashlib
-import json
-import os
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.initialisation_corpus import prepare_both, split_corpus
 from colossal_llama.utils.command_line import CommandLine, existing_directory, number
 from colossal_llama.utils.console import say, table
-from colossal_llama.utils.errors import UserError, run_main
+from colossal_llama.utils.errors import run_main
 from colossal_llama.utils.files import write_json
 
 _ROOT = Path(__file__).resolve().parents[1]
-_HELD_OUT_CHARACTERS = 4_000  # of one document, so that the held-out bytes come from many
-_CONTINUED_SHARE = 0.2  # of the documents of every category
 _CALIBRATION_STEPS = 40
 # (input rows, output rows); those that are trained further, and those that are only evaluated.
 _CONTINUED = (
@@ -67,8 +60,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="initialisation-worth-") as scratch:
         place = Path(scratch)
         results: dict[str, Any] = {"settings": {name: str(value) for name, value in vars(arguments).items()}}
-        held_out, results["corpus"] = split_corpus(arguments, place)
-        results["prepared"] = prepare_both(arguments, place)
+        held_out, results["corpus"] = split_corpus(
+            arguments.corpus_dir, place, arguments.eval_bytes, arguments.documents
+        )
+        results["prepared"] = prepare_both(
+            arguments.source_tokenizer, arguments.target_tokenizer, arguments.length_tokens, place
+        )
 
         from colossal_llama.utils import engine
 
@@ -113,75 +110,6 @@ def parse_arguments() -> Namespace:
     arguments = parser.parse_args()
     parser.finish()
     return arguments
-
-
-# -------------------------------------------------------------------------------------------------------- the data
-
-
-def split_corpus(arguments: Namespace, place: Path) -> tuple[dict[str, list[str]], dict]:
-    """Writes the documents for the source's and for the continued training; returns the held-out ones by category, and counts."""
-    by_category = read_documents(arguments.corpus_dir)
-    held_out: dict[str, list[str]] = {}
-    shares: dict[str, list] = {"source": [], "continued": []}
-    for category, documents in sorted(by_category.items()):
-        random.Random(0).shuffle(documents)
-        documents = documents[: arguments.documents]
-        held_out[category], rest = _hold_out(documents, arguments.eval_bytes)
-        border = int(_CONTINUED_SHARE * len(rest))
-        shares["continued"] += rest[:border]
-        shares["source"] += rest[border:]
-    counts: dict[str, Any] = {"held_out_bytes": {name: _bytes(texts) for name, texts in held_out.items()}}
-    for name, documents in shares.items():
-        random.Random(1).shuffle(documents)
-        (place / f"{name}-corpus").mkdir()
-        with (place / f"{name}-corpus" / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in documents)
-        texts = [document.source + document.target for document in documents]
-        counts[name] = {"documents": len(documents), "bytes": _bytes(texts)}
-    return held_out, counts
-
-
-def read_documents(directory: Path) -> dict[str, list]:
-    """All documents by category."""
-    from colossal_llama.dataset.records import document_of, find_input_files, parse_row, plan_chunks, read_rows
-
-    by_category: dict[str, list] = {}
-    for chunk in plan_chunks(find_input_files([directory], excluded=directory / "none"), None):
-        for _, row in read_rows(chunk, hashlib.sha256()):
-            if isinstance(row, dict) or row.strip():
-                document = document_of(parse_row(row))
-                by_category.setdefault(document.category, []).append(document)
-    return by_category
-
-
-def _hold_out(documents: list, size_bytes: int) -> tuple[list[str], list]:
-    texts: list[str] = []
-    for number_of_held_out, document in enumerate(documents):
-        if _bytes(texts) >= size_bytes:
-            return texts, documents[number_of_held_out:]
-        texts.append((document.source + document.target)[:_HELD_OUT_CHARACTERS])
-    raise UserError(f"--eval_bytes {size_bytes}: a category has no more text than that")
-
-
-def _bytes(texts: Sequence[str]) -> int:
-    return sum(len(text.encode()) for text in texts)
-
-
-def prepare_both(arguments: Namespace, place: Path) -> dict:
-    """Prepares both trainings' parts at the same time; returns their manifests' totals."""
-    tokenizers = {"source": arguments.source_tokenizer, "continued": arguments.target_tokenizer}
-    workers = max(1, len(os.sched_getaffinity(0)) // 2)
-    processes = {}
-    for name, tokenizer in tokenizers.items():
-        command = [sys.executable, _ROOT / "prepare_pretrain_dataset.py", "--data_input_dirs", place / f"{name}-corpus"]
-        command += ["--tokenizer_dir", tokenizer, "--data_output_dirs", place / f"{name}-data"]
-        command += ["--max_length", arguments.length_tokens, "--num_spliced_dataset_bins", 1, "--num_workers", workers]
-        log = (place / f"{name}-data.log").open("w")
-        processes[name] = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT)
-    for name, process in processes.items():
-        if process.wait():
-            raise UserError((place / f"{name}-data.log").read_text()[-2000:])
-    return {name: json.loads((place / f"{name}-data" / "manifest.json").read_bytes())["totals"] for name in tokenizers}
 
 
 # ---------------------------------------------------------------------------------------------------- the training
@@ -301,22 +229,7 @@ def evaluate_variants(arguments: Namespace, results: dict, place: Path, held_out
     from colossal_llama.tokenizer.loading import load_tokenizer
 
     for method in MEANS:
-        script = _ROOT / "colossal_llama" / "model" / "init_model.py"
-        command = [
-            sys.executable,
-            script,
-            "--source_model_and_tokenizer_path",
-            place / "source",
-            "--init_method",
-            method,
-        ]
-        command += [
-            "--target_tokenizer_path",
-            arguments.target_tokenizer,
-            "--target_model_path",
-            start_of(place, method),
-        ]
-        subprocess.run(list(map(str, command)), check=True)
+        initialise(place / "source", arguments.target_tokenizer, method, start_of(place, method))
     plan = plan_expansion(place / "source", arguments.target_tokenizer)
     results["new_rows"], results["old_rows"] = plan.new_tokens, plan.source_vocabulary
     model, tokenizer = load_model(start_of(place, "mean")), load_tokenizer(arguments.target_tokenizer)
@@ -330,6 +243,14 @@ def evaluate_variants(arguments: Namespace, results: dict, place: Path, held_out
             shutil.copytree(start_of(place, "mean"), start_of(place, name_of(pair)), ignore=_weights)
             model.save_pretrained(start_of(place, name_of(pair)))
     say(before_training_table(results))
+
+
+def initialise(source: Path, target_tokenizer: Path, method: str, target: Path) -> None:
+    """Gives a model the rows of the target tokenizer, by init_model.py."""
+    command = [sys.executable, _ROOT / "colossal_llama" / "model" / "init_model.py", "--init_method", method]
+    command += ["--source_model_and_tokenizer_path", source, "--target_tokenizer_path", target_tokenizer]
+    command += ["--target_model_path", target]
+    subprocess.run(list(map(str, command)), check=True)
 
 
 def both_matrices(model: Any) -> tuple[Any, Any]:
