@@ -62,7 +62,8 @@ class LiveBytes(TorchDispatchMode):
 def count(command: list[str]) -> dict:
     """Peaks of one run's last step, and the estimate for it."""
     from colossal_llama.training import opening, session
-    from colossal_llama.training.memory_estimate import estimate, setup_of
+    from colossal_llama.training.memory_estimate import estimate
+    from colossal_llama.training.memory_setup import setup_of
 
     arguments = parse_arguments(command, has_gpu=engine.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
     counter = LiveBytes()

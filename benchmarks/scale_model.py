@@ -31,7 +31,9 @@ from typing import Any
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from colossal_llama.training import memory_estimate
+from colossal_llama.model.parameter_counts import parameters
+from colossal_llama.training.memory_estimate import MemoryEstimate, estimate
+from colossal_llama.training.memory_setup import Setup
 from colossal_llama.utils.command_line import CommandLine, number
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import run_main
@@ -152,7 +154,7 @@ class Prediction:
 
 def flops_per_token(config: Any, length_tokens: int) -> float:
     """Model FLOPs of forward and backward: 6 for each parameter but the input embedding's, and causal attention's."""
-    counted = memory_estimate.parameters(config) - config.vocab_size * config.hidden_size
+    counted = parameters(config) - config.vocab_size * config.hidden_size
     return 6 * counted + 6 * config.num_hidden_layers * config.hidden_size * length_tokens
 
 
@@ -160,7 +162,7 @@ def utilisation(rate: Rate) -> float:
     """Share of the GPU's peak that the measured rate reached in forward and backward pass, the update taken out."""
     config, hardware = MODELS[rate.model], HARDWARE[rate.hardware]
     tokens = rate.micro_batch_size * 4096
-    update_s = memory_estimate.parameters(config) * rate.update_bytes_per_parameter / hardware.memory_bytes_per_s
+    update_s = parameters(config) * rate.update_bytes_per_parameter / hardware.memory_bytes_per_s
     compute_s = tokens / rate.tokens_per_s - update_s
     return tokens * flops_per_token(config, 4096) / compute_s / hardware.peak_flops
 
@@ -188,8 +190,8 @@ def predict(run: Run, rate: Rate, hardware: Hardware | None = None) -> Predictio
     )
 
 
-def _memory(run: Run, config: Any) -> memory_estimate.MemoryEstimate:
-    setup = memory_estimate.Setup(
+def _memory(run: Run, config: Any) -> MemoryEstimate:
+    setup = Setup(
         plugin=run.plugin,
         data_parallel_size=run.gpus // run.tensor_parallel_size,
         tensor_parallel_size=run.tensor_parallel_size,
@@ -198,11 +200,11 @@ def _memory(run: Run, config: Any) -> memory_estimate.MemoryEstimate:
         accumulation_steps=run.accumulation_steps,
         recomputed_layers=config.num_hidden_layers,
     )
-    return memory_estimate.estimate(config, setup)
+    return estimate(config, setup)
 
 
 def _update_s(run: Run, rate: Rate, config: Any, hardware: Hardware) -> float:
-    mine = memory_estimate.parameters(config) / run.gpus  # every plugin here spreads the states over all ranks
+    mine = parameters(config) / run.gpus  # every plugin here spreads the states over all ranks
     if run.plugin != "zero2_cpu":
         return mine * rate.update_bytes_per_parameter / hardware.memory_bytes_per_s
     processes = min(run.gpus, GPUS_PER_HOST)
@@ -212,7 +214,7 @@ def _update_s(run: Run, rate: Rate, config: Any, hardware: Hardware) -> float:
 def _exposed_s(run: Run, config: Any, hardware: Hardware, micro_step_s: float) -> float:
     """Communication that nothing hides. A rank's share of the weights is what is exchanged among the data-parallel ranks."""
     tp, ranks = run.tensor_parallel_size, run.gpus // run.tensor_parallel_size
-    weights = 2 * memory_estimate.parameters(config) / tp
+    weights = 2 * parameters(config) / tp
     ranks_per_host = GPUS_PER_HOST // tp
     gather_s = _collective_s(weights, ranks, ranks_per_host, hardware, tp)
     backward_s = 0.75 * micro_step_s  # with recomputation the forward pass is one part of four

@@ -11,19 +11,12 @@ import torch
 import torch.distributed as dist
 
 from colossal_llama.dataset.loader import Part
+from colossal_llama.model.parameter_counts import parameters
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.checkpoint import Origin, Progress
 from colossal_llama.training.dimensions import layout_of
-from colossal_llama.training.memory_estimate import (
-    ALLOWANCE_BYTES,
-    GIB,
-    MemoryEstimate,
-    Setup,
-    estimate,
-    parameters,
-    setup_of,
-    trained_parameters,
-)
+from colossal_llama.training.memory_estimate import ALLOWANCE_BYTES, GIB, MemoryEstimate, estimate
+from colossal_llama.training.memory_setup import Setup, setup_of, trained_parameters
 from colossal_llama.training.pipeline import step_geometry
 from colossal_llama.training.recomputation import fewest_recomputed_layers
 from colossal_llama.training.schedule import Schedule, plan_schedule, rows_of_epoch, tokens_of_run

@@ -14,7 +14,8 @@ counts on real steps. Not in it: the CUDA context and the allocator's gaps (see 
 from dataclasses import dataclass
 from typing import Any
 
-from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.model.parameter_counts import attention_widths, layer_parameters, parameters
+from colossal_llama.training.memory_setup import Setup
 
 GIB = 2**30
 ALLOWANCE_BYTES = int(1.5 * GIB)
@@ -24,98 +25,6 @@ DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 _BUCKET_ELEMENTS = 12 * 2**20  # ZeRO's communication bucket
 _LOSS_CHUNK_ROWS = 4096  # of colossal_llama.model.linear_cross_entropy (a test compares them)
 _INPUT_BYTES_PER_TOKEN = 4 * 8  # ids, labels, positions and document lengths, int64
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What beside the model decides about memory."""
-
-    plugin: str
-    mixed_precision: str = "bf16"
-    data_parallel_size: int = 1
-    tensor_parallel_size: int = 1
-    pipeline_stages: int = 1
-    """The fullest stage is estimated: the first, with as many micro-batches under way as there are stages, or the last, with the loss."""
-    sequence_parallel_size: int = 1
-    """Of mode all_to_all; what the other modes save beside tensor parallelism is not taken off."""
-    zero_stage: int = 1
-    """Of plugin 3d."""
-    offload: bool = False
-    """Plugin 3d: master weights and states in host memory."""
-    micro_batch_size: int = 1
-    length_tokens: int = 4096
-    accumulation_steps: int = 1
-    recomputed_layers: int = 0
-    """So many layers, the first ones, keep only their input and are computed again in the backward pass."""
-    fused_kernels: bool = True
-    fp8: bool = False
-    flash_attention: bool = True
-    lean_update: bool = True
-    """The update of colossal_llama.training.lean_zero, where the plugin can have it; else the engine's own."""
-    trainable_parameters: int | None = None
-    """With frozen parameters (LoRA's adapters count as part of the model); None: all are trained. The activations are then estimated
-    too high, by up to a fifth: what only a frozen weight's gradient would need is not kept."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a micro-batch on one device."""
-        return self.micro_batch_size * self.length_tokens // self.sequence_parallel_size
-
-    @property
-    def under_way(self) -> int:
-        """Micro-batches of which the first stage of a pipeline keeps activations at once."""
-        return min(self.pipeline_stages, self.accumulation_steps)
-
-    @property
-    def fuses_loss(self) -> bool:
-        """Whether the fused cross-entropy is used; tensor parallelism rules it out."""
-        return self.fused_kernels and self.tensor_parallel_size == 1
-
-
-def setup_of(
-    arguments: TrainingArguments, config: Any, data_parallel_size: int, fused_kernels: bool, flash_attention: bool
-) -> Setup:
-    """The setup that a command line asks for.
-
-    Args:
-        arguments: with the defaults that depend on the data filled in.
-        config: the model's.
-        data_parallel_size: ranks that see different rows.
-        fused_kernels, flash_attention: whether the device has them.
-    """
-    pipelined = arguments.pp > 1
-    accumulated = arguments.accumulation_steps or 1
-    recomputed = (arguments.recompute_layers or config.num_hidden_layers) if arguments.use_grad_checkpoint else 0
-    return Setup(
-        plugin=arguments.plugin,
-        mixed_precision=arguments.mixed_precision,
-        data_parallel_size=data_parallel_size,
-        tensor_parallel_size=arguments.tp,
-        pipeline_stages=arguments.pp,
-        sequence_parallel_size=arguments.sp if arguments.sp_mode == "all_to_all" else 1,
-        zero_stage=arguments.zero,
-        offload=arguments.zero_cpu_offload,
-        micro_batch_size=arguments.microbatch_size if pipelined else arguments.micro_batch_size,
-        length_tokens=arguments.max_length,
-        accumulation_steps=accumulated * arguments.micro_batch_size // arguments.microbatch_size
-        if pipelined
-        else accumulated,
-        recomputed_layers=min(recomputed, config.num_hidden_layers),
-        fused_kernels=fused_kernels,
-        fp8=arguments.fp8,
-        flash_attention=flash_attention,
-        lean_update=fused_kernels,
-        trainable_parameters=trained_parameters(arguments, config),
-    )
-
-
-def trained_parameters(arguments: TrainingArguments, config: Any) -> int | None:
-    """How many parameters are trained where not all are: with LoRA or with frozen layers."""
-    if arguments.lora_rank:
-        return adapter_parameters(config, arguments.lora_rank, arguments.lora_target_modules)
-    if arguments.freeze_non_embeds_params:
-        return config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    return None
 
 
 @dataclass(frozen=True)
@@ -140,37 +49,6 @@ class MemoryEstimate:
     def fits(self, device_bytes: int) -> bool:
         """Whether the peak leaves the allowance free on a device of that size."""
         return self.peak_bytes + ALLOWANCE_BYTES <= device_bytes
-
-
-def layer_parameters(config: Any) -> int:
-    """Parameters of one decoder layer of a LLaMA configuration."""
-    width, inner = config.hidden_size, config.intermediate_size
-    queries, keys = _attention_widths(config)
-    attention = width * (queries + 2 * keys) + queries * width
-    biases = (queries + 2 * keys + width) * bool(getattr(config, "attention_bias", False))
-    biases += (2 * inner + width) * bool(getattr(config, "mlp_bias", False))
-    return attention + 3 * width * inner + biases + 2 * width
-
-
-def parameters(config: Any) -> int:
-    """Parameters of the whole model."""
-    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    return embeddings + config.num_hidden_layers * layer_parameters(config) + config.hidden_size
-
-
-def adapter_parameters(config: Any, rank: int, layers: tuple[str, ...]) -> int:
-    """Parameters of LoRA adapters of a rank on the named linear layers (`q_proj` …) of every decoder layer."""
-    width, inner = config.hidden_size, config.intermediate_size
-    queries, keys = _attention_widths(config)
-    sizes = {"q_proj": width + queries, "k_proj": width + keys, "v_proj": width + keys, "o_proj": queries + width}
-    sizes |= {"gate_proj": width + inner, "up_proj": width + inner, "down_proj": inner + width}
-    return config.num_hidden_layers * rank * sum(sizes[name] for name in layers)
-
-
-def _attention_widths(config: Any) -> tuple[int, int]:
-    """Width of all queries and of all keys."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads * head, config.num_key_value_heads * head
 
 
 def activation_bytes_per_layer(
@@ -199,15 +77,12 @@ def activation_bytes_per_layer(
         `(kept if not recomputed, kept if recomputed)`: all that the backward pass needs, or the layer's input alone.
     """
     width, inner = config.hidden_size, config.intermediate_size // tensor_parallel_size
-    queries, keys = (share // tensor_parallel_size for share in _attention_widths(config))
+    queries, keys = (share // tensor_parallel_size for share in attention_widths(config))
     flow_bytes = 4 if autocast else value_bytes
-    norms = 2 * (
-        flow_bytes * width if fused_kernels else (4 + flow_bytes) * width
-    )  # input; fp32 input and scaled result
+    norms = 2 * width * (flow_bytes if fused_kernels else 4 + flow_bytes)  # input; fp32 input and scaled result
     norms += 2 * 4  # 1 / rms
-    copies = (
-        (3 + 2) if autocast and not fp8 else (1 + 1)
-    )  # of the norms' results: for queries, keys, values; for gate, up
+    # Copies of the norms' results: for queries, keys, values, and for gate, up.
+    copies = (3 + 2) if autocast and not fp8 else (1 + 1)
     norms += copies * (1 if fp8 else value_bytes) * width
     swiglu = (3 if fused_kernels else 4) * value_bytes * inner  # gate, up, their product; and silu(gate)
     if fp8:
@@ -352,9 +227,7 @@ def _logit_bytes(model: _Model, setup: Setup, value_bytes: int) -> int:
 
 
 def _loss_forward(model: _Model, setup: Setup) -> int:
-    if (
-        setup.tensor_parallel_size > 1
-    ):  # the engine's cross-entropy: three fp32 copies of each rank's share of the logits
+    if setup.tensor_parallel_size > 1:  # the engine's loss: three fp32 copies of a rank's share of the logits
         return 3 * _logit_bytes(model, setup, 4)
     if not setup.fuses_loss:  # logits, their fp32 copy, log-softmax
         copy = _logit_bytes(model, setup, 4) if model.value_bytes < 4 else 0

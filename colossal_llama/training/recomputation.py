@@ -7,7 +7,8 @@ import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from colossal_llama.training.arguments import TrainingArguments
-from colossal_llama.training.memory_estimate import Setup, estimate, setup_of
+from colossal_llama.training.memory_estimate import estimate
+from colossal_llama.training.memory_setup import Setup, setup_of
 
 MARGIN = 0.03
 """Share of the device left free beside `memory_estimate.ALLOWANCE_BYTES`. The estimate was within 1 % of the allocated peak on an H200
@@ -22,10 +23,8 @@ def fewest_recomputed_layers(config: PretrainedConfig, setup: Setup, device_byte
         setup: plugin, ranks, batch; its `recomputed_layers` is not looked at.
         device_bytes: memory that this process can have on its device.
     """
-    if setup.pipeline_stages > 1:
-        return (
-            config.num_hidden_layers
-        )  # the first few are the first stage's alone; the estimate does not look at the others
+    if setup.pipeline_stages > 1:  # the first few are the first stage's alone; the estimate does not look at the others
+        return config.num_hidden_layers
     usable = int(device_bytes * (1.0 - MARGIN))
     for layers in range(config.num_hidden_layers):
         if estimate(config, replace(setup, recomputed_layers=layers)).fits(usable):

@@ -9,8 +9,10 @@ import pytest
 from runs import torchrun
 
 from colossal_llama.model import linear_cross_entropy
+from colossal_llama.model.parameter_counts import layer_parameters, parameters
 from colossal_llama.training import memory_estimate
-from colossal_llama.training.memory_estimate import GIB, Setup, activation_bytes_per_layer, estimate, parameters
+from colossal_llama.training.memory_estimate import GIB, activation_bytes_per_layer, estimate
+from colossal_llama.training.memory_setup import Setup
 
 BATCH = ("--micro_batch_size", "8", "--mixed_precision", "bf16", "--padding_mode", "max_length", "--max_steps", "2")
 FP32 = ("--micro_batch_size", "8", "--mixed_precision", "fp32", "--padding_mode", "max_length", "--max_steps", "2")
@@ -106,7 +108,7 @@ def test_stages_share_layers_and_ranks_share_sequences():
     first, second, third = (estimate(shape, setup).moments["forward"] for setup in (one, two, half))
     assert second["activations"] == first["activations"] > kept
     assert third["activations"] == first["activations"] // 2
-    layers = 2 * shape.num_hidden_layers * memory_estimate.layer_parameters(shape)
+    layers = 2 * shape.num_hidden_layers * layer_parameters(shape)
     assert first["weights"] - second["weights"] == pytest.approx(layers / 2 + 2 * 69_104 * 4096, rel=1e-3)
 
 
