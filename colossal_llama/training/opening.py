@@ -11,7 +11,7 @@ from colossal_llama.model.loading import load_config
 from colossal_llama.model.lora import ADAPTER_WEIGHTS, adapter_base_path, adapter_settings, is_adapter
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training import agreement
-from colossal_llama.training.arguments import LORA_LAYERS, TrainingArguments
+from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.benchmark import random_part
 from colossal_llama.training.checkpoint import (
     MERGED_MODEL,
@@ -22,6 +22,7 @@ from colossal_llama.training.checkpoint import (
     find_checkpoint,
     open_checkpoint,
 )
+from colossal_llama.training.options import LORA_LAYERS
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import fingerprint_directory

@@ -27,7 +27,7 @@ from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.model.recompute import recompute_layers
 from colossal_llama.model.token_losses import give_token_losses
 from colossal_llama.training import agreement, host_watch
-from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, HOST_OPTIMIZER_PLUGINS, TrainingArguments
+from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.bad_steps import RECORD as BAD_STEPS_FILE
 from colossal_llama.training.bad_steps import BadSteps, refuse_bad_updates
 from colossal_llama.training.benchmark import describe, speed
@@ -44,6 +44,7 @@ from colossal_llama.training.loop import Run, resume_progress
 from colossal_llama.training.metrics import BENCHMARK_FILE, METRICS_FILE, MetricsWriter, begin_record
 from colossal_llama.training.opening import Data, packed_to_tokens
 from colossal_llama.training.optimizer import build_optimizer
+from colossal_llama.training.options import GPU_ONLY_PLUGINS, HOST_OPTIMIZER_PLUGINS
 from colossal_llama.training.pipeline import step_geometry
 from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
 from colossal_llama.training.recomputation import choose_recomputed_layers

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from colossal_llama.training.arguments import build_parser
+from colossal_llama.training.options import build_parser
 from colossal_llama.utils.launchers import first_host, take_over_from_slurm
 
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from colossal_llama.dataset.settings import Settings
-from colossal_llama.training.arguments import TrainingArguments, build_parser, parse_arguments
+from colossal_llama.training.arguments import TrainingArguments, parse_arguments
+from colossal_llama.training.options import build_parser
 
 
 @pytest.fixture
