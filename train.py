@@ -33,7 +33,9 @@ def main() -> None:
 
 def train(arguments: TrainingArguments, session) -> None:
     """One training run from opened data to the saved model."""
-    from colossal_llama.training.opening import open_data  # as late as session, and for the same reason
+    # As late as session, and for the same reason.
+    from colossal_llama.training.model_setup import open_model
+    from colossal_llama.training.opening import open_data
 
     with session.sole_writer(arguments):
         data = open_data(arguments)
@@ -41,7 +43,7 @@ def train(arguments: TrainingArguments, session) -> None:
         if arguments.dry_run:
             session.dry_run(arguments, data)
             return
-        plan = session.open_model(arguments, data)
+        plan = open_model(arguments, data)
         run = session.boost(arguments, data, plan)
         session.say_plan(arguments, data, plan, run)
         session.record_configuration(arguments, run)

@@ -61,7 +61,7 @@ class LiveBytes(TorchDispatchMode):
 
 def count(command: list[str]) -> dict:
     """Peaks of one run's last step, and the estimate for it."""
-    from colossal_llama.training import opening, session
+    from colossal_llama.training import model_setup, opening, session
     from colossal_llama.training.memory_estimate import estimate
     from colossal_llama.training.memory_setup import setup_of
 
@@ -71,7 +71,7 @@ def count(command: list[str]) -> dict:
     data = opening.open_data(arguments)
     arguments = session.with_defaults_of(arguments, data)
     with counter:
-        plan = session.open_model(arguments, data)
+        plan = model_setup.open_model(arguments, data)
         for tensor in (*plan.model.parameters(), *plan.model.buffers()):
             counter.note(tensor)
         run = session.boost(arguments, data, plan)

@@ -4,28 +4,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 import colossal_llama
-from colossal_llama.dataset.loader import Collator, Part, RowReader, categories_of, full_row_tokens
+from colossal_llama.dataset.loader import Collator, Part, RowReader, categories_of
 from colossal_llama.dataset.packing import fill, plan_epoch
-from colossal_llama.model.attention import choose_attention
-from colossal_llama.model.fp8_linear import use_fp8, why_no_fp8
-from colossal_llama.model.freezing import freeze_all_but_embeddings
-from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
-from colossal_llama.model.loading import flops_per_token, load_config, load_model
-from colossal_llama.model.lora import lora_config
+from colossal_llama.model.loading import load_config
 from colossal_llama.model.neftune import NeftuneNoise
-from colossal_llama.model.recompute import recompute_layers
-from colossal_llama.model.token_losses import give_token_losses
 from colossal_llama.training import agreement, host_watch
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.bad_steps import RECORD as BAD_STEPS_FILE
@@ -35,19 +27,18 @@ from colossal_llama.training.checkpoint import (
     Progress,
     set_aside_later,
 )
-from colossal_llama.training.dimensions import notes_on_dimensions
 from colossal_llama.training.dry_run import plan_run, report
 from colossal_llama.training.evaluation import Evaluator, build_evaluator
 from colossal_llama.training.lean_offload import use_lean_offload, why_no_lean_offload
 from colossal_llama.training.lean_zero import use_lean_update, why_no_lean_update
 from colossal_llama.training.loop import Run, resume_progress
 from colossal_llama.training.metrics import BENCHMARK_FILE, METRICS_FILE, MetricsWriter, begin_record
+from colossal_llama.training.model_setup import Plan
 from colossal_llama.training.opening import Data, packed_to_tokens
 from colossal_llama.training.optimizer import build_optimizer
-from colossal_llama.training.options import GPU_ONLY_PLUGINS, HOST_OPTIMIZER_PLUGINS
+from colossal_llama.training.options import HOST_OPTIMIZER_PLUGINS
 from colossal_llama.training.pipeline import step_geometry
-from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
-from colossal_llama.training.recomputation import choose_recomputed_layers
+from colossal_llama.training.plugins import Engine, data_parallel_place
 from colossal_llama.training.restoring import restore
 from colossal_llama.training.saving import CheckpointSaver, save_merged_model
 from colossal_llama.training.schedule import plan_schedule
@@ -58,18 +49,6 @@ from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import held_directory, tidy_directory, write_json
 
 SFT_ACCUMULATION_STEPS = 8
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An engine and the model that it will train."""
-
-    engine: Engine
-    model: LlamaForCausalLM | PeftModel
-    flops_per_token: float
-    fuses_loss: bool
-    """Whether the output layer and the cross-entropy are one, and the logits never built."""
-    notes: list[str]
 
 
 @contextmanager
@@ -128,103 +107,6 @@ def dry_run(arguments: TrainingArguments, data: Data) -> None:
     report(arguments, plan_run(arguments, load_config(data.model_path), data.parts, data.origin, progress))
 
 
-def open_model(arguments: TrainingArguments, data: Data) -> Plan:
-    """Builds the engine and loads the model as it wants it: dtype, attention, kernels, freezing, checkpointing."""
-    engine = build_engine(arguments)
-    device = current_device()
-    compute_dtype = PRECISIONS[arguments.mixed_precision]
-    config = load_config(data.model_path)
-    heads = (config.num_attention_heads // arguments.tp, config.num_key_value_heads // arguments.tp, config.head_dim)
-    attention, attention_note = choose_attention(
-        arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype, heads, config.attention_dropout
-    )
-    with agreement.together():
-        model = load_model(data.model_path, engine.parameter_dtype, attention, _place_to_load(arguments, device))
-    give_token_losses(model)
-    notes = [attention_note, _use_kernels(arguments, model, device)]
-    if arguments.fp8:
-        notes.append(_use_fp8(model, device))
-    notes += notes_on_dimensions(
-        arguments.pp,
-        arguments.sp,
-        arguments.sp_mode,
-        arguments.microbatch_size,
-        step_geometry(arguments, 1).accumulation_steps,
-    )
-    _check_vocabulary(model, data)
-    if arguments.use_grad_checkpoint:
-        notes.append(_recompute(arguments, engine, model, device))
-    if arguments.freeze_non_embeds_params:
-        freeze_all_but_embeddings(model)
-        notes.append("training input and output embeddings only")
-    flops = flops_per_token(model, full_row_tokens(data.parts, arguments.max_length, data.origin.packed_to_tokens))
-    if arguments.lora_rank:
-        model = _with_adapters(arguments, data, engine, model)
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        notes.append(f"LoRA of rank {arguments.lora_rank}: {trained:,} parameters are trained")
-    return Plan(engine, model, flops, _fuses_loss(arguments, device), notes)
-
-
-def _place_to_load(arguments: TrainingArguments, device: torch.device) -> torch.device:
-    """Where a process loads the whole model: one that will keep a part of it leaves the rest on the disk.
-
-    On the CPU the weight files are mapped, and all processes of a host share what is read of them (a model of 395 MB takes 1 MB of a
-    process's own memory), as long as the files have the dtype that the run wants.
-    """
-    return torch.device("cpu") if arguments.tp * arguments.pp > 1 else device
-
-
-def _with_adapters(arguments: TrainingArguments, data: Data, engine: Engine, model: LlamaForCausalLM) -> PeftModel:
-    """The model with LoRA adapters on it, new ones or those of a checkpoint, in the model's dtype."""
-    alpha = arguments.lora_alpha or 2.0 * arguments.lora_rank
-    config = lora_config(arguments.lora_rank, alpha, arguments.lora_dropout, arguments.lora_target_modules)
-    adapter = str(data.adapter_path) if data.adapter_path else None
-    torch.manual_seed(arguments.seed)  # adapters begin random, and must be the same on every rank
-    return engine.booster.enable_lora(model, pretrained_dir=adapter, lora_config=config).to(engine.parameter_dtype)
-
-
-def _recompute(arguments: TrainingArguments, engine: Engine, model: LlamaForCausalLM, device: torch.device) -> str:
-    """Lets layers recompute their activations."""
-    _, data_parallel_size = data_parallel_place(engine)
-    layers = choose_recomputed_layers(arguments, model.config, device, data_parallel_size)
-    # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs; Gemini's hooks around each
-    # operation would then be left open.
-    recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS)
-    return f"gradient checkpointing: {layers} of {model.config.num_hidden_layers} layers are recomputed"
-
-
-def _fuses_loss(arguments: TrainingArguments, device: torch.device) -> bool:
-    return arguments.fused_kernels and arguments.tp == 1 and why_no_fused_kernels(device) is None
-
-
-def _use_kernels(arguments: TrainingArguments, model: LlamaForCausalLM, device: torch.device) -> str:
-    if not arguments.fused_kernels:
-        return "fused kernels: off (--fused_kernels False)"
-    reason = why_no_fused_kernels(device)
-    if reason is not None:
-        return f"fused kernels: off, {reason}"
-    fuse_loss = _fuses_loss(arguments, device)
-    use_fused_kernels(model, fuse_loss=fuse_loss)
-    return "fused kernels: norm, rotary, SwiGLU" + (", linear cross-entropy" if fuse_loss else "")
-
-
-def _use_fp8(model: LlamaForCausalLM, device: torch.device) -> str:
-    reason = why_no_fp8(device, model.config)
-    if reason is not None:
-        raise UserError(f"--fp8 cannot be used: {reason}")
-    use_fp8(model)
-    return "fp8: the decoder layers' products are computed in 8 bits"
-
-
-def _check_vocabulary(model: LlamaForCausalLM, data: Data) -> None:
-    rows, tokens = model.get_input_embeddings().num_embeddings, len(data.tokenizer)
-    if rows < tokens:
-        raise UserError(
-            f"{data.model_path}: the model has {rows} embedding rows, its tokenizer {tokens} tokens: "
-            "run colossal_llama/model/init_model.py first"
-        )
-
-
 def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     """Hands model and optimizer to the plugin, restores a checkpoint, and puts the run together."""
     engine = plan.engine
@@ -235,8 +117,8 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         plan.notes.append(f"optimizer states in host memory: {take_share_of_cores()} threads a process")
     if engine.clips_itself:
         refuse_bad_updates(optimizer)
-    rank, size = data_parallel_place(engine)
-    geometry = step_geometry(arguments, size)
+    _, data_parallel_size = data_parallel_place(engine)
+    geometry = step_geometry(arguments, data_parallel_size)
     reader = _reader(arguments, data, data.parts)
     part_lengths = [part.row_lengths_tokens() for part in data.parts]
     progress = Progress()
@@ -251,20 +133,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         begin_record(bad_steps, progress.step)
         for path in set_aside_later(arguments.save_dir, progress.step):
             say(f"a checkpoint of an earlier run was in the way and is now {path}")
-    stepper = Stepper(
-        engine=engine,
-        model=model,
-        optimizer=optimizer,
-        device=current_device(),
-        data_parallel_rank=rank,
-        data_parallel_size=size,
-        gradient_clipping=arguments.gradient_clipping,
-        average=arguments.loss_average,
-        noise=_attach_noise(arguments, model.unwrap(unwrap_peft=False)),
-        seed=arguments.seed,
-        skips_ignored_positions=plan.fuses_loss,
-        categories=len(_categories(data)),
-    )
+    stepper = _stepper(arguments, data, plan, model, optimizer)
     return Run(
         stepper=stepper,
         reader=reader,
@@ -283,6 +152,27 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         categories=_categories(data),
         evaluator=_evaluator(arguments, data, stepper),
         progress=progress,
+    )
+
+
+def _stepper(
+    arguments: TrainingArguments, data: Data, plan: Plan, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Stepper:
+    """Takes the steps of the boosted model and optimizer."""
+    rank, size = data_parallel_place(plan.engine)
+    return Stepper(
+        engine=plan.engine,
+        model=model,
+        optimizer=optimizer,
+        device=current_device(),
+        data_parallel_rank=rank,
+        data_parallel_size=size,
+        gradient_clipping=arguments.gradient_clipping,
+        average=arguments.loss_average,
+        noise=_attach_noise(arguments, model.unwrap(unwrap_peft=False)),
+        seed=arguments.seed,
+        skips_ignored_positions=plan.fuses_loss,
+        categories=len(_categories(data)),
     )
 
 
