@@ -1,5 +1,6 @@
 """The options of train.py, as `--help` shows them. Imports no torch."""
 
+import argparse
 from pathlib import Path
 
 from colossal_llama.training.dimensions import TABLE, add_dimensions
@@ -207,6 +208,11 @@ def _add_method(parser: CommandLine) -> None:
 
 def _add_saving(parser: CommandLine) -> None:
     group = parser.add_argument_group("checkpoints and records")
+    _add_checkpoints(group)
+    _add_records(group)
+
+
+def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--save_dir", type=Path, default=Path("checkpoint_dir"), metavar="DIR", help="checkpoints and the final model"
     )
@@ -239,6 +245,9 @@ def _add_saving(parser: CommandLine) -> None:
         action="store_true",
         help="resume although the data or tokenizer are not those that the run began with",
     )
+
+
+def _add_records(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--eval_dataset",
         nargs="+",
