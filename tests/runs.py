@@ -197,11 +197,13 @@ class Runner:
             words += ["--lr", "1e-2"]
         return [*words, *options]
 
-    def run(self, commands: list[list[str]], ranks: int, script: str = "benchmarks/train_many.py") -> str:
+    def run(
+        self, commands: list[list[str]], ranks: int, script: str = "benchmarks/train_many.py", timeout_s: int = 300
+    ) -> str:
         """Runs them all; fails with their output if one does, else returns what was printed."""
         listing = self.workspace / f"commands-{ranks}-{abs(hash(str(commands)))}.json"
         listing.write_text(json.dumps(commands))
-        done = torchrun(script, [str(listing)], ranks, self.project_root, self.on_gpu)
+        done = torchrun(script, [str(listing)], ranks, self.project_root, self.on_gpu, timeout_s)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         return done.stdout + done.stderr
 

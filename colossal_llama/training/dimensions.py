@@ -76,9 +76,14 @@ class Layout:
         return self.sp_mode != "all_to_all"
 
     @property
+    def head_parallel_size(self) -> int:
+        """Processes among which a layer's attention heads are divided."""
+        return self.tp * (1 if self.shares_tp_ranks else self.sp)
+
+    @property
     def model_parallel_size(self) -> int:
         """Processes that hold one copy of the model together."""
-        return self.pp * self.tp * (1 if self.shares_tp_ranks else self.sp)
+        return self.pp * self.head_parallel_size
 
     def words(self) -> str:
         """The layout as options."""
@@ -143,7 +148,7 @@ def _reason_against(
 def _reason_in_shape(layout: Layout, shape: ModelShape) -> str | None:
     if layout.pp > shape.layers:
         return f"--pp {layout.pp} is more than the model's {shape.layers} layers"
-    of_heads = layout.tp * (1 if layout.shares_tp_ranks else layout.sp)
+    of_heads = layout.head_parallel_size
     name = f"--tp {layout.tp}" if of_heads == layout.tp else f"--tp {layout.tp} x --sp {layout.sp}"
     for what, amount, divisor in (
         ("attention heads", shape.heads, of_heads),

@@ -185,8 +185,10 @@ def _static(model: _Model, setup: Setup) -> dict[str, int]:
 
 
 def _buffers(model: _Model, setup: Setup) -> int:
-    # Plugin 3d wraps the model in DistributedDataParallel without ZeRO, and whenever there is one data-parallel rank.
-    wrapped = model.is_ddp or (setup.plugin == "3d" and (setup.zero_stage == 0 or setup.data_parallel_size == 1))
+    # Plugin 3d wraps the model in DistributedDataParallel without ZeRO and pipeline, where there are gradients to exchange.
+    partners = setup.data_parallel_size * setup.sequence_parallel_size > 1
+    wraps = setup.plugin == "3d" and setup.zero_stage == 0 and setup.pipeline_stages == 1 and partners
+    wrapped = model.is_ddp or wraps
     ddp_buckets = model.weight_bytes * model.trainable if wrapped else 0
     # Gemini keeps shards and puts one chunk at a time together; the largest holds an embedding.
     chunk = model.weight_bytes * model.head if model.is_gemini and model.shards > 1 else 0

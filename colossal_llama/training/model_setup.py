@@ -17,7 +17,7 @@ from colossal_llama.model.recompute import recompute_layers
 from colossal_llama.model.token_losses import give_token_losses
 from colossal_llama.training import agreement
 from colossal_llama.training.arguments import TrainingArguments
-from colossal_llama.training.dimensions import notes_on_dimensions
+from colossal_llama.training.dimensions import layout_of, notes_on_dimensions
 from colossal_llama.training.opening import Data
 from colossal_llama.training.options import GPU_ONLY_PLUGINS
 from colossal_llama.training.pipeline import step_geometry
@@ -45,7 +45,8 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     device = current_device()
     compute_dtype = PRECISIONS[arguments.mixed_precision]
     config = load_config(data.model_path)
-    heads = (config.num_attention_heads // arguments.tp, config.num_key_value_heads // arguments.tp, config.head_dim)
+    ranks = layout_of(arguments).head_parallel_size
+    heads = (config.num_attention_heads // ranks, config.num_key_value_heads // ranks, config.head_dim)
     attention, attention_note = choose_attention(
         arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype, heads, config.attention_dropout
     )

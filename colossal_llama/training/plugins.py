@@ -70,10 +70,14 @@ def build_engine(arguments: TrainingArguments) -> Engine:
     )
 
 
-def _overlaps() -> bool:
+def _overlaps(arguments: TrainingArguments) -> bool:
     """Whether gradients are exchanged on a second CUDA stream: a CPU has none, and one rank nothing to exchange, while the
-    engine would make the host wait for the device after every micro-batch."""
-    return has_gpu() and torch.distributed.get_world_size() > 1
+    engine would make the host wait for the device after every micro-batch.
+
+    Nor in a pipeline, which exchanges them after its last backward pass: there the engine waits for that stream nowhere, and the update
+    would begin with gradients that are still being summed.
+    """
+    return has_gpu() and dist.get_world_size() > 1 and arguments.pp == 1
 
 
 def _norm_limit(arguments: TrainingArguments) -> float:
@@ -88,7 +92,7 @@ def _zero2(arguments: TrainingArguments, cpu_offload: bool = False) -> Plugin:
         initial_scale=INITIAL_LOSS_SCALE,
         max_norm=_norm_limit(arguments),
         cpu_offload=cpu_offload,
-        overlap_communication=_overlaps(),
+        overlap_communication=_overlaps(arguments),
     )
 
 
@@ -125,7 +129,7 @@ def _three_dimensions(arguments: TrainingArguments) -> Plugin:
         initial_scale=INITIAL_LOSS_SCALE,
         max_norm=_norm_limit(arguments),
         cpu_offload=arguments.zero_cpu_offload,
-        overlap_communication=_overlaps(),
+        overlap_communication=_overlaps(arguments),
         # Its fused norm is apex's; ours are put into the model before (colossal_llama.model.kernels).
         enable_fused_normalization=False,
         # Without tensor parallelism nothing needs a padded vocabulary, and the fused cross-entropy needs an unpadded one.

@@ -4,6 +4,7 @@ Each has a test (tests/unit/test_engine.py) that fails when the engine no longer
 when it is divided over processes are in colossal_llama/model/sharded.py.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,27 @@ def apply_patches() -> None:
     from colossalai.shardformer.layer import _operation
 
     _operation._ring_as_gather = ring_as_gather
+    _leave_out_useless_ddp()
+
+
+@functools.cache  # it wraps the engine's own function: once
+def _leave_out_useless_ddp() -> None:
+    """Patch: with plugin 3d, `--zero 2`, one data-parallel rank and accumulation, gradients counted several times.
+
+    The engine wraps a model without data-parallel partners in DistributedDataParallel too. That copies every gradient, and at the
+    end of a backward pass writes it to where ZeRO had taken it from when a bucket was full (12 Mi elements). There the next micro-batch
+    adds to it, and ZeRO takes the sum. (2 micro-batches of a tiny model in small buckets: gradient norm 5.57 in place of 3.92.) The
+    copies, for which there is no use, are left out with it.
+    """
+    from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule
+
+    original = HybridParallelModule.__init__
+
+    def __init__(self: HybridParallelModule, *arguments: Any, use_ddp: bool, dp_group: Any, **settings: Any) -> None:
+        use_ddp = use_ddp and dist.get_world_size(dp_group) > 1
+        original(self, *arguments, use_ddp=use_ddp, dp_group=dp_group, **settings)
+
+    HybridParallelModule.__init__ = __init__
 
 
 def ring_as_gather(

@@ -12,6 +12,7 @@ def apply_gemini_patches() -> None:
     keep_norms_on_the_device()
     _count_accumulated_gradients_once()
     _forget_overflowed_gradients()
+    keep_memory_until_it_is_read()
 
 
 def keep_norms_on_the_device() -> None:
@@ -64,6 +65,34 @@ def _forget_overflowed_gradients() -> None:
         return result
 
     GeminiOptimizer.step = step
+
+
+def keep_memory_until_it_is_read() -> None:
+    """Patch: gradients could be overwritten before they were summed, in memory that Gemini had given back too early.
+
+    Gemini sums a chunk over the ranks on a stream of its own, and frees the chunk's memory as soon as that is queued. The allocator, which
+    knows of the main stream alone, may hand it to the next layer's backward pass while the chunk is still to be read. (NCCL told the
+    allocator up to PyTorch 2.7; since 2.8 it holds on to tensors, and this is a storage that is emptied under a tensor.) Here the
+    allocator is told, and NCCL works on the very stream that it is told of.
+    """
+    from colossalai.zero.gemini.chunk.chunk import Chunk
+
+    reduce, scatter = Chunk.reduce, Chunk._Chunk__scatter
+
+    def announced(chunk: Chunk) -> None:
+        whole = chunk.cuda_global_chunk
+        if chunk.is_gathered and whole.is_cuda:
+            whole.record_stream(torch.cuda.current_stream())
+
+    def reduce_announced(self: Chunk, async_op: bool = False) -> None:
+        announced(self)
+        reduce(self, async_op=False)  # the host does not wait for it either
+
+    def scatter_announced(self: Chunk) -> None:
+        announced(self)
+        scatter(self)
+
+    Chunk.reduce, Chunk._Chunk__scatter = reduce_announced, scatter_announced
 
 
 def forget_finished_runs() -> None:

@@ -1,5 +1,6 @@
 """On two GPUs: a torchrun for each, as on two hosts; one of them is killed with all its processes, and the other ends and says so."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,7 +51,8 @@ def test_the_other_host_ends_within_a_minute(runner, project_root):
             time.sleep(0.2)
         family = [launchers[1].pid, *(child.pid for child in psutil.Process(launchers[1].pid).children(recursive=True))]
         for pid in family:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a rank dies with its launcher
+                os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         launchers[0].wait(timeout=90)
         took_s = time.monotonic() - killed

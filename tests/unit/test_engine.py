@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,13 +41,38 @@ from colossalai.shardformer.layer import _operation
 from colossalai.zero import LowLevelZeroOptimizer
 from colossalai.zero.gemini import gemini_optimizer
 from colossalai.zero.gemini.chunk.chunk import Chunk
+from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule, HybridParallelZeroOptimizer
+module_init = HybridParallelModule.__init__
+exchange = (HybridParallelZeroOptimizer.sync_dp_grads, LowLevelZeroOptimizer._sync_grad, LowLevelZeroOptimizer._run_reduction)
+found["a pipeline's exchange"] = "".join(map(inspect.getsource, exchange))
+found["a chunk's reduction"] = inspect.getsource(Chunk.reduce) + inspect.getsource(Chunk._Chunk__scatter)
 original = _operation._ring_as_gather
 found["zero's checks"] = inspect.getsource(LowLevelZeroOptimizer._sanity_checks)
 found["adam's step"] = inspect.getsource(HybridAdam.step)
 found["a chunk's norm"] = inspect.getsource(Chunk.set_l2_norm)
 found["gemini"] = inspect.getsource(gemini_optimizer)
 launch(0)
-from colossal_llama.training.optimizer import Adam
+from colossal_llama.training.optimizer import Adam, build_optimizer
+from colossalai.booster import Booster
+from colossalai.booster.plugin import HybridParallelPlugin
+from transformers import LlamaConfig, LlamaForCausalLM
+def norm_of_two_micro_batches(elements_in_a_bucket):
+    settings = {"zero_stage": 2, "precision": "bf16", "max_norm": 1e9, "overlap_communication": False}
+    plugin = HybridParallelPlugin(tp_size=1, pp_size=1, enable_fused_normalization=False, **settings)
+    plugin.zero_config["reduce_bucket_size"] = elements_in_a_bucket
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape)).bfloat16()
+    booster = Booster(plugin=plugin)
+    model, optimizer, *_ = booster.boost(model, build_optimizer(model, 1e-3, 0.1))
+    for _ in range(2):
+        ids = torch.randint(0, 32, (2, 8))
+        booster.backward(model(input_ids=ids, labels=ids).loss, optimizer)
+    optimizer.step()
+    return optimizer.get_grad_norm()
+found["our norms"] = [norm_of_two_micro_batches(elements) for elements in (2**20, 2**9)]
+HybridParallelModule.__init__ = module_init
+found["norms"] = [norm_of_two_micro_batches(elements) for elements in (2**20, 2**9)]
 found["gemini takes our adam"] = Adam in gemini_optimizer._AVAIL_OPTIM_LIST
 from colossalai.shardformer import ShardConfig
 from colossalai.shardformer.layer import dist_cross_entropy
@@ -83,6 +109,25 @@ def test_the_ring_still_forgets_what_it_received(unpatched):
     """Fails when ColossalAI's ring gathers its input rightly: then `ring_as_gather` can go."""
     assert not unpatched["ring"]
     assert unpatched["our ring"]
+
+
+def test_zero_2_without_partners_still_counts_gradients_twice(unpatched):
+    """Fails when ColossalAI leaves out DistributedDataParallel where ZeRO is: then `_leave_out_useless_ddp` is about memory alone."""
+    in_one_bucket, in_many = unpatched["norms"]
+    assert in_many > 1.2 * in_one_bucket
+    assert unpatched["our norms"] == pytest.approx([in_one_bucket] * 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(("stages", "ranks", "overlaps"), [(1, 2, True), (1, 1, False), (2, 2, False)])
+def test_gradients_of_a_pipeline_are_not_exchanged_on_a_second_stream(monkeypatch, unpatched, stages, ranks, overlaps):
+    """The last assertion fails when ColossalAI waits for that stream there: then `_overlaps` need not look at the stages."""
+    engine.prepare_engine()
+    from colossal_llama.training import plugins
+
+    monkeypatch.setattr(plugins, "has_gpu", lambda: True)
+    monkeypatch.setattr(plugins.dist, "get_world_size", lambda: ranks)
+    assert plugins._overlaps(SimpleNamespace(pp=stages)) is overlaps
+    assert ".synchronize(" not in unpatched["a pipeline's exchange"]
 
 
 def test_the_loss_of_a_divided_model_is_still_computed_in_half_precision(unpatched):
@@ -180,8 +225,6 @@ def test_gemini_takes_our_adam_and_no_unlisted_one(unpatched):
 
 def test_gemini_adds_up_norms_that_stay_tensors():
     """The engine's own sum over chunks, with what the patch leaves in them."""
-    from types import SimpleNamespace
-
     from colossalai.zero.gemini.chunk.chunk import Chunk
     from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
 
@@ -204,6 +247,24 @@ def test_gemini_adds_up_norms_that_stay_tensors():
         Chunk.set_l2_norm = former
     assert norm == pytest.approx(sum(n * n for n in [*range(1, 11), *range(1, 13)]) ** 0.5, rel=1e-6)
     assert all(chunk.l2_norm is None for chunk in chunks)
+
+
+@pytest.mark.parametrize("function", ["reduce", "_Chunk__scatter"])
+def test_gemini_tells_who_reads_a_chunk_before_its_memory_is_given_back(monkeypatch, unpatched, function):
+    """tests/gpu/test_gemini_streams.py shows on a GPU what it is for. Fails when ColossalAI tells it: then the patch can go."""
+    from colossalai.zero.gemini.chunk.chunk import Chunk
+
+    from colossal_llama.utils.gemini_patches import keep_memory_until_it_is_read
+
+    happened = []
+    for name in ("reduce", "_Chunk__scatter"):
+        monkeypatch.setattr(Chunk, name, lambda chunk, **settings: happened.append(("the engine's", settings)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "second stream")
+    keep_memory_until_it_is_read()
+    whole = SimpleNamespace(is_cuda=True, record_stream=lambda stream: happened.append(stream))
+    getattr(Chunk, function)(SimpleNamespace(is_gathered=True, cuda_global_chunk=whole))
+    assert happened == ["second stream", ("the engine's", {"async_op": False} if function == "reduce" else {})]
+    assert "record_stream" not in unpatched["a chunk's reduction"]
 
 
 def test_gemini_still_reads_every_norm_back(unpatched):
