@@ -70,6 +70,16 @@ def test_spliced_documents_equal_documents_apart(attention):
     assert (gradient - apart_gradient).float().norm() < 0.02 * gradient.float().norm()
 
 
+def test_a_row_of_two_tokens():
+    """A rank for which a step has no rows computes one of two tokens (dataset.loader.Collator)."""
+    model = make_model(CUDNN)
+    ids, positions = (tensor[:1, :20] for tensor in spliced_batch())
+    short = forward(model, ids[:, :2], positions[:, :2], [[2]])
+    short.float().square().mean().backward()
+    torch.testing.assert_close(short, forward(model, ids, positions, [[20]])[:, :2], rtol=2**-6, atol=2**-6)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_one_variable_length_kernel_equals_document_by_document():
     ids, positions = spliced_batch()
     flash = forward(make_model(VARLEN), ids, positions, LENGTHS)
