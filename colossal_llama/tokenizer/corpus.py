@@ -50,11 +50,20 @@ def total_bytes(files: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def read_texts(files: Sequence[Path], share: float = 1.0, seed: int = 0) -> Iterator[Text]:
+def read_texts(
+    files: Sequence[Path], share: float = 1.0, seed: int = 0, block_characters: int | None = None
+) -> Iterator[Text]:
     """Streams the documents, or a random share of them (chosen by `seed`, the same for the same files).
 
     A record's text is its `source` and `target` (pre-training), the contents of its `messages` line by line
-    (conversations), or its `text`.
+    (conversations), or its `text`. One record at a time is in memory.
+
+    Args:
+        files: from `find_files`.
+        share: with which each document is given.
+        seed: of the choice.
+        block_characters: a document that is longer counts in blocks of up to this length, each given with the same share, so that
+            the share comes out however few and long the documents are. None: documents stay whole.
 
     Raises:
         UserError: names file and line of a record that is no JSON or has none of these.
@@ -63,18 +72,23 @@ def read_texts(files: Sequence[Path], share: float = 1.0, seed: int = 0) -> Iter
     for path in files:
         blocks = _lines(path) if path.name.endswith(RECORD_SUFFIXES) else _text_blocks(path)
         for number, block in enumerate(blocks, start=1):
-            if not block.strip() or (share < 1.0 and chosen.random() >= share):
+            is_cut = share < 1.0 and block_characters is not None and len(block) > block_characters
+            if not block.strip() or (share < 1.0 and not is_cut and chosen.random() >= share):
                 continue
-            try:
-                if path.name.endswith(RECORD_SUFFIXES):
-                    record = orjson.loads(block)
-                    text = Text(_text_of(record), str(record.get("category") or path.parent.name))
-                else:
-                    text = Text(block.decode(), path.parent.name)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UserError(f"{path}:{number}: {_complaint(error)}") from error
-            if text.text:
-                yield text
+            document = _document(path, number, block)
+            for text in blocks_of(document.text, block_characters) if is_cut else [document.text]:
+                if text and (not is_cut or chosen.random() < share):
+                    yield Text(text, document.category)
+
+
+def _document(path: Path, number: int, block: bytes) -> Text:
+    try:
+        if path.name.endswith(RECORD_SUFFIXES):
+            record = orjson.loads(block)
+            return Text(_text_of(record), str(record.get("category") or path.parent.name))
+        return Text(block.decode(), path.parent.name)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}:{number}: {_complaint(error)}") from error
 
 
 def blocks_of(text: str, length_characters: int) -> Iterator[str]:

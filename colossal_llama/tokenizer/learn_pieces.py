@@ -98,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
         "--sample_mb",
         type=number(float, above=0),
         default=500.0,
-        help="megabytes of text to learn from: a random share of the documents if the input is larger",
+        help="megabytes of text to learn from: a random share of the documents, and of long ones' blocks, if the input is larger",
     )
     learning.add_argument("--seed", type=number(int), default=0, help="chooses the sample and the held-out documents")
     choice = parser.add_argument_group("how many pieces to keep")
@@ -173,8 +173,9 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
     figures = {"files": len(files), "share": share, "documents": 0, "characters": 0}
 
     def blocks():
-        with progress(read_texts(files, share, arguments.seed), unit="document", desc="reading") as texts:
-            for document in texts:
+        texts = read_texts(files, share, arguments.seed, block_characters)
+        with progress(texts, unit="document", desc="reading") as documents:
+            for document in documents:
                 figures["documents"] += 1
                 figures["characters"] += len(document.text)
                 yield from blocks_of(document.text, block_characters)
@@ -188,9 +189,10 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
 
     words = count_words(learned_from(), word_pattern(arguments.scripts))
     if not any(map(str.strip, held_out)):
+        sampled = f"--sample_mb {arguments.sample_mb:g} leaves" if share < 1.0 else "--data_input_dirs has"
         raise UserError(
-            f"nothing can be held out to measure on: --data_input_dirs has {figures['characters']:,} characters in "
-            f"{figures['documents']:,} documents; give more text"
+            f"nothing can be held out to measure on: {sampled} {figures['characters']:,} characters in {figures['documents']:,} "
+            f"documents; {'raise it' if share < 1.0 else 'give more text'}"
         )
     return words, held_out, figures
 

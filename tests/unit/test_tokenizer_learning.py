@@ -137,8 +137,26 @@ def test_a_twentieth_of_the_text_is_held_out_however_few_the_documents(lengths, 
     assert sum(count for word, count in words.items() if "四" in word) == learned
 
 
-def arguments_for(directory):
-    return argparse.Namespace(data_input_dirs=[directory], sample_mb=500.0, seed=0, scripts=["Han"])
+def arguments_for(directory, sample_mb=500.0, seed=0):
+    return argparse.Namespace(data_input_dirs=[directory], sample_mb=sample_mb, seed=seed, scripts=["Han"])
+
+
+def test_a_small_sample_is_of_the_size_asked_for_also_of_few_and_huge_records(tmp_path):
+    """And taken by the seed, from the beginning and the end of long records alike."""
+    halves = ["一二三四。\n", "五六七八。\n"]
+    texts = ["".join(half * 20_000 for half in halves)] * 2 + [half * 3 for half in halves] * 500
+    lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    asked = 0.02 * sum(len(line.encode()) for line in lines) / 1e6
+    counts = []
+    for seed in (0, 0, 1, 2, 3):
+        words, held_out, figures = learn_pieces.read_corpus(arguments_for(tmp_path, asked, seed))
+        assert figures["characters"] == pytest.approx(0.02 * sum(map(len, texts)), rel=0.25)
+        assert len("".join(held_out)) == pytest.approx(figures["characters"] / 20, rel=0.5)
+        counts.append([sum(count for word, count in words.items() if half[0] in word) for half in halves])
+    assert counts[0] == counts[1] != counts[2]
+    first, second = (sum(found) for found in zip(*counts[1:], strict=True))
+    assert first == pytest.approx(second, rel=0.2)
 
 
 def test_nothing_to_hold_out_is_said(tmp_path):
