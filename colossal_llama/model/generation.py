@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from colossal_llama.model.weight_files import check_safetensors
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
 
@@ -88,6 +90,7 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
     tokenizer = load_tokenizer(directory if has_tokenizer else base)
     if not (base / "config.json").is_file():
         raise UserError(f"{base} holds no model: config.json is not there")
+    check_safetensors(base)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base, torch_dtype="auto" if dtype == "auto" else getattr(torch, dtype), device_map={"": device}
@@ -96,7 +99,7 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(adapter))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the model in {directory} cannot be loaded: {error}") from error
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:

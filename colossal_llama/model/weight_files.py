@@ -79,6 +79,31 @@ def find_weight_files(directory: Path) -> WeightFiles:
     raise UserError(f"{directory} holds no model weights: none of {names} is there")
 
 
+def check_safetensors(directory: Path) -> None:
+    """Finds out from headers and sizes whether a model directory's safetensors files are whole, without reading a weight.
+
+    Raises:
+        UserError: a file is absent, cut off or damaged. A directory without safetensors is left to who loads it.
+    """
+    if any(directory.glob("model*.safetensors*")):
+        find_weight_files(directory)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free text in a safetensors file's header, which safetensors checks against the file's size.
+
+    Raises:
+        UserError: the file is absent, cut off or damaged.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read: it is incomplete or damaged ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
 def _read_sharded(index_path: Path) -> WeightFiles:
     try:
         weight_map = json.loads(index_path.read_text("utf-8"))["weight_map"]
@@ -103,11 +128,10 @@ def _read_sharded(index_path: Path) -> WeightFiles:
 def _read_shard(path: Path) -> WeightShard:
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="np") as file:  # checks the header against the file
-                metadata = dict(file.metadata() or {})
+            metadata = read_metadata(path)
             return WeightShard(path, {name: shape for name, (shape, _) in _places(path).items()}, metadata)
         return WeightShard(path, {name: shape_of(tensor) for name, tensor in _load_bin(path).items()}, {})
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise UserError(f"weight file {path} cannot be read: {error}") from error
     except KeyError as error:
         raise UserError(f"weight file {path} holds tensors of the type {error}, which is not supported") from error

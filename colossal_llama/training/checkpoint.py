@@ -22,6 +22,7 @@ from typing import Any
 from colossal_llama.utils.errors import UserError
 
 RUNNING_STATES = "running_states.json"
+OPTIMIZER_INDEX = "index.json"
 MODEL, MERGED_MODEL = "modelling", "modelling_merged"
 """The finished model's directory in `--save_dir`, and that of the base with the adapter merged."""
 _NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
@@ -129,6 +130,40 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def require_whole(checkpoint: Checkpoint) -> None:
+    """Finds out whether every file of a checkpoint is there and as long as its header says; reads headers and indexes only.
+
+    Raises:
+        IncompleteCheckpoint: one is not: a copy was broken off, or the disk failed.
+    """
+    # Here, since the command line's parser imports this module, and must be fast.
+    from colossal_llama.model.lora import ADAPTER_WEIGHTS, is_adapter
+    from colossal_llama.model.weight_files import find_weight_files, read_metadata
+
+    path, model = checkpoint.path, checkpoint.model_path
+    try:
+        if is_adapter(model):
+            read_metadata(model / ADAPTER_WEIGHTS)
+        else:
+            find_weight_files(model)
+        for name in json.loads((path / "optimizer" / OPTIMIZER_INDEX).read_text(encoding="utf-8"))["files"]:
+            read_metadata(path / "optimizer" / name)
+        random_states = list((path / "random_states").glob("*.safetensors"))
+        for file in random_states:
+            read_metadata(file)
+    except UserError as error:
+        raise IncompleteCheckpoint(f"{path} is not a complete checkpoint: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IncompleteCheckpoint(
+            f"{path} is not a complete checkpoint: optimizer/{OPTIMIZER_INDEX} cannot be read ({error})"
+        ) from error
+    ranks = checkpoint.running_states["world_size"]
+    if len(random_states) != ranks:
+        raise IncompleteCheckpoint(
+            f"{path} is not a complete checkpoint: random_states/ has {len(random_states)} files of {ranks}"
+        )
+
+
 def _running_states(path: Path) -> dict[str, Any]:
     try:
         states = json.loads((path / RUNNING_STATES).read_text(encoding="utf-8"))
@@ -202,16 +237,22 @@ def find_checkpoint(
     if load_checkpoint is None or not (Path(load_checkpoint) / RUNNING_STATES).is_file():
         return None
     try:
-        return open_checkpoint(Path(load_checkpoint))
+        return _whole_checkpoint(Path(load_checkpoint))
     except IncompleteCheckpoint as error:
         raise UserError(f"{error}: copy it again, name another, or give auto for the newest complete one") from error
+
+
+def _whole_checkpoint(path: Path) -> Checkpoint:
+    checkpoint = open_checkpoint(path)
+    require_whole(checkpoint)
+    return checkpoint
 
 
 def _newest_complete(found: list[Path], save_dir: Path, say: Callable[[str], None]) -> Checkpoint | None:
     problems = []
     for path in reversed(found):
         try:
-            checkpoint = open_checkpoint(path)
+            checkpoint = _whole_checkpoint(path)
         except IncompleteCheckpoint as error:
             problems += error.problems
             continue

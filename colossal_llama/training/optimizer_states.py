@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from colossal_llama.training.checkpoint import OPTIMIZER_INDEX as INDEX
 from colossal_llama.training.optimizer_layout import Cut, Place, Slot
 from colossal_llama.training.shared_writing import NOTES
 from colossal_llama.utils.errors import UserError
 
-INDEX = "index.json"
 _FORMAT = "colossal_llama.optimizer.1"
 _MASTER = "master_weight"
 
@@ -81,7 +81,7 @@ class SavedOptimizer:
                 )
             for name in index["files"]:
                 self._read_header(directory / name)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the optimizer states in {directory} cannot be read: {error}") from error
 
     def close(self) -> None:
@@ -90,7 +90,10 @@ class SavedOptimizer:
         self._open.close()
 
     def _read_header(self, path: Path) -> None:
-        file = self._open.enter_context(safe_open(path, framework="pt"))
+        try:
+            file = self._open.enter_context(safe_open(path, framework="pt"))
+        except SafetensorError as error:
+            raise UserError(f"{path} cannot be read: it is incomplete or damaged ({error})") from error
         self._files[path] = file, set(file.keys())
         for name, note in json.loads(file.metadata()[NOTES]).items():
             cut = Cut(**note["cut"]) if note["cut"] else None

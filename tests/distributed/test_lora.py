@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_rank_and_a_pickled_one_are_refused(runs, projec
     shutil.copytree(runs.workspace / "zero2" / "save" / "epoch-0_step-4", copy)
     weights = copy / "modelling" / "adapter_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    load = ("--load_checkpoint", str(copy), "--lora_rank", "8")
+    load = ("--load_checkpoint", str(copy / "modelling"), "--lora_rank", "8")
     done = torchrun("train.py", runs.command("refused", *LORA, *load), 1, project_root)
     assert done.returncode != 0
     assert "LoRA adapter of rank 4: give --lora_rank 4" in done.stderr

@@ -1,10 +1,15 @@
 """Which checkpoint a run goes on from, what of a save directory it may not begin from, and records that go back with it."""
 
 import json
+import os
+import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from colossal_llama.training.checkpoint import Origin, Progress, entry_written_by_a_run, find_checkpoint
 from colossal_llama.training.metrics import begin_record
@@ -13,16 +18,50 @@ from colossal_llama.utils.errors import UserError
 STATES = {"progress": asdict(Progress(step=2)), "origin": asdict(Origin("d", "t", 1, 0, "none", None)), "world_size": 1}
 
 
+FILES = (
+    "modelling/model-00001-of-00001.safetensors",
+    "optimizer/rank-00000-00000.safetensors",
+    "random_states/rank-00000-00000.safetensors",
+)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+# By step: what happens to a checkpoint, and what is said of it.
+DAMAGES = {
+    4: (lambda path: shutil.rmtree(path / "optimizer"), "optimizer/ is missing"),
+    5: (lambda path: write_states(path, {**STATES, "origin": None}), "it lacks origin"),
+    6: (lambda path: cut(path / FILES[0]), f"{FILES[0]} cannot be read: it is incomplete or damaged"),
+    7: (
+        lambda path: (path / FILES[0]).unlink(),
+        "names weight files that are not there: model-00001-of-00001.safetensors",
+    ),
+    8: (lambda path: cut(path / FILES[1]), f"{FILES[1]} cannot be read: it is incomplete or damaged"),
+    9: (lambda path: (path / FILES[1]).unlink(), f"{FILES[1]} cannot be read: No such file"),
+    10: (lambda path: cut(path / "optimizer" / "index.json"), "optimizer/index.json cannot be read"),
+    11: (lambda path: (path / FILES[2]).unlink(), "random_states/ has 0 files of 1"),
+    99: (lambda path: (path / "running_states.json").unlink(), "running_states.json cannot be read (No such file"),
+}
+
+
 @pytest.fixture
 def save_dir(tmp_path: Path) -> Path:
-    """A complete checkpoint, and three newer directories that are none."""
-    for step in (2, 4, 5):
-        for folder in ("modelling", "optimizer"):
-            (tmp_path / f"epoch-0_step-{step}" / folder).mkdir(parents=True)
-        write_states(tmp_path / f"epoch-0_step-{step}", STATES)
-    (tmp_path / "epoch-0_step-4" / "optimizer").rmdir()
-    write_states(tmp_path / "epoch-0_step-5", {**STATES, "origin": None})
-    (tmp_path / "epoch-0_step-99").mkdir()
+    """A complete checkpoint, and newer directories that are none."""
+    for step in (2, *DAMAGES):
+        checkpoint = tmp_path / f"epoch-0_step-{step}"
+        for file in FILES:
+            (checkpoint / file).parent.mkdir(parents=True, exist_ok=True)
+            save_file({"x": np.zeros(64)}, checkpoint / file)
+        (checkpoint / "optimizer" / "index.json").write_text(
+            json.dumps({"files": {"rank-00000-00000.safetensors": 512}})
+        )
+        weight_map = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
+        (checkpoint / "modelling" / "model.safetensors.index.json").write_text(json.dumps(weight_map))
+        write_states(checkpoint, STATES)
+        if step in DAMAGES:
+            DAMAGES[step][0](checkpoint)
     return tmp_path
 
 
@@ -35,20 +74,21 @@ def test_auto_goes_on_to_the_newest_complete_one_and_says_what_it_skips(save_dir
     notices: list[str] = []
     found = find_checkpoint("auto", save_dir, notices.append)
     assert found.path == save_dir / "epoch-0_step-2"
-    reasons = {"99": "cannot be read (No such file", "5": "it lacks origin", "4": "optimizer/ is missing"}
-    assert len(notices) == len(reasons)
-    for (step, reason), notice in zip(reasons.items(), notices, strict=True):
+    assert len(notices) == len(DAMAGES)
+    for (step, (_, reason)), notice in zip(reversed(DAMAGES.items()), notices, strict=True):
         assert notice.startswith(f"skipped: {save_dir / f'epoch-0_step-{step}'} is not a complete checkpoint")
         assert reason in notice
 
 
 def test_one_that_is_named_must_be_complete_and_so_must_one_of_all(save_dir):
-    with pytest.raises(UserError, match="optimizer/ is missing: copy it again, name another, or give auto"):
-        find_checkpoint(str(save_dir / "epoch-0_step-4"), save_dir)
-    (save_dir / "epoch-0_step-2" / "optimizer").rmdir()
+    for step in (4, 6):
+        reason = re.escape(f"{DAMAGES[step][1]}") + ".*: copy it again, name another, or give auto"
+        with pytest.raises(UserError, match=reason):
+            find_checkpoint(str(save_dir / f"epoch-0_step-{step}"), save_dir)
+    shutil.rmtree(save_dir / "epoch-0_step-2" / "optimizer")
     with pytest.raises(UserError, match="has no complete checkpoint: move these away") as error:
         find_checkpoint("auto", save_dir)
-    assert len(error.value.problems) == 5
+    assert len(error.value.problems) == len(DAMAGES) + 2
 
 
 def test_what_a_run_writes_in_its_save_directory(tmp_path):

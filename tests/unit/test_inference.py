@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.records import conversation_of
 from colossal_llama.inference.prompts import PretrainedPrompt, messages_of, pretrained_prompt, within_positions
-from colossal_llama.model.generation import Sampling, StreamingDecoder, TextGenerator, find_model
+from colossal_llama.model.generation import Sampling, StreamingDecoder, TextGenerator, find_model, load_for_inference
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
@@ -393,6 +395,13 @@ def test_bad_prompt_lines_are_named_before_the_model_is_loaded(project_root, tmp
     assert done.returncode == 2
     assert [f"line {n}:" in done.stderr for n in range(1, 6)] == [False, True, False, True, True]
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_weights_that_were_cut_off_are_named(model_directory, tmp_path):
+    shutil.copytree(model_directory, tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.safetensors", 100_000)
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read: it is incomplete or damaged"):
+        load_for_inference(tmp_path / "cut", "auto", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "nowhere"])
