@@ -22,7 +22,9 @@ import torch.distributed as dist
 from colossal_llama.cluster.survey import code_fingerprint, installed_packages
 from colossal_llama.utils import engine
 from colossal_llama.utils.command_line import BadArguments
+from colossal_llama.utils.console import is_rank_zero
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.files import write_json
 from colossal_llama.utils.launchers import several_hosts
 
 _SEES_WITHIN_S = (
@@ -129,6 +131,24 @@ def together() -> Iterator[None]:
         traceback.print_exc()
         problems = [f"{type(error).__name__}: {error}"]
     agree(problems)
+
+
+def write_record(option: str, file: Path, content: Any) -> None:
+    """Rank 0 writes a JSON file, in a directory that may be new; all ranks end when it cannot. A collective.
+
+    Args:
+        option: the argument that names it, or from which its name follows.
+
+    Raises:
+        AgreedError: the file cannot be written.
+    """
+    with together():
+        if is_rank_zero():
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, content)
+            except OSError as error:
+                raise UserError(f"{option}: {file} cannot be written: {error.strerror}") from error
 
 
 def check_same(values: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from colossal_llama.dataset.loader import Part
 from colossal_llama.model.parameter_counts import parameters
+from colossal_llama.training import agreement
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.checkpoint import Origin, Progress
 from colossal_llama.training.dimensions import layout_of
@@ -20,8 +21,7 @@ from colossal_llama.training.memory_setup import Setup, setup_of, trained_parame
 from colossal_llama.training.pipeline import step_geometry
 from colossal_llama.training.recomputation import fewest_recomputed_layers
 from colossal_llama.training.schedule import Schedule, plan_schedule, rows_of_epoch, tokens_of_run
-from colossal_llama.utils.console import is_rank_zero, say, table
-from colossal_llama.utils.files import write_json
+from colossal_llama.utils.console import say, table
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,10 @@ def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
     say(memory_table(memory))
     for line in _verdict(memory, setup, run.config, device_bytes):
         say(line)
-    if is_rank_zero():
-        file = record_file(arguments.config_file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            file, {**_record(arguments, run, memory, device_bytes), "recomputed_layers": setup.recomputed_layers}
-        )
-        say(f"the record is {file}")
+    file = record_file(arguments.config_file)
+    record = {**_record(arguments, run, memory, device_bytes), "recomputed_layers": setup.recomputed_layers}
+    agreement.write_record("--config_file", file, record)
+    say(f"the record is {file}")
     return memory
 
 

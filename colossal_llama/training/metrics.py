@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 
-from colossal_llama.utils.console import is_rank_zero
-from colossal_llama.utils.files import write_text
+from colossal_llama.utils.console import is_rank_zero, say
+from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.files import write_json, write_text
 
 METRICS_FILE, BENCHMARK_FILE = "metrics.jsonl", "benchmark.jsonl"
+WRITER_FILE = "run.json"
+"""Says which `--save_dir` the run has whose record a directory holds."""
+_EVENTS = "events.out.tfevents.*"
 
 # Dense bf16 rates of the vendors' datasheets, in FLOP/s; utilisation is model FLOPs over these.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
@@ -30,14 +34,24 @@ class MetricsWriter:
     """Writes each step's numbers to `directory` as TensorBoard scalars and as a line of metrics.jsonl; silent on ranks > 0.
 
     A benchmark's go to benchmark.jsonl, and to no TensorBoard events: they would be taken for those of the run whose directory it is.
+
+    Args:
+        directory: of the record.
+        save_dir: of the run; a benchmark's is left alone.
+        resumed_at_step: the run goes on after this step; 0: it is a fresh one.
+        is_benchmark: nothing is saved.
     """
 
-    def __init__(self, directory: Path, resumed_at_step: int = 0, is_benchmark: bool = False):
+    def __init__(self, directory: Path, save_dir: Path, resumed_at_step: int = 0, is_benchmark: bool = False):
         self._file = self._writer = None
         if not is_rank_zero():
             return
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / (BENCHMARK_FILE if is_benchmark else METRICS_FILE)
+        if not is_benchmark:
+            if resumed_at_step == 0:
+                _set_former_aside(directory)
+            write_json(directory / WRITER_FILE, {"save_dir": str(save_dir.resolve())})
         begin_record(path, resumed_at_step)
         self._file = path.open("a", encoding="utf-8")
         if not is_benchmark:
@@ -85,6 +99,41 @@ def begin_record(path: Path, resumed_at_step: int) -> None:
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_at_step]
     write_text(path, "".join(line + "\n" for line in kept))
+
+
+def refuse_other_record(directory: Path, save_dir: Path) -> None:
+    """Refuses to append the record of a run that goes on to that of another run.
+
+    Raises:
+        UserError: the directory holds the record of a run with another `--save_dir`.
+    """
+    file = directory / WRITER_FILE
+    try:
+        writer = Path(json.loads(file.read_text(encoding="utf-8"))["save_dir"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # empty, or from before these files were written
+    if writer != save_dir.resolve():
+        raise UserError(
+            f"--tensorboard_dir {directory} holds the record of the run with --save_dir {writer}, and a run that goes on in {save_dir} "
+            f"would be mixed with it: give another --tensorboard_dir (or delete {file}, if {writer} is this --save_dir before it was moved)"
+        )
+
+
+def _set_former_aside(directory: Path) -> None:
+    """Keeps an earlier run's record as metrics-N.jsonl and events-N/, which TensorBoard shows as another run."""
+    metrics, writer = directory / METRICS_FILE, directory / WRITER_FILE
+    events = sorted(directory.glob(_EVENTS))
+    if not events and not metrics.exists():
+        return
+    pairs = ((directory / f"metrics-{n}.jsonl", directory / f"events-{n}") for n in itertools.count())
+    aside, folder = next(pair for pair in pairs if not any(path.exists() for path in pair))
+    folder.mkdir()
+    for path in [*events, writer]:
+        if path.exists():
+            path.rename(folder / path.name)
+    if metrics.exists():
+        metrics.rename(aside)
+    say(f"the record of an earlier run in {directory} is now {aside.name} and {folder.name}/")
 
 
 def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from colossal_llama.dataset.loader import Part, data_fingerprint, open_parts
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.lora import ADAPTER_WEIGHTS, adapter_base_path, adapter_settings, is_adapter
+from colossal_llama.model.weight_files import check_safetensors, read_metadata
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training import agreement
 from colossal_llama.training.arguments import TrainingArguments
@@ -22,6 +23,7 @@ from colossal_llama.training.checkpoint import (
     find_checkpoint,
     open_checkpoint,
 )
+from colossal_llama.training.metrics import refuse_other_record
 from colossal_llama.training.options import LORA_LAYERS
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.errors import UserError
@@ -69,6 +71,8 @@ def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> D
     if not arguments.benchmark:
         _check_what_is_overwritten(arguments, model_path, adapter_path, checkpoint)
     load_config(model_path)
+    if not arguments.dry_run:  # which needs no weights
+        check_safetensors(model_path)
     tokenizer = load_tokenizer(model_path)
     if arguments.benchmark:
         parts = [random_part(arguments.num_samples, arguments.max_length, len(tokenizer))]
@@ -108,6 +112,8 @@ def _agreed_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
     with agreement.together():
         if is_rank_zero():
             found = find_checkpoint(arguments.load_checkpoint, arguments.save_dir, say)
+            if found is not None and not arguments.benchmark:
+                refuse_other_record(arguments.tensorboard_dir, arguments.save_dir)
             choice = [found.path if found else None]
     dist.broadcast_object_list(choice, src=0)
     if choice[0] is None:
@@ -169,7 +175,9 @@ def _check_adapter(arguments: TrainingArguments, path: Path) -> None:
     """Refuses LoRA options that are not those of the adapter that the run goes on with: peft takes the adapter's."""
     saved = adapter_settings(path)
     problems = []
-    if not (path / ADAPTER_WEIGHTS).is_file():
+    if (path / ADAPTER_WEIGHTS).is_file():
+        read_metadata(path / ADAPTER_WEIGHTS)
+    else:
         problems.append(f"{path} holds no {ADAPTER_WEIGHTS}; pickled adapters are not loaded")
     if arguments.lora_rank != saved["r"]:
         problems.append(

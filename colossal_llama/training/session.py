@@ -46,7 +46,7 @@ from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.engine import current_device, has_gpu, take_share_of_cores
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.files import held_directory, tidy_directory, write_json
+from colossal_llama.utils.files import held_directory, tidy_directory
 
 SFT_ACCUMULATION_STEPS = 8
 
@@ -142,7 +142,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         schedule=schedule,
         tokenizer=data.tokenizer,
         origin=data.origin,
-        metrics=MetricsWriter(arguments.tensorboard_dir, progress.step, arguments.benchmark),
+        metrics=_metrics(arguments, progress.step),
         save_dir=arguments.save_dir,
         save_interval=arguments.save_interval,
         save_each_epoch=not arguments.skip_save_each_epoch,
@@ -174,6 +174,15 @@ def _stepper(
         skips_ignored_positions=plan.fuses_loss,
         categories=len(_categories(data)),
     )
+
+
+def _metrics(arguments: TrainingArguments, resumed_at_step: int) -> MetricsWriter:
+    directory = arguments.tensorboard_dir
+    with agreement.together():
+        try:
+            return MetricsWriter(directory, arguments.save_dir, resumed_at_step, arguments.benchmark)
+        except OSError as error:
+            raise UserError(f"--tensorboard_dir {directory} cannot be written: {error.strerror}") from error
 
 
 def _categories(data: Data) -> tuple[str, ...]:
@@ -284,14 +293,7 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
 
 def record_configuration(arguments: TrainingArguments, run: Run) -> None:
     """Writes `--config_file`: arguments, versions, world and schedule of this run."""
-    file = arguments.config_file
-    with agreement.together():
-        try:
-            if is_rank_zero():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_json(file, _configuration(arguments, run))
-        except OSError as error:
-            raise UserError(f"--config_file {file} cannot be written: {error.strerror}") from error
+    agreement.write_record("--config_file", arguments.config_file, _configuration(arguments, run))
 
 
 def _configuration(arguments: TrainingArguments, run: Run) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What would destroy a user's model, mix the records of two runs or end in a traceback: refused by all ranks in one message."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def done(runner, toy) -> dict:
     """All command lines, in one launch on two ranks: what came of them by name, and what was printed."""
     place, save = runner.workspace, runner.workspace / "stage" / "save"
     shutil.copytree(toy.model, place / "second" / "save" / "modelling")
-    (place / "file").touch()
+    shutil.copytree(toy.model, place / "cut")
+    (weights,) = (place / "cut").glob("*.safetensors")
+    os.truncate(weights, weights.stat().st_size // 2)
+    (place / "planned" / "config.json.dry_run.json").mkdir(parents=True)
     checkpoint = str(save / "epoch-0_step-2" / "modelling")
 
     def stage(*options: str) -> list[str]:
@@ -59,6 +63,10 @@ def done(runner, toy) -> dict:
         "begins": stage(*begin, "--max_steps", "2"),
         "benchmark": [*benchmark, *begin],
         "goes_on": stage("--load_checkpoint", "auto", "--max_steps", "4"),
+        "takes_the_logs": runner.command("other", *NEXT, "--tensorboard_dir", str(place / "stage" / "logs")),
+        "finds_others_logs": stage("--load_checkpoint", "auto", "--max_steps", "5"),
+        "cut_weights": runner.command("cut", *NEXT, "--pretrained", str(place / "cut"), pretrained=False),
+        "planned": runner.command("planned", *NEXT, "--dry_run"),
         "lora_on_final": stage("--pretrained", str(save / "modelling"), *lora, "--merge_lora"),
         "lora_on_checkpoint": stage("--load_checkpoint", checkpoint, *lora),
         "full_on_checkpoint": stage("--load_checkpoint", checkpoint),
@@ -101,19 +109,39 @@ def test_a_checkpoint_that_a_run_begins_from_is_not_renamed(done):
 def test_a_benchmark_leaves_the_record_of_a_run_alone(done, runner):
     assert (done["begins"], done["benchmark"], done["goes_on"]) == (None, None, None)
     logs = runner.workspace / "stage" / "logs"
-    assert [entry["step"] for entry in runner.metrics("stage")] == [1, 2, 3, 4]
+    assert [json.loads(line)["step"] for line in (logs / "metrics-0.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     measured = [json.loads(line) for line in (logs / "benchmark.jsonl").read_text().splitlines()]
     assert [entry["tokens_seen"] for entry in measured] == [8 * MAX_LENGTH, 16 * MAX_LENGTH]
-    assert len(list(logs.glob("events.*"))) == 2
+    assert len(list(logs.glob("events-0/events.*"))) == 2
     assert (
         f"benchmark: no step is left after 3 of warm-up: raise --num_samples; the record is {logs}" in done["printed"]
     )
 
 
 def test_two_runs_do_not_write_one_record(done, runner):
+    """Neither at a time nor one after the other: a fresh one sets the former's aside, one that goes on would be mixed with it."""
+    logs, save = runner.workspace / "stage" / "logs", runner.workspace / "other" / "save"
+    assert done["takes_the_logs"] is None
+    assert [entry["step"] for entry in runner.metrics("stage")] == [1]
+    assert len(list(logs.glob("events.*"))) == 1
+    assert f"the record of an earlier run in {logs} is now metrics-0.jsonl and events-0/" in done["printed"]
+    assert done["finds_others_logs"][0] == "AgreedError"
+    assert f"{logs} holds the record of the run with --save_dir {save}" in done["finds_others_logs"][1]
     assert "another run is writing into" in done["held_logs"][1]
     assert "another --tensorboard_dir" in done["held_logs"][1]
     assert {path.name for path in (runner.workspace / "held" / "logs").iterdir()} == {".lock"}
+
+
+def test_what_cannot_be_read_or_written_is_said(done, runner):
+    for name, said in {
+        "cut_weights": "it is incomplete or damaged",
+        "planned": "cannot be written: Is a directory",
+    }.items():
+        kind, problem = done[name]
+        assert kind == "AgreedError"
+        assert said in problem
+    assert str(runner.workspace / "cut" / "model.safetensors") in done["cut_weights"][1]
+    assert problem.startswith(f"--config_file: {runner.workspace / 'planned' / 'config.json.dry_run.json'}")
 
 
 def test_fewer_rows_than_were_done_are_refused(done):
