@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from colossal_llama.training.options import build_parser
+from colossal_llama.training.stopping import STOPPING
 from colossal_llama.utils.launchers import first_host, take_over_from_slurm
 
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -211,10 +213,12 @@ def test_ranks_that_differ_end_together_with_the_same_words(project_root):
     assert "Traceback" not in done[1].stderr
 
 
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+
 def documented(launcher: str) -> list[str]:
     """The README's commands over several hosts that begin with a launcher, up to train.py; each parses as train.py's own, too."""
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
     lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
     found = []
     for line in lines:
@@ -248,3 +252,16 @@ def test_documented_srun_commands_parse():
         assert options.nodes > 1
         assert command[0] in ("python", "torchrun")
         assert options.ntasks_per_node == (1 if command[0] == "torchrun" else options.gpus_per_node)
+
+
+def test_documented_jobs_are_signalled_in_time_and_not_through_their_shell():
+    jobs = [shlex.split(line)[1:] for line in re.findall(r"^#SBATCH .*", README, flags=re.MULTILINE)]
+    assert len(jobs) == len(documented("srun"))
+    for job, srun in zip(jobs, documented("srun"), strict=True):
+        options = dict(word.removeprefix("--").split("=") for word in job)
+        name, seconds = re.fullmatch(r"([A-Z]+)@(\d+)", options.pop("signal")).groups()
+        assert signal.Signals[f"SIG{name}"] in STOPPING
+        assert f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={seconds}" in README
+        assert (
+            options.items() <= dict(word.removeprefix("--").split("=") for word in srun.split() if "=" in word).items()
+        )
