@@ -1,6 +1,8 @@
 """Fixtures that every test may use: the project's root, the real data, the interpreter's environment for subprocesses."""
 
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,6 +34,16 @@ def toy(tmp_path_factory: pytest.TempPathFactory):
     from runs import make_toy
 
     return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def dropout_model(toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy model with attention dropout: every step depends on the generators, and a random number drawn more shows."""
+    path = tmp_path_factory.mktemp("dropout") / "model"
+    shutil.copytree(toy.model, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
+    return path
 
 
 @pytest.fixture(scope="module")

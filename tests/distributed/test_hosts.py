@@ -72,16 +72,22 @@ class FilledIn:
         return [json.loads(line) for line in (self.logs / "metrics.jsonl").read_text().splitlines()]
 
 
-def filled_in(template: Path, parts: tuple[Path, ...], root: Path, edits: dict[str, str], **values: str) -> FilledIn:
+def filled_in(
+    template: Path, model: Path, parts: tuple[Path, ...], hostfile: Path, num_epochs: int, root: Path
+) -> FilledIn:
     """A copy of a template with variables, list of parts and options written in, as a user does in an editor."""
-    values |= {f"PARENT_{name}": str(root / name) for name in ("SAVE_DIR", "TENSORBOARD_DIR", "CONFIG_FILE")}
+    values = {"PROJECT_NAME": "trial", "PRETRAINED_MODEL_PATH": model, "HOSTFILE": hostfile, "NPROC_PER_NODE": 1}
+    values |= {f"PARENT_{name}": root / name for name in ("SAVE_DIR", "TENSORBOARD_DIR", "CONFIG_FILE")}
     text = template.read_text()
     for name, value in values.items():
         text, found = re.subn(rf'^{name}="\$\{{{name}:-.*?\}}"', f'{name}="{value}"', text, flags=re.MULTILINE)
         assert found == 1, name
     listed = "".join(f'    "{part}"\n' for part in parts)
-    edits |= {"declare -a dataset=(\n": f"declare -a dataset=(\n{listed}"}
-    edits |= {"--master_port 30013": f"--master_port {own_hosts.free_port()}"}
+    edits = {
+        "declare -a dataset=(\n": f"declare -a dataset=(\n{listed}",
+        "--num_epochs 1": f"--num_epochs {num_epochs}",
+        "--master_port 30013": f"--master_port {own_hosts.free_port()}",
+    }
     for former, new in edits.items():
         assert text.count(former) == 1, former
         text = text.replace(former, new)
@@ -101,16 +107,7 @@ def check_success_on_both(code: int, stdout: str, stderr: str) -> None:
 
 def test_filled_in_pretraining_template_stops_cleanly_and_goes_on(cluster, hostfile, toy, project_root, tmp_path):
     """SIGTERM reaches the rank of one host, and twice, as from SLURM, which signals both torchrun and what torchrun started."""
-    template = filled_in(
-        project_root / "train.example.sh",
-        toy.parts,
-        tmp_path,
-        {"--num_epochs 1": "--num_epochs 12"},
-        PROJECT_NAME="trial",
-        PRETRAINED_MODEL_PATH=str(toy.model),
-        HOSTFILE=str(hostfile),
-        NPROC_PER_NODE="1",
-    )
+    template = filled_in(project_root / "train.example.sh", toy.model, toy.parts, hostfile, 12, tmp_path)
     process = started(cluster["node-1"], ["bash", str(template.script)])
     wait_until(lambda: any((tmp_path / "TENSORBOARD_DIR").glob("*/metrics.jsonl")), process)
     wait_until(lambda: len(template.metrics()) >= 2, process)
@@ -157,16 +154,7 @@ def test_a_signal_reaches_ranks_on_another_host_than_the_template_s(cluster, pro
 
 
 def test_filled_in_sft_template_trains_on_both_and_resumes(cluster, hostfile, toy, project_root, tmp_path):
-    template = filled_in(
-        project_root / "train_sft.example.sh",
-        toy.sft_parts,
-        tmp_path,
-        {"--num_epochs 1": "--num_epochs 4"},
-        PROJECT_NAME="trial",
-        PRETRAINED_MODEL_PATH=str(toy.model),
-        HOSTFILE=str(hostfile),
-        NPROC_PER_NODE="1",
-    )
+    template = filled_in(project_root / "train_sft.example.sh", toy.model, toy.sft_parts, hostfile, 4, tmp_path)
     done = cluster["node-1"].run(["bash", str(template.script)])
     check_success_on_both(done.returncode, done.stdout, done.stderr)
     assert done.stdout.count("done: ") == 1

@@ -63,16 +63,6 @@ runpy.run_path("{root}/benchmarks/train_many.py", run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def dropout_model(toy, tmp_path_factory) -> Path:
-    """The toy model with attention dropout, which makes every step depend on the generators."""
-    path = tmp_path_factory.mktemp("dropout") / "model"
-    shutil.copytree(toy.model, path)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
-    return path
-
-
-@pytest.fixture(scope="module")
 def resumed(runner, dropout_model):
     """For each setting a run of 10 steps, and one that goes on from its checkpoint after step 4, without unpickling anything.
 

@@ -37,16 +37,6 @@ BAD_RUN = ("--shuffle", "none", "--max_bad_steps", "2", "--save_interval", "1")
 
 
 @pytest.fixture(scope="module")
-def dropout_model(toy, tmp_path_factory) -> Path:
-    """The toy model with attention dropout, so that a random number drawn more would show."""
-    path = tmp_path_factory.mktemp("dropout") / "model"
-    shutil.copytree(toy.model, path)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
-    return path
-
-
-@pytest.fixture(scope="module")
 def poison(toy, tmp_path_factory) -> tuple[Path, int]:
     """A model in which the embedding of one token is no number, and the only row that has this token (numbered through)."""
     rows = [row["input_ids"] for part in toy.parts for row in datasets.load_from_disk(str(part))]
