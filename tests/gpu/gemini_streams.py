@@ -38,7 +38,7 @@ def main() -> None:
 
 def is_right() -> bool:
     """Whether a chunk of ones becomes a chunk of as many as there are ranks."""
-    dist.all_reduce(torch.ones((), device="cuda"))  # opens the connections
+    ranks = dist.get_world_size()
     chunk = Chunk(ELEMENTS, dist.group.WORLD, torch.float32)
     chunk.append_tensor(torch.nn.Parameter(torch.ones(ELEMENTS, device="cuda")))
     chunk.close_chunk()
@@ -46,16 +46,20 @@ def is_right() -> bool:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     second = torch.cuda.Stream()
-    second.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(second):  # what would take time below: the connections, and memory for the result
+        shard = torch.empty(ELEMENTS // ranks, device="cuda")
+        dist.reduce_scatter_tensor(shard, torch.ones(ELEMENTS, device="cuda"))
+        del shard
+    torch.cuda.synchronize()
     with torch.cuda.stream(second):
-        if dist.get_rank() == dist.get_world_size() - 1:
+        if dist.get_rank() == ranks - 1:
             torch.cuda._sleep(BUSY_CYCLES)
         chunk.reduce(async_op=True)
         chunk.wait_async_reduce()
     others = [torch.full((ELEMENTS,), 7.0, device="cuda") for _ in range(3)]
     torch.cuda.synchronize()
     del others
-    return bool((chunk.cuda_shard == dist.get_world_size()).all())
+    return bool((chunk.cuda_shard == ranks).all())
 
 
 if __name__ == "__main__":
