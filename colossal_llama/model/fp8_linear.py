@@ -66,7 +66,9 @@ class SharedInput:
 
     def rounded(self, tensor: torch.Tensor, for_backward: bool) -> Rounded:
         """The tensor (…, width), flattened to (tokens, width), in 8 bits; transposed as well where a backward pass will follow."""
-        if self._tensor is not tensor or self._for_backward != for_backward:
+        # By its memory: Gemini hands each layer a tensor object of its own.
+        is_known = self._tensor is not None and tensor.is_set_to(self._tensor)
+        if not is_known or self._for_backward != for_backward:
             flat = tensor.detach().reshape(-1, tensor.shape[-1]).contiguous()
             self._result = rounded(flat, largest_magnitude(flat), transposed=for_backward)
             self._tensor, self._for_backward, self._used = tensor, for_backward, 0

@@ -88,8 +88,23 @@ def test_recomputed_layers_give_the_same_gradients(reentrant):
         assert torch.equal(gradient, expected[name]), name
 
 
-def test_an_input_is_rounded_once_for_the_layers_that_share_it(monkeypatch):
-    model, calls = small_model(), []
+class HandedThrough(torch.autograd.Function):
+    """What Gemini does with the arguments of each operation: the same memory in another tensor object."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        return tensor
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+@pytest.mark.parametrize("plugin", ["zero2", "gemini"])
+def test_an_input_is_rounded_once_for_the_layers_that_share_it(monkeypatch, plugin):
+    model, calls, linear = small_model(), [], fp8.fp8_linear
+    if plugin == "gemini":
+        monkeypatch.setattr(fp8, "fp8_linear", lambda x, w, shared: linear(HandedThrough.apply(x), w, shared=shared))
 
     def counted(matrix, *arguments, **settings):
         calls.append(tuple(matrix.shape))
