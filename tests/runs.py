@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import torch
 from datasets import ClassLabel, Features, Sequence, Value
+from ranks import run_ranks
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -203,7 +204,10 @@ class Runner:
         """Runs them all; fails with their output if one does, else returns what was printed."""
         listing = self.workspace / f"commands-{ranks}-{abs(hash(str(commands)))}.json"
         listing.write_text(json.dumps(commands))
-        done = torchrun(script, [str(listing)], ranks, self.project_root, self.on_gpu, timeout_s)
+        if self.on_gpu:
+            done = torchrun(script, [str(listing)], ranks, self.project_root, True, timeout_s)
+        else:
+            done = run_ranks(script, [str(listing)], ranks, self.project_root, timeout_s)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         return done.stdout + done.stderr
 

@@ -38,9 +38,12 @@ ON_TWO = {
 }
 ON_FOUR = {
     "pp2_tp2": (*PLAIN, *ROWS8, *PP2, *TP2),
-    "pp2_all_to_all": (*PLAIN, *ROWS8, *PP2, *ALL),
     "pp2_zero1": (*HALF, *ROWS4, *PP2),
     "tp2_zero2": (*HALF, *ROWS4, *TP2, "--zero", "2"),
+}
+# One epoch of five steps.
+FURTHER = {
+    "pp2_all_to_all": (*PLAIN, *ROWS8, *PP2, *ALL),
     "pp2_split_gather_zero1": (*HALF, *ROWS8, *PP2, *TP2, *SPLIT),
     "split_gather_zero2": (*HALF, *ROWS4, *TP2, *SPLIT, "--zero", "2"),
 }
@@ -112,7 +115,7 @@ def large(tmp_path_factory, toy) -> dict[int, tuple[str, ...]]:
 def runs(runner: Runner, tied, large) -> Runner:
     """All runs, in three launches."""
     command = runner.command
-    one = {"alone": (*RUN, *ROWS8), "tied": (*SHORT, *ROWS8, *tied)}
+    one = {"alone": (*RUN, *ROWS8), "alone_short": (*SHORT, *ROWS8), "tied": (*SHORT, *ROWS8, *tied)}
     one |= {name: (*SHORT, *options) for name, options in METHODS.items()}
     two = {name: (*RUN, *options) for name, options in ON_TWO.items()}
     two |= {
@@ -130,6 +133,7 @@ def runs(runner: Runner, tied, large) -> Runner:
     weights = ("--max_steps", "2", "--warmup_steps", "1", "--load_checkpoint", str(checkpoint / "modelling"))
     two |= {name: (*RUN, *options, *weights) for name, options in BEGINS.items()}
     four = {name: (*RUN, *options) for name, options in ON_FOUR.items()}
+    four |= {name: (*SHORT, *options) for name, options in FURTHER.items()}
     one |= {f"alone_{size}": (*SHORT, *ROWS8, *model) for size, model in large.items()}
     four |= {name: (*SHORT, *options, *large[vocabulary_of(name)]) for name, options in LARGE.items()}
     for ranks, group in ((1, one), (2, two), (4, four)):
@@ -155,11 +159,12 @@ def assert_same(
         assert difference <= tolerance["change"] * change, (key, difference, change)
 
 
-@pytest.mark.parametrize("name", [*ON_TWO, *ON_FOUR])
+@pytest.mark.parametrize("name", [*ON_TWO, *ON_FOUR, *FURTHER])
 def test_same_as_one_process(runs, name):
-    assert len(runs.metrics(name)) == 20
-    options = (ON_TWO | ON_FOUR)[name]
-    assert_same(runs, name, "alone", FP16 if "fp16" in options else FP32)
+    steps, reference = (5, "alone_short") if name in FURTHER else (20, "alone")
+    assert len(runs.metrics(name)) == steps
+    options = (ON_TWO | ON_FOUR | FURTHER)[name]
+    assert_same(runs, name, reference, FP16 if "fp16" in options else FP32)
 
 
 @pytest.mark.parametrize("name", LARGE)

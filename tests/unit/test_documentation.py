@@ -1,5 +1,6 @@
 """What README and templates tell people to type exists: every script, every flag."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -17,7 +18,13 @@ OTHERS_FLAGS |= {"--signal"}  # of sbatch and scancel
 
 @cache
 def flags_of(script: str) -> set[str]:
-    """The options in a script's --help."""
+    """The options in a script's --help; a benchmark's are read from its source, as it imports PyTorch before it parses them."""
+    if script.startswith("benchmarks/"):
+        calls = [
+            node for node in ast.walk(ast.parse((PROJECT_ROOT / script).read_text())) if isinstance(node, ast.Call)
+        ]
+        added = [call.args[0] for call in calls if getattr(call.func, "attr", None) == "add_argument"]
+        return {argument.value for argument in added}
     command = [sys.executable, script, "--help"]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
     return set(FLAG.findall(done.stdout))
