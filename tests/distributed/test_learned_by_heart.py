@@ -76,7 +76,7 @@ def write_lines(path, records: list[dict]) -> None:
 
 
 def run(project_root, *words: str) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *words], cwd=project_root, env=environment, capture_output=True, text=True, check=False
     )
