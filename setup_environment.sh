@@ -135,8 +135,10 @@ install() {
     "$python" -m pip install --quiet --no-compile --requirement "$requirements"
     "$python" -m pip install --quiet --no-compile --no-deps --requirement "$project/requirements-engine.txt"
     rm "$requirements"
-    # On all cores, which pip does not: 39 s of processor time. Some packages carry files for other versions of Python.
-    "$python" -W ignore -m compileall -q -q -j 0 "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
+    # On all cores, which pip does not, and without what nobody imports: 25 s of processor time, where all would be 39.
+    local site
+    site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    "$python" -W ignore -m compileall -q -q -j 0 -x '/tests?/|/transformers/models/(?!llama|auto)' "$site" || true
 }
 
 # ColossalAI's metadata pins an old torch and lists services that training does not need; any other complaint is an error.
