@@ -101,7 +101,9 @@ def prepare_engine() -> None:
 
 
 def leave() -> None:
-    """Leaves the process group, so that the process ends without complaints of the backend."""
+    """Leaves the process group together with the other ranks, so that the process ends without complaints of the backend."""
+    if dist.is_initialized():
+        dist.barrier()  # without torchrun rank 0 has the store, which others may still read
     # HybridParallelPlugin's finaliser destroys its process groups; it fails when they, or the interpreter, have gone before it.
     gc.collect()
     if dist.is_initialized():

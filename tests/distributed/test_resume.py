@@ -271,6 +271,8 @@ def test_two_runs_into_one_directory_are_refused(resumed):
     command = resumed.command("twice", *RUN, "--num_epochs", "400", "--skip_save_each_epoch", "--save_interval", "1000")
     first = resumed.start(command)
     wait_for_steps(resumed, "twice", 1, first)
+    for rank in ranks_of(first).values():
+        rank.suspend()  # it has the directory, and leaves the cores to the other
     second = resumed.start(command)
     output, _ = second.communicate(timeout=120)
     first.kill()

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import run_ranks
 from torch.distributed.run import get_args_parser
 
 from colossal_llama.training.options import build_parser
@@ -227,6 +228,28 @@ def documented(launcher: str) -> list[str]:
             build_parser().parse_args(shlex.split(tail.split(" #")[0].replace("…", "")))
             found.append(head)
     return found
+
+
+STAYS_LONGER = """
+import sys, time
+import torch.distributed as dist
+from colossal_llama.utils import engine
+engine.launch(seed=0)
+if dist.get_rank() == 1:
+    time.sleep(2)
+    dist.distributed_c10d._get_default_store().check(["anything"])
+    print("the store is still there")
+engine.leave()
+"""
+
+
+def test_rank_0_which_has_the_store_leaves_with_the_others(project_root, tmp_path):
+    """Else a checkpoint whose end another rank has not heard of yet counts as failed there."""
+    script = tmp_path / "stays_longer.py"
+    script.write_text(STAYS_LONGER)
+    done = run_ranks(str(script), [], 2, project_root)
+    assert done.returncode == 0, done.stdout
+    assert "the store is still there" in done.stdout
 
 
 def test_documented_torchrun_commands_parse():
