@@ -79,8 +79,9 @@ def count(command: list[str]) -> dict:
     run.fit()
     config = plan.model.config
     setup = setup_of(arguments, config, run.geometry.data_parallel_size, fused_kernels=False, flash_attention=False)
-    moments = estimate(config, setup).moments
-    return {"counted": {phase: counter.peaks[phase] for phase in moments}, "estimated": moments}
+    expected = estimate(config, setup)
+    counted = {phase: counter.peaks[phase] for phase in expected.moments}
+    return {"counted": counted, "estimated": expected.moments, "estimated_host_bytes": expected.host_bytes}
 
 
 def _watch(stepper, counter: LiveBytes) -> None:

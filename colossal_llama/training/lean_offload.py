@@ -49,7 +49,7 @@ def why_no_lean_offload(optimizer: torch.optim.Optimizer) -> str | None:
 def use_lean_offload(optimizer: LowLevelZeroOptimizer) -> None:
     """Replaces the update of one boosted optimizer, in place. Call it where `why_no_lean_offload` gives None."""
     device = next(iter(optimizer._working_param_to_padded_working_param.values())).device
-    pipeline = _Pipeline(device, optimizer._dtype)
+    pipeline = Pipeline(device, optimizer._dtype)
 
     def step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
         _step(self, pipeline)
@@ -58,7 +58,7 @@ def use_lean_offload(optimizer: LowLevelZeroOptimizer) -> None:
     keep_gradients_in_place(optimizer)
 
 
-def _step(optimizer: LowLevelZeroOptimizer, pipeline: "_Pipeline") -> None:
+def _step(optimizer: LowLevelZeroOptimizer, pipeline: "Pipeline") -> None:
     """What `LowLevelZeroOptimizer.step` does, for the settings that `why_no_lean_offload` allows."""
     if not optimizer.require_grad_sync:
         return
@@ -95,7 +95,7 @@ def _slices(optimizer: LowLevelZeroOptimizer, updates: list[Update]) -> Iterator
             yield _Slice(update, state, slice(first, first + SLICE_ELEMENTS))
 
 
-class _Pipeline:
+class Pipeline:
     """Buffers that slices go through, and the CUDA streams that fill and empty them."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
@@ -103,6 +103,11 @@ class _Pipeline:
         self.fetching, self.returning = (torch.cuda.Stream(device) if self.on_gpu else None for _ in range(2))
         self.lanes = [_Lane(self, dtype) for _ in range(_LANES)]
         self.in_fp32 = torch.empty(SLICE_ELEMENTS, dtype=torch.float32)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of all buffers."""
+        return self.in_fp32.nbytes + sum(lane.gradient.nbytes + lane.weights.nbytes for lane in self.lanes)
 
     def run(self, slices: Iterator[_Slice], factor: float) -> None:
         """Updates every slice; the device's later work sees the new weights."""
@@ -146,7 +151,7 @@ class _Pipeline:
 class _Lane:
     """Page-locked memory for a slice's gradient and for its new weights, and the events by which the host knows when they are free."""
 
-    def __init__(self, pipeline: _Pipeline, dtype: torch.dtype):
+    def __init__(self, pipeline: Pipeline, dtype: torch.dtype):
         self.pipeline = pipeline
         self.gradient, self.weights = (
             torch.empty(SLICE_ELEMENTS, dtype=dtype, pin_memory=pipeline.on_gpu) for _ in range(2)

@@ -24,6 +24,7 @@ ALLOWANCE_BYTES = int(1.5 * GIB)
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 _BUCKET_ELEMENTS = 12 * 2**20  # ZeRO's communication bucket
 _LOSS_CHUNK_ROWS = 4096  # of colossal_llama.model.linear_cross_entropy (a test compares them)
+_SLICE_BUFFERS_BYTES = 16 * 2**20  # of colossal_llama.training.lean_offload (a test compares them)
 _INPUT_BYTES_PER_TOKEN = 4 * 8  # ids, labels, positions and document lengths, int64
 
 
@@ -136,7 +137,7 @@ class _Model:
         self.is_ddp = setup.plugin == "ddp"
         self.is_gemini = setup.plugin in ("gemini", "gemini_auto")
         self.is_zero = setup.plugin in ("zero2", "zero2_cpu") or (setup.plugin == "3d" and setup.zero_stage > 0)
-        self.offloads = setup.plugin == "zero2_cpu" or setup.offload
+        self.offloads = setup.offloads
         self.value_bytes = DTYPE_BYTES[setup.mixed_precision]
         self.autocasts = self.is_ddp and self.value_bytes < 4
         self.weight_bytes = 4 if self.is_ddp else self.value_bytes
@@ -296,17 +297,18 @@ def _optimizer_step(model: _Model, setup: Setup) -> dict[str, int]:
         needed = 0
     elif not model.is_zero:  # each gradient makes room for its fp32 copy
         gradients, needed = 0, (in_fp32 or gradients) + norm
-    elif model.offloads:
-        needed = norm
     elif _has_lean_update(model, setup):
         needed = 0
+    elif model.offloads:
+        needed = max(norm, _gathering(model))
     else:  # all gradients in fp32 and the norm; then the new weights are gathered, bucket by bucket
         needed = max(in_fp32 + norm, _gathering(model))
     return {"gradients": gradients, "the step itself": int(needed)}
 
 
 def _has_lean_update(model: _Model, setup: Setup) -> bool:
-    return setup.lean_update and setup.tensor_parallel_size == 1 and model.value_bytes < 4
+    is_whole = setup.tensor_parallel_size == 1 and setup.pipeline_stages == 1
+    return setup.lean_update and is_whole and model.value_bytes < 4
 
 
 def _gathering(model: _Model) -> float:
@@ -318,5 +320,9 @@ def _gathering(model: _Model) -> float:
 
 
 def _host(model: _Model, setup: Setup) -> int:
-    """Master weights, moments and fp32 gradients of a plugin that keeps them in host memory."""
-    return 16 * model.trainable // model.shards if model.offloads else 0
+    """Master weights and moments of a plugin that keeps them in host memory; fp32 gradients where the engine updates them."""
+    if not model.offloads:
+        return 0
+    if _has_lean_update(model, setup):
+        return 12 * model.trainable // model.shards + _SLICE_BUFFERS_BYTES
+    return 16 * model.trainable // model.shards

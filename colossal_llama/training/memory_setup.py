@@ -35,10 +35,15 @@ class Setup:
     fp8: bool = False
     flash_attention: bool = True
     lean_update: bool = True
-    """The update of colossal_llama.training.lean_zero, where the plugin can have it; else the engine's own."""
+    """The update of training.lean_zero or training.lean_offload, where the plugin can have it; else the engine's own."""
     trainable_parameters: int | None = None
     """With frozen parameters (LoRA's adapters count as part of the model); None: all are trained. The activations are then estimated
     too high, by up to a fifth: what only a frozen weight's gradient would need is not kept."""
+
+    @property
+    def offloads(self) -> bool:
+        """Whether master weights and states are in host memory."""
+        return self.plugin == "zero2_cpu" or self.offload
 
     @property
     def tokens(self) -> int:
@@ -70,6 +75,7 @@ def setup_of(
     pipelined = arguments.pp > 1
     accumulated = arguments.accumulation_steps or 1
     recomputed = (arguments.recompute_layers or config.num_hidden_layers) if arguments.use_grad_checkpoint else 0
+    offloads = arguments.plugin == "zero2_cpu" or arguments.zero_cpu_offload
     return Setup(
         plugin=arguments.plugin,
         mixed_precision=arguments.mixed_precision,
@@ -88,7 +94,7 @@ def setup_of(
         fused_kernels=fused_kernels,
         fp8=arguments.fp8,
         flash_attention=flash_attention,
-        lean_update=fused_kernels,
+        lean_update=arguments.fused_kernels if offloads else fused_kernels,  # in host memory any device has it
         trainable_parameters=trained_parameters(arguments, config),
     )
 

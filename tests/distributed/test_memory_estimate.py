@@ -6,11 +6,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from runs import torchrun
 
 from colossal_llama.model import linear_cross_entropy
 from colossal_llama.model.parameter_counts import layer_parameters, parameters
 from colossal_llama.training import memory_estimate
+from colossal_llama.training.lean_offload import Pipeline
 from colossal_llama.training.memory_estimate import GIB, activation_bytes_per_layer, estimate
 from colossal_llama.training.memory_setup import Setup
 
@@ -21,6 +23,7 @@ CASES = {
     "zero2 recomputed": (*BATCH, "--use_grad_checkpoint"),
     "zero2 accumulated": (*BATCH, "--micro_batch_size", "4", "--accumulation_steps", "2"),
     "zero2 fp32": FP32,
+    "zero2_cpu": (*BATCH, "--plugin", "zero2_cpu"),
     "3d zero0": (*BATCH, "--plugin", "3d", "--zero", "0"),
     "3d zero1": (*BATCH, "--plugin", "3d"),
     "3d tp2": (*BATCH, "--plugin", "3d", "--zero", "0", "--tp", "2"),
@@ -41,8 +44,9 @@ def counts(runner, project_root):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("moment", ["forward", "backward", "optimizer step"])
 def test_estimated_as_counted(counts, name, moment):
-    counted, estimated = counts[name]["counted"][moment], sum(counts[name]["estimated"][moment].values())
-
+    counted = counts[name]["counted"][moment]
+    estimated = sum(counts[name]["estimated"][moment].values())
+    estimated += counts[name]["estimated_host_bytes"]  # here the device's memory is the host's
     assert estimated == pytest.approx(counted, rel=0.05)
 
 
@@ -73,6 +77,10 @@ def test_estimated_as_measured_on_an_h200(plugin, peak_gib):
     shape = SHAPES["1.25B"]
     setup = Setup(plugin, micro_batch_size=8, recomputed_layers=shape.num_hidden_layers, lean_update=False)
     assert estimate(shape, setup).peak_bytes / GIB == pytest.approx(peak_gib, rel=0.02)
+
+
+def test_slices_go_through_as_many_bytes_as_the_estimate_says():
+    assert Pipeline(torch.device("cpu"), torch.bfloat16).host_bytes == memory_estimate._SLICE_BUFFERS_BYTES
 
 
 def test_the_loss_works_on_as_many_rows_at_a_time_as_the_estimate_says():
