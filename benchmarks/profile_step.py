@@ -1,0 +1,165 @@
+"""Where a training step's time goes: the kernels of one step of train.py by what they compute, for several ways in turn.
+
+    python benchmarks/profile_step.py --work_dir /dev/shm/profile --ways ours ours_3d ours_gemini
+
+The ways are those of benchmarks/train_throughput.py. `span` is from the first kernel's begin to the last one's end, `idle` what no kernel
+fills of it: there the device waited for the host. Without a GPU the same table is made of the operations on the processor.
+"""
+
+import argparse
+import gc
+import re
+import sys
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+import train
+from benchmarks.random_run import SHAPES, make_model, outputs_under
+from benchmarks.train_throughput import OURS
+from colossal_llama.training.arguments import parse_arguments
+from colossal_llama.utils import engine
+from colossal_llama.utils.console import table
+from colossal_llama.utils.files import write_json
+from colossal_llama.utils.gemini_patches import forget_finished_runs
+
+PROFILED_STEP = 6
+"""The profiler's own start lengthens the first step that it sees: that is the one before, and thrown away."""
+GROUPS = {
+    "attention": r"flash|fmha|sdpa|cudnn|attention|_sdp_",
+    "matrix products": r"gemm|nvjet|cutlass|xmma|wgmma|::(add|b|ba)?d?d?bmm|::(add)?mm\b|scaled_mm",
+    "norm": r"rms_?norm",
+    "rotary": r"rope",
+    "SwiGLU": r"swiglu|silu",
+    "cross-entropy and norm of gradients": r"softmax|cross_entropy|lp_?norm|multi_tensor|foreach",
+    "rounding to 8 bits": r"fp8|round|largest",
+    "update": r"adam|triton_(poi|red|per)_fused",  # nothing else is compiled by PyTorch
+    "copies": r"memcpy|memset|copy|nccl",
+    "additions and the like": r"elementwise|vectorized|reduce|::(add|mul|sum)_?\b",
+}
+"""What a kernel's name gives away, by the first expression that is found in it."""
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """Milliseconds of one step."""
+
+    span_ms: float
+    busy_ms: float
+    by_group_ms: dict[str, float]
+    by_kernel_ms: dict[str, float]
+
+
+def main() -> None:
+    """Profiles a step of every way and prints the table."""
+    options = parse()
+    model = options.work_dir / "model"
+    if not model.exists():
+        make_model(model, options.shape)
+    engine.launch(seed=0)
+    profiles = {way: profile_of(options, way, model) for way in options.ways}
+    report(profiles, options.top)
+    if options.output:
+        write_json(options.output, {way: asdict(step) for way, step in profiles.items()})
+    engine.leave()
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1.25B")
+    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument("--ways", nargs="+", choices=tuple(OURS), default=["ours", "ours_3d", "ours_gemini"])
+    parser.add_argument("--micro_batch_size", type=int, default=8)
+    parser.add_argument("--max_length", type=int, default=4096)
+    parser.add_argument("--top", type=int, default=12, help="so many kernels of each way are listed")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of train.py")
+    parser.add_argument("--output", type=Path, help="json file for the figures")
+    return parser.parse_args()
+
+
+def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfile:
+    """Trains some steps on random rows as `--benchmark` does, and profiles one."""
+    from colossal_llama.training import session
+    from colossal_llama.training.step import Stepper
+
+    words = ["--pretrained", str(model), "--mixed_precision", "bf16", *outputs_under(options.work_dir / way)]
+    words += ["--micro_batch_size", str(options.micro_batch_size), "--max_length", str(options.max_length)]
+    words += [*OURS[way], "--benchmark", "--num_samples", str((PROFILED_STEP + 1) * options.micro_batch_size)]
+    arguments = parse_arguments([*words, *options.options], has_gpu=engine.has_gpu(), world_size=1)
+    found: list[StepProfile] = []
+    step = Stepper.step
+
+    def profiled_step(self, micro_batches, number: int, *others, **settings):
+        if number not in (PROFILED_STEP - 1, PROFILED_STEP):
+            return step(self, micro_batches, number, *others, **settings)
+        with profile(activities=_activities()) as profiler:
+            result = step(self, micro_batches, number, *others, **settings)
+            if engine.has_gpu():
+                torch.cuda.synchronize()
+        found[:] = [summed_up(profiler)]
+        return result
+
+    Stepper.step = profiled_step
+    try:
+        train.train(arguments, session)
+    finally:
+        Stepper.step = step
+    forget_finished_runs()
+    gc.collect()
+    if engine.has_gpu():
+        torch.cuda.empty_cache()
+    return found[0]
+
+
+def _activities() -> list[ProfilerActivity]:
+    return [ProfilerActivity.CUDA, ProfilerActivity.CPU] if engine.has_gpu() else [ProfilerActivity.CPU]
+
+
+def summed_up(profiler: profile) -> StepProfile:
+    """Time by kernel and by group; kernels that run beside each other count once in `busy`."""
+    on = DeviceType.CUDA if engine.has_gpu() else DeviceType.CPU
+    events = sorted((event for event in profiler.events() if event.device_type == on), key=lambda e: e.time_range.start)
+    by_kernel: dict[str, float] = defaultdict(float)
+    busy_us, end = 0.0, events[0].time_range.start
+    for event in events:
+        own_us = event.time_range.elapsed_us() if engine.has_gpu() else event.self_cpu_time_total
+        by_kernel[event.name] += own_us / 1e3
+        busy_us += max(0.0, event.time_range.end - max(end, event.time_range.start))
+        end = max(end, event.time_range.end)
+    by_group: dict[str, float] = defaultdict(float)
+    for name, duration_ms in by_kernel.items():
+        by_group[group_of(name)] += duration_ms
+    ordered = dict(sorted(by_kernel.items(), key=lambda item: -item[1]))
+    return StepProfile((end - events[0].time_range.start) / 1e3, busy_us / 1e3, dict(by_group), ordered)
+
+
+def group_of(kernel: str) -> str:
+    """What a kernel computes, by its name."""
+    return next((group for group, words in GROUPS.items() if re.search(words, kernel, re.IGNORECASE)), "other")
+
+
+def report(profiles: dict[str, StepProfile], top: int) -> None:
+    """Prints milliseconds by group, a column a way, and each way's longest kernels."""
+    rows = [["span", *(f"{step.span_ms:.1f}" for step in profiles.values())]]
+    rows += [["idle", *(f"{step.span_ms - step.busy_ms:.1f}" for step in profiles.values())]]
+    for group in (*GROUPS, "other"):
+        times_ms = [step.by_group_ms.get(group, 0.0) for step in profiles.values()]
+        if any(times_ms):
+            rows.append([group, *(f"{time_ms:.1f}" for time_ms in times_ms)])
+    print(table(["ms", *profiles], rows))
+    for way, step in profiles.items():
+        print(f"\n{way}")
+        print(
+            table(["ms", "kernel"], [[f"{ms:.2f}", name[:110]] for name, ms in list(step.by_kernel_ms.items())[:top]])
+        )
+
+
+if __name__ == "__main__":
+    main()
