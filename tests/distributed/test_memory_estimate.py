@@ -7,12 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import torchrun
+from ranks import run_ranks
 
 from colossal_llama.model import linear_cross_entropy
 from colossal_llama.model.parameter_counts import layer_parameters, parameters
 from colossal_llama.training import memory_estimate
-from colossal_llama.training.lean_offload import Pipeline
 from colossal_llama.training.memory_estimate import GIB, activation_bytes_per_layer, estimate
 from colossal_llama.training.memory_setup import Setup
 
@@ -36,8 +35,8 @@ def counts(runner, project_root):
     """For each case what was counted on one of two ranks and what was estimated, by moment."""
     listing, output = runner.workspace / "commands.json", runner.workspace / "counts.json"
     listing.write_text(json.dumps([runner.command(name, *options) for name, options in CASES.items()]))
-    done = torchrun("benchmarks/count_memory.py", [str(listing), str(output)], 2, project_root)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    done = run_ranks("benchmarks/count_memory.py", [str(listing), str(output)], 2, project_root)
+    assert done.returncode == 0, done.stdout[-6000:]
     return dict(zip(CASES, json.loads(output.read_text()), strict=True))
 
 
@@ -80,6 +79,8 @@ def test_estimated_as_measured_on_an_h200(plugin, peak_gib):
 
 
 def test_slices_go_through_as_many_bytes_as_the_estimate_says():
+    from colossal_llama.training.lean_offload import Pipeline
+
     assert Pipeline(torch.device("cpu"), torch.bfloat16).host_bytes == memory_estimate._SLICE_BUFFERS_BYTES
 
 
