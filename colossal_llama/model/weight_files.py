@@ -80,13 +80,20 @@ def find_weight_files(directory: Path) -> WeightFiles:
 
 
 def check_safetensors(directory: Path) -> None:
-    """Finds out from headers and sizes whether a model directory's safetensors files are whole, without reading a weight.
+    """Finds out from headers and sizes whether the safetensors files that transformers would load are whole, without reading a weight.
+
+    What is in them is left to who loads them: tensors of other types than `find_weight_files` takes, and indexes that name a tensor
+    too many or too few, as real models have. So is a directory without safetensors.
 
     Raises:
-        UserError: a file is absent, cut off or damaged. A directory without safetensors is left to who loads it.
+        UserError: a file is absent, cut off or damaged.
     """
-    if any(directory.glob("model*.safetensors*")):
-        find_weight_files(directory)
+    index_name, single_name = _LAYOUTS[0]
+    if (directory / single_name).is_file():
+        read_metadata(directory / single_name)
+    elif (directory / index_name).is_file():
+        for name in set(_read_index(directory / index_name).values()):
+            read_metadata(directory / name)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -104,16 +111,24 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def _read_sharded(index_path: Path) -> WeightFiles:
+def _read_index(index_path: Path) -> dict[str, str]:
+    """Name of tensor → name of the file in the same directory that holds it; all of them are there."""
     try:
         weight_map = json.loads(index_path.read_text("utf-8"))["weight_map"]
         shard_names = sorted(set(weight_map.values()))
+        missing = [name for name in shard_names if not (index_path.parent / name).is_file()]
+    except OSError as error:
+        raise UserError(f"{index_path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index_path} is not an index of weight files: {error!r}") from error
-    missing = [name for name in shard_names if not (index_path.parent / name).is_file()]
     if missing:
         raise UserError(f"{index_path} names weight files that are not there: {', '.join(missing)}")
-    shards = tuple(_read_shard(index_path.parent / name) for name in shard_names)
+    return weight_map
+
+
+def _read_sharded(index_path: Path) -> WeightFiles:
+    weight_map = _read_index(index_path)
+    shards = tuple(_read_shard(index_path.parent / name) for name in sorted(set(weight_map.values())))
     held = {name: shard.path.name for shard in shards for name in shard.tensors}
     wrong = sorted(name for name in weight_map.keys() | held.keys() if weight_map.get(name) != held.get(name))
     if wrong:

@@ -173,7 +173,7 @@ def _gib(count: int) -> float:
 def _verdict(memory: MemoryEstimate, setup: Setup, config: object, device_bytes: int | None) -> list[str]:
     lines = [f"peak: {memory.peak_bytes / GIB:.1f} GiB ({memory.peak_moment})"]
     if memory.host_bytes:
-        lines.append(f"host memory of each process: {memory.host_bytes / GIB:.1f} GiB of states and gradients")
+        lines.append(f"host memory of each process: {memory.host_bytes / GIB:.1f} GiB for the optimizer")
     if device_bytes is None:
         return [*lines, "give --gpu_memory_gib to hear whether it fits"]
     size = f"{device_bytes / GIB:.1f} GiB ({ALLOWANCE_BYTES / GIB:.1f} GiB left for CUDA and gaps)"

@@ -24,9 +24,10 @@ def why_no_lean_update(optimizer: torch.optim.Optimizer, device: torch.device) -
         return "the plugin's optimizer is not ColossalAI's ZeRO"
     if device.type != "cuda":
         return f"it is for CUDA devices, this is {device.type}"
-    if optimizer._cpu_offload:
-        return "the optimizer's states are in host memory"
-    return why_the_engine_updates(optimizer)
+    reason = why_the_engine_updates(optimizer)
+    if reason is None and optimizer._cpu_offload:
+        reason = "the optimizer's states are in host memory"
+    return reason
 
 
 def why_the_engine_updates(optimizer: LowLevelZeroOptimizer) -> str | None:
@@ -39,8 +40,9 @@ def why_the_engine_updates(optimizer: LowLevelZeroOptimizer) -> str | None:
         group = getattr(optimizer, name, None)
         if group is not None and dist.get_world_size(group) > 1:
             return "the model is split over ranks"
-    if any(isinstance(group, tuple) for group in optimizer.pg_to_param_list):
-        return "there are two data-parallel groups"
+    groups = list(optimizer.pg_to_param_list)
+    if len(groups) > 1 or isinstance(groups[0], tuple):
+        return "there are several data-parallel groups"
     return None
 
 

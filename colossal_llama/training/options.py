@@ -160,8 +160,8 @@ def _add_plugin_and_memory(parser: CommandLine) -> None:
         type=boolean,
         default=True,
         metavar="BOOL",
-        help="all that is fast on a GPU: fused norm, rotary, SwiGLU, cross-entropy, ZeRO update, variable-length attention; False "
-        "computes the plain way, for comparison",
+        help="all that is fast on a GPU: fused norm, rotary, SwiGLU, cross-entropy, ZeRO update, variable-length attention; and on any "
+        "device the update of states in host memory slice by slice; False computes the plain way, for comparison",
     )
     group.add_argument(
         "--fp8",

@@ -66,7 +66,27 @@ def main() -> None:
     for way in WAYS:
         compare(*way)
         print(f"{way}: equal", flush=True)
+    check_reasons()
     engine.leave()
+
+
+def check_reasons() -> None:
+    """A model that is split over ranks keeps the engine's update, and that is said, also where its states are in host memory."""
+    import torch
+    import torch.distributed as dist
+    from colossalai.zero.low_level import LowLevelZeroOptimizer
+
+    from colossal_llama.training import lean_offload, lean_zero
+
+    optimizer = LowLevelZeroOptimizer.__new__(LowLevelZeroOptimizer)
+    settings = {"_master_weights": True, "_dtype": torch.bfloat16, "_cpu_offload": True, "grad_handles": []}
+    vars(optimizer).update(settings, pg_to_param_list={dist.group.WORLD: []})
+    cuda = torch.device("cuda")
+    assert lean_offload.why_no_lean_offload(optimizer) is None
+    assert lean_zero.why_no_lean_update(optimizer, cuda) == "the optimizer's states are in host memory"
+    optimizer.pp_pg = dist.group.WORLD
+    for reason in (lean_offload.why_no_lean_offload(optimizer), lean_zero.why_no_lean_update(optimizer, cuda)):
+        assert reason == "the model is split over ranks"
 
 
 def compare(stage: int, offload: bool) -> None:
