@@ -7,8 +7,9 @@ A step has three moments at which memory can be at its fullest; each is a sum of
                      gradients, and the gradients of all weights above it
     optimizer step   weights + optimizer states + all gradients + what the plugin allocates to apply them
 
-The terms were read off the code (ColossalAI 0.5.0, transformers 4.51.3, Liger 0.6.5) and hold what tests/distributed/test_memory_estimate.py
-counts on real steps. Not in it: the CUDA context and the allocator's gaps (see `ALLOWANCE_BYTES`). Imports no torch.
+The terms were read off the code (ColossalAI 0.5.0, transformers 4.51.3, Liger 0.6.5) and hold what
+tests/distributed/test_memory_estimate.py counts on real steps. Not in it: the CUDA context and the allocator's gaps (see
+`ALLOWANCE_BYTES`). Imports no torch.
 """
 
 from dataclasses import dataclass
