@@ -43,6 +43,8 @@ from colossalai.zero.gemini import gemini_optimizer
 from colossalai.zero.gemini.chunk.chunk import Chunk
 from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule, HybridParallelZeroOptimizer
 module_init = HybridParallelModule.__init__
+from colossalai.amp.naive_amp.mixed_precision_mixin import FP16MixedPrecisionMixin
+unscaling = {name: getattr(FP16MixedPrecisionMixin, name) for name in ("should_skip_step", "get_grad_div_scale")}
 exchange = (HybridParallelZeroOptimizer.sync_dp_grads, LowLevelZeroOptimizer._sync_grad, LowLevelZeroOptimizer._run_reduction)
 found["a pipeline's exchange"] = "".join(map(inspect.getsource, exchange))
 found["a chunk's reduction"] = inspect.getsource(Chunk.reduce) + inspect.getsource(Chunk._Chunk__scatter)
@@ -70,6 +72,16 @@ def norm_of_two_micro_batches(elements_in_a_bucket):
         booster.backward(model(input_ids=ids, labels=ids).loss, optimizer)
     optimizer.step()
     return optimizer.get_grad_norm()
+class Scaled(FP16MixedPrecisionMixin):
+    def check_local_overflow(self): return False
+def divisor():
+    scaled = Scaled(initial_scale=4, growth_interval=1)
+    loss = float(scaled.pre_backward(torch.tensor(1.0)))
+    assert not scaled.should_skip_step() and scaled.loss_scale == 2 * loss
+    return scaled.get_grad_div_scale() / loss
+found["our divisor"] = divisor()
+for name, function in unscaling.items(): setattr(FP16MixedPrecisionMixin, name, function)
+found["divisor"] = divisor()
 found["our norms"] = [norm_of_two_micro_batches(elements) for elements in (2**20, 2**9)]
 HybridParallelModule.__init__ = module_init
 found["norms"] = [norm_of_two_micro_batches(elements) for elements in (2**20, 2**9)]
@@ -116,6 +128,12 @@ def test_zero_2_without_partners_still_counts_gradients_twice(unpatched):
     in_one_bucket, in_many = unpatched["norms"]
     assert in_many > 1.2 * in_one_bucket
     assert unpatched["our norms"] == pytest.approx([in_one_bucket] * 2, rel=1e-3)
+
+
+def test_gradients_are_still_divided_by_a_scale_that_they_were_not_made_with(unpatched):
+    """Fails when ColossalAI divides by the loss's own scale: then `_unscale_by_the_scale_of_the_loss` can go."""
+    assert unpatched["divisor"] == 2
+    assert unpatched["our divisor"] == 1
 
 
 @pytest.mark.parametrize(("stages", "ranks", "overlaps"), [(1, 2, True), (1, 1, False), (2, 2, False)])
