@@ -21,8 +21,8 @@ if [[ $# -gt 1 || ${1:-} == -* ]]; then
     exit 2
 fi
 
-# The published stages on a small scale. Every conversation is learned by heart: 62 of 62 answers; with 12 and 24 epochs 49.
-pretrain_epochs=16 pretrain_lr=4e-3 sft_epochs=30 sft_lr=3e-3
+# The published stages on a small scale. Every conversation is learned by heart: 62 of 62 answers; with 30 epochs of sft 60.
+pretrain_epochs=16 pretrain_lr=4e-3 sft_epochs=40 sft_lr=3e-3
 rows_per_step=4 conversations_per_step=8 max_length=256
 
 set_up() {
