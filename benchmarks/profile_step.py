@@ -7,7 +7,6 @@ fills of it: there the device waited for the host. Without a GPU the same table 
 """
 
 import argparse
-import gc
 import re
 import sys
 from collections import defaultdict
@@ -22,12 +21,12 @@ from torch.profiler import ProfilerActivity, profile
 
 import train
 from benchmarks.random_run import SHAPES, make_model, outputs_under
+from benchmarks.train_many import free_memory
 from benchmarks.train_throughput import OURS
 from colossal_llama.training.arguments import parse_arguments
 from colossal_llama.utils import engine
 from colossal_llama.utils.console import table
 from colossal_llama.utils.files import write_json
-from colossal_llama.utils.gemini_patches import forget_finished_runs
 
 PROFILED_STEP = 6
 """The profiler's own start lengthens the first step that it sees: that is the one before, and thrown away."""
@@ -111,10 +110,7 @@ def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfil
         train.train(arguments, session)
     finally:
         Stepper.step = step
-    forget_finished_runs()
-    gc.collect()
-    if engine.has_gpu():
-        torch.cuda.empty_cache()
+    free_memory()
     return found[0]
 
 

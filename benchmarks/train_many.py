@@ -31,11 +31,11 @@ def main() -> None:
         arguments = parse_arguments(command, has_gpu=engine.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
         torch.manual_seed(arguments.seed)
         train.train(arguments, session)
-        _free_memory()
+        free_memory()
     engine.leave()
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Frees a run's tensors, so that the next run's peak is its own."""
     forget_finished_runs()
     gc.collect()

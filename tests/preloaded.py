@@ -12,4 +12,4 @@ engine.prepare_engine()
 
 from colossal_llama.training import session  # noqa: E402, F401
 
-gc.freeze()  # benchmarks/train_many.py collects garbage after every run: 0.3 s of a core without this, for a million objects of modules
+gc.freeze()  # benchmarks/train_many.py collects garbage after every run: 0.24 s of a core without this, for half a million objects
