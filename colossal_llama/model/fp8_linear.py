@@ -18,7 +18,7 @@ from torch.nn.functional import ScalingType, scaled_mm
 from transformers import LlamaForCausalLM, PretrainedConfig
 
 from colossal_llama.model.fp8_cast import GRADIENTS, MULTIPLE, Rounded, largest_magnitude, rounded
-from colossal_llama.model.kernels import through_torch_function
+from colossal_llama.model.through_torch_function import through_torch_function
 
 ABLE = (8, 9)
 """Compute capability from which on NVIDIA's devices multiply in 8 bits: Ada and Hopper."""

@@ -1,22 +1,24 @@
-"""Fused kernels that need no CUDA toolkit: Liger's Triton kernels (https://github.com/linkedin/Liger-Kernel).
+"""Fused kernels that need no CUDA toolkit, put into a model.
 
-Root-mean-square norm, rotary embedding, SwiGLU, and the output layer with its cross-entropy (model.linear_cross_entropy).
-`torch.compile` of each layer in their place was no faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms against
+Rotary embedding and SwiGLU are Liger's Triton kernels (https://github.com/linkedin/Liger-Kernel), within a fifth and a twentieth of what
+an H200's memory allows; norms with the residual stream, and the output layer with its cross-entropy, are ours (model.fused_norm,
+model.linear_cross_entropy), and so is how gradients of a shared input are added up (model.shared_gradient). `torch.compile` of each layer in their place was no faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms against
 517), takes longer to start and does not go with Gemini.
 """
 
-import functools
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 
 import torch
-from torch.overrides import handle_torch_function, has_torch_function
-from transformers import LlamaForCausalLM
+from transformers import Cache, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from colossal_llama.model.fused_norm import add_and_norm, norm_beside, rms_norm
 from colossal_llama.model.linear_cross_entropy import linear_cross_entropy
+from colossal_llama.model.shared_gradient import share_input_gradients
+from colossal_llama.model.through_torch_function import through_torch_function
 
 
 def why_no_fused_kernels(device: torch.device) -> str | None:
@@ -29,7 +31,7 @@ def why_no_fused_kernels(device: torch.device) -> str | None:
 
 
 def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
-    """Replaces norms, rotary embedding and MLPs of a loaded model by fused kernels, in place.
+    """Replaces norms with their residual additions, rotary embedding and MLPs of a loaded model by fused kernels, in place.
 
     Args:
         model: as `from_pretrained` gives it, before any plugin wraps it.
@@ -39,45 +41,13 @@ def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
     apply_liger_kernel_to_llama(model=model, rms_norm=False, fused_linear_cross_entropy=False)
-    network = model.model
-    norms = [network.norm]
-    for layer in network.layers:
-        norms += [layer.input_layernorm, layer.post_attention_layernorm]
-    for norm in norms:
-        norm.forward = MethodType(_norm_forward, norm)
+    model.model.norm.forward = MethodType(_norm_forward, model.model.norm)
+    for layer in model.model.layers:
+        layer.forward = MethodType(_layer_forward, layer)
+    share_input_gradients(model)
     model.fuses_loss = fuse_loss  # for the forward of a model divided over ranks (model.sharded)
     if fuse_loss:
         model.forward = MethodType(_forward_with_fused_loss, model)
-
-
-def through_torch_function(function: Callable) -> Callable:
-    """Lets a function of parameters take part in PyTorch's `__torch_function__` protocol, as PyTorch's own functions do.
-
-    Gemini keeps parameters apart in chunks and learns from that protocol which are about to be used; a custom autograd function
-    called directly would find their memory empty (https://pytorch.org/docs/stable/notes/extending.html#extending-torch).
-    """
-
-    @functools.wraps(function)
-    def wrapped(*tensors: torch.Tensor, **settings: object) -> torch.Tensor:
-        if has_torch_function(tensors):
-            return handle_torch_function(wrapped, tensors, *tensors, **settings)
-        return function(*tensors, **settings)
-
-    return wrapped
-
-
-@through_torch_function
-def fused_rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """Root-mean-square norm over the last dimension, computed in fp32, as LLaMA does.
-
-    Args:
-        hidden: (…, width), any floating dtype.
-        weight: (width,).
-        eps: added to the mean square.
-    """
-    from liger_kernel.ops import LigerRMSNormFunction
-
-    return LigerRMSNormFunction.apply(hidden, weight, eps, 0.0, "llama", True, None)
 
 
 @through_torch_function
@@ -97,7 +67,38 @@ class LossOutput(CausalLMOutputWithPast):
 
 
 def _norm_forward(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    return fused_rms_norm(hidden_states, self.weight, eps=self.variance_epsilon)
+    return rms_norm(hidden_states, self.weight, eps=self.variance_epsilon)
+
+
+def _layer_forward(
+    self: LlamaDecoderLayer,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    past_key_value: Cache | None = None,
+    output_attentions: bool = False,
+    use_cache: bool = False,
+    cache_position: torch.Tensor | None = None,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **settings: object,
+) -> tuple[torch.Tensor, ...]:
+    """`LlamaDecoderLayer.forward` with each norm fused with the residual stream beside it; arguments in the order of that one."""
+    before, after = self.input_layernorm, self.post_attention_layernorm
+    normed, hidden = norm_beside(hidden_states, before.weight, eps=before.variance_epsilon)
+    attended, weights = self.self_attn(
+        hidden_states=normed,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        past_key_value=past_key_value,
+        output_attentions=output_attentions,
+        use_cache=use_cache,
+        cache_position=cache_position,
+        position_embeddings=position_embeddings,
+        **settings,
+    )
+    normed, hidden = add_and_norm(attended, hidden, after.weight, eps=after.variance_epsilon)
+    hidden = hidden + self.mlp(normed)
+    return (hidden, weights) if output_attentions else (hidden,)
 
 
 def _forward_with_fused_loss(

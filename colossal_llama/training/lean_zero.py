@@ -8,7 +8,6 @@ is kept where autograd put it, instead of going through a communication bucket (
 The optimizer keeps its class, states and checkpoints: two methods of the one instance are replaced, by `use_lean_update`.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MethodType
@@ -16,6 +15,8 @@ from types import MethodType
 import torch
 import torch.distributed as dist
 from colossalai.zero.low_level import LowLevelZeroOptimizer
+
+_BLOCK = 1024  # elements a program; measured as fast as 512, within 4 % of 2,048 and 4,096
 
 
 def why_no_lean_update(optimizer: torch.optim.Optimizer, device: torch.device) -> str | None:
@@ -153,17 +154,12 @@ def _changing_numbers(group: dict, step: int, factor: torch.Tensor) -> torch.Ten
 
 def _apply(state: dict, update: Update, changing: torch.Tensor) -> None:
     group = update.group
-    _compiled_adamw()(
-        update.master,
-        update.gradient,
-        state["exp_avg"],
-        state["exp_avg_sq"],
-        update.working,
-        changing,
-        *group["betas"],
-        group["eps"],
-        group["weight_decay"],
-    )
+    tensors = (update.master, update.gradient, state["exp_avg"], state["exp_avg_sq"], update.working, changing)
+    numbers = (*group["betas"], group["eps"], group["weight_decay"])
+    if update.master.is_cuda:
+        _adamw_in_one_kernel(*tensors, *numbers)
+    else:
+        adamw(*tensors, *numbers)
 
 
 def adamw(
@@ -202,10 +198,28 @@ def adamw(
     working.copy_(updated)
 
 
-@functools.cache
-def _compiled_adamw():
-    """`adamw` as one kernel for all lengths, compiled on first use (Triton: a few seconds)."""
-    return torch.compile(adamw, dynamic=True, fullgraph=True)
+def _adamw_in_one_kernel(
+    master: torch.Tensor,
+    gradient: torch.Tensor,
+    first_moment: torch.Tensor,
+    second_moment: torch.Tensor,
+    working: torch.Tensor,
+    changing: torch.Tensor,
+    *numbers: float,
+) -> None:
+    """`adamw` on a CUDA device: each number is read once and written once.
+
+    `torch.compile` of `adamw` took 1.43 ms for 142 M parameters on an H200 and 0.15 ms for a small tensor, most of it on the host; this one
+    0.95 and 0.01, the memory's own 0.92 and nothing. It needs no compilation of seconds at the first step either.
+    """
+    import triton
+
+    from colossal_llama.training.adamw_kernel import adamw_kernel
+
+    elements = master.numel()
+    adamw_kernel[(triton.cdiv(elements, _BLOCK),)](
+        master, gradient, first_moment, second_moment, working, changing, elements, *numbers, BLOCK=_BLOCK, num_warps=4
+    )
 
 
 def gather_working_weights(updates: list[Update]) -> None:

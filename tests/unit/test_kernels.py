@@ -4,7 +4,8 @@ import torch
 from colossalai.tensor.colo_parameter import ColoParameter
 from colossalai.tensor.param_op_hook import ColoParamOpHook, ColoParamOpHookManager
 
-from colossal_llama.model.kernels import through_torch_function, why_no_fused_kernels
+from colossal_llama.model.kernels import why_no_fused_kernels
+from colossal_llama.model.through_torch_function import through_torch_function
 
 
 class Recorder(ColoParamOpHook):

@@ -1,0 +1,105 @@
+"""Started with TRITON_INTERPRET=1: Triton's kernels on a host without GPU, against plain PyTorch in fp32. Prints what was compared."""
+
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from colossal_llama.model import fused_norm
+from colossal_llama.model.attention import SDPA, boundaries_of
+from colossal_llama.model.kernels import use_fused_kernels
+from colossal_llama.training import lean_zero
+
+ROWS, WIDTH = 7, 48  # a width that is no power of two
+
+
+def main() -> None:
+    """Norms, a whole model, and the update."""
+    fused_norm._multiprocessors, fused_norm._PROGRAMS_PER_MULTIPROCESSOR = (
+        lambda device: 1,
+        4,
+    )  # four programs for seven rows
+    for check in (norms, model, update):
+        check()
+        print(f"{check.__name__}: equal", flush=True)
+
+
+def plain_norm(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return weight * hidden * torch.rsqrt(hidden.square().mean(dim=-1, keepdim=True) + 1e-6)
+
+
+def norms() -> None:
+    """Results and gradients of the three forms, with something of its own read from the residual stream."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, ROWS, WIDTH), torch.randn(1, ROWS, WIDTH), torch.randn(WIDTH)]
+    factors = torch.randn(2, 1, ROWS, WIDTH)
+
+    def fused(added, hidden, weight):
+        first, hidden = fused_norm.norm_beside(hidden, weight, eps=1e-6)
+        second, total = fused_norm.add_and_norm(added, hidden, weight, eps=1e-6)
+        return fused_norm.rms_norm(first + second * factors[0], weight, eps=1e-6) + total * factors[1]
+
+    def plain(added, hidden, weight):
+        first, total = plain_norm(hidden, weight), hidden + added
+        return plain_norm(first + plain_norm(total, weight) * factors[0], weight) + total * factors[1]
+
+    results = []
+    for function in (fused, plain):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        result = function(*leaves)
+        result.square().sum().backward()
+        results.append([result.detach(), *(leaf.grad for leaf in leaves)])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def model() -> None:
+    """Loss and gradients of a model with all fused kernels, its first layer recomputed."""
+    from colossal_llama.model.recompute import recompute_layers
+
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 50, (2, 9), generator=generator)
+    results = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=50,
+            hidden_size=WIDTH,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+        network = LlamaForCausalLM(config).train()
+        network.config._attn_implementation = SDPA
+        if fused:
+            use_fused_kernels(network, fuse_loss=False)
+        recompute_layers(network, 1, reentrant=False)
+        settings = {"attention_mask": boundaries_of([[4, 5], [9]], 9), "use_cache": False}
+        output = network(input_ids=ids, position_ids=torch.arange(9).repeat(2, 1), **settings)
+        output.logits.square().mean().backward()
+        results.append([output.logits.detach(), *(parameter.grad for parameter in network.parameters())])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def update() -> None:
+    """The update's kernel against the function that it computes, also where it must change nothing."""
+    for factor in (0.5, math.nan):
+        torch.manual_seed(0)
+        tensors = [torch.randn(1500), torch.randn(1500), torch.randn(1500), torch.rand(1500)]
+        tensors.append(tensors[0].clone())
+        changing = torch.tensor([1e-2, 0.1, 0.05, factor])
+        expected = [tensor.clone() for tensor in tensors]
+        lean_zero.adamw(*expected, changing, 0.9, 0.95, 1e-8, 0.1)
+        lean_zero._adamw_in_one_kernel(*tensors, changing, 0.9, 0.95, 1e-8, 0.1)
+        for mine, theirs in zip(tensors, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+if __name__ == "__main__":
+    main()
