@@ -2,8 +2,9 @@
 
 Rotary embedding and SwiGLU are Liger's Triton kernels (https://github.com/linkedin/Liger-Kernel), within a fifth and a twentieth of what
 an H200's memory allows; norms with the residual stream, and the output layer with its cross-entropy, are ours (model.fused_norm,
-model.linear_cross_entropy), and so is how gradients of a shared input are added up (model.shared_gradient). `torch.compile` of each layer in their place was no faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms against
-517), takes longer to start and does not go with Gemini.
+model.linear_cross_entropy), and so is how gradients of a shared input are added up (model.shared_gradient). `torch.compile` of each layer
+in place of Liger's kernels was no faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms against 517), takes longer
+to start and does not go with Gemini.
 """
 
 import importlib.util

@@ -28,78 +28,68 @@ def share_input_gradients(model: LlamaForCausalLM) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         for group in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
             if all(linear.bias is None for linear in group):
-                shared = _Readers(len(group))
-                for linear in group:
-                    linear.forward = MethodType(_forward_of(shared), linear)
+                shared = _Group(group)
+                for index, linear in enumerate(group):
+                    linear.forward = MethodType(_forward_of(shared, index), linear)
 
 
-class _Sum:
-    """One input's gradient while its readers' backward passes add to it."""
+class _Group:
+    """Layers that read the same input: the first one that is called computes for all, the others take what is theirs.
 
-    def __init__(self, readers: int):
-        self.missing, self.gradient = readers, None
+    One operation for all, since Gemini puts a node of its own before each, which turns "no gradient yet" into zeros and adds them.
+    """
 
-    def add(self, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
-        """Adds `gradient @ weight`; the whole after the last reader's, None before."""
-        self.gradient = gradient @ weight if self.gradient is None else self.gradient.addmm_(gradient, weight)
-        self.missing -= 1
-        return self.gradient if self.missing == 0 else None
-
-
-class _Readers:
-    """Knows in the forward pass which calls of a group's layers read the same input."""
-
-    def __init__(self, layers: int):
-        self._layers = layers
+    def __init__(self, linears: tuple[nn.Linear, ...]):
+        self._linears = linears
         self._forget()
 
-    def sum_of(self, hidden: torch.Tensor) -> _Sum:
-        """The sum that belongs to this input; the same for all layers of the group."""
-        # By its memory: Gemini hands each layer a tensor object of its own.
-        if self._tensor is None or not hidden.is_set_to(self._tensor):
-            self._tensor, self._sum, self._used = hidden, _Sum(self._layers), 0
-        result = self._sum
-        self._used += 1
-        if self._used == self._layers:
+    def output(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """What layer `index` of the group makes of `hidden`; asked for once by each."""
+        is_known = self._hidden is not None and hidden.is_set_to(self._hidden) and index in self._outputs
+        if not is_known:
+            weights = [linear.weight for linear in self._linears]
+            self._hidden, self._outputs = hidden, dict(enumerate(_products(hidden, *weights)))
+        output = self._outputs.pop(index)
+        if not self._outputs:
             self._forget()
-        return result
+        return output
 
     def _forget(self) -> None:
         """Lets go of an input that all layers have read, or its memory would be held to the next call."""
-        self._tensor: torch.Tensor | None = None
-        self._sum: _Sum | None = None
-        self._used = 0
+        self._hidden: torch.Tensor | None = None
+        self._outputs: dict[int, torch.Tensor] = {}
 
 
-def _forward_of(readers: _Readers) -> Callable[[nn.Linear, torch.Tensor], torch.Tensor]:
+def _forward_of(group: _Group, index: int) -> Callable[[nn.Linear, torch.Tensor], torch.Tensor]:
     def forward(self: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
-        return _linear(hidden_states, self.weight, readers=readers)
+        return group.output(index, hidden_states)
 
     return forward
 
 
 @through_torch_function
-def _linear(hidden: torch.Tensor, weight: torch.Tensor, readers: _Readers) -> torch.Tensor:
-    if torch.is_autocast_enabled(hidden.device.type) or not (torch.is_grad_enabled() and hidden.requires_grad):
-        return nn.functional.linear(hidden, weight)
-    return _Linear.apply(hidden, weight, readers.sum_of(hidden))
+def _products(hidden: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    if torch.is_autocast_enabled(hidden.device.type) or not torch.is_grad_enabled():
+        return tuple(nn.functional.linear(hidden, weight) for weight in weights)
+    return _Products.apply(hidden, *weights)
 
 
-class _Linear(torch.autograd.Function):
+class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, total):
-        ctx.save_for_backward(hidden, weight)
-        ctx.total = total
-        return nn.functional.linear(hidden, weight)
+    def forward(ctx, hidden, *weights):
+        ctx.save_for_backward(hidden, *weights)
+        return tuple(nn.functional.linear(hidden, weight) for weight in weights)
 
     @staticmethod
-    def backward(ctx, gradient):
-        hidden, weight = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        hidden_gradient = ctx.total.add(flat, weight)
-        if hidden_gradient is not None:
-            hidden_gradient = hidden_gradient.view(hidden.shape)
-        weight_gradient = None
-        if ctx.needs_input_grad[1]:
-            weight_gradient = flat.t() @ hidden.reshape(-1, hidden.shape[-1])
-        return hidden_gradient, weight_gradient, None
+    def backward(ctx, *gradients):
+        hidden, *weights = ctx.saved_tensors
+        wants_hidden, *want_weights = ctx.needs_input_grad
+        flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
+        total = None
+        if wants_hidden:
+            total = flat[0] @ weights[0]
+            for gradient, weight in zip(flat[1:], weights[1:], strict=True):
+                total.addmm_(gradient, weight)
+            total = total.view(hidden.shape)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        return total, *(grad.t() @ rows if wanted else None for grad, wanted in zip(flat, want_weights, strict=True))

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from colossalai.zero.low_level import LowLevelZeroOptimizer
 
-_BLOCK = 1024  # elements a program; measured as fast as 512, within 4 % of 2,048 and 4,096
+from colossal_llama.utils.adamw import adamw, changing_numbers
 
 
 def why_no_lean_update(optimizer: torch.optim.Optimizer, device: torch.device) -> str | None:
@@ -94,7 +94,8 @@ def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
         state = state_for_next_step(self.optim.state[update.master], update.master)
         key = (id(update.group), state["step"])
         if key not in changing:
-            changing[key] = _changing_numbers(update.group, state["step"], factor)
+            group = update.group
+            changing[key] = changing_numbers(group["lr"], *group["betas"], state["step"], factor)
         _apply(state, update, changing[key])
     gather_working_weights(updates)
 
@@ -143,83 +144,10 @@ def state_for_next_step(state: dict, master: torch.Tensor) -> dict:
     return state
 
 
-def _changing_numbers(group: dict, step: int, factor: torch.Tensor) -> torch.Tensor:
-    """The numbers of a step as one tensor on the device: as Python numbers, each step's would be compiled for anew."""
-    beta1, beta2 = group["betas"]
-    numbers = torch.tensor([group["lr"], 1.0 - beta1**step, 1.0 - beta2**step], dtype=torch.float32)
-    if factor.is_cuda:
-        numbers = numbers.pin_memory().to(factor.device, non_blocking=True)
-    return torch.cat([numbers, factor.view(1)])
-
-
 def _apply(state: dict, update: Update, changing: torch.Tensor) -> None:
     group = update.group
     tensors = (update.master, update.gradient, state["exp_avg"], state["exp_avg_sq"], update.working, changing)
-    numbers = (*group["betas"], group["eps"], group["weight_decay"])
-    if update.master.is_cuda:
-        _adamw_in_one_kernel(*tensors, *numbers)
-    else:
-        adamw(*tensors, *numbers)
-
-
-def adamw(
-    master: torch.Tensor,
-    gradient: torch.Tensor,
-    first_moment: torch.Tensor,
-    second_moment: torch.Tensor,
-    working: torch.Tensor,
-    changing: torch.Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """AdamW (arXiv 1711.05101) in place, in fp32, on flat tensors of one length.
-
-    Args:
-        master, first_moment, second_moment: fp32, updated.
-        gradient: any floating dtype, before scaling.
-        working: the weights in half precision, overwritten.
-        changing: fp32, shape (4,): learning rate, 1 − beta1^step, 1 − beta2^step, factor on the gradient. Where the factor is NaN nothing
-            is changed: a bad step (training.bad_steps), decided here because the host does not know the norm yet.
-        beta1, beta2, eps, weight_decay: as in the paper.
-    """
-    rate, correction1, correction2, factor = changing.unbind()
-    scaled = gradient.float() * factor
-    first = first_moment + (1.0 - beta1) * (scaled - first_moment)
-    second = beta2 * second_moment + (1.0 - beta2) * scaled * scaled
-    denominator = (second / correction2).sqrt() + eps
-    updated = master * (1.0 - rate * weight_decay) - rate / correction1 * first / denominator
-    is_good = factor.isfinite()
-    first_moment.copy_(torch.where(is_good, first, first_moment))
-    second_moment.copy_(torch.where(is_good, second, second_moment))
-    updated = torch.where(is_good, updated, master)
-    master.copy_(updated)
-    working.copy_(updated)
-
-
-def _adamw_in_one_kernel(
-    master: torch.Tensor,
-    gradient: torch.Tensor,
-    first_moment: torch.Tensor,
-    second_moment: torch.Tensor,
-    working: torch.Tensor,
-    changing: torch.Tensor,
-    *numbers: float,
-) -> None:
-    """`adamw` on a CUDA device: each number is read once and written once.
-
-    `torch.compile` of `adamw` took 1.43 ms for 142 M parameters on an H200 and 0.15 ms for a small tensor, most of it on the host; this one
-    0.95 and 0.01, the memory's own 0.92 and nothing. It needs no compilation of seconds at the first step either.
-    """
-    import triton
-
-    from colossal_llama.training.adamw_kernel import adamw_kernel
-
-    elements = master.numel()
-    adamw_kernel[(triton.cdiv(elements, _BLOCK),)](
-        master, gradient, first_moment, second_moment, working, changing, elements, *numbers, BLOCK=_BLOCK, num_warps=4
-    )
+    adamw(*tensors, *group["betas"], group["eps"], group["weight_decay"])
 
 
 def gather_working_weights(updates: list[Update]) -> None:

@@ -8,6 +8,7 @@ fails when it is no longer needed.
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from colossal_llama.utils.adamw import adamw, changing_numbers
 from colossal_llama.utils.engine_patches import apply_patches
 from colossal_llama.utils.gemini_patches import apply_gemini_patches
 from colossal_llama.utils.launchers import take_over_from_slurm
@@ -251,9 +253,15 @@ class TorchCudaAdam:
         if all(gradient.dtype == parameter.dtype for gradient, parameter in zip(gradients, parameters, strict=True)):
             fused_adam(gradients, parameters, exp_avgs, exp_avg_sqs, *hyper)
             return
-        # Gemini hands half-precision gradients for fp32 parameters. One at a time, so that only one fp32 copy exists.
+        # Gemini hands half-precision gradients for fp32 parameters.
+        if not (adamw_mode and bias_correction and importlib.util.find_spec("triton")):
+            for lists in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):  # only one fp32 copy at a time
+                fused_adam([lists[0].to(lists[1].dtype)], *([tensor] for tensor in lists[1:]), *hyper)
+            return
+        factor = 1.0 / div_scale if div_scale > 0 else 1.0
+        changing = changing_numbers(lr, beta1, beta2, step, factor, parameters[0].device)
         for gradient, parameter, exp_avg, exp_avg_sq in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):
-            fused_adam([gradient.to(parameter.dtype)], [parameter], [exp_avg], [exp_avg_sq], *hyper)
+            adamw(parameter, gradient, exp_avg, exp_avg_sq, None, changing, beta1, beta2, eps, weight_decay)
 
 
 def fused_adam(

@@ -140,6 +140,39 @@ def test_fused_loss_gives_the_plain_loss_and_gradients(share):
             assert (mine.grad.float() - theirs.grad).norm() < 0.01 * theirs.grad.norm()
 
 
+@pytest.mark.parametrize("width", [2048, 1000])
+def test_norms_with_the_residual_stream_give_the_plain_results_and_gradients(width):
+    """Against fp32 arithmetic on the same bf16 numbers."""
+    from colossal_llama.model.fused_norm import add_and_norm, norm_beside
+
+    generator = torch.Generator().manual_seed(5)
+    tensors = [
+        torch.randn(*shape, generator=generator).cuda().bfloat16() for shape in ((3000, width),) * 2 + ((width,),)
+    ]
+    factors = torch.randn(2, 3000, width, generator=generator).cuda()
+
+    def fused(added, hidden, weight):
+        first, hidden = norm_beside(hidden, weight, eps=1e-6)
+        second, total = add_and_norm(added, hidden, weight, eps=1e-6)
+        return first.float() + second.float() * factors[0] + total.float() * factors[1]
+
+    def plain(added, hidden, weight):
+        first, second = (
+            weight * value * torch.rsqrt(value.square().mean(dim=-1, keepdim=True) + 1e-6)
+            for value in (hidden, hidden + added)
+        )
+        return first + second * factors[0] + (hidden + added) * factors[1]
+
+    inputs = [tensor.clone().requires_grad_() for tensor in tensors]
+    exact = [tensor.float().requires_grad_() for tensor in tensors]
+    mine, theirs = fused(*inputs), plain(*exact)
+    (mine * factors[1]).sum().backward()
+    (theirs * factors[1]).sum().backward()
+    assert (mine - theirs).norm() < 0.01 * theirs.norm()
+    for leaf, wanted in zip(inputs, exact, strict=True):
+        assert (leaf.grad.float() - wanted.grad).norm() < 0.01 * wanted.grad.norm()
+
+
 def test_fused_kernels_give_the_plain_loss_and_gradients():
     ids, positions = spliced_batch()
     labels = ids.clone()

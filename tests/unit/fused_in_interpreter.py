@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from colossal_llama.model import fused_norm
 from colossal_llama.model.attention import SDPA, boundaries_of
 from colossal_llama.model.kernels import use_fused_kernels
-from colossal_llama.training import lean_zero
+from colossal_llama.utils.adamw import adamw_in_one_kernel, adamw_plainly
 
 ROWS, WIDTH = 7, 48  # a width that is no power of two
 
@@ -95,8 +95,8 @@ def update() -> None:
         tensors.append(tensors[0].clone())
         changing = torch.tensor([1e-2, 0.1, 0.05, factor])
         expected = [tensor.clone() for tensor in tensors]
-        lean_zero.adamw(*expected, changing, 0.9, 0.95, 1e-8, 0.1)
-        lean_zero._adamw_in_one_kernel(*tensors, changing, 0.9, 0.95, 1e-8, 0.1)
+        adamw_plainly(*expected, changing, 0.9, 0.95, 1e-8, 0.1)
+        adamw_in_one_kernel(*tensors, changing, 0.9, 0.95, 1e-8, 0.1)
         for mine, theirs in zip(tensors, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from colossal_llama.training.bad_steps import refuse_bad_updates
-from colossal_llama.training.lean_zero import adamw
+from colossal_llama.utils.adamw import adamw
 
 
 @pytest.mark.parametrize("factor", [1.0, math.nan])

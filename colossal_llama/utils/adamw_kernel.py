@@ -1,4 +1,4 @@
-"""The Triton kernel of `lean_zero.adamw`: one pass over master weights, gradients and moments."""
+"""The Triton kernel of `utils.adamw`: one pass over master weights, gradients and moments."""
 
 import triton
 import triton.language as tl
@@ -17,6 +17,7 @@ def adamw_kernel(
     beta2,
     eps,
     weight_decay,
+    HAS_WORKING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One block of elements; nothing is written where the factor on the gradients is no number."""
@@ -30,10 +31,12 @@ def adamw_kernel(
     weight = tl.load(master + place, mask=here, other=0.0)
     first += (1.0 - beta1) * (scaled - first)
     second = beta2 * second + (1.0 - beta2) * scaled * scaled
-    denominator = tl.sqrt(second / correction2) + eps
-    weight = weight * (1.0 - rate * weight_decay) - rate / correction1 * first / denominator
+    # Divisions and roots rounded as PyTorch rounds them: the memory leaves time for it.
+    denominator = tl.sqrt_rn(tl.div_rn(second, correction2)) + eps
+    weight = weight * (1.0 - rate * weight_decay) - tl.div_rn(tl.div_rn(rate, correction1) * first, denominator)
     is_good = place < tl.where(factor - factor == 0.0, elements, 0)  # neither NaN nor infinite
     tl.store(first_moment + place, first, mask=is_good)
     tl.store(second_moment + place, second, mask=is_good)
     tl.store(master + place, weight, mask=is_good)
-    tl.store(working + place, weight, mask=is_good)
+    if HAS_WORKING:
+        tl.store(working + place, weight, mask=is_good)
