@@ -64,7 +64,10 @@ def adamw_in_one_kernel(
     second_moment: torch.Tensor,
     working: torch.Tensor | None,
     changing: torch.Tensor,
-    *numbers: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
 ) -> None:
     """`adamw` by a Triton kernel."""
     import triton
@@ -73,7 +76,12 @@ def adamw_in_one_kernel(
 
     tensors = (master, gradient, first_moment, second_moment, working, changing)
     adamw_kernel[(triton.cdiv(master.numel(), _BLOCK),)](
-        *tensors, master.numel(), *map(float, numbers), HAS_WORKING=working is not None, BLOCK=_BLOCK, num_warps=4
+        *tensors,
+        master.numel(),
+        *map(float, (1.0 - beta1, beta2, 1.0 - beta2, eps, weight_decay)),
+        HAS_WORKING=working is not None,
+        BLOCK=_BLOCK,
+        num_warps=4,
     )
 
 

@@ -13,14 +13,15 @@ def adamw_kernel(
     working,
     changing,
     elements,
-    beta1,
+    complement1,
     beta2,
+    complement2,
     eps,
     weight_decay,
     HAS_WORKING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of elements; nothing is written where the factor on the gradients is no number."""
+    """One block of elements; the complements are 1 - beta, which fp32 would round; nothing is written where the factor on the gradients is no number."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = place < elements
     rate, factor = tl.load(changing), tl.load(changing + 3)
@@ -29,8 +30,8 @@ def adamw_kernel(
     first = tl.load(first_moment + place, mask=here, other=0.0)
     second = tl.load(second_moment + place, mask=here, other=0.0)
     weight = tl.load(master + place, mask=here, other=0.0)
-    first += (1.0 - beta1) * (scaled - first)
-    second = beta2 * second + (1.0 - beta2) * scaled * scaled
+    first += complement1 * (scaled - first)
+    second = beta2 * second + complement2 * scaled * scaled
     # Divisions and roots rounded as PyTorch rounds them: the memory leaves time for it.
     denominator = tl.sqrt_rn(tl.div_rn(second, correction2)) + eps
     weight = weight * (1.0 - rate * weight_decay) - tl.div_rn(tl.div_rn(rate, correction1) * first, denominator)

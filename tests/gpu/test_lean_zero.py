@@ -18,6 +18,19 @@ def launched():
         engine.launch(seed=0)
 
 
+class Branches(torch.nn.Module):
+    """Layers whose gradients do not depend on the weights: one whose last bit falls the other way changes nothing but itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(33, 65), torch.nn.Linear(33, 7)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(rows, 33) in, (rows, 72) out."""
+        inputs = inputs.to(self.first.weight.dtype)
+        return torch.cat([self.first(inputs), self.second(inputs)], dim=-1)
+
+
 def masters_after(
     lean: bool, precision: str, accumulated: int, offload: bool
 ) -> tuple[list[torch.Tensor], list[float]]:
@@ -30,7 +43,7 @@ def masters_after(
 
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-    model = torch.nn.Sequential(torch.nn.Linear(33, 65), torch.nn.Tanh(), torch.nn.Linear(65, 7)).cuda().to(dtype)
+    model = Branches().cuda().to(dtype)
     optimizer = build_optimizer(model, lr=1e-2, weight_decay=0.1)
     plugin = LowLevelZeroPlugin(
         stage=2,
@@ -53,7 +66,8 @@ def masters_after(
     for _ in range(STEPS):
         for _ in range(accumulated):
             inputs = torch.randn(16, 33, device="cuda", generator=generator)
-            booster.backward(model(inputs).float().square().mean() / accumulated, optimizer)
+            factors = torch.randn(16, 72, device="cuda", generator=generator)
+            booster.backward((model(inputs).float() * factors).mean() / accumulated, optimizer)
         scale = loss_scale(optimizer)
         optimizer.step()
         norms.append(float(optimizer.get_grad_norm()) / scale)
@@ -76,8 +90,7 @@ def test_equals_the_engines_update(launched, precision, accumulated, offload, mo
     assert lean_norms == pytest.approx(engine_norms, rel=1e-3)
     assert min(engine_norms) > 0.05, "nothing was clipped, so clipping was not tested"
     for mine, theirs in zip(lean, engine, strict=True):
-        # A weight whose last bit of half precision falls the other way changes the next gradients a little; an update moves by 1e-2.
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=5e-5)
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -95,5 +108,5 @@ def test_one_kernel_equals_the_operations(dtype, factor):
     adamw_plainly(*expected, changing, 0.9, 0.95, 1e-8, 0.1)
     adamw_in_one_kernel(*tensors, changing, 0.9, 0.95, 1e-8, 0.1)
     for mine, theirs in zip(tensors[:4], expected[:4], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=5e-6)
     torch.testing.assert_close(tensors[4], expected[4], rtol=2**-7, atol=0.0)
