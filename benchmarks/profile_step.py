@@ -33,7 +33,7 @@ PROFILED_STEP = 6
 GROUPS = {
     "attention": r"flash|fmha|sdpa|cudnn|attention|_sdp_",
     "matrix products": r"gemm|nvjet|cutlass|xmma|wgmma|::(add|b|ba)?d?d?bmm|::(add)?mm\b|scaled_mm",
-    "norm": r"rms_?norm",
+    "norm": r"rms_?norm|norm_(for|back)ward",
     "rotary": r"rope",
     "SwiGLU": r"swiglu|silu",
     "cross-entropy and norm of gradients": r"softmax|cross_entropy|lp_?norm|multi_tensor|foreach",
@@ -121,7 +121,10 @@ def _activities() -> list[ProfilerActivity]:
 def summed_up(profiler: profile) -> StepProfile:
     """Time by kernel and by group; kernels that run beside each other count once in `busy`."""
     on = DeviceType.CUDA if engine.has_gpu() else DeviceType.CPU
-    events = sorted((event for event in profiler.events() if event.device_type == on), key=lambda e: e.time_range.start)
+    events = sorted(
+        (event for event in profiler.events() if event.device_type == on and not event.is_user_annotation),
+        key=lambda e: e.time_range.start,
+    )
     by_kernel: dict[str, float] = defaultdict(float)
     busy_us, end = 0.0, events[0].time_range.start
     for event in events:

