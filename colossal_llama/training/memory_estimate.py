@@ -68,7 +68,7 @@ def activation_bytes_per_layer(
     Args:
         config: of a LLaMA.
         tokens: of a micro-batch on one device, padding included.
-        fused_kernels: Liger's norm and SwiGLU, which keep their inputs and no fp32 copies.
+        fused_kernels: fused norm and SwiGLU, which keep their inputs and no fp32 copies.
         flash_attention: one variable-length kernel; document by document the results are put together in one more copy.
         value_bytes: of an activation: 2 in half precision.
         tensor_parallel_size: devices that share each layer.
@@ -292,9 +292,7 @@ def _optimizer_step(model: _Model, setup: Setup) -> dict[str, int]:
     gradients = model.gradients(model.trainable)
     in_fp32 = 4 * model.trainable / model.shards if model.value_bytes < 4 else 0
     norm = 8 * largest  # taken in fp64, tensor by tensor
-    if model.is_gemini:
-        needed = 4 * largest  # one gradient at a time in fp32
-    elif model.is_ddp:
+    if model.is_gemini or model.is_ddp:  # Gemini's gradients are read in half precision (utils.adamw)
         needed = 0
     elif not model.is_zero:  # each gradient makes room for its fp32 copy
         gradients, needed = 0, (in_fp32 or gradients) + norm
