@@ -34,6 +34,8 @@ def why_no_fused_kernels(device: torch.device) -> str | None:
 def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
     """Replaces norms with their residual additions, rotary embedding and MLPs of a loaded model by fused kernels, in place.
 
+    Layers that read the same input become one operation (model.shared_gradient).
+
     Args:
         model: as `from_pretrained` gives it, before any plugin wraps it.
         fuse_loss: also fuse output layer and cross-entropy. Only where the output layer's weight is whole and not padded:

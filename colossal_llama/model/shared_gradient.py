@@ -77,11 +77,13 @@ def _products(hidden: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tenso
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, *weights):
+        """`hidden` (…, in) times the transpose of each weight (out, in)."""
         ctx.save_for_backward(hidden, *weights)
         return tuple(nn.functional.linear(hidden, weight) for weight in weights)
 
     @staticmethod
     def backward(ctx, *gradients):
+        """The sum of the products' gradients of `hidden`, and each weight's, only where they are wanted."""
         hidden, *weights = ctx.saved_tensors
         wants_hidden, *want_weights = ctx.needs_input_grad
         flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]

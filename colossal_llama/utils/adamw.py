@@ -30,9 +30,9 @@ def adamw(
             (training.bad_steps), decided here because the host does not know the norm yet.
         beta1, beta2, eps, weight_decay: as in the paper.
     """
-    tensors = (master, gradient, first_moment, second_moment, working, changing)
     step = adamw_in_one_kernel if master.is_cuda else adamw_plainly
-    step(*tensors, beta1, beta2, eps, weight_decay)
+    tensors = (master, gradient, first_moment, second_moment, working, changing)
+    step(tensors, (beta1, beta2, eps, weight_decay))
 
 
 def changing_numbers(
@@ -57,24 +57,14 @@ def changing_numbers(
     return torch.cat([tensor, factor.view(1)]) if isinstance(factor, torch.Tensor) else tensor
 
 
-def adamw_in_one_kernel(
-    master: torch.Tensor,
-    gradient: torch.Tensor,
-    first_moment: torch.Tensor,
-    second_moment: torch.Tensor,
-    working: torch.Tensor | None,
-    changing: torch.Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """`adamw` by a Triton kernel."""
+def adamw_in_one_kernel(tensors: tuple[torch.Tensor | None, ...], numbers: tuple[float, ...]) -> None:
+    """`adamw` by a Triton kernel; its tensors and its numbers in the order that they have there."""
     import triton
 
     from colossal_llama.utils.adamw_kernel import adamw_kernel
 
-    tensors = (master, gradient, first_moment, second_moment, working, changing)
+    master, *_, working, _ = tensors
+    beta1, beta2, eps, weight_decay = numbers
     adamw_kernel[(triton.cdiv(master.numel(), _BLOCK),)](
         *tensors,
         master.numel(),
@@ -85,19 +75,10 @@ def adamw_in_one_kernel(
     )
 
 
-def adamw_plainly(
-    master: torch.Tensor,
-    gradient: torch.Tensor,
-    first_moment: torch.Tensor,
-    second_moment: torch.Tensor,
-    working: torch.Tensor | None,
-    changing: torch.Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """What `adamw` computes, operation by operation."""
+def adamw_plainly(tensors: tuple[torch.Tensor | None, ...], numbers: tuple[float, ...]) -> None:
+    """`adamw` operation by operation; arguments as for the kernel."""
+    master, gradient, first_moment, second_moment, working, changing = tensors
+    beta1, beta2, eps, weight_decay = numbers
     rate, correction1, correction2, factor = changing.unbind()
     scaled = gradient.float() * factor
     first = first_moment + (1.0 - beta1) * (scaled - first_moment)

@@ -24,7 +24,7 @@ BUSY_CYCLES = 2 * 10**9  # about a second
 
 def main() -> None:
     """With the patches, then without."""
-    # ColossalAI sets 1: then what is queued first begins first on all streams, which hides the fault of one rank, and most of several's.
+    # ColossalAI sets 1: then what is queued first begins first on all streams, which hides most of the fault.
     os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "8"
     originals = Chunk.reduce, Chunk._Chunk__scatter
     engine.launch(seed=0)

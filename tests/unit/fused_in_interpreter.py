@@ -19,10 +19,8 @@ ROWS, WIDTH = 7, 48  # a width that is no power of two
 
 def main() -> None:
     """Norms, a whole model, and the update."""
-    fused_norm._multiprocessors, fused_norm._PROGRAMS_PER_MULTIPROCESSOR = (
-        lambda device: 1,
-        4,
-    )  # four programs for seven rows
+    fused_norm._multiprocessors = lambda device: 1
+    fused_norm._PROGRAMS_PER_MULTIPROCESSOR = 4  # fewer than rows
     for check in (norms, model, update):
         check()
         print(f"{check.__name__}: equal", flush=True)
@@ -95,8 +93,8 @@ def update() -> None:
         tensors.append(tensors[0].clone())
         changing = torch.tensor([1e-2, 0.1, 0.05, factor])
         expected = [tensor.clone() for tensor in tensors]
-        adamw_plainly(*expected, changing, 0.9, 0.95, 1e-8, 0.1)
-        adamw_in_one_kernel(*tensors, changing, 0.9, 0.95, 1e-8, 0.1)
+        adamw_plainly((*expected, changing), (0.9, 0.95, 1e-8, 0.1))
+        adamw_in_one_kernel((*tensors, changing), (0.9, 0.95, 1e-8, 0.1))
         for mine, theirs in zip(tensors, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model.recompute import recompute_layers
@@ -10,15 +11,26 @@ from colossal_llama.model.shared_gradient import share_input_gradients
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-def gradients(shared: bool, recomputed: int = 0, reentrant: bool = False, frozen: str = "-", bias: bool = False):
+def gradients(
+    shared: bool,
+    recomputed: int = 0,
+    reentrant: bool = False,
+    frozen: str = "-",
+    bias: bool = False,
+    lora: bool = False,
+):
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=50, num_hidden_layers=2, attention_bias=bias, **SIZES)
     model = LlamaForCausalLM(config).train()
     if shared:
         share_input_gradients(model)
     recompute_layers(model, recomputed, reentrant)
+    if lora:  # some of a group's layers are wrapped, their weights frozen
+        model = get_peft_model(
+            model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
+        )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(frozen not in name)
+        parameter.requires_grad_(parameter.requires_grad and frozen not in name)
     ids = torch.arange(24).view(2, 12)
     for rows in (ids, ids + 3):  # a second backward pass adds to the first one's gradients
         model(input_ids=rows, labels=rows).loss.backward()
@@ -34,6 +46,7 @@ def gradients(shared: bool, recomputed: int = 0, reentrant: bool = False, frozen
         {"frozen": "embed_tokens"},
         {"frozen": "k_proj"},
         {"bias": True},
+        {"lora": True},
     ],
     ids=str,
 )
