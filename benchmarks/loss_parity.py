@@ -5,7 +5,7 @@
 Runs of train.py from the same random model over the same rows in the same order: everything fused, everything plain
 (--fused_kernels False), plain with each micro-batch cut in two, which changes nothing but the rounding, and fused in 8 bits (--fp8).
 The plain way in halves is the noise: the fast way should be no farther from the plain one than that is. `--ways` chooses; the first
-one chosen is what the others are compared with.
+one chosen is what the others are compared with. 7 B needs `--ways recomputed recomputed_halves fp8_recomputed`.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from colossal_llama.utils.files import write_json
 PLAIN = ("--fused_kernels", "False")
 WAYS = {"plain": PLAIN, "halves": PLAIN, "fast": (), "fp8": ("--fp8",), "recomputed": ("--use_grad_checkpoint",)}
 WAYS["fp8_recomputed"] = (*WAYS["fp8"], *WAYS["recomputed"])
+WAYS["recomputed_halves"] = WAYS["recomputed"]
 LEFT_OUT = 20
 """Steps of steep descent at the beginning, where any two runs differ most."""
 
@@ -65,7 +66,7 @@ def losses_by_way(options: argparse.Namespace, model: Path) -> dict[str, list[fl
     places = {way: options.work_dir / way for way in options.ways}
     commands = []
     for way, place in places.items():
-        rows = halves if way == "halves" else whole
+        rows = halves if way.endswith("halves") else whole
         commands.append([*common, *rows, *WAYS[way], *outputs_under(place)])
     done = run_many(options.work_dir / "commands.json", commands)
     if done.returncode:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from itertools import islice
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.random_run import (
     SHAPES,
     Outcome,
-    allocated_before_gib,
     make_model,
     make_part,
     outcome_of,
@@ -52,61 +51,48 @@ def main() -> None:
         make_model(model, options.shape)
         make_part(part, rows=10 * int(options.micro_batch_size))
     rows = []
-    for plugin in options.plugins:
-        rows += measure(options, model, part, plugin)
+    for plugin, flash in product(options.plugins, options.flash):
+        rows.append(measure(options, model, part, plugin, flash))
         print(table(list(rows[0]), [list(row.values()) for row in rows]), flush=True)
         if options.output:
             write_json(options.output, rows)
 
 
-def measure(options: argparse.Namespace, model: Path, part: Path, plugin: str) -> list[dict]:
-    """A plugin's runs in one launch: whole and resumed, with and without flash attention."""
-    words = ["--pretrained", str(model), "--dataset", str(part), "--plugin", plugin, "--mixed_precision", "bf16"]
-    words += [
-        "--micro_batch_size",
-        options.micro_batch_size,
-        "--use_grad_checkpoint",
-        "--save_interval",
-        str(SAVED_STEP),
-    ]
-    words += ["--skip_save_each_epoch", "--max_steps", "10"]
-    place = options.work_dir / plugin
+def measure(options: argparse.Namespace, model: Path, part: Path, plugin: str, flash: str) -> dict:
+    """A row of the table: a whole run and its resumed second half, in one launch."""
+    place = options.work_dir / f"{plugin}-{flash}"
     place.mkdir(parents=True)
-    commands, ways = [], {"yes": ["--use_flash_attn"], "no": []}
-    for flash in options.flash:
-        whole, again = place / f"whole-{flash}", place / f"again-{flash}"
-        load = ["--load_checkpoint", str(whole / "save" / f"epoch-0_step-{SAVED_STEP}")]
-        commands.append([*words, *ways[flash], *outputs_under(whole)])
-        commands.append([*words, *ways[flash], *outputs_under(again), *load])
+    words = ["--pretrained", str(model), "--dataset", str(part), "--plugin", plugin, "--mixed_precision", "bf16"]
+    words += ["--micro_batch_size", options.micro_batch_size, "--use_grad_checkpoint"]
+    words += ["--save_interval", str(SAVED_STEP), "--skip_save_each_epoch", "--max_steps", "10"]
+    words += ["--use_flash_attn"] if flash == "yes" else []
+    load = ["--load_checkpoint", str(place / "whole" / "save" / f"epoch-0_step-{SAVED_STEP}")]
+    commands = [[*words, *outputs_under(place / "whole")], [*words, *outputs_under(place / "again"), *load]]
     begun = time.time()
     done = run_many(place / "commands.json", commands)
     seconds = time.time() - begun
     if done.returncode:
         print(plugin, done.stdout[-1500:], done.stderr[-3000:], flush=True)
     print(plugin, f"{seconds:.0f} s;", *re.findall(r"[0-9.]+ GiB still allocated", done.stdout), flush=True)
-    saved = r"saved \S+: training waited ([0-9.]+) s, \S+ GB were written in ([0-9.]+) s"
-    saves = re.findall(saved, done.stdout + done.stderr)
-    rows = [row_of(plugin, flash, place, done) for flash in options.flash]
-    for row, before_gib in zip(rows, islice(allocated_before_gib(done.stdout), 0, None, 2), strict=False):
-        row["peak GiB"] -= before_gib
-    for row, (stall_s, write_s) in zip(rows, saves, strict=False):
-        row["stall s"], row["write s"] = float(stall_s), float(write_s)
+    row = row_of(plugin, flash, place, done)
     shutil.rmtree(place, ignore_errors=True)
-    return rows
+    return row
 
 
 def row_of(plugin: str, flash: str, place: Path, done: subprocess.CompletedProcess) -> dict:
     """The figures of a whole run and its resumed half."""
-    whole, again = outcome_of(place / f"whole-{flash}", done), outcome_of(place / f"again-{flash}", done)
+    whole, again = outcome_of(place / "whole", done), outcome_of(place / "again", done)
     last = whole.entries[-1] if whole.entries else {}
+    saved = r"saved \S+: training waited ([0-9.]+) s, \S+ GB were written in ([0-9.]+) s"
+    stall_s, write_s = next(iter(re.findall(saved, done.stdout + done.stderr)), ("nan", "nan"))
     return {
         "plugin": plugin,
         "flash": flash,
         "tok/s": whole.tokens_per_s(),
         "MFU": last.get("model_flops_utilisation", float("nan")),
         "peak GiB": last.get("peak_memory_gib", float("nan")),
-        "stall s": float("nan"),
-        "write s": float("nan"),
+        "stall s": float(stall_s),
+        "write s": float(write_s),
         "loss 1": whole.entries[0]["loss"] if whole.entries else float("nan"),
         "loss 10": last.get("loss", float("nan")),
         "resume diff": resume_difference(whole, again),
