@@ -1,11 +1,13 @@
 """Reads texts to learn from or to measure on: directories of jsonl records and plain text files, streamed, perhaps sampled."""
 
 import gzip
+import itertools
 import random
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
@@ -14,14 +16,18 @@ from colossal_llama.utils.errors import UserError
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz")
 TEXT_SUFFIXES = (".txt", ".md")
 _TEXT_BLOCK_BYTES = 64 << 10  # a plain text file of any size is read as documents of about this length
+_BEGINNING_BLOCKS = 8  # of 1 MiB: gzip reads up to 128 KiB ahead, a twentieth of what they take in compressed form
 
 
 @dataclass(frozen=True)
 class Text:
-    """A document and its category: the record's own `category`, else the name of the directory its file lies in."""
+    """A document or a block of one."""
 
     text: str
     category: str
+    """The record's own `category`, else the name of the directory its file lies in."""
+    place: str
+    """File and line of the document, which its blocks share."""
 
 
 def find_files(directories: Sequence[Path]) -> list[Path]:
@@ -46,8 +52,19 @@ def find_files(directories: Sequence[Path]) -> list[Path]:
 
 
 def total_bytes(files: Sequence[Path]) -> int:
-    """Size of the files on the disk."""
-    return sum(path.stat().st_size for path in files)
+    """Size of the files' content; of compressed files as if all of one were as dense as its beginning.
+
+    Raises:
+        UserError: a compressed file is damaged at its beginning.
+    """
+    return sum(_content_bytes(path) if path.suffix == ".gz" else path.stat().st_size for path in files)
+
+
+def _content_bytes(path: Path) -> int:
+    with path.open("rb") as compressed, gzip.open(compressed, "rb") as file:
+        beginning = b"".join(_whole(path, iter(lambda: file.read(1 << 20), b""), at_most=_BEGINNING_BLOCKS))
+        share_read = compressed.tell() / max(1, path.stat().st_size)
+    return round(len(beginning) / share_read) if beginning else 0
 
 
 def read_texts(
@@ -66,7 +83,7 @@ def read_texts(
             the share comes out however few and long the documents are. None: documents stay whole.
 
     Raises:
-        UserError: names file and line of a record that is no JSON or has none of these.
+        UserError: names file and line of a record that is no JSON or has none of these, or a compressed file that is damaged.
     """
     chosen = random.Random(seed)
     for path in files:
@@ -78,17 +95,18 @@ def read_texts(
             document = _document(path, number, block)
             for text in blocks_of(document.text, block_characters) if is_cut else [document.text]:
                 if text and (not is_cut or chosen.random() < share):
-                    yield Text(text, document.category)
+                    yield Text(text, document.category, document.place)
 
 
 def _document(path: Path, number: int, block: bytes) -> Text:
+    place = f"{path}:{number}"
     try:
         if path.name.endswith(RECORD_SUFFIXES):
             record = orjson.loads(block)
-            return Text(_text_of(record), str(record.get("category") or path.parent.name))
-        return Text(block.decode(), path.parent.name)
+            return Text(_text_of(record), str(record.get("category") or path.parent.name), place)
+        return Text(block.decode(), path.parent.name, place)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}:{number}: {_complaint(error)}") from error
+        raise UserError(f"{place}: {_complaint(error)}") from error
 
 
 def blocks_of(text: str, length_characters: int) -> Iterator[str]:
@@ -106,20 +124,24 @@ def blocks_of(text: str, length_characters: int) -> Iterator[str]:
     yield text[begin:]
 
 
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-
-
 def _lines(path: Path) -> Iterator[bytes]:
-    with _open(path) as file:
-        yield from file
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        yield from _whole(path, file)
 
 
 def _text_blocks(path: Path) -> Iterator[bytes]:
     """Whole lines of a text file, in blocks."""
-    with _open(path) as file:
+    with path.open("rb") as file:
         while lines := file.readlines(_TEXT_BLOCK_BYTES):
             yield b"".join(lines)
+
+
+def _whole(path: Path, reading: Iterable, at_most: int | None = None) -> Iterator:
+    """What is read, or so many items of it; a damaged file is named."""
+    try:
+        yield from itertools.islice(reading, at_most)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}): compress or copy it anew") from error
 
 
 def _text_of(record: Any) -> str:

@@ -174,11 +174,13 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
 
     def blocks():
         texts = read_texts(files, share, arguments.seed, block_characters)
-        with progress(texts, unit="document", desc="reading") as documents:
-            for document in documents:
-                figures["documents"] += 1
-                figures["characters"] += len(document.text)
-                yield from blocks_of(document.text, block_characters)
+        place = None
+        with progress(texts, unit="text", desc="reading") as bar:
+            for text in bar:
+                figures["documents"] += text.place != place
+                figures["characters"] += len(text.text)
+                place = text.place
+                yield from blocks_of(text.text, block_characters)
 
     def learned_from():
         for place, block in enumerate(blocks()):

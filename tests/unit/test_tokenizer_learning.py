@@ -1,7 +1,9 @@
 """learn_pieces.py and report.py as a user runs them."""
 
 import argparse
+import gzip
 import json
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -153,10 +155,30 @@ def test_a_small_sample_is_of_the_size_asked_for_also_of_few_and_huge_records(tm
         words, held_out, figures = learn_pieces.read_corpus(arguments_for(tmp_path, asked, seed))
         assert figures["characters"] == pytest.approx(0.02 * sum(map(len, texts)), rel=0.25)
         assert len("".join(held_out)) == pytest.approx(figures["characters"] / 20, rel=0.5)
+        assert (
+            2 <= figures["documents"] <= 2 + 40
+        )  # of the 500 short ones a fiftieth, and both long ones, however many blocks
         counts.append([sum(count for word, count in words.items() if half[0] in word) for half in halves])
     assert counts[0] == counts[1] != counts[2]
     first, second = (sum(found) for found in zip(*counts[1:], strict=True))
     assert first == pytest.approx(second, rel=0.2)
+
+
+def test_a_sample_of_compressed_texts_is_of_the_size_asked_for(tmp_path):
+    """Of their content, not of their bytes on the disk, which are a sixth of it here."""
+    numbers = random.Random(0)
+    texts = ["".join(numbers.choices("一二三四五六。", k=2_000)) for _ in range(3_000)]
+    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content, compresslevel=6))
+    _, _, figures = learn_pieces.read_corpus(arguments_for(tmp_path, sample_mb=2.0))
+    assert figures["characters"] == pytest.approx(2e6 / 3, rel=0.15)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    content = gzip.compress(b'{"text": "one two three"}\n' * 1000)
+    (tmp_path / "a.jsonl.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz is damaged"):
+        learn_pieces.read_corpus(arguments_for(tmp_path))
 
 
 def test_nothing_to_hold_out_is_said(tmp_path):
