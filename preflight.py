@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--nproc_per_node", type=number(int, 1), default=8, metavar="N", help="processes (GPUs) a host")
     parser.add_argument("--pretrained", type=Path, metavar="DIR", help="the model that will be trained")
-    parser.add_argument("--dataset", type=Path, nargs="+", default=[], metavar="PART", help="prepared part directories")
+    parser.add_argument("--dataset", type=Path, nargs="+", default=(), metavar="PART", help="prepared part directories")
     parser.add_argument(
         "--save_dir", type=Path, default=Path("checkpoint_dir"), metavar="DIR", help="where checkpoints go"
     )

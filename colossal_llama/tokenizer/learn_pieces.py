@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     learning.add_argument(
         "--scripts",
         type=lambda text: [part for part in text.split(",") if part],
-        default=["any"],
+        default=("any",),
         metavar="NAME[,NAME…]",
         help="learn pieces of these Unicode scripts only (Han, Hiragana, Cyrillic, Arabic …); any: letters of all scripts",
     )

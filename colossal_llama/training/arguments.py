@@ -47,6 +47,7 @@ class TrainingArguments:
     zero: int
     zero_cpu_offload: bool
     padding_mode: str
+    pad_token: str | None
     cross_document_attention: bool
     fused_kernels: bool
     fp8: bool

@@ -74,6 +74,8 @@ def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> D
     if not arguments.dry_run:  # which needs no weights
         check_safetensors(model_path)
     tokenizer = load_tokenizer(model_path)
+    if arguments.pad_token is not None:
+        _name_padding(tokenizer, arguments.pad_token, model_path)
     if arguments.benchmark:
         parts = [random_part(arguments.num_samples, arguments.max_length, len(tokenizer))]
     else:
@@ -98,6 +100,14 @@ def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> D
         packed_to_tokens=packed_to_tokens(arguments, parts),
     )
     return Data(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin)
+
+
+def _name_padding(tokenizer: PreTrainedTokenizerFast, kind: str, path: Path) -> None:
+    token = getattr(tokenizer, f"{kind}_token")
+    if token is None:
+        other = "unk" if kind == "eos" else "eos"
+        raise UserError(f"--pad_token {kind}: the tokenizer in {path} has no {kind} token: say --pad_token {other}")
+    tokenizer.pad_token = token
 
 
 def packed_to_tokens(arguments: TrainingArguments, parts: list[Part]) -> int | None:

@@ -34,14 +34,17 @@ def build_parser() -> CommandLine:
 def _add_model_and_data(parser: CommandLine) -> None:
     group = parser.add_argument_group("model and data")
     group.add_argument(
-        "--pretrained", type=Path, metavar="DIR", help="model in Hugging Face format, with its tokenizer"
+        "--pretrained",
+        type=Path,
+        metavar="DIR",
+        help="model in Hugging Face format, with its tokenizer; needed without a --load_checkpoint",
     )
     group.add_argument(
         "--dataset",
         nargs="+",
         default=(),
         metavar="PART",
-        help="prepared part directories (arrow/part-00000 …), in training order",
+        help="prepared part directories (arrow/part-00000 …), in training order; needed, but for --benchmark",
     )
     group.add_argument(
         "--max_length", type=number(int, 2), default=4096, metavar="TOKENS", help="longest row that the parts may hold"
@@ -52,6 +55,12 @@ def _add_model_and_data(parser: CommandLine) -> None:
         default="none",
         help="none: whole conversations share rows of up to --max_length tokens (they do not see each other); longest: a conversation "
         "a row, padded to the longest of its micro-batch; max_length: padded to --max_length",
+    )
+    group.add_argument(
+        "--pad_token",
+        choices=("eos", "unk"),
+        help="token that fills padded rows, and that the saved tokenizer names for it (default: rows are filled with eos, and the saved "
+        "tokenizer is the model's as it was); training is the same, since padding is known by its length",
     )
     group.add_argument(
         "--shuffle",
@@ -153,7 +162,8 @@ def _add_plugin_and_memory(parser: CommandLine) -> None:
     group.add_argument(
         "--use_flash_attn",
         action="store_true",
-        help="flash attention kernels: the flash-attn package's if installed, else PyTorch's own, which are used on a GPU anyway",
+        help="flash attention kernels: the flash-attn package's if installed, else those that a GPU uses anyway, cuDNN's (from Hopper on) "
+        "or PyTorch's own",
     )
     group.add_argument(
         "--fused_kernels",

@@ -192,7 +192,7 @@ def _categories(data: Data) -> tuple[str, ...]:
 
 def _reader(arguments: TrainingArguments, data: Data, parts: list[Part]) -> RowReader:
     collator = Collator(
-        pad_token_id=data.tokenizer.eos_token_id,
+        pad_token_id=data.tokenizer.pad_token_id if arguments.pad_token else data.tokenizer.eos_token_id,
         max_length=arguments.max_length,
         pad_to_max_length=arguments.padding_mode == "max_length",
         cross_document_attention=arguments.cross_document_attention,

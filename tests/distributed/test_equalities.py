@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 # Sums in another order: fp32 rounding, amplified by a few AdamW steps at a large rate.
 FP32 = {"rtol": 2e-4, "atol": 2e-5}
@@ -30,7 +31,7 @@ def two_ranks(runner, evaluation):
             command("one_micro_batch", "--micro_batch_size", "4", "--accumulation_steps", "1"),
             command("four_micro_batches", "--micro_batch_size", "1", "--accumulation_steps", "4"),
             command("recomputed", *BATCH, "--use_grad_checkpoint"),
-            command("padded", *BATCH, "--padding_mode", "max_length"),
+            command("padded", *BATCH, "--padding_mode", "max_length", "--pad_token", "unk"),
             command("zero2_bf16", *BATCH, "--mixed_precision", "bf16"),
             command("3d_zero1_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "3d"),
             command("3d_zero2_bf16", *BATCH, "--mixed_precision", "bf16", "--plugin", "3d", "--zero", "2"),
@@ -80,6 +81,14 @@ def assert_same(runner, name: str, reference: str, tolerance: dict) -> None:
 )
 def test_same_losses_and_weights_in_fp32(two_ranks, name):
     assert_same(two_ranks, name, "zero2", FP32)
+
+
+def test_the_saved_tokenizer_names_the_padding_asked_for(two_ranks):
+    names = {
+        name: AutoTokenizer.from_pretrained(two_ranks.workspace / name / "save" / "modelling").pad_token
+        for name in ("padded", "zero2")
+    }
+    assert names == {"padded": "<unk>", "zero2": None}
 
 
 @pytest.mark.parametrize(

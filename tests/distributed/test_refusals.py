@@ -47,6 +47,11 @@ def done(runner, toy) -> dict:
     shutil.copytree(toy.model, place / "cut")
     (weights,) = (place / "cut").glob("*.safetensors")
     os.truncate(weights, weights.stat().st_size // 2)
+    shutil.copytree(toy.model, place / "no_unk")
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        settings = json.loads((place / "no_unk" / file).read_text())
+        settings.pop("unk_token", None)
+        (place / "no_unk" / file).write_text(json.dumps(settings))
     (place / "planned" / "config.json.dry_run.json").mkdir(parents=True)
     checkpoint = str(save / "epoch-0_step-2" / "modelling")
 
@@ -66,6 +71,9 @@ def done(runner, toy) -> dict:
         "takes_the_logs": runner.command("other", *NEXT, "--tensorboard_dir", str(place / "stage" / "logs")),
         "finds_others_logs": stage("--load_checkpoint", "auto", "--max_steps", "5"),
         "cut_weights": runner.command("cut", *NEXT, "--pretrained", str(place / "cut"), pretrained=False),
+        "no_unk": runner.command(
+            "no_unk", *NEXT, "--pretrained", str(place / "no_unk"), "--pad_token", "unk", pretrained=False
+        ),
         "planned": runner.command("planned", *NEXT, "--dry_run"),
         "lora_on_final": stage("--pretrained", str(save / "modelling"), *lora, "--merge_lora"),
         "lora_on_checkpoint": stage("--load_checkpoint", checkpoint, *lora),
@@ -135,6 +143,7 @@ def test_two_runs_do_not_write_one_record(done, runner):
 def test_what_cannot_be_read_or_written_is_said(done, runner):
     for name, said in {
         "cut_weights": "it is incomplete or damaged",
+        "no_unk": "has no unk token: say --pad_token eos",
         "planned": "cannot be written: Is a directory",
     }.items():
         kind, problem = done[name]
