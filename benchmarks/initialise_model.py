@@ -1,4 +1,4 @@
-"""Measures init_model.py: time and peak memory for 32,000 → 69,104 rows at width 4,096.
+"""Measures init_model.py: time and peak memory for the rows of an expanded tokenizer at width 4,096.
 
 Makes a random LLaMA of that width with few layers (the other layers of a real one are copied byte by byte), runs the script
 as a user does in a process of its own, and prints its wall time, its resident-memory high-water mark and the limit: twice

@@ -88,8 +88,8 @@ def row_of(plugin: str, flash: str, place: Path, done: subprocess.CompletedProce
     return {
         "plugin": plugin,
         "flash": flash,
-        "tok/s": whole.tokens_per_s(),
-        "MFU": last.get("model_flops_utilisation", float("nan")),
+        "tok/s": whole.median("tokens_per_s"),
+        "MFU": whole.median("model_flops_utilisation"),
         "peak GiB": last.get("peak_memory_gib", float("nan")),
         "stall s": float(stall_s),
         "write s": float(write_s),

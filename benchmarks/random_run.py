@@ -101,10 +101,10 @@ class Outcome:
     output: str
     returncode: int
 
-    def tokens_per_s(self, skip: int = 3) -> float:
-        """Median over the steps after the first `skip`."""
-        rates = [entry["tokens_per_s"] for entry in self.entries[skip:]]
-        return float(np.median(rates)) if rates else float("nan")
+    def median(self, figure: str, skip: int = 3) -> float:
+        """Of a figure of metrics.jsonl over the steps after the first `skip`; no number where it is not known."""
+        values = [entry[figure] for entry in self.entries[skip:] if entry.get(figure) is not None]
+        return float(np.median(values)) if values else float("nan")
 
 
 def outputs_under(place: Path) -> list[str]:

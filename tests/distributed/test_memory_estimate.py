@@ -72,7 +72,7 @@ SHAPES = {
 
 @pytest.mark.parametrize(("plugin", "peak_gib"), [("zero2", 24.4), ("gemini", 21.7)])
 def test_estimated_as_measured_on_an_h200(plugin, peak_gib):
-    """The peaks of benchmarks/plugins_on_gpu.py (README): 1.25 B, micro-batch 8, every layer recomputed, the engine's own update."""
+    """Peaks of benchmarks/plugins_on_gpu.py in an early state: 1.25 B, micro-batch 8, every layer recomputed, the engine's own update."""
     shape = SHAPES["1.25B"]
     setup = Setup(plugin, micro_batch_size=8, recomputed_layers=shape.num_hidden_layers, lean_update=False)
     assert estimate(shape, setup).peak_bytes / GIB == pytest.approx(peak_gib, rel=0.02)
