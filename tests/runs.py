@@ -21,10 +21,12 @@ from ranks import run_ranks
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from colossal_llama.model.generation_settings import save_model
 from colossal_llama.tokenizer.loading import tokenizer_fingerprint
 
 VOCABULARY_SIZE = 203  # a prime: no tensor parallel size divides it
 MAX_LENGTH = 96
+GENERATION_SETTINGS = {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}
 
 BF16_BATCH = (
     "--micro_batch_size",
@@ -70,6 +72,8 @@ def make_toy(root: Path) -> Toy:
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(root / "model")
+    # As many published models have them: a temperature and no do_sample, which transformers reads and refuses to save.
+    (root / "model" / "generation_config.json").write_text(json.dumps(GENERATION_SETTINGS))
     tokenizer.save_pretrained(root / "model")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(root / "model")
     generator = np.random.default_rng(0)
@@ -133,7 +137,7 @@ def poisoned(toy: Toy, rows: list[list[int]], among: range, path: Path) -> tuple
     model = LlamaForCausalLM.from_pretrained(toy.model)
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = math.nan
-    model.save_pretrained(path)
+    save_model(model, path)
     return path, row
 
 

@@ -159,8 +159,9 @@ class Plan:
         """Writes the arrays for the workers, which map them."""
         directory.mkdir(parents=True, exist_ok=True)
         for name in self.__dataclass_fields__:
-            temporary = temporary_path(directory / f"{name}.npy").with_suffix(".npy")
-            np.save(temporary, getattr(self, name))
+            temporary = temporary_path(directory / f"{name}.npy")
+            with temporary.open("wb") as file:  # given a name, np.save would add .npy to it
+                np.save(file, getattr(self, name))
             temporary.replace(directory / f"{name}.npy")
 
     @classmethod

@@ -310,7 +310,8 @@ class RowReader:
         if self._with_categories:
             columns.append("document_categories")
         # A part numbers the categories that it has; here they are numbered through.
-        self._category_numbers = [np.array([categories.index(name) for name in part.categories]) for part in parts]
+        named = [part.categories if categories else () for part in parts]
+        self._category_numbers = [np.array([categories.index(name) for name in names], np.int64) for names in named]
         self._parts = [part.rows.select_columns(columns).with_format("numpy") for part in parts]
         self._paths = [part.path for part in parts]
         self._collator = collator

@@ -86,13 +86,14 @@ def _prepare_locked(settings: Settings, opened: OpenTokenizer | None) -> dict | 
         say(f"{settings.output_dir} is complete already, nothing is done")
         manifest = orjson.loads((settings.output_dir / "manifest.json").read_bytes())
     else:
-        manifest = _do_what_is_left(run, tokenizer, new=state == "new")
-        if manifest is None:
+        done = _do_what_is_left(run, tokenizer, new=state == "new")
+        if done is None:
             return None
         run.rates.total_s = time.perf_counter() - started
-        _write_records(run, manifest)
+        manifest = _finish(run, *done)
     if not settings.keep_cache:
-        run_directory.empty_cache(settings.output_dir)
+        with run_directory.finishing(settings.output_dir):
+            run_directory.empty_cache(settings.output_dir)
     return manifest
 
 
@@ -115,8 +116,10 @@ class _Run:
         return self.settings.shard_index is None or index % self.settings.num_shards == self.settings.shard_index
 
 
-def _do_what_is_left(run: _Run, tokenizer: DocumentTokenizer | ConversationTokenizer, new: bool) -> dict | None:
-    """Tokenizes and writes parts; the manifest, or None if other shards have not done their share."""
+def _do_what_is_left(
+    run: _Run, tokenizer: DocumentTokenizer | ConversationTokenizer, new: bool
+) -> tuple[list[dict], list[dict]] | None:
+    """Tokenizes and writes parts; the facts of all chunks and of all parts, or None if other shards have not done their share."""
     job = ChunkJob(tokenizer, run.chunk_dir, run.settings.on_bad_record == "stop", shared_flag())
     with worker_pool(run.settings.num_workers, job) as pool:
         try:
@@ -131,10 +134,7 @@ def _do_what_is_left(run: _Run, tokenizer: DocumentTokenizer | ConversationToken
                 run_directory.abandon(run.settings)
             raise
         parts = _write_parts(run, pool, facts)
-    if _left_to_others("parts", parts):
-        return None
-    write_rejected(run.settings.output_dir, run.chunk_dir, run.chunks, facts)
-    return build_manifest(run.identity, facts, parts, [chunk.file.name for chunk in run.chunks])
+    return None if _left_to_others("parts", parts) else (facts, parts)
 
 
 def _left_to_others(what: str, facts: Sequence[dict | None]) -> bool:
@@ -153,6 +153,18 @@ def _nothing_to_write(facts: Sequence[dict]) -> str:
         reasons += Counter({key: count for key, count in counts.items() if key.startswith("dropped_documents.")})
     told = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())) or "the files are empty"
     return f"--data_input_dirs: no record could be used, so that there is nothing to write ({told})"
+
+
+def _finish(run: _Run, facts: Sequence[dict], parts: Sequence[dict]) -> dict:
+    """Writes what lies beside the parts, unless another shard's job has done it meanwhile, and returns the manifest."""
+    output_dir = run.settings.output_dir
+    with run_directory.finishing(output_dir):
+        if (output_dir / "manifest.json").is_file():
+            return orjson.loads((output_dir / "manifest.json").read_bytes())
+        write_rejected(output_dir, run.chunk_dir, run.chunks, facts)
+        manifest = build_manifest(run.identity, facts, parts, [chunk.file.name for chunk in run.chunks])
+        _write_records(run, manifest)
+    return manifest
 
 
 def _write_records(run: _Run, manifest: dict) -> None:

@@ -11,7 +11,8 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import zstandard
 
 from colossal_llama.dataset.conversation import Message
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.files import files_below
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 CHUNK_BYTES = 4 << 20
@@ -86,32 +88,49 @@ def find_input_files(directories: Sequence[Path], excluded: Path) -> list[InputF
     """Every input file below the directories, in the order of their names.
 
     Args:
-        directories: searched with their subdirectories; the order in which they are given does not matter.
+        directories: searched with their subdirectories (`utils.files.files_below`); the order in which they are given does not matter.
         excluded: the output directory, whose files are no input even if it lies inside one of the directories.
 
     Raises:
-        UserError: a directory holds no input file, or a file is reached twice.
+        UserError: a directory holds no input file, or a file cannot be reached or is reached twice.
     """
     problems, found, excluded = [], {}, excluded.resolve()
     for directory in directories:
-        paths = [path for path in directory.rglob("*") if _is_input(path, excluded)]
-        if not paths:
-            problems.append(f"--data_input_dirs: {directory} holds no file that ends in {', '.join(FORMATS)}")
-        for path in paths:
+        paths, unreachable = files_below(directory, FORMATS)
+        problems += [f"--data_input_dirs: {problem}" for problem in unreachable]
+        outside = [path for path in paths if excluded not in path.resolve().parents]
+        if not outside:
+            missing = "but those in the output directory" if paths else f"that ends in {', '.join(FORMATS)}"
+            problems.append(f"--data_input_dirs: {directory} holds no file {missing}")
+        for path in outside:
             if path.resolve() in found:
                 problems.append(f"--data_input_dirs: {path} is reached twice, its documents would be doubled")
-            stat = path.stat()
-            name = f"{directory.resolve().name}/{path.relative_to(directory).as_posix()}"
-            found[path.resolve()] = InputFile(path, name, stat.st_size, stat.st_mtime_ns)
+            found[path.resolve()] = (path, directory)
     if problems:
         raise UserError(problems)
-    return sorted(found.values(), key=lambda file: (file.name, str(file.path)))
+    names = _names_of(found.values())
+    files = [_input_file(path, name) for (path, _), name in zip(found.values(), names, strict=True)]
+    return sorted(files, key=lambda file: file.name)
 
 
-def _is_input(path: Path, excluded: Path) -> bool:
-    if path.name.startswith(".") or not path.name.endswith(FORMATS) or not path.is_file():
-        return False
-    return excluded not in path.resolve().parents
+def _input_file(path: Path, name: str) -> InputFile:
+    stat = path.stat()
+    return InputFile(path, name, stat.st_size, stat.st_mtime_ns)
+
+
+def _names_of(files: Iterable[tuple[Path, Path]]) -> list[str]:
+    """For each (file, input directory) the directory's name and the path below it; with more of the directory's path where two are alike.
+
+    /corpus/zh/data/a.jsonl, /corpus/en/data/a.jsonl  →  zh/data/a.jsonl, en/data/a.jsonl
+    """
+    whole = [(directory.resolve() / path.relative_to(directory)).parts[1:] for path, directory in files]
+    depths = [len(path.relative_to(directory).parts) + 1 for path, directory in files]
+    while True:
+        names = ["/".join(parts[-depth:]) for parts, depth in zip(whole, depths, strict=True)]
+        counts = Counter(names)
+        if max(counts.values(), default=1) == 1:
+            return names
+        depths = [depth + (counts[name] > 1) for depth, name in zip(depths, names, strict=True)]
 
 
 def plan_chunks(files: Sequence[InputFile], limit: int | None) -> list[Chunk]:
@@ -171,6 +190,8 @@ def read_rows(chunk: Chunk, digest: Any) -> Iterator[tuple[int, bytes | dict]]:
 def content_digest(chunk: Chunk, rows: int) -> str:
     """SHA-256 of what `read_rows` reads for a chunk's first rows, for comparing with an earlier reading."""
     digest = hashlib.sha256()
+    if chunk.record_limit == 0:
+        return digest.hexdigest()  # nothing was read of it
     try:
         for number, _ in read_rows(chunk, digest):
             if number + 1 == rows or chunk.file.path.suffix == ".parquet":
@@ -198,8 +219,44 @@ def _open_lines(chunk: Chunk) -> io.BufferedIOBase:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     if path.suffix == ".zst":
-        return io.BufferedReader(zstandard.open(path, "rb"), 1 << 20)
+        return io.BufferedReader(_ZstandardFile(path), 1 << 20)
     return path.open("rb", buffering=1 << 20)
+
+
+class _ZstandardFile(io.RawIOBase):
+    """Reads all frames of a file, and complains, as gzip does, when the last one is cut off: `zstandard.open` ends there in silence."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+        self._frame: Any = None
+        self._compressed = self._content = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """
+        Raises:
+            EOFError: the file ends inside a frame.
+        """
+        while not self._content:
+            self._compressed = self._compressed or self._file.read(zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a compressed frame")
+                return 0
+            frame = self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._content = frame.decompress(self._compressed)
+            self._compressed = b""
+            if frame.eof:
+                self._compressed, self._frame = frame.unused_data, None
+        size = min(len(buffer), len(self._content))
+        buffer[:size], self._content = self._content[:size], self._content[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _parquet_rows(chunk: Chunk, digest: Any) -> Iterator[tuple[int, dict]]:
@@ -268,12 +325,12 @@ def conversation_of(record: dict) -> Conversation:
         {"messages" or "conversations": [{"from" or "role": …, "content" or "value": …}, …]}
         {"instruction": …, "input": …, "output": …}                            (alpaca)
 
-    Each may have a "category" and a "system" text.
+    Each may have a "category" and a "system" text, which may be empty.
 
     Raises:
         RecordError: it has none of these forms, a message is empty or of an unknown role, or the assistant never speaks.
     """
-    system = [Message("system", _string(record, "system"))] if record.get("system") is not None else []
+    system = [Message("system", _string(record, "system"))] if record.get("system") not in (None, "") else []
     category = _string(record, "category") if record.get("category") is not None else DEFAULT_CATEGORY
     if record.get("history"):
         raise RecordError("unknown_form", '"history" is not read: write the conversation as "messages"')

@@ -21,6 +21,10 @@ from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import temporary_path, write_json
 
 State = Literal["new", "begun", "complete"]
+_CACHED = ("chunks", "plan", "parts", "run.json")
+"""What the scripts write under cache/, a common name that may be somebody else's; run.json goes last, for without it nobody could tell
+what the rest belongs to."""
+_CANDIDATES = ".*run.json.tmp-*"  # for run.json, left behind by a killed run
 
 
 @contextmanager
@@ -44,6 +48,14 @@ def locked(settings: Settings) -> Iterator[None]:
         with (settings.output_dir / f".lock-shard-{settings.shard_index}-of-{settings.num_shards}").open("w") as own:
             _lock(own, fcntl.LOCK_EX, settings.output_dir)
             yield
+
+
+@contextmanager
+def finishing(directory: Path) -> Iterator[None]:
+    """Waits until no other shard's job finishes the preparation, and keeps others waiting."""
+    with (directory / ".lock-finishing").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _lock(file: IO, mode: int, directory: Path) -> None:
@@ -76,6 +88,7 @@ def open_directory(settings: Settings, wanted: dict, files: Sequence[InputFile])
         UserError: the directory was begun or completed with something else, or holds parts of unknown origin.
     """
     directory = settings.output_dir
+    _refuse_strange_cache(directory / "cache")
     if settings.overwrite:
         _remove_own(directory)
     for record, state in ((directory / "manifest.json", "complete"), (directory / "cache" / "run.json", "begun")):
@@ -93,6 +106,18 @@ def open_directory(settings: Settings, wanted: dict, files: Sequence[InputFile])
     for name in ("arrow", "jsonl", "cache"):
         (directory / name).mkdir(exist_ok=True)
     return _begin(directory, wanted, files)
+
+
+def _refuse_strange_cache(cache: Path) -> None:
+    strange = [path.name for path in cache.iterdir() if not _is_cached(path)] if cache.is_dir() else []
+    if strange:
+        raise UserError(
+            f"{cache} holds {strange[0]}, which these scripts did not write: give another --data_output_dirs, or move it away"
+        )
+
+
+def _is_cached(path: Path) -> bool:
+    return path.name in _CACHED or path.match(_CANDIDATES)
 
 
 def _begin(directory: Path, wanted: dict, files: Sequence[InputFile]) -> State:
@@ -178,20 +203,19 @@ def _remove_own(directory: Path) -> None:
     """Removes what the scripts write, and nothing else; the manifest first, so that nothing half-removed looks complete."""
     for name in ("manifest.json", "last_run.json", "rejected.jsonl"):
         (directory / name).unlink(missing_ok=True)
-    for name in ("arrow", "jsonl", "cache"):
-        _empty(directory / name)
+    for name in ("arrow", "jsonl"):
+        for child in list((directory / name).iterdir()) if (directory / name).is_dir() else []:
+            _remove(child)
+    empty_cache(directory)
     for leftover in directory.glob(".*.tmp-*"):
         leftover.unlink(missing_ok=True)
 
 
-def _empty(directory: Path) -> None:
-    """Empties a directory; run.json goes last, for without it nobody could tell what the rest belongs to."""
-    children = list(directory.iterdir()) if directory.is_dir() else []
-    for child in sorted(children, key=lambda path: path.name == "run.json"):
-        if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child)
-        else:
-            child.unlink()
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def abandon(settings: Settings) -> None:
@@ -204,4 +228,7 @@ def abandon(settings: Settings) -> None:
 
 def empty_cache(directory: Path) -> None:
     """Removes the intermediates."""
-    _empty(directory / "cache")
+    for leftover in (directory / "cache").glob(_CANDIDATES):
+        leftover.unlink(missing_ok=True)
+    for name in _CACHED:
+        _remove(directory / "cache" / name)

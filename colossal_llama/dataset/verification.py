@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from colossal_llama.dataset.parts import DATA_FILE, part_name
+from colossal_llama.dataset.parts import DATA_FILE, part_facts, part_name
 from colossal_llama.dataset.tokenization import IGNORED_LABEL
 from colossal_llama.utils.console import progress
 from colossal_llama.utils.errors import UserError
@@ -30,8 +30,8 @@ def verify(directory: Path) -> str:
         raise UserError(f"{directory} has no manifest.json: it is no finished preparation; run the same command again")
     manifest = json.loads(path.read_bytes())
     problems = [*_name_problems(directory, manifest), *_total_problems(manifest)]
-    for entry in progress(manifest["parts"], desc="verify", unit=" parts"):
-        problems += [f"{entry['name']}: {problem}" for problem in _part_problems(directory, entry, manifest)]
+    for index, entry in enumerate(progress(manifest["parts"], desc="verify", unit=" parts")):
+        problems += [f"{entry['name']}: {problem}" for problem in _part_problems(directory, index, entry, manifest)]
     if problems:
         hidden = len(problems) - SHOWN_PROBLEMS
         raise UserError([*problems[:SHOWN_PROBLEMS], *([f"and {hidden} more"] if hidden > 0 else [])])
@@ -62,13 +62,18 @@ def _total_problems(manifest: dict) -> Iterator[str]:
         yield f"manifest.json: {totals['tokens_in']:,} tokens went in, {totals['tokens_out']:,} came out, {lost:,} were cut"
 
 
-def _part_problems(directory: Path, entry: dict, manifest: dict) -> Iterator[str]:
+def _part_problems(directory: Path, index: int, entry: dict, manifest: dict) -> Iterator[str]:
     arrow, jsonl = directory / "arrow" / entry["name"], directory / "jsonl" / f"{entry['name']}.jsonl"
     for path, name in ((arrow / DATA_FILE, "arrow_sha256"), (jsonl, "jsonl_sha256")):
         if not path.is_file():
+            if path.parent.is_dir() and path != jsonl:  # a whole part that is missing has been named
+                yield f"{path.relative_to(directory)} is missing"
             return
         if fingerprint_file(path) != entry[name]:
             yield f"{path.name} has changed since it was written"
+    facts = part_facts(directory, index)
+    if facts is None or any(facts[name] != entry[name] for name in entry if name != "name"):
+        yield "part.json is missing, or not as the manifest says"
     try:
         dataset = datasets.load_from_disk(str(arrow))
         with jsonl.open("rb") as lines:

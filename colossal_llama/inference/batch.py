@@ -12,7 +12,7 @@ import torch
 
 from colossal_llama.dataset.records import BYTE_ORDER_MARK, RecordError, parse_row
 from colossal_llama.model.generation import TextGenerator
-from colossal_llama.utils.console import progress
+from colossal_llama.utils.console import progress, say
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import sync_to_disk, temporary_path, write_json
 
@@ -53,7 +53,7 @@ def answer_all(
     generator: TextGenerator, records: list[dict], prompts: list[list[int]], output: Path, seed: int | None
 ) -> dict[str, Any]:
     """Writes every record with `generated`, `generated_tokens` and `stopped`, in order; the file appears when all are
-    done.
+    done. What there is of it when that fails, or is interrupted, is kept as `OUTPUT.partial.jsonl`.
 
     Args:
         prompts: token ids of each record's prompt.
@@ -83,8 +83,9 @@ def answer_all(
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        _keep_partial(temporary, output)
+        raise
     sync_to_disk(output.parent)
     seconds = time.monotonic() - started
     report = {
@@ -98,6 +99,16 @@ def answer_all(
     }
     write_json(output.with_suffix(".report.json"), report)
     return report
+
+
+def _keep_partial(temporary: Path, output: Path) -> None:
+    """Keeps the answers that there are; the last line may be cut where the disk was full."""
+    if temporary.exists() and temporary.stat().st_size:
+        partial = output.with_suffix(".partial.jsonl")
+        temporary.replace(partial)
+        say(f"the answers so far are in {partial}")
+    else:
+        temporary.unlink(missing_ok=True)
 
 
 def _refuse_too_long(prompts: list[list[int]], max_positions: int) -> None:

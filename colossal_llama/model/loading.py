@@ -1,5 +1,6 @@
 """Opens a LLaMA for training."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -58,16 +59,29 @@ def load_model(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"the weights in {path} cannot be loaded: {error}") from error
-    absent = sorted(report["missing_keys"])
-    if absent:
-        shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")
-        raise UserError(f"the weights in {path} are incomplete: {len(absent)} tensors are missing ({shown})")
+    refuse_incomplete(path, report["missing_keys"])
     # Set after loading, since from_pretrained knows only its own names.
     model.config._attn_implementation = attention
     # Dropping the map keeps accelerate's hooks and transformers' "already placed" checks out of the plugins' way.
     if hasattr(model, "hf_device_map"):
         del model.hf_device_map
     return model
+
+
+def refuse_incomplete(path: str | Path, missing_keys: Iterable[str]) -> None:
+    """
+    Args:
+        missing_keys: of the loading report; transformers has given these tensors random numbers.
+
+    Raises:
+        UserError: there are some.
+    """
+    absent = sorted(missing_keys)
+    if absent:
+        shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")
+        raise UserError(
+            f"the weights in {path} are incomplete: {len(absent)} tensors are missing ({shown}); copy the model anew"
+        )
 
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:

@@ -7,6 +7,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import LlamaForCausalLM
 
+from colossal_llama.model.generation_settings import save_model
+from colossal_llama.model.loading import refuse_incomplete
 from colossal_llama.utils.errors import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -55,8 +57,15 @@ def adapter_settings(path: Path) -> dict:
 
 
 def merge_adapter(base_path: Path, adapter_path: Path, target: Path) -> None:
-    """Writes the base model with an adapter added to its weights, in the base's dtype, computed on the CPU."""
-    base = LlamaForCausalLM.from_pretrained(base_path, torch_dtype="auto", low_cpu_mem_usage=True)
+    """Writes the base model with an adapter added to its weights, in the base's dtype, computed on the CPU.
+
+    Raises:
+        UserError: weights of the base are missing.
+    """
+    base, report = LlamaForCausalLM.from_pretrained(
+        base_path, torch_dtype="auto", low_cpu_mem_usage=True, output_loading_info=True
+    )
+    refuse_incomplete(base_path, report["missing_keys"])
     with torch.no_grad():
         merged = PeftModel.from_pretrained(base, adapter_path).merge_and_unload()
-    merged.save_pretrained(target)
+    save_model(merged, target)

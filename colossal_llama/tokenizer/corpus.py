@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.files import files_below
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -34,7 +35,7 @@ def find_files(directories: Sequence[Path]) -> list[Path]:
     """All readable files below the directories, sorted by path.
 
     Raises:
-        UserError: a directory does not exist or holds no such file.
+        UserError: a directory does not exist or holds no such file, or one cannot be reached.
     """
     files: list[Path] = []
     problems = []
@@ -42,7 +43,8 @@ def find_files(directories: Sequence[Path]) -> list[Path]:
         if not directory.is_dir():
             problems.append(f"{directory} is not a directory")
             continue
-        found = [path for path in directory.rglob("*") if path.name.endswith(RECORD_SUFFIXES + TEXT_SUFFIXES)]
+        found, unreachable = files_below(directory, RECORD_SUFFIXES + TEXT_SUFFIXES)
+        problems += unreachable
         if not found:
             problems.append(f"{directory} holds no file to read: {', '.join(RECORD_SUFFIXES + TEXT_SUFFIXES)} are read")
         files += found

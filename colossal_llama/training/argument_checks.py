@@ -37,6 +37,8 @@ def _check_data_source(parser: CommandLine, options: argparse.Namespace) -> None
         parser.problem("--dataset is missing: give prepared parts (or --benchmark for random rows)")
     if not options.benchmark and options.num_samples != 500:
         parser.problem("--num_samples has no effect without --benchmark")
+    if options.benchmark and options.eval_dataset:
+        parser.problem("--benchmark measures training: leave out --eval_dataset")
     if options.benchmark and options.load_checkpoint is not None:
         parser.problem("--benchmark begins afresh: leave out --load_checkpoint, give --pretrained")
 

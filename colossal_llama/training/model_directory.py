@@ -15,6 +15,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from colossal_llama.model.generation_settings import write_generation_settings
 from colossal_llama.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from colossal_llama.model.weight_files import SAFETENSORS_INDEX, find_weight_files
 from colossal_llama.training.optimizer_layout import replicas, saved_name
@@ -93,8 +94,7 @@ def _write_configurations(target: Path, network: PreTrainedModel, dtype: torch.d
     config.architectures = ["LlamaForCausalLM"]
     config.torch_dtype = dtype
     config.save_pretrained(target)
-    if network.generation_config is not None:
-        network.generation_config.save_pretrained(target)
+    write_generation_settings(network, target)
 
 
 def complete_model_directory(

@@ -185,8 +185,8 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         return outcome.target
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        """Waits for the pending checkpoint; gives it up when the run ends by an error."""
-        if kind is None:
+        """Waits for the pending checkpoint, which is whole in memory; gives it up when the run ends by an error of this rank alone."""
+        if kind is None or issubclass(kind, AgreedError):
             self.wait()
         elif self._pending is not None and not self._pending.is_done:
             self._pending.give_up(_GIVE_UP_WITHIN_S)

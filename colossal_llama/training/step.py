@@ -86,7 +86,7 @@ class Stepper:
             stop_requested: whether this rank wants the run to end; shared with all ranks beside the loss.
         """
         counts = self._summed_counts(micro_batches, stop_requested)
-        weights = [self._weight(batch, counts[0], len(micro_batches)) for batch in micro_batches]
+        weights = [self._weight(batch, *counts[:2]) for batch in micro_batches]
         categories = CategorySums(self.categories, self.device)
         inputs = self._inputs(micro_batches, categories, step)
         if self.engine.pipeline_stages > 1:
@@ -98,17 +98,17 @@ class Stepper:
         dist.all_reduce(losses)
         losses /= self._copies // self.engine.pipeline_stages  # the last stage alone has them
         numbers = torch.cat([counts, losses.to(counts.dtype)]).tolist()
-        targets, tokens, rows, samples, stops = numbers[:5]
+        targets, _, tokens, rows, samples, stops, *by_category = numbers
         return StepResult(
-            loss=numbers[5 + self.categories] / self.data_parallel_size,
+            loss=by_category[self.categories] / self.data_parallel_size,
             gradient_norm=gradient_norm,
             tokens=int(tokens),
             target_tokens=int(targets),
             rows=int(rows),
             samples=int(samples),
             stop_requested=stops > 0,
-            category_losses=tuple(numbers[6 + self.categories :]),
-            category_targets=tuple(int(number) for number in numbers[5 : 5 + self.categories]),
+            category_losses=tuple(by_category[self.categories + 1 :]),
+            category_targets=tuple(int(number) for number in by_category[: self.categories]),
         )
 
     @property
@@ -117,10 +117,12 @@ class Stepper:
         return dist.get_world_size() // self.data_parallel_size
 
     def _summed_counts(self, micro_batches: Sequence[MicroBatch], stop_requested: bool) -> torch.Tensor:
-        """Over all ranks, in float64: targets, tokens, rows, samples, wishes to stop, and the targets of each category."""
+        """Over all ranks, in float64: targets, micro-batches that have some, tokens, rows, samples, wishes to stop, and the targets of each
+        category."""
         counts = torch.tensor(
             [
                 sum(batch.target_tokens for batch in micro_batches),
+                sum(batch.target_tokens > 0 for batch in micro_batches),
                 sum(batch.tokens for batch in micro_batches),
                 sum(batch.rows for batch in micro_batches),
                 sum(len(batch.sample_ids) for batch in micro_batches),
@@ -132,13 +134,18 @@ class Stepper:
         dist.all_reduce(counts)
         return counts / self._copies
 
-    def _weight(self, batch: MicroBatch, step_targets: torch.Tensor, micro_batches: int) -> torch.Tensor | float:
-        """Factor on a micro-batch's mean loss. The plugins average gradients over data-parallel ranks, hence their number."""
+    def _weight(
+        self, batch: MicroBatch, step_targets: torch.Tensor, with_targets: torch.Tensor
+    ) -> torch.Tensor | float:
+        """Factor on a micro-batch's mean loss. The plugins average gradients over data-parallel ranks, hence their number.
+
+        Args:
+            step_targets, with_targets: the step's targets, and its micro-batches that have some: a short last step has stand-ins.
+        """
         if batch.target_tokens == 0:
             return 0.0
-        if self.average == "micro_batch":
-            return 1.0 / micro_batches
-        return (batch.target_tokens * self.data_parallel_size / step_targets).float()
+        share = 1 / with_targets if self.average == "micro_batch" else batch.target_tokens / step_targets
+        return (share * self.data_parallel_size).float()
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch]) -> EvaluationSums:

@@ -16,8 +16,8 @@ _UNFINISHED, _REMOVED, _REPLACED = ".unfinished", ".removed", ".replaced"
 
 
 def temporary_path(target: Path) -> Path:
-    """The name beside `target` under which it is written before the rename; the process id keeps two runs apart."""
-    return target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    """The name beside `target` under which it is written before the rename; host and process id keep two runs apart."""
+    return target.with_name(f".{target.name}.tmp-{socket.gethostname()}-{os.getpid()}")
 
 
 def sync_to_disk(path: Path) -> None:
@@ -64,6 +64,8 @@ def write_json(target: Path, content: Any) -> None:
 def new_directory(target: Path) -> Iterator[Path]:
     """Gives a temporary directory that becomes `target` when the block ends well, and vanishes when it does not.
 
+    One that a killed process of this host left behind, which may be as large as a model, is removed first.
+
     Raises:
         FileExistsError: `target` exists already.
 
@@ -76,7 +78,7 @@ def new_directory(target: Path) -> Iterator[Path]:
         raise FileExistsError(f"{target} exists already")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(target)
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove_abandoned(target)
     temporary.mkdir()
     try:
         yield temporary
@@ -86,6 +88,53 @@ def new_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_to_disk(target.parent)
+
+
+def _remove_abandoned(target: Path) -> None:
+    prefix = temporary_path(target).name.removesuffix(str(os.getpid()))
+    for left in target.parent.iterdir():
+        process = left.name.removeprefix(prefix)
+        if left.name.startswith(prefix) and process.isdigit() and not _is_running_beside(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running_beside(process: int) -> bool:
+    """Whether another process has this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
+
+
+def files_below(directory: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[str]]:
+    """The files below a directory whose names end so, sorted, through links too; hidden files and directories are left out.
+
+    A directory that is reached twice, by a link that leads round or to a neighbour, is read once.
+
+    Returns:
+        The files, and what is wrong: directories that cannot be read, links that lead nowhere.
+    """
+    files, problems, seen = [], [], {directory.resolve()}
+
+    def note(error: OSError) -> None:
+        problems.append(f"{error.filename} cannot be read: {error.strerror}")
+
+    for place, folders, names in os.walk(directory, onerror=note, followlinks=True):
+        visible = [Path(place, name) for name in folders if not name.startswith(".")]
+        folders.clear()
+        for path in sorted(visible, key=lambda path: (path.is_symlink(), path.name)):
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                folders.append(path.name)
+        for path in (Path(place, name) for name in names if name.endswith(suffixes) and not name.startswith(".")):
+            if path.is_file():
+                files.append(path)
+            elif path.is_symlink():
+                problems.append(f"{path} is a link to {path.readlink()}, which is not there: is a file system missing?")
+    return sorted(files), problems
 
 
 def replace_directory(temporary: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.dataset.random_rows import random_rows
+from colossal_llama.model.generation_settings import save_model
 
 # Sums in another order. Half precision (which ZeRO needs): fp16, whose last bit is 2^-11. Of the weights each tensor's whole change is
 # compared: AdamW turns a tiny gradient of the other sign into a step of full size in single elements.
@@ -90,7 +91,7 @@ def tied(tmp_path_factory, project_root):
     model = AutoModelForCausalLM.from_pretrained(toy.model, tie_word_embeddings=True)
     for file in toy.model.glob("*.safetensors"):
         file.unlink()
-    model.save_pretrained(toy.model)
+    save_model(model, toy.model)
     return ("--pretrained", str(toy.model))
 
 

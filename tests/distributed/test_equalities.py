@@ -1,7 +1,10 @@
 """What must not change the result does not: plugins, ranks, accumulation, recomputation, padding, splicing."""
 
+import json
+
 import pytest
 import torch
+from runs import GENERATION_SETTINGS
 from transformers import AutoTokenizer
 
 # Sums in another order: fp32 rounding, amplified by a few AdamW steps at a large rate.
@@ -81,6 +84,11 @@ def assert_same(runner, name: str, reference: str, tolerance: dict) -> None:
 )
 def test_same_losses_and_weights_in_fp32(two_ranks, name):
     assert_same(two_ranks, name, "zero2", FP32)
+
+
+def test_generation_settings_are_those_of_the_model(two_ranks):
+    saved = json.loads((two_ranks.workspace / "zero2" / "save" / "modelling" / "generation_config.json").read_text())
+    assert saved.items() >= GENERATION_SETTINGS.items()
 
 
 def test_the_saved_tokenizer_names_the_padding_asked_for(two_ranks):

@@ -1,10 +1,12 @@
 """LoRA through the plugins: the adapter alone is trained and saved, resumes bit for bit, and merges to the same model."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from peft import PeftModel
+from runs import GENERATION_SETTINGS
 from transformers import AutoModelForCausalLM
 
 LORA = (
@@ -56,6 +58,8 @@ def test_resuming_changes_nothing(runs, name):
 
 def test_merged_model_equals_base_with_adapter(runs, toy):
     save = runs.workspace / "zero2" / "save"
+    settings = json.loads((save / "modelling_merged" / "generation_config.json").read_text())
+    assert settings.items() >= GENERATION_SETTINGS.items()
     merged = AutoModelForCausalLM.from_pretrained(save / "modelling_merged")
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(toy.model), save / "modelling")
     base = AutoModelForCausalLM.from_pretrained(toy.model)

@@ -61,6 +61,7 @@ def two_ranks(runner, toy, dropout_model, poison, targets):
                 for name, part in targets.items()
             ),
             *(command(f"{name}_bad", *BATCH, *options, *BAD_RUN, *bad) for name, options in BAD.items()),
+            with_dataset(command("one_means", *BATCH, "--loss_average", "micro_batch"), targets["one"]),
             command("planned", *BATCH, "--num_epochs", "3", "--dry_run", "--gpu_memory_gib", "1e-4"),
             command("planned_short", *BATCH, "--num_epochs", "3", "--max_steps", "7", "--dry_run"),
             command("short", *BATCH, "--num_epochs", "3", "--max_steps", "7", "--save_interval", "100"),
@@ -79,10 +80,10 @@ def with_dataset(command: list[str], part: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def targets(toy, tmp_path_factory) -> dict[str, Path]:
-    """Three rows, alone and among five without any target, which fill whole micro-batches and the share of a rank."""
+    """One row; three rows, alone and among five without any target, which fill whole micro-batches and the share of a rank."""
     rows = list(datasets.load_from_disk(str(toy.parts[0])))[:8]
     without = [{**row, "labels": [-100] * len(row["labels"])} for row in rows[3:]]
-    made = {"few": rows[:3], "none_in_some": [*without[:4], *rows[:3], without[4]]}
+    made = {"one": rows[:1], "few": rows[:3], "none_in_some": [*without[:4], *rows[:3], without[4]]}
     features = datasets.load_from_disk(str(toy.parts[0])).features
     folder = tmp_path_factory.mktemp("targets")
     for name, content in made.items():
@@ -179,6 +180,12 @@ def test_rows_without_targets_count_for_nothing(two_ranks):
     expected = two_ranks.weights("few_targets")
     for key, tensor in two_ranks.weights("none_in_some_targets").items():
         torch.testing.assert_close(tensor, expected[key], rtol=2e-4, atol=2e-4)
+    (token,), (mean,) = two_ranks.metrics("one_targets"), two_ranks.metrics("one_means")
+    for name in (
+        "loss",
+        "gradient_norm",
+    ):  # of one micro-batch both averages are its mean, whatever stands in for the others
+        assert mean[name] == pytest.approx(token[name], rel=1e-5), name
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -212,6 +219,35 @@ def test_too_many_bad_steps_end_the_run(two_ranks, poison, project_root):
     assert not (two_ranks.workspace / "ended" / "save" / "modelling").exists()
     entries = two_ranks.metrics("ended")
     assert [entry["loss"] is None for entry in entries] == [False, False, True], "the step that ended it is recorded"
+
+
+SLOW_DISK = """
+import sys, time
+sys.path.insert(0, "{root}")
+import train
+from colossal_llama.utils import engine
+from colossal_llama.utils.errors import run_main
+
+engine.prepare_engine()
+from colossal_llama.training.shared_writing import SharedWriting
+
+write = SharedWriting._write
+
+def slowly(self, file):
+    time.sleep(2)
+    write(self, file)
+
+SharedWriting._write = slowly
+run_main(train.main)
+"""
+
+
+def test_a_checkpoint_that_is_being_written_survives_a_bad_step(two_ranks, poison, project_root, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_DISK.format(root=project_root))
+    options = ("--shuffle", "none", "--save_interval", "2", "--pretrained", str(poison[0]))
+    done = torchrun(str(tmp_path / "slow.py"), two_ranks.command("slow", *BATCH, *options), 2, project_root)
+    assert "--max_bad_steps 1 puts an end to the run" in done.stderr
+    assert (two_ranks.workspace / "slow" / "save" / "epoch-0_step-2" / "running_states.json").is_file()
 
 
 def test_the_plan_is_what_a_run_does(two_ranks):

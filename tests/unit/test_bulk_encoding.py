@@ -58,6 +58,11 @@ def test_any_texts(plain, bulk):
     check()
 
 
+def test_a_text_of_all_characters_that_could_mark_a_cut(plain, bulk):
+    text = "".join(map(chr, range(0xE000, 0xF900))) + " and words"
+    assert in_lists(bulk.encode([text], [True])) == expected(plain, [text], [True])
+
+
 def test_real_texts_also_in_a_copy_for_a_worker(shared_data, plain, bulk):
     lines = []
     for path in sorted((shared_data / "pretrain").rglob("*-000.jsonl")):

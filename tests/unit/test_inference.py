@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.records import conversation_of
+from colossal_llama.inference.batch import answer_all
 from colossal_llama.inference.prompts import PretrainedPrompt, messages_of, pretrained_prompt, within_positions
 from colossal_llama.model.generation import Sampling, StreamingDecoder, TextGenerator, find_model, load_for_inference
 from colossal_llama.tokenizer.encoding import TextEncoder
@@ -403,6 +404,32 @@ def test_weights_that_were_cut_off_are_named(model_directory, tmp_path):
     os.truncate(tmp_path / "cut" / "model.safetensors", 100_000)
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read: it is incomplete or damaged"):
         load_for_inference(tmp_path / "cut", "auto", torch.device("cpu"))
+
+
+def test_weights_that_are_missing_are_named(model, llama2, tmp_path):
+    weights = {name: tensor for name, tensor in model.state_dict().items() if "layers.0.mlp.up_proj" not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    AutoTokenizer.from_pretrained(llama2).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"1 tensors are missing \(model\.layers\.0\.mlp\.up_proj\.weight\)"):
+        load_for_inference(tmp_path, "auto", torch.device("cpu"))
+
+
+def test_an_interrupted_file_of_answers_is_kept(model, llama2, tmp_path, monkeypatch):
+    generator = TextGenerator(model, cached_tokenizer(llama2), {2}, GREEDY, 4)
+    answers, generate = iter(range(2)), generator.generate
+
+    def interrupted(prompt_ids):
+        if next(answers, None) is None:
+            raise KeyboardInterrupt
+        return generate(prompt_ids)
+
+    monkeypatch.setattr(generator, "generate", interrupted)
+    records = [{"id": number} for number in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        answer_all(generator, records, [[1, 5, 6]] * 4, tmp_path / "out.jsonl", seed=0)
+    (kept,) = tmp_path.iterdir()
+    assert kept.name == "out.partial.jsonl"
+    assert [json.loads(line)["id"] for line in kept.read_text("utf-8").splitlines()] == [0, 1]
 
 
 def test_an_index_that_names_a_tensor_too_many_is_no_damage_and_a_shard_that_was_cut_off_is(model, llama2, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -174,6 +175,67 @@ def test_parts_of_unknown_origin_are_left_alone(tmp_path, input_dir, tokenizer_d
     assert (tmp_path / "out" / "arrow" / "part-00000").is_dir()
 
 
+@pytest.mark.parametrize("changes", [{}, {"overwrite": True}, {"num_shards": 2, "shard_index": 0}])
+def test_a_cache_of_somebody_else_is_left_alone(tmp_path, input_dir, tokenizer_dir, opened, changes):
+    weights = tmp_path / "out" / "cache" / "models" / "weights.bin"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("precious")
+    with pytest.raises(UserError, match="cache holds models, which these scripts did not write"):
+        prepare(settings_for(input_dir, tmp_path / "out", tokenizer_dir, **changes), opened)
+    assert weights.read_text() == "precious"
+
+
+def test_a_change_is_seen_in_each_of_two_directories_of_one_name(tmp_path, tokenizer_dir, opened):
+    inputs = [tmp_path / language / "data" for language in ("zh", "en")]
+    for directory in inputs:
+        directory.mkdir(parents=True)
+        (directory / "a.jsonl").write_text(records(20))
+    wanted = Settings("pretrain", tuple(inputs), tokenizer_dir, tmp_path / "out", max_length=128, num_bins=2)
+    assert prepare(wanted, opened)["totals"]["documents"] == 40
+    for directory in inputs:
+        former = (directory / "a.jsonl").read_text()
+        (directory / "a.jsonl").write_text(former.replace("document", "DOCUMENT", 1))
+        with pytest.raises(UserError, match=f"{directory.parent.name}/data/a.jsonl: its content has changed"):
+            prepare(wanted, opened)
+        (directory / "a.jsonl").write_text(former)
+
+
+def test_files_of_which_a_limit_leaves_nothing_may_be_touched(tmp_path, input_dir, tokenizer_dir, opened):
+    shutil.copytree(input_dir, tmp_path / "in")
+    wanted = settings_for(tmp_path / "in", tmp_path / "out", tokenizer_dir, limit=3)
+    prepare(wanted, opened)
+    for file in (tmp_path / "in").iterdir():
+        os.utime(file)
+    assert prepare(wanted, opened)["totals"]["documents"] == 3
+
+
+def test_shards_that_end_together_finish_it_once(tmp_path, input_dir, tokenizer_dir, project_root, undisturbed):
+    """Both jobs of the last round save the same plan, find all parts written, and write the records."""
+    output = tmp_path / "out"
+    calls = [
+        command(
+            project_root,
+            input_dir,
+            output,
+            tokenizer_dir,
+            "--num_shards",
+            2,
+            "--shard_index",
+            index,
+            "--num_workers",
+            1,
+        )
+        for index in range(2)
+    ]
+    for _ in range(2):
+        jobs = [subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for call in calls]
+        failures = [job.communicate()[1] for job in jobs if job.wait()]
+        assert not failures, failures
+    done = subprocess.run(command(project_root, input_dir, output, tokenizer_dir), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert content(output) == undisturbed
+
+
 def test_an_output_directory_that_cannot_be_made_is_named(input_dir, tokenizer_dir, opened):
     with pytest.raises(UserError, match="--data_output_dirs: /proc/nowhere cannot be written to"):
         prepare(settings_for(input_dir, Path("/proc/nowhere"), tokenizer_dir), opened)
@@ -276,11 +338,13 @@ def test_a_cut_off_compressed_file_is_a_bad_record(tmp_path, tokenizer_dir, open
     whole = gzip.compress(os.urandom(3000).hex().encode() + b"\n" + records(500).encode())
     (source / "a.jsonl.gz").write_bytes(whole[: len(whole) - 200])
     (source / "b.parquet").write_bytes(b"PAR1 this is no parquet file")
+    frames = [zstandard.compress(records(200).encode()) for _ in range(2)]
+    (source / "d.jsonl.zst").write_bytes(frames[0] + frames[1][:-20])
     (source / "c.jsonl").write_text(records(3))
     with pytest.raises(UserError, match="damaged"):
         prepare(settings_for(source, tmp_path / "out", tokenizer_dir), opened)
     manifest = prepare(settings_for(source, tmp_path / "out", tokenizer_dir, on_bad_record="skip"), opened)
-    assert manifest["totals"]["rejected_records"]["damaged_file"] == 2
+    assert manifest["totals"]["rejected_records"]["damaged_file"] == 3
 
 
 @pytest.mark.parametrize("text", ["", "\n\n \n"], ids=["empty", "blank"])

@@ -267,6 +267,8 @@ def replace_arrow(path: Path, change) -> None:
         (lambda part, line: replace_arrow(part, lambda rows: rows[0].update(labels=[-100] * len(rows[0]["labels"]))), "no target"),
         (lambda part, line: line.write_text(line.read_text().replace("-100", "-99", 1)), "other content"),
         (lambda part, line: line.unlink(), "is missing"),
+        (lambda part, line: part.unlink(), "arrow/part-00001/data-00000-of-00001.arrow is missing"),
+        (lambda part, line: (part.parent / "part.json").unlink(), "part.json is missing"),
         (lambda part, line: part.write_bytes(part.read_bytes()[:100]), "cannot be read"),
         (lambda part, line: (part.parent.parent / "part-00002").mkdir(), "does not belong"),
     ],

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -61,7 +62,8 @@ def test_compressed_and_parquet_files_give_the_same_records(tmp_path):
     lines = "".join(json.dumps(item) + "\n" for item in objects).encode()
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
-    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines))
+    half = len(lines) // 2
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines[:half]) + zstandard.compress(lines[half:]))
     pq.write_table(pa.Table.from_pylist(objects), tmp_path / "d.parquet")
     files = find_input_files([tmp_path], tmp_path / "out")
     assert [file.path.name for file in files] == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet"]
@@ -77,6 +79,41 @@ def test_order_does_not_depend_on_the_order_of_directories(tmp_path):
     other = find_input_files([tmp_path / "b", tmp_path / "a"], tmp_path / "a" / "out")
     assert one == other
     assert [file.name for file in one] == ["a/deep/z.jsonl", "a/y.jsonl", "b/x.jsonl"]
+
+
+def test_linked_directories_are_read_once_and_links_to_nothing_are_named(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for path in (
+        corpus / "own" / "x.jsonl",
+        elsewhere / "y.jsonl",
+        corpus / ".ipynb_checkpoints" / "x-checkpoint.jsonl",
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}\n")
+    (corpus / "linked").symlink_to(elsewhere)
+    (corpus / "again").symlink_to(corpus / "own")
+    (elsewhere / "round").symlink_to(corpus)
+    files = find_input_files([corpus], tmp_path / "out")
+    assert [file.name for file in files] == ["corpus/linked/y.jsonl", "corpus/own/x.jsonl"]
+    (corpus / "z.jsonl").symlink_to(tmp_path / "not_mounted" / "z.jsonl")
+    with pytest.raises(UserError, match=r"z\.jsonl is a link to .*not_mounted/z\.jsonl, which is not there"):
+        find_input_files([corpus], tmp_path / "out")
+
+
+def test_input_in_the_output_directory_alone_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds no file but those in the output directory"):
+        find_input_files([tmp_path], tmp_path)
+
+
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=2, max_size=5), min_size=2, max_size=6, unique_by=tuple))
+def test_names_are_unique_and_no_longer_than_that_needs(places):
+    files = [(Path("/", *place[:-1], "d", "f.jsonl"), Path("/", *place[:-1], "d")) for place in places]
+    files = [(path, directory) for path, directory in dict(files).items()]
+    names = records._names_of(files)
+    assert len(set(names)) == len(files)
+    for name, (path, _) in zip(names, files, strict=True):
+        assert str(path).endswith(name)
 
 
 def test_empty_and_overlapping_directories_are_named(tmp_path):
