@@ -19,9 +19,8 @@ from colossal_llama.utils.errors import UserError, run_main
 from colossal_llama.utils.files import write_json
 
 PROJECT_ROOT = Path(__file__).resolve().parent
-_CHECKPOINT_OVER_WEIGHTS = (
-    7  # half-precision weights 2 bytes a parameter; with them two Adam moments and master weights: 14
-)
+# Half-precision weights take 2 bytes a parameter; with them two Adam moments and master weights 14.
+_CHECKPOINT_OVER_WEIGHTS = 7
 
 
 def main() -> None:
@@ -124,7 +123,7 @@ def shell(host: str, options: argparse.Namespace) -> "Shell":  # noqa: F821
 def ask_all(hosts: list[str], options: argparse.Namespace) -> list[HostReport]:
     """A report of each host; a file is put beside the checkpoints meanwhile, to see who sees it."""
     from colossal_llama.cluster.remote import on_all
-    from colossal_llama.cluster.survey import existing_ancestor
+    from colossal_llama.utils.files import existing_ancestor
 
     place = existing_ancestor(options.save_dir)
     mark = place / f".preflight-{os.getpid()}-{time.time_ns()}"

@@ -31,7 +31,7 @@ from typing import Any
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from colossal_llama.model.parameter_counts import parameters
+from colossal_llama.model.parameter_counts import flops_per_token, parameters
 from colossal_llama.training.memory_estimate import MemoryEstimate, estimate
 from colossal_llama.training.memory_setup import Setup
 from colossal_llama.utils.command_line import CommandLine, number
@@ -150,12 +150,6 @@ class Prediction:
     def step_s(self) -> float:
         """The whole step."""
         return self.compute_s + self.update_s + self.exposed_s
-
-
-def flops_per_token(config: Any, length_tokens: int) -> float:
-    """Model FLOPs of forward and backward: 6 for each parameter but the input embedding's, and causal attention's."""
-    counted = parameters(config) - config.vocab_size * config.hidden_size
-    return 6 * counted + 6 * config.num_hidden_layers * config.hidden_size * length_tokens
 
 
 def utilisation(rate: Rate) -> float:

@@ -35,6 +35,7 @@ from benchmarks.random_run import (
     record_of,
     run_many,
 )
+from colossal_llama.model.parameter_counts import flops_per_token
 from colossal_llama.training.benchmark import WARM_UP_STEPS, speed
 from colossal_llama.training.metrics import peak_flops
 from colossal_llama.utils.console import table
@@ -179,7 +180,8 @@ def of_other(
 
 def report(options: argparse.Namespace, measured: dict[str, Figures | None], model: Path) -> None:
     """Prints and writes what was measured so far."""
-    flops, peak = flops_per_token_of(model), peak_flops(current_device())
+    flops = flops_per_token(AutoConfig.from_pretrained(model), LENGTH_TOKENS)
+    peak = peak_flops(current_device())
     plain = measured.get("plain")
     rows = []
     for way, figures in measured.items():
@@ -193,16 +195,6 @@ def report(options: argparse.Namespace, measured: dict[str, Figures | None], mod
     print(table(["way", "tok/s", "step s", "peak GiB", "MFU", "x plain", "steps"], rows), flush=True)
     if options.output:
         write_json(options.output, {way: figures.__dict__ if figures else None for way, figures in measured.items()})
-
-
-def flops_per_token_of(model: Path) -> float:
-    """As `model.loading.flops_per_token`, from the configuration alone."""
-    config = AutoConfig.from_pretrained(model)
-    width, inner = config.hidden_size, config.intermediate_size
-    head = width // config.num_attention_heads
-    layer = 2 * width * width + 2 * width * config.num_key_value_heads * head + 3 * width * inner
-    multiplied = config.num_hidden_layers * layer + config.vocab_size * width
-    return 6.0 * multiplied + 6.0 * config.num_hidden_layers * width * LENGTH_TOKENS
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 
 from colossal_llama.utils.command_line import CommandLine  # noqa: E402
 from colossal_llama.utils.errors import run_main  # noqa: E402
-from colossal_llama.utils.files import fingerprint_bytes, fingerprint_directory  # noqa: E402
+from colossal_llama.utils.files import existing_ancestor, fingerprint_bytes, fingerprint_directory  # noqa: E402
 
 _REQUIREMENTS = ("requirements.txt", "requirements-engine.txt")
 _GPU_FIELDS = ("index", "name", "memory.total", "memory.used", "driver_version")
@@ -55,12 +55,6 @@ def survey(save_dir: Path, mark: Path | None, directories: list[Path]) -> dict[s
 def holds_something(path: Path) -> bool:
     """Whether the directory is there; an empty one is where its file system should be mounted."""
     return path.is_dir() and any(path.iterdir())
-
-
-def existing_ancestor(path: Path) -> Path:
-    """The path itself if it exists, else the nearest directory above that does."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.is_dir())
 
 
 def installed_packages() -> dict[str, str | None]:

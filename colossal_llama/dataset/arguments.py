@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colossal_llama.dataset.settings import Kind, Settings
-from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
+from colossal_llama.utils.command_line import CommandLine, directories, existing_directory, existing_file, number
 
 SHORTEST_ROW = 8
 MOST_BINS = 99_999
@@ -86,7 +86,7 @@ def _add_paths(parser: CommandLine) -> None:
     paths = parser.add_argument_group("what goes in and where it goes")
     paths.add_argument(
         "--data_input_dirs",
-        type=_directories,
+        type=directories,
         metavar="DIR[,DIR…]",
         help="directories of .jsonl files (also .jsonl.gz, .jsonl.zst, .parquet), searched with their subdirectories "
         "(needed)",
@@ -230,13 +230,6 @@ def _check(parser: CommandLine, values: dict, names: set[str]) -> None:
         parser.problem("--llama_version has no effect with --chat_template, which decides the format: leave one out")
     if index is not None and values["overwrite"]:
         parser.problem("--overwrite would remove the other shards' work: remove the directory before the jobs start")
-
-
-def _directories(text: str) -> list[Path]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError("no directory is given")
-    return [existing_directory(name) for name in names]
 
 
 def _chat_template(text: str) -> str:

@@ -134,9 +134,8 @@ class ChatTemplate:
     # ------------------------------------------------------------------------------------------------ rendering
 
     def __getstate__(self) -> dict:
-        return {
-            name: value for name, value in vars(self).items() if name != "_compiled"
-        }  # a template cannot be pickled
+        # A compiled template cannot be pickled.
+        return {name: value for name, value in vars(self).items() if name != "_compiled"}
 
     @cached_property
     def _compiled(self) -> Any:

@@ -138,7 +138,7 @@ class ConversationTemplate:
     def for_llama(
         cls, tokenizer: "PreTrainedTokenizerFast", llama_version: int, encoder: TextEncoder | None = None
     ) -> "ConversationTemplate":
-        """The format of SPEC 3.2: turns end with `</s>` on LLaMA-2 and with `<|eot_id|>` on LLaMA-3.
+        """The project's format (see the head of this module): turns end with `</s>` on LLaMA-2 and with `<|eot_id|>` on LLaMA-3.
 
         A LLaMA-3 base tokenizer, whose EOS is `<|end_of_text|>`, works too: the turn end does not depend on the EOS.
 

@@ -112,38 +112,17 @@ SHOWN_PARTS = 20
 
 
 def _part_table(manifest: dict) -> str:
-    max_length = manifest["identity"]["arguments"]["max_length"]
-    rows = [
-        [part["name"], part["rows"], part["documents"], part["tokens"], _fill(part, max_length)]
-        for part in manifest["parts"][:SHOWN_PARTS]
-    ]
-    hidden = len(manifest["parts"]) - len(rows)
-    if hidden:
-        rows.append(
-            [
-                f"and {hidden} more",
-                *(
-                    sum(part[key] for part in manifest["parts"][SHOWN_PARTS:])
-                    for key in ("rows", "documents", "tokens")
-                ),
-                0.0,
-            ]
-        )
-    totals = manifest["totals"]
-    rows.append(
-        [
-            "all parts",
-            totals["rows"],
-            sum(part["documents"] for part in manifest["parts"]),
-            totals.get("tokens_out", 0),
-            round(totals["fill"], 4),
-        ]
-    )
+    max_length, parts = manifest["identity"]["arguments"]["max_length"], manifest["parts"]
+    rows = [_part_row(part["name"], [part], max_length) for part in parts[:SHOWN_PARTS]]
+    if len(parts) > SHOWN_PARTS:
+        rows.append(_part_row(f"and {len(parts) - SHOWN_PARTS} more", parts[SHOWN_PARTS:], max_length))
+    rows.append(_part_row("all parts", parts, max_length))
     return table(["part", "rows", "documents", "tokens", "fill"], rows)
 
 
-def _fill(part: dict, max_length: int) -> float:
-    return round(part["tokens"] / (part["rows"] * max_length), 4) if part["rows"] else 0.0
+def _part_row(name: str, parts: Sequence[dict], max_length: int) -> list:
+    rows, documents, tokens = (sum(part[key] for part in parts) for key in ("rows", "documents", "tokens"))
+    return [name, rows, documents, tokens, round(tokens / (rows * max_length), 4) if rows else 0.0]
 
 
 def _loss_lines(manifest: dict) -> list[str]:

@@ -17,7 +17,7 @@ from typing import IO, Literal
 
 from colossal_llama.dataset.records import InputFile
 from colossal_llama.dataset.settings import Settings
-from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.errors import UserError, at_most
 from colossal_llama.utils.files import temporary_path, write_json
 
 State = Literal["new", "begun", "complete"]
@@ -162,15 +162,19 @@ def changed_times(directory: Path, files: Sequence[InputFile]) -> set[str]:
 
 
 def refuse_changed_content(directory: Path, names: Sequence[str]) -> None:
-    """
+    """Refuses to go on with input of which files have changed.
+
+    Args:
+        names: of these files.
+
     Raises:
-        UserError: there is a file whose content is not what was read.
+        UserError: there is one.
     """
     if names:
         raise UserError(
             [
                 f"{directory} was prepared from other input; --overwrite starts afresh, or give another --data_output_dirs:",
-                *(f"  input file {name}: its content has changed" for name in names[:10]),
+                *at_most([f"  input file {name}: its content has changed" for name in names], 10),
             ]
         )
 
@@ -189,10 +193,9 @@ def _file_differences(begun: list, wanted: list) -> Iterator[str]:
     then = {file["name"]: file["size_bytes"] for file in begun}
     now = {file["name"]: file["size_bytes"] for file in wanted}
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
-    for name in changed[:10]:
-        yield f"input file {name}: {_size(then.get(name))} then, {_size(now.get(name))} now"
-    if len(changed) > 10:
-        yield f"and {len(changed) - 10} other input files"
+    yield from at_most(
+        [f"input file {name}: {_size(then.get(name))} then, {_size(now.get(name))} now" for name in changed], 10
+    )
 
 
 def _size(size_bytes: int | None) -> str:

@@ -40,9 +40,8 @@ def splice_best_fit(lengths: Sequence[int] | np.ndarray, max_length: int) -> Row
     order = np.argsort(-lengths, kind="stable")
     row_of = np.empty(len(lengths), np.int64)
     rows_with_room: list[list[int]] = [[] for _ in range(max_length + 1)]
-    rooms = (
-        0  # bit r is set while some row has room for exactly r tokens: the best fit is the lowest bit from `length` on
-    )
+    # Bit r is set while some row has room for exactly r tokens: the best fit is the lowest bit from `length` on.
+    rooms = 0
     opened = 0
     for segment, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = rooms >> length

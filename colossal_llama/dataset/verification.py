@@ -12,11 +12,10 @@ import pyarrow as pa
 from colossal_llama.dataset.parts import DATA_FILE, part_facts, part_name
 from colossal_llama.dataset.tokenization import IGNORED_LABEL
 from colossal_llama.utils.console import progress
-from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.errors import UserError, at_most
 from colossal_llama.utils.files import fingerprint_file
 
 ROWS_AT_ONCE = 256
-SHOWN_PROBLEMS = 20
 
 
 def verify(directory: Path) -> str:
@@ -33,8 +32,7 @@ def verify(directory: Path) -> str:
     for index, entry in enumerate(progress(manifest["parts"], desc="verify", unit=" parts")):
         problems += [f"{entry['name']}: {problem}" for problem in _part_problems(directory, index, entry, manifest)]
     if problems:
-        hidden = len(problems) - SHOWN_PROBLEMS
-        raise UserError([*problems[:SHOWN_PROBLEMS], *([f"and {hidden} more"] if hidden > 0 else [])])
+        raise UserError(at_most(problems))
     totals = manifest["totals"]
     return f"{directory}: {len(manifest['parts'])} parts, {totals['rows']:,} rows, {totals['tokens_out']:,} tokens: all as it says"
 

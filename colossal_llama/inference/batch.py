@@ -13,10 +13,8 @@ import torch
 from colossal_llama.dataset.records import BYTE_ORDER_MARK, RecordError, parse_row
 from colossal_llama.model.generation import TextGenerator
 from colossal_llama.utils.console import progress, say
-from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.errors import UserError, at_most
 from colossal_llama.utils.files import sync_to_disk, temporary_path, write_json
-
-_MOST_PROBLEMS_SHOWN = 20
 
 
 def read_prompts(path: Path, prompt_of: Callable[[dict], Any]) -> list[tuple[dict, Any]]:
@@ -40,10 +38,8 @@ def read_prompts(path: Path, prompt_of: Callable[[dict], Any]) -> list[tuple[dic
             prompts.append((record, prompt_of(record)))
         except RecordError as error:
             problems.append(f"{path}, line {number}: {error}")
-    if len(problems) > _MOST_PROBLEMS_SHOWN:
-        problems[_MOST_PROBLEMS_SHOWN:] = [f"{path}: {len(problems) - _MOST_PROBLEMS_SHOWN:,} more lines are wrong"]
     if problems:
-        raise UserError(problems)
+        raise UserError(at_most(problems))
     if not prompts:
         raise UserError(f"{path} holds no prompt")
     return prompts
@@ -118,4 +114,4 @@ def _refuse_too_long(prompts: list[list[int]], max_positions: int) -> None:
         if len(ids) >= max_positions
     ]
     if problems:
-        raise UserError(problems[:_MOST_PROBLEMS_SHOWN])
+        raise UserError(at_most(problems))

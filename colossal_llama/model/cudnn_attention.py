@@ -17,11 +17,8 @@ import torch
 
 LONG_TOKENS = 1024
 """Documents beyond it are computed apart from the others."""
-_LENGTH_STEP, _LONG_STEP, _SHORT_STEP = (
-    1024,
-    8,
-    32,
-)  # to which the longest length and the numbers of documents are rounded up
+# The longest length and the numbers of documents are rounded up to these.
+_LENGTH_STEP, _LONG_STEP, _SHORT_STEP = 1024, 8, 32
 _QUERY, _KEY, _VALUE, _OUTPUT, _STATS, _GRADIENT, _LENGTHS, _OFFSETS = range(1, 9)
 _KEY_OFFSETS, _STATS_OFFSETS, _QUERY_GRADIENT, _KEY_GRADIENT, _VALUE_GRADIENT = range(9, 14)
 

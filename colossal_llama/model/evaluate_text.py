@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from colossal_llama.model.loading import refuse_incomplete
+from colossal_llama.model.loading import load_whole
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.console import progress
@@ -151,6 +151,5 @@ def compare_initialisations(
 
 def _load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, report = AutoModelForCausalLM.from_pretrained(directory, torch_dtype="auto", output_loading_info=True)
-    refuse_incomplete(directory, report["missing_keys"])
+    model = load_whole(AutoModelForCausalLM, directory, torch_dtype="auto")
     return model.to(device).eval(), load_tokenizer(directory)

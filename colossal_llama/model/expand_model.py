@@ -20,22 +20,14 @@ from colossal_llama.model.weight_files import (
     find_weight_files,
     rewrite_shard,
 )
+from colossal_llama.tokenizer.expansion import REPORT_FILE, SETTINGS_FILES
 from colossal_llama.utils.console import progress
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.files import new_directory, write_bytes, write_json
+from colossal_llama.utils.files import existing_ancestor, new_directory, write_bytes, write_json
 
 INPUT_MATRIX = "model.embed_tokens.weight"
 OUTPUT_MATRIX = "lm_head.weight"
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "expansion_report.json",
-)
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", *SETTINGS_FILES, REPORT_FILE)
 
 
 @dataclass(frozen=True)
@@ -84,9 +76,8 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
     """Reads tokenizers, configs and the headers of the weight files, and checks that they fit together.
 
     Raises:
-        UserError: files are missing or damaged, the target tokenizer does not extend the source's, or the weights are
-        not
-            those of a causal LLaMA with this vocabulary.
+        UserError: files are missing or damaged, the target tokenizer does not extend the source's, or the weights are not those of a
+            causal LLaMA with this vocabulary.
     """
     config = _read_json(source_path / "config.json")
     tokens = read_new_tokens(source_path, target_tokenizer_path)
@@ -145,7 +136,7 @@ def _matrices(weights: WeightFiles, config: dict[str, Any], source_path: Path) -
 
 def _padded_rows(target_tokenizer_path: Path, target_vocabulary: int) -> int:
     """The rows asked for by `padded_vocab_size` in the tokenizer's expansion_report.json, else one per token."""
-    report = target_tokenizer_path / "expansion_report.json"
+    report = target_tokenizer_path / REPORT_FILE
     if not report.is_file():
         return target_vocabulary
     rows = _read_json(report).get("padded_vocab_size")
@@ -223,9 +214,7 @@ def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> di
 
 
 def _refuse_without_room(plan: ExpansionPlan, directory: Path) -> None:
-    parent = directory.absolute()
-    while not parent.exists():
-        parent = parent.parent
+    parent = existing_ancestor(directory)
     free = shutil.disk_usage(parent).free
     if free < plan.total_bytes:
         raise UserError(

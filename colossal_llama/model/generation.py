@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-from colossal_llama.model.loading import refuse_incomplete
+from colossal_llama.model.loading import load_whole
 from colossal_llama.model.weight_files import check_safetensors
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
@@ -93,13 +93,8 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
         raise UserError(f"{base} holds no model: config.json is not there")
     check_safetensors(base)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            base,
-            torch_dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-            device_map={"": device},
-            output_loading_info=True,
-        )
-        refuse_incomplete(base, report["missing_keys"])
+        torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
+        model = load_whole(AutoModelForCausalLM, base, torch_dtype=torch_dtype, device_map={"": device})
         if adapter:
             from peft import PeftModel
 

@@ -1,10 +1,10 @@
-"""Opens a LLaMA for training."""
+"""Opens a LLaMA."""
 
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, LlamaForCausalLM, PretrainedConfig
+from transformers import AutoConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
 from colossal_llama.utils.errors import UserError
 
@@ -48,18 +48,17 @@ def load_model(
     config = load_config(path)
     config.use_cache = False
     try:
-        model, report = LlamaForCausalLM.from_pretrained(
+        model = load_whole(
+            LlamaForCausalLM,
             path,
             config=config,
             torch_dtype=dtype,
             use_safetensors=True,
             device_map={"": device} if device.type == "cuda" else None,
             low_cpu_mem_usage=True,
-            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"the weights in {path} cannot be loaded: {error}") from error
-    refuse_incomplete(path, report["missing_keys"])
     # Set after loading, since from_pretrained knows only its own names.
     model.config._attn_implementation = attention
     # Dropping the map keeps accelerate's hooks and transformers' "already placed" checks out of the plugins' way.
@@ -68,37 +67,17 @@ def load_model(
     return model
 
 
-def refuse_incomplete(path: str | Path, missing_keys: Iterable[str]) -> None:
-    """
-    Args:
-        missing_keys: of the loading report; transformers has given these tensors random numbers.
+def load_whole(model_class: type, path: str | Path, **settings: Any) -> PreTrainedModel:
+    """`from_pretrained` of a model class, which gives tensors that are missing random numbers, for weights that are complete.
 
     Raises:
-        UserError: there are some.
+        UserError: tensors are missing.
     """
-    absent = sorted(missing_keys)
+    model, report = model_class.from_pretrained(path, output_loading_info=True, **settings)
+    absent = sorted(report["missing_keys"])
     if absent:
         shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")
         raise UserError(
             f"the weights in {path} are incomplete: {len(absent)} tensors are missing ({shown}); copy the model anew"
         )
-
-
-def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
-    """Numbers of parameters: `total`, `trainable`, `input_embedding`."""
-    return {
-        "total": sum(parameter.numel() for parameter in model.parameters()),
-        "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "input_embedding": model.get_input_embeddings().weight.numel(),
-    }
-
-
-def flops_per_token(model: LlamaForCausalLM, length_tokens: int) -> float:
-    """Model floating-point operations of one training step for one token of a full row.
-
-    6 · (parameters − input embedding) + 6 · layers · width · length: six for every weight that multiplies (two forward, four
-    backward), and the causal half of the attention scores and sums. Recomputation is not counted.
-    """
-    counts, config = parameter_counts(model), model.config
-    multiplied = counts["total"] if config.tie_word_embeddings else counts["total"] - counts["input_embedding"]
-    return 6.0 * multiplied + 6.0 * config.num_hidden_layers * config.hidden_size * length_tokens
+    return model

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel
 from transformers import LlamaForCausalLM
 
 from colossal_llama.model.generation_settings import save_model
-from colossal_llama.model.loading import refuse_incomplete
+from colossal_llama.model.loading import load_whole
 from colossal_llama.utils.errors import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -62,10 +62,7 @@ def merge_adapter(base_path: Path, adapter_path: Path, target: Path) -> None:
     Raises:
         UserError: weights of the base are missing.
     """
-    base, report = LlamaForCausalLM.from_pretrained(
-        base_path, torch_dtype="auto", low_cpu_mem_usage=True, output_loading_info=True
-    )
-    refuse_incomplete(base_path, report["missing_keys"])
+    base = load_whole(LlamaForCausalLM, base_path, torch_dtype="auto", low_cpu_mem_usage=True)
     with torch.no_grad():
         merged = PeftModel.from_pretrained(base, adapter_path).merge_and_unload()
     save_model(merged, target)

@@ -1,4 +1,4 @@
-"""How many parameters a LLaMA has, and LoRA adapters on it, counted from the configuration alone. Imports no torch."""
+"""How many parameters a LLaMA has, LoRA adapters on it, and operations a token, from the configuration alone. Imports no torch."""
 
 from typing import Any
 
@@ -17,6 +17,16 @@ def parameters(config: Any) -> int:
     """Parameters of the whole model."""
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return embeddings + config.num_hidden_layers * layer_parameters(config) + config.hidden_size
+
+
+def flops_per_token(config: Any, length_tokens: int) -> float:
+    """Model floating-point operations of one training step for one token of a full row.
+
+    6 · (parameters − input embedding) + 6 · layers · width · length: six for every weight that multiplies (two forward, four
+    backward), and the causal half of the attention scores and sums. Recomputation is not counted.
+    """
+    looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    return 6.0 * (parameters(config) - looked_up + config.num_hidden_layers * config.hidden_size * length_tokens)
 
 
 def adapter_parameters(config: Any, rank: int, layers: tuple[str, ...]) -> int:

@@ -127,9 +127,8 @@ def _summed_loss(
         losses = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
         return losses.sum(), losses.detach()
     group, columns = shards.tensor_parallel_process_group, model.lm_head.out_features
-    losses = _split_token_losses(
-        logits.detach(), labels, group, columns
-    )  # before the next, which writes into its logits
+    # Before the next, which writes into its logits.
+    losses = _split_token_losses(logits.detach(), labels, group, columns)
     loss = cross_entropy_1d(logits, labels, process_group=group, vocab_size=columns, dtype=torch.float32, mode="sum")
     return loss, losses
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from colossal_llama.model.stored_tensors import StoredTensor, TensorShape, bytes_of, shape_of
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.files import sync_to_disk, temporary_path
+from colossal_llama.utils.files import new_file
 
 if TYPE_CHECKING:
     import torch
@@ -264,25 +264,17 @@ def write_safetensors(
     """
     # Like safetensors: the widest types first, so that every tensor starts at a multiple of its item's size.
     order = sorted(shapes, key=lambda name: (-shapes[name].bit_type.itemsize, name))
-    temporary = temporary_path(target)
-    try:
-        with temporary.open("wb") as file:
-            file.write(_header(order, shapes, metadata))
-            for name in order:
-                written = 0
-                for piece in pieces(name):
-                    data = _checked_bytes(name, piece, shapes[name])
-                    file.write(data)
-                    written += data.nbytes
-                    on_bytes(data.nbytes)
-                if written != shapes[name].bytes:
-                    raise ValueError(f"{name}: the pieces have {written} bytes, the tensor {shapes[name].bytes}")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_to_disk(target.parent)
+    with new_file(target) as file:
+        file.write(_header(order, shapes, metadata))
+        for name in order:
+            written = 0
+            for piece in pieces(name):
+                data = _checked_bytes(name, piece, shapes[name])
+                file.write(data)
+                written += data.nbytes
+                on_bytes(data.nbytes)
+            if written != shapes[name].bytes:
+                raise ValueError(f"{name}: the pieces have {written} bytes, the tensor {shapes[name].bytes}")
 
 
 def _checked_bytes(name: str, piece: "np.ndarray | torch.Tensor", shape: TensorShape) -> np.ndarray:

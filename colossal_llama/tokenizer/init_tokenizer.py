@@ -12,7 +12,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
-from colossal_llama.utils.errors import UserError, run_main
+from colossal_llama.utils.errors import UserError, at_most, run_main
 
 LEFT_OUT_SHOWN = 10
 
@@ -37,10 +37,9 @@ def main() -> None:
     if len(expansion.impossible) > LEFT_OUT_SHOWN:
         say(f"left out: {len(expansion.impossible) - LEFT_OUT_SHOWN} more, listed in expansion_report.json")
     if proof.unreachable:
-        raise UserError(
-            [f"no text was found that produces the new piece {piece!r}" for piece in proof.unreachable[:20]]
-            + [f"{len(proof.unreachable)} of {proof.wanted} new pieces are unreachable: nothing was written"]
-        )
+        problems = at_most([f"no text was found that produces the new piece {piece!r}" for piece in proof.unreachable])
+        problems.append(f"{len(proof.unreachable)} of {proof.wanted} new pieces are unreachable: nothing was written")
+        raise UserError(problems)
     write_expansion(arguments.source_tokenizer_dir, arguments.target_tokenizer_dir, expansion, record)
     say(f"written to {arguments.target_tokenizer_dir}")
 

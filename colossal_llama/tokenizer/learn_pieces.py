@@ -13,7 +13,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
+from colossal_llama.utils.command_line import CommandLine, directories, existing_directory, existing_file, number
 from colossal_llama.utils.errors import UserError, run_main
 
 HELD_OUT_BYTES = 2_000_000  # encoding it ten times for the curve takes seconds
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--data_input_dirs",
-        type=lambda text: [Path(part) for part in text.split(",") if part],
+        type=directories,
         required=True,
         metavar="DIR[,DIR…]",
         help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or .md files",
@@ -120,9 +120,6 @@ def check(parser: CommandLine, arguments: argparse.Namespace) -> None:
     """Problems between arguments, and those that need the disk."""
     from colossal_llama.tokenizer.continue_bpe import word_pattern
 
-    for directory in arguments.data_input_dirs or []:
-        if not directory.is_dir():
-            parser.problem(f"--data_input_dirs: {directory} is not a directory")
     if arguments.output_dir is not None and arguments.output_dir.exists():
         parser.problem(f"--output_dir {arguments.output_dir} exists already and is left untouched: give a new name")
     if (

@@ -9,11 +9,9 @@ from typing import Any
 
 import orjson
 
-from colossal_llama.utils.errors import UserError
+from colossal_llama.tokenizer.token_bytes import SPACE_MARK
+from colossal_llama.utils.errors import UserError, at_most
 
-SPACE_MARK = "▁"  # U+2581, sentencepiece's way to write a space
-
-_PROBLEMS_SHOWN = 20
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -82,7 +80,7 @@ def read_pieces(path: Path, control_tokens: Iterable[str]) -> PieceFile:
         asked += 1
         first_place.setdefault(text, f"{path}:{number}")
     if problems:
-        raise UserError(_at_most(problems))
+        raise UserError(at_most(problems))
     if not asked:
         raise UserError(f'{path} holds no piece: give one {{"piece": "…"}} a line')
     return PieceFile(asked, tuple(Piece(text, where) for text, where in first_place.items()))
@@ -128,9 +126,3 @@ def _parse(line: bytes) -> Any:
         if _HALF_A_PAIR.search(json.dumps(record, ensure_ascii=False)):
             raise ValueError("holds half a surrogate pair, which is no character") from None
         return record
-
-
-def _at_most(problems: list[str]) -> list[str]:
-    if len(problems) <= _PROBLEMS_SHOWN:
-        return problems
-    return [*problems[:_PROBLEMS_SHOWN], f"… and {len(problems) - _PROBLEMS_SHOWN} more lines like these"]

@@ -10,7 +10,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.command_line import CommandLine, number
+from colossal_llama.utils.command_line import CommandLine, directories, number
 from colossal_llama.utils.errors import run_main
 
 
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--data_input_dirs",
-        type=lambda text: [Path(part) for part in text.split(",") if part],
+        type=directories,
         required=True,
         metavar="DIR[,DIR…]",
         help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or .md files",
@@ -69,9 +69,6 @@ def parse_arguments() -> argparse.Namespace:
         names = [name for name, _ in filter(None, arguments.tokenizers)]
         for name in sorted({name for name in names if names.count(name) > 1}):
             parser.problem(f"--tokenizers: two are named {name}: write NAME=DIR")
-    for directory in arguments.data_input_dirs or []:
-        if not directory.is_dir():
-            parser.problem(f"--data_input_dirs: {directory} is not a directory")
     if arguments.output_file is not None and not arguments.output_file.parent.is_dir():
         parser.problem(f"--output_file: the directory {arguments.output_file.parent} does not exist")
     parser.finish()

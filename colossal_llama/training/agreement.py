@@ -27,9 +27,8 @@ from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import write_json
 from colossal_llama.utils.launchers import several_hosts
 
-_SEES_WITHIN_S = (
-    5.0  # network file systems show a new file late; a name nobody asked for before is not cached as absent
-)
+# Network file systems show a new file late; a name nobody asked for before is not cached as absent.
+_SEES_WITHIN_S = 5.0
 
 Arguments = TypeVar("Arguments")
 

@@ -6,9 +6,9 @@ Every check adds to the parser's problems and goes on, so that all are reported 
 import argparse
 from pathlib import Path
 
-from colossal_llama.training.checkpoint import complete_checkpoints
-from colossal_llama.training.dimensions import SP_MODES, check_dimensions
-from colossal_llama.training.options import GPU_ONLY_PLUGINS, LORA_LAYERS
+from colossal_llama.training.checkpoint import RUNNING_STATES, complete_checkpoints
+from colossal_llama.training.dimensions import check_dimensions
+from colossal_llama.training.options import GPU_ONLY_PLUGINS
 from colossal_llama.utils.command_line import CommandLine
 
 
@@ -30,12 +30,18 @@ def check_arguments(parser: CommandLine, options: argparse.Namespace, has_gpu: b
         _check_for_cpu(parser, options)
 
 
+def _is_given(parser: CommandLine, options: argparse.Namespace, name: str) -> bool:
+    """Whether an option differs from its default."""
+    value, default = getattr(options, name), parser.get_default(name)
+    return tuple(value) != default if isinstance(default, tuple) else value != default
+
+
 def _check_data_source(parser: CommandLine, options: argparse.Namespace) -> None:
     if options.benchmark and options.dataset:
         parser.problem("--benchmark trains on random rows: leave out --dataset")
     if not options.benchmark and not options.dataset:
         parser.problem("--dataset is missing: give prepared parts (or --benchmark for random rows)")
-    if not options.benchmark and options.num_samples != 500:
+    if not options.benchmark and _is_given(parser, options, "num_samples"):
         parser.problem("--num_samples has no effect without --benchmark")
     if options.benchmark and options.eval_dataset:
         parser.problem("--benchmark measures training: leave out --eval_dataset")
@@ -54,7 +60,7 @@ def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> Non
         path = Path(options.load_checkpoint)
         if not path.is_dir():
             parser.problem(f"--load_checkpoint: {path} does not exist")
-        elif not any((path / name).is_file() for name in ("running_states.json", "config.json", "adapter_config.json")):
+        elif not any((path / name).is_file() for name in (RUNNING_STATES, "config.json", "adapter_config.json")):
             parser.problem(
                 f"--load_checkpoint: {path} is neither a checkpoint (running_states.json) nor a model directory (config.json) nor a "
                 "LoRA adapter (adapter_config.json): name another, or give auto for the newest complete checkpoint in --save_dir"
@@ -95,17 +101,9 @@ def _files_on_the_way(*directories: Path) -> list[Path]:
 
 def _check_combinations(parser: CommandLine, options: argparse.Namespace, world_size: int) -> None:
     if options.plugin != "3d":
-        given = {
-            "--tp": options.tp != 1,
-            "--pp": options.pp != 1,
-            "--sp": options.sp != 1,
-            "--microbatch_size": options.microbatch_size != 1,
-            "--sp_mode": options.sp_mode != SP_MODES[0],
-            "--zero": options.zero != 1,
-            "--zero_cpu_offload": options.zero_cpu_offload,
-        }
-        for name in (name for name, is_given in given.items() if is_given):
-            parser.problem(f"{name} belongs to --plugin 3d, but the plugin is {options.plugin}")
+        for name in ("tp", "pp", "sp", "microbatch_size", "sp_mode", "zero", "zero_cpu_offload"):
+            if _is_given(parser, options, name):
+                parser.problem(f"--{name} belongs to --plugin 3d, but the plugin is {options.plugin}")
     else:
         check_dimensions(parser, options, world_size)
     if options.plugin == "3d" and options.zero_cpu_offload and not options.zero:
@@ -120,7 +118,7 @@ def _check_combinations(parser: CommandLine, options: argparse.Namespace, world_
     _check_fp8(parser, options)
     if options.recompute_layers is not None and not options.use_grad_checkpoint:
         parser.problem("--recompute_layers has no effect without --use_grad_checkpoint")
-    if not options.use_neft and options.neft_alpha != 5.0:
+    if not options.use_neft and _is_given(parser, options, "neft_alpha"):
         parser.problem("--neft_alpha has no effect without --use_neft")
     if options.warmup_steps is not None and options.max_steps is not None and options.warmup_steps > options.max_steps:
         parser.problem(f"--warmup_steps {options.warmup_steps} is more than --max_steps {options.max_steps}")
@@ -139,14 +137,9 @@ def _check_lora(parser: CommandLine, options: argparse.Namespace) -> None:
                 "--lora_rank and --freeze_non_embeds_params exclude each other: LoRA freezes the whole model"
             )
         return
-    given = {
-        "--lora_alpha": options.lora_alpha is not None,
-        "--lora_dropout": options.lora_dropout != 0.0,
-        "--lora_target_modules": tuple(options.lora_target_modules) != LORA_LAYERS,
-        "--merge_lora": options.merge_lora,
-    }
-    for name in (name for name, is_given in given.items() if is_given):
-        parser.problem(f"{name} has no effect without --lora_rank")
+    for name in ("lora_alpha", "lora_dropout", "lora_target_modules", "merge_lora"):
+        if _is_given(parser, options, name):
+            parser.problem(f"--{name} has no effect without --lora_rank")
 
 
 def _check_fp8(parser: CommandLine, options: argparse.Namespace) -> None:

@@ -38,14 +38,8 @@ LAST_WORDS = "why_it_ended.txt"
 """In the save directory: a line of each host that was left."""
 _EXIT_CODE = 3
 _STOP_WITHIN_S = 5.0  # the store may be silent, and so may be the file system, if the lost host has it
-_SYMPTOMS = (
-    "gloo",
-    "nccl",
-    "connection closed",
-    "connection reset",
-    "broken pipe",
-    "tcpstore",
-)  # of another rank's end
+_SYMPTOMS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "tcpstore")
+"""Of another rank's end."""
 
 
 @contextmanager
@@ -125,9 +119,8 @@ class HostWatch:
     def stop(self) -> None:
         """Ends the watch: this rank is done, or is ending anyway."""
         self._stopped.set()
-        for (
-            thread
-        ) in self._threads:  # one that the interpreter's end finds inside the store, in C++, aborts the process
+        # One that the interpreter's end finds inside the store, in C++, aborts the process.
+        for thread in self._threads:
             thread.join(_STOP_WITHIN_S)
 
     def tell_failure(self, error: Exception) -> None:
@@ -198,9 +191,8 @@ class HostWatch:
         while not self._stopped.wait(self.interval_s):
             now = time.monotonic()
             slept_s, looked = now - looked, now
-            if (
-                slept_s > 3 * self.interval_s
-            ):  # it was this process that was stopped; the signs of the others are old for that
+            # It was this process that was stopped; the signs of the others are old for that.
+            if slept_s > 3 * self.interval_s:
                 self._last_round = now
                 self._beats = [(beat, now) for beat, _ in self._beats]
             elif now - self._last_round > self.limit_s:

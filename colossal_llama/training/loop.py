@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,6 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     origin: Origin
     metrics: MetricsWriter
-    save_dir: Path
     save_interval: int
     save_each_epoch: bool
     saver: CheckpointSaver | None
@@ -148,7 +146,7 @@ class Run:
         bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{rate:.2e}", tok_s=f"{tokens_per_s:,.0f}", refresh=False)
 
     def _utilisation(self, tokens_per_s: float) -> float | None:
-        """Model FLOPs per second over the devices' peak (model.loading.flops_per_token, metrics.PEAK_FLOPS)."""
+        """Model FLOPs per second over the devices' peak (model.parameter_counts.flops_per_token, metrics.PEAK_FLOPS)."""
         peak = peak_flops(self.stepper.device)
         if peak is None:
             return None

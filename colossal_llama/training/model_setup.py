@@ -11,8 +11,9 @@ from colossal_llama.model.attention import choose_attention
 from colossal_llama.model.fp8_linear import use_fp8, why_no_fp8
 from colossal_llama.model.freezing import freeze_all_but_embeddings
 from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
-from colossal_llama.model.loading import flops_per_token, load_config, load_model
+from colossal_llama.model.loading import load_config, load_model
 from colossal_llama.model.lora import lora_config
+from colossal_llama.model.parameter_counts import flops_per_token
 from colossal_llama.model.recompute import recompute_layers
 from colossal_llama.model.token_losses import give_token_losses
 from colossal_llama.training import agreement
@@ -69,7 +70,7 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     if arguments.freeze_non_embeds_params:
         freeze_all_but_embeddings(model)
         notes.append("training input and output embeddings only")
-    flops = flops_per_token(model, full_row_tokens(data.parts, arguments.max_length, data.origin.packed_to_tokens))
+    flops = flops_per_token(config, full_row_tokens(data.parts, arguments.max_length, data.origin.packed_to_tokens))
     if arguments.lora_rank:
         model = _with_adapters(arguments, data, engine, model)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -143,7 +143,6 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         tokenizer=data.tokenizer,
         origin=data.origin,
         metrics=_metrics(arguments, progress.step),
-        save_dir=arguments.save_dir,
         save_interval=arguments.save_interval,
         save_each_epoch=not arguments.skip_save_each_epoch,
         saver=saver,

@@ -104,6 +104,18 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
 
+def directories(text: str) -> list[Path]:
+    """Existing directories, separated by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none, or one does not exist.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("no directory is given")
+    return [existing_directory(name) for name in names]
+
+
 def number(
     kind: type, minimum: float | None = None, maximum: float | None = None, above: float | None = None
 ) -> Callable:

@@ -146,9 +146,8 @@ def _describe_a_world_of_one() -> None:
 @contextlib.contextmanager
 def _quiet_imports() -> Iterator[None]:
     """ColossalAI warns about packages that training does not need (apex, nvtx, torch internals) while it is imported."""
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.CRITICAL
-    )  # galore_torch imports it; none of its kernels is used here
+    # galore_torch imports it; none of its kernels is used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -175,7 +174,7 @@ class TorchCpuAdam:
     def assert_compatible(self) -> None:
         """Nothing to check: the kernel is part of every PyTorch."""
 
-    def load(self) -> type:
+    def load(self) -> "TorchCpuAdam":
         return self
 
     class CPUAdamOptimizer:
@@ -287,6 +286,9 @@ def fused_adam(
         step: counted from 1.
         adamw_mode, bias_correction: must be true.
         div_scale: gradients are divided by it when it is positive.
+
+    Raises:
+        NotImplementedError: another Adam is asked for.
     """
     if not adamw_mode or not bias_correction:
         raise NotImplementedError("only AdamW with bias correction is offered here")

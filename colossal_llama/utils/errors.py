@@ -20,6 +20,12 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+def at_most(problems: Sequence[str], most: int = 20) -> list[str]:
+    """The first problems, and how many more there are."""
+    hidden = len(problems) - most
+    return list(problems) if hidden <= 0 else [*problems[:most], f"and {hidden:,} more"]
+
+
 def exit_with(error: UserError) -> None:
     """Prints the problems to standard error, once a host, and ends the process with code 2."""
     if os.environ.get("LOCAL_RANK", "0") == "0":

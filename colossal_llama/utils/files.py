@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _UNFINISHED, _REMOVED, _REPLACED = ".unfinished", ".removed", ".replaced"
 
@@ -18,6 +18,12 @@ _UNFINISHED, _REMOVED, _REPLACED = ".unfinished", ".removed", ".replaced"
 def temporary_path(target: Path) -> Path:
     """The name beside `target` under which it is written before the rename; host and process id keep two runs apart."""
     return target.with_name(f".{target.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+
+
+def existing_ancestor(path: Path) -> Path:
+    """The path itself if it exists, else the nearest directory above that does."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.is_dir())
 
 
 def sync_to_disk(path: Path) -> None:
@@ -36,18 +42,25 @@ def sync_tree_to_disk(directory: Path) -> None:
     sync_to_disk(directory)
 
 
-def write_bytes(target: Path, data: bytes) -> None:
-    """Writes a file atomically: a reader sees the old content or the new one."""
+@contextmanager
+def new_file(target: Path) -> Iterator[BinaryIO]:
+    """Gives a binary file that becomes `target`, on the disk, when the block ends well, and vanishes when it does not."""
     temporary = temporary_path(target)
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     sync_to_disk(target.parent)
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Writes a file atomically: a reader sees the old content or the new one."""
+    with new_file(target) as file:
+        file.write(data)
 
 
 def write_text(target: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Patches to ColossalAI's Gemini, which runs on GPUs only. The patches for all hosts are in utils.engine."""
+"""Patches to ColossalAI's Gemini, which runs on GPUs only. The patches for all hosts are in utils.engine_patches."""
 
 import functools
 from typing import Any

@@ -101,7 +101,6 @@ def walk(setting: Setting, rank: int = 0, progress: Progress | None = None) -> N
         tokenizer=None,
         origin=origin,
         metrics=SimpleNamespace(write=lambda *_: None, close=lambda: None),
-        save_dir=None,
         save_interval=setting.save_interval,
         save_each_epoch=setting.save_each_epoch,
         saver=_Saver(notes),
