@@ -2,10 +2,20 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from colossal_llama.inference.arguments import parse_arguments
 from colossal_llama.utils.errors import UserError, run_main
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+    from colossal_llama.dataset.chat_template import ChatTemplate
+    from colossal_llama.dataset.conversation import ConversationTemplate, Message
+    from colossal_llama.model.generation import Answer
 
 
 def main() -> None:
@@ -45,7 +55,7 @@ def main() -> None:
         report_speed([answer])
 
 
-def choose_device(name: str | None):
+def choose_device(name: str | None) -> "torch.device":
     """The device asked for, else cuda:0, else the CPU with a notice."""
     import torch
 
@@ -62,9 +72,8 @@ def choose_device(name: str | None):
     return device
 
 
-def read_requests(arguments: Namespace):
-    """What is asked, before any model is loaded: a text or messages, for a file a list of (record, text or
-    messages)."""
+def read_requests(arguments: Namespace) -> "str | list[Message] | list[tuple[dict, str | list[Message]]] | None":
+    """What is asked, before any model is loaded: a text or messages; of a file records with these; None for a chat."""
     from colossal_llama.dataset.conversation import Message
     from colossal_llama.inference.batch import read_prompts
     from colossal_llama.inference.prompts import messages_of, pretrained_prompt, source_of
@@ -85,7 +94,9 @@ def read_requests(arguments: Namespace):
     return [*system, Message("human", arguments.input_txt)] if is_sft else pretrained_prompt(arguments.input_txt)
 
 
-def prompt_builder(arguments: Namespace, tokenizer):
+def prompt_builder(
+    arguments: Namespace, tokenizer: "PreTrainedTokenizerFast"
+) -> "tuple[Callable[[str | list[Message]], list[int]], ConversationTemplate | ChatTemplate | None]":
     """The function from a text or messages to prompt ids, and the conversation template (None for base models)."""
     from colossal_llama.inference.prompts import PretrainedPrompt, conversation_prompt_ids, open_template
 
@@ -105,7 +116,7 @@ def notice(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def report_speed(answers: list) -> None:
+def report_speed(answers: "list[Answer]") -> None:
     """Prints tokens per second over all answers."""
     tokens, seconds = sum(len(answer.token_ids) for answer in answers), sum(answer.seconds for answer in answers)
     prompts, reused = sum(a.prompt_tokens for a in answers), sum(a.reused_tokens for a in answers)

@@ -4,6 +4,7 @@ python plot_training.py logs_dir --output loss.png
 python plot_training.py run_a/logs run_b/logs --labels "lr 1e-4" "lr 3e-4" --output compare.png
 """
 
+import argparse
 from pathlib import Path
 
 from colossal_llama.utils.command_line import CommandLine, number
@@ -26,7 +27,7 @@ def main() -> None:
     print(f"drawn: {options.output}")
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     """The command line, checked."""
     parser = CommandLine(
         prog="plot_training.py", description="Draw the loss of runs of train.py, by step and by tokens seen."

@@ -5,6 +5,7 @@ torchrun --standalone --nproc_per_node 8 train.py --pretrained MODEL --dataset D
 
 import os
 import sys
+from types import ModuleType
 
 from colossal_llama.training.arguments import TrainingArguments, parse_arguments
 from colossal_llama.utils.errors import run_main
@@ -31,7 +32,7 @@ def main() -> None:
     engine.leave()
 
 
-def train(arguments: TrainingArguments, session) -> None:
+def train(arguments: TrainingArguments, session: ModuleType) -> None:
     """One training run from opened data to the saved model."""
     # As late as session, and for the same reason.
     from colossal_llama.training.model_setup import open_model

@@ -34,8 +34,9 @@ from colossalai.zero.gemini.chunk import ChunkManager  # noqa: E402
 from colossal_llama.model.stored_tensors import shape_of  # noqa: E402
 from colossal_llama.model.weight_files import write_safetensors  # noqa: E402
 from colossal_llama.training.bad_steps import refuse_bad_updates  # noqa: E402
+from colossal_llama.training.loss_scale import skipped_last_step  # noqa: E402
 from colossal_llama.training.model_directory import fp32_weights, weights_to_save  # noqa: E402
-from colossal_llama.training.optimizer import build_optimizer, skipped_last_step  # noqa: E402
+from colossal_llama.training.optimizer import build_optimizer  # noqa: E402
 from colossal_llama.training.optimizer_layout import Place, optimizer_slots  # noqa: E402
 from colossal_llama.training.optimizer_states import (  # noqa: E402
     INDEX,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -107,7 +107,7 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
         writer.discard()
 
 
-def _checked_rows(chunk: Chunk, digest: Any, reading: _Reading) -> Any:
+def _checked_rows(chunk: Chunk, digest: Any, reading: _Reading) -> Iterator[tuple[int, bytes | dict]]:
     """`read_rows` up to the record limit; damage to the file becomes a bad record after the last good row."""
     if chunk.record_limit == 0:
         return

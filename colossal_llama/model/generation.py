@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from colossal_llama.model.adapter_files import adapter_base_path, is_adapter
 from colossal_llama.model.loading import load_whole
 from colossal_llama.model.weight_files import check_safetensors
 from colossal_llama.tokenizer.loading import load_tokenizer
@@ -85,7 +86,7 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
     Raises:
         UserError: model, base model or tokenizer cannot be loaded.
     """
-    adapter = directory if (directory / "adapter_config.json").is_file() else None
+    adapter = directory if is_adapter(directory) else None
     base = _base_of(adapter) if adapter else directory
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(directory if has_tokenizer else base)
@@ -108,8 +109,6 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
 
 
 def _base_of(adapter: Path) -> Path:
-    from colossal_llama.model.lora import adapter_base_path  # imports peft, which takes a second
-
     base = adapter_base_path(adapter)
     try:
         return find_model(str(base))

@@ -1,6 +1,5 @@
 """LoRA: low-rank adapters beside frozen weights (Hu et al., https://arxiv.org/abs/2106.09685), by the peft library."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -9,10 +8,6 @@ from transformers import LlamaForCausalLM
 
 from colossal_llama.model.generation_settings import save_model
 from colossal_llama.model.loading import load_whole
-from colossal_llama.utils.errors import UserError
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def lora_config(rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...]) -> LoraConfig:
@@ -32,28 +27,6 @@ def lora_config(rank: int, alpha: float, dropout: float, target_modules: tuple[s
         task_type="CAUSAL_LM",
         bias="none",
     )
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether a directory holds an adapter rather than a whole model."""
-    return (path / ADAPTER_CONFIG).is_file()
-
-
-def adapter_base_path(path: Path) -> Path:
-    """The base model that an adapter directory names.
-
-    Raises:
-        UserError: the directory's configuration cannot be read.
-    """
-    try:
-        return Path(json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / ADAPTER_CONFIG} cannot be read: {error}") from error
-
-
-def adapter_settings(path: Path) -> dict:
-    """The configuration of the adapter in a directory: `r`, `lora_alpha`, `lora_dropout`, `target_modules` and more."""
-    return json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
 
 
 def merge_adapter(base_path: Path, adapter_path: Path, target: Path) -> None:

@@ -71,7 +71,8 @@ class TensorShape:
 
 
 def shape_of(tensor: "torch.Tensor") -> TensorShape:
-    """
+    """Shape and type of a tensor.
+
     Raises:
         KeyError: the tensor's type is not supported.
     """

@@ -21,6 +21,7 @@ from itertools import chain, pairwise
 import numpy as np
 
 from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.tokenizer.token_bytes import SPACE_MARK
 
 BLOCK_CHARACTERS = 1 << 18  # encoded together: the arrays of a block stay in the cache, and memory is bounded
 JOINED_CHARACTERS = 1 << 10  # of unknown words in one string for the tokenizer, which slows down on long ones
@@ -28,7 +29,6 @@ MOST_KNOWN_WORDS = 300_000  # about 70 MB
 LONGEST_KNOWN_WORD = 24  # longer ones hardly ever come again
 
 _HASH_BITS = 22
-_SPACE = "▁"
 
 
 class BulkEncoder:
@@ -195,7 +195,7 @@ class WordEncoder:
                 pieces.append(piece)
                 continue
             before = len(pieces)
-            pieces += self._cut_long(piece.replace(" ", _SPACE))
+            pieces += self._cut_long(piece.replace(" ", SPACE_MARK))
             piece_counts[number] = len(pieces) - before
         encoded = [self._encode_block(pieces[start:stop]) for start, stop in _blocks(pieces)]
         if not encoded:
@@ -207,7 +207,7 @@ class WordEncoder:
         """How a text is spelt at the beginning of a document."""
         if not (text and self._prefix):
             return text
-        return text if self._prefix == "unless there" and text.startswith((" ", _SPACE)) else _SPACE + text
+        return text if self._prefix == "unless there" and text.startswith((" ", SPACE_MARK)) else SPACE_MARK + text
 
     def _cut_long(self, text: str) -> Iterator[str]:
         """Cuts a text, with ▁ for its spaces, where it can be cut, into pieces that are not much longer than a block."""
@@ -236,7 +236,7 @@ class WordEncoder:
         return cuts
 
     def _encode_block(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        text = "".join(texts).replace(" ", _SPACE)
+        text = "".join(texts).replace(" ", SPACE_MARK)
         codes = _code_points(text)
         cuts = self._cuts(codes)
         text_starts = np.cumsum([0, *map(len, texts)])
@@ -337,14 +337,14 @@ def _space_prefix(definition: dict) -> str | None:
     if not known_model or not all(token["special"] for token in definition["added_tokens"]):
         return None
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
-    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    if pre_tokenizer is None and steps == [{"type": "Prepend", "prepend": _SPACE}, replaces]:
+    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
+    if pre_tokenizer is None and steps == [{"type": "Prepend", "prepend": SPACE_MARK}, replaces]:
         return "always"
     if pre_tokenizer is None and steps == [replaces]:
         return ""
     if steps or pre_tokenizer is None or pre_tokenizer["type"] != "Metaspace" or pre_tokenizer["split"]:
         return None
-    if pre_tokenizer["replacement"] != _SPACE:
+    if pre_tokenizer["replacement"] != SPACE_MARK:
         return None
     return "" if pre_tokenizer["prepend_scheme"] == "never" else "unless there"
 

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.pieces import Piece
 from colossal_llama.tokenizer.source import Source
 from colossal_llama.utils.console import progress, table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 
@@ -31,7 +35,9 @@ class Point:
     saving_percent_per_1000_rows: float
 
 
-def measure_curve(source: Source, tokenizer, pieces: Sequence[str], texts: Sequence[str]) -> list[Point]:
+def measure_curve(
+    source: Source, tokenizer: "PreTrainedTokenizerFast", pieces: Sequence[str], texts: Sequence[str]
+) -> list[Point]:
     """Expands the source by growing parts of the list and encodes the texts with each result.
 
     Args:

@@ -14,12 +14,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import regex
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, trainers
 
 from colossal_llama.tokenizer.encoding import TextEncoder
-from colossal_llama.tokenizer.pieces import SPACE_MARK
+from colossal_llama.tokenizer.token_bytes import SPACE_MARK, byte_level_alphabet, is_byte_level
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _FIRST_PRIVATE = 0x10000  # token 0's character; the BPE trainer takes any code point as a symbol
 _WITHOUT_SPACES = {"Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"}
@@ -72,7 +76,7 @@ def count_words(texts: Iterable[str], pattern: regex.Pattern) -> Counter[str]:
     return words
 
 
-def learn_pieces(words: Mapping[str, int], tokenizer, limits: Limits) -> list[str]:
+def learn_pieces(words: Mapping[str, int], tokenizer: "PreTrainedTokenizerFast", limits: Limits) -> list[str]:
     """Pieces that the source lacks, those that save the most tokens first.
 
     A merge saves one token each time it is applied, a character that the source cuts into n bytes saves n - 1. A merge is never
@@ -80,7 +84,7 @@ def learn_pieces(words: Mapping[str, int], tokenizer, limits: Limits) -> list[st
 
     Args:
         words: word → how often it occurs.
-        tokenizer: the source, a fast LLaMA tokenizer of transformers.
+        tokenizer: the source, of the LLaMA-2 or the LLaMA-3 kind.
         limits: see `Limits`.
     """
     symbols = _Symbols(tokenizer)
@@ -95,9 +99,8 @@ def learn_pieces(words: Mapping[str, int], tokenizer, limits: Limits) -> list[st
     for merged, number in _train(rows, limits).items():
         if text := symbols.text_of(merged):
             savings.setdefault(text, number)
-    best_first = sorted(
-        savings, key=savings.__getitem__, reverse=True
-    )  # stable: characters and earlier merges before equals
+    # Stable: characters and earlier merges before equals.
+    best_first = sorted(savings, key=savings.__getitem__, reverse=True)
     return list(islice((piece for piece in best_first if _is_allowed(piece, limits)), limits.pieces))
 
 
@@ -150,11 +153,11 @@ class _Symbols:
     it a piece. A byte-level vocabulary has all bytes; its symbols may be parts of characters.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         self._encoder = TextEncoder(tokenizer)
         self._tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        self._byte_level = "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)
-        self._byte_of = {character: byte for byte, character in _bytes_as_characters().items()}
+        self._byte_level = is_byte_level(self._encoder.definition())
+        self._byte_of = byte_level_alphabet()
         self._known_characters = {token for token in self._tokens if len(token) == 1}
         self._new_characters: dict[str, str] = {}  # symbol → character
         self._new_symbols: dict[str, str] = {}  # character → symbol
@@ -213,11 +216,3 @@ class _Symbols:
         if self._byte_level:
             return bytes(self._byte_of[character] for character in token)
         return token.replace(SPACE_MARK, " ").encode()
-
-
-def _bytes_as_characters() -> dict[int, str]:
-    """Byte → the character by which byte-level vocabularies write it: itself if it is printable, else one from U+0100 on."""
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    itself = {byte: chr(byte) for byte in range(256) if chr(byte) in alphabet}
-    others = sorted(alphabet - set(itself.values()))
-    return itself | dict(zip([byte for byte in range(256) if byte not in itself], others, strict=True))

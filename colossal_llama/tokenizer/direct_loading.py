@@ -7,11 +7,13 @@ directory with anything unusual in it is left to transformers.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from colossal_llama.tokenizer.token_bytes import SPACE_MARK
 
 _LLAMA_CLASSES = {"LlamaTokenizer", "LlamaTokenizerFast"}
 _GENERAL_CLASSES = {"PreTrainedTokenizer", "PreTrainedTokenizerFast"}
@@ -25,7 +27,6 @@ _KNOWN_SETTINGS = {
     "add_bos_token", "add_eos_token", "add_prefix_space", "added_tokens_decoder", "legacy", "tokenizer_class",
     *_SPECIAL_TOKENS, *_IDLE_SETTINGS, *_MUST_BE_EMPTY,
 }  # fmt: skip
-_SPACE = "▁"
 
 
 class _Unusual(Exception):
@@ -153,40 +154,36 @@ def _bpe_pieces(path: Path) -> list[tuple[str, float, int]]:
     return pieces
 
 
-def merges_by_score(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
+def merges_by_score(vocabulary: Collection[str], scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """The pairs of pieces that make a piece, the best score first: a sentencepiece model as a list of merges.
 
-        ▁the   ←   ▁t + he,  ▁ + the,  ▁th + e      at equal scores the longer left part first
+        ▁the   ←   ▁th + e,  ▁t + he,  ▁ + the      at equal scores the longer left part first
 
     Args:
-        vocabulary: piece → id.
-        scores: piece → score, in the order of the ids.
+        vocabulary: the pieces that a pair may consist of.
+        scores: the pieces that a pair may make, in the order of the ids, with their scores.
     """
-    merges: list[tuple[float, int, int, str, str]] = []
-    for piece, score in scores.items():
-        found = []
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in vocabulary and right in vocabulary:
-                found.append((score, cut, len(piece) - cut, left, right))
-        if len(found) > 1:
-            found.sort(key=lambda merge: (vocabulary[merge[3]], vocabulary[merge[4]]))
-        merges += found
+    merges = [
+        (score, cut, len(piece) - cut, piece[:cut], piece[cut:])
+        for piece, score in scores.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+    ]
     merges.sort(key=lambda merge: merge[:3], reverse=True)
-    return [(left, right) for _, _, _, left, right in merges]
+    return [(left, right) for *_, left, right in merges]
 
 
 def _set_llama_steps(backend: Tokenizer, legacy: bool, prefix: bool) -> None:
     """What is done to a text before and after the merges; `legacy` is transformers' name for the older way."""
     if legacy:
-        prepend = [normalizers.Prepend(prepend=_SPACE)] if prefix else []
-        backend.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(pattern=" ", content=_SPACE)])
+        prepend = [normalizers.Prepend(prepend=SPACE_MARK)] if prefix else []
+        backend.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(pattern=" ", content=SPACE_MARK)])
     else:
         scheme = "first" if prefix else "never"
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=False)
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme=scheme, split=False)
     strip = [decoders.Strip(content=" ", left=1)] if prefix else []
     backend.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
 
 

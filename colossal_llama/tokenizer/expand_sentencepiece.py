@@ -20,10 +20,12 @@ import orjson
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
+from colossal_llama.tokenizer.direct_loading import merges_by_score
 from colossal_llama.tokenizer.expansion import Expansion
 from colossal_llama.tokenizer.merge_plan import plan_merges
-from colossal_llama.tokenizer.pieces import SPACE_MARK, Piece
+from colossal_llama.tokenizer.pieces import Piece
 from colossal_llama.tokenizer.reachability import Encode
+from colossal_llama.tokenizer.token_bytes import SPACE_MARK
 from colossal_llama.utils.errors import UserError
 
 ModelProto = sentencepiece_model_pb2.ModelProto
@@ -241,21 +243,9 @@ def _replace_vocabulary(fast: Tokenizer, model: ModelProto) -> Tokenizer:
 
 
 def _all_merges(model: ModelProto) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, in the order in which transformers' converter lists them.
-
-    That is: by the made piece's score, then the longer left part first. Pairs that spell a control token are left out.
-    """
+    """Every pair of pieces that makes a piece, listed as by transformers' converter, but none that spells a control token."""
     names = {piece.piece for piece in model.pieces}
-    merges = []
-    for piece in model.pieces:
-        if piece.type != _NORMAL:
-            continue
-        name = piece.piece
-        for cut in range(len(name) - 1, 0, -1):
-            if name[:cut] in names and name[cut:] in names:
-                merges.append((-piece.score, name[:cut], name[cut:]))
-    merges.sort(key=lambda merge: (merge[0], -len(merge[1]), -len(merge[2])))
-    return [(left, right) for _, left, right in merges]
+    return merges_by_score(names, {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL})
 
 
 def _adds_space(fast: Tokenizer) -> bool:

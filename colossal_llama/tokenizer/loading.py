@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colossal_llama.tokenizer.direct_loading import DirectTokenizer, open_directly
-from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import fingerprint_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-__all__ = ["TextEncoder", "load_encoding_tokenizer", "load_tokenizer", "tokenizer_fingerprint"]
 
 
 def load_encoding_tokenizer(directory: str | Path) -> "DirectTokenizer | PreTrainedTokenizerFast":

@@ -1,16 +1,21 @@
 """Counts what a tokenizer makes of a corpus: tokens, characters cut into bytes, texts that do not come back."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from colossal_llama.tokenizer.corpus import Text
 from colossal_llama.tokenizer.encoding import TextEncoder
-from colossal_llama.tokenizer.pieces import SPACE_MARK
+from colossal_llama.tokenizer.token_bytes import SPACE_MARK, token_bytes
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+    from transformers import PreTrainedTokenizerFast
 
 _BATCH_DOCUMENTS = 256
 
@@ -50,11 +55,11 @@ class Counts:
 class Measure:
     """Counts for one tokenizer, document by document."""
 
-    def __init__(self, tokenizer):
-        """`tokenizer`: a fast LLaMA tokenizer of transformers."""
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
+        """`tokenizer`: of the LLaMA-2 or the LLaMA-3 kind."""
         self._encoder = TextEncoder(tokenizer)
         self._backend: Tokenizer = tokenizer.backend_tokenizer
-        self._token_bytes = _token_lengths_bytes(self._backend)
+        self._token_bytes = _token_lengths_bytes(self._encoder.definition())
 
     def count(self, texts: Sequence[str]) -> Iterator[Counts]:
         """One `Counts` for each document."""
@@ -80,12 +85,14 @@ class Measure:
         return len(np.unique(np.cumsum(~continues)[inside]))
 
 
-def measure(texts: Iterable[Text], tokenizers: dict, progress_bar) -> dict[str, dict[str, Counts]]:
+def measure(
+    texts: Iterable[Text], tokenizers: Mapping[str, "PreTrainedTokenizerFast"], progress_bar: "tqdm"
+) -> dict[str, dict[str, Counts]]:
     """Counts every tokenizer over the same documents in one pass.
 
     Args:
         texts: the documents.
-        tokenizers: name → fast tokenizer.
+        tokenizers: name → tokenizer.
         progress_bar: is advanced by the number of characters.
 
     Returns:
@@ -103,19 +110,7 @@ def measure(texts: Iterable[Text], tokenizers: dict, progress_bar) -> dict[str, 
     return {name: dict(categories) for name, categories in totals.items()}
 
 
-def _token_lengths_bytes(backend: Tokenizer) -> np.ndarray:
-    """Length of each token in bytes of text, by id.
-
-    Byte-level vocabularies write a token as one character a byte; sentencepiece's as text, a space as ▁, a single byte as <0x0A>.
-    """
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    lengths = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
-    byte_level = "ByteLevel" in str(backend.decoder)
-    for token, token_id in vocabulary.items():
-        if byte_level:
-            lengths[token_id] = len(token)
-        elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            lengths[token_id] = 1
-        else:
-            lengths[token_id] = len(token.replace(SPACE_MARK, " ").encode())
-    return lengths
+def _token_lengths_bytes(definition: dict) -> np.ndarray:
+    """Length of each token in bytes of text, by id."""
+    ids = [*definition["model"]["vocab"].values(), *(token["id"] for token in definition["added_tokens"])]
+    return np.array([len(content) for content in token_bytes(definition, max(ids) + 1)], dtype=np.int64)

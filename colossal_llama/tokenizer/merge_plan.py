@@ -123,7 +123,8 @@ def _choose_bridges(
         bridges[bridge] = lacking[voters[0]][1][bridge]
         available.add(bridge)
         for piece in voters:
-            election.withdraw(piece, *lacking.pop(piece))
+            _, candidates = lacking.pop(piece)
+            election.withdraw(piece, candidates)
             cost, candidates = _cheapest_trees(pieces[piece], available, forbidden)
             if cost:
                 lacking[piece] = (cost, candidates)
@@ -148,7 +149,7 @@ class _Election:
             self._voters.setdefault(candidate, {})[piece] = 1 / cost
             heappush(self._queue, (-self._weight(candidate), len(segments), candidate))
 
-    def withdraw(self, piece: str, cost: int, candidates: Mapping[str, Segments]) -> None:
+    def withdraw(self, piece: str, candidates: Mapping[str, Segments]) -> None:
         """Takes these votes back."""
         for candidate, segments in candidates.items():
             del self._voters[candidate][piece]

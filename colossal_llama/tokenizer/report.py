@@ -6,12 +6,16 @@ python colossal_llama/tokenizer/report.py --tokenizers base=LLAMA new=NEW --data
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.utils.command_line import CommandLine, directories, number
 from colossal_llama.utils.errors import run_main
+
+if TYPE_CHECKING:
+    from colossal_llama.tokenizer.measurement import Counts
 
 
 def main() -> None:
@@ -127,7 +131,7 @@ def category_table(counts: dict) -> str:
     return table(["category", "documents", "characters", *(f"{name}: tokens (per char)" for name in counts)], rows)
 
 
-def total_of(categories: dict):
+def total_of(categories: "dict[str, Counts]") -> "Counts":
     """The sum over categories."""
     from colossal_llama.tokenizer.measurement import Counts
 

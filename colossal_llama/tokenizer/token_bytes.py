@@ -1,5 +1,9 @@
 """The bytes that every token of a vocabulary stands for."""
 
+from tokenizers import pre_tokenizers
+
+SPACE_MARK = "▁"  # U+2581, sentencepiece's way to write a space
+
 
 def token_bytes(definition: dict, size: int) -> list[bytes]:
     """For every id below `size` the bytes it stands for; empty for control tokens and for ids without a token.
@@ -7,7 +11,7 @@ def token_bytes(definition: dict, size: int) -> list[bytes]:
     Args:
         definition: a tokenizer's definition (`TextEncoder.definition()`), of the LLaMA-2 or the LLaMA-3 kind.
     """
-    to_bytes = _byte_level_bytes if _is_byte_level(definition) else _sentencepiece_bytes
+    to_bytes = _byte_level_bytes if is_byte_level(definition) else _sentencepiece_bytes
     pieces = [b""] * size
     for piece, token_id in definition["model"]["vocab"].items():
         pieces[token_id] = to_bytes(piece)
@@ -16,7 +20,8 @@ def token_bytes(definition: dict, size: int) -> list[bytes]:
     return pieces
 
 
-def _is_byte_level(definition: dict) -> bool:
+def is_byte_level(definition: dict) -> bool:
+    """Whether a tokenizer writes its tokens as bytes (LLaMA-3), one character a byte, and not as text (LLaMA-2)."""
     pre_tokenizer = definition["pre_tokenizer"] or {}
     return any(step["type"] == "ByteLevel" for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if step)
 
@@ -24,18 +29,18 @@ def _is_byte_level(definition: dict) -> bool:
 def _sentencepiece_bytes(piece: str) -> bytes:
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
         return bytes([int(piece[3:5], 16)])
-    return piece.replace("▁", " ").encode()
+    return piece.replace(SPACE_MARK, " ").encode()
 
 
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes: printable Latin-1 bytes stand for themselves, the others for U+0100 onwards."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {**alphabet, **{chr(0x100 + index): byte for index, byte in enumerate(others)}}
+def byte_level_alphabet() -> dict[str, int]:
+    """Character → the byte that byte-level vocabularies write so: printable bytes as themselves, the others as U+0100 onwards."""
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    printable = {chr(byte): byte for byte in range(256) if chr(byte) in alphabet}
+    others = [byte for byte in range(256) if chr(byte) not in alphabet]
+    return printable | dict(zip(sorted(alphabet - set(printable)), others, strict=True))
 
 
-_BYTE_OF = _byte_level_alphabet()
+_BYTE_OF = byte_level_alphabet()
 
 
 def _byte_level_bytes(piece: str) -> bytes:

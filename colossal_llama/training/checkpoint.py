@@ -137,7 +137,7 @@ def require_whole(checkpoint: Checkpoint) -> None:
         IncompleteCheckpoint: one is not: a copy was broken off, or the disk failed.
     """
     # Here, since the command line's parser imports this module, and must be fast.
-    from colossal_llama.model.lora import ADAPTER_WEIGHTS, is_adapter
+    from colossal_llama.model.adapter_files import ADAPTER_WEIGHTS, is_adapter
     from colossal_llama.model.weight_files import find_weight_files, read_metadata
 
     path, model = checkpoint.path, checkpoint.model_path

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from transformers import PretrainedConfig
 
 from colossal_llama.dataset.loader import Part
 from colossal_llama.model.parameter_counts import parameters
@@ -28,8 +29,8 @@ from colossal_llama.utils.console import say, table
 class DryRun:
     """What is known of a run before it begins."""
 
-    config: object
-    """The model's configuration."""
+    config: PretrainedConfig
+    """The model's."""
     prepared_rows: int
     data_tokens: int
     rows_per_epoch: int
@@ -44,7 +45,7 @@ class DryRun:
 
 
 def plan_run(
-    arguments: TrainingArguments, config: object, parts: Sequence[Part], origin: Origin, progress: Progress
+    arguments: TrainingArguments, config: PretrainedConfig, parts: Sequence[Part], origin: Origin, progress: Progress
 ) -> DryRun:
     """Puts together what is known before a run.
 
@@ -170,7 +171,7 @@ def _gib(count: int) -> float:
     return round(count / GIB, 2)
 
 
-def _verdict(memory: MemoryEstimate, setup: Setup, config: object, device_bytes: int | None) -> list[str]:
+def _verdict(memory: MemoryEstimate, setup: Setup, config: PretrainedConfig, device_bytes: int | None) -> list[str]:
     lines = [f"peak: {memory.peak_bytes / GIB:.1f} GiB ({memory.peak_moment})"]
     if memory.host_bytes:
         lines.append(f"host memory of each process: {memory.host_bytes / GIB:.1f} GiB for the optimizer")

@@ -138,6 +138,7 @@ def gradient_factor(optimizer: LowLevelZeroOptimizer, norm: torch.Tensor) -> tor
 
 
 def state_for_next_step(state: dict, master: torch.Tensor) -> dict:
+    """An optimizer state with its step counted on, and moments of zero before the first."""
     if "exp_avg" not in state:
         state.update(step=0, exp_avg=torch.zeros_like(master), exp_avg_sq=torch.zeros_like(master))
     state["step"] += 1

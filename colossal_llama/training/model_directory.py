@@ -15,8 +15,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from colossal_llama.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from colossal_llama.model.generation_settings import write_generation_settings
-from colossal_llama.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from colossal_llama.model.weight_files import SAFETENSORS_INDEX, find_weight_files
 from colossal_llama.training.optimizer_layout import replicas, saved_name
 from colossal_llama.training.plugins import Engine

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from colossal_llama.dataset.loader import Part, data_fingerprint, open_parts
+from colossal_llama.model.adapter_files import ADAPTER_WEIGHTS, adapter_base_path, adapter_settings, is_adapter
 from colossal_llama.model.loading import load_config
-from colossal_llama.model.lora import ADAPTER_WEIGHTS, adapter_base_path, adapter_settings, is_adapter
 from colossal_llama.model.weight_files import check_safetensors, read_metadata
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training import agreement
@@ -111,7 +111,7 @@ def _name_padding(tokenizer: PreTrainedTokenizerFast, kind: str, path: Path) -> 
 
 
 def packed_to_tokens(arguments: TrainingArguments, parts: list[Part]) -> int | None:
-    # Pre-training rows are spliced already; conversations stand alone in the parts.
+    """To which length rows are packed; None where they are not: pre-training rows are spliced already, conversations stand alone."""
     packs = arguments.padding_mode == "none" and parts[0].kind == "sft"
     return arguments.max_length if packs else None
 

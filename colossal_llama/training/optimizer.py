@@ -1,7 +1,6 @@
-"""AdamW and its learning rate, which is a pure function of the step: nothing to restore, nothing to step out of turn."""
+"""AdamW, as the plugins take it."""
 
 import math
-from typing import Any
 
 import torch
 from colossalai.nn.optimizer import HybridAdam
@@ -10,8 +9,6 @@ from colossalai.zero.gemini import gemini_optimizer
 from colossal_llama.utils.engine import fused_adam
 
 BETAS = (0.9, 0.95)
-FINAL_FRACTION = 0.1
-WARMUP_FRACTION = 0.025
 
 
 class Adam(HybridAdam):
@@ -73,54 +70,7 @@ def build_optimizer(model: torch.nn.Module, lr: float, weight_decay: float) -> H
     return Adam(trainable, lr=lr, betas=BETAS, weight_decay=weight_decay, adamw_mode=True)
 
 
-def default_warmup_steps(total_steps: int) -> int:
-    """2.5 % of all steps."""
-    return round(WARMUP_FRACTION * total_steps)
-
-
-def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """Learning rate of a step: linear warm-up to the peak, then a half cosine down to a tenth of it.
-
-    Args:
-        step: 0 for the first step, `total_steps` − 1 for the last.
-        total_steps: of the whole run, warm-up included.
-        warmup_steps: step `warmup_steps` − 1 is the first at the peak.
-        peak: the largest rate.
-    """
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    decay_steps = max(1, total_steps - 1 - warmup_steps)
-    progress = min(1.0, (step - warmup_steps) / decay_steps)
-    floor = FINAL_FRACTION * peak
-    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-_MIXINS = ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin")  # where ColossalAI's optimizers keep it
-
-
-def loss_scaler(optimizer: torch.optim.Optimizer) -> Any:
-    """The dynamic loss scaler of fp16 training, wherever the plugin keeps it; None in other precisions."""
-    if hasattr(optimizer, "scaler"):
-        return optimizer.scaler
-    return next((mixin.grad_scaler for mixin in _fp16_mixins(optimizer)), None)
-
-
-def loss_scale(optimizer: torch.optim.Optimizer) -> float:
-    """Factor on the gradients that the plugin's optimizer holds and whose norm it reports; 1 outside fp16."""
-    return next((float(mixin.loss_scale) for mixin in _fp16_mixins(optimizer)), 1.0)
-
-
-def skipped_last_step(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the plugin's optimizer left the last update out because a scaled fp16 gradient had overflowed."""
-    return any(mixin.found_overflow.item() > 0 for mixin in _fp16_mixins(optimizer))
-
-
-def _fp16_mixins(optimizer: torch.optim.Optimizer) -> list[Any]:
-    mixins = [getattr(optimizer, name, None) for name in _MIXINS]
-    return [mixin for mixin in mixins if hasattr(mixin, "grad_scaler")]

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from colossal_llama.training.optimizer import loss_scaler
+from colossal_llama.training.loss_scale import loss_scaler
 from colossal_llama.utils.errors import UserError
 
 _SCALER_NUMBERS = ("_growth_step", "_hysteresis_step")  # missing from ColossalAI's own state_dict

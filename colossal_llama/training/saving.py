@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ _MEMORY_SHARE = 0.8
 _GIVE_UP_WITHIN_S = 10.0
 _SAVERS = itertools.count()  # the same on all ranks, which make them together
 
+Completion = Callable[[Path, Written], None]
+"""Adds to a directory, in which all weights are, what rank 0 alone writes."""
 Tensors = Iterable[tuple[str, torch.Tensor, dict[str, Any]]]
 """Name, tensor, and what the file's header says of it."""
 
@@ -196,7 +198,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
                 f"{found[-1] if found else 'none'}"
             )
 
-    def _begin(self, target: Path, complete: Any) -> SharedWriting:
+    def _begin(self, target: Path, complete: Completion) -> SharedWriting:
         self._memory.clear()
         prefix = f"saving-{self._number}-{next(self._writings)}"
         return SharedWriting(target, own_stores(prefix), complete, self._forget_old)
@@ -207,7 +209,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         writing.start()
         self._pending = writing
 
-    def _records(self, progress: Progress, schedule: dict[str, Any]) -> Any:
+    def _records(self, progress: Progress, schedule: dict[str, Any]) -> Completion:
         """A function that adds to a checkpoint what rank 0 alone writes, all of it known now."""
         states = {
             "progress": asdict(progress),

@@ -1,5 +1,6 @@
 """How long a run is and how its learning rate goes: pure arithmetic of rows, ranks, epochs and what is done already."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,8 +10,32 @@ from colossal_llama.dataset.loader import StepGeometry
 from colossal_llama.dataset.packing import plan_epoch
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.checkpoint import Origin, Progress
-from colossal_llama.training.optimizer import default_warmup_steps, learning_rate
 from colossal_llama.utils.errors import UserError
+
+FINAL_FRACTION = 0.1
+WARMUP_FRACTION = 0.025
+
+
+def default_warmup_steps(total_steps: int) -> int:
+    """2.5 % of all steps."""
+    return round(WARMUP_FRACTION * total_steps)
+
+
+def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
+    """Learning rate of a step: linear warm-up to the peak, then a half cosine down to a tenth of it.
+
+    Args:
+        step: 0 for the first step, `total_steps` − 1 for the last.
+        total_steps: of the whole run, warm-up included.
+        warmup_steps: step `warmup_steps` − 1 is the first at the peak.
+        peak: the largest rate.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    decay_steps = max(1, total_steps - 1 - warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / decay_steps)
+    floor = FINAL_FRACTION * peak
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)

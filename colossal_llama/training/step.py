@@ -15,7 +15,7 @@ from colossal_llama.dataset.loader import MicroBatch
 from colossal_llama.model.attention import boundaries_of
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.training.category_losses import CategorySums
-from colossal_llama.training.optimizer import loss_scale, skipped_last_step
+from colossal_llama.training.loss_scale import loss_scale, skipped_last_step
 from colossal_llama.training.pipeline import StepInputs
 from colossal_llama.training.plugins import Engine
 

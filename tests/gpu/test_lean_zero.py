@@ -39,7 +39,8 @@ def masters_after(
 
     from colossal_llama.training.lean_offload import use_lean_offload, why_no_lean_offload
     from colossal_llama.training.lean_zero import use_lean_update, why_no_lean_update
-    from colossal_llama.training.optimizer import build_optimizer, loss_scale
+    from colossal_llama.training.loss_scale import loss_scale
+    from colossal_llama.training.optimizer import build_optimizer
 
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from colossal_llama.tokenizer import bulk_encoding
 from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
-from colossal_llama.tokenizer.loading import TextEncoder, load_tokenizer
+from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.tokenizer.token_bytes import token_bytes
 
 # Pieces in which merges run far: spaces, repeated letters and signs, line ends, Chinese, bytes, ▁ itself, control tokens.

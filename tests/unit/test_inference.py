@@ -21,6 +21,7 @@ from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.records import conversation_of
 from colossal_llama.inference.batch import answer_all
 from colossal_llama.inference.prompts import PretrainedPrompt, messages_of, pretrained_prompt, within_positions
+from colossal_llama.model.adapter_files import adapter_base_path, adapter_settings
 from colossal_llama.model.generation import Sampling, StreamingDecoder, TextGenerator, find_model, load_for_inference
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
@@ -430,6 +431,22 @@ def test_an_interrupted_file_of_answers_is_kept(model, llama2, tmp_path, monkeyp
     (kept,) = tmp_path.iterdir()
     assert kept.name == "out.partial.jsonl"
     assert [json.loads(line)["id"] for line in kept.read_text("utf-8").splitlines()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"r": 4, "lora_alpha": 8}', "lora_dropout, target_modules is missing"),
+    ],
+)
+def test_a_damaged_configuration_of_an_adapter_is_named(content, message, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        adapter_settings(tmp_path)
+    with pytest.raises(UserError, match=r"adapter_config\.json cannot be"):
+        adapter_base_path(tmp_path)
 
 
 def test_an_index_that_names_a_tensor_too_many_is_no_damage_and_a_shard_that_was_cut_off_is(model, llama2, tmp_path):

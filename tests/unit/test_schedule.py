@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from colossal_llama.dataset.loader import StepGeometry
 from colossal_llama.training.checkpoint import Progress
-from colossal_llama.training.optimizer import default_warmup_steps, learning_rate
-from colossal_llama.training.schedule import plan_steps
+from colossal_llama.training.schedule import default_warmup_steps, learning_rate, plan_steps
 
 
 @given(st.integers(1, 300), st.integers(0, 60))

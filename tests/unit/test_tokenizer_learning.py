@@ -248,7 +248,7 @@ def test_bad_arguments_and_bad_records_are_one_message(project_root, shared_data
     assert run.returncode == 2
     for complaint in (
         "absent does not exist",
-        "none is not a directory",
+        "none does not exist",
         "exists already",
         "Klingon",
         "--num_pieces 6 is more",

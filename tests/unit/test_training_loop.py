@@ -16,8 +16,7 @@ from colossal_llama.dataset.loader import StepGeometry
 from colossal_llama.training.bad_steps import BadSteps
 from colossal_llama.training.checkpoint import Origin, Progress
 from colossal_llama.training.loop import Run
-from colossal_llama.training.optimizer import default_warmup_steps
-from colossal_llama.training.schedule import Schedule, plan_steps, rows_of_epoch
+from colossal_llama.training.schedule import Schedule, default_warmup_steps, plan_steps, rows_of_epoch
 from colossal_llama.training.step import StepResult
 
 

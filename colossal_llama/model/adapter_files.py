@@ -1,0 +1,45 @@
+"""What the files of a LoRA adapter say, without loading peft, which takes a second."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from colossal_llama.utils.errors import UserError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds an adapter rather than a whole model."""
+    return (path / ADAPTER_CONFIG).is_file()
+
+
+def adapter_settings(path: Path) -> dict[str, Any]:
+    """The configuration of the adapter in a directory: `r`, `lora_alpha`, `lora_dropout`, `target_modules` and more.
+
+    Raises:
+        UserError: it cannot be read, or lacks one of these.
+    """
+    return _settings(path, ("r", "lora_alpha", "lora_dropout", "target_modules"))
+
+
+def adapter_base_path(path: Path) -> Path:
+    """The base model that an adapter directory names.
+
+    Raises:
+        UserError: its configuration cannot be read, or does not name one.
+    """
+    name = "base_model_name_or_path"
+    return Path(_settings(path, (name,))[name])
+
+
+def _settings(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        settings = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        absent = [name for name in needed if settings.get(name) is None]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path / ADAPTER_CONFIG} cannot be read: {error}") from error
+    if absent:
+        raise UserError(f"{path / ADAPTER_CONFIG} cannot be used: {', '.join(absent)} is missing")
+    return settings
