@@ -17,6 +17,8 @@ from transformers import AutoTokenizer
 from colossal_llama.tokenizer import learn_pieces
 from colossal_llama.tokenizer.compression_curve import Point, choose
 from colossal_llama.tokenizer.corpus import blocks_of
+from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.tokenizer.measurement import Measure
 from colossal_llama.utils.errors import UserError
 
 FAMILIES = ["llama2", "llama3-base"]
@@ -267,3 +269,13 @@ def test_bad_arguments_and_bad_records_are_one_message(project_root, shared_data
     assert "no piece was learned" in run.stderr
     assert not (tmp_path / "out").exists()
     assert "Traceback" not in run.stderr
+
+
+def test_an_added_token_counts_with_its_bytes(shared_data):
+    """One that is not ASCII is longer in bytes than in characters: what follows it would be taken for its bytes."""
+    tokenizer = load_tokenizer(shared_data / "tokenizers" / "llama3-base")
+    tokenizer.add_tokens(["工具"])
+    texts = ("你好", "😀龘", "你好工具😀龘")
+    before, after, whole = (counts.characters_in_bytes for counts in Measure(tokenizer).count(texts))
+    assert (before, after) == (0, 2)
+    assert whole == before + after
