@@ -52,7 +52,8 @@ def split_corpus(
 
 def read_documents(directory: Path) -> dict[str, list]:
     """All documents by category."""
-    from colossal_llama.dataset.records import document_of, find_input_files, parse_row, plan_chunks, read_rows
+    from colossal_llama.dataset.input_files import find_input_files, plan_chunks, read_rows
+    from colossal_llama.dataset.records import document_of, parse_row
 
     by_category: dict[str, list] = {}
     for chunk in plan_chunks(find_input_files([directory], excluded=directory / "none"), None):

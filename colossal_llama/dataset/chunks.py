@@ -8,16 +8,9 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.dataset.input_files import Chunk, DamagedFileError, read_rows
 from colossal_llama.dataset.intermediates import ChunkWriter
-from colossal_llama.dataset.records import (
-    Chunk,
-    DamagedFileError,
-    RecordError,
-    conversation_of,
-    document_of,
-    parse_row,
-    read_rows,
-)
+from colossal_llama.dataset.records import RecordError, conversation_of, document_of, parse_row
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 
 BATCH_BYTES = 4 << 20  # records tokenized together: enough for the tokenizer, and a bound on memory for long chunks

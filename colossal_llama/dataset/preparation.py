@@ -15,11 +15,11 @@ import orjson
 from colossal_llama.dataset import run_directory
 from colossal_llama.dataset.buckets import plan_parts
 from colossal_llama.dataset.chunks import ChunkJob, process_chunk
+from colossal_llama.dataset.input_files import Chunk, InputFile, content_digest, find_input_files, plan_chunks
 from colossal_llama.dataset.intermediates import Plan, chunk_facts
 from colossal_llama.dataset.manifest import build_manifest, total_statistics
 from colossal_llama.dataset.open_tokenizer import OpenTokenizer, sample_tokenizer
 from colossal_llama.dataset.parts import PartTask, part_facts, write_part
-from colossal_llama.dataset.records import Chunk, InputFile, content_digest, find_input_files, plan_chunks
 from colossal_llama.dataset.rejections import (
     SHOWN_BAD_RECORDS,
     BadInputError,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import orjson
 
+from colossal_llama.dataset.input_files import Chunk, first_row_number
 from colossal_llama.dataset.intermediates import chunk_rejected
-from colossal_llama.dataset.records import Chunk, first_row_number
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import write_bytes
 

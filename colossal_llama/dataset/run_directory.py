@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
-from colossal_llama.dataset.records import InputFile
+from colossal_llama.dataset.input_files import InputFile
 from colossal_llama.dataset.settings import Settings
 from colossal_llama.utils.errors import UserError, at_most
 from colossal_llama.utils.files import temporary_path, write_json

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from colossal_llama.dataset.records import BYTE_ORDER_MARK, RecordError, parse_row
+from colossal_llama.dataset.input_files import BYTE_ORDER_MARK
+from colossal_llama.dataset.records import RecordError, parse_row
 from colossal_llama.model.generation import TextGenerator
 from colossal_llama.utils.console import progress, say
 from colossal_llama.utils.errors import UserError, at_most

@@ -10,20 +10,23 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.dataset import records
+from colossal_llama.dataset import input_files
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.dataset.records import (
+from colossal_llama.dataset.input_files import (
     Chunk,
-    Document,
     InputFile,
+    find_input_files,
+    first_row_number,
+    plan_chunks,
+    read_rows,
+)
+from colossal_llama.dataset.records import (
+    DEFAULT_CATEGORY,
+    Document,
     RecordError,
     conversation_of,
     document_of,
-    find_input_files,
-    first_row_number,
     parse_row,
-    plan_chunks,
-    read_rows,
 )
 from colossal_llama.utils.errors import UserError
 
@@ -44,7 +47,7 @@ def test_chunks_of_any_size_give_every_line_once(tmp_path_factory, content, size
         lines.pop()
     expected = [line.rstrip(b"\r\n") for line in lines]
     if expected:
-        expected[0] = lines[0].removeprefix(records.BYTE_ORDER_MARK).rstrip(b"\r\n")
+        expected[0] = lines[0].removeprefix(input_files.BYTE_ORDER_MARK).rstrip(b"\r\n")
     seen = []
     for chunk in chunks:
         rows = _rows(chunk)
@@ -110,7 +113,7 @@ def test_input_in_the_output_directory_alone_is_named(tmp_path):
 def test_names_are_unique_and_no_longer_than_that_needs(places):
     files = [(Path("/", *place[:-1], "d", "f.jsonl"), Path("/", *place[:-1], "d")) for place in places]
     files = [(path, directory) for path, directory in dict(files).items()]
-    names = records._names_of(files)
+    names = input_files._names_of(files)
     assert len(set(names)) == len(files)
     for name, (path, _) in zip(names, files, strict=True):
         assert str(path).endswith(name)
@@ -188,7 +191,7 @@ HELLO = (Message("human", "Hi"), Message("assistant", "Hello"))
 def test_conversations_are_taken_as_people_have_them(record, messages):
     assert conversation_of(record).messages == messages
     assert conversation_of({**record, "category": "c"}).category == "c"
-    assert conversation_of(record).category == records.DEFAULT_CATEGORY
+    assert conversation_of(record).category == DEFAULT_CATEGORY
 
 
 GOOD = {"from": "human", "content": "Hi"}
