@@ -6,7 +6,7 @@ import torch
 from colossalai.nn.optimizer import HybridAdam
 from colossalai.zero.gemini import gemini_optimizer
 
-from colossal_llama.utils.engine import fused_adam
+from colossal_llama.utils.adam_kernels import fused_adam
 
 BETAS = (0.9, 0.95)
 

@@ -1,14 +1,12 @@
 """ColossalAI on this host: the launch, the device, and the kernels that need no compiler.
 
 Everything here goes through doors that ColossalAI offers (`set_accelerator`, `KernelLoader.register_extension`), except the
-two patches at the end of the file and those in engine_patches.py, each with its reason and a test (tests/unit/test_engine.py) that
-fails when it is no longer needed.
+patches of cpu_engine.py, engine_patches.py and gemini_patches.py, each with its reason and a test that fails when it is no longer needed.
 """
 
 import contextlib
 import ctypes
 import gc
-import importlib.util
 import logging
 import os
 import signal
@@ -20,7 +18,8 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from colossal_llama.utils.adamw import adamw, changing_numbers
+from colossal_llama.utils.adam_kernels import TorchCpuAdam, TorchCudaAdam
+from colossal_llama.utils.cpu_engine import prepare_cpu
 from colossal_llama.utils.engine_patches import apply_patches
 from colossal_llama.utils.gemini_patches import apply_gemini_patches
 from colossal_llama.utils.launchers import take_over_from_slurm
@@ -83,8 +82,7 @@ def join_without_engine() -> None:
 def prepare_engine() -> None:
     """Registers our accelerator (on a host without GPU) and our Adam kernels with ColossalAI; idempotent."""
     with _quiet_imports():
-        import colossalai.accelerator
-        import colossalai.booster.plugin
+        import colossalai.booster.plugin  # noqa: F401
         from colossalai.kernel.kernel_loader import CPUAdamLoader, FusedOptimizerLoader
 
     for loader, extension in ((CPUAdamLoader, TorchCpuAdam), (FusedOptimizerLoader, TorchCudaAdam)):
@@ -93,9 +91,7 @@ def prepare_engine() -> None:
         loader.REGISTRY.clear()
         loader.register_extension(extension)
     if not has_gpu():
-        colossalai.accelerator.set_accelerator(_cpu_accelerator())
-        _allow_zero_on_cpu()
-        _say_that_there_is_no_hccl()
+        prepare_cpu()
     else:
         apply_gemini_patches()
     apply_patches()
@@ -160,240 +156,3 @@ def _silence_what_users_cannot_change() -> None:
     get_dist_logger().set_level("ERROR")
     for module in (r"colossalai\..*", r"torch\.distributed\..*"):
         warnings.filterwarnings("ignore", module=module)
-
-
-class TorchCpuAdam:
-    """A kernel for `CPUAdamLoader`: PyTorch's fused AdamW for CPU tensors. Needs no compiler and no CUDA toolkit."""
-
-    name = "torch_cpu_adam"
-    priority = 100
-
-    def is_available(self) -> bool:
-        return True
-
-    def assert_compatible(self) -> None:
-        """Nothing to check: the kernel is part of every PyTorch."""
-
-    def load(self) -> "TorchCpuAdam":
-        return self
-
-    class CPUAdamOptimizer:
-        """What `HybridAdam` calls for parameters on the CPU (same constructor and `step` as ColossalAI's C++ class)."""
-
-        def __init__(self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, adamw_mode: bool):
-            self.adamw_mode = adamw_mode
-
-        def step(
-            self,
-            step: int,
-            lr: float,
-            beta1: float,
-            beta2: float,
-            eps: float,
-            weight_decay: float,
-            bias_correction: bool,
-            parameter: torch.Tensor,
-            gradient: torch.Tensor,
-            exp_avg: torch.Tensor,
-            exp_avg_sq: torch.Tensor,
-            div_scale: float,
-        ) -> None:
-            """One AdamW step on one tensor, in place; the gradient is divided by `div_scale` when that is positive."""
-            fused_adam(
-                [gradient.to(parameter.dtype)],  # Gemini's are in fp16
-                [parameter],
-                [exp_avg],
-                [exp_avg_sq],
-                lr,
-                beta1,
-                beta2,
-                eps,
-                step,
-                self.adamw_mode,
-                bias_correction,
-                weight_decay,
-                div_scale,
-            )
-
-
-class TorchCudaAdam:
-    """A kernel for `FusedOptimizerLoader`: PyTorch's fused AdamW for CUDA tensors."""
-
-    name = "torch_cuda_adam"
-    priority = 100
-
-    def is_available(self) -> bool:
-        return True
-
-    def assert_compatible(self) -> None:
-        """Nothing to check: the kernel is part of every PyTorch."""
-
-    def load(self) -> "TorchCudaAdam":
-        return self
-
-    @staticmethod
-    def multi_tensor_adam(
-        chunk_size: int,
-        overflow_buffer: torch.Tensor,
-        tensor_lists: list[list[torch.Tensor]],
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        step: int,
-        adamw_mode: int,
-        bias_correction: int,
-        weight_decay: float,
-        div_scale: float,
-    ) -> None:
-        """One AdamW step on lists of gradients, parameters, first and second moments (ColossalAI's signature)."""
-        gradients, parameters, exp_avgs, exp_avg_sqs = tensor_lists
-        hyper = (lr, beta1, beta2, eps, step, adamw_mode, bias_correction, weight_decay, div_scale)
-        if all(gradient.dtype == parameter.dtype for gradient, parameter in zip(gradients, parameters, strict=True)):
-            fused_adam(gradients, parameters, exp_avgs, exp_avg_sqs, *hyper)
-            return
-        # Gemini hands half-precision gradients for fp32 parameters.
-        if not (adamw_mode and bias_correction and importlib.util.find_spec("triton")):
-            for lists in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):  # only one fp32 copy at a time
-                fused_adam([lists[0].to(lists[1].dtype)], *([tensor] for tensor in lists[1:]), *hyper)
-            return
-        factor = 1.0 / div_scale if div_scale > 0 else 1.0
-        changing = changing_numbers(lr, beta1, beta2, step, factor, parameters[0].device)
-        for gradient, parameter, exp_avg, exp_avg_sq in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):
-            adamw(parameter, gradient, exp_avg, exp_avg_sq, None, changing, beta1, beta2, eps, weight_decay)
-
-
-def fused_adam(
-    gradients: list[torch.Tensor],
-    parameters: list[torch.Tensor],
-    exp_avgs: list[torch.Tensor],
-    exp_avg_sqs: list[torch.Tensor],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: float,
-    adamw_mode: bool | int,
-    bias_correction: bool | int,
-    weight_decay: float,
-    div_scale: float,
-) -> None:
-    """One AdamW step on lists of tensors of one device and dtype, in place, by PyTorch's fused kernel.
-
-    Args:
-        gradients, parameters, exp_avgs, exp_avg_sqs: of the same lengths and shapes.
-        lr, beta1, beta2, eps, weight_decay: as in arXiv 1711.05101.
-        step: counted from 1.
-        adamw_mode, bias_correction: must be true.
-        div_scale: gradients are divided by it when it is positive.
-
-    Raises:
-        NotImplementedError: another Adam is asked for.
-    """
-    if not adamw_mode or not bias_correction:
-        raise NotImplementedError("only AdamW with bias correction is offered here")
-    device = parameters[0].device
-    step_tensor = torch.full((), float(step), dtype=torch.float32, device=device)
-    scale = torch.full((), div_scale, dtype=torch.float32, device=device) if div_scale > 0 else None
-    torch._fused_adamw_(
-        parameters,
-        gradients,
-        exp_avgs,
-        exp_avg_sqs,
-        [],
-        [step_tensor] * len(parameters),
-        amsgrad=False,
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=weight_decay,
-        eps=eps,
-        maximize=False,
-        grad_scale=scale,
-    )
-
-
-def _cpu_accelerator() -> "colossalai.accelerator.CpuAccelerator":  # noqa: F821
-    """ColossalAI's CPU accelerator with the questions answered at which the original raises."""
-    from colossalai.accelerator import CpuAccelerator
-
-    class HostAccelerator(CpuAccelerator):
-        """A CPU as a device: one, without streams, whose memory is the host's."""
-
-        def current_device(self) -> int:
-            return 0
-
-        def set_device(self, device: object = None) -> None:
-            """There is one device."""
-
-        def synchronize(self, device: object = None) -> None:
-            """Work on the CPU is done when the call returns."""
-
-        def device_count(self) -> int:
-            return 1
-
-        def get_device_name(self, device: object = None) -> str:
-            return "cpu"
-
-        def manual_seed(self, seed: int) -> None:
-            torch.manual_seed(seed)
-
-        def manual_seed_all(self, seed: int) -> None:
-            torch.manual_seed(seed)
-
-        def initial_seed(self) -> int:
-            return torch.initial_seed()
-
-        def get_rng_state(self, device: object = None) -> torch.Tensor:
-            return torch.get_rng_state()
-
-        def empty_cache(self) -> None:
-            """The host's allocator keeps nothing for us."""
-
-        def memory_allocated(self, device: object = None) -> int:
-            return self.memory_reserved()
-
-        def max_memory_allocated(self, device: object = None) -> int:
-            return 1024 * self.max_memory_reserved()
-
-        def reset_peak_memory_stats(self, device: object = None) -> None:
-            """The operating system's high-water mark cannot be reset."""
-
-        def Stream(self, device: object = None, priority: int = 0, **settings: object) -> None:
-            return None
-
-        def current_stream(self, device: object = None) -> None:
-            return None
-
-        def default_stream(self, device: object = None) -> None:
-            return None
-
-        def stream(self, stream_: object) -> contextlib.AbstractContextManager:
-            return contextlib.nullcontext()
-
-    return HostAccelerator()
-
-
-def _allow_zero_on_cpu() -> None:
-    """Patch: `LowLevelZeroOptimizer` refuses every accelerator not called cuda or npu, though it computes correctly on a CPU.
-
-    Its check of the parameters' dtypes is kept.
-    """
-    from colossalai.zero import LowLevelZeroOptimizer
-
-    def check_dtypes(self: LowLevelZeroOptimizer) -> None:
-        for group in self.optim.param_groups:
-            for parameter in group["params"]:
-                if not getattr(parameter, "skip_zero_check", False) and parameter.dtype != self._dtype:
-                    raise TypeError(f"parameters are expected to be {self._dtype}, one is {parameter.dtype}")
-
-    LowLevelZeroOptimizer._sanity_checks = check_dtypes
-
-
-def _say_that_there_is_no_hccl() -> None:
-    """Patch: where PyTorch was built without NCCL, ColossalAI asks for `torch.distributed.is_hccl_available`.
-
-    That function exists in Huawei's build of PyTorch alone.
-    """
-    if not hasattr(dist, "is_hccl_available"):
-        dist.is_hccl_available = lambda: False

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from colossal_llama.utils import engine
+from colossal_llama.utils import adam_kernels, engine
 
 
 def run(code: str) -> str:
@@ -178,7 +178,7 @@ def test_adam_kernel_equals_torch_adamw(div_scale):
     reference = torch.nn.Parameter(start.clone())
     adamw = torch.optim.AdamW([reference], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     ours, exp_avg, exp_avg_sq = start.clone(), torch.zeros(100), torch.zeros(100)
-    kernel = engine.TorchCpuAdam.CPUAdamOptimizer(1e-2, 0.9, 0.95, 1e-8, 0.1, True)
+    kernel = adam_kernels.TorchCpuAdam.CPUAdamOptimizer(1e-2, 0.9, 0.95, 1e-8, 0.1, True)
     for step in range(1, 6):
         gradient = torch.randn(100)
         reference.grad = gradient.clone()
@@ -196,7 +196,7 @@ def test_cuda_kernel_signature_takes_half_precision_gradients():
         for dtype in (torch.bfloat16, torch.float32)
     }
     for tensors in lists.values():
-        engine.TorchCudaAdam.multi_tensor_adam(0, None, tensors, 1e-2, 0.9, 0.95, 1e-8, 1, 1, 1, 0.1, -1.0)
+        adam_kernels.TorchCudaAdam.multi_tensor_adam(0, None, tensors, 1e-2, 0.9, 0.95, 1e-8, 1, 1, 1, 0.1, -1.0)
     torch.testing.assert_close(lists[torch.bfloat16][1][0], lists[torch.float32][1][0])
 
 
