@@ -4,21 +4,17 @@ python preflight.py --hostfile hostfile --nproc_per_node 8 --pretrained model --
 """
 
 import argparse
-import json
-import os
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from colossal_llama.cluster.comparison import HostReport, Needs, Problem, compare
 from colossal_llama.utils.command_line import CommandLine, existing_file, number
 from colossal_llama.utils.console import table
-from colossal_llama.utils.errors import UserError, run_main
+from colossal_llama.utils.errors import run_main
 from colossal_llama.utils.files import write_json
 
-PROJECT_ROOT = Path(__file__).resolve().parent
 # Half-precision weights take 2 bytes a parameter; with them two Adam moments and master weights 14.
 _CHECKPOINT_OVER_WEIGHTS = 7
 
@@ -26,16 +22,19 @@ _CHECKPOINT_OVER_WEIGHTS = 7
 def main() -> None:
     """Ask every host, compare, try an all-reduce, tell."""
     options = parse_arguments()
+    from colossal_llama.cluster.asking import Cluster, ask_all, try_all_reduce
     from colossal_llama.cluster.remote import read_hostfile
 
-    hosts = read_hostfile(options.hostfile)
-    print(f"asking {len(hosts)} hosts …", flush=True)
-    reports = ask_all(hosts, options)
+    cluster = Cluster(read_hostfile(options.hostfile), options.ssh_port, options.timeout_s, options.connect_timeout_s)
+    print(f"asking {len(cluster.hosts)} hosts …", flush=True)
+    directories = [path.absolute() for path in (options.pretrained, *options.dataset) if path]
+    reports = ask_all(cluster, directories, options.save_dir)
     needs = Needs(options.nproc_per_node, options.save_dir, needed_bytes(options))
     problems = compare(reports, needs)
     measured = None
     if not problems and options.all_reduce_mib:
-        measured, failures = try_all_reduce(hosts, options)
+        size_mib, port = options.all_reduce_mib, options.master_port
+        measured, failures = try_all_reduce(cluster, options.nproc_per_node, port, size_mib)
         problems += failures
     print(overview(reports, problems))
     if measured:
@@ -102,97 +101,6 @@ def needed_bytes(options: argparse.Namespace) -> int:
         return 0
     weights = [path for pattern in ("*.safetensors", "*.bin") for path in options.pretrained.glob(pattern)]
     return _CHECKPOINT_OVER_WEIGHTS * sum(path.stat().st_size for path in weights)
-
-
-def shell(host: str, options: argparse.Namespace) -> "Shell":  # noqa: F821
-    """ssh to a host, in this project's directory, with the environment that matters."""
-    from colossal_llama.cluster.remote import Shell
-
-    passed_on = (
-        "PATH",
-        "LD_LIBRARY_PATH",
-        "NCCL_SOCKET_IFNAME",
-        "GLOO_SOCKET_IFNAME",
-        "NCCL_IB_DISABLE",
-        "OMP_NUM_THREADS",
-    )
-    variables = {name: os.environ[name] for name in passed_on if os.environ.get(name)}
-    return Shell(host, options.ssh_port, PROJECT_ROOT, variables, options.connect_timeout_s)
-
-
-def ask_all(hosts: list[str], options: argparse.Namespace) -> list[HostReport]:
-    """A report of each host; a file is put beside the checkpoints meanwhile, to see who sees it."""
-    from colossal_llama.cluster.remote import on_all
-    from colossal_llama.utils.files import existing_ancestor
-
-    place = existing_ancestor(options.save_dir)
-    mark = place / f".preflight-{os.getpid()}-{time.time_ns()}"
-    try:
-        mark.touch()
-    except OSError as error:
-        raise UserError(f"--save_dir: {place} cannot be written: {error.strerror}") from None
-    try:
-        return list(on_all(hosts, lambda host: ask(host, mark, options)).values())
-    finally:
-        mark.unlink()
-
-
-def ask(host: str, mark: Path, options: argparse.Namespace) -> HostReport:
-    """What one host says of itself."""
-    from colossal_llama.cluster.remote import Unreachable
-
-    directories = [path.absolute() for path in (options.pretrained, *options.dataset) if path]
-    words = [sys.executable, "colossal_llama/cluster/survey.py", "--save_dir", str(options.save_dir.absolute())]
-    words += ["--mark", str(mark), "--directories", *map(str, directories)]
-    try:
-        with shell(host, options) as remote:
-            skew_s, skew_error_s = remote.clock_skew_s()
-            output = remote.run(words, options.timeout_s)
-    except Unreachable as error:
-        return HostReport(host, failure=Problem(host, "ssh", str(error)))
-    if output.code:
-        said = (output.stderr.strip() or output.stdout.strip() or "nothing").splitlines()[-1]
-        text = (
-            f"the survey ended with code {output.code} and said: {said}. This project and its environment must be there under the same "
-            f"paths ({PROJECT_ROOT}, {sys.executable})"
-        )
-        return HostReport(host, skew_s=skew_s, skew_error_s=skew_error_s, failure=Problem(host, "python", text))
-    return HostReport(host, json.loads(output.stdout.splitlines()[-1]), skew_s, skew_error_s)
-
-
-def try_all_reduce(hosts: list[str], options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """Sums a tensor over all processes of all hosts; what was measured, or which hosts failed."""
-    from colossal_llama.cluster.remote import on_all
-
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nnodes={len(hosts)}",
-        f"--nproc_per_node={options.nproc_per_node}",
-    ]
-    torchrun += [f"--master_addr={hosts[0]}", f"--master_port={options.master_port}"]
-
-    def reduce_on(host: str) -> "Output":  # noqa: F821
-        words = [*torchrun, f"--node_rank={hosts.index(host)}", "colossal_llama/cluster/all_reduce.py"]
-        with shell(host, options) as remote:
-            return remote.run([*words, "--size_mib", str(options.all_reduce_mib)], options.timeout_s)
-
-    outputs = on_all(hosts, reduce_on)
-    advice = "do the hosts reach each other on all ports, and by the interface that NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME names?"
-    failures = [
-        Problem(host, "all_reduce", f"the all-reduce failed ({_reason(output)}): {advice}")
-        for host, output in outputs.items()
-        if output.code
-    ]
-    if failures:
-        return None, failures
-    return json.loads(outputs[hosts[0]].stdout.splitlines()[-1]), []
-
-
-def _reason(output: "Output") -> str:  # noqa: F821
-    errors = [line for line in output.stderr.splitlines() if "Error" in line]
-    return errors[0].strip() if errors else f"code {output.code}"
 
 
 def overview(reports: list[HostReport], problems: list[Problem]) -> str:
