@@ -23,10 +23,10 @@ import pyarrow.compute
 import torch
 
 from colossal_llama.dataset.splicing import Rows
+from colossal_llama.dataset.tokenization import IGNORED_LABEL
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import fingerprint_bytes
 
-IGNORED = -100
 _FACTS = {"kind": str, "fingerprint": str, "tokens": int, "max_length": int}
 """What part.json must say."""
 
@@ -255,13 +255,13 @@ class Collator:
         """
         real_rows = len(rows)
         if not rows:
-            rows = [{"input_ids": [self.pad_token_id] * 2, "labels": [IGNORED] * 2, "document_lengths": [2]}]
+            rows = [{"input_ids": [self.pad_token_id] * 2, "labels": [IGNORED_LABEL] * 2, "document_lengths": [2]}]
         lengths = [len(row["input_ids"]) for row in rows]
         # At least two: the loss predicts each token from the one before it.
         width = self.max_length if self.pad_to_max_length else max(2, *lengths)
         width += -width % self.pad_to_multiple_of
         input_ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
-        labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
+        labels = np.full((len(rows), width), IGNORED_LABEL, dtype=np.int64)
         position_ids = np.zeros((len(rows), width), dtype=np.int64)
         token_lengths = np.ones((len(rows), width), dtype=np.int64)
         target_categories = np.zeros((len(rows), width), dtype=np.int64)
@@ -278,7 +278,7 @@ class Collator:
                 target_categories[index, : length - 1] = of_tokens[1:]
             documents.append(tuple(spans))
         predicts_target = np.zeros_like(labels, dtype=bool)
-        predicts_target[:, :-1] = labels[:, 1:] != IGNORED
+        predicts_target[:, :-1] = labels[:, 1:] != IGNORED_LABEL
         target_positions = np.flatnonzero(predicts_target)
         return MicroBatch(
             input_ids=torch.from_numpy(input_ids),

@@ -4,6 +4,8 @@ import datasets
 import numpy as np
 from datasets import Features, Sequence, Value
 
+from colossal_llama.dataset.tokenization import IGNORED_LABEL
+
 FIRST_ORDINARY_ID = 3
 
 
@@ -27,7 +29,7 @@ def random_rows(
     generator = np.random.default_rng(seed)
     ids = generator.integers(FIRST_ORDINARY_ID, vocabulary, (rows, length_tokens), dtype=np.int32)
     labels = ids.copy()
-    labels[:, :: length_tokens // documents_per_row] = -100
+    labels[:, :: length_tokens // documents_per_row] = IGNORED_LABEL
     lengths = [[length_tokens // documents_per_row] * documents_per_row] * rows
     number = Sequence(Value("int32"))
     features = Features(input_ids=number, labels=number, document_lengths=number)

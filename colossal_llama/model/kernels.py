@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from colossal_llama.model.fused_norm import add_and_norm, norm_beside, rms_norm
-from colossal_llama.model.linear_cross_entropy import linear_cross_entropy
+from colossal_llama.model.linear_cross_entropy import linear_cross_entropy, next_token_labels
 from colossal_llama.model.shared_gradient import share_input_gradients
 from colossal_llama.model.through_torch_function import through_torch_function
 
@@ -124,7 +124,7 @@ def _forward_with_fused_loss(
     hidden = outputs[0]
     if labels is None:
         return LossOutput(logits=self.lm_head(hidden))
-    shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1)
+    shifted = next_token_labels(labels).reshape(-1)
     flat = hidden.reshape(-1, hidden.shape[-1])
     loss, token_losses = fused_linear_cross_entropy(flat, self.lm_head.weight, shifted, target_positions)
     return LossOutput(loss=loss, token_losses=token_losses.view(labels.shape))

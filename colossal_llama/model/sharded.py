@@ -19,7 +19,7 @@ from colossalai.shardformer.layer.loss import cross_entropy_1d
 from colossalai.shardformer.layer.utils import SeqParallelUtils
 from colossalai.shardformer.modeling.llama import LlamaPipelineForwards
 from colossalai.shardformer.policies import llama as llama_policy
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -27,8 +27,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from colossal_llama.model.kernels import LossOutput, fused_linear_cross_entropy
-
-IGNORED = -100
+from colossal_llama.model.linear_cross_entropy import IGNORED, next_token_labels
 
 
 def install_sharded_forwards() -> None:
@@ -92,7 +91,7 @@ def _mean_loss(
         shards: how the model is divided.
         positions: those of the targets, for a fused loss to leave out the others; see `colossal_llama.model.kernels`.
     """
-    shifted = pad(labels, (0, 1), value=IGNORED)[..., 1:]
+    shifted = next_token_labels(labels)
     targets = (shifted != IGNORED).sum().clamp(min=1)
     divides_length = hidden.shape[1] != labels.shape[1]
     group, ranks = shards.sequence_parallel_process_group, shards.sequence_parallel_size

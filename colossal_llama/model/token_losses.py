@@ -3,12 +3,11 @@
 from types import MethodType
 
 import torch
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
 from colossal_llama.model.kernels import LossOutput
-
-IGNORED = -100
+from colossal_llama.model.linear_cross_entropy import IGNORED, next_token_labels
 
 
 def give_token_losses(model: LlamaForCausalLM) -> None:
@@ -28,7 +27,7 @@ def _forward_with_token_losses(
     logits = self.lm_head(outputs[0])
     if labels is None:
         return LossOutput(logits=logits)
-    shifted = pad(labels, (0, 1), value=IGNORED)[..., 1:].reshape(-1)
+    shifted = next_token_labels(labels).reshape(-1)
     losses = cross_entropy(logits.float().view(-1, logits.shape[-1]), shifted, ignore_index=IGNORED, reduction="none")
     mean = losses.sum() / (shifted != IGNORED).sum().clamp(min=1)
     return LossOutput(loss=mean, token_losses=losses.detach().view(labels.shape))
