@@ -89,6 +89,8 @@ def parse_arguments() -> argparse.Namespace:
         "--record", type=Path, default=Path("preflight.json"), metavar="FILE", help="all that was found, as JSON"
     )
     options = parser.parse_args()
+    if options.record.is_dir() or not options.record.absolute().parent.is_dir():
+        parser.problem(f"--record: {options.record} is a directory, or lies in one that does not exist: name a file")
     parser.finish()
     return options
 

@@ -121,11 +121,17 @@ def _save_dir(reports: list[HostReport], needs: Needs) -> list[Problem]:
 
 
 def _gpus(reports: list[HostReport], needs: Needs) -> list[Problem]:
+    problems = [
+        Problem(
+            report.host, "gpus", f"nvidia-smi fails there ({report.survey['gpu_error']}): mend or restart the driver"
+        )
+        for report in reports
+        if report.survey["gpu_error"]
+    ]
     if not any(report.survey["gpus"] for report in reports):
-        return []  # a run on CPUs
+        return problems  # else a run on CPUs
     usual = _most_have([gpu["name"] for report in reports for gpu in report.survey["gpus"]])
-    problems = []
-    for report in reports:
+    for report in (report for report in reports if not report.survey["gpu_error"]):
         found = report.survey["gpus"]
         others = sorted({gpu["name"] for gpu in found} - {usual})
         in_use = sorted(float(gpu["memory.used"]) for gpu in found)[: needs.nproc_per_node]

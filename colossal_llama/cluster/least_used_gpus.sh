@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
 # Prints the N GPUs of this host with the least memory in use, for CUDA_VISIBLE_DEVICES: `2,3,5,7`.
 #
-# Without nvidia-smi it prints the first N: on a host without GPUs these do not exist, and training takes the CPU.
+# Without nvidia-smi it prints the first N: on a host without GPUs these do not exist, and training takes the CPU. Where nvidia-smi fails,
+# it prints a name that train.py refuses: `export X="$(…)"` has no exit code, and the run would begin on the CPU.
 set -euo pipefail
 
 number=$1
 if command -v nvidia-smi >/dev/null; then
-    nvidia-smi --query-gpu=memory.used,index --format=csv,noheader,nounits |
-        sort -n | head -n "$number" | awk '{print $2}' | sort -n | paste -sd,
+    if ! shown=$(nvidia-smi --query-gpu=memory.used,index --format=csv,noheader,nounits 2>&1); then
+        echo "error: nvidia-smi fails on $(uname -n): $shown" >&2
+        echo nvidia-smi-fails
+        exit 1
+    fi
+    sort -n <<<"$shown" | head -n "$number" | awk '{print $2}' | sort -n | paste -sd,
 else
     seq -s, 0 $((number - 1))
 fi

@@ -35,9 +35,12 @@ def read_hostfile(path: Path) -> list[str]:
     """The hosts of a hostfile: a name a line; empty lines are skipped, as `colossalai run` does.
 
     Raises:
-        UserError: there is none, or one twice.
+        UserError: there is none, or one twice, or the file is no text.
     """
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): write one host name a line") from error
     if not names:
         raise UserError(f"{path} names no host: write one host name a line")
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -38,6 +38,7 @@ def main() -> None:
 
 def survey(save_dir: Path, mark: Path | None, directories: list[Path]) -> dict[str, Any]:
     """What this host has; everything in it is JSON."""
+    found_gpus, gpu_error = gpus()
     return {
         "name": socket.gethostname(),
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -48,7 +49,8 @@ def survey(save_dir: Path, mark: Path | None, directories: list[Path]) -> dict[s
         },
         "free_bytes": shutil.disk_usage(existing_ancestor(save_dir)).free,
         "sees_mark": mark is None or mark.exists(),
-        "gpus": gpus(),
+        "gpus": found_gpus,
+        "gpu_error": gpu_error,
     }
 
 
@@ -84,14 +86,16 @@ def code_fingerprint() -> str:
     return fingerprint_bytes(*parts)
 
 
-def gpus() -> list[dict[str, str]]:
-    """A dictionary for each GPU, as nvidia-smi shows them (memory in MiB); none without nvidia-smi."""
+def gpus() -> tuple[list[dict[str, str]], str | None]:
+    """A dictionary for each GPU, as nvidia-smi shows them (memory in MiB), none without nvidia-smi; and what it said when it failed."""
     if shutil.which("nvidia-smi") is None:
-        return []
+        return [], None
     command = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
-    lines = [[cell.strip() for cell in line.split(",")] for line in shown.splitlines()]
-    return [dict(zip(_GPU_FIELDS, cells, strict=True)) for cells in lines if len(cells) == len(_GPU_FIELDS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode:
+        return [], " ".join((done.stdout + done.stderr).split()) or f"code {done.returncode}"
+    lines = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    return [dict(zip(_GPU_FIELDS, cells, strict=True)) for cells in lines if len(cells) == len(_GPU_FIELDS)], None
 
 
 if __name__ == "__main__":

@@ -51,6 +51,13 @@ class Part:
         column = self.rows.data.column("input_ids")
         return pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
 
+    def longest_span_tokens(self, across_documents: bool) -> int:
+        """Tokens of the longest document, or of the longest row."""
+        if across_documents:
+            return int(self.row_lengths_tokens().max(initial=0))
+        lengths = pyarrow.compute.list_flatten(self.rows.data.column("document_lengths"))
+        return pyarrow.compute.max(lengths).as_py() or 0
+
 
 def full_row_tokens(parts: Sequence[Part], max_length: int, packed_to_tokens: int | None) -> int:
     """How long a full row in training is: what samples are packed to, else the longest row that there is, cut at `max_length`."""

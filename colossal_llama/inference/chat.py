@@ -38,7 +38,7 @@ def chat(
             messages = list(opening)
             notice("a new conversation")
             continue
-        messages.append(Message("human", line))
+        former, messages = messages, [*messages, Message("human", line)]
         try:
             messages, left_out = within_positions(template, messages, generator.max_positions * 3 // 4)
             if left_out:
@@ -48,7 +48,7 @@ def chat(
             answer = generator.generate(prompt_ids, show)
         except (UserError, KeyboardInterrupt) as error:
             notice(str(error) or "interrupted")
-            messages.pop()
+            messages = former
             continue
         show("\n")
         messages.append(Message("assistant", answer.text))

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _FIRST_PRIVATE = 0x10000  # token 0's character; the BPE trainer takes any code point as a symbol
-_WITHOUT_SPACES = {"Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"}
+_WITHOUT_SPACES = "一あアกກកကཀ"
+"""A letter of each script that is written without spaces: Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar, Tibetan."""
 _BATCH_WORDS = 20_000
 
 
@@ -64,7 +65,7 @@ def word_pattern(scripts: Iterable[str]) -> regex.Pattern:
         except regex.error:
             raise ValueError(f"{script} is no Unicode script") from None
     letters = "".join(rf"\p{{Script={script}}}" for script in scripts)
-    space = "" if set(scripts) <= _WITHOUT_SPACES else " ?"
+    space = "" if all(regex.search(rf"\p{{Script={script}}}", _WITHOUT_SPACES) for script in scripts) else " ?"
     return regex.compile(rf"{space}[{letters}][{letters}\p{{M}}]*")
 
 

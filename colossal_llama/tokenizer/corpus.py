@@ -1,5 +1,6 @@
 """Reads texts to learn from or to measure on: directories of jsonl records and plain text files, streamed, perhaps sampled."""
 
+import codecs
 import gzip
 import itertools
 import random
@@ -104,7 +105,7 @@ def _document(path: Path, number: int, block: bytes) -> Text:
     place = f"{path}:{number}"
     try:
         if path.name.endswith(RECORD_SUFFIXES):
-            record = orjson.loads(block)
+            record = orjson.loads(block.removeprefix(codecs.BOM_UTF8) if number == 1 else block)
             return Text(_text_of(record), str(record.get("category") or path.parent.name), place)
         return Text(block.decode(), path.parent.name, place)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -4,6 +4,7 @@ Every check adds to the parser's problems and goes on, so that all are reported 
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from colossal_llama.training.checkpoint import RUNNING_STATES, complete_checkpoints
@@ -43,6 +44,8 @@ def _check_data_source(parser: CommandLine, options: argparse.Namespace) -> None
         parser.problem("--dataset is missing: give prepared parts (or --benchmark for random rows)")
     if not options.benchmark and _is_given(parser, options, "num_samples"):
         parser.problem("--num_samples has no effect without --benchmark")
+    if options.benchmark and options.merge_lora:
+        parser.problem("--benchmark saves nothing: leave out --merge_lora")
     if options.benchmark and options.eval_dataset:
         parser.problem("--benchmark measures training: leave out --eval_dataset")
     if options.benchmark and options.load_checkpoint is not None:
@@ -154,6 +157,10 @@ def _check_fp8(parser: CommandLine, options: argparse.Namespace) -> None:
 
 
 def _check_for_cpu(parser: CommandLine, options: argparse.Namespace) -> None:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "nvidia-smi-fails":  # cluster/least_used_gpus.sh says so
+        parser.problem(
+            "nvidia-smi fails on this host, so that no GPU can be chosen: run it there, and mend or restart the driver"
+        )
     if options.plugin in GPU_ONLY_PLUGINS:
         parser.problem(
             f"--plugin {options.plugin} needs a GPU, and this host has none: Gemini manages CUDA memory itself. "

@@ -1,5 +1,6 @@
 """Losses by category: exact sums over the targets of each, from the loss of every token."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -48,5 +49,8 @@ def category_sums(token_losses: torch.Tensor, categories: torch.Tensor, number: 
 
 
 def means_by_name(names: Sequence[str], sums: Sequence[float], targets: Sequence[float]) -> dict[str, float | None]:
-    """Mean loss per target of each category; None for those that have no target."""
-    return {name: total / count if count else None for name, total, count in zip(names, sums, targets, strict=True)}
+    """Mean loss per target of each category; None for those that have no target, or whose loss is no number, which JSON cannot hold."""
+    return {
+        name: total / count if count and math.isfinite(total) else None
+        for name, total, count in zip(names, sums, targets, strict=True)
+    }

@@ -1,6 +1,5 @@
 """Loss curves: read from a run's record, drawn by step and by tokens."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,20 +37,27 @@ def read_curve(run: Path, label: str, smoothing: int = 1) -> Curve:
     """
     try:
         entries = [entry for entry in read_metrics(run) if entry["loss"] is not None]  # null: a bad step
-        steps, tokens, losses = ([entry[name] for entry in entries] for name in ("step", "tokens_seen", "loss"))
+        steps, tokens, losses = (
+            np.array([entry[name] for entry in entries], dtype=kind)
+            for name, kind in (("step", int), ("tokens_seen", int), ("loss", float))
+        )
     except OSError as error:
         raise UserError(f"{run}: no {METRICS_FILE} can be read there ({error.strerror})") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # no text, no JSON, no such numbers
         raise UserError(f"{run}: this is not a record written by train.py ({error})") from error
-    if not steps:
+    if not len(steps):
         raise UserError(f"{run}: the record is empty, no step was finished yet")
     found = [(e["step"], e["tokens_seen"], e["eval_loss"]) for e in entries if e.get("eval_loss") is not None]
     evaluations = np.array(found, dtype=float).reshape(-1, 3)
-    return Curve(label, np.array(steps), np.array(tokens), np.array(losses, dtype=float), evaluations, smoothing)
+    return Curve(label, steps, tokens, losses, evaluations, smoothing)
 
 
 def draw_curves(curves: list[Curve], output: Path) -> None:
-    """Draws all curves into one picture with two panels."""
+    """Draws all curves into one picture with two panels.
+
+    Raises:
+        UserError: the picture cannot be written, or not in the format that its name asks for.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -72,6 +78,10 @@ def draw_curves(curves: list[Curve], output: Path) -> None:
     for panel in panels:
         panel.grid(alpha=0.3)
     panels[0].legend()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=130)
-    pyplot.close(figure)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=130)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{output} cannot be drawn: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        pyplot.close(figure)

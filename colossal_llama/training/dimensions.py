@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.training.checkpoint import complete_checkpoints
 from colossal_llama.utils.command_line import CommandLine, number
 
 SP_MODES = ("split_gather", "ring", "all_to_all")
@@ -200,7 +201,10 @@ def add_dimensions(group: argparse._ArgumentGroup) -> None:
 def check_dimensions(parser: CommandLine, options: argparse.Namespace, world_size: int) -> None:
     """Adds a problem to the parser for a division that is impossible, each with the nearest possible one."""
     model = options.pretrained
-    if model is None and options.load_checkpoint not in (None, "auto"):
+    if model is None and options.load_checkpoint == "auto":
+        found = complete_checkpoints(options.save_dir)
+        model = found[-1] if found else None
+    elif model is None and options.load_checkpoint is not None:
         model = Path(options.load_checkpoint)
     problem = problem_of(
         layout_of(options),

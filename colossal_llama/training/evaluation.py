@@ -6,7 +6,7 @@ number of ranks and with every plugin (up to the rounding of sums), and training
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from colossal_llama.dataset.loader import MicroBatch, Part, RowReader, StepGeometry, step_batches
@@ -58,13 +58,16 @@ class Evaluator:
         """Whether to evaluate after `step` steps: at intervals, and at the end of the run."""
         return step != self.last_step and (is_last or step % self.interval == 0)
 
-    def evaluate(self, step: int) -> Evaluation:
-        """The loss over all rows, by all ranks together; says it too."""
+    def evaluate(self, step: int, stop_requested: Callable[[], bool]) -> Evaluation | None:
+        """The loss over all rows, by all ranks together; says it too. None when the run is to end before that is done."""
         begun = time.perf_counter()
         geometry = StepGeometry(self.micro_batch_size, 1, self.stepper.data_parallel_size)
         bar = progress_bar(total=geometry.steps_for(len(self.plan)), desc="evaluating", unit="batch", leave=False)
         with bar:
-            sums = self.stepper.evaluate(self._batches(geometry, bar))
+            sums = self.stepper.evaluate(self._batches(geometry, bar), stop_requested)
+        if sums is None:
+            say(f"step {step}: the evaluation is broken off, since the run is to end")
+            return None
         self.last_step = step
         found = Evaluation(
             loss=sums.loss / sums.targets if sums.targets else float("nan"),

@@ -81,7 +81,7 @@ class Run:
             self.progress = self.progress.advanced(result.rows, result.samples, result.tokens, result.target_tokens)
             self.bad_steps.watch(self.progress.step, result.loss, result.gradient_norm, micro_batches)
             ends = result.stop_requested or self.bad_steps.are_too_many
-            evaluation = None if ends else self._evaluate_if_due()
+            evaluation = None if ends else self._evaluate_if_due(stop)
             self._record(result, rate, seconds, wait_s, evaluation, bar)
             self.bad_steps.end_if_too_many()
             saved = self._save_at_interval()
@@ -107,10 +107,10 @@ class Run:
             pin_memory=self.stepper.device.type == "cuda",
         )
 
-    def _evaluate_if_due(self) -> Evaluation | None:
+    def _evaluate_if_due(self, stop: StopRequest) -> Evaluation | None:
         if self.evaluator is None or not self.evaluator.is_due(self.progress.step, self._is_finished()):
             return None
-        return self.evaluator.evaluate(self.progress.step)
+        return self.evaluator.evaluate(self.progress.step, lambda: stop.received)
 
     def _record(
         self,

@@ -93,7 +93,10 @@ def _with_adapters(arguments: TrainingArguments, data: Data, engine: Engine, mod
     config = lora_config(arguments.lora_rank, alpha, arguments.lora_dropout, arguments.lora_target_modules)
     adapter = str(data.adapter_path) if data.adapter_path else None
     torch.manual_seed(arguments.seed)  # adapters begin random, and must be the same on every rank
-    return engine.booster.enable_lora(model, pretrained_dir=adapter, lora_config=config).to(engine.parameter_dtype)
+    adapted = engine.booster.enable_lora(model, pretrained_dir=adapter, lora_config=config).to(engine.parameter_dtype)
+    # peft keeps the name that a loaded adapter has; the base may lie elsewhere by now.
+    adapted.active_peft_config.base_model_name_or_path = str(data.model_path)
+    return adapted
 
 
 def _recompute(arguments: TrainingArguments, engine: Engine, model: LlamaForCausalLM, device: torch.device) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from colossal_llama.dataset.loader import Part, data_fingerprint, open_parts
 from colossal_llama.model.adapter_files import ADAPTER_WEIGHTS, adapter_base_path, adapter_settings, is_adapter
@@ -70,7 +70,7 @@ def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> D
     model_path, adapter_path = _model_paths(arguments, checkpoint)
     if not arguments.benchmark:
         _check_what_is_overwritten(arguments, model_path, adapter_path, checkpoint)
-    load_config(model_path)
+    config = load_config(model_path)
     if not arguments.dry_run:  # which needs no weights
         check_safetensors(model_path)
     tokenizer = load_tokenizer(model_path)
@@ -83,6 +83,7 @@ def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> D
     eval_parts = []
     if arguments.eval_dataset:
         eval_parts = open_parts(arguments.eval_dataset, arguments.max_length, option="--eval_dataset")
+    _warn_of_long_documents(arguments, config, [*parts, *eval_parts])
     fingerprint = tokenizer_fingerprint(tokenizer)
     foreign = [part for part in [*parts, *eval_parts] if part.tokenizer_fingerprint not in (None, fingerprint)]
     if foreign and not arguments.allow_other_data:
@@ -100,6 +101,16 @@ def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> D
         packed_to_tokens=packed_to_tokens(arguments, parts),
     )
     return Data(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin)
+
+
+def _warn_of_long_documents(arguments: TrainingArguments, config: PretrainedConfig, parts: list[Part]) -> None:
+    longest = max(part.longest_span_tokens(arguments.cross_document_attention) for part in parts)
+    if longest > config.max_position_embeddings:
+        say(
+            f"warning: the data have {'rows' if arguments.cross_document_attention else 'documents'} of up to {longest:,} tokens, and the "
+            f"model was made for {config.max_position_embeddings:,} positions (max_position_embeddings in its config.json): prepare them "
+            "with a smaller --max_length, or raise that number if the model is to learn longer ones"
+        )
 
 
 def _name_padding(tokenizer: PreTrainedTokenizerFast, kind: str, path: Path) -> None:
@@ -145,12 +156,27 @@ def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
         path = Path(arguments.load_checkpoint)  # a modelling folder: weights only
     if is_adapter(path):
         _check_adapter(arguments, path)
-        return arguments.pretrained or adapter_base_path(path), path
+        return _base_of(arguments, path), path
     if checkpoint is not None and arguments.lora_rank:
         raise UserError(
             f"{path} is a whole model, so --lora_rank cannot resume it: start from it with --pretrained {path}"
         )
     return path, None
+
+
+def _base_of(arguments: TrainingArguments, adapter: Path) -> Path:
+    """The model that an adapter goes on with; a notice when it is not the one that it was trained on."""
+    former, base = adapter_base_path(adapter), arguments.pretrained
+    if base is None or base.resolve() == former.resolve():
+        return former
+    differ = former.is_dir() and fingerprint_directory(former) != fingerprint_directory(base)
+    says = (
+        "whose files are others: an adapter is of use on the weights that it was trained on only"
+        if differ
+        else "moved or copied"
+    )
+    say(f"{'warning: ' if differ else ''}the adapter {adapter} was trained on {former}; it goes on with {base}, {says}")
+    return base
 
 
 def _check_what_is_overwritten(

@@ -127,11 +127,12 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     schedule = plan_schedule(arguments, part_lengths, data.origin, geometry, progress)
     if data.checkpoint is not None:
         restore(data.checkpoint, engine, model, optimizer)
+    kept_steps = progress.step if _goes_on_in_place(arguments, data) else 0
     saver = None if arguments.benchmark else _saver(arguments, data, engine, model, optimizer)
     bad_steps = None if arguments.benchmark else arguments.save_dir / BAD_STEPS_FILE
     if is_rank_zero() and saver is not None:
-        begin_record(bad_steps, progress.step)
-        for path in set_aside_later(arguments.save_dir, progress.step):
+        begin_record(bad_steps, kept_steps)
+        for path in set_aside_later(arguments.save_dir, kept_steps):
             say(f"a checkpoint of an earlier run was in the way and is now {path}")
     stepper = _stepper(arguments, data, plan, model, optimizer)
     return Run(
@@ -142,7 +143,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         schedule=schedule,
         tokenizer=data.tokenizer,
         origin=data.origin,
-        metrics=_metrics(arguments, progress.step),
+        metrics=_metrics(arguments, kept_steps),
         save_interval=arguments.save_interval,
         save_each_epoch=not arguments.skip_save_each_epoch,
         saver=saver,
@@ -173,6 +174,11 @@ def _stepper(
         skips_ignored_positions=plan.fuses_loss,
         categories=len(_categories(data)),
     )
+
+
+def _goes_on_in_place(arguments: TrainingArguments, data: Data) -> bool:
+    """Whether what lies in --save_dir is the past of this run, and not of another one whose checkpoints and record are set aside."""
+    return data.checkpoint is not None and data.checkpoint.path.resolve().parent == arguments.save_dir.resolve()
 
 
 def _metrics(arguments: TrainingArguments, resumed_at_step: int) -> MetricsWriter:
@@ -276,7 +282,8 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
         )
         filled = fill(packed, np.concatenate(run.part_lengths), arguments.max_length)
         say(
-            f"packed into {len(packed):,} rows of up to {arguments.max_length} tokens, {filled:.1%} full; samples do not see each other"
+            f"packed into {len(packed):,} rows of up to {arguments.max_length} tokens, {filled:.1%} full"
+            f"{'' if arguments.cross_document_attention else '; samples do not see each other'}"
         )
     if schedule.warmup_steps >= schedule.total_steps:
         say(
@@ -287,7 +294,7 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
     if data.checkpoint is not None:
         say(f"resuming {data.checkpoint.path} after step {run.progress.step}")
         if schedule.total_steps <= run.progress.step:
-            say(f"warning: nothing is left to train: the run ends after step {schedule.total_steps}")
+            say(f"warning: nothing is left to train or to evaluate: the run ends after step {schedule.total_steps}")
 
 
 def record_configuration(arguments: TrainingArguments, run: Run) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,10 @@ from colossal_llama.training.plugins import Engine
 
 WORTH_SKIPPING = 0.9
 """Share of targets below which the output layer computes their positions only."""
+ASKED_EVERY = 16
+"""Micro-batches of an evaluation between two looks at whether the run is to end."""
+SMALLEST_LOSS_SCALE = 1.0
+"""Where a gradient of fp16 overflows at this one (ColossalAI's `min_scale`), it does so without a scale: nothing is left to adapt."""
 
 
 @dataclass(frozen=True)
@@ -148,17 +152,29 @@ class Stepper:
         return (share * self.data_parallel_size).float()
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[MicroBatch]) -> EvaluationSums:
+    def evaluate(
+        self, batches: Iterable[MicroBatch], stop_requested: Callable[[], bool] = lambda: False
+    ) -> EvaluationSums | None:
         """Losses without training: dropout and noise off, weights and generators as they were.
 
         Args:
             batches: this rank's; every rank must have the same number.
+            stop_requested: whether this rank wants the run to end; asked now and then, and shared with all ranks.
+
+        Returns:
+            The sums; None when a rank wanted the run to end before they were complete.
         """
         self.model.eval()
         found = torch.zeros(2 + 2 * self.categories, dtype=torch.float64, device=self.device)
         together = 4 * self.engine.pipeline_stages if self.engine.pipeline_stages > 1 else 1
         batches = iter(batches)
-        while group := list(itertools.islice(batches, together)):
+        for number in itertools.count():
+            group = list(itertools.islice(batches, together))
+            if not group:
+                break
+            if number % ASKED_EVERY == 0 and self._any_rank(stop_requested()):
+                self.model.train()
+                return None
             categories = CategorySums(self.categories, self.device)
             inputs = self._inputs(group, categories, step=0)
             targets = [float(batch.target_tokens) for batch in group]
@@ -177,6 +193,11 @@ class Stepper:
         return EvaluationSums(
             loss, targets, tuple(by_category[: self.categories]), tuple(by_category[self.categories :])
         )
+
+    def _any_rank(self, wish: bool) -> bool:
+        wishes = torch.tensor(int(wish), device=self.device)
+        dist.all_reduce(wishes)
+        return bool(wishes.item())
 
     def _loss(self, arguments: dict[str, torch.Tensor], categories: CategorySums) -> torch.Tensor:
         """Mean loss over a micro-batch's targets."""
@@ -277,15 +298,16 @@ class Stepper:
             self.optimizer.step()
             norm = self.optimizer.get_grad_norm()
             if skipped_last_step(self.optimizer):
-                norm = None
+                norm = None if scale > SMALLEST_LOSS_SCALE else math.inf
             elif norm is not None:
                 norm = norm / scale
         else:
             norm = float(self._clip())
             scales = hasattr(self.optimizer, "scaler")
+            scale = self.optimizer.scaler.get_scale() if scales else 1.0
             if scales or math.isfinite(norm):  # else refused, as `refuse_bad_updates` does it for the other plugins
                 self.optimizer.step()
-            if scales and not math.isfinite(norm):
+            if scales and not math.isfinite(norm) and scale > SMALLEST_LOSS_SCALE:
                 norm = None  # an overflow, for which the scaler left the step out
         norm = None if norm is None else float(norm)
         if norm is not None and not math.isfinite(norm) and hasattr(self.optimizer, "uncount_last_update"):

@@ -1,6 +1,7 @@
 """Argument parsing that reports every problem at once. Imports neither torch nor transformers, so that `--help` is instant."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -133,8 +134,8 @@ def number(
         except ValueError:
             name = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
-        if value != value:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
         if minimum is not None and value < minimum:
             raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
         if maximum is not None and value > maximum:

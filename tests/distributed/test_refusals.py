@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from datasets import load_from_disk
 from runs import MAX_LENGTH
 from safetensors.torch import load_file
 
@@ -47,6 +48,10 @@ def done(runner, toy) -> dict:
     shutil.copytree(toy.model, place / "cut")
     (weights,) = (place / "cut").glob("*.safetensors")
     os.truncate(weights, weights.stat().st_size // 2)
+    shutil.copytree(toy.model, place / "base")
+    shutil.copytree(toy.model, place / "few_positions")
+    config = json.loads((toy.model / "config.json").read_text())
+    (place / "few_positions" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
     shutil.copytree(toy.model, place / "no_unk")
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         settings = json.loads((place / "no_unk" / file).read_text())
@@ -79,7 +84,35 @@ def done(runner, toy) -> dict:
         "lora_on_checkpoint": stage("--load_checkpoint", checkpoint, *lora),
         "full_on_checkpoint": stage("--load_checkpoint", checkpoint),
         "shrunk": shrunk,
+        "few_positions": runner.command(
+            "few_positions", *NEXT, "--pretrained", str(place / "few_positions"), "--dry_run", pretrained=False
+        ),
         "held_logs": runner.command("held", *NEXT),
+        "elsewhere": runner.command("elsewhere", *BATCH, "--max_steps", "3", "--save_interval", "1"),
+        "from_elsewhere": runner.command(
+            "elsewhere",
+            *BATCH,
+            "--load_checkpoint",
+            str(save / "epoch-0_step-2"),
+            "--max_steps",
+            "3",
+            "--save_interval",
+            "1",
+            "--keep_last",
+            "1",
+            pretrained=False,
+        ),
+        "lora": runner.command("lora", *NEXT, *lora, "--pretrained", str(place / "base"), pretrained=False),
+        "lora_elsewhere": runner.command(
+            "lora_elsewhere",
+            *NEXT,
+            *lora,
+            "--pretrained",
+            str(toy.model),
+            "--load_checkpoint",
+            str(place / "lora" / "save" / "modelling"),
+            pretrained=False,
+        ),
         "second": runner.command("second", *NEXT, "--load_checkpoint", second, pretrained=False),
     }
     script = place / "one_after_the_other.py"
@@ -151,6 +184,34 @@ def test_what_cannot_be_read_or_written_is_said(done, runner):
         assert said in problem
     assert str(runner.workspace / "cut" / "model.safetensors") in done["cut_weights"][1]
     assert problem.startswith(f"--config_file: {runner.workspace / 'planned' / 'config.json.dry_run.json'}")
+
+
+def test_a_run_that_goes_on_in_another_directory_sets_aside_what_lies_there(done, runner):
+    """It is another run's past, and `--keep_last` would delete it."""
+    assert (done["elsewhere"], done["from_elsewhere"]) == (None, None)
+    place = runner.workspace / "elsewhere"
+    left = {path.name for path in (place / "save").glob("*epoch*")}
+    assert left == {f"superseded-0-epoch-0_step-{step}" for step in (1, 2, 3)} | {"epoch-0_step-3"}
+    assert [entry["step"] for entry in runner.metrics("elsewhere")] == [3]
+    former = (place / "logs" / "metrics-0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in former] == [1, 2, 3]
+
+
+def test_an_adapter_names_the_base_that_it_goes_on_with(done, runner, toy):
+    assert (done["lora"], done["lora_elsewhere"]) == (None, None)
+    settings = runner.workspace / "lora_elsewhere" / "save" / "modelling" / "adapter_config.json"
+    assert json.loads(settings.read_text())["base_model_name_or_path"] == str(toy.model)
+    assert (
+        f"was trained on {runner.workspace / 'base'}; it goes on with {toy.model}, moved or copied" in done["printed"]
+    )
+
+
+def test_documents_longer_than_the_model_was_made_for_are_warned_of(done, toy):
+    longest = max(
+        length for part in toy.parts for row in load_from_disk(str(part))["document_lengths"] for length in row
+    )
+    assert done["few_positions"] is None
+    assert done["printed"].count(f"documents of up to {longest} tokens, and the model was made for 8 positions") == 1
 
 
 def test_fewer_rows_than_were_done_are_refused(done):

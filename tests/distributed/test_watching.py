@@ -4,15 +4,18 @@ import itertools
 import json
 import math
 import shutil
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
-from runs import poisoned, torchrun
+from runs import poisoned, ranks_of, torchrun
 from transformers import AutoModelForCausalLM
 
+from colossal_llama.model.generation_settings import save_model
 from colossal_llama.training.curves import draw_curves, read_curve
 
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
@@ -208,6 +211,8 @@ def test_a_bad_step_changes_no_weight_and_its_rows_are_written_down(two_ranks, t
     changed = [key for key, tensor in before.items() if not torch.equal(end[key].nan_to_num(), tensor.nan_to_num())]
     assert changed, "training went on"
     assert all(tensor.isfinite().all() for key, tensor in end.items() if "embed" not in key)
+    record = (two_ranks.workspace / f"{name}_bad" / "logs" / "metrics.jsonl").read_text()
+    assert "NaN" not in record, "which is no JSON"
 
 
 def test_too_many_bad_steps_end_the_run(two_ranks, poison, project_root):
@@ -219,6 +224,36 @@ def test_too_many_bad_steps_end_the_run(two_ranks, poison, project_root):
     assert not (two_ranks.workspace / "ended" / "save" / "modelling").exists()
     entries = two_ranks.metrics("ended")
     assert [entry["loss"] is None for entry in entries] == [False, False, True], "the step that ended it is recorded"
+
+
+@pytest.fixture(scope="module")
+def overflowing(toy, tmp_path_factory) -> Path:
+    """A model whose gradients are beyond fp16's largest number by themselves: tiny embeddings, which the norms divide by, alone count."""
+    path = tmp_path_factory.mktemp("overflowing") / "model"
+    shutil.copytree(toy.model, path)
+    model = AutoModelForCausalLM.from_pretrained(toy.model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(2e-5)
+        model.lm_head.weight.mul_(300)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    model.config.rms_norm_eps = 1e-12
+    save_model(model, path)
+    return path
+
+
+@pytest.mark.parametrize("plugin", [("zero2",), ("3d", "--zero", "0")], ids=" ".join)
+def test_fp16_that_overflows_without_a_scale_ends_the_run(two_ranks, overflowing, project_root, plugin):
+    name = f"overflowing_{plugin[0]}"
+    options = ("--mixed_precision", "fp16", "--pretrained", str(overflowing), "--max_steps", "40", "--num_epochs", "99")
+    command = two_ranks.command(name, *BATCH, "--plugin", *plugin, *options)
+    done = torchrun("train.py", command, 2, project_root)
+    assert "the gradient norm inf" in done.stderr
+    assert "fp16 overflow" in done.stderr
+    steps = two_ranks.metrics(name)
+    assert 10 < len(steps) < 40, "the scale falls from 2^16 to 1 first"
+    assert {step["gradient_norm"] for step in steps} == {None}
 
 
 SLOW_DISK = """
@@ -248,6 +283,25 @@ def test_a_checkpoint_that_is_being_written_survives_a_bad_step(two_ranks, poiso
     done = torchrun(str(tmp_path / "slow.py"), two_ranks.command("slow", *BATCH, *options), 2, project_root)
     assert "--max_bad_steps 1 puts an end to the run" in done.stderr
     assert (two_ranks.workspace / "slow" / "save" / "epoch-0_step-2" / "running_states.json").is_file()
+
+
+def test_a_signal_ends_an_evaluation(two_ranks, toy):
+    """Of so many rows that it would take minutes."""
+    parts = ["--eval_dataset", *[str(toy.parts[1])] * 3000, "--eval_interval", "1"]
+    process = two_ranks.start(two_ranks.command("signalled", *BATCH, *parts))
+    metrics = two_ranks.workspace / "signalled" / "logs" / "metrics.jsonl"
+    shown = ""
+    while "evaluating" not in shown:
+        shown += process.stdout.read(200)
+        assert process.poll() is None, shown
+    begun = time.monotonic()
+    for rank in ranks_of(process).values():
+        rank.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 30
+    assert "the evaluation is broken off" in rest
+    assert "everything is saved" in rest
+    assert "eval_loss" not in metrics.read_text()
 
 
 def test_the_plan_is_what_a_run_does(two_ranks):

@@ -1,5 +1,6 @@
 """What preflight.py finds wrong with which host: from surveys to problems; and what a survey reads from nvidia-smi."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from colossal_llama.cluster.comparison import HostReport, Needs, Problem, compare
 from colossal_llama.cluster.remote import read_hostfile
 from colossal_llama.cluster.survey import code_fingerprint, gpus, installed_packages, survey
+from colossal_llama.training.arguments import parse_arguments
 from colossal_llama.utils.errors import UserError
 
 NEEDS = Needs(nproc_per_node=2, save_dir=Path("checkpoints"), min_free_bytes=10 * 2**30)
@@ -26,6 +28,7 @@ def report(host: str, skew_s: float = 0.0, skew_error_s: float = 0.01, **differe
         "free_bytes": 2**40,
         "sees_mark": True,
         "gpus": [gpu(), gpu()],
+        "gpu_error": None,
     }
     return HostReport(host, healthy | differences, skew_s, skew_error_s)
 
@@ -33,6 +36,25 @@ def report(host: str, skew_s: float = 0.0, skew_error_s: float = 0.01, **differe
 def test_hosts_that_are_alike_have_no_problems():
     assert compare([report(f"node-{number}") for number in range(4)], NEEDS) == []
     assert compare([report(f"node-{number}", gpus=[]) for number in range(4)], NEEDS) == []  # all of them CPUs
+
+
+def test_a_driver_that_fails_is_no_host_without_gpus(tmp_path, monkeypatch, project_root, capsys):
+    """On one host, on all of them, and when GPUs are chosen."""
+    broken = {"gpus": [], "gpu_error": "no driver"}
+    assert [problem.host for problem in compare([report("a", **broken), report("b", **broken)], NEEDS)] == ["a", "b"]
+    (tmp_path / "nvidia-smi").write_text(
+        "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n"
+    )
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert gpus() == ([], "Failed to initialize NVML: Driver/library version mismatch")
+    script = project_root / "colossal_llama" / "cluster" / "least_used_gpus.sh"
+    chosen = subprocess.run(["bash", script, "8"], capture_output=True, text=True, check=False)
+    assert "version mismatch" in chosen.stderr
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen.stdout.strip())
+    with pytest.raises(SystemExit):
+        parse_arguments(["--dataset", str(tmp_path), "--plugin", "zero2"], has_gpu=False)
+    assert "nvidia-smi fails on this host" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -51,6 +73,7 @@ def test_hosts_that_are_alike_have_no_problems():
         ("disk", {"free_bytes": 9 * 2**30}, "9.0 GiB free"),
         ("gpus", {"gpus": [gpu()]}, "1 GPUs, --nproc_per_node 2"),
         ("gpus", {"gpus": []}, "0 GPUs"),
+        ("gpus", {"gpus": [], "gpu_error": "Driver/library version mismatch"}, "(Driver/library version mismatch)"),
         (
             "gpus",
             {"gpus": [gpu(used_mib=70_000), gpu(), gpu(used_mib=60_000)]},
@@ -81,7 +104,7 @@ def test_a_survey_of_this_host(tmp_path, monkeypatch):
     tool.write_text("#!/bin/sh\necho '0, NVIDIA H200, 143771, 12, 580.1'\necho '1, NVIDIA H200, 143771, 9000, 580.1'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert [(one["index"], one["memory.used"]) for one in gpus()] == [("0", "12"), ("1", "9000")]
+    assert [(one["index"], one["memory.used"]) for one in gpus()[0]] == [("0", "12"), ("1", "9000")]
     (tmp_path / "empty").mkdir()
     found = survey(tmp_path / "not" / "yet", tmp_path / "no mark", [tmp_path, tmp_path / "empty", tmp_path / "absent"])
     assert list(map(bool, found["directories"].values())) == [True, False, False]

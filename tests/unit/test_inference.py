@@ -1,6 +1,7 @@
 """Inference as users run it: prompts as in preparation, whole characters, a cache that changes nothing, three ways to ask."""
 
 import functools
+import io
 import json
 import os
 import re
@@ -20,7 +21,14 @@ from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.records import conversation_of
 from colossal_llama.inference.batch import answer_all
-from colossal_llama.inference.prompts import PretrainedPrompt, messages_of, pretrained_prompt, within_positions
+from colossal_llama.inference.chat import chat
+from colossal_llama.inference.prompts import (
+    PretrainedPrompt,
+    conversation_prompt_ids,
+    messages_of,
+    pretrained_prompt,
+    within_positions,
+)
 from colossal_llama.model.adapter_files import adapter_base_path, adapter_settings
 from colossal_llama.model.generation import Sampling, StreamingDecoder, TextGenerator, find_model, load_for_inference
 from colossal_llama.tokenizer.encoding import TextEncoder
@@ -238,6 +246,21 @@ def test_a_long_chat_forgets_its_oldest_exchanges(llama2):
     assert left_out == len(messages) - len(kept)
     assert left_out % 2 == 0
     assert within_positions(template, messages, 10**6) == (messages, 0)
+
+
+def test_a_question_that_is_too_long_leaves_the_conversation_as_it_was(model, llama2, monkeypatch):
+    template = ConversationTemplate.for_llama(cached_tokenizer(llama2), 2)
+    generator = TextGenerator(model, cached_tokenizer(llama2), {2}, GREEDY, 4)
+    prompts = []
+    generate = generator.generate
+    monkeypatch.setattr(generator, "generate", lambda ids, show: (prompts.append(ids), generate(ids, show))[1])
+    too_long = "word " * generator.max_positions
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"first\n{too_long}\nthird\n"))
+    said = []
+    first, _ = chat(generator, template, None, lambda text: None, said.append)
+    assert any("positions" in text for text in said)
+    messages = [Message("human", "first"), Message("assistant", first.text), Message("human", "third")]
+    assert prompts[-1] == conversation_prompt_ids(template, messages)
 
 
 # ------------------------------------------------------------------------------------------------------ the script

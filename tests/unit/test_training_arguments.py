@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -52,7 +53,8 @@ def test_aliases_of_the_contract(base):
         (["--plugin", "3d", "--sp_mode", "ring"], "--sp_mode has no effect without --sp"),
         (["--plugin", "3d", "--zero", "0", "--zero_cpu_offload"], "needs ZeRO"),
         (["--neft_alpha", "3"], "without --use_neft"),
-        (["--lr", "nan"], "is not a number"),
+        (["--lr", "nan"], "is not a finite number"),
+        (["--lr", "inf"], "is not a finite number"),
         (["--num_epochs", "0"], "less than 1"),
         (["--load_checkpoint", "nowhere"], "does not exist"),
         (["--warmup_steps", "9", "--max_steps", "3"], "more than --max_steps"),
@@ -144,3 +146,21 @@ def test_help_is_quick_and_imports_no_torch(project_root):
     done = subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
     assert "--pretrained" in done.stdout
+
+
+def test_a_division_is_checked_against_the_checkpoint_that_auto_takes(tmp_path, capsys):
+    model = tmp_path / "save" / "epoch-0_step-1" / "modelling"
+    model.mkdir(parents=True)
+    (model.parent / "running_states.json").write_text("{}")
+    shape = {
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 2,
+        "hidden_size": 8,
+        "vocab_size": 9,
+    }
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "intermediate_size": 8, **shape}))
+    command = ["--dataset", str(tmp_path), "--save_dir", str(tmp_path / "save"), "--load_checkpoint", "auto"]
+    with pytest.raises(SystemExit):
+        parse_arguments([*command, "--plugin", "3d", "--tp", "2", "--zero", "0"], has_gpu=False, world_size=2)
+    assert "heads" in capsys.readouterr().err

@@ -143,7 +143,7 @@ class _Evaluator:
     def is_due(self, step, is_last):
         return is_last or step % self.interval == 0
 
-    def evaluate(self, step):
+    def evaluate(self, step, stop_requested):
         self.notes.evaluations.append(step)
 
 
