@@ -276,9 +276,7 @@ PLUGINS |= {f"3d-tp{size}": ("3d", size) for size in (2, 4, 8)}
 def main() -> None:
     """Prints the check, or a table for the models and numbers of GPUs asked for."""
     options = parse_arguments()
-    rate = RATES[options.rate]
-    if options.tokens_per_s:
-        rate = replace(rate, tokens_per_s=options.tokens_per_s, source="--tokens_per_s")
+    rate = rate_of(options)
     print(f"rate: {rate.tokens_per_s:,.0f} tokens/s with {rate.model} on one {rate.hardware} ({rate.source})")
     print(f"utilisation in forward and backward pass, carried over: {utilisation(rate):.3f}")
     if options.check:
@@ -376,8 +374,26 @@ def parse_arguments() -> argparse.Namespace:
         size = PLUGINS[name][1]
         for gpus in (gpus for gpus in options.gpus if gpus % size):
             parser.problem(f"--gpus {gpus} is no multiple of the tensor parallel size of {name}")
+        for model in options.models:
+            heads = MODELS[model].num_key_value_heads
+            if heads % size:
+                parser.problem(
+                    f"--plugins {name} divides the heads, and {model} has {heads} key-value heads: leave one out"
+                )
+    if options.tokens_per_s and not 0 < utilisation(rate_of(options)) <= 1:
+        parser.problem(
+            f"--tokens_per_s {options.tokens_per_s:,.0f} is more than the GPU's peak allows for the model of --rate {options.rate}"
+        )
     parser.finish()
     return options
+
+
+def rate_of(options: argparse.Namespace) -> Rate:
+    """The measurement that is carried over."""
+    rate = RATES[options.rate]
+    if options.tokens_per_s:
+        rate = replace(rate, tokens_per_s=options.tokens_per_s, source="--tokens_per_s")
+    return rate
 
 
 if __name__ == "__main__":

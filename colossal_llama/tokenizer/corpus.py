@@ -12,11 +12,13 @@ from typing import Any
 
 import orjson
 
+from colossal_llama.utils.console import say
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import files_below
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz")
 TEXT_SUFFIXES = (".txt", ".md")
+UNREAD_SUFFIXES = (".jsonl.zst", ".parquet")
 _TEXT_BLOCK_BYTES = 64 << 10  # a plain text file of any size is read as documents of about this length
 _BEGINNING_BLOCKS = 8  # of 1 MiB: gzip reads up to 128 KiB ahead, a twentieth of what they take in compressed form
 
@@ -33,7 +35,7 @@ class Text:
 
 
 def find_files(directories: Sequence[Path]) -> list[Path]:
-    """All readable files below the directories, sorted by path.
+    """All readable files below the directories, sorted by path; it says so when there are others that preparation would read.
 
     Raises:
         UserError: a directory does not exist or holds no such file, or one cannot be reached.
@@ -46,6 +48,11 @@ def find_files(directories: Sequence[Path]) -> list[Path]:
             continue
         found, unreachable = files_below(directory, RECORD_SUFFIXES + TEXT_SUFFIXES)
         problems += unreachable
+        unread = files_below(directory, UNREAD_SUFFIXES)[0]
+        if unread:
+            say(
+                f"left out: {len(unread)} files of kinds that are read in preparation alone, the first of them {unread[0]}"
+            )
         if not found:
             problems.append(f"{directory} holds no file to read: {', '.join(RECORD_SUFFIXES + TEXT_SUFFIXES)} are read")
         files += found

@@ -1,6 +1,7 @@
 """learn_pieces.py and report.py as a user runs them."""
 
 import argparse
+import codecs
 import gzip
 import json
 import random
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer
 
 from colossal_llama.tokenizer import learn_pieces
 from colossal_llama.tokenizer.compression_curve import Point, choose
-from colossal_llama.tokenizer.corpus import blocks_of
+from colossal_llama.tokenizer.corpus import blocks_of, find_files, read_texts
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.tokenizer.measurement import Measure
 from colossal_llama.utils.errors import UserError
@@ -174,6 +175,17 @@ def test_a_sample_of_compressed_texts_is_of_the_size_asked_for(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content, compresslevel=6))
     _, _, figures = learn_pieces.read_corpus(arguments_for(tmp_path, sample_mb=2.0))
     assert figures["characters"] == pytest.approx(2e6 / 3, rel=0.15)
+
+
+def test_a_byte_order_mark_is_no_text_and_files_of_other_kinds_are_named(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(codecs.BOM_UTF8 + b'{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "b.parquet").touch()
+    files = find_files([tmp_path])
+    assert [text.text for text in read_texts(files)] == ["one", "two"]
+    assert (
+        f"left out: 1 files of kinds that are read in preparation alone, the first of them {tmp_path / 'b.parquet'}"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_damaged_file_is_named(tmp_path):
