@@ -60,6 +60,8 @@ class Run:
         bar = progress_bar(total=self.schedule.total_steps, initial=self.progress.step, desc="training", unit="step")
         saving = self.saver or contextlib.nullcontext()
         with StopRequest().listening() as stop, bar, contextlib.closing(self.metrics), saving:
+            if self._is_finished():  # before it began: the validation loss is what can still be had
+                self._evaluate_if_due(stop)
             while self.progress.epoch < self.schedule.num_epochs and not self._is_finished():
                 if not self._train_epoch(stop, bar):
                     return False

@@ -294,7 +294,7 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
     if data.checkpoint is not None:
         say(f"resuming {data.checkpoint.path} after step {run.progress.step}")
         if schedule.total_steps <= run.progress.step:
-            say(f"warning: nothing is left to train or to evaluate: the run ends after step {schedule.total_steps}")
+            say(f"warning: nothing is left to train: the run ends after step {schedule.total_steps}")
 
 
 def record_configuration(arguments: TrainingArguments, run: Run) -> None:

@@ -73,6 +73,7 @@ def done(runner, toy) -> dict:
         "begins": stage(*begin, "--max_steps", "2"),
         "benchmark": [*benchmark, *begin],
         "goes_on": stage("--load_checkpoint", "auto", "--max_steps", "4"),
+        "finished": stage("--load_checkpoint", "auto", "--max_steps", "4", "--eval_dataset", str(toy.parts[1])),
         "takes_the_logs": runner.command("other", *NEXT, "--tensorboard_dir", str(place / "stage" / "logs")),
         "finds_others_logs": stage("--load_checkpoint", "auto", "--max_steps", "5"),
         "cut_weights": runner.command("cut", *NEXT, "--pretrained", str(place / "cut"), pretrained=False),
@@ -153,7 +154,7 @@ def test_a_benchmark_leaves_the_record_of_a_run_alone(done, runner):
     assert [json.loads(line)["step"] for line in (logs / "metrics-0.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     measured = [json.loads(line) for line in (logs / "benchmark.jsonl").read_text().splitlines()]
     assert [entry["tokens_seen"] for entry in measured] == [8 * MAX_LENGTH, 16 * MAX_LENGTH]
-    assert len(list(logs.glob("events-0/events.*"))) == 2
+    assert len(list(logs.glob("events-0/events.*"))) == 3  # of a run begun, gone on with, and started again when finished
     assert (
         f"benchmark: no step is left after 3 of warm-up: raise --num_samples; the record is {logs}" in done["printed"]
     )
@@ -195,6 +196,12 @@ def test_a_run_that_goes_on_in_another_directory_sets_aside_what_lies_there(done
     assert [entry["step"] for entry in runner.metrics("elsewhere")] == [3]
     former = (place / "logs" / "metrics-0.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in former] == [1, 2, 3]
+
+
+def test_a_finished_run_still_tells_its_validation_loss(done):
+    assert done["finished"] is None
+    assert "nothing is left to train" in done["printed"]
+    assert done["printed"].count("step 4: validation loss") == 1
 
 
 def test_an_adapter_names_the_base_that_it_goes_on_with(done, runner, toy):
