@@ -156,3 +156,5 @@ def _silence_what_users_cannot_change() -> None:
     get_dist_logger().set_level("ERROR")
     for module in (r"colossalai\..*", r"torch\.distributed\..*"):
         warnings.filterwarnings("ignore", module=module)
+    # Of a model's generation_config.json, which training hands on as it is.
+    warnings.filterwarnings("ignore", message="`do_sample` is set to `False`")
