@@ -7,7 +7,7 @@ set -euo pipefail
 
 number=$1
 if command -v nvidia-smi >/dev/null; then
-    if ! shown=$(nvidia-smi --query-gpu=memory.used,index --format=csv,noheader,nounits 2>&1); then
+    if ! shown=$(nvidia-smi --query-gpu=memory.used,index --format=csv,noheader,nounits); then
         echo "error: nvidia-smi fails on $(uname -n): $shown" >&2
         echo nvidia-smi-fails
         exit 1

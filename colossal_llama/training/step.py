@@ -152,9 +152,7 @@ class Stepper:
         return (share * self.data_parallel_size).float()
 
     @torch.no_grad()
-    def evaluate(
-        self, batches: Iterable[MicroBatch], stop_requested: Callable[[], bool] = lambda: False
-    ) -> EvaluationSums | None:
+    def evaluate(self, batches: Iterable[MicroBatch], stop_requested: Callable[[], bool]) -> EvaluationSums | None:
         """Losses without training: dropout and noise off, weights and generators as they were.
 
         Args:

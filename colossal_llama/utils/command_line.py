@@ -134,7 +134,7 @@ def number(
         except ValueError:
             name = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
         if minimum is not None and value < minimum:
             raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")

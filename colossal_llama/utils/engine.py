@@ -150,7 +150,7 @@ def _quiet_imports() -> Iterator[None]:
 
 
 def _silence_what_users_cannot_change() -> None:
-    """Notices of ColossalAI's and PyTorch's internals to each other: deprecations inside the engine, one a rank."""
+    """Notices of ColossalAI's, PyTorch's and transformers' internals, one a rank: deprecations inside the engine, and the like."""
     from colossalai.logging import get_dist_logger
 
     get_dist_logger().set_level("ERROR")
