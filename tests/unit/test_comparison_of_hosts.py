@@ -1,6 +1,7 @@
 """What preflight.py finds wrong with which host: from surveys to problems; and what a survey reads from nvidia-smi."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,18 @@ def test_a_hostfile(tmp_path):
         path.write_text(content)
         with pytest.raises(UserError, match=words):
             read_hostfile(path)
+
+
+def test_preflight_refuses_what_it_could_not_write_or_read(project_root, tmp_path):
+    """Before it asks any host."""
+    (tmp_path / "hosts").write_bytes("nœud-1\n".encode("latin-1", "replace") + b"\xff\n")
+    for words, said in (
+        (["--record", tmp_path / "absent" / "x.json"], "lies in one that does not exist"),
+        (["--record", tmp_path], "is a directory"),
+        (["--record", tmp_path / "x.json"], "is not UTF-8 text"),
+    ):
+        command = [sys.executable, "preflight.py", "--hostfile", tmp_path / "hosts", *words]
+        done = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr

@@ -177,6 +177,7 @@ HELLO = (Message("human", "Hi"), Message("assistant", "Hello"))
         ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}, HELLO),
         ({"instruction": "Hi", "input": "", "output": "Hello"}, HELLO),
         ({"instruction": "Hi", "output": "Hello"}, HELLO),
+        ({"instruction": "Hi", "output": "Hello", "system": ""}, HELLO),
         (
             {"instruction": "Add", "input": "1 2", "output": "3"},
             (Message("human", "Add\n\n1 2"), Message("assistant", "3")),

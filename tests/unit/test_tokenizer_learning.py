@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from colossal_llama.tokenizer import learn_pieces
 from colossal_llama.tokenizer.compression_curve import Point, choose
+from colossal_llama.tokenizer.continue_bpe import word_pattern
 from colossal_llama.tokenizer.corpus import blocks_of, find_files, read_texts
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.tokenizer.measurement import Measure
@@ -281,6 +282,20 @@ def test_bad_arguments_and_bad_records_are_one_message(project_root, shared_data
     assert "no piece was learned" in run.stderr
     assert not (tmp_path / "out").exists()
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("scripts", "words"),
+    [
+        (["Han"], ["学习"]),
+        (["han"], ["学习"]),
+        (["Hani"], ["学习"]),
+        (["Latin"], [" or"]),
+        (["Han", "Latin"], [" 学习", " or"]),
+    ],
+)
+def test_words_take_a_space_along_where_their_script_is_written_with_spaces(scripts, words):
+    assert word_pattern(scripts).findall(" 学习 or") == words
 
 
 def test_an_added_token_counts_with_its_bytes(shared_data):

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from colossal_llama.dataset.settings import Settings
 from colossal_llama.training.arguments import TrainingArguments, parse_arguments
+from colossal_llama.training.curves import Curve, draw_curves, read_curve
 from colossal_llama.training.options import build_parser
+from colossal_llama.utils.errors import UserError
 
 
 @pytest.fixture
@@ -56,6 +59,8 @@ def test_aliases_of_the_contract(base):
         (["--lr", "nan"], "is not a finite number"),
         (["--lr", "inf"], "is not a finite number"),
         (["--num_epochs", "0"], "less than 1"),
+        (["--benchmark", "--eval_dataset", "."], "--benchmark measures training: leave out --eval_dataset"),
+        (["--benchmark", "--lora_rank", "4", "--merge_lora"], "--benchmark saves nothing: leave out --merge_lora"),
         (["--load_checkpoint", "nowhere"], "does not exist"),
         (["--warmup_steps", "9", "--max_steps", "3"], "more than --max_steps"),
         (["--no_such_option"], "unrecognized arguments"),
@@ -164,3 +169,21 @@ def test_a_division_is_checked_against_the_checkpoint_that_auto_takes(tmp_path, 
     with pytest.raises(SystemExit):
         parse_arguments([*command, "--plugin", "3d", "--tp", "2", "--zero", "0"], has_gpu=False, world_size=2)
     assert "heads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x0a\x93\x01 no text", b"no json", b'{"step": 1, "tokens_seen": 2, "loss": "high"}', b'{"step": 1}', b"[1]"],
+)
+def test_what_is_no_record_is_said(content, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(content + b"\n")
+    with pytest.raises(UserError, match=r"this is not a record written by train\.py"):
+        read_curve(tmp_path, "run")
+
+
+def test_a_picture_that_cannot_be_drawn_is_said(tmp_path):
+    curve = Curve("run", np.array([1, 2]), np.array([10, 20]), np.array([3.0, 2.0]), np.zeros((0, 3)))
+    (tmp_path / "directory.png").mkdir()
+    for name in ("directory.png", "loss.nothing"):
+        with pytest.raises(UserError, match=f"{name} cannot be drawn"):
+            draw_curves([curve], tmp_path / name)
