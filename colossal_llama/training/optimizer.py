@@ -43,21 +43,8 @@ class Adam(HybridAdam):
             exact = exact.div_(self._div_scale)
         # The kernel wants the step and computes 1 - beta^step from it.
         step = math.log(1.0 - bias_correction2) / math.log(beta2) if bias_correction2 < 1.0 else math.inf
-        fused_adam(
-            [exact],
-            [data],
-            [exp_avg],
-            [exp_avg_sq],
-            lr,
-            beta1,
-            beta2,
-            eps,
-            step,
-            adamw_mode=use_adamw,
-            bias_correction=True,
-            weight_decay=weight_decay,
-            div_scale=-1,
-        )
+        hyper = (lr, beta1, beta2, eps, step, use_adamw, True, weight_decay, -1)
+        fused_adam([exact], [data], [exp_avg], [exp_avg_sq], *hyper)
 
 
 # Gemini takes optimizers by their exact class, from this list.

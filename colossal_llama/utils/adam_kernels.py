@@ -7,20 +7,25 @@ import torch
 from colossal_llama.utils.adamw import adamw, changing_numbers
 
 
-class TorchCpuAdam:
-    """A kernel for `CPUAdamLoader`: PyTorch's fused AdamW for CPU tensors. Needs no compiler and no CUDA toolkit."""
+class _Kernel:
+    """What ColossalAI's loaders ask of a kernel that is part of every PyTorch."""
 
-    name = "torch_cpu_adam"
     priority = 100
 
     def is_available(self) -> bool:
         return True
 
     def assert_compatible(self) -> None:
-        """Nothing to check: the kernel is part of every PyTorch."""
+        """Nothing to check."""
 
-    def load(self) -> "TorchCpuAdam":
+    def load(self) -> "_Kernel":
         return self
+
+
+class TorchCpuAdam(_Kernel):
+    """A kernel for `CPUAdamLoader`: PyTorch's fused AdamW for CPU tensors. Needs no compiler and no CUDA toolkit."""
+
+    name = "torch_cpu_adam"
 
     class CPUAdamOptimizer:
         """What `HybridAdam` calls for parameters on the CPU (same constructor and `step` as ColossalAI's C++ class)."""
@@ -44,37 +49,15 @@ class TorchCpuAdam:
             div_scale: float,
         ) -> None:
             """One AdamW step on one tensor, in place; the gradient is divided by `div_scale` when that is positive."""
-            fused_adam(
-                [gradient.to(parameter.dtype)],  # Gemini's are in fp16
-                [parameter],
-                [exp_avg],
-                [exp_avg_sq],
-                lr,
-                beta1,
-                beta2,
-                eps,
-                step,
-                self.adamw_mode,
-                bias_correction,
-                weight_decay,
-                div_scale,
-            )
+            hyper = (lr, beta1, beta2, eps, step, self.adamw_mode, bias_correction, weight_decay, div_scale)
+            # Gemini's gradients are in fp16.
+            fused_adam([gradient.to(parameter.dtype)], [parameter], [exp_avg], [exp_avg_sq], *hyper)
 
 
-class TorchCudaAdam:
+class TorchCudaAdam(_Kernel):
     """A kernel for `FusedOptimizerLoader`: PyTorch's fused AdamW for CUDA tensors."""
 
     name = "torch_cuda_adam"
-    priority = 100
-
-    def is_available(self) -> bool:
-        return True
-
-    def assert_compatible(self) -> None:
-        """Nothing to check: the kernel is part of every PyTorch."""
-
-    def load(self) -> "TorchCudaAdam":
-        return self
 
     @staticmethod
     def multi_tensor_adam(

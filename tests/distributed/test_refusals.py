@@ -154,9 +154,8 @@ def test_a_benchmark_leaves_the_record_of_a_run_alone(done, runner):
     assert [json.loads(line)["step"] for line in (logs / "metrics-0.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     measured = [json.loads(line) for line in (logs / "benchmark.jsonl").read_text().splitlines()]
     assert [entry["tokens_seen"] for entry in measured] == [8 * MAX_LENGTH, 16 * MAX_LENGTH]
-    assert (
-        len(list(logs.glob("events-0/events.*"))) == 3
-    )  # of a run begun, gone on with, and started again when finished
+    # Of a run begun, gone on with, and started again when finished.
+    assert len(list(logs.glob("events-0/events.*"))) == 3
     assert (
         f"benchmark: no step is left after 3 of warm-up: raise --num_samples; the record is {logs}" in done["printed"]
     )
