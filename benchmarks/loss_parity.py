@@ -1,11 +1,13 @@
 """The same loss by the fast way and by the plain one: 200 steps on the same real rows, with the curves drawn.
 
     python benchmarks/loss_parity.py --parts DATA/arrow/part-00000 --work_dir /dev/shm/parity --curve parity.png
+    python benchmarks/loss_parity.py --parts … --work_dir … --ways fast fast_halves fp8 --seeds 42 43 44 45
 
 Runs of train.py from the same random model over the same rows in the same order: everything fused, everything plain
 (--fused_kernels False), plain with each micro-batch cut in two, which changes nothing but the rounding, and fused in 8 bits (--fp8).
 The plain way in halves is the noise: the fast way should be no farther from the plain one than that is. `--ways` chooses; the first
-one chosen is what the others are compared with. 7 B needs `--ways recomputed recomputed_halves fp8_recomputed`.
+one chosen is what the others are compared with. 7 B needs `--ways recomputed recomputed_halves fp8_recomputed`. One run does not
+show an offset that is smaller than what rounding alone does to a run: `--seeds` repeats all ways with other orders of the rows.
 """
 
 import argparse
@@ -18,76 +20,121 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.random_run import PROJECT_ROOT, SHAPES, make_model, outcome_of, outputs_under, run_many
+from colossal_llama.utils.console import table
 from colossal_llama.utils.files import write_json
 
 PLAIN = ("--fused_kernels", "False")
-WAYS = {"plain": PLAIN, "halves": PLAIN, "fast": (), "fp8": ("--fp8",), "recomputed": ("--use_grad_checkpoint",)}
+WAYS = {"plain": PLAIN, "fast": (), "fp8": ("--fp8",), "recomputed": ("--use_grad_checkpoint",)}
 WAYS["fp8_recomputed"] = (*WAYS["fp8"], *WAYS["recomputed"])
-WAYS["recomputed_halves"] = WAYS["recomputed"]
+HALVES = {"halves": "plain", "fast_halves": "fast", "recomputed_halves": "recomputed"}
+"""Each way whose micro-batches are cut in two, and the way it is otherwise."""
 LEFT_OUT = 20
 """Steps of steep descent at the beginning, where any two runs differ most."""
 
 
 def main() -> None:
-    """Runs the three ways, prints and writes how far they are apart, draws the curves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="190M")
-    parser.add_argument("--parts", nargs="+", required=True)
-    parser.add_argument("--work_dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--micro_batch_size", type=int, default=4)
-    parser.add_argument("--max_length", default="4096")
-    parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--lr", default="6e-4")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["plain", "halves", "fast", "fp8"])
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--curve", type=Path)
-    options = parser.parse_args()
+    """Runs all ways seed by seed; after each seed prints and writes how far they are apart so far; draws the curves."""
+    options = parse()
     model = options.work_dir / "model"
     if not model.exists():
         make_model(model, options.shape)
-    losses = losses_by_way(options, model)
-    figures = compare(losses)
-    print(figures, flush=True)
-    if options.output:
-        write_json(options.output, {**figures, "losses": losses})
+    losses: dict[str, list[list[float]]] = {way: [] for way in options.ways}
+    for seed in options.seeds:
+        for way, values in losses_by_way(options, model, seed).items():
+            losses[way].append(values)
+        rows = compare(losses)
+        print(table(list(rows[0]), [[show(value) for value in row.values()] for row in rows]), flush=True)
+        if options.output:
+            write_json(options.output, {"seeds": options.seeds, "ways": rows, "losses": losses})
     if options.curve:
         draw(options)
 
 
-def losses_by_way(options: argparse.Namespace, model: Path) -> dict[str, list[float]]:
-    """The loss of every step by way."""
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="190M")
+    parser.add_argument("--parts", nargs="+", required=True)
+    parser.add_argument("--work_dir", type=Path, required=True, help="its model/ is used when it is there")
+    parser.add_argument("--steps", type=int, default=200, help=f"more than {LEFT_OUT}")
+    parser.add_argument("--micro_batch_size", type=int, default=4)
+    parser.add_argument("--max_length", default="4096")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--lr", default="6e-4")
+    parser.add_argument("--ways", nargs="+", choices=(*WAYS, *HALVES), default=["plain", "halves", "fast", "fp8"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="of the order of the rows; one launch each")
+    parser.add_argument("--output", type=Path, help="json file for figures and losses, written after every seed")
+    parser.add_argument("--curve", type=Path, help="PNG of the first seed's losses")
+    options = parser.parse_args()
+    if options.steps <= LEFT_OUT:
+        parser.error(f"--steps {options.steps}: the first {LEFT_OUT} are left out of every figure")
+    return options
+
+
+def losses_by_way(options: argparse.Namespace, model: Path, seed: int) -> dict[str, list[float]]:
+    """The loss of every step by way, in one launch."""
     common = ["--pretrained", str(model), "--dataset", *options.parts, "--allow_other_data", "--plugin", "zero2"]
     common += ["--mixed_precision", options.precision, "--max_steps", str(options.steps), "--skip_save_each_epoch"]
     common += ["--save_interval", "1000000", "--num_epochs", "100", "--shuffle", "global", "--lr", options.lr]
-    common += ["--max_length", options.max_length]
+    common += ["--max_length", options.max_length, "--seed", str(seed)]
     whole = ["--micro_batch_size", str(options.micro_batch_size)]
     halves = ["--micro_batch_size", str(options.micro_batch_size // 2), "--accumulation_steps", "2"]
-    places = {way: options.work_dir / way for way in options.ways}
+    places = {way: place_of(options, way, seed) for way in options.ways}
     commands = []
     for way, place in places.items():
-        rows = halves if way.endswith("halves") else whole
-        commands.append([*common, *rows, *WAYS[way], *outputs_under(place)])
+        rows = halves if way in HALVES else whole
+        commands.append([*common, *rows, *WAYS[HALVES.get(way, way)], *outputs_under(place)])
     done = run_many(options.work_dir / "commands.json", commands)
     if done.returncode:
         sys.exit(done.stdout[-1000:] + done.stderr[-3000:])
     return {way: [entry["loss"] for entry in outcome_of(place, done).entries] for way, place in places.items()}
 
 
-def compare(losses: dict[str, list[float]]) -> dict[str, float]:
-    """Mean absolute differences from the first way, and the mean loss of the last 20 steps of each."""
-    first, *others = losses
-    figures = {}
-    for way in others:
-        differences = np.array(losses[way])[LEFT_OUT:] - np.array(losses[first])[LEFT_OUT:]
-        figures[f"{way} - {first}: mean |difference|"] = float(np.abs(differences).mean())
-        figures[f"{way} - {first}: mean difference"] = float(differences.mean())
-    return {**figures, **{f"{way}: last 20 steps": float(np.mean(values[-20:])) for way, values in losses.items()}}
+def place_of(options: argparse.Namespace, way: str, seed: int) -> Path:
+    """Where a run's outputs lie."""
+    return options.work_dir / f"{way}-{seed}"
+
+
+def compare(losses: dict[str, list[list[float]]]) -> list[dict[str, str | float | None]]:
+    """How far every way is from the first one, over the seeds so far.
+
+    Args:
+        losses: by way, for each seed, of every step.
+
+    Returns:
+        A row for each way: means over the seeds, and the standard error of the mean difference of the second half of the steps, which is
+        not known (None) of a single seed.
+    """
+    reference = np.array(next(iter(losses.values())))
+    rows = []
+    for way, values in losses.items():
+        differences = np.array(values) - reference
+        second_half = differences[:, differences.shape[1] // 2 :].mean(axis=1)
+        error = float(second_half.std(ddof=1) / len(second_half) ** 0.5) if len(second_half) > 1 else None
+        rows.append(
+            {
+                "way": way,
+                "mean |difference|": float(np.abs(differences[:, LEFT_OUT:]).mean()),
+                "mean difference": float(differences[:, LEFT_OUT:].mean()),
+                "of the second half": float(second_half.mean()),
+                "its standard error": error,
+                "loss of the last 20": float(np.array(values)[:, -20:].mean()),
+                "seeds": len(values),
+            }
+        )
+    return rows
+
+
+def show(value: str | float | None) -> str | int:
+    """A cell of the table."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def draw(options: argparse.Namespace) -> None:
-    """The curves, with plot_training.py."""
-    logs = [str(options.work_dir / way / "logs") for way in options.ways]
+    """The curves of the first seed, with plot_training.py."""
+    logs = [str(place_of(options, way, options.seeds[0]) / "logs") for way in options.ways]
     words = [sys.executable, "plot_training.py", *logs, "--labels", *options.ways]
     subprocess.run([*words, "--output", str(options.curve)], cwd=PROJECT_ROOT, check=True)
 
