@@ -3,11 +3,14 @@
     python benchmarks/loss_parity.py --parts DATA/arrow/part-00000 --work_dir /dev/shm/parity --curve parity.png
     python benchmarks/loss_parity.py --parts … --work_dir … --ways fast fast_halves fp8 --seeds 42 43 44 45
 
-Runs of train.py from the same random model over the same rows in the same order: everything fused, everything plain
-(--fused_kernels False), plain with each micro-batch cut in two, which changes nothing but the rounding, and fused in 8 bits (--fp8).
-The plain way in halves is the noise: the fast way should be no farther from the plain one than that is. `--ways` chooses; the first
-one chosen is what the others are compared with. 7 B needs `--ways recomputed recomputed_halves fp8_recomputed`. One run does not
-show an offset that is smaller than what rounding alone does to a run: `--seeds` repeats all ways with other orders of the rows.
+Runs of train.py from the same model, a random one unless --model names another, over the same rows in the same order: everything
+fused, everything plain (--fused_kernels False), plain with each micro-batch cut in two, which changes nothing but the rounding, and
+fused in 8 bits (--fp8). The plain way in halves is the noise: the fast way should be no farther from the plain one than that is.
+`--ways` chooses; the first one chosen is what the others are compared with. 7 B needs `--ways recomputed recomputed_halves
+fp8_recomputed`.
+
+One run does not show an offset that is smaller than what rounding alone does to a run: `--seeds` repeats all ways with other orders
+of the rows. `--model` starts from a trained model, whose loss rounding moves much less than that of random weights.
 """
 
 import argparse
@@ -35,7 +38,7 @@ LEFT_OUT = 20
 def main() -> None:
     """Runs all ways seed by seed; after each seed prints and writes how far they are apart so far; draws the curves."""
     options = parse()
-    model = options.work_dir / "model"
+    model = options.model or options.work_dir / "model"
     if not model.exists():
         make_model(model, options.shape)
     losses: dict[str, list[list[float]]] = {way: [] for way in options.ways}
@@ -54,8 +57,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="190M")
+    parser.add_argument("--model", type=Path, help="start from this one instead of a random one of --shape")
     parser.add_argument("--parts", nargs="+", required=True)
-    parser.add_argument("--work_dir", type=Path, required=True, help="its model/ is used when it is there")
+    parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=200, help=f"more than {LEFT_OUT}")
     parser.add_argument("--micro_batch_size", type=int, default=4)
     parser.add_argument("--max_length", default="4096")
