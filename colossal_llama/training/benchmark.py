@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from colossal_llama.dataset.loader import Part
+from colossal_llama.dataset.prepared_parts import Part
 from colossal_llama.dataset.random_rows import random_rows
 
 WARM_UP_STEPS = 3

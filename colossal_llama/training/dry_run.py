@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from colossal_llama.dataset.loader import Part
+from colossal_llama.dataset.prepared_parts import Part
 from colossal_llama.model.parameter_counts import parameters
 from colossal_llama.training import agreement
 from colossal_llama.training.arguments import TrainingArguments

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from colossal_llama.dataset.loader import MicroBatch, Part, RowReader, StepGeometry, step_batches
+from colossal_llama.dataset.loader import MicroBatch, RowReader, StepGeometry, step_batches
 from colossal_llama.dataset.packing import plan_epoch
+from colossal_llama.dataset.prepared_parts import Part
 from colossal_llama.dataset.splicing import Rows
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.category_losses import means_by_name

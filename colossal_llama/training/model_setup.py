@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
-from colossal_llama.dataset.loader import full_row_tokens
+from colossal_llama.dataset.prepared_parts import full_row_tokens
 from colossal_llama.model.attention import choose_attention
 from colossal_llama.model.fp8_linear import use_fp8, why_no_fp8
 from colossal_llama.model.freezing import freeze_all_but_embeddings

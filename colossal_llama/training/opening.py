@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from colossal_llama.dataset.loader import Part, data_fingerprint, open_parts
+from colossal_llama.dataset.prepared_parts import Part, data_fingerprint, open_parts
 from colossal_llama.model.adapter_files import ADAPTER_WEIGHTS, adapter_base_path, adapter_settings, is_adapter
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.weight_files import check_safetensors, read_metadata

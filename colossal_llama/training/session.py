@@ -14,8 +14,9 @@ import torch.distributed as dist
 from transformers import LlamaForCausalLM
 
 import colossal_llama
-from colossal_llama.dataset.loader import Collator, Part, RowReader, categories_of
+from colossal_llama.dataset.loader import Collator, RowReader
 from colossal_llama.dataset.packing import fill, plan_epoch
+from colossal_llama.dataset.prepared_parts import Part, categories_of
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.training import agreement, host_watch

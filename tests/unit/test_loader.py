@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.loader import Collator, StepGeometry, full_row_tokens, open_parts
+from colossal_llama.dataset.loader import Collator, StepGeometry
+from colossal_llama.dataset.prepared_parts import full_row_tokens, open_parts
 from colossal_llama.dataset.tokenization import IGNORED_LABEL
 from colossal_llama.utils.errors import UserError
 
