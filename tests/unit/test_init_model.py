@@ -65,11 +65,6 @@ def tiny_model(rows: int, dtype: torch.dtype = torch.bfloat16, tied: bool = Fals
 
 
 @pytest.fixture(scope="module")
-def llama2(shared_data: Path) -> Path:
-    return shared_data / "tokenizers" / "llama2"
-
-
-@pytest.fixture(scope="module")
 def target_tokenizer(llama2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return expand_by_hand(llama2, tmp_path_factory.mktemp("tokenizer") / "expanded", LLAMA2_PIECES)
 

@@ -36,11 +36,6 @@ def differing(texts, ids, other_ids):
     return [text[:100] for text, one, other in zip(texts, ids, other_ids, strict=True) if one != other][:5]
 
 
-@pytest.fixture(scope="module")
-def llama2(shared_data):
-    return shared_data / "tokenizers" / "llama2"
-
-
 def pieces_of(shared_data, number):
     lines = (shared_data / f"pieces_zh_{number}.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line)["piece"] for line in lines]
