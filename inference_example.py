@@ -1,6 +1,7 @@
 """Runs a model: completes a text, answers a question, chats, or answers a file of prompts."""
 
 import sys
+import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parse, choose the device, load, and run one of the three ways."""
     arguments = parse_arguments()
+    # Of the model's generation_config.json, which decides nothing here.
+    warnings.filterwarnings("ignore", message="`do_sample` is set to `False`")
     import torch
 
     from colossal_llama.model.generation import Sampling, TextGenerator, find_model, load_for_inference, stop_ids_of

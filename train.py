@@ -47,7 +47,6 @@ def train(arguments: TrainingArguments, session: ModuleType) -> None:
         plan = open_model(arguments, data)
         run = session.boost(arguments, data, plan)
         session.say_plan(arguments, data, plan, run)
-        session.record_configuration(arguments, run)
         finished = run.fit()
         session.finish(arguments, run, data.model_path, finished)
 

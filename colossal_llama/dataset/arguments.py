@@ -11,6 +11,7 @@ from colossal_llama.dataset.settings import Kind, Settings
 from colossal_llama.utils.command_line import CommandLine, directories, existing_directory, existing_file, number
 
 SHORTEST_ROW = 8
+LONGEST_ROW = 2**20  # splicing keeps a list of open rows for every number of free tokens
 MOST_BINS = 99_999
 NEEDED = {
     "data_input_dirs": "name the directories of the records, separated by commas",
@@ -104,7 +105,7 @@ def _add_rows(parser: CommandLine, kind: Kind) -> None:
     rows = parser.add_argument_group("rows and buckets")
     rows.add_argument(
         "--max_length",
-        type=number(int, minimum=SHORTEST_ROW),
+        type=number(int, minimum=SHORTEST_ROW, maximum=LONGEST_ROW),
         default=4096,
         metavar="TOKENS",
         help="longest row, in tokens",

@@ -84,7 +84,8 @@ def open_parts(paths: Sequence[str | Path], max_length: int, option: str = "--da
 
 def _open_part(path: Path, max_length: int, option: str) -> Part:
     if not path.is_dir():
-        raise UserError(f"{option}: {path} does not exist")
+        reason = "is a file: give a directory, arrow/part-00000 and so on" if path.exists() else "does not exist"
+        raise UserError(f"{option}: {path} {reason}")
     note = path / "part.json"
     if not note.is_file():
         raise UserError(

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from colossal_llama.utils.command_line import CommandLine, boolean, existing_file, number
+from colossal_llama.utils.command_line import LARGEST_SEED, CommandLine, boolean, existing_file, number, text
 
 
 def parse_arguments(argv: list[str] | None = None) -> Namespace:
@@ -36,7 +36,7 @@ def _add_model(parser: CommandLine) -> None:
 
 def _add_prompt(parser: CommandLine) -> None:
     group = parser.add_argument_group("prompt: one of --input_txt, --interactive, --input_file")
-    group.add_argument("--input_txt", help="the text to complete or the question to answer")
+    group.add_argument("--input_txt", type=text, help="the text to complete or the question to answer")
     group.add_argument("--interactive", action="store_true", help="chat on standard input, with history")
     group.add_argument(
         "--input_file",
@@ -68,7 +68,9 @@ def _add_prompt(parser: CommandLine) -> None:
         help="for models fine-tuned on data that was prepared with --chat_template: the same Jinja file, or 'tokenizer' for "
         "the tokenizer's own template",
     )
-    group.add_argument("--system", help="system sentence for --prompt_style sft, instead of the one of preparation")
+    group.add_argument(
+        "--system", type=text, help="system sentence for --prompt_style sft, instead of the one of preparation"
+    )
 
 
 def _add_generation(parser: CommandLine) -> None:
@@ -87,7 +89,7 @@ def _add_generation(parser: CommandLine) -> None:
     )
     group.add_argument(
         "--seed",
-        type=number(int, minimum=0),
+        type=number(int, minimum=0, maximum=LARGEST_SEED),
         help="makes sampling repeatable; prompt i of --input_file gets seed + i (default: none)",
     )
 

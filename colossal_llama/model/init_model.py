@@ -14,7 +14,7 @@ from typing import Any
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
+from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, new_directory_name, number
 from colossal_llama.utils.console import say, table
 from colossal_llama.utils.errors import run_main
 
@@ -27,6 +27,7 @@ def main() -> None:
     started = time.monotonic()
     if arguments.eval_file is None:
         os.environ.setdefault("USE_TORCH", "0")  # transformers then opens tokenizers without torch: 180 MB less
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # and does not complain that there is none
     from colossal_llama.model.expand_model import create_model, plan_expansion
     from colossal_llama.utils.files import write_json
 
@@ -57,7 +58,7 @@ def parse_arguments() -> Namespace:
     )
     files.add_argument(
         "--target_model_path",
-        type=Path,
+        type=new_directory_name,
         required=True,
         help="where the new model goes: a new directory, or the target tokenizer's own, which is completed to a model",
     )

@@ -34,7 +34,7 @@ def load_model(
     attention: str,
     device: torch.device,
 ) -> LlamaForCausalLM:
-    """Loads the weights of a model directory (safetensors; nothing is unpickled).
+    """Loads the weights of a model directory (safetensors, or .bin files, of which PyTorch unpickles tensors and nothing else).
 
     Args:
         path: directory in Hugging Face format.
@@ -53,7 +53,6 @@ def load_model(
             path,
             config=config,
             torch_dtype=dtype,
-            use_safetensors=True,
             device_map={"": device} if device.type == "cuda" else None,
             low_cpu_mem_usage=True,
         )

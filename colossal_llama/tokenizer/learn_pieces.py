@@ -13,7 +13,14 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.command_line import CommandLine, directories, existing_directory, existing_file, number
+from colossal_llama.utils.command_line import (
+    CommandLine,
+    directories,
+    existing_directory,
+    existing_file,
+    new_directory_name,
+    number,
+)
 from colossal_llama.utils.errors import UserError, run_main
 
 HELD_OUT_BYTES = 2_000_000  # encoding it ten times for the curve takes seconds
@@ -66,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
         help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or .md files",
     )
     parser.add_argument(
-        "--output_dir", type=Path, required=True, metavar="DIR", help="directory to write; must not exist"
+        "--output_dir", type=new_directory_name, required=True, metavar="DIR", help="directory to write; must not exist"
     )
     learning = parser.add_argument_group("learning")
     learning.add_argument(

@@ -75,6 +75,8 @@ def parse_arguments() -> argparse.Namespace:
             parser.problem(f"--tokenizers: two are named {name}: write NAME=DIR")
     if arguments.output_file is not None and not arguments.output_file.parent.is_dir():
         parser.problem(f"--output_file: the directory {arguments.output_file.parent} does not exist")
+    if arguments.output_file is not None and arguments.output_file.is_dir():
+        parser.problem(f"--output_file {arguments.output_file} is a directory: give the name of a file")
     parser.finish()
     return arguments
 

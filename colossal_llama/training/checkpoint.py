@@ -19,13 +19,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.errors import UserError, at_most
 
 RUNNING_STATES = "running_states.json"
 OPTIMIZER_INDEX = "index.json"
 MODEL, MERGED_MODEL = "modelling", "modelling_merged"
 """The finished model's directory in `--save_dir`, and that of the base with the adapter merged."""
 _NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
+_SUPERSEDED = "superseded-"
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,14 @@ def set_aside_later(save_dir: Path, step: int) -> list[Path]:
     moved = []
     for path in complete_checkpoints(save_dir):
         if int(_NAME.fullmatch(path.name)[2]) > step:
-            number = next(n for n in itertools.count() if not path.with_name(f"superseded-{n}-{path.name}").exists())
-            moved.append(path.rename(path.with_name(f"superseded-{number}-{path.name}")))
+            moved.append(set_aside(path))
     return moved
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what is in the way of a run, in its directory, to `superseded-N-…`; returns the new path."""
+    names = (path.with_name(f"{_SUPERSEDED}{number}-{path.name}") for number in itertools.count())
+    return path.rename(next(name for name in names if not name.exists()))
 
 
 def entry_written_by_a_run(path: Path, save_dir: Path) -> str | None:
@@ -233,7 +239,15 @@ def find_checkpoint(
         UserError: the one that was named is incomplete, or all that `auto` found are.
     """
     if load_checkpoint == "auto":
-        return _newest_complete(complete_checkpoints(save_dir), save_dir, say)
+        newest = _newest_complete(complete_checkpoints(save_dir), save_dir, say)
+        superseded = [] if newest else [path.name for path in sorted(save_dir.glob(f"{_SUPERSEDED}*-epoch-*_step-*"))]
+        if superseded:
+            say(
+                f"warning: auto begins afresh, since the latest run in {save_dir} left no checkpoint; begun without auto, it set those of "
+                f"an earlier run aside ({', '.join(at_most(superseded, 3))}): to go on from one of them, stop this run, take "
+                f"{_SUPERSEDED}N- out of its name and give the command again"
+            )
+        return newest
     if load_checkpoint is None or not (Path(load_checkpoint) / RUNNING_STATES).is_file():
         return None
     try:

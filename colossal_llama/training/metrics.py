@@ -1,9 +1,12 @@
 """The record of a run: TensorBoard events and metrics.jsonl, one entry a step, written by rank 0."""
 
+import errno
 import itertools
 import json
+import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ class MetricsWriter:
     """Writes each step's numbers to `directory` as TensorBoard scalars and as a line of metrics.jsonl; silent on ranks > 0.
 
     A benchmark's go to benchmark.jsonl, and to no TensorBoard events: they would be taken for those of the run whose directory it is.
+    What cannot be written once the run has begun (a full disk) is announced and left out: the training is worth more than its record.
 
     Args:
         directory: of the record.
@@ -44,6 +48,7 @@ class MetricsWriter:
 
     def __init__(self, directory: Path, save_dir: Path, resumed_at_step: int = 0, is_benchmark: bool = False):
         self._file = self._writer = None
+        self._lost_step: int | None = None
         if not is_rank_zero():
             return
         directory.mkdir(parents=True, exist_ok=True)
@@ -53,7 +58,7 @@ class MetricsWriter:
                 _set_former_aside(directory)
             write_json(directory / WRITER_FILE, {"save_dir": str(save_dir.resolve())})
         begin_record(path, resumed_at_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
         if not is_benchmark:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -66,19 +71,40 @@ class MetricsWriter:
         """
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **numbers}) + "\n")
-        self._file.flush()
-        if self._writer is None:
-            return
-        for name, value in numbers.items():
-            for tag, number in _scalars(name, value):
-                self._writer.add_scalar(tag, number, step)
+        line = json.dumps({"step": step, "time_s": round(time.time(), 3), **numbers}) + "\n"
+        try:
+            self._append(line.encode())
+            if self._writer is not None:
+                for name, value in numbers.items():
+                    for tag, number in _scalars(name, value):
+                        self._writer.add_scalar(tag, number, step)
+        except OSError as error:
+            self._announce(step, error)
+
+    def _append(self, line: bytes) -> None:
+        """All of a line, or nothing of it."""
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(self._file.fileno(), end)
+            raise
+
+    def _announce(self, step: int, error: OSError) -> None:
+        if self._lost_step is None:
+            self._lost_step = step
+            say(
+                f"WARNING: THE RECORD OF STEP {step} COULD NOT BE WRITTEN to {self._file.name}: {error.strerror}; training goes on, and "
+                "later steps are recorded as soon as there is room (in TensorBoard when a run goes on). This is said once"
+            )
 
     def close(self) -> None:
         """Flushes and closes both records."""
         for record in (self._file, self._writer):
             if record is not None:
-                record.close()
+                with suppress(OSError):  # of TensorBoard's buffer; said already
+                    record.close()
 
 
 def begin_record(path: Path, resumed_at_step: int) -> None:

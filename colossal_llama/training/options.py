@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from colossal_llama.training.dimensions import TABLE, add_dimensions
-from colossal_llama.utils.command_line import CommandLine, boolean, number
+from colossal_llama.utils.command_line import LARGEST_SEED, CommandLine, boolean, number
 
 PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
 GPU_ONLY_PLUGINS = ("gemini", "gemini_auto")
@@ -99,7 +99,7 @@ def _add_length_of_run(parser: CommandLine) -> None:
         help="micro-steps per optimizer step (default: 8 on data from prepare_sft_dataset.py, else 1)",
     )
     group.add_argument(
-        "--seed", type=number(int, 0), default=42, metavar="N", help="of data order, dropout and NEFTune"
+        "--seed", type=number(int, 0, LARGEST_SEED), default=42, metavar="N", help="of data order, dropout and NEFTune"
     )
 
 

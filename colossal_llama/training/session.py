@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import LlamaForCausalLM
 
 import colossal_llama
-from colossal_llama.dataset.loader import Collator, RowReader
+from colossal_llama.dataset.loader import Collator, RowReader, StepGeometry
 from colossal_llama.dataset.packing import fill, plan_epoch
 from colossal_llama.dataset.prepared_parts import Part, categories_of
 from colossal_llama.model.loading import load_config
@@ -25,7 +25,11 @@ from colossal_llama.training.bad_steps import RECORD as BAD_STEPS_FILE
 from colossal_llama.training.bad_steps import BadSteps, refuse_bad_updates
 from colossal_llama.training.benchmark import describe, speed
 from colossal_llama.training.checkpoint import (
+    MERGED_MODEL,
+    MODEL,
     Progress,
+    entry_written_by_a_run,
+    set_aside,
     set_aside_later,
 )
 from colossal_llama.training.dry_run import plan_run, report
@@ -42,7 +46,7 @@ from colossal_llama.training.pipeline import step_geometry
 from colossal_llama.training.plugins import Engine, data_parallel_place
 from colossal_llama.training.restoring import restore
 from colossal_llama.training.saving import CheckpointSaver, save_merged_model
-from colossal_llama.training.schedule import plan_schedule
+from colossal_llama.training.schedule import Schedule, plan_schedule
 from colossal_llama.training.step import Stepper
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.engine import current_device, has_gpu, take_share_of_cores
@@ -109,7 +113,10 @@ def dry_run(arguments: TrainingArguments, data: Data) -> None:
 
 
 def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
-    """Hands model and optimizer to the plugin, restores a checkpoint, and puts the run together."""
+    """Hands model and optimizer to the plugin, restores a checkpoint, and puts the run together.
+
+    What an earlier run left is moved after everything that can go wrong before the first step.
+    """
     engine = plan.engine
     optimizer = build_optimizer(plan.model, arguments.lr, arguments.weight_decay)
     model, optimizer = engine.boost(plan.model, optimizer)
@@ -128,13 +135,14 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     schedule = plan_schedule(arguments, part_lengths, data.origin, geometry, progress)
     if data.checkpoint is not None:
         restore(data.checkpoint, engine, model, optimizer)
+    record_configuration(arguments, geometry, schedule)
     kept_steps = progress.step if _goes_on_in_place(arguments, data) else 0
     saver = None if arguments.benchmark else _saver(arguments, data, engine, model, optimizer)
     bad_steps = None if arguments.benchmark else arguments.save_dir / BAD_STEPS_FILE
+    metrics = _metrics(arguments, kept_steps)
     if is_rank_zero() and saver is not None:
         begin_record(bad_steps, kept_steps)
-        for path in set_aside_later(arguments.save_dir, kept_steps):
-            say(f"a checkpoint of an earlier run was in the way and is now {path}")
+        _set_aside(arguments.save_dir, kept_steps, (data.model_path, data.adapter_path))
     stepper = _stepper(arguments, data, plan, model, optimizer)
     return Run(
         stepper=stepper,
@@ -144,7 +152,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         schedule=schedule,
         tokenizer=data.tokenizer,
         origin=data.origin,
-        metrics=_metrics(arguments, kept_steps),
+        metrics=metrics,
         save_interval=arguments.save_interval,
         save_each_epoch=not arguments.skip_save_each_epoch,
         saver=saver,
@@ -180,6 +188,18 @@ def _stepper(
 def _goes_on_in_place(arguments: TrainingArguments, data: Data) -> bool:
     """Whether what lies in --save_dir is the past of this run, and not of another one whose checkpoints and record are set aside."""
     return data.checkpoint is not None and data.checkpoint.path.resolve().parent == arguments.save_dir.resolve()
+
+
+def _set_aside(save_dir: Path, kept_steps: int, begun_from: Sequence[Path | None]) -> None:
+    """Renames what other runs left in `--save_dir` and this one would replace: their checkpoints, and their finished models."""
+    for path in set_aside_later(save_dir, kept_steps):
+        say(f"a checkpoint of an earlier run was in the way and is now {path}")
+    if kept_steps:
+        return
+    used = {entry_written_by_a_run(path, save_dir) for path in begun_from if path is not None}
+    for name in {MODEL, MERGED_MODEL} - used:
+        if (save_dir / name).exists():
+            say(f"the finished model of an earlier run was in the way and is now {set_aside(save_dir / name)}")
 
 
 def _metrics(arguments: TrainingArguments, resumed_at_step: int) -> MetricsWriter:
@@ -298,12 +318,12 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
             say(f"warning: nothing is left to train: the run ends after step {schedule.total_steps}")
 
 
-def record_configuration(arguments: TrainingArguments, run: Run) -> None:
+def record_configuration(arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule) -> None:
     """Writes `--config_file`: arguments, versions, world and schedule of this run."""
-    agreement.write_record("--config_file", arguments.config_file, _configuration(arguments, run))
+    agreement.write_record("--config_file", arguments.config_file, _configuration(arguments, geometry, schedule))
 
 
-def _configuration(arguments: TrainingArguments, run: Run) -> dict[str, Any]:
+def _configuration(arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule) -> dict[str, Any]:
     import colossalai
     import transformers
 
@@ -311,10 +331,10 @@ def _configuration(arguments: TrainingArguments, run: Run) -> dict[str, Any]:
         "command": sys.argv,
         "arguments": arguments.as_json(),
         "world_size": dist.get_world_size(),
-        "device": str(run.stepper.device),
-        "total_steps": run.schedule.total_steps,
-        "warmup_steps": run.schedule.warmup_steps,
-        "rows_per_step": run.geometry.rows_per_step,
+        "device": str(current_device()),
+        "total_steps": schedule.total_steps,
+        "warmup_steps": schedule.warmup_steps,
+        "rows_per_step": geometry.rows_per_step,
         "started_s": round(time.time(), 3),
         "versions": {
             "colossal_llama": colossal_llama.__version__,

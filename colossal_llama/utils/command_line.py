@@ -12,6 +12,8 @@ from colossal_llama.utils.launchers import several_hosts
 
 _TRUE = {"true", "t", "yes", "y", "on", "1"}
 _FALSE = {"false", "f", "no", "n", "off", "0"}
+LARGEST_SEED = 2**32 - 1
+"""That NumPy takes, and with it ColossalAI's launch."""
 
 
 class BadArguments(SystemExit):
@@ -103,6 +105,35 @@ def boolean(text: str) -> bool:
     if text.strip().lower() in _FALSE:
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def text(given: str) -> str:
+    """Text as the terminal gives it, which must be in its encoding (UTF-8 nearly everywhere).
+
+    Raises:
+        argparse.ArgumentTypeError: some bytes are no characters.
+    """
+    if not is_text(given):
+        raise argparse.ArgumentTypeError(
+            f"{given!r} holds bytes that are not {sys.getfilesystemencoding()}: convert it"
+        )
+    return given
+
+
+def is_text(given: str) -> bool:
+    """Whether every character is one, and none a byte that could not be decoded (PEP 383)."""
+    return not any("\ud800" <= character <= "\udfff" for character in given)
+
+
+def new_directory_name(text: str) -> Path:
+    """A path under which a directory can be made (argparse `type=`)."""
+    path = Path(text)
+    above = next(place for place in path.absolute().parents if place.exists() or place.is_symlink())
+    if not above.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be made: {above} is no directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be made: nothing may be written in {above}")
+    return path
 
 
 def directories(text: str) -> list[Path]:

@@ -1,10 +1,27 @@
 """Errors that the user can fix: one message, no traceback, exit code 2."""
 
+import errno
 import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+
+_OF_THE_PLACE = frozenset(
+    (
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EEXIST,
+        errno.EFBIG,
+        errno.EISDIR,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.ENOTEMPTY,
+        errno.EPERM,
+        errno.EROFS,
+    )
+)
+"""Errors of the system that say something of the user's directories, not of the program."""
 
 
 class UserError(Exception):
@@ -39,11 +56,24 @@ def exit_with(error: UserError) -> None:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a `UserError` becomes its message and exit code 2, Ctrl-C a line and exit code 130."""
+    """Runs a script's `main`; a `UserError` becomes its message and exit code 2, Ctrl-C a line and exit code 130.
+
+    So does a full disk, or a place where nothing may be written, wherever it is met. A reader of the output that goes away ends the
+    script without a word (exit code 1), as Python's documentation has it (library, signal, "Note on SIGPIPE").
+    """
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         exit_with(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in _OF_THE_PLACE:
+            raise
+        where = f"{error.filename2 or error.filename} cannot be written: " if error.filename else ""
+        exit_with(UserError(f"{where}{error.strerror}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -194,6 +194,10 @@ def test_a_run_that_goes_on_in_another_directory_sets_aside_what_lies_there(done
     place = runner.workspace / "elsewhere"
     left = {path.name for path in (place / "save").glob("*epoch*")}
     assert left == {f"superseded-0-epoch-0_step-{step}" for step in (1, 2, 3)} | {"epoch-0_step-3"}
+    assert (place / "save" / "modelling" / "config.json").is_file()
+    saved = runner.weights("elsewhere", "superseded-0-epoch-0_step-3/modelling")
+    former = runner.weights("elsewhere", "superseded-0-modelling")
+    assert all((former[key] == tensor).all() for key, tensor in saved.items())
     assert [entry["step"] for entry in runner.metrics("elsewhere")] == [3]
     former = (place / "logs" / "metrics-0.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in former] == [1, 2, 3]

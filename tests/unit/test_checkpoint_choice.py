@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from colossal_llama.training.checkpoint import Origin, Progress, entry_written_by_a_run, find_checkpoint
+from colossal_llama.training.checkpoint import Origin, Progress, entry_written_by_a_run, find_checkpoint, set_aside
 from colossal_llama.training.metrics import begin_record
 from colossal_llama.utils.errors import UserError
 
@@ -78,6 +78,21 @@ def test_auto_goes_on_to_the_newest_complete_one_and_says_what_it_skips(save_dir
     for (step, (_, reason)), notice in zip(reversed(DAMAGES.items()), notices, strict=True):
         assert notice.startswith(f"skipped: {save_dir / f'epoch-0_step-{step}'} is not a complete checkpoint")
         assert reason in notice
+
+
+def test_auto_says_which_ones_another_run_has_set_aside(save_dir):
+    """One forgotten --load_checkpoint auto would else cost the run its past without a word."""
+    for step in DAMAGES:
+        shutil.rmtree(save_dir / f"epoch-0_step-{step}")
+    notices: list[str] = []
+    assert find_checkpoint("auto", save_dir, notices.append) is not None
+    assert notices == []
+    moved = set_aside(save_dir / "epoch-0_step-2")
+    assert find_checkpoint("auto", save_dir, notices.append) is None
+    assert len(notices) == 1
+    assert "auto begins afresh" in notices[0]
+    assert moved.name == "superseded-0-epoch-0_step-2"
+    assert moved.name in notices[0]
 
 
 def test_one_that_is_named_must_be_complete_and_so_must_one_of_all(save_dir):
