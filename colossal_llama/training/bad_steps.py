@@ -112,8 +112,12 @@ class BadSteps:
         return [{"part": str(part), "row": row} for part, row in places]
 
     def _write(self, entry: dict[str, Any]) -> None:
-        with self.record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        line = json.dumps(entry, ensure_ascii=False)
+        try:
+            with self.record.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            say(f"WARNING: {self.record} could not be written ({error.strerror}); it lacks {line}")
 
 
 def _place(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,12 +1,16 @@
 """The record of a run: what cannot be written is announced once, left out whole, and keeps nobody from training."""
 
 import json
+import math
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 
+from colossal_llama.training.bad_steps import BadSteps
 from colossal_llama.training.metrics import METRICS_FILE, MetricsWriter
 
 
@@ -37,3 +41,17 @@ def test_a_step_without_room_is_left_out_and_the_next_ones_are_not(tmp_path, cap
     printed = capsys.readouterr().out
     assert printed.count("COULD NOT BE WRITTEN") == 1
     assert f"THE RECORD OF STEP 2 COULD NOT BE WRITTEN to {record}: " in printed
+
+
+def test_a_bad_step_without_room_is_printed(tmp_path, capsys):
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        steps = BadSteps(
+            tmp_path / "no_such" / "bad_steps.jsonl", SimpleNamespace(place_of=lambda sample: ("part", sample)), 3
+        )
+        assert steps.watch(5, math.nan, None, [SimpleNamespace(sample_ids=[7, 9])])
+    finally:
+        dist.destroy_process_group()
+    printed = capsys.readouterr().out
+    assert "bad_steps.jsonl could not be written (No such file or directory)" in printed
+    assert '"rows": [{"part": "part", "row": 7}, {"part": "part", "row": 9}]' in printed
