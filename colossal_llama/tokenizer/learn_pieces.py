@@ -177,6 +177,7 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
     figures = {"files": len(files), "share": share, "documents": 0, "characters": 0}
 
     def blocks():
+        """The texts block by block, counted."""
         texts = read_texts(files, share, arguments.seed, block_characters)
         place = None
         with progress(texts, unit="text", desc="reading") as bar:

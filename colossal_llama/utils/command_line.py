@@ -160,6 +160,7 @@ def number(
     """
 
     def convert(text: str) -> float:
+        """The number, if it is one and in the range."""
         try:
             value = kind(text)
         except ValueError:

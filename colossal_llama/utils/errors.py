@@ -58,7 +58,7 @@ def exit_with(error: UserError) -> None:
 def run_main(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes its message and exit code 2, Ctrl-C a line and exit code 130.
 
-    So does a full disk, or a place where nothing may be written, wherever it is met. A reader of the output that goes away ends the
+    So does a full disk, or a place that may not be read or written, wherever it is met (code 2). A reader of the output that goes away ends the
     script without a word (exit code 1), as Python's documentation has it (library, signal, "Note on SIGPIPE").
     """
     try:
@@ -72,7 +72,7 @@ def run_main(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in _OF_THE_PLACE:
             raise
-        where = f"{error.filename2 or error.filename} cannot be written: " if error.filename else ""
+        where = f"{error.filename2 or error.filename}: " if error.filename else ""
         exit_with(UserError(f"{where}{error.strerror}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -35,7 +35,7 @@ def test_a_directory_below_a_file_is_refused_at_once(project_root, a_file, scrip
 def test_what_the_system_refuses_is_a_message(project_root, tmp_path):
     code = f"from colossal_llama.utils.errors import run_main; run_main(lambda: open('{tmp_path}', 'w'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=project_root, check=False)
-    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path} cannot be written: Is a directory\n")
+    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}: Is a directory\n")
 
 
 def test_errors_of_the_program_keep_their_traceback(project_root):
