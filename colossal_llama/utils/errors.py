@@ -58,8 +58,8 @@ def exit_with(error: UserError) -> None:
 def run_main(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes its message and exit code 2, Ctrl-C a line and exit code 130.
 
-    So does a full disk, or a place that may not be read or written, wherever it is met (code 2). A reader of the output that goes away ends the
-    script without a word (exit code 1), as Python's documentation has it (library, signal, "Note on SIGPIPE").
+    So does a full disk, or a place that may not be read or written, wherever it is met (code 2). A reader of the output that goes away
+    ends the script without a word (exit code 1), as Python's documentation has it (library, signal, "Note on SIGPIPE").
     """
     try:
         main()
