@@ -40,6 +40,7 @@ LEFT_OUT = 20
 def main() -> None:
     """Runs all ways seed by seed; after each seed prints and writes how far they are apart so far; draws the curves."""
     options = parse()
+    options.work_dir.mkdir(parents=True, exist_ok=True)
     model = options.model or options.work_dir / "model"
     if not model.exists():
         make_model(model, options.shape)
