@@ -14,8 +14,9 @@ from types import MethodType
 import torch
 from transformers import Cache, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
+from colossal_llama.model.frugal_layers import can_be_made_again
 from colossal_llama.model.fused_norm import add_and_norm, norm_beside, rms_norm
 from colossal_llama.model.linear_cross_entropy import linear_cross_entropy, next_token_labels
 from colossal_llama.model.shared_gradient import share_input_gradients
@@ -47,6 +48,7 @@ def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
     model.model.norm.forward = MethodType(_norm_forward, model.model.norm)
     for layer in model.model.layers:
         layer.forward = MethodType(_layer_forward, layer)
+        layer.mlp.forward = MethodType(_mlp_forward, layer.mlp)
     share_input_gradients(model)
     model.fuses_loss = fuse_loss  # for the forward of a model divided over ranks (model.sharded)
     if fuse_loss:
@@ -102,6 +104,18 @@ def _layer_forward(
     normed, hidden = add_and_norm(attended, hidden, after.weight, eps=after.variance_epsilon)
     hidden = hidden + self.mlp(normed)
     return (hidden, weights) if output_attentions else (hidden,)
+
+
+def _mlp_forward(self: LlamaMLP, hidden_states: torch.Tensor) -> torch.Tensor:
+    """`LlamaMLP.forward` with Liger's SwiGLU, whose product need not be kept."""
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction, swiglu_forward
+
+    gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+    product = LigerSiLUMulFunction.apply(gate, up)
+    # Its backward pass overwrites both, but only after that of `down_proj`, which asks for the product.
+    inputs = gate.detach(), up.detach()
+    can_be_made_again(product, lambda: swiglu_forward(*inputs)[2])
+    return self.down_proj(product)
 
 
 def _forward_with_fused_loss(

@@ -20,7 +20,7 @@ from colossal_llama.training.dimensions import layout_of
 from colossal_llama.training.memory_estimate import ALLOWANCE_BYTES, GIB, MemoryEstimate, estimate
 from colossal_llama.training.memory_setup import Setup, setup_of, trained_parameters
 from colossal_llama.training.pipeline import step_geometry
-from colossal_llama.training.recomputation import fewest_recomputed_layers
+from colossal_llama.training.recomputation import least_recomputation, recomputed_in_words
 from colossal_llama.training.schedule import Schedule, plan_schedule, rows_of_epoch, tokens_of_run
 from colossal_llama.utils.console import say, table
 
@@ -97,7 +97,7 @@ def _setup(arguments: TrainingArguments, run: DryRun, device_bytes: int | None) 
     setup = setup_of(arguments, run.config, run.data_parallel_size, arguments.fused_kernels, flash_attention=True)
     setup = replace(setup, length_tokens=run.longest_row_tokens)
     if arguments.use_grad_checkpoint and arguments.recompute_layers is None and device_bytes is not None:
-        setup = replace(setup, recomputed_layers=fewest_recomputed_layers(run.config, setup, device_bytes))
+        setup = least_recomputation(run.config, setup, device_bytes)
     return setup
 
 
@@ -138,7 +138,10 @@ def _plan_rows(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate
         ],
         ["steps", f"{schedule.total_steps:,} in {epochs}{ended}, {schedule.warmup_steps:,} of warm-up"],
         ["tokens", f"{run.tokens:,} in {_counted(schedule.total_steps, 'step', 'steps')}"],
-        ["recomputed", f"{setup.recomputed_layers} of {run.config.num_hidden_layers} layers"],
+        [
+            "recomputed",
+            recomputed_in_words(setup.recomputed_layers, run.config.num_hidden_layers, setup.frugal),
+        ],
         ["learning rate", f"{first:.3g} in the first step, {peak:.3g} after the warm-up, {last:.3g} in the last"],
         [
             "a checkpoint",

@@ -62,7 +62,7 @@ def activation_bytes_per_layer(
     tensor_parallel_size: int = 1,
     autocast: bool = False,
     fp8: bool = False,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Bytes that one decoder layer keeps from the forward to the backward pass.
 
     Args:
@@ -76,7 +76,8 @@ def activation_bytes_per_layer(
         fp8: the projections keep their inputs in 8 bits, one copy for all that read the same.
 
     Returns:
-        `(kept if not recomputed, kept if recomputed)`: all that the backward pass needs, or the layer's input alone.
+        `(all, kept if frugal, kept if recomputed)`: all that the backward pass needs, that without the results of norms and SwiGLU
+        (model.frugal_layers), the layer's input alone.
     """
     width, inner = config.hidden_size, config.intermediate_size // tensor_parallel_size
     queries, keys = (share // tensor_parallel_size for share in attention_widths(config))
@@ -95,7 +96,8 @@ def activation_bytes_per_layer(
         attention += queries  # the result once more, for the layer that reads it
     if not flash_attention:
         attention += value_bytes * queries
-    return tokens * (norms + attention + swiglu), tokens * flow_bytes * width
+    everything = tokens * (norms + attention + swiglu)
+    return everything, everything - tokens * value_bytes * (2 * width + inner), tokens * flow_bytes * width
 
 
 def estimate(config: Any, setup: Setup) -> MemoryEstimate:
@@ -147,7 +149,7 @@ class _Model:
             setup.plugin == "3d" and setup.zero_stage == 2
         )
         self.gradient_shards = self.shards if partitions_gradients else 1
-        self.activations, self.checkpoint = activation_bytes_per_layer(
+        self.activations, frugal, self.checkpoint = activation_bytes_per_layer(
             config,
             setup.tokens,
             setup.fused_kernels,
@@ -157,6 +159,7 @@ class _Model:
             autocast=self.autocasts,
             fp8=setup.fp8,
         )
+        self.kept_activations = frugal if setup.frugal else self.activations
 
     def gradients(self, of_parameters: float) -> int:
         """Bytes of the gradients that are kept for so many parameters."""
@@ -172,7 +175,7 @@ class _Model:
     def kept(self, layers: int) -> int:
         """Activations that the first `layers` layers keep."""
         recomputed = min(layers, self.setup.recomputed_layers)
-        return recomputed * self.checkpoint + (layers - recomputed) * self.activations
+        return recomputed * self.checkpoint + (layers - recomputed) * self.kept_activations
 
 
 def _static(model: _Model, setup: Setup) -> dict[str, int]:

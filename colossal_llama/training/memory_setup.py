@@ -8,6 +8,7 @@ from typing import Any
 
 from colossal_llama.model.parameter_counts import adapter_parameters
 from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.utils.allocator import segments_grow
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Setup:
     accumulation_steps: int = 1
     recomputed_layers: int = 0
     """So many layers, the first ones, keep only their input and are computed again in the backward pass."""
+    frugal: bool = False
+    """The other layers do not keep what is cheap to make again (model.frugal_layers)."""
     fused_kernels: bool = True
     fp8: bool = False
     flash_attention: bool = True
@@ -91,6 +94,7 @@ def setup_of(
         if pipelined
         else accumulated,
         recomputed_layers=min(recomputed, config.num_hidden_layers),
+        frugal=arguments.use_grad_checkpoint and fused_kernels and _can_be_frugal(arguments),
         fused_kernels=fused_kernels,
         fp8=arguments.fp8,
         flash_attention=flash_attention,
@@ -106,3 +110,16 @@ def trained_parameters(arguments: TrainingArguments, config: Any) -> int | None:
     if arguments.freeze_non_embeds_params:
         return config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return None
+
+
+def _can_be_frugal(arguments: TrainingArguments) -> bool:
+    """Whether layers can leave out the results of norms and SwiGLU: these must be the very tensors that are kept.
+
+    `--fp8` keeps them in 8 bits, `ddp` in another dtype, dimensions of 3d and adapters may keep a part or a copy; Gemini's parameters
+    are not in their place when a layer's products ask for a result of its norm. And an allocator whose segments cannot grow loses more to
+    gaps than is left out (utils.allocator).
+    """
+    if not segments_grow():
+        return False
+    whole = arguments.tp == arguments.pp == arguments.sp == 1 and not arguments.lora_rank
+    return whole and not arguments.fp8 and arguments.plugin in ("zero2", "zero2_cpu", "3d")

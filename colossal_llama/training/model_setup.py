@@ -23,7 +23,7 @@ from colossal_llama.training.opening import Data
 from colossal_llama.training.options import GPU_ONLY_PLUGINS
 from colossal_llama.training.pipeline import step_geometry
 from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
-from colossal_llama.training.recomputation import choose_recomputed_layers
+from colossal_llama.training.recomputation import choose_recomputation, recomputed_in_words
 from colossal_llama.utils.engine import current_device
 from colossal_llama.utils.errors import UserError
 
@@ -102,11 +102,11 @@ def _with_adapters(arguments: TrainingArguments, data: Data, engine: Engine, mod
 def _recompute(arguments: TrainingArguments, engine: Engine, model: LlamaForCausalLM, device: torch.device) -> str:
     """Lets layers recompute their activations."""
     _, data_parallel_size = data_parallel_place(engine)
-    layers = choose_recomputed_layers(arguments, model.config, device, data_parallel_size)
+    layers, frugal = choose_recomputation(arguments, model.config, device, data_parallel_size)
     # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs; Gemini's hooks around each
     # operation would then be left open.
-    recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS)
-    return f"gradient checkpointing: {layers} of {model.config.num_hidden_layers} layers are recomputed"
+    recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS, frugal=frugal)
+    return f"gradient checkpointing: {recomputed_in_words(layers, model.config.num_hidden_layers, frugal)}"
 
 
 def _fuses_loss(arguments: TrainingArguments, device: torch.device) -> bool:

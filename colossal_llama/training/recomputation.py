@@ -1,4 +1,7 @@
-"""How many layers recompute their activations: as few as the device's memory demands, by the estimate of `memory_estimate`."""
+"""What is recomputed in the backward pass: as little as the device's memory demands, by the estimate of `memory_estimate`.
+
+Nothing where a step fits; else first what is cheap to make again (model.frugal_layers), then whole layers, as few as it takes.
+"""
 
 from dataclasses import replace
 
@@ -6,6 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
+from colossal_llama.model.kernels import why_no_fused_kernels
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.memory_estimate import estimate
 from colossal_llama.training.memory_setup import Setup, setup_of
@@ -15,36 +19,46 @@ MARGIN = 0.03
 (58.3 and 134.2 GiB), and what the allocator holds beyond that was up to 2.8 GiB."""
 
 
-def fewest_recomputed_layers(config: PretrainedConfig, setup: Setup, device_bytes: int) -> int:
-    """The smallest number of layers with which a step fits, or all of them when none does, and in a pipeline.
+def least_recomputation(config: PretrainedConfig, setup: Setup, device_bytes: int) -> Setup:
+    """The setup with as little computed again as a step that fits allows; everything when none does, and in a pipeline.
 
     Args:
         config: the model's.
-        setup: plugin, ranks, batch; its `recomputed_layers` is not looked at.
+        setup: plugin, ranks, batch; `frugal` where the layers can be; its `recomputed_layers` is not looked at.
         device_bytes: memory that this process can have on its device.
     """
-    if setup.pipeline_stages > 1:  # the first few are the first stage's alone; the estimate does not look at the others
-        return config.num_hidden_layers
-    usable = int(device_bytes * (1.0 - MARGIN))
-    for layers in range(config.num_hidden_layers):
-        if estimate(config, replace(setup, recomputed_layers=layers)).fits(usable):
-            return layers
-    return config.num_hidden_layers
-
-
-def choose_recomputed_layers(
-    arguments: TrainingArguments, config: PretrainedConfig, device: torch.device, data_parallel_size: int
-) -> int:
-    """How many layers to recompute under `--use_grad_checkpoint`: what was asked for, else the fewest on a GPU, all on a CPU.
-
-    The same on every rank, since tensor parallelism communicates in a recomputation too.
-    """
     of = config.num_hidden_layers
+    everything = replace(setup, recomputed_layers=of)
+    if setup.pipeline_stages > 1:  # the first few are the first stage's alone; the estimate does not look at the others
+        return everything
+    usable = int(device_bytes * (1.0 - MARGIN))
+    candidates = [replace(setup, recomputed_layers=0, frugal=False)]
+    candidates += [replace(setup, recomputed_layers=layers) for layers in range(of)]
+    return next((candidate for candidate in candidates if estimate(config, candidate).fits(usable)), everything)
+
+
+def choose_recomputation(
+    arguments: TrainingArguments, config: PretrainedConfig, device: torch.device, data_parallel_size: int
+) -> tuple[int, bool]:
+    """How many layers to recompute under `--use_grad_checkpoint`, and whether the others keep no more than they must.
+
+    As many as were asked for, else the fewest on a GPU, all on a CPU. The same on every rank, since tensor parallelism communicates in a
+    recomputation too.
+    """
+    fused = arguments.fused_kernels and why_no_fused_kernels(device) is None
+    setup = setup_of(arguments, config, data_parallel_size, fused, flash_attention=True)
     if arguments.recompute_layers is not None or device.type != "cuda":
-        return min(of, arguments.recompute_layers or of)
+        return setup.recomputed_layers, setup.frugal
     free_bytes, _ = torch.cuda.mem_get_info(device)
     available_bytes = free_bytes + torch.cuda.memory_reserved(device)
-    setup = setup_of(arguments, config, data_parallel_size, arguments.fused_kernels, flash_attention=True)
-    fewest = torch.tensor(fewest_recomputed_layers(config, setup, available_bytes), device=device)
-    dist.all_reduce(fewest, op=dist.ReduceOp.MAX)
-    return int(fewest)
+    least = least_recomputation(config, setup, available_bytes)
+    chosen = torch.tensor([least.recomputed_layers, least.frugal], device=device)
+    dist.all_reduce(chosen, op=dist.ReduceOp.MAX)
+    layers, frugal = chosen.tolist()
+    return layers, bool(frugal)
+
+
+def recomputed_in_words(layers: int, of: int, frugal: bool) -> str:
+    """As the plan says it: "6 of 32 layers are recomputed, of the others norms and SwiGLU"."""
+    others = ", of the others norms and SwiGLU" if frugal and layers < of else ""
+    return f"{layers} of {of} layers are recomputed{others}"

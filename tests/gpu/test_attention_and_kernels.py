@@ -6,6 +6,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model.attention import CUDNN, SDPA, VARLEN, boundaries_of
 from colossal_llama.model.kernels import use_fused_kernels
+from colossal_llama.model.recompute import recompute_layers
+from colossal_llama.training.memory_estimate import activation_bytes_per_layer
 
 pytestmark = pytest.mark.gpu
 LENGTHS = [[300, 17, 195], [512], [100, 130]]  # the third row is padded
@@ -192,3 +194,26 @@ def test_fused_kernels_give_the_plain_loss_and_gradients():
     assert fused_loss == pytest.approx(plain_loss, rel=2e-3)
     for name, gradient in plain.items():
         assert (gradient - fused_gradients[name]).norm() < 0.03 * gradient.norm(), name
+
+
+def test_layers_that_do_not_keep_what_is_cheap_compute_the_same():
+    """In the memory that the estimate says, after the first time (Triton's compiler, cuBLAS's workspace).
+
+    The same bits but for the attention kernel's, which adds in any order; tests/unit/fused_in_interpreter.py compares bits.
+    """
+    ids, positions = spliced_batch()
+    settings = {"position_ids": positions, "attention_mask": boundaries_of(LENGTHS, WIDTH).cuda(), "use_cache": False}
+    gradients, kept_bytes = [], []
+    for frugal in (True, False, True):
+        model = make_model(VARLEN).train()
+        use_fused_kernels(model)
+        recompute_layers(model, 0, reentrant=False, frugal=frugal)
+        before = torch.cuda.memory_allocated()
+        loss = model(input_ids=ids, labels=ids, **settings).loss
+        kept_bytes.append(torch.cuda.memory_allocated() - before)
+        loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for mine, theirs in zip(gradients[2], gradients[1], strict=True):
+        assert (mine - theirs).norm() < 0.01 * theirs.norm()
+    everything, kept, _ = activation_bytes_per_layer(model.config, ids.numel(), fused_kernels=True)
+    assert kept_bytes[1] - kept_bytes[2] == model.config.num_hidden_layers * (everything - kept)

@@ -1,5 +1,6 @@
 """Started with TRITON_INTERPRET=1: Triton's kernels on a host without GPU, against plain PyTorch in fp32. Prints what was compared."""
 
+import gc
 import math
 import sys
 from pathlib import Path
@@ -9,19 +10,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.count_memory import LiveBytes
 from colossal_llama.model import fused_norm
 from colossal_llama.model.attention import SDPA, boundaries_of
 from colossal_llama.model.kernels import use_fused_kernels
+from colossal_llama.model.recompute import recompute_layers
+from colossal_llama.training.memory_estimate import activation_bytes_per_layer
 from colossal_llama.utils.adamw import adamw_in_one_kernel, adamw_plainly
 
 ROWS, WIDTH = 7, 48  # a width that is no power of two
+LENGTH = 9
+CONFIG = LlamaConfig(
+    vocab_size=50,
+    hidden_size=WIDTH,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
 
 
 def main() -> None:
-    """Norms, a whole model, and the update."""
+    """Norms, a whole model, layers that keep little, and the update."""
     fused_norm._multiprocessors = lambda device: 1
     fused_norm._PROGRAMS_PER_MULTIPROCESSOR = 4  # fewer than rows
-    for check in (norms, model, update):
+    for check in (norms, model, frugal, update):
         check()
         print(f"{check.__name__}: equal", flush=True)
 
@@ -57,32 +70,41 @@ def norms() -> None:
 
 def model() -> None:
     """Loss and gradients of a model with all fused kernels, its first layer recomputed."""
-    from colossal_llama.model.recompute import recompute_layers
-
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(3, 50, (2, 9), generator=generator)
-    results = []
-    for fused in (False, True):
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=50,
-            hidden_size=WIDTH,
-            intermediate_size=40,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-        network = LlamaForCausalLM(config).train()
-        network.config._attn_implementation = SDPA
-        if fused:
-            use_fused_kernels(network, fuse_loss=False)
-        recompute_layers(network, 1, reentrant=False)
-        settings = {"attention_mask": boundaries_of([[4, 5], [9]], 9), "use_cache": False}
-        output = network(input_ids=ids, position_ids=torch.arange(9).repeat(2, 1), **settings)
-        output.logits.square().mean().backward()
-        results.append([output.logits.detach(), *(parameter.grad for parameter in network.parameters())])
+    results = [computed(fused, recomputed=1, frugal=False)[0] for fused in (False, True)]
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def frugal() -> None:
+    """Layers that do not keep results of norms and SwiGLU: the same bits, and as many bytes less as the estimate says."""
+    for recomputed in (0, 1):
+        (plain, plain_bytes), (frugal, frugal_bytes) = (computed(True, recomputed, frugal) for frugal in (False, True))
+        for mine, theirs in zip(frugal, plain, strict=True):
+            assert torch.equal(mine, theirs)
+        everything, kept, _ = activation_bytes_per_layer(CONFIG, 2 * LENGTH, fused_kernels=True, value_bytes=4)
+        layers = CONFIG.num_hidden_layers - recomputed
+        assert plain_bytes - frugal_bytes == layers * (everything - kept) > 0, (plain_bytes, frugal_bytes)
+
+
+def computed(fused: bool, recomputed: int, frugal: bool) -> tuple[list[torch.Tensor], int]:
+    """Logits and gradients of a model, and the bytes that were alive between its forward and its backward pass."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 50, (2, LENGTH), generator=generator)
+    torch.manual_seed(0)
+    network = LlamaForCausalLM(CONFIG).train()
+    network.config._attn_implementation = SDPA
+    if fused:
+        use_fused_kernels(network, fuse_loss=False)
+    recompute_layers(network, recomputed, reentrant=False, frugal=frugal)
+    settings = {"attention_mask": boundaries_of([[4, 5], [9]], LENGTH), "use_cache": False}
+    counter = LiveBytes()
+    counter.enter("forward")
+    with counter:
+        output = network(input_ids=ids, position_ids=torch.arange(LENGTH).repeat(2, 1), **settings)
+    gc.collect()  # Triton's interpreter leaves cycles that hold a kernel's arguments
+    between = counter.live
+    output.logits.square().mean().backward()
+    return [output.logits.detach(), *(parameter.grad for parameter in network.parameters())], between
 
 
 def update() -> None:

@@ -16,4 +16,4 @@ def test_kernels_equal_plain_pytorch(project_root):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.splitlines() == ["norms: equal", "model: equal", "update: equal"]
+    assert done.stdout.splitlines() == ["norms: equal", "model: equal", "frugal: equal", "update: equal"]

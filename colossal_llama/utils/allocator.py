@@ -1,0 +1,27 @@
+"""How PyTorch's allocator on a GPU gets its memory: in segments that grow, unless the user says otherwise.
+
+With segments of fixed sizes gaps remain between what is kept and what was freed: 6.0 GiB beside 131.6 allocated on an H200, a model of
+7 B whose layers keep as little as they can (model.frugal_layers), and the run ended for want of 0.5 GiB.
+Imports no torch.
+"""
+
+import os
+
+_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""PyTorch's names, https://pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-alloc-conf."""
+
+
+def let_segments_grow() -> None:
+    """Before the first allocation on a GPU; what the user has set stays as it is."""
+    if not _users_setting():
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def segments_grow() -> bool:
+    """Whether they do, or will once `let_segments_grow` has been called."""
+    setting = _users_setting()
+    return not setting or "expandable_segments:true" in setting.lower().replace(" ", "")
+
+
+def _users_setting() -> str | None:
+    return next((os.environ[name] for name in _VARIABLES if os.environ.get(name)), None)
