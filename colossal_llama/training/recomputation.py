@@ -32,8 +32,8 @@ def least_recomputation(config: PretrainedConfig, setup: Setup, device_bytes: in
     if setup.pipeline_stages > 1:  # the first few are the first stage's alone; the estimate does not look at the others
         return everything
     usable = int(device_bytes * (1.0 - MARGIN))
-    candidates = [replace(setup, recomputed_layers=0, frugal=False)]
-    candidates += [replace(setup, recomputed_layers=layers) for layers in range(of)]
+    ways = dict.fromkeys((False, setup.frugal))
+    candidates = (replace(setup, recomputed_layers=layers, frugal=way) for layers in range(of) for way in ways)
     return next((candidate for candidate in candidates if estimate(config, candidate).fits(usable)), everything)
 
 
