@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pyarrow.compute
 
+from colossal_llama.utils.command_line import why_no_directory
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.files import fingerprint_bytes
 
@@ -83,8 +84,7 @@ def open_parts(paths: Sequence[str | Path], max_length: int, option: str = "--da
 
 
 def _open_part(path: Path, max_length: int, option: str) -> Part:
-    if not path.is_dir():
-        reason = "is a file: give a directory, arrow/part-00000 and so on" if path.exists() else "does not exist"
+    if reason := why_no_directory(path):
         raise UserError(f"{option}: {path} {reason}")
     note = path / "part.json"
     if not note.is_file():

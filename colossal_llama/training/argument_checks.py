@@ -10,7 +10,7 @@ from pathlib import Path
 from colossal_llama.training.checkpoint import RUNNING_STATES, complete_checkpoints
 from colossal_llama.training.dimensions import check_dimensions
 from colossal_llama.training.options import GPU_ONLY_PLUGINS
-from colossal_llama.utils.command_line import CommandLine
+from colossal_llama.utils.command_line import CommandLine, why_no_directory
 
 
 def check_arguments(parser: CommandLine, options: argparse.Namespace, has_gpu: bool | None, world_size: int) -> None:
@@ -84,8 +84,8 @@ def _check_paths(parser: CommandLine, options: argparse.Namespace) -> None:
         parser.problem(f"--pretrained: {options.pretrained} {found}")
     for name in ("dataset", "eval_dataset"):
         for part in getattr(options, name) or ():
-            if not Path(part).is_dir():
-                parser.problem(f"--{name}: {part} does not exist")
+            if reason := why_no_directory(Path(part)):
+                parser.problem(f"--{name}: {part} {reason}")
     if options.eval_interval is not None and not options.eval_dataset:
         parser.problem("--eval_interval has no effect without --eval_dataset")
     for name in ("save_dir", "tensorboard_dir"):

@@ -182,10 +182,16 @@ def number(
 def existing_directory(text: str) -> Path:
     """A path that must be a directory (argparse `type=`)."""
     path = Path(text)
-    if not path.is_dir():
-        reason = "is a file, not a directory" if path.exists() else "does not exist"
+    if reason := why_no_directory(path):
         raise argparse.ArgumentTypeError(f"{text} {reason}")
     return path
+
+
+def why_no_directory(path: Path) -> str | None:
+    """What a path is where a directory is needed, or None where it is one."""
+    if path.is_dir():
+        return None
+    return "is a file, not a directory" if path.exists() else "does not exist"
 
 
 def existing_file(text: str) -> Path:

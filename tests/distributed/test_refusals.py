@@ -57,6 +57,7 @@ def done(runner, toy) -> dict:
         settings = json.loads((place / "no_unk" / file).read_text())
         settings.pop("unk_token", None)
         (place / "no_unk" / file).write_text(json.dumps(settings))
+    shutil.copytree(toy.model, place / "third" / "save" / "modelling")
     (place / "planned" / "config.json.dry_run.json").mkdir(parents=True)
     checkpoint = str(save / "epoch-0_step-2" / "modelling")
 
@@ -81,6 +82,7 @@ def done(runner, toy) -> dict:
             "no_unk", *NEXT, "--pretrained", str(place / "no_unk"), "--pad_token", "unk", pretrained=False
         ),
         "planned": runner.command("planned", *NEXT, "--dry_run"),
+        "no_config": runner.command("third", *NEXT, "--config_file", "/proc/no_such_place/config.json"),
         "lora_on_final": stage("--pretrained", str(save / "modelling"), *lora, "--merge_lora"),
         "lora_on_checkpoint": stage("--load_checkpoint", checkpoint, *lora),
         "full_on_checkpoint": stage("--load_checkpoint", checkpoint),
@@ -186,6 +188,13 @@ def test_what_cannot_be_read_or_written_is_said(done, runner):
         assert said in problem
     assert str(runner.workspace / "cut" / "model.safetensors") in done["cut_weights"][1]
     assert problem.startswith(f"--config_file: {runner.workspace / 'planned' / 'config.json.dry_run.json'}")
+
+
+def test_a_run_that_fails_while_it_begins_sets_nothing_aside(done, runner):
+    kind, problem = done["no_config"]
+    assert kind == "AgreedError"
+    assert "/proc/no_such_place" in problem
+    assert [path.name for path in (runner.workspace / "third" / "save").iterdir() if path.is_dir()] == ["modelling"]
 
 
 def test_a_run_that_goes_on_in_another_directory_sets_aside_what_lies_there(done, runner):

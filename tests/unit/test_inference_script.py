@@ -72,6 +72,22 @@ def test_script_answers_a_file_repeatably(project_root, random_model_directory, 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_chat_leaves_out_a_line_that_is_no_text(project_root, random_model_directory, tmp_path):
+    """And says nothing of settings in the model's files that it does not use."""
+    model = shutil.copytree(random_model_directory, tmp_path / "model")
+    settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.9}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    options = ("--device", "cpu", "--do_sample", "False", "--max_new_tokens", "4", "--interactive")
+    command = [sys.executable, project_root / "inference_example.py", "--model_path", model, *options]
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run(command, input=b"hi \xff\nhello\n", capture_output=True, env=environment, check=False)
+    said = done.stderr.decode()
+    assert done.returncode == 0, said
+    assert said.count("that line holds bytes that are not utf-8 and is left out") == 1
+    assert "do_sample" not in said
+    assert done.stdout.count(b"Assistant: ") == 1
+
+
 def test_script_chats_with_history(project_root, random_model_directory, random_model, llama2):
     stdin = "你好\n\nsecond question\n/reset\n你好\n/exit\nnever read\n"
     options = ("--device", "cpu", "--do_sample", "False", "--max_new_tokens", 8, "--system", "Be brief.")

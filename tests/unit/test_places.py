@@ -71,3 +71,21 @@ def test_a_seed_that_is_too_large_is_refused(project_root, script):
     done = run(project_root, script, "--seed", 2**32)
     assert done.returncode == 2
     assert f"argument --seed: {2**32} is more than {2**32 - 1}" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("script", ["prepare_pretrain_dataset.py", "prepare_sft_dataset.py"])
+def test_a_row_that_no_splicing_could_hold_is_refused(project_root, script):
+    done = run(project_root, script, "--max_length", 2**20 + 1)
+    assert done.returncode == 2
+    assert f"argument --max_length: {2**20 + 1} is more than {2**20}" in done.stderr.decode()
+
+
+def test_a_directory_in_place_of_a_file_and_the_reverse_are_named(project_root, a_file, tmp_path):
+    options = ("--tokenizers", tmp_path, "--data_input_dirs", tmp_path, "--output_file", tmp_path)
+    report = run(project_root, "colossal_llama/tokenizer/report.py", *options)
+    assert report.returncode == 2
+    assert f"--output_file {tmp_path} is a directory: give the name of a file" in report.stderr.decode()
+    train = run(project_root, "train.py", "--dataset", a_file, "--eval_dataset", tmp_path / "none")
+    assert train.returncode == 2
+    assert f"--dataset: {a_file} is a file, not a directory" in train.stderr.decode()
+    assert f"--eval_dataset: {tmp_path}/none does not exist" in train.stderr.decode()
