@@ -33,6 +33,8 @@ WAYS = {"plain": PLAIN, "fast": (), "fp8": ("--fp8",), "recomputed": ("--use_gra
 WAYS["fp8_recomputed"] = (*WAYS["fp8"], *WAYS["recomputed"])
 HALVES = {"halves": "plain", "fast_halves": "fast", "recomputed_halves": "recomputed"}
 """Each way whose micro-batches are cut in two, and the way it is otherwise."""
+TRAINED_SEED = 0
+"""Of the order in which --trained_steps trains."""
 LEFT_OUT = 20
 """Steps of steep descent at the beginning, where any two runs differ most."""
 
@@ -80,15 +82,17 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.steps <= LEFT_OUT:
         parser.error(f"--steps {options.steps}: the first {LEFT_OUT} are left out of every figure")
+    if TRAINED_SEED in options.seeds:
+        parser.error(f"--seeds {TRAINED_SEED}: the order in which --trained_steps trains")
     return options
 
 
 def trained(options: argparse.Namespace, model: Path) -> Path:
-    """The model after --trained_steps steps by the first way, over the rows in an order that no seed of --seeds has."""
-    place, seed = options.work_dir / "trained", max(options.seeds) + 1
+    """The model after --trained_steps steps by the first way, over the rows in an order that no comparison has."""
+    place = options.work_dir / f"trained-{options.trained_steps}"
     finished = place / "save" / "modelling"
     if not finished.exists():
-        train_all(options, [words_of(options, options.ways[0], model, place, seed, options.trained_steps)])
+        train_all(options, [words_of(options, options.ways[0], model, place, TRAINED_SEED, options.trained_steps)])
     return finished
 
 

@@ -4,8 +4,8 @@
     gate, up ──► silu(gate) * up ──► down         kept: gate, up               made again: the product
 
 At the widths of LLaMA 7 B these are 29 % of a layer's activations, so that in the same memory fewer layers need be recomputed whole
-(model.recompute): on an H200, 4 rows of 4,096 tokens, 5 of 32 where it was 14, and 1,329 ms a step where it was 1,389. Selective
-recomputation, arXiv 2205.05198. The same kernel makes the same bits again.
+(model.recompute): 4 rows of 4,096 tokens on H200s, 5 of 32 where it was 14, and 1,329 ms a step where it was 1,389. Selective
+recomputation, arXiv 2205.05198. What is made again is the same, bit by bit (tests/unit/fused_in_interpreter.py).
 
 Through PyTorch's saved_tensors_hooks. torch.utils.checkpoint's own selective way chooses among operations of the dispatcher, and the
 fused kernels are none; it would also run all of a layer's Python again.
@@ -41,7 +41,7 @@ def frugally() -> Iterator[None]:
         for result, recipe in known:
             if _is_all_of(tensor, result):
                 return _MadeAgain(recipe, tensor.shape)
-        return tensor
+        return tensor.detach()  # the tensor itself would hold the node that saves it, should no backward pass follow
 
     def give(kept: torch.Tensor | _MadeAgain) -> torch.Tensor:
         return kept.recipe().view(kept.shape) if isinstance(kept, _MadeAgain) else kept

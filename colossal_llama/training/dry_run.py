@@ -86,19 +86,20 @@ def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
     for line in _verdict(memory, setup, run.config, device_bytes):
         say(line)
     file = record_file(arguments.config_file)
-    record = {**_record(arguments, run, memory, device_bytes), "recomputed_layers": setup.recomputed_layers}
+    record = _record(arguments, run, memory, device_bytes)
+    record |= {"recomputed_layers": setup.recomputed_layers, "frugal": setup.frugal}
     agreement.write_record("--config_file", file, record)
     say(f"the record is {file}")
     return memory
 
 
 def _setup(arguments: TrainingArguments, run: DryRun, device_bytes: int | None) -> Setup:
-    """As the run would have it; how many layers are recomputed it decides by the memory of its GPUs."""
+    """As the run would have it; what is recomputed it decides by the memory of its GPUs."""
     setup = setup_of(arguments, run.config, run.data_parallel_size, arguments.fused_kernels, flash_attention=True)
     setup = replace(setup, length_tokens=run.longest_row_tokens)
-    if arguments.use_grad_checkpoint and arguments.recompute_layers is None and device_bytes is not None:
-        setup = least_recomputation(run.config, setup, device_bytes)
-    return setup
+    if arguments.use_grad_checkpoint and device_bytes is not None:
+        return least_recomputation(run.config, setup, device_bytes, arguments.recompute_layers)
+    return replace(setup, frugal=False)
 
 
 def record_file(config_file: Path) -> Path:

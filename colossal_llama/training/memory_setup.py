@@ -117,7 +117,7 @@ def _can_be_frugal(arguments: TrainingArguments) -> bool:
 
     `--fp8` keeps them in 8 bits, `ddp` in another dtype, dimensions of 3d and adapters may keep a part or a copy; Gemini's parameters
     are not in their place when a layer's products ask for a result of its norm. And an allocator whose segments cannot grow loses more to
-    gaps than is left out (utils.allocator).
+    gaps than the estimate leaves free (utils.allocator).
     """
     if not segments_grow():
         return False

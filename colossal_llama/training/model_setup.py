@@ -24,6 +24,7 @@ from colossal_llama.training.options import GPU_ONLY_PLUGINS
 from colossal_llama.training.pipeline import step_geometry
 from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
 from colossal_llama.training.recomputation import choose_recomputation, recomputed_in_words
+from colossal_llama.utils.allocator import segments_grow
 from colossal_llama.utils.engine import current_device
 from colossal_llama.utils.errors import UserError
 
@@ -106,7 +107,12 @@ def _recompute(arguments: TrainingArguments, engine: Engine, model: LlamaForCaus
     # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs; Gemini's hooks around each
     # operation would then be left open.
     recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS, frugal=frugal)
-    return f"gradient checkpointing: {recomputed_in_words(layers, model.config.num_hidden_layers, frugal)}"
+    words = recomputed_in_words(layers, model.config.num_hidden_layers, frugal)
+    if layers and device.type == "cuda" and not segments_grow():
+        words += (
+            " (fewer, perhaps, without a setting in PYTORCH_CUDA_ALLOC_CONF or with expandable_segments:True in it)"
+        )
+    return f"gradient checkpointing: {words}"
 
 
 def _fuses_loss(arguments: TrainingArguments, device: torch.device) -> bool:

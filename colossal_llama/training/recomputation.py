@@ -1,6 +1,7 @@
 """What is recomputed in the backward pass: as little as the device's memory demands, by the estimate of `memory_estimate`.
 
-Nothing where a step fits; else first what is cheap to make again (model.frugal_layers), then whole layers, as few as it takes.
+Nothing where a step fits; else first what is cheap to make again (model.frugal_layers), then whole layers, as few as it takes. Where
+the user says how many layers, only the former is chosen.
 """
 
 from dataclasses import replace
@@ -19,21 +20,25 @@ MARGIN = 0.03
 (58.3 and 134.2 GiB), and what the allocator holds beyond that was up to 2.8 GiB."""
 
 
-def least_recomputation(config: PretrainedConfig, setup: Setup, device_bytes: int) -> Setup:
+def least_recomputation(
+    config: PretrainedConfig, setup: Setup, device_bytes: int, layers_wanted: int | None = None
+) -> Setup:
     """The setup with as little computed again as a step that fits allows; everything when none does, and in a pipeline.
 
     Args:
         config: the model's.
         setup: plugin, ranks, batch; `frugal` where the layers can be; its `recomputed_layers` is not looked at.
         device_bytes: memory that this process can have on its device.
+        layers_wanted: recompute just so many layers.
     """
     of = config.num_hidden_layers
-    everything = replace(setup, recomputed_layers=of)
+    numbers = range(of) if layers_wanted is None else (min(of, layers_wanted),)
+    everything = replace(setup, recomputed_layers=of if layers_wanted is None else numbers[0])
     if setup.pipeline_stages > 1:  # the first few are the first stage's alone; the estimate does not look at the others
         return everything
     usable = int(device_bytes * (1.0 - MARGIN))
     ways = dict.fromkeys((False, setup.frugal))
-    candidates = (replace(setup, recomputed_layers=layers, frugal=way) for layers in range(of) for way in ways)
+    candidates = (replace(setup, recomputed_layers=layers, frugal=way) for layers in numbers for way in ways)
     return next((candidate for candidate in candidates if estimate(config, candidate).fits(usable)), everything)
 
 
@@ -47,11 +52,11 @@ def choose_recomputation(
     """
     fused = arguments.fused_kernels and why_no_fused_kernels(device) is None
     setup = setup_of(arguments, config, data_parallel_size, fused, flash_attention=True)
-    if arguments.recompute_layers is not None or device.type != "cuda":
-        return setup.recomputed_layers, setup.frugal
+    if device.type != "cuda":
+        return setup.recomputed_layers, False
     free_bytes, _ = torch.cuda.mem_get_info(device)
     available_bytes = free_bytes + torch.cuda.memory_reserved(device)
-    least = least_recomputation(config, setup, available_bytes)
+    least = least_recomputation(config, setup, available_bytes, arguments.recompute_layers)
     chosen = torch.tensor([least.recomputed_layers, least.frugal], device=device)
     dist.all_reduce(chosen, op=dist.ReduceOp.MAX)
     layers, frugal = chosen.tolist()

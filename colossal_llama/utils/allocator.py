@@ -6,22 +6,25 @@ Imports no torch.
 """
 
 import os
+import re
 
-_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""PyTorch's names, https://pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-alloc-conf."""
+_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""PyTorch's names, https://pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-alloc-conf; it looks at the second
+only where the first is not there at all, and takes the empty text for a setting (2.13.0)."""
 
 
 def let_segments_grow() -> None:
     """Before the first allocation on a GPU; what the user has set stays as it is."""
     if not _users_setting():
-        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        os.environ[_VARIABLES[0]] = "expandable_segments:True"
 
 
 def segments_grow() -> bool:
     """Whether they do, or will once `let_segments_grow` has been called."""
     setting = _users_setting()
-    return not setting or "expandable_segments:true" in setting.lower().replace(" ", "")
+    words = re.findall(r"expandable_segments:(\w+)", setting.replace(" ", ""))
+    return not setting or (words[-1:] == ["True"] and "cudaMallocAsync" not in setting)
 
 
-def _users_setting() -> str | None:
-    return next((os.environ[name] for name in _VARIABLES if os.environ.get(name)), None)
+def _users_setting() -> str:
+    return next((os.environ[name] for name in _VARIABLES if name in os.environ), "")

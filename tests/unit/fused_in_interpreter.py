@@ -1,6 +1,7 @@
 """Started with TRITON_INTERPRET=1: Triton's kernels on a host without GPU, against plain PyTorch in fp32. Prints what was compared."""
 
 import gc
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -76,35 +77,62 @@ def model() -> None:
 
 
 def frugal() -> None:
-    """Layers that do not keep results of norms and SwiGLU: the same bits, and as many bytes less as the estimate says."""
-    for recomputed in (0, 1):
-        (plain, plain_bytes), (frugal, frugal_bytes) = (computed(True, recomputed, frugal) for frugal in (False, True))
+    """Layers that do not keep results of norms and SwiGLU: the same bits, and as many bytes less as the estimate says.
+
+    Nothing is left alive of a forward pass that no backward pass follows.
+    """
+    for recomputed, dtype in itertools.product((0, 1), (torch.float32, torch.float16)):
+        (plain, plain_bytes), (frugal, frugal_bytes) = (
+            computed(True, recomputed, frugal, dtype) for frugal in (False, True)
+        )
         for mine, theirs in zip(frugal, plain, strict=True):
             assert torch.equal(mine, theirs)
-        everything, kept, _ = activation_bytes_per_layer(CONFIG, 2 * LENGTH, fused_kernels=True, value_bytes=4)
+        sizes = activation_bytes_per_layer(CONFIG, 2 * LENGTH, fused_kernels=True, value_bytes=dtype.itemsize)
         layers = CONFIG.num_hidden_layers - recomputed
-        assert plain_bytes - frugal_bytes == layers * (everything - kept) > 0, (plain_bytes, frugal_bytes)
+        assert plain_bytes - frugal_bytes == layers * (sizes[0] - sizes[1]) > 0, (plain_bytes, frugal_bytes)
+    left_bytes = [left_alive(frugal) for frugal in (False, True)]
+    assert left_bytes[0] == left_bytes[1], left_bytes
 
 
-def computed(fused: bool, recomputed: int, frugal: bool) -> tuple[list[torch.Tensor], int]:
+def computed(
+    fused: bool, recomputed: int, frugal: bool, dtype: torch.dtype = torch.float32
+) -> tuple[list[torch.Tensor], int]:
     """Logits and gradients of a model, and the bytes that were alive between its forward and its backward pass."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(3, 50, (2, LENGTH), generator=generator)
+    network, counter = network_of(fused, recomputed, frugal, dtype), LiveBytes()
+    logits = logits_of(network, counter)
+    between = counter.live
+    logits.float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    return [logits.detach(), *(parameter.grad for parameter in network.parameters())], between
+
+
+def left_alive(frugal: bool) -> int:
+    """Bytes alive when a forward pass is over and its result forgotten."""
+    network, counter = network_of(True, 0, frugal, torch.float32), LiveBytes()
+    logits_of(network, counter)
+    gc.collect()
+    return counter.live
+
+
+def network_of(fused: bool, recomputed: int, frugal: bool, dtype: torch.dtype) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    network = LlamaForCausalLM(CONFIG).train()
+    network = LlamaForCausalLM(CONFIG).train().to(dtype)
     network.config._attn_implementation = SDPA
     if fused:
         use_fused_kernels(network, fuse_loss=False)
     recompute_layers(network, recomputed, reentrant=False, frugal=frugal)
+    return network
+
+
+def logits_of(network: LlamaForCausalLM, counter: LiveBytes) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 50, (2, LENGTH), generator=generator)
     settings = {"attention_mask": boundaries_of([[4, 5], [9]], LENGTH), "use_cache": False}
-    counter = LiveBytes()
     counter.enter("forward")
     with counter:
-        output = network(input_ids=ids, position_ids=torch.arange(LENGTH).repeat(2, 1), **settings)
+        logits = network(input_ids=ids, position_ids=torch.arange(LENGTH).repeat(2, 1), **settings).logits
     gc.collect()  # Triton's interpreter leaves cycles that hold a kernel's arguments
-    between = counter.live
-    output.logits.square().mean().backward()
-    return [output.logits.detach(), *(parameter.grad for parameter in network.parameters())], between
+    return logits
 
 
 def update() -> None:

@@ -1,6 +1,8 @@
 """What is recomputed on a GPU of a given size: as little as fits, and where layers may keep less than everything."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from colossal_llama.utils.allocator import let_segments_grow, segments_grow
 SEVEN_B = LlamaConfig(
     vocab_size=69_104, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32
 )
-VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 @pytest.fixture
@@ -34,7 +36,8 @@ def base(tmp_path: Path) -> list[str]:
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch):
     for name in VARIABLES:
-        monkeypatch.setenv(name, "")  # and put back afterwards, whatever a test sets
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards, whatever a test sets
+        monkeypatch.delenv(name)
 
 
 def work(setup: Setup) -> tuple[int, bool]:
@@ -52,6 +55,15 @@ def test_as_little_as_fits(gib, micro_batch_size, may_be_frugal):
     ways = [replace(setup, recomputed_layers=n, frugal=f) for n in range(33) for f in {False, may_be_frugal}]
     fitting = [work(way) for way in ways if estimate(SEVEN_B, way).fits(usable)]
     assert work(chosen) == min(fitting, default=work(everything))
+
+
+@given(gib=st.floats(60, 200), wanted=st.integers(1, 40))
+def test_as_many_layers_as_are_asked_for(gib, wanted):
+    """Then frugality alone is chosen: where it is needed."""
+    setup = Setup("zero2", micro_batch_size=4, frugal=True, recomputed_layers=7)
+    plain = replace(setup, recomputed_layers=min(wanted, 32), frugal=False)
+    needed = not estimate(SEVEN_B, plain).fits(int(int(gib * GIB) * (1 - MARGIN)))
+    assert least_recomputation(SEVEN_B, setup, int(gib * GIB), wanted) == replace(plain, frugal=needed)
 
 
 def test_a_pipeline_recomputes_all():
@@ -108,15 +120,38 @@ def test_layers_that_keep_everything_are_called_as_ever():
     assert model.is_gradient_checkpointing
 
 
-@pytest.mark.parametrize("name", VARIABLES)
-def test_the_users_setting_of_the_allocator_stays(monkeypatch, name):
+@pytest.mark.parametrize(
+    ("cuda", "general", "grow"),
+    [
+        (None, None, True),
+        ("", None, True),
+        ("max_split_size_mb:512", None, False),
+        (None, "max_split_size_mb:512", False),
+        (None, "max_split_size_mb:512, expandable_segments: True", True),
+        ("max_split_size_mb:512", "expandable_segments:True", False),
+        ("expandable_segments:True", "max_split_size_mb:512", True),
+        ("expandable_segments:True,expandable_segments:False", None, False),
+        ("backend:cudaMallocAsync,expandable_segments:True", None, False),
+    ],
+)
+def test_the_users_setting_of_the_allocator_stays(monkeypatch, cuda, general, grow):
+    """PyTorch looks at the second variable only where the first is not there."""
+    for name, setting in zip(VARIABLES, (cuda, general), strict=True):
+        if setting is not None:
+            monkeypatch.setenv(name, setting)
+    assert segments_grow() is grow
     let_segments_grow()
-    assert segments_grow()
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
-    for setting, grow in (("garbage_collection_threshold:0.8", False), ("expandable_segments:True", True)):
-        monkeypatch.setenv(name, setting)
-        let_segments_grow()
-        others = [other for other in VARIABLES if other != name]
-        assert segments_grow() is grow
-        assert os.environ[name] == setting
-        assert not any(os.environ[other] for other in others)
+    assert segments_grow() is grow
+    found = tuple(os.environ.get(name) for name in VARIABLES)
+    assert found == ((cuda, general) if cuda or general else ("expandable_segments:True", None))
+
+
+def test_which_variable_pytorch_looks_at():
+    """Fails when it is another than `allocator` says. A number that is none is complained of in the variable that is looked at."""
+    program = "import torch; torch._C._accelerator_setAllocatorSettings('max_split_size_mb:512')"
+    right, wrong = "max_split_size_mb:512", "max_split_size_mb:none"
+    for settings, complains in (((wrong, right), True), ((right, wrong), False), (("", wrong), False)):
+        environment = {**os.environ, **dict(zip(VARIABLES, settings, strict=True))}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ("ValueError" in done.stderr) is complains, done.stderr
