@@ -8,6 +8,8 @@ import sys
 from types import ModuleType
 
 from colossal_llama.training.arguments import TrainingArguments, parse_arguments
+from colossal_llama.training.memory_setup import may_be_frugal
+from colossal_llama.utils.allocator import let_segments_grow
 from colossal_llama.utils.errors import run_main
 from colossal_llama.utils.launchers import take_over_from_slurm
 
@@ -21,7 +23,10 @@ def main() -> None:
     from colossal_llama.utils import engine
 
     def parse() -> TrainingArguments:
-        return parse_arguments(has_gpu=engine.has_gpu(), world_size=int(os.environ.get("WORLD_SIZE", "1")))
+        arguments = parse_arguments(has_gpu=engine.has_gpu(), world_size=int(os.environ.get("WORLD_SIZE", "1")))
+        if may_be_frugal(arguments):
+            let_segments_grow()
+        return arguments
 
     arguments = agreement.parse_and_launch(parse, lambda arguments: arguments.seed)
     from colossal_llama.training import session  # imports ColossalAI, which the launch has prepared

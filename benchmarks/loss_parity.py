@@ -82,7 +82,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.steps <= LEFT_OUT:
         parser.error(f"--steps {options.steps}: the first {LEFT_OUT} are left out of every figure")
-    if TRAINED_SEED in options.seeds:
+    if options.trained_steps and TRAINED_SEED in options.seeds:
         parser.error(f"--seeds {TRAINED_SEED}: the order in which --trained_steps trains")
     return options
 

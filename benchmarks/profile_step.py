@@ -25,6 +25,7 @@ from benchmarks.train_many import free_memory
 from benchmarks.train_throughput import OURS
 from colossal_llama.training.arguments import parse_arguments
 from colossal_llama.utils import engine
+from colossal_llama.utils.allocator import let_segments_grow
 from colossal_llama.utils.console import table
 from colossal_llama.utils.files import write_json
 
@@ -61,6 +62,8 @@ def main() -> None:
     model = options.work_dir / "model"
     if not model.exists():
         make_model(model, options.shape)
+    if "--use_grad_checkpoint" in options.options:
+        let_segments_grow()  # as train.py does
     engine.launch(seed=0)
     profiles = {way: profile_of(options, way, model) for way in options.ways}
     report(profiles, options.top)

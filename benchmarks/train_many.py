@@ -18,12 +18,15 @@ import torch
 import train
 from colossal_llama.training.arguments import parse_arguments
 from colossal_llama.utils import engine
+from colossal_llama.utils.allocator import let_segments_grow
 from colossal_llama.utils.gemini_patches import forget_finished_runs
 
 
 def main() -> None:
     """Launches once, trains many times."""
     commands = json.loads(Path(sys.argv[1]).read_text())
+    if any("--use_grad_checkpoint" in command for command in commands):
+        let_segments_grow()  # as train.py does
     engine.launch(seed=0)
     from colossal_llama.training import session
 

@@ -94,7 +94,7 @@ def setup_of(
         if pipelined
         else accumulated,
         recomputed_layers=min(recomputed, config.num_hidden_layers),
-        frugal=arguments.use_grad_checkpoint and fused_kernels and _can_be_frugal(arguments),
+        frugal=fused_kernels and may_be_frugal(arguments) and segments_grow(),
         fused_kernels=fused_kernels,
         fp8=arguments.fp8,
         flash_attention=flash_attention,
@@ -112,14 +112,14 @@ def trained_parameters(arguments: TrainingArguments, config: Any) -> int | None:
     return None
 
 
-def _can_be_frugal(arguments: TrainingArguments) -> bool:
-    """Whether layers can leave out the results of norms and SwiGLU: these must be the very tensors that are kept.
+def may_be_frugal(arguments: TrainingArguments) -> bool:
+    """Whether layers could leave out the results of norms and SwiGLU: these must be the very tensors that are kept.
 
     `--fp8` keeps them in 8 bits, `ddp` in another dtype, dimensions of 3d and adapters may keep a part or a copy; Gemini's parameters
-    are not in their place when a layer's products ask for a result of its norm. And an allocator whose segments cannot grow loses more to
-    gaps than the estimate leaves free (utils.allocator).
+    are not in their place when a layer's products ask for a result of its norm. They do it only in segments that grow: an allocator with
+    others loses more to gaps than the estimate leaves free (utils.allocator).
     """
-    if not segments_grow():
+    if not arguments.use_grad_checkpoint:
         return False
     whole = arguments.tp == arguments.pp == arguments.sp == 1 and not arguments.lora_rank
     return whole and not arguments.fp8 and arguments.plugin in ("zero2", "zero2_cpu", "3d")

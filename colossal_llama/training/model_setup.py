@@ -19,6 +19,7 @@ from colossal_llama.model.token_losses import give_token_losses
 from colossal_llama.training import agreement
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.dimensions import layout_of, notes_on_dimensions
+from colossal_llama.training.memory_setup import may_be_frugal
 from colossal_llama.training.opening import Data
 from colossal_llama.training.options import GPU_ONLY_PLUGINS
 from colossal_llama.training.pipeline import step_geometry
@@ -108,7 +109,7 @@ def _recompute(arguments: TrainingArguments, engine: Engine, model: LlamaForCaus
     # operation would then be left open.
     recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS, frugal=frugal)
     words = recomputed_in_words(layers, model.config.num_hidden_layers, frugal)
-    if layers and device.type == "cuda" and not segments_grow():
+    if layers and device.type == "cuda" and may_be_frugal(arguments) and not segments_grow():
         words += (
             " (fewer, perhaps, without a setting in PYTORCH_CUDA_ALLOC_CONF or with expandable_segments:True in it)"
         )

@@ -1,7 +1,7 @@
 """What is recomputed in the backward pass: as little as the device's memory demands, by the estimate of `memory_estimate`.
 
 Nothing where a step fits; else first what is cheap to make again (model.frugal_layers), then whole layers, as few as it takes. Where
-the user says how many layers, only the former is chosen.
+the user says how many layers, it is only chosen whether the others are frugal.
 """
 
 from dataclasses import replace

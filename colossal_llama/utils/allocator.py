@@ -1,4 +1,4 @@
-"""How PyTorch's allocator on a GPU gets its memory: in segments that grow, unless the user says otherwise.
+"""How PyTorch's allocator on a GPU gets its memory: in segments that grow, where a run asks for them and the user says nothing else.
 
 With segments of fixed sizes gaps remain between what is kept and what was freed: 6.0 GiB beside 131.6 allocated on an H200, a model of
 7 B whose layers keep as little as they can (model.frugal_layers), and the run ended for want of 0.5 GiB.
@@ -15,16 +15,16 @@ only where the first is not there at all, and takes the empty text for a setting
 
 def let_segments_grow() -> None:
     """Before the first allocation on a GPU; what the user has set stays as it is."""
-    if not _users_setting():
+    if not _setting():
         os.environ[_VARIABLES[0]] = "expandable_segments:True"
 
 
 def segments_grow() -> bool:
-    """Whether they do, or will once `let_segments_grow` has been called."""
-    setting = _users_setting()
+    """Whether they do."""
+    setting = _setting()
     words = re.findall(r"expandable_segments:(\w+)", setting.replace(" ", ""))
-    return not setting or (words[-1:] == ["True"] and "cudaMallocAsync" not in setting)
+    return words[-1:] == ["True"] and "cudaMallocAsync" not in setting
 
 
-def _users_setting() -> str:
+def _setting() -> str:
     return next((os.environ[name] for name in _VARIABLES if name in os.environ), "")

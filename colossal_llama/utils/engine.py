@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 
 from colossal_llama.utils.adam_kernels import TorchCpuAdam, TorchCudaAdam
-from colossal_llama.utils.allocator import let_segments_grow
 from colossal_llama.utils.cpu_engine import prepare_cpu
 from colossal_llama.utils.engine_patches import apply_patches
 from colossal_llama.utils.gemini_patches import apply_gemini_patches
@@ -49,7 +48,6 @@ def launch(seed: int) -> None:
         _die_with_the_launcher()
     else:
         _describe_a_world_of_one()
-    let_segments_grow()
     prepare_engine()
     import colossalai
 

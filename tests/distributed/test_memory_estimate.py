@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -82,6 +85,24 @@ def test_slices_go_through_as_many_bytes_as_the_estimate_says():
     from colossal_llama.training.lean_offload import Pipeline
 
     assert Pipeline(torch.device("cpu"), torch.bfloat16).host_bytes == memory_estimate._SLICE_BUFFERS_BYTES
+
+
+@pytest.mark.parametrize(("setting", "frugal"), [("", True), ("expandable_segments:False", False)])
+def test_train_asks_for_the_segments_that_frugal_layers_need(runner, project_root, setting, frugal):
+    """As the plan for a GPU says that is too small for anything; unless the user wants other segments."""
+    name = f"plan_{frugal}"
+    planned = ("--use_grad_checkpoint", "--dry_run", "--gpu_memory_gib", "1e-4")
+    done = subprocess.run(
+        [sys.executable, "train.py", *runner.command(name, *BATCH, *planned)],
+        cwd=project_root,
+        env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": setting},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((runner.workspace / name / "config.json.dry_run.json").read_text())
+    assert plan["frugal"] is frugal
 
 
 def test_the_loss_works_on_as_many_rows_at_a_time_as_the_estimate_says():

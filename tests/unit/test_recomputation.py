@@ -88,6 +88,7 @@ def test_a_pipeline_recomputes_all():
 )
 def test_where_layers_may_be_frugal(base, words, frugal):
     words = words if "--plugin" in words else ("--plugin", "zero2", *words)
+    let_segments_grow()
     arguments = parse_arguments([*base, "--mixed_precision", "bf16", *words], has_gpu=True, world_size=2)
     assert setup_of(arguments, SEVEN_B, 1, fused_kernels=True, flash_attention=True).frugal is frugal
     assert not setup_of(arguments, SEVEN_B, 1, fused_kernels=False, flash_attention=True).frugal
@@ -98,6 +99,8 @@ def test_not_without_checkpointing_and_not_where_segments_cannot_grow(base, monk
         arguments = parse_arguments([*words, "--plugin", "zero2"], has_gpu=True)
         return setup_of(arguments, SEVEN_B, 1, fused_kernels=True, flash_attention=True).frugal
 
+    assert not frugal(*base)
+    let_segments_grow()
     assert frugal(*base)
     assert not frugal(*base[:-1])  # --use_grad_checkpoint
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
@@ -123,8 +126,8 @@ def test_layers_that_keep_everything_are_called_as_ever():
 @pytest.mark.parametrize(
     ("cuda", "general", "grow"),
     [
-        (None, None, True),
-        ("", None, True),
+        (None, None, None),
+        ("", None, None),
         ("max_split_size_mb:512", None, False),
         (None, "max_split_size_mb:512", False),
         (None, "max_split_size_mb:512, expandable_segments: True", True),
@@ -135,13 +138,13 @@ def test_layers_that_keep_everything_are_called_as_ever():
     ],
 )
 def test_the_users_setting_of_the_allocator_stays(monkeypatch, cuda, general, grow):
-    """PyTorch looks at the second variable only where the first is not there."""
+    """PyTorch looks at the second variable only where the first is not there. Where there is none, ours makes them grow."""
     for name, setting in zip(VARIABLES, (cuda, general), strict=True):
         if setting is not None:
             monkeypatch.setenv(name, setting)
-    assert segments_grow() is grow
+    assert segments_grow() is bool(grow)
     let_segments_grow()
-    assert segments_grow() is grow
+    assert segments_grow() is (grow is None or grow)
     found = tuple(os.environ.get(name) for name in VARIABLES)
     assert found == ((cuda, general) if cuda or general else ("expandable_segments:True", None))
 
