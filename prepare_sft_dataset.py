@@ -2,7 +2,7 @@
 
 import os
 
-from colossal_llama.dataset.command import run
+from colossal_llama.dataset.prepare.cli import run
 from colossal_llama.utils.errors import run_main
 
 

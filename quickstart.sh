@@ -145,7 +145,7 @@ main() {
         --load_checkpoint "$work/pretrain/checkpoints/modelling"
     report loss "$work/sft/tensorboard"
     step plot "draw the losses by step and by tokens" loss.png \
-        "$python" plot_training.py "$work/pretrain/tensorboard" "$work/sft/tensorboard" \
+        "$python" colossal_llama/training/plot_training.py "$work/pretrain/tensorboard" "$work/sft/tensorboard" \
         --labels pre-training fine-tuning --output "$work/loss.png"
     step ask "ask it every question of the example" answers.jsonl ask
     report answers "$work/answers.jsonl"

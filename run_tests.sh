@@ -22,7 +22,7 @@ else
 fi
 cd "$project"
 
-# tests/hosts.py starts real sshds; what is fetched for that lies beside the environment.
+# tests/support/hosts.py starts real sshds; what is fetched for that lies beside the environment.
 if [[ -z ${COLOSSAL_LLAMA_SSHD:-} ]]; then
     COLOSSAL_LLAMA_SSHD=$(bash tests/fetch_sshd.sh "${venv:-${TMPDIR:-/tmp}/colossal-llama-$UID}/sshd")
     export COLOSSAL_LLAMA_SSHD

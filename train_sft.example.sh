@@ -2,7 +2,7 @@
 # Fine-tunes a model on conversations on the hosts of a hostfile. Copy this file, fill in the six variables, run it from the project's root.
 #
 # The first host of the hostfile is the master; it must reach every host, itself included, by ssh without a password.
-# Every host needs this project, the model and the data under the same paths, and sees the same PARENT_SAVE_DIR: preflight.py checks all that.
+# Every host needs this project, the model and the data under the same paths, and sees the same PARENT_SAVE_DIR: colossal_llama/cluster/preflight.py checks all that.
 set -euo pipefail
 
 PROJECT_NAME="${PROJECT_NAME:-sft}"

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.random_run import LENGTH_TOKENS, SHAPES, make_model, make_part, outcome_of, outputs_under, run_many
+from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
-from colossal_llama.utils.files import write_json
 
 SAVES = 3
 WAYS = {"in the background": "True", "training waits": "False"}

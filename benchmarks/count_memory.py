@@ -19,10 +19,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from colossal_llama.engine import launch
 from colossal_llama.training.arguments import parse_arguments
-from colossal_llama.utils import engine
+from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import is_rank_zero
-from colossal_llama.utils.files import write_json
 
 
 class LiveBytes(TorchDispatchMode):
@@ -61,20 +61,20 @@ class LiveBytes(TorchDispatchMode):
 
 def count(command: list[str]) -> dict:
     """Peaks of one run's last step, and the estimate for it."""
-    from colossal_llama.training import model_setup, opening, session
-    from colossal_llama.training.memory_estimate import estimate
-    from colossal_llama.training.memory_setup import setup_of
+    from colossal_llama.training import inputs, model_setup, run_builder
+    from colossal_llama.training.memory.config import setup_of
+    from colossal_llama.training.memory.estimate import estimate
 
-    arguments = parse_arguments(command, has_gpu=engine.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
+    arguments = parse_arguments(command, has_gpu=launch.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
     counter = LiveBytes()
     counter.enter("start")
-    data = opening.open_data(arguments)
-    arguments = session.with_defaults_of(arguments, data)
+    data = inputs.open_data(arguments)
+    arguments = run_builder.with_defaults_of(arguments, data)
     with counter:
         plan = model_setup.open_model(arguments, data)
         for tensor in (*plan.model.parameters(), *plan.model.buffers()):
             counter.note(tensor)
-        run = session.boost(arguments, data, plan)
+        run = run_builder.boost(arguments, data, plan)
     _watch(run.stepper, counter)
     run.fit()
     config = plan.model.config
@@ -110,14 +110,14 @@ def _watch(stepper, counter: LiveBytes) -> None:
 def main() -> None:
     """Counts every command's run; writes a list in their order."""
     commands = json.loads(Path(sys.argv[1]).read_text())
-    engine.launch(seed=0)
+    launch.launch(seed=0)
     counts = []
     for command in commands:
         counts.append(count(command))
         gc.collect()
     if is_rank_zero():
         write_json(Path(sys.argv[2]), counts)
-    engine.leave()
+    launch.leave()
 
 
 if __name__ == "__main__":

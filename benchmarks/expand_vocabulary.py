@@ -16,10 +16,10 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from colossal_llama.utils.command_line import CommandLine, number
+from colossal_llama.utils.atomic_io import write_json
+from colossal_llama.utils.cli import CommandLine, number
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError, run_main
-from colossal_llama.utils.files import write_json
 
 SCRIPT = Path(__file__).resolve().parents[1] / "colossal_llama" / "tokenizer" / "init_tokenizer.py"
 

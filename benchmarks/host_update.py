@@ -18,9 +18,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.random_run import SHAPES, VOCABULARY_SIZE
-from colossal_llama.utils import engine
+from colossal_llama.engine import launch
+from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
-from colossal_llama.utils.files import write_json
 
 
 def main() -> None:
@@ -30,18 +30,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one of warm-up")
     parser.add_argument("--output", type=Path, help="json file for the figures")
     options = parser.parse_args()
-    engine.launch(seed=0)
-    threads = engine.take_share_of_cores()
+    launch.launch(seed=0)
+    threads = launch.take_share_of_cores()
     medians_s = {}
     for way in ("engine", "ours"):
         medians_s[way] = statistics.median(seconds_a_step(options, way))
         gc.collect()  # or the optimizer's cycles would keep its states while the next has its own
     rows = [[way, f"{seconds:.3f}", f"{medians_s['engine'] / seconds:.2f}"] for way, seconds in medians_s.items()]
-    print(f"{options.shape}, {threads} threads, {engine.current_device()}")
+    print(f"{options.shape}, {threads} threads, {launch.current_device()}")
     print(table(["update", "s a step", "x engine"], rows))
     if options.output:
         write_json(options.output, {"shape": options.shape, "threads": threads, "seconds_a_step": medians_s})
-    engine.leave()
+    launch.leave()
 
 
 def seconds_a_step(options: argparse.Namespace, way: str) -> list[float]:
@@ -49,10 +49,10 @@ def seconds_a_step(options: argparse.Namespace, way: str) -> list[float]:
     from colossalai.booster import Booster
     from colossalai.booster.plugin import LowLevelZeroPlugin
 
-    from colossal_llama.training.lean_offload import use_lean_offload
-    from colossal_llama.training.optimizer import build_optimizer
+    from colossal_llama.engine.hybrid_adam import build_optimizer
+    from colossal_llama.engine.zero_offload_update import use_lean_offload
 
-    device = engine.current_device()
+    device = launch.current_device()
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with device:

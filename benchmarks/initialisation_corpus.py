@@ -52,7 +52,7 @@ def split_corpus(
 
 def read_documents(directory: Path) -> dict[str, list]:
     """All documents by category."""
-    from colossal_llama.dataset.input_files import find_input_files, plan_chunks, read_rows
+    from colossal_llama.dataset.prepare.input_files import find_input_files, plan_chunks, read_rows
     from colossal_llama.dataset.records import document_of, parse_row
 
     by_category: dict[str, list] = {}

@@ -24,10 +24,10 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.initialisation_corpus import prepare_both, split_corpus
-from colossal_llama.utils.command_line import CommandLine, existing_directory, number
+from colossal_llama.utils.atomic_io import write_json
+from colossal_llama.utils.cli import CommandLine, existing_directory, number
 from colossal_llama.utils.console import say, table
 from colossal_llama.utils.errors import run_main
-from colossal_llama.utils.files import write_json
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CALIBRATION_STEPS = 40
@@ -67,20 +67,20 @@ def main() -> None:
             arguments.source_tokenizer, arguments.target_tokenizer, arguments.length_tokens, place
         )
 
-        from colossal_llama.utils import engine
+        from colossal_llama.engine import launch
 
-        engine.launch(seed=0)
-        from colossal_llama.training import session
+        launch.launch(seed=0)
+        from colossal_llama.training import run_builder
 
         results["device"] = device_name()
-        results["source"] = train_source(arguments, place, session)
+        results["source"] = train_source(arguments, place, run_builder)
         evaluate_source(results, place, held_out)
         record(arguments, results)
         evaluate_variants(arguments, results, place, held_out)
         for pair in _CONTINUED:
-            continue_training(arguments, results, place, session, held_out, pair)
+            continue_training(arguments, results, place, run_builder, held_out, pair)
             record(arguments, results)
-        engine.leave()
+        launch.leave()
     report(arguments, results)
 
 
@@ -115,30 +115,30 @@ def parse_arguments() -> Namespace:
 # ---------------------------------------------------------------------------------------------------- the training
 
 
-def train(session: Any, place: Path, model: Path, data: Path, *options: Any) -> list[dict]:
+def train(run_builder: Any, place: Path, model: Path, data: Path, *options: Any) -> list[dict]:
     """Runs train.py's story in this process; returns the entries of its metrics."""
     import gc
 
     import torch
 
-    import train as script
+    from colossal_llama.engine.launch import has_gpu
+    from colossal_llama.training import train as script
     from colossal_llama.training.arguments import parse_arguments as parse_training
     from colossal_llama.training.metrics import read_metrics
-    from colossal_llama.utils.engine import has_gpu
 
     on_gpu = has_gpu()
     words = ["--pretrained", model, "--dataset", data / "arrow" / "part-00000", "--plugin", "zero2"]
     words += ["--mixed_precision", "bf16" if on_gpu else "fp32", *(["--use_flash_attn"] if on_gpu else [])]
     words += ["--save_dir", place / "save", "--tensorboard_dir", place / "logs", "--config_file", place / "config.json"]
     words += ["--skip_save_each_epoch", "--save_interval", 10**9, "--num_epochs", 1000, *options]
-    script.train(parse_training(list(map(str, words)), has_gpu=on_gpu, world_size=1), session)
+    script.train(parse_training(list(map(str, words)), has_gpu=on_gpu, world_size=1), run_builder)
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
     return read_metrics(place / "logs")
 
 
-def train_source(arguments: Namespace, place: Path, session: Any) -> dict:
+def train_source(arguments: Namespace, place: Path, run_builder: Any) -> dict:
     """Trains the source model; `place`/source is its directory."""
     make_random_model(arguments, place / "random")
     common = ["--max_length", arguments.length_tokens, "--micro_batch_size", arguments.rows]
@@ -146,7 +146,7 @@ def train_source(arguments: Namespace, place: Path, session: Any) -> dict:
     steps = arguments.source_steps
     if steps is None:
         entries = train(
-            session,
+            run_builder,
             place / "calibration",
             place / "random",
             place / "source-data",
@@ -159,7 +159,7 @@ def train_source(arguments: Namespace, place: Path, session: Any) -> dict:
         steps = max(_CALIBRATION_STEPS, int(arguments.source_seconds / step_s))
     started = time.monotonic()
     entries = train(
-        session, place / "source-run", place / "random", place / "source-data", *common, "--max_steps", steps
+        run_builder, place / "source-run", place / "random", place / "source-data", *common, "--max_steps", steps
     )
     (place / "source-run" / "save" / "modelling").rename(place / "source")
     return {
@@ -205,7 +205,7 @@ def device_name() -> str:
 
 def losses(model: Any, tokenizer: Any, held_out: dict[str, list[str]], what: str) -> dict[str, float]:
     """Nats per byte by category, and of all together."""
-    from colossal_llama.model.evaluate_text import loss_per_byte
+    from colossal_llama.model.expansion.text_loss import loss_per_byte
 
     by_category = {name: loss_per_byte(model, tokenizer, texts, f"{what}: {name}") for name, texts in held_out.items()}
     nats = sum(loss.loss_per_byte * loss.bytes for loss in by_category.values())
@@ -225,7 +225,7 @@ def evaluate_source(results: dict, place: Path, held_out: dict[str, list[str]]) 
 def evaluate_variants(arguments: Namespace, results: dict, place: Path, held_out: dict[str, list[str]]) -> None:
     """Makes the models with new rows and adds their losses before any training; `place`/start-… are those to train on."""
     from benchmarks.row_variants import MEANS, load_model, set_rows
-    from colossal_llama.model.expand_model import plan_expansion
+    from colossal_llama.model.expansion.resize_embeddings import plan_expansion
     from colossal_llama.tokenizer.loading import load_tokenizer
 
     for method in MEANS:
@@ -283,7 +283,7 @@ def continue_training(
     arguments: Namespace,
     results: dict,
     place: Path,
-    session: Any,
+    run_builder: Any,
     held_out: dict[str, list[str]],
     pair: tuple[str, str],
 ) -> None:
@@ -295,7 +295,7 @@ def continue_training(
     run = place / f"run-{name}"
     options = ["--max_length", arguments.length_tokens, "--micro_batch_size", arguments.continued_rows]
     options += ["--lr", arguments.continued_lr, "--max_steps", arguments.continued_steps]
-    entries = train(session, run, start_of(place, name), place / "continued-data", *options)
+    entries = train(run_builder, run, start_of(place, name), place / "continued-data", *options)
     tokens_per_byte = results["prepared"]["continued"]["target_tokens"] / results["corpus"]["continued"]["bytes"]
     model = run / "save" / "modelling"
     results.setdefault("continued", {})[name] = {

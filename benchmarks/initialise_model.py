@@ -20,7 +20,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from colossal_llama.utils.command_line import CommandLine, existing_directory, number
+from colossal_llama.utils.cli import CommandLine, existing_directory, number
 from colossal_llama.utils.errors import UserError, run_main
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "colossal_llama" / "model" / "init_model.py"

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.random_run import PROJECT_ROOT, SHAPES, make_model, outcome_of, outputs_under, run_many
+from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
-from colossal_llama.utils.files import write_json
 
 PLAIN = ("--fused_kernels", "False")
 WAYS = {"plain": PLAIN, "fast": (), "fp8": ("--fp8",), "recomputed": ("--use_grad_checkpoint",)}
@@ -168,9 +168,9 @@ def show(value: str | float | None) -> str | int:
 
 
 def draw(options: argparse.Namespace) -> None:
-    """The curves of the first seed, with plot_training.py."""
+    """The curves of the first seed, with colossal_llama/training/plot_training.py."""
     logs = [str(place_of(options, way, options.seeds[0]) / "logs") for way in options.ways]
-    words = [sys.executable, "plot_training.py", *logs, "--labels", *options.ways]
+    words = [sys.executable, "colossal_llama/training/plot_training.py", *logs, "--labels", *options.ways]
     subprocess.run([*words, "--output", str(options.curve)], cwd=PROJECT_ROOT, check=True)
 
 

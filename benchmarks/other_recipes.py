@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.random_run import LENGTH_TOKENS
-from colossal_llama.utils.files import write_json
+from colossal_llama.utils.atomic_io import write_json
 
 LR, WEIGHT_DECAY, CLIPPING = 3e-4, 0.1, 1.0
 
@@ -67,22 +67,22 @@ def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 def plain(options: argparse.Namespace) -> tuple[list[float], list[float]]:
     """ColossalAI's zero2 the plain way."""
-    from colossal_llama.utils import engine
+    from colossal_llama.engine import launch
 
-    engine.launch(seed=0)
+    launch.launch(seed=0)
     from colossalai.booster import Booster
     from colossalai.booster.plugin import LowLevelZeroPlugin
     from colossalai.nn.lr_scheduler import CosineAnnealingWarmupLR
     from colossalai.nn.optimizer import HybridAdam
     from transformers import AutoModelForCausalLM
 
-    device = engine.current_device()
+    device = launch.current_device()
     model = AutoModelForCausalLM.from_pretrained(options.model, torch_dtype=torch.bfloat16).to(device)
     model.config.use_cache = False
     model.gradient_checkpointing_enable()
     optimizer = HybridAdam(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, adamw_mode=True)
     schedule = CosineAnnealingWarmupLR(optimizer, total_steps=options.steps, warmup_steps=1, eta_min=0.1 * LR)
-    plugin = LowLevelZeroPlugin(stage=2, precision="bf16", max_norm=CLIPPING, overlap_communication=engine.has_gpu())
+    plugin = LowLevelZeroPlugin(stage=2, precision="bf16", max_norm=CLIPPING, overlap_communication=launch.has_gpu())
     booster = Booster(plugin=plugin)
     model, optimizer, *_ = booster.boost(model, optimizer)
     model.train()
@@ -97,7 +97,7 @@ def plain(options: argparse.Namespace) -> tuple[list[float], list[float]]:
         optimizer.zero_grad()
         losses.append(loss.item())  # waits for the device, as the published loop does
         step_s.append(time.perf_counter() - begun)
-    engine.leave()
+    launch.leave()
     return step_s, losses
 
 

@@ -27,8 +27,8 @@ from benchmarks.random_run import (
     outputs_under,
     run_many,
 )
+from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
-from colossal_llama.utils.files import write_json
 
 SAVED_STEP = 6
 PLUGINS = ("zero2", "zero2_cpu", "gemini", "gemini_auto", "3d")

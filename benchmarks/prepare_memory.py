@@ -25,10 +25,10 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 import orjson
 import psutil
 
-from colossal_llama.utils.command_line import CommandLine, existing_directory, number
+from colossal_llama.utils.atomic_io import write_json
+from colossal_llama.utils.cli import CommandLine, existing_directory, number
 from colossal_llama.utils.console import progress
 from colossal_llama.utils.errors import UserError, run_main
-from colossal_llama.utils.files import write_json
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "prepare_pretrain_dataset.py"
 _FILE_BYTES = 500_000_000

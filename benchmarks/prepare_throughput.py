@@ -34,8 +34,8 @@ import pyarrow as pa
 
 from colossal_llama.dataset.splicing import splice_best_fit
 from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
-from colossal_llama.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 4096

@@ -19,15 +19,15 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-import train
 from benchmarks.random_run import SHAPES, make_model, outputs_under
 from benchmarks.train_many import free_memory
 from benchmarks.train_throughput import OURS
+from colossal_llama.engine import launch
+from colossal_llama.training import train
 from colossal_llama.training.arguments import parse_arguments
-from colossal_llama.utils import engine
-from colossal_llama.utils.allocator import let_segments_grow
+from colossal_llama.training.memory.allocator import let_segments_grow
+from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
-from colossal_llama.utils.files import write_json
 
 PROFILED_STEP = 6
 """The profiler's own start lengthens the first step that it sees: that is the one before, and thrown away."""
@@ -64,12 +64,12 @@ def main() -> None:
         make_model(model, options.shape)
     if "--use_grad_checkpoint" in options.options:
         let_segments_grow()  # as train.py does
-    engine.launch(seed=0)
+    launch.launch(seed=0)
     profiles = {way: profile_of(options, way, model) for way in options.ways}
     report(profiles, options.top)
     if options.output:
         write_json(options.output, {way: asdict(step) for way, step in profiles.items()})
-    engine.leave()
+    launch.leave()
 
 
 def parse() -> argparse.Namespace:
@@ -88,13 +88,13 @@ def parse() -> argparse.Namespace:
 
 def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfile:
     """Trains some steps on random rows as `--benchmark` does, and profiles one."""
-    from colossal_llama.training import session
-    from colossal_llama.training.step import Stepper
+    from colossal_llama.training import run_builder
+    from colossal_llama.training.train_step import Stepper
 
     words = ["--pretrained", str(model), "--mixed_precision", "bf16", *outputs_under(options.work_dir / way)]
     words += ["--micro_batch_size", str(options.micro_batch_size), "--max_length", str(options.max_length)]
     words += [*OURS[way], "--benchmark", "--num_samples", str((PROFILED_STEP + 1) * options.micro_batch_size)]
-    arguments = parse_arguments([*words, *options.options], has_gpu=engine.has_gpu(), world_size=1)
+    arguments = parse_arguments([*words, *options.options], has_gpu=launch.has_gpu(), world_size=1)
     found: list[StepProfile] = []
     step = Stepper.step
 
@@ -103,14 +103,14 @@ def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfil
             return step(self, micro_batches, number, *others, **settings)
         with profile(activities=_activities()) as profiler:
             result = step(self, micro_batches, number, *others, **settings)
-            if engine.has_gpu():
+            if launch.has_gpu():
                 torch.cuda.synchronize()
         found[:] = [summed_up(profiler)]
         return result
 
     Stepper.step = profiled_step
     try:
-        train.train(arguments, session)
+        train.train(arguments, run_builder)
     finally:
         Stepper.step = step
     free_memory()
@@ -118,12 +118,12 @@ def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfil
 
 
 def _activities() -> list[ProfilerActivity]:
-    return [ProfilerActivity.CUDA, ProfilerActivity.CPU] if engine.has_gpu() else [ProfilerActivity.CPU]
+    return [ProfilerActivity.CUDA, ProfilerActivity.CPU] if launch.has_gpu() else [ProfilerActivity.CPU]
 
 
 def summed_up(profiler: profile) -> StepProfile:
     """Time by kernel and by group; kernels that run beside each other count once in `busy`."""
-    on = DeviceType.CUDA if engine.has_gpu() else DeviceType.CPU
+    on = DeviceType.CUDA if launch.has_gpu() else DeviceType.CPU
     events = sorted(
         (event for event in profiler.events() if event.device_type == on and not event.is_user_annotation),
         key=lambda e: e.time_range.start,
@@ -131,7 +131,7 @@ def summed_up(profiler: profile) -> StepProfile:
     by_kernel: dict[str, float] = defaultdict(float)
     busy_us, end = 0.0, events[0].time_range.start
     for event in events:
-        own_us = event.time_range.elapsed_us() if engine.has_gpu() else event.self_cpu_time_total
+        own_us = event.time_range.elapsed_us() if launch.has_gpu() else event.self_cpu_time_total
         by_kernel[event.name] += own_us / 1e3
         busy_us += max(0.0, event.time_range.end - max(end, event.time_range.start))
         end = max(end, event.time_range.end)

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from colossal_llama.dataset.random_rows import random_rows
+from colossal_llama.dataset.dummy_dataset import random_rows
 from colossal_llama.training.metrics import BENCHMARK_FILE, METRICS_FILE
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from colossal_llama.model.row_means import Constituents, mean_rows
-from colossal_llama.model.stored_tensors import StoredTensor
+from colossal_llama.model.expansion.mean_init import Constituents, mean_rows
+from colossal_llama.model.weights.stored_tensors import StoredTensor
 
 MEANS = ("mean", "norm_matched_mean")
 KINDS = {

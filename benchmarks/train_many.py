@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import train
+from colossal_llama.engine import launch
+from colossal_llama.engine.patches.gemini import forget_finished_runs
+from colossal_llama.training import train
 from colossal_llama.training.arguments import parse_arguments
-from colossal_llama.utils import engine
-from colossal_llama.utils.allocator import let_segments_grow
-from colossal_llama.utils.gemini_patches import forget_finished_runs
+from colossal_llama.training.memory.allocator import let_segments_grow
 
 
 def main() -> None:
@@ -27,15 +27,15 @@ def main() -> None:
     commands = json.loads(Path(sys.argv[1]).read_text())
     if any("--use_grad_checkpoint" in command for command in commands):
         let_segments_grow()  # as train.py does
-    engine.launch(seed=0)
-    from colossal_llama.training import session
+    launch.launch(seed=0)
+    from colossal_llama.training import run_builder
 
     for command in commands:
-        arguments = parse_arguments(command, has_gpu=engine.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
+        arguments = parse_arguments(command, has_gpu=launch.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
         torch.manual_seed(arguments.seed)
-        train.train(arguments, session)
+        train.train(arguments, run_builder)
         free_memory()
-    engine.leave()
+    launch.leave()
 
 
 def free_memory() -> None:

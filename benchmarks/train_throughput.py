@@ -35,12 +35,12 @@ from benchmarks.random_run import (
     record_of,
     run_many,
 )
-from colossal_llama.model.parameter_counts import flops_per_token
+from colossal_llama.engine.launch import current_device
+from colossal_llama.model.param_count import flops_per_token
 from colossal_llama.training.benchmark import WARM_UP_STEPS, speed
 from colossal_llama.training.metrics import peak_flops
+from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
-from colossal_llama.utils.engine import current_device
-from colossal_llama.utils.files import write_json
 
 OURS = {
     "ours": ("--plugin", "zero2"),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path: the project's root is the import root
 
-from colossal_llama.utils.command_line import CommandLine, existing_directory, number
+from colossal_llama.utils.atomic_io import new_directory, write_bytes, write_json
+from colossal_llama.utils.cli import CommandLine, existing_directory, number
 from colossal_llama.utils.errors import UserError, run_main
-from colossal_llama.utils.files import new_directory, write_bytes, write_json
 
 FULL_WIDTH_PUNCTUATION = "，。：；！？、“”"
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}

@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `runs`, which the distributed and the GPU tests share
+pytest_plugins = ["tests.support.model_fixtures"]
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +30,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory):
     """A tiny model and prepared parts (`runs.Toy`)."""
-    from runs import make_toy
+    from tests.support.training_runs import make_toy
 
     return make_toy(tmp_path_factory.mktemp("toy"))
 
@@ -49,7 +48,7 @@ def dropout_model(toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runner(request: pytest.FixtureRequest, project_root: Path, toy, tmp_path_factory: pytest.TempPathFactory):
     """Runs train.py many times in one launch (`runs.Runner`), with a workspace for one test module."""
-    from runs import Runner
+    from tests.support.training_runs import Runner
 
     on_gpu = "gpu" in {mark.name for mark in request.node.iter_markers()}
     return Runner(project_root, toy, tmp_path_factory.mktemp("runs"), on_gpu)

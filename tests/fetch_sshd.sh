@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the path of an sshd for tests/hosts.py: the machine's own, or Debian's, unpacked into a directory. Installs nothing.
+# Prints the path of an sshd for tests/support/hosts.py: the machine's own, or Debian's, unpacked into a directory. Installs nothing.
 #
 #   bash tests/fetch_sshd.sh DIRECTORY
 #

@@ -17,9 +17,9 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(PROJECT_ROOT)
 
-from colossal_llama.utils.command_line import CommandLine  # noqa: E402
+from colossal_llama.utils.atomic_io import existing_ancestor, fingerprint_bytes, fingerprint_directory  # noqa: E402
+from colossal_llama.utils.cli import CommandLine  # noqa: E402
 from colossal_llama.utils.errors import run_main  # noqa: E402
-from colossal_llama.utils.files import existing_ancestor, fingerprint_bytes, fingerprint_directory  # noqa: E402
 
 _REQUIREMENTS = ("requirements.txt", "requirements-engine.txt")
 _GPU_FIELDS = ("index", "name", "memory.total", "memory.used", "driver_version")
@@ -27,7 +27,10 @@ _GPU_FIELDS = ("index", "name", "memory.total", "memory.used", "driver_version")
 
 def main() -> None:
     """Prints the survey of this host."""
-    parser = CommandLine(prog="survey.py", description="Print what this host has, as JSON (preflight.py asks for it).")
+    parser = CommandLine(
+        prog="survey.py",
+        description="Print what this host has, as JSON (colossal_llama/cluster/preflight.py asks for it).",
+    )
     parser.add_argument("--save_dir", type=Path, required=True, metavar="DIR", help="where checkpoints will go")
     parser.add_argument("--mark", type=Path, metavar="FILE", help="a file that the master wrote beside the checkpoints")
     parser.add_argument("--directories", type=Path, nargs="*", default=[], metavar="DIR", help="to be fingerprinted")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from colossal_llama.dataset.conversation import EncodedBatch, EncodedConversation, Message
-from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
+from colossal_llama.tokenizer.batch_encoder import BulkEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 

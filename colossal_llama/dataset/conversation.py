@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
+from colossal_llama.tokenizer.batch_encoder import BulkEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 

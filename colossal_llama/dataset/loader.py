@@ -1,6 +1,6 @@
 """From opened parts to batches: each rank's share of a step, and the collator.
 
-A step takes the next `rows_per_step` rows of the epoch's plan (colossal_llama.dataset.packing) whatever the number of ranks
+A step takes the next `rows_per_step` rows of the epoch's plan (colossal_llama.dataset.epoch_plan) whatever the number of ranks
 is, so a run that goes on with other ranks sees the same rows in the same steps.
 
     order of an epoch   r0 r1 r2 r3 r4 r5 r6 r7 r8 r9          2 ranks, micro-batch 2, 2 accumulation steps
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from colossal_llama.dataset.prepared_parts import Part
+from colossal_llama.dataset.part_reader import Part
 from colossal_llama.dataset.splicing import Rows
 from colossal_llama.dataset.tokenization import IGNORED_LABEL
 
@@ -66,7 +66,7 @@ class MicroBatch:
 
     `input_ids`, `labels`, `position_ids`, `token_lengths`: int64 (rows, length). Labels are -100 on padding and where a document
     begins; positions restart with each document; `token_lengths` gives each token the length of its document. `boundaries`: see
-    `colossal_llama.model.attention.boundaries_of`. `target_categories`: int64 (rows, length), at each position the number of the category
+    `colossal_llama.model.attention.varlen.boundaries_of`. `target_categories`: int64 (rows, length), at each position the number of the category
     of the token after it, whose prediction is what a loss at this position measures; `category_targets`: targets of each category.
     `target_positions`: int64 (targets,), where in the flattened rows the next token is
     a target; `target_tokens`: how many there are. `rows`: how many there

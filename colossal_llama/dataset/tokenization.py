@@ -15,10 +15,10 @@ import numpy as np
 
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, EncodedBatch, EncodedConversation, Message
+from colossal_llama.dataset.document_splitting import CutRanks, cut_places
 from colossal_llama.dataset.long_conversations import Encode, truncated, windows
 from colossal_llama.dataset.records import Conversation, Document
-from colossal_llama.dataset.segmentation import CutRanks, cut_places
-from colossal_llama.tokenizer.bulk_encoding import BulkEncoder
+from colossal_llama.tokenizer.batch_encoder import BulkEncoder
 
 TARGET_BIT = np.int32(1 << 30)
 ID_MASK = np.int32((1 << 30) - 1)

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from colossal_llama.utils.command_line import LARGEST_SEED, CommandLine, boolean, existing_file, number, text
+from colossal_llama.utils.cli import LARGEST_SEED, CommandLine, boolean, existing_file, number, text
 
 
 def parse_arguments(argv: list[str] | None = None) -> Namespace:

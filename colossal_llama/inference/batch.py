@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from colossal_llama.dataset.input_files import BYTE_ORDER_MARK
+from colossal_llama.dataset.prepare.input_files import BYTE_ORDER_MARK
 from colossal_llama.dataset.records import RecordError, parse_row
-from colossal_llama.model.generation import TextGenerator
+from colossal_llama.inference.generation import TextGenerator
+from colossal_llama.utils.atomic_io import sync_to_disk, temporary_path, write_json
 from colossal_llama.utils.console import progress, say
 from colossal_llama.utils.errors import UserError, at_most
-from colossal_llama.utils.files import sync_to_disk, temporary_path, write_json
 
 
 def read_prompts(path: Path, prompt_of: Callable[[dict], Any]) -> list[tuple[dict, Any]]:

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Callable
 
 from colossal_llama.dataset.conversation import Message
+from colossal_llama.inference.generation import Answer, TextGenerator
 from colossal_llama.inference.prompts import Template, conversation_prompt_ids, within_positions
-from colossal_llama.model.generation import Answer, TextGenerator
-from colossal_llama.utils.command_line import is_text
+from colossal_llama.utils.cli import is_text
 from colossal_llama.utils.errors import UserError
 
 RESET, EXIT = "/reset", "/exit"

@@ -14,7 +14,7 @@ from typing import Any
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, new_directory_name, number
+from colossal_llama.utils.cli import CommandLine, existing_directory, existing_file, new_directory_name, number
 from colossal_llama.utils.console import say, table
 from colossal_llama.utils.errors import run_main
 
@@ -28,8 +28,8 @@ def main() -> None:
     if arguments.eval_file is None:
         os.environ.setdefault("USE_TORCH", "0")  # transformers then opens tokenizers without torch: 180 MB less
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # and does not complain that there is none
-    from colossal_llama.model.expand_model import create_model, plan_expansion
-    from colossal_llama.utils.files import write_json
+    from colossal_llama.model.expansion.resize_embeddings import create_model, plan_expansion
+    from colossal_llama.utils.atomic_io import write_json
 
     documents = _evaluation_documents(arguments)  # read first: a mistake in it should not wait for the weights
     plan = plan_expansion(arguments.source_model_and_tokenizer_path, arguments.target_tokenizer_path)
@@ -108,7 +108,7 @@ def _check_target(parser: CommandLine, arguments: Namespace) -> None:
 def _evaluation_documents(arguments: Namespace) -> list[str]:
     if arguments.eval_file is None:
         return []
-    from colossal_llama.model.evaluate_text import read_evaluation_text
+    from colossal_llama.model.expansion.text_loss import read_evaluation_text
 
     return read_evaluation_text(arguments.eval_file, arguments.eval_bytes)
 
@@ -149,7 +149,7 @@ def evaluate(plan: Any, directory: Path, documents: list[str]) -> dict[str, Any]
     """Prints the loss per byte of the source model, of the new one, and of the new one with two kinds of random rows."""
     from dataclasses import asdict
 
-    from colossal_llama.model.evaluate_text import compare_initialisations
+    from colossal_llama.model.expansion.text_loss import compare_initialisations
 
     losses = compare_initialisations(plan.source, directory, documents, first_new_row=plan.source_vocabulary)
     say(f"loss on {next(iter(losses.values())).bytes:,} bytes of text:")

@@ -39,7 +39,7 @@ def load_model(
     Args:
         path: directory in Hugging Face format.
         dtype: of the parameters.
-        attention: name of a registered attention function (colossal_llama.model.attention).
+        attention: name of a registered attention function (colossal_llama.model.attention.varlen).
         device: where the parameters are put, tensor by tensor, so that the host never holds them all.
 
     Raises:

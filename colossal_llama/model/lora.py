@@ -6,8 +6,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import LlamaForCausalLM
 
-from colossal_llama.model.generation_settings import save_model
 from colossal_llama.model.loading import load_whole
+from colossal_llama.model.weights.generation_config import save_model
 
 
 def lora_config(rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...]) -> LoraConfig:

@@ -12,9 +12,9 @@ from typing import Any
 
 import orjson
 
+from colossal_llama.utils.atomic_io import files_below
 from colossal_llama.utils.console import say
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.files import files_below
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz")
 TEXT_SUFFIXES = (".txt", ".md")

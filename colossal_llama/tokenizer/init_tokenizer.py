@@ -11,7 +11,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.command_line import CommandLine, existing_directory, existing_file, number
+from colossal_llama.utils.cli import CommandLine, existing_directory, existing_file, number
 from colossal_llama.utils.errors import UserError, at_most, run_main
 
 LEFT_OUT_SHOWN = 10
@@ -20,10 +20,10 @@ LEFT_OUT_SHOWN = 10
 def main() -> None:
     """Reads the pieces, expands the source, proves every piece, writes the target."""
     arguments = parse_arguments()
-    from colossal_llama.tokenizer.expansion import expansion_record, record_table, write_expansion
-    from colossal_llama.tokenizer.pieces import read_pieces
-    from colossal_llama.tokenizer.reachability import prove
-    from colossal_llama.tokenizer.source import open_source
+    from colossal_llama.tokenizer.expansion.pieces import read_pieces
+    from colossal_llama.tokenizer.expansion.reachability import prove
+    from colossal_llama.tokenizer.expansion.result import expansion_record, record_table, write_expansion
+    from colossal_llama.tokenizer.expansion.source import open_source
     from colossal_llama.utils.console import say
 
     source = open_source(arguments.source_tokenizer_dir)

@@ -13,7 +13,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.command_line import (
+from colossal_llama.utils.cli import (
     CommandLine,
     directories,
     existing_directory,
@@ -31,10 +31,10 @@ HELD_OUT_BLOCKS = 10  # at least, so that not one subject alone is measured on: 
 def main() -> None:
     """Counts words, learns pieces, measures the curve of compression against rows, chooses, writes."""
     arguments = parse_arguments()
-    from colossal_llama.tokenizer.compression_curve import choose, curve_table, measure_curve
-    from colossal_llama.tokenizer.continue_bpe import learn_pieces
+    from colossal_llama.tokenizer.expansion.source import open_source
+    from colossal_llama.tokenizer.learning.bpe_continuation import learn_pieces
+    from colossal_llama.tokenizer.learning.vocabulary_size_curve import choose, curve_table, measure_curve
     from colossal_llama.tokenizer.loading import load_tokenizer
-    from colossal_llama.tokenizer.source import open_source
     from colossal_llama.utils.console import say
 
     source = open_source(arguments.source_tokenizer_dir)
@@ -125,7 +125,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def check(parser: CommandLine, arguments: argparse.Namespace) -> None:
     """Problems between arguments, and those that need the disk."""
-    from colossal_llama.tokenizer.continue_bpe import word_pattern
+    from colossal_llama.tokenizer.learning.bpe_continuation import word_pattern
 
     if arguments.output_dir is not None and arguments.output_dir.exists():
         parser.problem(f"--output_dir {arguments.output_dir} exists already and is left untouched: give a new name")
@@ -143,7 +143,7 @@ def check(parser: CommandLine, arguments: argparse.Namespace) -> None:
 
 def limits_of(arguments: argparse.Namespace, control_tokens: frozenset[str]):
     """The limits for learning; control tokens are blocked like the lines of --blocklist_file."""
-    from colossal_llama.tokenizer.continue_bpe import Limits
+    from colossal_llama.tokenizer.learning.bpe_continuation import Limits
 
     blocked = set(control_tokens)
     if arguments.blocklist_file is not None:
@@ -162,8 +162,8 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
     Raises:
         UserError: there is too little text to keep any apart.
     """
-    from colossal_llama.tokenizer.continue_bpe import count_words, word_pattern
     from colossal_llama.tokenizer.corpus import blocks_of, find_files, read_texts, total_bytes
+    from colossal_llama.tokenizer.learning.bpe_continuation import count_words, word_pattern
     from colossal_llama.utils.console import progress
 
     files = find_files(arguments.data_input_dirs)
@@ -210,8 +210,8 @@ def write_result(arguments: argparse.Namespace, pieces: list[str], points: list,
 
     import orjson
 
-    from colossal_llama.tokenizer.compression_curve import draw_curve
-    from colossal_llama.utils.files import new_directory, write_json
+    from colossal_llama.tokenizer.learning.vocabulary_size_curve import draw_curve
+    from colossal_llama.utils.atomic_io import new_directory, write_json
 
     with new_directory(arguments.output_dir) as directory:
         (directory / "pieces.jsonl").write_bytes(b"".join(orjson.dumps({"piece": piece}) + b"\n" for piece in pieces))

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.command_line import CommandLine, directories, number
+from colossal_llama.utils.cli import CommandLine, directories, number
 from colossal_llama.utils.errors import run_main
 
 if TYPE_CHECKING:
-    from colossal_llama.tokenizer.measurement import Counts
+    from colossal_llama.tokenizer.compression import Counts
 
 
 def main() -> None:
     """Reads the corpus once, encodes it with every tokenizer, prints the tables."""
     arguments = parse_arguments()
+    from colossal_llama.tokenizer.compression import measure
     from colossal_llama.tokenizer.corpus import find_files, read_texts
     from colossal_llama.tokenizer.loading import load_tokenizer
-    from colossal_llama.tokenizer.measurement import measure
+    from colossal_llama.utils.atomic_io import write_json
     from colossal_llama.utils.console import progress, say
-    from colossal_llama.utils.files import write_json
 
     files = find_files(arguments.data_input_dirs)
     tokenizers = {name: load_tokenizer(path) for name, path in arguments.tokenizers}
@@ -135,7 +135,7 @@ def category_table(counts: dict) -> str:
 
 def total_of(categories: "dict[str, Counts]") -> "Counts":
     """The sum over categories."""
-    from colossal_llama.tokenizer.measurement import Counts
+    from colossal_llama.tokenizer.compression import Counts
 
     total = Counts()
     for counts in categories.values():

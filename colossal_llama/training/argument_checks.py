@@ -7,10 +7,10 @@ import argparse
 import os
 from pathlib import Path
 
-from colossal_llama.training.checkpoint import RUNNING_STATES, complete_checkpoints
-from colossal_llama.training.dimensions import check_dimensions
-from colossal_llama.training.options import GPU_ONLY_PLUGINS
-from colossal_llama.utils.command_line import CommandLine, why_no_directory
+from colossal_llama.training.checkpoint.discovery import RUNNING_STATES, complete_checkpoints
+from colossal_llama.training.command_line import GPU_ONLY_PLUGINS
+from colossal_llama.training.parallel_layout import check_dimensions
+from colossal_llama.utils.cli import CommandLine, why_no_directory
 
 
 def check_arguments(parser: CommandLine, options: argparse.Namespace, has_gpu: bool | None, world_size: int) -> None:

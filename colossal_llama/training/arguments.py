@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from colossal_llama.training.argument_checks import check_arguments
-from colossal_llama.training.options import build_parser
+from colossal_llama.training.command_line import build_parser
 
 
 @dataclass(frozen=True)

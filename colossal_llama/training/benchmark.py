@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from colossal_llama.dataset.prepared_parts import Part
-from colossal_llama.dataset.random_rows import random_rows
+from colossal_llama.dataset.dummy_dataset import random_rows
+from colossal_llama.dataset.part_reader import Part
 
 WARM_UP_STEPS = 3
 """Left out of the figures: kernels are compiled and chosen in them."""

@@ -1,6 +1,6 @@
 """`train.py --dry_run`: what a command line would do, and whether it fits, without a weight loaded or a step taken.
 
-It needs no GPU: the memory is estimated for processes with one GPU each (colossal_llama.training.memory_estimate).
+It needs no GPU: the memory is estimated for processes with one GPU each (colossal_llama.training.memory.estimate).
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from colossal_llama.dataset.prepared_parts import Part
-from colossal_llama.model.parameter_counts import parameters
-from colossal_llama.training import agreement
+from colossal_llama.dataset.part_reader import Part
+from colossal_llama.engine.pipeline_schedule import step_geometry
+from colossal_llama.model.param_count import parameters
 from colossal_llama.training.arguments import TrainingArguments
-from colossal_llama.training.checkpoint import Origin, Progress
-from colossal_llama.training.dimensions import layout_of
-from colossal_llama.training.memory_estimate import ALLOWANCE_BYTES, GIB, MemoryEstimate, estimate
-from colossal_llama.training.memory_setup import Setup, setup_of, trained_parameters
-from colossal_llama.training.pipeline import step_geometry
-from colossal_llama.training.recomputation import least_recomputation, recomputed_in_words
-from colossal_llama.training.schedule import Schedule, plan_schedule, rows_of_epoch, tokens_of_run
+from colossal_llama.training.checkpoint.discovery import Origin, Progress
+from colossal_llama.training.distributed import consensus
+from colossal_llama.training.lr_schedule import Schedule, plan_schedule, rows_of_epoch, tokens_of_run
+from colossal_llama.training.memory.config import Setup, setup_of, trained_parameters
+from colossal_llama.training.memory.estimate import ALLOWANCE_BYTES, GIB, MemoryEstimate, estimate
+from colossal_llama.training.memory.recompute_policy import least_recomputation, recomputed_in_words
+from colossal_llama.training.parallel_layout import layout_of
 from colossal_llama.utils.console import say, table
 
 
@@ -88,7 +88,7 @@ def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
     file = record_file(arguments.config_file)
     record = _record(arguments, run, memory, device_bytes)
     record |= {"recomputed_layers": setup.recomputed_layers, "frugal": setup.frugal}
-    agreement.write_record("--config_file", file, record)
+    consensus.write_record("--config_file", file, record)
     say(f"the record is {file}")
     return memory
 

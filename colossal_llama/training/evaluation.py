@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import MicroBatch, RowReader, StepGeometry, step_batches
-from colossal_llama.dataset.packing import plan_epoch
-from colossal_llama.dataset.prepared_parts import Part
+from colossal_llama.dataset.part_reader import Part
 from colossal_llama.dataset.splicing import Rows
+from colossal_llama.engine.pipeline_schedule import step_geometry
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.category_losses import means_by_name
-from colossal_llama.training.pipeline import step_geometry
-from colossal_llama.training.step import Stepper
+from colossal_llama.training.train_step import Stepper
 from colossal_llama.utils.console import progress as progress_bar
 from colossal_llama.utils.console import say
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from colossal_llama.utils.atomic_io import write_json, write_text
 from colossal_llama.utils.console import is_rank_zero, say
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.files import write_json, write_text
 
 METRICS_FILE, BENCHMARK_FILE = "metrics.jsonl", "benchmark.jsonl"
 WRITER_FILE = "run.json"

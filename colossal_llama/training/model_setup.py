@@ -6,27 +6,27 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
-from colossal_llama.dataset.prepared_parts import full_row_tokens
-from colossal_llama.model.attention import choose_attention
-from colossal_llama.model.fp8_linear import use_fp8, why_no_fp8
+from colossal_llama.dataset.part_reader import full_row_tokens
+from colossal_llama.engine.launch import current_device
+from colossal_llama.engine.pipeline_schedule import step_geometry
+from colossal_llama.engine.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
+from colossal_llama.model.activation_checkpointing import recompute_layers
+from colossal_llama.model.attention.varlen import choose_attention
 from colossal_llama.model.freezing import freeze_all_but_embeddings
-from colossal_llama.model.kernels import use_fused_kernels, why_no_fused_kernels
+from colossal_llama.model.kernels.apply import use_fused_kernels, why_no_fused_kernels
+from colossal_llama.model.kernels.fp8_linear import use_fp8, why_no_fp8
+from colossal_llama.model.kernels.per_token_loss import give_token_losses
 from colossal_llama.model.loading import load_config, load_model
 from colossal_llama.model.lora import lora_config
-from colossal_llama.model.parameter_counts import flops_per_token
-from colossal_llama.model.recompute import recompute_layers
-from colossal_llama.model.token_losses import give_token_losses
-from colossal_llama.training import agreement
+from colossal_llama.model.param_count import flops_per_token
 from colossal_llama.training.arguments import TrainingArguments
-from colossal_llama.training.dimensions import layout_of, notes_on_dimensions
-from colossal_llama.training.memory_setup import may_be_frugal
-from colossal_llama.training.opening import Data
-from colossal_llama.training.options import GPU_ONLY_PLUGINS
-from colossal_llama.training.pipeline import step_geometry
-from colossal_llama.training.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
-from colossal_llama.training.recomputation import choose_recomputation, recomputed_in_words
-from colossal_llama.utils.allocator import segments_grow
-from colossal_llama.utils.engine import current_device
+from colossal_llama.training.command_line import GPU_ONLY_PLUGINS
+from colossal_llama.training.distributed import consensus
+from colossal_llama.training.inputs import Data
+from colossal_llama.training.memory.allocator import segments_grow
+from colossal_llama.training.memory.config import may_be_frugal
+from colossal_llama.training.memory.recompute_policy import choose_recomputation, recomputed_in_words
+from colossal_llama.training.parallel_layout import layout_of, notes_on_dimensions
 from colossal_llama.utils.errors import UserError
 
 
@@ -53,7 +53,7 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     attention, attention_note = choose_attention(
         arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype, heads, config.attention_dropout
     )
-    with agreement.together():
+    with consensus.together():
         model = load_model(data.model_path, engine.parameter_dtype, attention, _place_to_load(arguments, device))
     give_token_losses(model)
     notes = [attention_note, _use_kernels(arguments, model, device)]

@@ -9,13 +9,13 @@ import pytest
 pytestmark = pytest.mark.gpu
 PROGRAM = """
 import torch
-from colossal_llama.utils import engine
-from colossal_llama.utils.allocator import let_segments_grow
+from colossal_llama.engine import launch
+from colossal_llama.training.memory.allocator import let_segments_grow
 let_segments_grow()
-engine.launch(seed=0)
+launch.launch(seed=0)
 torch.empty(2**26, device="cuda")
 print("grows:", {segment["is_expandable"] for segment in torch.cuda.memory_snapshot() if segment["total_size"] >= 2**26})
-engine.leave()
+launch.leave()
 """
 
 

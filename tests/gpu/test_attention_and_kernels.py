@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from colossal_llama.model.attention import CUDNN, SDPA, VARLEN, boundaries_of
-from colossal_llama.model.kernels import use_fused_kernels
-from colossal_llama.model.recompute import recompute_layers
-from colossal_llama.training.memory_estimate import activation_bytes_per_layer
+from colossal_llama.model.activation_checkpointing import recompute_layers
+from colossal_llama.model.attention.varlen import CUDNN, SDPA, VARLEN, boundaries_of
+from colossal_llama.model.kernels.apply import use_fused_kernels
+from colossal_llama.training.memory.estimate import activation_bytes_per_layer
 
 pytestmark = pytest.mark.gpu
 LENGTHS = [[300, 17, 195], [512], [100, 130]]  # the third row is padded
@@ -121,7 +121,7 @@ def test_whole_rows_equal_the_variable_length_kernel():
 @pytest.mark.parametrize("share", [0.1, 0.6, 1.0])
 def test_fused_loss_gives_the_plain_loss_and_gradients(share):
     """Against fp32 arithmetic on the same bf16 numbers, with and without the positions of the targets."""
-    from colossal_llama.model.linear_cross_entropy import linear_cross_entropy
+    from colossal_llama.model.kernels.linear_cross_entropy import linear_cross_entropy
 
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(9000, 256, generator=generator).cuda().bfloat16()
@@ -145,7 +145,7 @@ def test_fused_loss_gives_the_plain_loss_and_gradients(share):
 @pytest.mark.parametrize("width", [2048, 1000])
 def test_norms_with_the_residual_stream_give_the_plain_results_and_gradients(width):
     """Against fp32 arithmetic on the same bf16 numbers."""
-    from colossal_llama.model.fused_norm import add_and_norm, norm_beside
+    from colossal_llama.model.kernels.rms_norm import add_and_norm, norm_beside
 
     generator = torch.Generator().manual_seed(5)
     tensors = [
@@ -199,7 +199,7 @@ def test_fused_kernels_give_the_plain_loss_and_gradients():
 def test_layers_that_do_not_keep_what_is_cheap_compute_the_same():
     """In the memory that the estimate says, after the first time (Triton's compiler, cuBLAS's workspace).
 
-    The same bits but for the attention kernel's, which adds in any order; tests/unit/fused_in_interpreter.py compares bits.
+    The same bits but for the attention kernel's, which adds in any order; tests/support/kernels_in_interpreter.py compares bits.
     """
     ids, positions = spliced_batch()
     settings = {"position_ids": positions, "attention_mask": boundaries_of(LENGTHS, WIDTH).cuda(), "use_cache": False}

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from runs import BF16_BATCH as BATCH
+
+from tests.support.training_runs import BF16_BATCH as BATCH
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +28,7 @@ def able():
 @pytest.mark.parametrize("shape", [(64, 64), (150, 80), (1000, 4096)])
 @pytest.mark.parametrize("layouts", [(True, True), (True, False), (False, True)])
 def test_kernel_rounds_as_pytorch_does(able, shape, layouts):
-    from colossal_llama.model.fp8_cast import GRADIENTS, VALUES, _rounded_by_pytorch, largest_magnitude, rounded
+    from colossal_llama.model.kernels.fp8_cast import GRADIENTS, VALUES, _rounded_by_pytorch, largest_magnitude, rounded
 
     matrix = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     for dtype in (VALUES, GRADIENTS):
@@ -45,7 +46,7 @@ def test_kernel_rounds_as_pytorch_does(able, shape, layouts):
 
 
 def test_what_is_no_number_stays_none(able):
-    from colossal_llama.model.fp8_linear import SharedInput, fp8_linear
+    from colossal_llama.model.kernels.fp8_linear import SharedInput, fp8_linear
 
     for bad in (float("inf"), float("nan")):
         hidden = torch.ones(16, 32, dtype=torch.bfloat16, device="cuda")

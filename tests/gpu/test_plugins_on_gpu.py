@@ -1,7 +1,8 @@
 """On the GPU: every plugin trains alike, with and without flash attention, and goes on from its checkpoint."""
 
 import pytest
-from runs import BF16_BATCH as BATCH
+
+from tests.support.training_runs import BF16_BATCH as BATCH
 
 pytestmark = pytest.mark.gpu
 

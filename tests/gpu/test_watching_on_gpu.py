@@ -3,7 +3,8 @@
 import datasets
 import pytest
 import torch
-from runs import poisoned
+
+from tests.support.training_runs import poisoned
 
 pytestmark = pytest.mark.gpu
 PLUGINS = {

@@ -1,0 +1,71 @@
+"""Started by torchrun on all hosts: sums a tensor over all processes, checks the sum, and prints the bandwidth as JSON.
+
+The bus bandwidth of an all-reduce of S bytes over n processes in t seconds is S / t * 2 (n - 1) / n: what every link must carry,
+whatever n (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by its path: the project's root is the import root
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+import torch.distributed as dist
+
+from colossal_llama.utils.cli import CommandLine, number
+from colossal_llama.utils.errors import run_main
+
+_ROUNDS = 5
+
+
+def main() -> None:
+    """Joins, sums, prints on rank 0."""
+    parser = CommandLine(
+        prog="all_reduce.py",
+        description="Time an all-reduce over all processes (colossal_llama/cluster/preflight.py asks for it).",
+    )
+    parser.add_argument("--size_mib", type=number(float, above=0), default=64.0, metavar="MIB", help="of the tensor")
+    options = parser.parse_args()
+    parser.finish()
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=60))
+    result = timed_all_reduce(int(options.size_mib * 2**20), torch.device("cuda" if on_gpu else "cpu"))
+    if dist.get_rank() == 0:
+        print(json.dumps(result), flush=True)
+    dist.destroy_process_group()
+
+
+def timed_all_reduce(size_bytes: int, device: torch.device) -> dict[str, float | int | str]:
+    """Median of some rounds after a first that opens the connections."""
+    world, seconds = dist.get_world_size(), []
+    for _ in range(_ROUNDS + 1):
+        tensor = torch.full((size_bytes // 4,), float(dist.get_rank() + 1), dtype=torch.float32, device=device)
+        dist.barrier()
+        begun = time.perf_counter()
+        dist.all_reduce(tensor)
+        last = tensor[-1].item()  # waits for the device
+        seconds.append(time.perf_counter() - begun)
+        expected = world * (world + 1) / 2
+        if last != expected or not bool((tensor == expected).all()):
+            raise RuntimeError(f"the all-reduce gave {last} where {expected} is right")
+    median_s = statistics.median(seconds[1:])
+    bus = size_bytes / median_s * 2 * (world - 1) / world
+    return {
+        "processes": world,
+        "size_bytes": size_bytes,
+        "seconds": median_s,
+        "bus_bytes_per_s": bus,
+        "device": device.type,
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)

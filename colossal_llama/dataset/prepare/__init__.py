@@ -1,0 +1,1 @@
+"""Preparation: from raw files to bucketed parts on disk."""

@@ -1,0 +1,243 @@
+"""From input directories to the rows of their files: which files, in which order, in which chunks.
+
+A plain .jsonl file is cut into byte ranges (a line belongs to the range its first byte lies in), any other file is one chunk. Chunks
+depend on the input alone, never on the number of workers:
+
+    corpus.jsonl   |line|line|li ne|line|line|
+                   ^ chunk 0    ^ chunk 1       the third line belongs to chunk 0
+"""
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from colossal_llama.utils.atomic_io import files_below
+from colossal_llama.utils.errors import UserError
+
+FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+CHUNK_BYTES = 4 << 20
+MOST_CHUNKS = 16_384  # larger inputs get larger chunks: 64 MiB for 1 TiB
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of records; `name` (directory name and path below it) decides its place in the order."""
+
+    path: Path
+    name: str
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a file that one task reads: lines that begin in [start, end), at most `record_limit` records of them."""
+
+    index: int
+    file: InputFile
+    start: int
+    end: int | None
+    record_limit: int | None
+
+
+class DamagedFileError(Exception):
+    """A compressed or parquet file that cannot be read to its end."""
+
+
+def find_input_files(directories: Sequence[Path], excluded: Path) -> list[InputFile]:
+    """Every input file below the directories, in the order of their names.
+
+    Args:
+        directories: searched with their subdirectories (`utils.atomic_io.files_below`); the order in which they are given does not matter.
+        excluded: the output directory, whose files are no input even if it lies inside one of the directories.
+
+    Raises:
+        UserError: a directory holds no input file, or a file cannot be reached or is reached twice.
+    """
+    problems, found, excluded = [], {}, excluded.resolve()
+    for directory in directories:
+        paths, unreachable = files_below(directory, FORMATS)
+        problems += [f"--data_input_dirs: {problem}" for problem in unreachable]
+        outside = [path for path in paths if excluded not in path.resolve().parents]
+        if not outside:
+            missing = "but those in the output directory" if paths else f"that ends in {', '.join(FORMATS)}"
+            problems.append(f"--data_input_dirs: {directory} holds no file {missing}")
+        for path in outside:
+            if path.resolve() in found:
+                problems.append(f"--data_input_dirs: {path} is reached twice, its documents would be doubled")
+            found[path.resolve()] = (path, directory)
+    if problems:
+        raise UserError(problems)
+    names = _names_of(found.values())
+    files = [_input_file(path, name) for (path, _), name in zip(found.values(), names, strict=True)]
+    return sorted(files, key=lambda file: file.name)
+
+
+def _input_file(path: Path, name: str) -> InputFile:
+    stat = path.stat()
+    return InputFile(path, name, stat.st_size, stat.st_mtime_ns)
+
+
+def _names_of(files: Iterable[tuple[Path, Path]]) -> list[str]:
+    """For each (file, input directory) the directory's name and the path below it; with more of the directory's path where two are alike.
+
+    /corpus/zh/data/a.jsonl, /corpus/en/data/a.jsonl  →  zh/data/a.jsonl, en/data/a.jsonl
+    """
+    whole = [(directory.resolve() / path.relative_to(directory)).parts[1:] for path, directory in files]
+    depths = [len(path.relative_to(directory).parts) + 1 for path, directory in files]
+    while True:
+        names = ["/".join(parts[-depth:]) for parts, depth in zip(whole, depths, strict=True)]
+        counts = Counter(names)
+        if max(counts.values(), default=1) == 1:
+            return names
+        depths = [depth + (counts[name] > 1) for depth, name in zip(depths, names, strict=True)]
+
+
+def plan_chunks(files: Sequence[InputFile], limit: int | None) -> list[Chunk]:
+    """Cuts the files into chunks. With a `limit`, at most that many records are read, as evenly from all files as it goes."""
+    if limit is not None:
+        shares = [limit // len(files) + (index < limit % len(files)) for index in range(len(files))]
+        return [
+            Chunk(index, file, 0, None, share) for index, (file, share) in enumerate(zip(files, shares, strict=True))
+        ]
+    chunk_bytes = max(CHUNK_BYTES, sum(file.size_bytes for file in files) // MOST_CHUNKS)
+    chunks: list[Chunk] = []
+    for file in files:
+        if file.path.suffix != ".jsonl":
+            chunks.append(Chunk(len(chunks), file, 0, None, None))
+            continue
+        for start in range(0, max(file.size_bytes, 1), chunk_bytes):
+            chunks.append(Chunk(len(chunks), file, start, min(start + chunk_bytes, file.size_bytes), None))
+    return chunks
+
+
+def read_rows(chunk: Chunk, digest: Any) -> Iterator[tuple[int, bytes | dict]]:
+    """The rows of a chunk: (number within the chunk from 0, line of bytes without its end, or parquet row).
+
+    Args:
+        digest: a hashlib object, which is fed with everything that is read.
+
+    Raises:
+        DamagedFileError: the file cannot be read to its end; the rows before the damage have been given.
+    """
+    if chunk.file.path.suffix == ".parquet":
+        yield from _parquet_rows(chunk, digest)
+        return
+    try:
+        with _open_lines(chunk) as file:
+            if chunk.start:
+                file.seek(chunk.start - 1)
+                file.readline()
+            position = file.tell() if chunk.end is not None else 0
+            number = 0
+            while chunk.end is None or position < chunk.end:
+                line = file.readline()
+                if not line:
+                    return
+                position += len(line)
+                digest.update(line)
+                if number == 0 and chunk.start == 0:
+                    line = line.removeprefix(BYTE_ORDER_MARK)
+                yield number, line.rstrip(b"\r\n")
+                number += 1
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise DamagedFileError(str(error)) from error
+
+
+def content_digest(chunk: Chunk, rows: int) -> str:
+    """SHA-256 of what `read_rows` reads for a chunk's first rows, for comparing with an earlier reading."""
+    digest = hashlib.sha256()
+    if chunk.record_limit == 0:
+        return digest.hexdigest()  # nothing was read of it
+    try:
+        for number, _ in read_rows(chunk, digest):
+            if number + 1 == rows or chunk.file.path.suffix == ".parquet":
+                break
+    except DamagedFileError:
+        pass  # what could be read is compared
+    return digest.hexdigest()
+
+
+def first_row_number(chunk: Chunk) -> int:
+    """How many lines of the file begin before the chunk (counted by reading them)."""
+    if not chunk.start:
+        return 0
+    count, left = 1, chunk.start - 1  # a line feed just before the chunk begins the chunk's own first line
+    with chunk.file.path.open("rb") as file:
+        while left:
+            block = file.read(min(left, 1 << 20))
+            count += block.count(b"\n")
+            left -= len(block)
+    return count
+
+
+def _open_lines(chunk: Chunk) -> io.BufferedIOBase:
+    path = chunk.file.path
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        return io.BufferedReader(_ZstandardFile(path), 1 << 20)
+    return path.open("rb", buffering=1 << 20)
+
+
+class _ZstandardFile(io.RawIOBase):
+    """Reads all frames of a file, and complains, as gzip does, when the last one is cut off: `zstandard.open` ends there in silence."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+        self._frame: Any = None
+        self._compressed = self._content = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """
+        Raises:
+            EOFError: the file ends inside a frame.
+        """
+        while not self._content:
+            self._compressed = self._compressed or self._file.read(zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a compressed frame")
+                return 0
+            frame = self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._content = frame.decompress(self._compressed)
+            self._compressed = b""
+            if frame.eof:
+                self._compressed, self._frame = frame.unused_data, None
+        size = min(len(buffer), len(self._content))
+        buffer[:size], self._content = self._content[:size], self._content[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _parquet_rows(chunk: Chunk, digest: Any) -> Iterator[tuple[int, dict]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    with chunk.file.path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    number = 0
+    try:
+        with parquet.ParquetFile(chunk.file.path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    yield number, row
+                    number += 1
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DamagedFileError(str(error)) from error

@@ -1,0 +1,49 @@
+"""Tells of the records that could not be used: on the screen when they stop the run, else in rejected.jsonl."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+
+from colossal_llama.dataset.prepare.cache import chunk_rejected
+from colossal_llama.dataset.prepare.input_files import Chunk, first_row_number
+from colossal_llama.utils.atomic_io import write_bytes
+from colossal_llama.utils.errors import UserError
+
+SHOWN_BAD_RECORDS = 20
+SHOWN_RECORD_CHARACTERS = 80
+
+
+class BadInputError(UserError):
+    """The input itself is the problem: nothing that was made of it is of use."""
+
+
+def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
+    """Messages for the first bad records (with their chunks): file:line, the reason, and how the record begins."""
+    first_rows = {chunk.index: first_row_number(chunk) for chunk, _ in bad[:SHOWN_BAD_RECORDS]}
+    messages = []
+    for chunk, record in bad[:SHOWN_BAD_RECORDS]:
+        line = first_rows[chunk.index] + record["row"] + 1
+        shown = record["record"][:SHOWN_RECORD_CHARACTERS]
+        messages.append(f"{chunk.file.path}:{line}: {record['message']} | {shown}")
+    count = f"more than {SHOWN_BAD_RECORDS}" if len(bad) > SHOWN_BAD_RECORDS else f"{len(bad)}"
+    return [
+        *messages,
+        f"{count} bad record{'s' if len(bad) > 1 else ''}, so that no part was written. Correct them, or pass them over with "
+        "--on_bad_record skip, which counts them by reason and lists them in rejected.jsonl.",
+    ]
+
+
+def write_rejected(output_dir: Path, chunk_dir: Path, chunks: Sequence[Chunk], facts: Sequence[dict]) -> None:
+    """Gathers the bad records of all chunks in rejected.jsonl, with line numbers that count within their files."""
+    lines, first_row = [], 0
+    for chunk, fact in zip(chunks, facts, strict=True):
+        first_row = 0 if chunk.start == 0 else first_row
+        for record in chunk_rejected(chunk_dir, chunk.index):
+            line = first_row + record.pop("row") + 1
+            lines.append(
+                orjson.dumps({"file": chunk.file.name, "line": line, **record}, option=orjson.OPT_APPEND_NEWLINE)
+            )
+        first_row += fact["rows"]
+    if lines:
+        write_bytes(output_dir / "rejected.jsonl", b"".join(lines))

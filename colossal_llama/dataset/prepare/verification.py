@@ -1,0 +1,135 @@
+"""Re-reads a finished preparation and checks it against its manifest and against the rules that every row keeps."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from colossal_llama.dataset.prepare.part_writer import DATA_FILE, part_facts, part_name
+from colossal_llama.dataset.tokenization import IGNORED_LABEL
+from colossal_llama.utils.atomic_io import fingerprint_file
+from colossal_llama.utils.console import progress
+from colossal_llama.utils.errors import UserError, at_most
+
+ROWS_AT_ONCE = 256
+
+
+def verify(directory: Path) -> str:
+    """Checks every part; the message of success.
+
+    Raises:
+        UserError: there is no complete preparation in the directory, or it is not as its manifest says.
+    """
+    path = directory / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"{directory} has no manifest.json: it is no finished preparation; run the same command again")
+    manifest = json.loads(path.read_bytes())
+    problems = [*_name_problems(directory, manifest), *_total_problems(manifest)]
+    for index, entry in enumerate(progress(manifest["parts"], desc="verify", unit=" parts")):
+        problems += [f"{entry['name']}: {problem}" for problem in _part_problems(directory, index, entry, manifest)]
+    if problems:
+        raise UserError(at_most(problems))
+    totals = manifest["totals"]
+    return f"{directory}: {len(manifest['parts'])} parts, {totals['rows']:,} rows, {totals['tokens_out']:,} tokens: all as it says"
+
+
+def _name_problems(directory: Path, manifest: dict) -> Iterator[str]:
+    expected = [part_name(index) for index in range(manifest["identity"]["arguments"]["num_spliced_dataset_bins"])]
+    if [entry["name"] for entry in manifest["parts"]] != expected:
+        yield f"the manifest does not list {len(expected)} parts in order"
+    for folder, suffix in (("arrow", ""), ("jsonl", ".jsonl")):
+        found = {path.name for path in (directory / folder).iterdir()} if (directory / folder).is_dir() else set()
+        wanted = {name + suffix for name in expected}
+        yield from (f"{folder}/{name} is missing" for name in sorted(wanted - found))
+        yield from (f"{folder}/{name} does not belong there" for name in sorted(found - wanted))
+
+
+def _total_problems(manifest: dict) -> Iterator[str]:
+    totals, parts = manifest["totals"], manifest["parts"]
+    for name, total in (("rows", "rows"), ("tokens", "tokens_out"), ("target_tokens", "target_tokens")):
+        counted = sum(part[name] for part in parts)
+        if counted != totals.get(total, 0):
+            yield f"manifest.json: the parts have {counted:,} {name}, the totals say {totals.get(total, 0):,}"
+    lost = sum(count for name, count in totals.items() if name.startswith(("cut_tokens.", "dropped_tokens.")))
+    repeated = totals.get("repeated_tokens", 0)
+    if totals["tokens_in"] + repeated != totals["tokens_out"] + lost:
+        yield f"manifest.json: {totals['tokens_in']:,} tokens went in, {totals['tokens_out']:,} came out, {lost:,} were cut"
+
+
+def _part_problems(directory: Path, index: int, entry: dict, manifest: dict) -> Iterator[str]:
+    arrow, jsonl = directory / "arrow" / entry["name"], directory / "jsonl" / f"{entry['name']}.jsonl"
+    for path, name in ((arrow / DATA_FILE, "arrow_sha256"), (jsonl, "jsonl_sha256")):
+        if not path.is_file():
+            if path.parent.is_dir() and path != jsonl:  # a whole part that is missing has been named
+                yield f"{path.relative_to(directory)} is missing"
+            return
+        if fingerprint_file(path) != entry[name]:
+            yield f"{path.name} has changed since it was written"
+    facts = part_facts(directory, index)
+    if facts is None or any(facts[name] != entry[name] for name in entry if name != "name"):
+        yield "part.json is missing, or not as the manifest says"
+    try:
+        dataset = datasets.load_from_disk(str(arrow))
+        with jsonl.open("rb") as lines:
+            yield from _row_problems(dataset, lines, entry, manifest)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        yield f"cannot be read: {error}"
+
+
+def _row_problems(dataset: datasets.Dataset, lines: Iterator[bytes], entry: dict, manifest: dict) -> Iterator[str]:
+    max_length, vocab_size = manifest["identity"]["arguments"]["max_length"], manifest["identity"]["vocab_size"]
+    counts = {"rows": 0, "tokens": 0, "target_tokens": 0, "segments": 0}
+    for batch in dataset.with_format("arrow").iter(ROWS_AT_ONCE):
+        rows = zip(
+            *(batch[name] for name in ("input_ids", "labels", "document_lengths", "document_categories")), strict=True
+        )
+        for ids, labels, lengths, categories in ([_array(value) for value in row] for row in rows):
+            counts["rows"] += 1
+            counts["tokens"] += len(ids)
+            counts["target_tokens"] += int((labels != IGNORED_LABEL).sum())
+            counts["segments"] += len(lengths)
+            where = f"row {counts['rows']}"
+            yield from (
+                f"{where}: {problem}" for problem in _rule_problems(ids, labels, lengths, max_length, vocab_size)
+            )
+            line = next(lines, b"")
+            content = {
+                "input_ids": ids,
+                "labels": labels,
+                "document_lengths": lengths,
+                "document_categories": categories,
+            }
+            if orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE) != line:
+                yield f"{where}: the jsonl file has other content than the arrow file"
+    if next(lines, None) is not None:
+        yield "the jsonl file has more rows than the arrow file"
+    for name, count in counts.items():
+        if count != entry[name]:
+            yield f"has {count:,} {name}, the manifest says {entry[name]:,}"
+
+
+def _array(value: pa.ListScalar) -> np.ndarray:
+    return np.ascontiguousarray(value.values.to_numpy(zero_copy_only=False))
+
+
+def _rule_problems(
+    ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, max_length: int, vocab_size: int
+) -> Iterator[str]:
+    if not len(ids) == len(labels) == lengths.sum():
+        yield f"{len(ids)} ids, {len(labels)} labels, documents of {lengths.sum()} tokens together"
+        return
+    if len(ids) > max_length:
+        yield f"{len(ids)} tokens, more than {max_length}"
+    if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
+        yield f"an id outside of the vocabulary of {vocab_size}"
+    targets = labels != IGNORED_LABEL
+    if not targets.any():
+        yield "no target"
+    if (labels[targets] != ids[targets]).any():
+        yield "a label that is neither -100 nor the token's id"
+    if targets[np.cumsum(lengths) - lengths].any():
+        yield "the first token of a document is a target"

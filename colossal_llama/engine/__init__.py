@@ -1,0 +1,1 @@
+"""The engine: all that knows ColossalAI, behind a small interface."""

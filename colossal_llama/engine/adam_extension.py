@@ -1,0 +1,141 @@
+"""PyTorch's fused AdamW in the places where ColossalAI has Adam kernels of its own, which nvcc would compile on first use."""
+
+import importlib.util
+
+import torch
+
+from colossal_llama.model.kernels.adamw import adamw, changing_numbers
+
+
+class _Kernel:
+    """What ColossalAI's loaders ask of a kernel that is part of every PyTorch."""
+
+    priority = 100
+
+    def is_available(self) -> bool:
+        return True
+
+    def assert_compatible(self) -> None:
+        """Nothing to check."""
+
+    def load(self) -> "_Kernel":
+        return self
+
+
+class TorchCpuAdam(_Kernel):
+    """A kernel for `CPUAdamLoader`: PyTorch's fused AdamW for CPU tensors. Needs no compiler and no CUDA toolkit."""
+
+    name = "torch_cpu_adam"
+
+    class CPUAdamOptimizer:
+        """What `HybridAdam` calls for parameters on the CPU (same constructor and `step` as ColossalAI's C++ class)."""
+
+        def __init__(self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, adamw_mode: bool):
+            self.adamw_mode = adamw_mode
+
+        def step(
+            self,
+            step: int,
+            lr: float,
+            beta1: float,
+            beta2: float,
+            eps: float,
+            weight_decay: float,
+            bias_correction: bool,
+            parameter: torch.Tensor,
+            gradient: torch.Tensor,
+            exp_avg: torch.Tensor,
+            exp_avg_sq: torch.Tensor,
+            div_scale: float,
+        ) -> None:
+            """One AdamW step on one tensor, in place; the gradient is divided by `div_scale` when that is positive."""
+            hyper = (lr, beta1, beta2, eps, step, self.adamw_mode, bias_correction, weight_decay, div_scale)
+            # Gemini's gradients are in fp16.
+            fused_adam([gradient.to(parameter.dtype)], [parameter], [exp_avg], [exp_avg_sq], *hyper)
+
+
+class TorchCudaAdam(_Kernel):
+    """A kernel for `FusedOptimizerLoader`: PyTorch's fused AdamW for CUDA tensors."""
+
+    name = "torch_cuda_adam"
+
+    @staticmethod
+    def multi_tensor_adam(
+        chunk_size: int,
+        overflow_buffer: torch.Tensor,
+        tensor_lists: list[list[torch.Tensor]],
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        step: int,
+        adamw_mode: int,
+        bias_correction: int,
+        weight_decay: float,
+        div_scale: float,
+    ) -> None:
+        """One AdamW step on lists of gradients, parameters, first and second moments (ColossalAI's signature)."""
+        gradients, parameters, exp_avgs, exp_avg_sqs = tensor_lists
+        hyper = (lr, beta1, beta2, eps, step, adamw_mode, bias_correction, weight_decay, div_scale)
+        if all(gradient.dtype == parameter.dtype for gradient, parameter in zip(gradients, parameters, strict=True)):
+            fused_adam(gradients, parameters, exp_avgs, exp_avg_sqs, *hyper)
+            return
+        # Gemini hands half-precision gradients for fp32 parameters.
+        if not (adamw_mode and bias_correction and importlib.util.find_spec("triton")):
+            for lists in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):  # only one fp32 copy at a time
+                fused_adam([lists[0].to(lists[1].dtype)], *([tensor] for tensor in lists[1:]), *hyper)
+            return
+        factor = 1.0 / div_scale if div_scale > 0 else 1.0
+        changing = changing_numbers(lr, beta1, beta2, step, factor, parameters[0].device)
+        for gradient, parameter, exp_avg, exp_avg_sq in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):
+            adamw(parameter, gradient, exp_avg, exp_avg_sq, None, changing, beta1, beta2, eps, weight_decay)
+
+
+def fused_adam(
+    gradients: list[torch.Tensor],
+    parameters: list[torch.Tensor],
+    exp_avgs: list[torch.Tensor],
+    exp_avg_sqs: list[torch.Tensor],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: float,
+    adamw_mode: bool | int,
+    bias_correction: bool | int,
+    weight_decay: float,
+    div_scale: float,
+) -> None:
+    """One AdamW step on lists of tensors of one device and dtype, in place, by PyTorch's fused kernel.
+
+    Args:
+        gradients, parameters, exp_avgs, exp_avg_sqs: of the same lengths and shapes.
+        lr, beta1, beta2, eps, weight_decay: as in arXiv 1711.05101.
+        step: counted from 1.
+        adamw_mode, bias_correction: must be true.
+        div_scale: gradients are divided by it when it is positive.
+
+    Raises:
+        NotImplementedError: another Adam is asked for.
+    """
+    if not adamw_mode or not bias_correction:
+        raise NotImplementedError("only AdamW with bias correction is offered here")
+    device = parameters[0].device
+    step_tensor = torch.full((), float(step), dtype=torch.float32, device=device)
+    scale = torch.full((), div_scale, dtype=torch.float32, device=device) if div_scale > 0 else None
+    torch._fused_adamw_(
+        parameters,
+        gradients,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        [step_tensor] * len(parameters),
+        amsgrad=False,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=weight_decay,
+        eps=eps,
+        maximize=False,
+        grad_scale=scale,
+    )

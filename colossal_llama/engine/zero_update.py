@@ -1,0 +1,172 @@
+"""A lean update for ColossalAI's ZeRO on GPUs: the same AdamW, with a fraction of the memory traffic.
+
+`LowLevelZeroOptimizer.step` makes an fp32 copy of every gradient at once (26 GiB at 7 B), reads each as fp64 for the norm, scales
+it, updates, and casts the result into a further copy. Here a parameter at a time is read once and written once, gradients stay in
+half precision, and the host waits for nothing: the clipping factor stays on the device. And with one data-parallel rank a gradient
+is kept where autograd put it, instead of going through a communication bucket (three copies of each).
+
+The optimizer keeps its class, states and checkpoints: two methods of the one instance are replaced, by `use_lean_update`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import MethodType
+
+import torch
+import torch.distributed as dist
+from colossalai.zero.low_level import LowLevelZeroOptimizer
+
+from colossal_llama.model.kernels.adamw import adamw, changing_numbers
+
+
+def why_no_lean_update(optimizer: torch.optim.Optimizer, device: torch.device) -> str | None:
+    """The reason why a boosted optimizer keeps the engine's own update, or None when `use_lean_update` can be called."""
+    if not isinstance(optimizer, LowLevelZeroOptimizer):
+        return "the plugin's optimizer is not ColossalAI's ZeRO"
+    if device.type != "cuda":
+        return f"it is for CUDA devices, this is {device.type}"
+    reason = why_the_engine_updates(optimizer)
+    if reason is None and optimizer._cpu_offload:
+        reason = "the optimizer's states are in host memory"
+    return reason
+
+
+def why_the_engine_updates(optimizer: LowLevelZeroOptimizer) -> str | None:
+    """The reason why none of our updates can take the place of the engine's, or None."""
+    if not optimizer._master_weights:
+        return "there are no fp32 master weights (they are the weights)"
+    if optimizer._dtype not in (torch.bfloat16, torch.float16):
+        return f"the weights are {optimizer._dtype}"
+    for name in ("tp_pg", "pp_pg"):  # gradients of shared parameters count once in the norm there
+        group = getattr(optimizer, name, None)
+        if group is not None and dist.get_world_size(group) > 1:
+            return "the model is split over ranks"
+    groups = list(optimizer.pg_to_param_list)
+    if len(groups) > 1 or isinstance(groups[0], tuple):
+        return "there are several data-parallel groups"
+    return None
+
+
+def use_lean_update(optimizer: LowLevelZeroOptimizer) -> None:
+    """Replaces the update of one boosted optimizer, in place. Call it where `why_no_lean_update` gives None."""
+    optimizer.step = MethodType(_step, optimizer)
+    optimizer.uncount_last_update = MethodType(_uncount_last_update, optimizer)
+    keep_gradients_in_place(optimizer)
+
+
+def keep_gradients_in_place(optimizer: LowLevelZeroOptimizer) -> None:
+    """Saves gradients the way through a communication bucket where there is no other rank."""
+    if all(dist.get_world_size(group) == 1 for group in optimizer.pg_to_param_list):
+        optimizer._add_to_bucket = MethodType(_keep_gradient, optimizer)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One parameter's part on this rank, all flat and of the same length."""
+
+    group: dict
+    master: torch.Tensor
+    gradient: torch.Tensor
+    padded_working: torch.Tensor
+    """The whole parameter in half precision, padded to a multiple of the ranks."""
+    process_group: dist.ProcessGroup
+
+    @property
+    def working(self) -> torch.Tensor:
+        """This rank's slice of it."""
+        size, rank = dist.get_world_size(self.process_group), dist.get_rank(self.process_group)
+        return self.padded_working.chunk(size)[rank]
+
+
+def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
+    """What `LowLevelZeroOptimizer.step` does, for the settings that `why_no_lean_update` allows."""
+    if not self.require_grad_sync:
+        return
+    if self.mixed_precision_mixin is not None and self.mixed_precision_mixin.should_skip_step():
+        self.zero_grad()
+        return
+    updates = list(updates_of(self))
+    norm = global_norm(updates, next(iter(self.pg_to_param_list)))
+    self._current_grad_norm = norm
+    factor = gradient_factor(self, norm)
+    changing: dict[tuple[int, int], torch.Tensor] = {}
+    for update in updates:
+        state = state_for_next_step(self.optim.state[update.master], update.master)
+        key = (id(update.group), state["step"])
+        if key not in changing:
+            group = update.group
+            changing[key] = changing_numbers(group["lr"], *group["betas"], state["step"], factor)
+        _apply(state, update, changing[key])
+    gather_working_weights(updates)
+
+
+def _uncount_last_update(self: LowLevelZeroOptimizer) -> None:
+    """Takes back the count of a step that changed nothing; before the gradients are cleared."""
+    for update in updates_of(self):
+        self.optim.state[update.master]["step"] -= 1
+
+
+def updates_of(optimizer: LowLevelZeroOptimizer) -> Iterator[Update]:
+    """The parameters that have a gradient."""
+    for group_id, group in enumerate(optimizer.optim.param_groups):
+        for working, master in zip(optimizer._working_param_groups[group_id], group["params"], strict=True):
+            store = optimizer.pid_to_grad_store[id(working)]
+            gradients = store.get_partitioned_gradients_by_param_id(group_id, id(working))
+            if gradients:
+                gradient = gradients[0 if optimizer._partition_grads else store.local_rank]
+                padded = optimizer._working_param_to_padded_working_param[working]
+                yield Update(group, master, gradient.view(-1), padded, optimizer.param_to_pg[working])
+
+
+def global_norm(updates: list[Update], process_group: dist.ProcessGroup) -> torch.Tensor:
+    """Norm of all gradients over all ranks, summed in fp32, as a scalar on the device."""
+    norms = torch._foreach_norm([update.gradient for update in updates], 2, dtype=torch.float32)
+    square = torch.stack(norms).square().sum()
+    dist.all_reduce(square, group=process_group)
+    return square.sqrt()
+
+
+def gradient_factor(optimizer: LowLevelZeroOptimizer, norm: torch.Tensor) -> torch.Tensor:
+    """Factor on the gradients: undoes the loss scale of fp16, and clips. NaN, which `adamw` heeds, where the norm is no number."""
+    scale = 1.0
+    if optimizer.mixed_precision_mixin is not None:
+        scale = optimizer.mixed_precision_mixin.get_grad_div_scale()
+    if optimizer._clip_grad_norm <= 0.0:
+        return torch.full_like(norm, 1.0 / scale)
+    excess = (norm / scale + 1e-6) / optimizer._clip_grad_norm
+    return torch.where(norm.isfinite(), 1.0 / (scale * excess.clamp(min=1.0)), torch.nan)
+
+
+def state_for_next_step(state: dict, master: torch.Tensor) -> dict:
+    """An optimizer state with its step counted on, and moments of zero before the first."""
+    if "exp_avg" not in state:
+        state.update(step=0, exp_avg=torch.zeros_like(master), exp_avg_sq=torch.zeros_like(master))
+    state["step"] += 1
+    return state
+
+
+def _apply(state: dict, update: Update, changing: torch.Tensor) -> None:
+    group = update.group
+    tensors = (update.master, update.gradient, state["exp_avg"], state["exp_avg_sq"], update.working, changing)
+    adamw(*tensors, *group["betas"], group["eps"], group["weight_decay"])
+
+
+def gather_working_weights(updates: list[Update]) -> None:
+    """Every rank's slices to all ranks, in place."""
+    pending = []
+    for update in updates:
+        if dist.get_world_size(update.process_group) > 1:
+            pending.append(
+                dist.all_gather_into_tensor(
+                    update.padded_working, update.working, group=update.process_group, async_op=True
+                )
+            )
+    for work in pending:
+        work.wait()
+
+
+def _keep_gradient(self: LowLevelZeroOptimizer, param: torch.nn.Parameter, group_id: int) -> None:
+    """In place of `_add_to_bucket` where there is no other rank: the gradient is already the reduced one."""
+    gradient = param.grad.detach().view(-1)
+    param.grad = None
+    self._add_grad(gradient, 1, group_id, id(param))

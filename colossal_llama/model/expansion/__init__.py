@@ -1,0 +1,1 @@
+"""Rows for new tokens: planned, initialised, written."""

@@ -1,0 +1,303 @@
+"""From a model and an expanded tokenizer to the model with a row per token: planned on headers, written as a stream."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from colossal_llama.model.expansion.mean_init import Constituents, InitMethod, RowStatistics, mean_rows
+from colossal_llama.model.expansion.new_tokens import SPECIAL_IDS, read_new_tokens
+from colossal_llama.model.weights.stored_tensors import ARITHMETIC_TYPES, PIECE_BYTES, StoredTensor
+from colossal_llama.model.weights.weight_files import (
+    SAFETENSORS_INDEX,
+    Replacement,
+    WeightFiles,
+    find_weight_files,
+    rewrite_shard,
+)
+from colossal_llama.tokenizer.expansion.result import REPORT_FILE, SETTINGS_FILES
+from colossal_llama.utils.atomic_io import existing_ancestor, new_directory, write_bytes, write_json
+from colossal_llama.utils.console import progress
+from colossal_llama.utils.errors import UserError
+
+INPUT_MATRIX = "model.embed_tokens.weight"
+OUTPUT_MATRIX = "lm_head.weight"
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", *SETTINGS_FILES, REPORT_FILE)
+
+
+@dataclass(frozen=True)
+class ExpansionPlan:
+    """All that is decided before the first byte is written.
+
+        matrix row    0 … source_vocabulary     … target_vocabulary       … rows
+                      source rows, as they are    means of source rows      padding: mean of all source rows
+
+    Attributes:
+        source_rows: rows of the source's matrices; those from `source_vocabulary` on are padding and are dropped.
+        constituents: what each row from `source_vocabulary` to `target_vocabulary` is made of.
+        matrices: the tensors that get new rows; one when the embeddings are tied.
+        configs: `config.json` and, if the source has it, `generation_config.json`, as they will be written.
+        corrections: what was changed in the configs beside `vocab_size`, in words.
+    """
+
+    source: Path
+    target_tokenizer: Path
+    weights: WeightFiles
+    matrices: tuple[str, ...]
+    source_vocabulary: int
+    source_rows: int
+    target_vocabulary: int
+    rows: int
+    constituents: Constituents
+    configs: Mapping[str, dict[str, Any]]
+    corrections: tuple[str, ...]
+
+    @property
+    def new_tokens(self) -> int:
+        """The number of tokens that the source does not know."""
+        return self.target_vocabulary - self.source_vocabulary
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all tensors of the new model."""
+        return sum(
+            (shape.with_rows(self.rows) if name in self.matrices else shape).bytes
+            for shard in self.weights.shards
+            for name, shape in shard.tensors.items()
+        )
+
+
+def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionPlan:
+    """Reads tokenizers, configs and the headers of the weight files, and checks that they fit together.
+
+    Raises:
+        UserError: files are missing or damaged, the target tokenizer does not extend the source's, or the weights are not those of a
+            causal LLaMA with this vocabulary.
+    """
+    config = _read_json(source_path / "config.json")
+    tokens = read_new_tokens(source_path, target_tokenizer_path)
+    source_vocabulary = tokens.source_vocabulary
+    rows = _padded_rows(target_tokenizer_path, tokens.target_vocabulary)
+    weights = find_weight_files(source_path)
+    matrices = _matrices(weights, config, source_path)
+    source_rows = weights.find(matrices[0]).shape[0]
+    if source_vocabulary > source_rows:
+        raise UserError(
+            f"the tokenizer in {source_path} has {source_vocabulary:,} tokens, the model rows for {source_rows:,} "
+            "only: take the tokenizer that belongs to this model, or remove what was added to it"
+        )
+    configs, corrections = _target_configs(source_path, config, tokens.special_ids, rows)
+    return ExpansionPlan(
+        source=source_path,
+        target_tokenizer=target_tokenizer_path,
+        weights=weights,
+        matrices=matrices,
+        source_vocabulary=source_vocabulary,
+        source_rows=source_rows,
+        target_vocabulary=tokens.target_vocabulary,
+        rows=rows,
+        constituents=Constituents.of(tokens.source_pieces),
+        configs=configs,
+        corrections=corrections,
+    )
+
+
+def _matrices(weights: WeightFiles, config: dict[str, Any], source_path: Path) -> tuple[str, ...]:
+    """The names of the matrices with one row per token; refuses weights in which they are not what they should be."""
+    found = {name: weights.find(name) for name in (INPUT_MATRIX, OUTPUT_MATRIX)}
+    if found[INPUT_MATRIX] is None:
+        raise UserError(
+            f"the weights in {source_path} have no tensor {INPUT_MATRIX}: they are not those of a causal LLaMA"
+        )
+    if found[OUTPUT_MATRIX] is None and not config.get("tie_word_embeddings", False):
+        raise UserError(
+            f"the weights in {source_path} have no tensor {OUTPUT_MATRIX}, and config.json does not say that the "
+            "embeddings are tied (tie_word_embeddings): the output matrix is missing"
+        )
+    found = {name: shape for name, shape in found.items() if shape is not None}
+    for name, shape in found.items():
+        if shape.dtype not in ARITHMETIC_TYPES or len(shape.shape) != 2:
+            raise UserError(
+                f"{name} in {source_path} is {list(shape.shape)} of {shape.dtype_name}: a matrix of float16, bfloat16, "
+                "float32 or float64 is needed (expand before quantising)"
+            )
+        if shape.shape[0] != config.get("vocab_size"):
+            raise UserError(
+                f"{name} in {source_path} has {shape.shape[0]:,} rows, but vocab_size in config.json is "
+                f"{config.get('vocab_size')}"
+            )
+    return tuple(found)
+
+
+def _padded_rows(target_tokenizer_path: Path, target_vocabulary: int) -> int:
+    """The rows asked for by `padded_vocab_size` in the tokenizer's expansion_report.json, else one per token."""
+    report = target_tokenizer_path / REPORT_FILE
+    if not report.is_file():
+        return target_vocabulary
+    rows = _read_json(report).get("padded_vocab_size")
+    if rows is None:
+        return target_vocabulary
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < target_vocabulary:
+        raise UserError(
+            f"padded_vocab_size in {report} is {rows!r}: it must be a whole number of at least {target_vocabulary}"
+        )
+    return rows
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return content
+
+
+def _target_configs(
+    source_path: Path, config: dict[str, Any], special_ids: Mapping[str, int | None], rows: int
+) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    """The model's configs with the new vocabulary size, and with special ids that are the tokenizer's."""
+    configs = {"config.json": {**config, "vocab_size": rows}}
+    if (source_path / "generation_config.json").is_file():
+        configs["generation_config.json"] = _read_json(source_path / "generation_config.json")
+    corrections = []
+    for name, content in configs.items():
+        for key in SPECIAL_IDS:
+            corrected = _special_id(content.get(key), special_ids[key], rows)
+            if corrected != content.get(key):
+                corrections.append(f"{name}: {key} was {content.get(key)}, the tokenizer's is {corrected}")
+                content[key] = corrected
+    return configs, tuple(corrections)
+
+
+def _special_id(configured: int | list[int] | None, tokenizers: int | None, rows: int) -> int | list[int] | None:
+    """The id to write: what is configured if it holds the tokenizer's (a list may hold more), else the tokenizer's.
+
+    Where the tokenizer has none (LLaMA has no padding token), an id that is a row is kept.
+    """
+    ids = configured if isinstance(configured, list) else [configured]
+    if tokenizers in ids:
+        return configured
+    if tokenizers is None and all(isinstance(index, int) and 0 <= index < rows for index in ids):
+        return configured
+    return tokenizers
+
+
+def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, Any]:
+    """Writes the new model and returns what there is to report (see `describe`).
+
+    A new directory appears when it is complete. In the target tokenizer's own directory the files come one by one,
+    config.json last: without it nothing loads. After an error the files written are removed.
+
+    Raises:
+        UserError: there is too little room on the disk.
+    """
+    _refuse_without_room(plan, directory)
+    completes_tokenizer = directory.resolve() == plan.target_tokenizer.resolve()
+    with _removed_on_error(directory) if completes_tokenizer else new_directory(directory) as place:
+        norms = _write_weights(plan, method, place)
+        if not completes_tokenizer:
+            _copy_tokenizer(plan.target_tokenizer, place)
+        report = describe(plan, method, norms)
+        write_json(place / "init_report.json", report)
+        for name in sorted(plan.configs, reverse=True):  # generation_config.json, then config.json
+            write_json(place / name, plan.configs[name])
+    return report
+
+
+def _refuse_without_room(plan: ExpansionPlan, directory: Path) -> None:
+    parent = existing_ancestor(directory)
+    free = shutil.disk_usage(parent).free
+    if free < plan.total_bytes:
+        raise UserError(
+            f"the new model takes {plan.total_bytes / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free: make "
+            "room or give another --target_model_path"
+        )
+
+
+@contextmanager
+def _removed_on_error(directory: Path) -> Iterator[Path]:
+    """Gives `directory`; on an error, what has come into it since is removed."""
+    before = set(directory.iterdir())
+    try:
+        yield directory
+    except BaseException:
+        for path in set(directory.iterdir()) - before:
+            path.unlink()
+        raise
+
+
+def _copy_tokenizer(tokenizer: Path, directory: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            write_bytes(directory / name, (tokenizer / name).read_bytes())
+
+
+def _write_weights(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, dict[str, float]]:
+    """Writes all shards, then their index; returns the average norms of the old and new rows of each matrix."""
+    norms: dict[str, dict[str, float]] = {}
+    replacements = {
+        name: Replacement(
+            plan.weights.find(name).with_rows(plan.rows),
+            lambda stored, name=name: _expanded(plan, method, stored, norms.setdefault(name, {})),
+        )
+        for name in plan.matrices
+    }
+    weight_map = {}
+    with progress(total=plan.total_bytes, desc="writing weights", unit="B", unit_scale=True) as bar:
+        for shard in plan.weights.shards:
+            rewrite_shard(shard, directory, replacements, bar.update)
+            weight_map.update(dict.fromkeys(shard.tensors, shard.safetensors_name))
+    if plan.weights.is_sharded:
+        index = {"metadata": {"total_size": plan.total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(directory / SAFETENSORS_INDEX, index)
+    return norms
+
+
+def _expanded(
+    plan: ExpansionPlan, method: InitMethod, stored: StoredTensor, norms: dict[str, float]
+) -> Iterator[np.ndarray]:
+    """The rows of the new matrix in order: the source's, the means, the padding."""
+    known, new = RowStatistics(), RowStatistics()
+    step = max(1, PIECE_BYTES // (stored.shape.bytes // plan.source_rows))
+    for start in range(0, plan.source_vocabulary, step):
+        rows = stored.rows(start, min(start + step, plan.source_vocabulary))
+        known.add(stored.values(rows))
+        yield rows
+    for rows in mean_rows(stored, plan.constituents, method, known.mean):
+        new.add(rows)
+        yield stored.bits(rows)
+    norms.update(source_rows=known.average_norm, new_rows=new.average_norm)
+    yield np.tile(stored.bits(known.mean), (plan.rows - plan.target_vocabulary, 1))
+
+
+def describe(plan: ExpansionPlan, method: InitMethod, norms: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """The machine-readable record of an initialisation."""
+    lengths = plan.constituents.lengths
+    return {
+        "source_model_and_tokenizer_path": str(plan.source),
+        "target_tokenizer_path": str(plan.target_tokenizer),
+        "init_method": method,
+        "rows": {
+            "kept": plan.source_vocabulary,
+            "dropped_source_padding": plan.source_rows - plan.source_vocabulary,
+            "new": plan.new_tokens,
+            "new_without_constituents": int((lengths == 0).sum()),
+            "padding": plan.rows - plan.target_vocabulary,
+            "total": plan.rows,
+        },
+        "constituents_per_new_row": float(lengths.mean()) if plan.new_tokens else 0.0,
+        "matrices": list(plan.matrices),
+        "dtype": plan.weights.find(plan.matrices[0]).dtype_name,
+        "average_row_norm": {name: dict(values) for name, values in norms.items()},
+        "config_corrections": list(plan.corrections),
+        "weight_bytes": plan.total_bytes,
+    }

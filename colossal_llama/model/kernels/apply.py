@@ -1,0 +1,144 @@
+"""Fused kernels that need no CUDA toolkit, put into a model.
+
+Rotary embedding and SwiGLU are Liger's Triton kernels (https://github.com/linkedin/Liger-Kernel), within a fifth and a twentieth of what
+an H200's memory allows; norms with the residual stream, and the output layer with its cross-entropy, are ours (model.kernels.rms_norm,
+model.kernels.linear_cross_entropy), and so is how gradients of a shared input are added up (model.kernels.grouped_linear). `torch.compile` of each layer
+in place of Liger's kernels was no faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms against 517), takes longer
+to start and does not go with Gemini.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from types import MethodType
+
+import torch
+from transformers import Cache, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
+
+from colossal_llama.model.kernels.grouped_linear import share_input_gradients
+from colossal_llama.model.kernels.linear_cross_entropy import linear_cross_entropy, next_token_labels
+from colossal_llama.model.kernels.rms_norm import add_and_norm, norm_beside, rms_norm
+from colossal_llama.model.kernels.torch_function import through_torch_function
+from colossal_llama.model.selective_recomputation import can_be_made_again
+
+
+def why_no_fused_kernels(device: torch.device) -> str | None:
+    """The reason why the fused kernels cannot be used on a device, or None when they can."""
+    if device.type != "cuda":
+        return f"they are for CUDA devices, this is {device.type}"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "the package liger-kernel is not installed"
+    return None
+
+
+def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
+    """Replaces norms with their residual additions, rotary embedding and MLPs of a loaded model by fused kernels, in place.
+
+    Layers that read the same input become one operation (model.kernels.grouped_linear).
+
+    Args:
+        model: as `from_pretrained` gives it, before any plugin wraps it.
+        fuse_loss: also fuse output layer and cross-entropy. Only where the output layer's weight is whole and not padded:
+            tensor parallelism splits it, so it must be off there. The model then returns a loss and no logits when it trains.
+    """
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    apply_liger_kernel_to_llama(model=model, rms_norm=False, fused_linear_cross_entropy=False)
+    model.model.norm.forward = MethodType(_norm_forward, model.model.norm)
+    for layer in model.model.layers:
+        layer.forward = MethodType(_layer_forward, layer)
+        layer.mlp.forward = MethodType(_mlp_forward, layer.mlp)
+    share_input_gradients(model)
+    model.fuses_loss = fuse_loss  # for the forward of a model divided over ranks (engine.patches.llama_parallel)
+    if fuse_loss:
+        model.forward = MethodType(_forward_with_fused_loss, model)
+
+
+@through_torch_function
+def fused_linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`linear_cross_entropy`, announced to the plugins."""
+    return linear_cross_entropy(hidden, weight, labels, positions)
+
+
+@dataclass
+class LossOutput(CausalLMOutputWithPast):
+    """The model's output with the loss of every token, (rows, length) in fp32: at a position that of the token after it, without
+    gradient; 0 where that is no target."""
+
+    token_losses: torch.Tensor | None = None
+
+
+def _norm_forward(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    return rms_norm(hidden_states, self.weight, eps=self.variance_epsilon)
+
+
+def _layer_forward(
+    self: LlamaDecoderLayer,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    past_key_value: Cache | None = None,
+    output_attentions: bool = False,
+    use_cache: bool = False,
+    cache_position: torch.Tensor | None = None,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **settings: object,
+) -> tuple[torch.Tensor, ...]:
+    """`LlamaDecoderLayer.forward` with each norm fused with the residual stream beside it; arguments in the order of that one."""
+    before, after = self.input_layernorm, self.post_attention_layernorm
+    normed, hidden = norm_beside(hidden_states, before.weight, eps=before.variance_epsilon)
+    attended, weights = self.self_attn(
+        hidden_states=normed,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        past_key_value=past_key_value,
+        output_attentions=output_attentions,
+        use_cache=use_cache,
+        cache_position=cache_position,
+        position_embeddings=position_embeddings,
+        **settings,
+    )
+    normed, hidden = add_and_norm(attended, hidden, after.weight, eps=after.variance_epsilon)
+    hidden = hidden + self.mlp(normed)
+    return (hidden, weights) if output_attentions else (hidden,)
+
+
+def _mlp_forward(self: LlamaMLP, hidden_states: torch.Tensor) -> torch.Tensor:
+    """`LlamaMLP.forward` with Liger's SwiGLU, whose product need not be kept."""
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction, swiglu_forward
+
+    gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+    product = LigerSiLUMulFunction.apply(gate, up)
+    # Its backward pass overwrites both, but only after that of `down_proj`, which asks for the product.
+    inputs = gate.detach(), up.detach()
+    can_be_made_again(product, lambda: swiglu_forward(*inputs)[2])
+    return self.down_proj(product)
+
+
+def _forward_with_fused_loss(
+    self: LlamaForCausalLM,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    target_positions: torch.Tensor | None = None,
+    **settings: object,
+) -> "LossOutput":
+    """`LlamaForCausalLM.forward` with the loss computed straight from the hidden states.
+
+    Args:
+        input_ids, attention_mask, position_ids, labels: as there.
+        target_positions: (targets,) int64: the positions in the flattened batch whose next token is a target. Without them the
+            output layer computes every position.
+    """
+    outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **settings)
+    hidden = outputs[0]
+    if labels is None:
+        return LossOutput(logits=self.lm_head(hidden))
+    shifted = next_token_labels(labels).reshape(-1)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    loss, token_losses = fused_linear_cross_entropy(flat, self.lm_head.weight, shifted, target_positions)
+    return LossOutput(loss=loss, token_losses=token_losses.view(labels.shape))

@@ -1,0 +1,33 @@
+"""The loss of every token beside the mean, without the fused kernels: what losses by category and by row are taken from."""
+
+from types import MethodType
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import LlamaForCausalLM
+
+from colossal_llama.model.kernels.apply import LossOutput
+from colossal_llama.model.kernels.linear_cross_entropy import IGNORED, next_token_labels
+
+
+def give_token_losses(model: LlamaForCausalLM) -> None:
+    """Replaces the forward function of a model by one whose output has `token_losses`; the mean is taken from them, in fp32."""
+    model.forward = MethodType(_forward_with_token_losses, model)
+
+
+def _forward_with_token_losses(
+    self: LlamaForCausalLM,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    **settings: object,
+) -> LossOutput:
+    outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **settings)
+    logits = self.lm_head(outputs[0])
+    if labels is None:
+        return LossOutput(logits=logits)
+    shifted = next_token_labels(labels).reshape(-1)
+    losses = cross_entropy(logits.float().view(-1, logits.shape[-1]), shifted, ignore_index=IGNORED, reduction="none")
+    mean = losses.sum() / (shifted != IGNORED).sum().clamp(min=1)
+    return LossOutput(loss=mean, token_losses=losses.detach().view(labels.shape))

@@ -1,0 +1,303 @@
+"""The weight files of a Hugging Face model directory, read lazily and rewritten shard by shard.
+
+safetensors' own `save_file` needs every tensor of a shard in memory, the enlarged matrices included. The writer here
+takes a tensor as a sequence of pieces, so that a matrix of any size passes through a few megabytes; the format (an
+8-byte length, a JSON header, the raw bytes; https://huggingface.co/docs/safetensors) is small enough for that.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from colossal_llama.model.weights.stored_tensors import StoredTensor, TensorShape, bytes_of, shape_of
+from colossal_llama.utils.atomic_io import new_file
+from colossal_llama.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+# In transformers' order of preference: (index of the shards, single file).
+_LAYOUTS = ((SAFETENSORS_INDEX, "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
+
+
+@dataclass(frozen=True)
+class WeightShard:
+    """One weight file: what it holds and its metadata, not the values."""
+
+    path: Path
+    tensors: Mapping[str, TensorShape]
+    metadata: Mapping[str, str]
+
+    @property
+    def safetensors_name(self) -> str:
+        """The name as safetensors: `pytorch_model-00001-of-00002.bin` → `model-00001-of-00002.safetensors`."""
+        return self.path.with_suffix(".safetensors").name.replace("pytorch_model", "model")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """All weight files of a model directory, in name order."""
+
+    shards: tuple[WeightShard, ...]
+    is_sharded: bool
+
+    def find(self, name: str) -> TensorShape | None:
+        """The tensor `name`, or None when no shard holds it."""
+        return next((shard.tensors[name] for shard in self.shards if name in shard.tensors), None)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What a tensor becomes: its new shape, and a function from the stored tensor to the new one's pieces in order."""
+
+    shape: TensorShape
+    pieces: Callable[[StoredTensor], Iterable[np.ndarray]]
+
+
+def find_weight_files(directory: Path) -> WeightFiles:
+    """Reads which tensors a model directory's weight files hold: safetensors or `.bin`, one file or an index and
+    shards.
+
+    Raises:
+        UserError: there are no weights, a shard is missing or damaged, or the index and the shards disagree.
+    """
+    for index_name, single_name in _LAYOUTS:
+        if (directory / single_name).is_file():
+            return WeightFiles((_read_shard(directory / single_name),), is_sharded=False)
+        if (directory / index_name).is_file():
+            return _read_sharded(directory / index_name)
+    names = ", ".join(name for layout in _LAYOUTS for name in reversed(layout))
+    raise UserError(f"{directory} holds no model weights: none of {names} is there")
+
+
+def check_safetensors(directory: Path) -> None:
+    """Finds out from headers and sizes whether the safetensors files that transformers would load are whole, without reading a weight.
+
+    What is in them is left to who loads them: tensors of other types than `find_weight_files` takes, and indexes that name a tensor
+    too many or too few, as real models have. So is a directory without safetensors.
+
+    Raises:
+        UserError: a file is absent, cut off or damaged.
+    """
+    index_name, single_name = _LAYOUTS[0]
+    if (directory / single_name).is_file():
+        read_metadata(directory / single_name)
+    elif (directory / index_name).is_file():
+        for name in set(_read_index(directory / index_name).values()):
+            read_metadata(directory / name)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free text in a safetensors file's header, which safetensors checks against the file's size.
+
+    Raises:
+        UserError: the file is absent, cut off or damaged.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read: it is incomplete or damaged ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _read_index(index_path: Path) -> dict[str, str]:
+    """Name of tensor → name of the file in the same directory that holds it; all of them are there."""
+    try:
+        weight_map = json.loads(index_path.read_text("utf-8"))["weight_map"]
+        shard_names = sorted(set(weight_map.values()))
+        missing = [name for name in shard_names if not (index_path.parent / name).is_file()]
+    except OSError as error:
+        raise UserError(f"{index_path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index_path} is not an index of weight files: {error!r}") from error
+    if missing:
+        raise UserError(f"{index_path} names weight files that are not there: {', '.join(missing)}")
+    return weight_map
+
+
+def _read_sharded(index_path: Path) -> WeightFiles:
+    weight_map = _read_index(index_path)
+    shards = tuple(_read_shard(index_path.parent / name) for name in sorted(set(weight_map.values())))
+    held = {name: shard.path.name for shard in shards for name in shard.tensors}
+    wrong = sorted(name for name in weight_map.keys() | held.keys() if weight_map.get(name) != held.get(name))
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{index_path} and the weight files disagree on {len(wrong)} tensors, for example {name}: the index says "
+            f"{weight_map.get(name, 'nothing')}, it is in {held.get(name, 'no file')}"
+        )
+    return WeightFiles(shards, is_sharded=True)
+
+
+def _read_shard(path: Path) -> WeightShard:
+    try:
+        if path.suffix == ".safetensors":
+            metadata = read_metadata(path)
+            return WeightShard(path, {name: shape for name, (shape, _) in _places(path).items()}, metadata)
+        return WeightShard(path, {name: shape_of(tensor) for name, tensor in _load_bin(path).items()}, {})
+    except OSError as error:
+        raise UserError(f"weight file {path} cannot be read: {error}") from error
+    except KeyError as error:
+        raise UserError(f"weight file {path} holds tensors of the type {error}, which is not supported") from error
+
+
+def _places(path: Path) -> dict[str, tuple[TensorShape, int]]:
+    """Shape and position in the file of every tensor of a safetensors file, in its order."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name: (TensorShape(tuple(entry["shape"]), entry["dtype"]), 8 + size + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def _load_bin(path: Path) -> dict[str, "torch.Tensor"]:
+    """The tensors of a `.bin` file, mapped from the disk; a file in torch's old format (before 1.6) is read whole."""
+    import torch  # 200 MB, which only these files need
+
+    try:
+        # torch can map its zip format only
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, …: torch raises many kinds on a damaged file
+        raise UserError(f"weight file {path} cannot be read: {error}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise UserError(f"weight file {path} is not a dictionary of tensors")
+    return loaded
+
+
+@contextmanager
+def open_tensors(shard: WeightShard) -> Iterator[Callable[[str], StoredTensor]]:
+    """Gives a function that opens one tensor of the shard by name.
+
+    Raises:
+        UserError: in the block: the file has become shorter since its header was read.
+    """
+    if shard.path.suffix != ".safetensors":
+        loaded = _load_bin(shard.path)
+        yield lambda name: StoredTensor(shard.tensors[name], _reader_of_array(bytes_of(loaded[name])))
+        return
+    places = _places(shard.path)
+    with shard.path.open("rb", buffering=0) as file:
+        yield lambda name: StoredTensor(shard.tensors[name], _reader_of_file(file, places[name][1]))
+
+
+def _reader_of_array(content: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    return lambda position, count: content[position : position + count]
+
+
+def _reader_of_file(file: Any, begin: int) -> Callable[[int, int], bytearray]:
+    def read(position: int, count: int) -> bytearray:
+        content = bytearray(count)
+        rest, place = memoryview(content), begin + position
+        while rest:
+            got = os.preadv(file.fileno(), [rest], place)
+            if not got:
+                raise UserError(
+                    f"weight file {file.name} is incomplete: its size has changed since its header was read"
+                )
+            rest, place = rest[got:], place + got
+        return content
+
+    return read
+
+
+def rewrite_shard(
+    shard: WeightShard,
+    directory: Path,
+    replacements: Mapping[str, Replacement],
+    on_bytes: Callable[[int], Any] = lambda count: None,
+) -> Path:
+    """Writes a shard as safetensors into `directory`, atomically: tensors in `replacements` replaced, the others
+    copied.
+
+    Args:
+        on_bytes: called with the number of bytes after each piece, for a progress bar.
+
+    Returns:
+        The file written.
+    """
+    shapes = {
+        name: replacements[name].shape if name in replacements else shape for name, shape in shard.tensors.items()
+    }
+
+    def tensor_pieces(name: str) -> Iterable[np.ndarray]:
+        stored = read(name)
+        return replacements[name].pieces(stored) if name in replacements else stored.pieces()
+
+    target = directory / shard.safetensors_name
+    with open_tensors(shard) as read:
+        # transformers asks for {"format": "pt"}.
+        write_safetensors(target, shapes, tensor_pieces, {"format": "pt", **shard.metadata}, on_bytes)
+    return target
+
+
+def write_safetensors(
+    target: Path,
+    shapes: Mapping[str, TensorShape],
+    pieces: Callable[[str], "Iterable[np.ndarray | torch.Tensor]"],
+    metadata: Mapping[str, str],
+    on_bytes: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Writes a safetensors file from tensors that come in pieces, atomically, holding one piece at a time.
+
+    Args:
+        shapes: name → shape and dtype of the whole tensor.
+        pieces: gives the pieces of a tensor, which together are its values in row-major order: PyTorch tensors, or numpy arrays of
+            the type's bits.
+        metadata: free text stored in the header.
+
+    Raises:
+        ValueError: the pieces of a tensor have another type or do not add up to its shape.
+    """
+    # Like safetensors: the widest types first, so that every tensor starts at a multiple of its item's size.
+    order = sorted(shapes, key=lambda name: (-shapes[name].bit_type.itemsize, name))
+    with new_file(target) as file:
+        file.write(_header(order, shapes, metadata))
+        for name in order:
+            written = 0
+            for piece in pieces(name):
+                data = _checked_bytes(name, piece, shapes[name])
+                file.write(data)
+                written += data.nbytes
+                on_bytes(data.nbytes)
+            if written != shapes[name].bytes:
+                raise ValueError(f"{name}: the pieces have {written} bytes, the tensor {shapes[name].bytes}")
+
+
+def _checked_bytes(name: str, piece: "np.ndarray | torch.Tensor", shape: TensorShape) -> np.ndarray:
+    if isinstance(piece, np.ndarray):
+        if piece.dtype != shape.bit_type:
+            raise ValueError(f"{name}: a piece is {piece.dtype}, the tensor {shape.dtype}")
+        return np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+    if shape_of(piece).dtype != shape.dtype:
+        raise ValueError(f"{name}: a piece is {piece.dtype}, the tensor {shape.dtype}")
+    return bytes_of(piece)
+
+
+def _header(order: list[str], shapes: Mapping[str, TensorShape], metadata: Mapping[str, str]) -> bytes:
+    content: dict[str, Any] = {"__metadata__": dict(metadata)}
+    begin = 0
+    for name in order:
+        end = begin + shapes[name].bytes
+        content[name] = {
+            "dtype": shapes[name].dtype,
+            "shape": list(shapes[name].shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    encoded = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    encoded += b" " * (-len(encoded) % 8)  # the data start at a multiple of 8 bytes
+    return len(encoded).to_bytes(8, "little") + encoded

@@ -1,0 +1,1 @@
+"""Expansion of a BPE vocabulary by given pieces."""

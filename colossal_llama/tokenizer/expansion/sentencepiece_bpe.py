@@ -1,0 +1,265 @@
+"""Expands a sentencepiece BPE vocabulary (LLaMA-2): `tokenizer.model` for the slow tokenizer, `tokenizer.json` for the fast.
+
+Why slow and fast agree on every text. Sentencepiece merges the pair of neighbours whose concatenation has the highest score;
+the fast tokenizer has a list of pairs, converted from the model: for each piece every pair of pieces that makes it, sorted by
+the piece's score. Two things make them differ, and both are avoided here:
+
+- Equal scores. Sentencepiece then takes the leftmost pair, the fast tokenizer the one listed first. New scores are distinct.
+  (Two pairs that make one piece have equal scores too. That is harmless: a piece is always made from the same pair, see
+  `merge_plan.derive`.)
+- A character that is no piece. Sentencepiece merges it into a longer piece, the fast tokenizer has cut it into bytes before.
+  Each character of a new piece becomes a piece itself.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import orjson
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from tokenizers import Tokenizer
+
+from colossal_llama.tokenizer.direct_loading import merges_by_score
+from colossal_llama.tokenizer.expansion.merge_plan import plan_merges
+from colossal_llama.tokenizer.expansion.pieces import Piece
+from colossal_llama.tokenizer.expansion.reachability import Encode
+from colossal_llama.tokenizer.expansion.result import Expansion
+from colossal_llama.tokenizer.token_bytes import SPACE_MARK
+from colossal_llama.utils.errors import UserError
+
+ModelProto = sentencepiece_model_pb2.ModelProto
+_Type = ModelProto.SentencePiece.Type
+# Read once: protobuf looks an enum's member up by name each time, which took 0.4 s for 69,000 pieces.
+_NORMAL, _USER_DEFINED, _UNUSED = _Type.NORMAL, _Type.USER_DEFINED, _Type.UNUSED
+_BPE = sentencepiece_model_pb2.TrainerSpec.BPE
+
+
+def read_model(path: Path) -> ModelProto:
+    """Reads a `tokenizer.model`.
+
+    Raises:
+        UserError: it is no sentencepiece model, or one of another type than BPE.
+    """
+    model = ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf has no common base for its decoding errors
+        raise UserError(f"{path} is not a sentencepiece model: {error}") from error
+    if not model.pieces:
+        raise UserError(f"{path} is not a sentencepiece model: it holds no pieces")
+    if model.trainer_spec.model_type != _BPE:
+        kind = sentencepiece_model_pb2.TrainerSpec.ModelType.Name(model.trainer_spec.model_type)
+        raise UserError(
+            f"{path} is a sentencepiece model of type {kind}: only BPE, the type of LLaMA's, can be expanded"
+        )
+    return model
+
+
+def control_tokens(model: ModelProto) -> set[str]:
+    """The pieces that are no text: `<unk>`, `<s>`, `</s>`, the byte tokens."""
+    return {piece.piece for piece in model.pieces if piece.type not in (_NORMAL, _USER_DEFINED, _UNUSED)}
+
+
+def expand_sentencepiece(model: ModelProto, fast: Tokenizer, pieces: Sequence[Piece]) -> Expansion:
+    """Adds pieces, and the characters and bridges they need, to a model.
+
+    Args:
+        model: the source's `tokenizer.model`.
+        fast: the source's fast tokenizer, which lends everything but vocabulary and merges.
+        pieces: what to add.
+
+    Raises:
+        UserError: a piece would make a control token appear in ordinary text, or ids of the source cannot be kept.
+    """
+    source = _with_added_tokens(model, fast)
+    source_names = {piece.piece for piece in source.pieces}
+    known = [piece for piece in pieces if _name(piece) in source_names]
+    segments, impossible = _segment(
+        source, source_names, [piece for piece in pieces if _name(piece) not in source_names]
+    )
+
+    characters = [character for character in dict.fromkeys("".join(segments)) if character not in source_names]
+    forbidden = _halves_of_control_tokens(source, source_names)
+    plan = plan_merges(segments, known_rank=_known_rank(source), forbidden=forbidden)
+    bridges = [*(character for character in characters if character not in segments), *plan.bridges]
+    expanded = _append(source, [*segments, *bridges], plan.order)
+    _refuse_control_token_merges(expanded, len(source.pieces))
+    expanded_fast = _replace_vocabulary(fast, expanded)
+    return Expansion(
+        family="sentencepiece BPE",
+        files={
+            "tokenizer.model": expanded.SerializeToString(),
+            "tokenizer.json": expanded_fast.to_str(pretty=False).encode(),
+        },
+        source_size=len(source.pieces),
+        pieces=[name.replace(SPACE_MARK, " ") for name in segments],
+        bridges=bridges,
+        known=known,
+        impossible=impossible,
+        encoders=[_slow_encoder(expanded, _adds_space(expanded_fast)), _fast_encoder(expanded_fast)],
+    )
+
+
+def _name(piece: Piece) -> str:
+    """A piece as the model writes it."""
+    return piece.text.replace(" ", SPACE_MARK)
+
+
+def _with_added_tokens(model: ModelProto, fast: Tokenizer) -> ModelProto:
+    """A copy of the model that also holds the tokens which the source keeps outside of it, at their ids.
+
+    A tokenizer that got a `<pad>` after its 32,000 pieces has it under id 32,000; the first new piece would take that id.
+
+    Raises:
+        UserError: between the pieces and such a token there are ids that nothing takes.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for token_id, token in sorted(fast.get_added_tokens_decoder().items()):
+        if token_id < len(copy.pieces):
+            continue
+        if token_id > len(copy.pieces):
+            raise UserError(
+                f"the source's added token {token.content} has id {token_id}, but ids end at {len(copy.pieces) - 1} before it: "
+                "new pieces would fill the gap; renumber the source's added tokens first"
+            )
+        copy.pieces.add(piece=token.content, score=0.0, type=_USER_DEFINED)
+    return copy
+
+
+def _segment(
+    model: ModelProto, source_names: set[str], pieces: Sequence[Piece]
+) -> tuple[dict[str, tuple[str, ...]], list[tuple[Piece, str]]]:
+    """Cuts new pieces into the source's tokens, where a character that the source lacks counts as one.
+
+    Returns:
+        (segments, impossible): name → its segments; the pieces that cannot be added, with the reason.
+    """
+    characters = [
+        character for character in dict.fromkeys("".join(map(_name, pieces))) if character not in source_names
+    ]
+    with_characters = _append(model, characters, ())
+    with_characters.normalizer_spec.add_dummy_prefix = False
+    processor = SentencePieceProcessor(model_proto=with_characters.SerializeToString())
+    segments, impossible = {}, []
+    for piece, parts in zip(pieces, processor.encode([piece.text for piece in pieces], out_type=str), strict=True):
+        control = next((c for c in _name(piece) if c not in source_names and unicodedata.category(c) == "Cc"), None)
+        if control is not None:
+            reason = f"the control character U+{ord(control):04X} is a byte token here; as a piece it would change every text"
+            impossible.append((piece, reason))
+        elif "".join(parts) != _name(piece):
+            impossible.append((piece, f"the model's text normalisation turns it into {''.join(parts)!r}"))
+        else:
+            segments[_name(piece)] = tuple(parts)
+    return segments, impossible
+
+
+def _known_rank(model: ModelProto) -> dict[str, float]:
+    """The model's pieces of two or more characters by score; all ranks are negative, the best is lowest."""
+    normal = [piece for piece in model.pieces if piece.type == _NORMAL and len(piece.piece) > 1]
+    normal.sort(key=lambda piece: -piece.score)
+    return {piece.piece: float(place - len(normal)) for place, piece in enumerate(normal)}
+
+
+def _append(model: ModelProto, names: Sequence[str], order: Sequence[str]) -> ModelProto:
+    """A copy of a model with new pieces at its end, all scored below the old ones.
+
+    Args:
+        names: the new pieces in the order of their ids.
+        order: those that need a merge, best first; the others (single characters, whose score has no effect) score lowest.
+
+    Raises:
+        UserError: there are not enough 32-bit floats below the source's scores.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    lowest = min(piece.score for piece in model.pieces)
+    scores = _distinct_scores_below(lowest, len(names))
+    ordered = set(order)
+    score_of = dict(zip([*order, *(name for name in names if name not in ordered)], scores, strict=True))
+    for name in names:
+        copy.pieces.add(piece=name, score=score_of[name], type=_NORMAL)
+    copy.trainer_spec.vocab_size = len(copy.pieces)
+    return copy
+
+
+def _distinct_scores_below(lowest: float, count: int) -> list[float]:
+    """Falling scores that stay distinct as the model's 32-bit floats.
+
+    LLaMA-2's lowest score is -1e9, where neighbouring floats are 64 apart: steps of 1 would all round to the same score.
+    """
+    largest = np.float32(2 * abs(lowest) + count)
+    step = max(1.0, float(np.spacing(largest)))
+    scores = (lowest - step * np.arange(1, count + 1, dtype=np.float64)).astype(np.float32)
+    if not (np.diff(scores, prepend=np.float32(lowest)) < 0).all():
+        raise UserError(
+            f"the source's lowest score is {lowest}: no room for {count} distinct lower scores in 32-bit floats"
+        )
+    return scores.tolist()
+
+
+def _halves_of_control_tokens(model: ModelProto, names: set[str]) -> set[str]:
+    """Strings that, joined with a piece there is, spell a control token: `<s` and `>` make `<s>`."""
+    halves = set()
+    for control in control_tokens(model):
+        for cut in range(1, len(control)):
+            left, right = control[:cut], control[cut:]
+            if right in names:
+                halves.add(left)
+            if left in names:
+                halves.add(right)
+    return halves
+
+
+def _refuse_control_token_merges(model: ModelProto, source_size: int) -> None:
+    """Refuses new pieces that, joined with another, spell a control token.
+
+    Transformers' converter of a `tokenizer.model` makes a merge of every such pair, and then a `</s>` that somebody wrote in a
+    text ends it.
+    """
+    names = {piece.piece for piece in model.pieces}
+    new_names = {piece.piece for piece in model.pieces[source_size:]}
+    problems = []
+    for control in sorted(control_tokens(model)):
+        for cut in range(1, len(control)):
+            pair = {control[:cut], control[cut:]}
+            if pair <= names and pair & new_names:
+                problems.append(
+                    f"piece {' and piece '.join(sorted(pair & new_names))}: a merge with "
+                    f"{' or '.join(sorted(pair - new_names)) or 'each other'} would spell the control token {control} "
+                    "in ordinary text; leave it out"
+                )
+    if problems:
+        raise UserError(problems)
+
+
+def _replace_vocabulary(fast: Tokenizer, model: ModelProto) -> Tokenizer:
+    """The fast tokenizer with the model's vocabulary and merges, everything else (normalizer, decoder …) as it was."""
+    definition = orjson.loads(fast.to_str())
+    definition["model"]["vocab"] = {piece.piece: token_id for token_id, piece in enumerate(model.pieces)}
+    definition["model"]["merges"] = _all_merges(model)
+    return Tokenizer.from_buffer(orjson.dumps(definition))
+
+
+def _all_merges(model: ModelProto) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes a piece, listed as by transformers' converter, but none that spells a control token."""
+    names = {piece.piece for piece in model.pieces}
+    return merges_by_score(names, {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL})
+
+
+def _adds_space(fast: Tokenizer) -> bool:
+    """Whether a text's first word gets a space before it: the source's setting `add_prefix_space`."""
+    return fast.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE_MARK)
+
+
+def _slow_encoder(model: ModelProto, adds_space: bool) -> Encode:
+    """The slow tokenizer's ids, through sentencepiece itself."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    copy.normalizer_spec.add_dummy_prefix = adds_space
+    return SentencePieceProcessor(model_proto=copy.SerializeToString()).encode
+
+
+def _fast_encoder(fast: Tokenizer) -> Encode:
+    return lambda texts: [encoding.ids for encoding in fast.encode_batch_fast(list(texts), add_special_tokens=False)]

@@ -1,0 +1,1 @@
+"""Checkpoints: state, way to disk and way back."""

@@ -1,0 +1,1 @@
+"""What ranks must know of each other."""

@@ -1,0 +1,129 @@
+"""How long a run is and how its learning rate goes: pure arithmetic of rows, ranks, epochs and what is done already."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from colossal_llama.dataset.epoch_plan import plan_epoch
+from colossal_llama.dataset.loader import StepGeometry
+from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.checkpoint.discovery import Origin, Progress
+from colossal_llama.utils.errors import UserError
+
+FINAL_FRACTION = 0.1
+WARMUP_FRACTION = 0.025
+
+
+def default_warmup_steps(total_steps: int) -> int:
+    """2.5 % of all steps."""
+    return round(WARMUP_FRACTION * total_steps)
+
+
+def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
+    """Learning rate of a step: linear warm-up to the peak, then a half cosine down to a tenth of it.
+
+    Args:
+        step: 0 for the first step, `total_steps` − 1 for the last.
+        total_steps: of the whole run, warm-up included.
+        warmup_steps: step `warmup_steps` − 1 is the first at the peak.
+        peak: the largest rate.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    decay_steps = max(1, total_steps - 1 - warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / decay_steps)
+    floor = FINAL_FRACTION * peak
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length of the run and course of the learning rate, in optimizer steps."""
+
+    total_steps: int
+    warmup_steps: int
+    peak_learning_rate: float
+    num_epochs: int
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return learning_rate(step, self.total_steps, self.warmup_steps, self.peak_learning_rate)
+
+
+def plan_steps(
+    rows_of_epoch: Callable[[int], int], geometry: StepGeometry, num_epochs: int, done: Progress, max_steps: int | None
+) -> int:
+    """Steps of the whole run: those done, and those that the remaining rows make with this geometry.
+
+    Args:
+        rows_of_epoch: number of rows of an epoch; packed rows may be one more or less in another epoch's order.
+        geometry: rows a step.
+        num_epochs: of the whole run.
+        done: where the run stands.
+        max_steps: the most steps.
+    """
+    total = done.step
+    for epoch in range(done.epoch, num_epochs):
+        already_done = done.rows_done_in_epoch if epoch == done.epoch else 0
+        total += geometry.steps_for(max(0, rows_of_epoch(epoch) - already_done))
+    return min(total, max_steps) if max_steps else total
+
+
+def rows_of_epoch(part_lengths: list[np.ndarray], origin: Origin, epoch: int) -> int:
+    """Rows that an epoch trains on: the prepared ones, or those into which they are packed."""
+    if origin.packed_to_tokens is None:
+        return sum(len(lengths) for lengths in part_lengths)
+    return len(plan_epoch(part_lengths, origin.seed, epoch, origin.shuffle, origin.packed_to_tokens))
+
+
+def tokens_of_run(
+    part_lengths: list[np.ndarray], origin: Origin, geometry: StepGeometry, done: Progress, schedule: Schedule
+) -> int:
+    """Tokens of all steps of the whole run: those seen, and those of the rows that the remaining steps take."""
+    lengths, tokens = np.concatenate(part_lengths), done.tokens_seen
+    steps, epoch, begin = schedule.total_steps - done.step, done.epoch, done.rows_done_in_epoch
+    while steps > 0 and epoch < schedule.num_epochs:
+        plan = plan_epoch(part_lengths, origin.seed, epoch, origin.shuffle, origin.packed_to_tokens)
+        end = min(len(plan), begin + steps * geometry.rows_per_step)
+        tokens += int(lengths[plan.segments[plan.starts[begin] : plan.starts[end]]].sum())
+        steps -= geometry.steps_for(end - begin)
+        epoch, begin = epoch + 1, 0
+    return tokens
+
+
+def plan_schedule(
+    arguments: TrainingArguments,
+    part_lengths: list[np.ndarray],
+    origin: Origin,
+    geometry: StepGeometry,
+    progress: Progress,
+) -> Schedule:
+    """The schedule of a run: for the rows that are left, on the ranks that there are now.
+
+    Args:
+        arguments: the run's.
+        part_lengths: tokens of every prepared row, by part.
+        origin: what the run was begun with.
+        geometry: rows a step.
+        progress: where the run stands.
+
+    Raises:
+        UserError: the epoch in which the run stands has fewer rows than it has done already (`--allow_other_data`).
+    """
+    rows = rows_of_epoch(part_lengths, origin, progress.epoch) if progress.rows_done_in_epoch else 0
+    if progress.rows_done_in_epoch > rows:
+        raise UserError(
+            f"the run stands after row {progress.rows_done_in_epoch} of its epoch, and the data have {rows}, so nothing would be trained: "
+            "give all its rows, or begin a new stage with the weights alone (--load_checkpoint CHECKPOINT/modelling)"
+        )
+    total = plan_steps(
+        lambda epoch: rows_of_epoch(part_lengths, origin, epoch),
+        geometry,
+        arguments.num_epochs,
+        progress,
+        arguments.max_steps,
+    )
+    warmup = arguments.warmup_steps if arguments.warmup_steps is not None else default_warmup_steps(total)
+    return Schedule(total, warmup, arguments.lr, arguments.num_epochs)

@@ -1,0 +1,1 @@
+"""Memory of a training step: estimate, and what is recomputed to fit."""

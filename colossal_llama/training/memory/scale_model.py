@@ -1,0 +1,400 @@
+"""Predicts memory and time of a training step on many GPUs, from what was measured on one and a model of the communication.
+
+    python colossal_llama/training/memory/scale_model.py --models 7b 13b --gpus 8 16 32 64 --rate plain-7b
+    python colossal_llama/training/memory/scale_model.py --check                                 against published figures
+
+    step = compute + update + exposed communication
+
+    compute      tokens of one GPU x FLOPs a token / (peak of the GPU x utilisation), the utilisation being that of the measured rate
+    update       parameters on this GPU / ranks that share the states x bytes moved for each / memory bandwidth
+    exposed      what the network takes beyond what the backward pass hides
+
+    zero2        per micro-batch a reduce-scatter of the gradients (hidden behind the backward pass as far as that lasts), per step an
+                 all-gather of the weights (not hidden)
+    zero2_cpu    the same; and the states' share goes over PCIe, updated at the speed of the host's memory
+    gemini       per micro-batch two all-gathers of the weights (forward, backward) and a reduce-scatter; nothing hidden
+    3d, ZeRO 1   per step an all-reduce of the gradients (hidden likewise) and an all-gather; with tensor parallelism two all-reduces of the
+                 activations a layer forward, two backward and two in the recomputation (not hidden)
+
+A collective over n ranks moves (n - 1)/n of its bytes (an all-reduce twice that) at the bus bandwidth of one host's links, or, beyond a
+host, of a host's network cards together, whichever is less; n - 1 hops of latency come for each bucket. Memory is
+colossal_llama/training/memory/estimate.py's. Rows of one document, gradient checkpointing of every layer, bf16.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+if __package__ in (None, ""):  # run by its path: the project's root is the import root
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
+from colossal_llama.model.param_count import flops_per_token, parameters
+from colossal_llama.training.memory.config import Setup
+from colossal_llama.training.memory.estimate import MemoryEstimate, estimate
+from colossal_llama.utils.atomic_io import write_json
+from colossal_llama.utils.cli import CommandLine, number
+from colossal_llama.utils.console import table
+from colossal_llama.utils.errors import run_main
+
+GPUS_PER_HOST = 8
+_BUCKET_BYTES = 24 * 2**20  # of ZeRO's communication in half precision
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A GPU and the host that it is in. Rates are the datasheets'; `efficiency` is what is assumed to be left of the links' in practice."""
+
+    peak_flops: float
+    memory_gib: float
+    memory_bytes_per_s: float
+    link_bytes_per_s: float
+    """NVLink, one direction, one GPU."""
+    network_bytes_per_s: float
+    """All network cards of a host together, one direction."""
+    efficiency: float = 0.8
+    hop_latency_s: float = 5e-6
+    pcie_bytes_per_s: float = 25e9
+    host_memory_bytes_per_s: float = 300e9
+    """Of a host, shared by its processes."""
+
+    def bus(self, ranks: int, ranks_per_host: int) -> float:
+        """Bus bandwidth of a collective over so many ranks."""
+        slowest = (
+            self.link_bytes_per_s if ranks <= ranks_per_host else min(self.link_bytes_per_s, self.network_bytes_per_s)
+        )
+        return self.efficiency * slowest
+
+
+HARDWARE = {
+    "h200": Hardware(989e12, 139.0, 4.8e12, 450e9, 400e9),  # 8 cards of 400 Gbit/s a host
+    "h100": Hardware(989e12, 79.0, 3.35e12, 450e9, 400e9),
+    "a800": Hardware(
+        312e12, 79.0, 2.0e12, 200e9, 100e9
+    ),  # assumed: 4 cards of 200 Gbit/s; the publication does not say
+}
+
+
+def llama(width: int, inner: int, layers: int, heads: int, key_value_heads: int, vocabulary: int) -> SimpleNamespace:
+    """A LLaMA's configuration, with the names of transformers' `LlamaConfig` that the estimates read."""
+    return SimpleNamespace(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        vocab_size=vocabulary,
+        tie_word_embeddings=False,
+    )
+
+
+MODELS = {
+    "1.25b": llama(2048, 5632, 22, 32, 4, 69_104),
+    "7b": llama(4096, 11_008, 32, 32, 32, 69_104),
+    "7b-32k": llama(4096, 11_008, 32, 32, 32, 32_000),
+    "13b": llama(5120, 13_824, 40, 40, 40, 69_104),
+}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A speed measured on one GPU, gradient checkpointing of every layer, rows of 4,096 tokens."""
+
+    model: str
+    hardware: str
+    micro_batch_size: int
+    tokens_per_s: float
+    update_bytes_per_parameter: int
+    """Memory traffic of the optimizer's step: 30 for the lean update (gradient twice, three fp32 values read and written, new weight), 46
+    for the engine's own (fp32 copies of all gradients, and their norm in fp64, besides)."""
+    source: str
+
+
+RATES = {
+    "plain-7b": Rate("7b", "h200", 4, 7_940, 46, "plain recipe on ColossalAI zero2"),
+    "plain-1.25b": Rate("1.25b", "h200", 8, 36_500, 46, "plain recipe on ColossalAI zero2"),
+    "suite-1.25b": Rate(
+        "1.25b", "h200", 8, 44_375, 46, "this suite, zero2, every layer recomputed, the engine's own update"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be predicted."""
+
+    model: str
+    hardware: str
+    gpus: int
+    plugin: str = "zero2"
+    tensor_parallel_size: int = 1
+    micro_batch_size: int = 8
+    accumulation_steps: int = 1
+    length_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A step, in seconds and bytes on one GPU."""
+
+    compute_s: float
+    update_s: float
+    exposed_s: float
+    tokens_per_s_per_gpu: float
+    memory_bytes: int
+    fits: bool
+
+    @property
+    def step_s(self) -> float:
+        """The whole step."""
+        return self.compute_s + self.update_s + self.exposed_s
+
+
+def utilisation(rate: Rate) -> float:
+    """Share of the GPU's peak that the measured rate reached in forward and backward pass, the update taken out."""
+    config, hardware = MODELS[rate.model], HARDWARE[rate.hardware]
+    tokens = rate.micro_batch_size * 4096
+    update_s = parameters(config) * rate.update_bytes_per_parameter / hardware.memory_bytes_per_s
+    compute_s = tokens / rate.tokens_per_s - update_s
+    return tokens * flops_per_token(config, 4096) / compute_s / hardware.peak_flops
+
+
+def predict(run: Run, rate: Rate, hardware: Hardware | None = None) -> Prediction:
+    """The step of a run, with the utilisation of a measured rate.
+
+    Args:
+        run: must have a number of GPUs that its tensor parallel size divides, within a host.
+        rate: may be of another model or GPU: the utilisation is carried over.
+        hardware: in place of the table's.
+    """
+    hardware, config = hardware or HARDWARE[run.hardware], MODELS[run.model]
+    tp, data_parallel = run.tensor_parallel_size, run.gpus // run.tensor_parallel_size
+    tokens = run.micro_batch_size * run.length_tokens
+    speed = hardware.peak_flops * utilisation(rate) * tp
+    micro_step_s = tokens * flops_per_token(config, run.length_tokens) / speed
+    update_s, memory = _update_s(run, rate, config, hardware), _memory(run, config)
+    exposed_s = _exposed_s(run, config, hardware, micro_step_s)
+    compute_s = run.accumulation_steps * micro_step_s
+    together_s = compute_s + update_s + exposed_s
+    per_gpu = run.accumulation_steps * tokens * data_parallel / run.gpus / together_s
+    return Prediction(
+        compute_s, update_s, exposed_s, per_gpu, memory.peak_bytes, memory.fits(int(hardware.memory_gib * 2**30))
+    )
+
+
+def _memory(run: Run, config: Any) -> MemoryEstimate:
+    setup = Setup(
+        plugin=run.plugin,
+        data_parallel_size=run.gpus // run.tensor_parallel_size,
+        tensor_parallel_size=run.tensor_parallel_size,
+        micro_batch_size=run.micro_batch_size,
+        length_tokens=run.length_tokens,
+        accumulation_steps=run.accumulation_steps,
+        recomputed_layers=config.num_hidden_layers,
+    )
+    return estimate(config, setup)
+
+
+def _update_s(run: Run, rate: Rate, config: Any, hardware: Hardware) -> float:
+    mine = parameters(config) / run.gpus  # every plugin here spreads the states over all ranks
+    if run.plugin != "zero2_cpu":
+        return mine * rate.update_bytes_per_parameter / hardware.memory_bytes_per_s
+    processes = min(run.gpus, GPUS_PER_HOST)
+    return mine * (4 / hardware.pcie_bytes_per_s + 30 * processes / hardware.host_memory_bytes_per_s)
+
+
+def _exposed_s(run: Run, config: Any, hardware: Hardware, micro_step_s: float) -> float:
+    """Communication that nothing hides. A rank's share of the weights is what is exchanged among the data-parallel ranks."""
+    tp, ranks = run.tensor_parallel_size, run.gpus // run.tensor_parallel_size
+    weights = 2 * parameters(config) / tp
+    ranks_per_host = GPUS_PER_HOST // tp
+    gather_s = _collective_s(weights, ranks, ranks_per_host, hardware, tp)
+    backward_s = 0.75 * micro_step_s  # with recomputation the forward pass is one part of four
+    micro_steps = run.accumulation_steps
+    if run.plugin == "gemini":
+        return 3 * gather_s * micro_steps
+    if run.plugin == "3d":
+        return max(0.0, 2 * gather_s - backward_s) + gather_s + micro_steps * _tensor_parallel_s(run, config, hardware)
+    return max(0.0, gather_s - backward_s) * micro_steps + gather_s
+
+
+def _collective_s(size_bytes: float, ranks: int, ranks_per_host: int, hardware: Hardware, groups: int = 1) -> float:
+    """An all-gather or reduce-scatter; `groups` of them at once share a host's network cards."""
+    if ranks == 1:
+        return 0.0
+    shared = (
+        hardware
+        if ranks <= ranks_per_host
+        else replace(hardware, network_bytes_per_s=hardware.network_bytes_per_s / groups)
+    )
+    buckets = max(1.0, size_bytes / _BUCKET_BYTES)
+    return (
+        size_bytes * (ranks - 1) / ranks / shared.bus(ranks, ranks_per_host)
+        + buckets * (ranks - 1) * hardware.hop_latency_s
+    )
+
+
+def _tensor_parallel_s(run: Run, config: Any, hardware: Hardware) -> float:
+    """All-reduces of one micro-batch's activations: two a layer in each of forward, recomputation and backward."""
+    tp = run.tensor_parallel_size
+    size = 2 * run.micro_batch_size * run.length_tokens * config.hidden_size
+    one_s = 2 * size * (tp - 1) / tp / hardware.bus(tp, GPUS_PER_HOST) + 2 * (tp - 1) * hardware.hop_latency_s
+    return 6 * config.num_hidden_layers * one_s
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure that somebody else published, and the run that it is of, as far as that is known."""
+
+    run: Run
+    tokens_per_s_per_gpu: float
+    what: str
+
+
+PUBLISHED = (
+    Published(Run("7b", "a800", 64), 2_460, "LLaMA-2-7B, 69,104 rows, 64 A800"),
+    Published(Run("7b-32k", "h200", 8), 8_771, "ColossalAI's own: 7B, zero2, 8 H200"),
+)
+
+
+def check(rate: Rate) -> list[list[Any]]:
+    """What is predicted for each published figure, and the deviation in per cent."""
+    rows = []
+    for published in PUBLISHED:
+        predicted = predict(published.run, rate).tokens_per_s_per_gpu
+        deviation = f"{100 * (predicted / published.tokens_per_s_per_gpu - 1):+.1f} %"
+        rows.append([published.what, round(published.tokens_per_s_per_gpu), round(predicted), deviation])
+    return rows
+
+
+PLUGINS = {"zero2": ("zero2", 1), "zero2_cpu": ("zero2_cpu", 1), "gemini": ("gemini", 1)}
+PLUGINS |= {f"3d-tp{size}": ("3d", size) for size in (2, 4, 8)}
+
+
+def main() -> None:
+    """Prints the check, or a table for the models and numbers of GPUs asked for."""
+    options = parse_arguments()
+    rate = rate_of(options)
+    print(f"rate: {rate.tokens_per_s:,.0f} tokens/s with {rate.model} on one {rate.hardware} ({rate.source})")
+    print(f"utilisation in forward and backward pass, carried over: {utilisation(rate):.3f}")
+    if options.check:
+        print(table(["published", "tokens/s/GPU", "predicted", "deviation"], check(rate)))
+        return
+    hardware = HARDWARE[options.hardware]
+    given = {"link_bytes_per_s": options.link_gb_s, "network_bytes_per_s": options.network_gb_s}
+    hardware = replace(hardware, **{name: value * 1e9 for name, value in given.items() if value})
+    print(
+        f"{options.hardware}: link {hardware.link_bytes_per_s / 1e9:.0f}, network {hardware.network_bytes_per_s / 1e9:.0f} GB/s a host"
+    )
+    rows, record = [], []
+    for model in options.models:
+        for gpus in options.gpus:
+            for name in options.plugins:
+                plugin, tp = PLUGINS[name]
+                run = Run(
+                    model, options.hardware, gpus, plugin, tp, options.micro_batch_size, options.accumulation_steps
+                )
+                prediction = predict(run, rate, hardware)
+                record.append({**asdict(run), **asdict(prediction), "step_s": prediction.step_s})
+                rows.append(_row(name, run, prediction))
+    header = [
+        "model",
+        "GPUs",
+        "plugin",
+        "GiB/GPU",
+        "fits",
+        "compute s",
+        "update s",
+        "exposed s",
+        "step s",
+        "tokens/s/GPU",
+        "10^9 tokens h",
+    ]
+    print(table(header, rows))
+    if options.record:
+        write_json(options.record, {"rate": asdict(rate), "hardware": asdict(hardware), "predictions": record})
+
+
+def _row(name: str, run: Run, prediction: Prediction) -> list[Any]:
+    seconds = [
+        f"{value:.2f}" for value in (prediction.compute_s, prediction.update_s, prediction.exposed_s, prediction.step_s)
+    ]
+    hours = 1e9 / (prediction.tokens_per_s_per_gpu * run.gpus) / 3600
+    memory = f"{prediction.memory_bytes / 2**30:.1f}"
+    speed = round(prediction.tokens_per_s_per_gpu)
+    return [run.model, run.gpus, name, memory, "yes" if prediction.fits else "no", *seconds, speed, f"{hours:.2f}"]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = CommandLine(prog="scale_model.py", description="Predict memory and time of a training step on many GPUs.")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=["7b", "13b"], metavar="MODEL", help=f"of {', '.join(MODELS)}"
+    )
+    parser.add_argument(
+        "--gpus", nargs="+", type=number(int, 1), default=[8, 16, 32, 64], metavar="N", help="numbers of GPUs"
+    )
+    parser.add_argument(
+        "--plugins",
+        nargs="+",
+        choices=PLUGINS,
+        default=list(PLUGINS),
+        metavar="PLUGIN",
+        help=f"of {', '.join(PLUGINS)}",
+    )
+    parser.add_argument("--hardware", choices=HARDWARE, default="h200", help="GPU and host")
+    parser.add_argument(
+        "--link_gb_s",
+        type=number(float, above=0),
+        metavar="GB/S",
+        help="NVLink of one GPU, one direction",
+    )
+    parser.add_argument(
+        "--network_gb_s",
+        type=number(float, above=0),
+        metavar="GB/S",
+        help="network cards of a host together",
+    )
+    parser.add_argument(
+        "--micro_batch_size", type=number(int, 1), default=8, metavar="ROWS", help="rows of 4,096 tokens"
+    )
+    parser.add_argument(
+        "--accumulation_steps", type=number(int, 1), default=1, metavar="N", help="micro-batches a step"
+    )
+    parser.add_argument("--rate", choices=RATES, default="plain-7b", help="the measurement to start from")
+    parser.add_argument(
+        "--tokens_per_s", type=number(float, above=0), metavar="N", help="a newer figure for the same measurement"
+    )
+    parser.add_argument("--check", action="store_true", help="compare with published figures")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="predictions as JSON")
+    options = parser.parse_args()
+    for name in options.plugins:
+        size = PLUGINS[name][1]
+        for gpus in (gpus for gpus in options.gpus if gpus % size):
+            parser.problem(f"--gpus {gpus} is no multiple of the tensor parallel size of {name}")
+        for model in options.models:
+            heads = MODELS[model].num_key_value_heads
+            if heads % size:
+                parser.problem(
+                    f"--plugins {name} divides the heads, and {model} has {heads} key-value heads: leave one out"
+                )
+    if options.tokens_per_s and not 0 < utilisation(rate_of(options)) <= 1:
+        parser.problem(
+            f"--tokens_per_s {options.tokens_per_s:,.0f} is more than the GPU's peak allows for the model of --rate {options.rate}"
+        )
+    parser.finish()
+    return options
+
+
+def rate_of(options: argparse.Namespace) -> Rate:
+    """The measurement that is carried over."""
+    rate = RATES[options.rate]
+    if options.tokens_per_s:
+        rate = replace(rate, tokens_per_s=options.tokens_per_s, source="--tokens_per_s")
+    return rate
+
+
+if __name__ == "__main__":
+    run_main(main)

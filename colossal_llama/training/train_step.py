@@ -1,0 +1,333 @@
+"""One optimizer step: the micro-batches' gradients, averaged over the step's target tokens, then the update."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from colossalai.booster.plugin import HybridParallelPlugin, TorchDDPPlugin
+
+from colossal_llama.dataset.loader import MicroBatch
+from colossal_llama.engine.loss_scale import loss_scale, skipped_last_step
+from colossal_llama.engine.pipeline_schedule import StepInputs
+from colossal_llama.engine.plugins import Engine
+from colossal_llama.model.attention.varlen import boundaries_of
+from colossal_llama.model.neftune import NeftuneNoise
+from colossal_llama.training.category_losses import CategorySums
+
+WORTH_SKIPPING = 0.9
+"""Share of targets below which the output layer computes their positions only."""
+ASKED_EVERY = 16
+"""Micro-batches of an evaluation between two looks at whether the run is to end."""
+SMALLEST_LOSS_SCALE = 1.0
+"""Where a gradient of fp16 overflows at this one (ColossalAI's `min_scale`), it does so without a scale: nothing is left to adapt."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, over all ranks."""
+
+    loss: float
+    """Mean cross-entropy in nats: over the step's target tokens, or of the micro-batches' means."""
+    gradient_norm: float | None
+    """Before clipping, without the loss scale; None where the plugin does not compute it, or skipped an fp16 step that overflowed."""
+    tokens: int
+    target_tokens: int
+    rows: int
+    samples: int
+    """Prepared rows; more than `rows` where samples were packed together."""
+    stop_requested: bool
+    """Whether some rank asked for the end of the run."""
+    category_losses: tuple[float, ...]
+    """Summed over the targets of each category."""
+    category_targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationSums:
+    """Losses over a data set, and how many targets they are the sums of, over all ranks."""
+
+    loss: float
+    targets: float
+    category_losses: tuple[float, ...]
+    category_targets: tuple[float, ...]
+
+
+@dataclass
+class Stepper:
+    """Computes optimizer steps for a boosted model.
+
+    Every micro-batch's mean loss is weighted with its target tokens over those of the whole step, all ranks and micro-batches
+    together, so a batch with few targets does not count as much as a full one, and N accumulated micro-batches give the gradient
+    of one batch of N. `average="micro_batch"` restores the mean of means.
+    """
+
+    engine: Engine
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    data_parallel_rank: int
+    data_parallel_size: int
+    gradient_clipping: float
+    average: str = "token"
+    noise: NeftuneNoise | None = None
+    seed: int = 0
+    skips_ignored_positions: bool = False
+    """Whether the model's loss takes the positions of the targets, and leaves out the others."""
+    categories: int = 0
+    """Of the data; 0 where they name none."""
+
+    def step(self, micro_batches: Sequence[MicroBatch], step: int, stop_requested: bool = False) -> StepResult:
+        """Forward, backward and update.
+
+        Args:
+            micro_batches: this rank's, on the host; every rank must have the same number.
+            step: number of the step, which seeds the NEFTune noise.
+            stop_requested: whether this rank wants the run to end; shared with all ranks beside the loss.
+        """
+        counts = self._summed_counts(micro_batches, stop_requested)
+        weights = [self._weight(batch, *counts[:2]) for batch in micro_batches]
+        categories = CategorySums(self.categories, self.device)
+        inputs = self._inputs(micro_batches, categories, step)
+        if self.engine.pipeline_stages > 1:
+            loss_sum = self._through_pipeline(micro_batches, inputs, weights, categories)
+        else:
+            loss_sum = self._one_by_one(inputs, weights, categories)
+        gradient_norm = self._update()
+        losses = torch.cat([loss_sum.view(1), categories.sums])
+        dist.all_reduce(losses)
+        losses /= self._copies // self.engine.pipeline_stages  # the last stage alone has them
+        numbers = torch.cat([counts, losses.to(counts.dtype)]).tolist()
+        targets, _, tokens, rows, samples, stops, *by_category = numbers
+        return StepResult(
+            loss=by_category[self.categories] / self.data_parallel_size,
+            gradient_norm=gradient_norm,
+            tokens=int(tokens),
+            target_tokens=int(targets),
+            rows=int(rows),
+            samples=int(samples),
+            stop_requested=stops > 0,
+            category_losses=tuple(by_category[self.categories + 1 :]),
+            category_targets=tuple(int(number) for number in by_category[: self.categories]),
+        )
+
+    @property
+    def _copies(self) -> int:
+        """Processes that share each batch: of one sum over all processes their shares are as many times too large."""
+        return dist.get_world_size() // self.data_parallel_size
+
+    def _summed_counts(self, micro_batches: Sequence[MicroBatch], stop_requested: bool) -> torch.Tensor:
+        """Over all ranks, in float64: targets, micro-batches that have some, tokens, rows, samples, wishes to stop, and the targets of each
+        category."""
+        counts = torch.tensor(
+            [
+                sum(batch.target_tokens for batch in micro_batches),
+                sum(batch.target_tokens > 0 for batch in micro_batches),
+                sum(batch.tokens for batch in micro_batches),
+                sum(batch.rows for batch in micro_batches),
+                sum(len(batch.sample_ids) for batch in micro_batches),
+                int(stop_requested),
+                *(sum(batch.category_targets[c] for batch in micro_batches) for c in range(self.categories)),
+            ],
+            dtype=torch.float64,  # exact where float32 would not be: 16.8 million tokens, counted once a process
+        ).to(self.device, non_blocking=True)
+        dist.all_reduce(counts)
+        return counts / self._copies
+
+    def _weight(
+        self, batch: MicroBatch, step_targets: torch.Tensor, with_targets: torch.Tensor
+    ) -> torch.Tensor | float:
+        """Factor on a micro-batch's mean loss. The plugins average gradients over data-parallel ranks, hence their number.
+
+        Args:
+            step_targets, with_targets: the step's targets, and its micro-batches that have some: a short last step has stand-ins.
+        """
+        if batch.target_tokens == 0:
+            return 0.0
+        share = 1 / with_targets if self.average == "micro_batch" else batch.target_tokens / step_targets
+        return (share * self.data_parallel_size).float()
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[MicroBatch], stop_requested: Callable[[], bool]) -> EvaluationSums | None:
+        """Losses without training: dropout and noise off, weights and generators as they were.
+
+        Args:
+            batches: this rank's; every rank must have the same number.
+            stop_requested: whether this rank wants the run to end; asked now and then, and shared with all ranks.
+
+        Returns:
+            The sums; None when a rank wanted the run to end before they were complete.
+        """
+        self.model.eval()
+        found = torch.zeros(2 + 2 * self.categories, dtype=torch.float64, device=self.device)
+        together = 4 * self.engine.pipeline_stages if self.engine.pipeline_stages > 1 else 1
+        batches = iter(batches)
+        for number in itertools.count():
+            group = list(itertools.islice(batches, together))
+            if not group:
+                break
+            if number % ASKED_EVERY == 0 and self._any_rank(stop_requested()):
+                self.model.train()
+                return None
+            categories = CategorySums(self.categories, self.device)
+            inputs = self._inputs(group, categories, step=0)
+            targets = [float(batch.target_tokens) for batch in group]
+            if self.engine.pipeline_stages > 1:
+                loss = self._through_pipeline(group, inputs, targets, categories)
+            else:
+                loss = sum(self._loss(arguments, categories) * t for arguments, t in zip(inputs, targets, strict=True))
+            found[0] += loss.double()
+            found[2 : 2 + self.categories] += categories.sums.double()
+            if self.engine.is_last_stage:  # which alone has the losses
+                found[1] += sum(targets)
+                found[2 + self.categories :] += found.new_tensor([batch.category_targets for batch in group]).sum(dim=0)
+        dist.all_reduce(found)
+        self.model.train()
+        loss, targets, *by_category = (found / (self._copies // self.engine.pipeline_stages)).tolist()
+        return EvaluationSums(
+            loss, targets, tuple(by_category[: self.categories]), tuple(by_category[self.categories :])
+        )
+
+    def _any_rank(self, wish: bool) -> bool:
+        wishes = torch.tensor(int(wish), device=self.device)
+        dist.all_reduce(wishes)
+        return bool(wishes.item())
+
+    def _loss(self, arguments: dict[str, torch.Tensor], categories: CategorySums) -> torch.Tensor:
+        """Mean loss over a micro-batch's targets."""
+        with self._autocast():
+            outputs = self.model(**arguments)
+        categories.add(outputs)
+        return outputs.loss
+
+    def _one_by_one(
+        self,
+        inputs: Iterator[dict[str, torch.Tensor]],
+        weights: Sequence[torch.Tensor | float],
+        categories: CategorySums,
+    ) -> torch.Tensor:
+        """Forward and backward of each micro-batch; returns the sum of their weighted losses."""
+        loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
+        for index, (arguments, weight) in enumerate(zip(inputs, weights, strict=True)):
+            is_last = index == len(weights) - 1
+            with nullcontext() if is_last else self._without_gradient_sync():
+                loss = self._loss(arguments, categories) * weight
+                self.engine.booster.backward(loss, self.optimizer)
+            loss_sum += loss.detach().float()
+        return loss_sum
+
+    def _through_pipeline(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        inputs: Iterator[dict[str, torch.Tensor]],
+        weights: Sequence[torch.Tensor | float],
+        categories: CategorySums,
+    ) -> torch.Tensor:
+        """The same through the stages of a pipeline; the sum of the weighted losses on the last stage, zero on the others.
+
+        Without gradients only forward.
+        """
+        remaining = iter(weights)
+
+        def weighted_loss(outputs: Any, _: object) -> torch.Tensor:
+            categories.add(outputs)
+            return outputs.loss * next(remaining) * len(weights)  # the schedule divides by their number
+
+        shapes = [tuple(batch.input_ids.shape) for batch in micro_batches]
+        step_inputs = StepInputs(shapes, inputs)
+        if torch.is_grad_enabled():
+            result = self.engine.booster.execute_pipeline(
+                step_inputs, self.model, weighted_loss, self.optimizer, return_loss=True
+            )
+        else:  # past the booster, which would exchange gradients
+            schedule = self.engine.plugin.scheduler
+            result = schedule.forward_backward_step(self.model, step_inputs, weighted_loss, return_loss=True)
+        return torch.zeros((), device=self.device) if result["loss"] is None else result["loss"].float()
+
+    def _inputs(
+        self, micro_batches: Sequence[MicroBatch], categories: CategorySums, step: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """The model's arguments for each micro-batch, on the device, each made when it is asked for."""
+        for batch in micro_batches:
+            moved = batch.to(self.device)
+            categories.expect(moved.target_categories if batch.target_tokens else None)
+            if self.noise is not None and self.model.training:
+                row_lengths = [sum(lengths) for lengths in batch.document_lengths[: batch.rows]]
+                self.noise.prepare(moved.token_lengths, row_lengths, self._noise_seeds(batch, step))
+            yield self._arguments(batch, moved)
+
+    def _noise_seeds(self, batch: MicroBatch, step: int) -> list[int]:
+        """A seed for each row, by what it is made of: the same row has the same noise on any number of ranks."""
+        return [hash((self.seed, step, samples[0])) % 2**63 for samples in batch.samples_of_rows()]
+
+    def _arguments(self, batch: MicroBatch, moved: MicroBatch) -> dict[str, torch.Tensor]:
+        """The model's arguments; the loss over them is a finite number also when there are no targets."""
+        boundaries = boundaries_of(batch.document_lengths, batch.input_ids.shape[1])
+        labels = moved.labels
+        if batch.target_tokens == 0:
+            # The mean over no targets is 0/0, and NaN survives the weight 0: let one token count, with that weight.
+            labels = labels.clone()
+            labels[0, 1] = moved.input_ids[0, 1]
+        # Copied as the few numbers that it is; expanded again on the device.
+        on_device = boundaries[:, :1, :1].to(self.device, non_blocking=True).expand(boundaries.shape)
+        return {
+            "input_ids": moved.input_ids,
+            "attention_mask": on_device,
+            "position_ids": moved.position_ids,
+            "labels": labels,
+            **self._positions(batch, moved),
+        }
+
+    def _positions(self, batch: MicroBatch, moved: MicroBatch) -> dict[str, torch.Tensor]:
+        """The positions to compute, where leaving out the rest is worth the copies of their rows."""
+        computed = batch.target_tokens / batch.labels.numel()
+        if not self.skips_ignored_positions or not 0 < computed < WORTH_SKIPPING:
+            return {}
+        return {"target_positions": moved.target_positions}
+
+    def _update(self) -> float | None:
+        """Clips, updates, clears; returns the gradient norm before clipping."""
+        if self.engine.clips_itself:
+            scale = loss_scale(self.optimizer)
+            self.optimizer.step()
+            norm = self.optimizer.get_grad_norm()
+            if skipped_last_step(self.optimizer):
+                norm = None if scale > SMALLEST_LOSS_SCALE else math.inf
+            elif norm is not None:
+                norm = norm / scale
+        else:
+            norm = float(self._clip())
+            scales = hasattr(self.optimizer, "scaler")
+            scale = self.optimizer.scaler.get_scale() if scales else 1.0
+            if scales or math.isfinite(norm):  # else refused, as `refuse_bad_updates` does it for the other plugins
+                self.optimizer.step()
+            if scales and not math.isfinite(norm) and scale > SMALLEST_LOSS_SCALE:
+                norm = None  # an overflow, for which the scaler left the step out
+        norm = None if norm is None else float(norm)
+        if norm is not None and not math.isfinite(norm) and hasattr(self.optimizer, "uncount_last_update"):
+            self.optimizer.uncount_last_update()
+        self.optimizer.zero_grad()
+        return norm
+
+    def _clip(self) -> torch.Tensor:
+        if hasattr(self.optimizer, "scaler"):  # fp16: norm and limit are meant for the gradients without the loss scale
+            self.optimizer.unscale_grad()
+        limit = self.gradient_clipping or float("inf")
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def _autocast(self):
+        if self.engine.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.engine.autocast_dtype)
+
+    def _without_gradient_sync(self):
+        """Leaves out the exchange of gradients that the last micro-batch will do for all, where the plugin can."""
+        plugin = self.engine.plugin
+        partitioned = isinstance(plugin, HybridParallelPlugin) and plugin.zero_stage == 2
+        if isinstance(plugin, TorchDDPPlugin | HybridParallelPlugin) and not partitioned:
+            return self.engine.booster.no_sync(self.model, self.optimizer)
+        return nullcontext()

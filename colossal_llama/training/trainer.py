@@ -1,0 +1,217 @@
+"""The training loop: epochs, steps, checkpoints, signals, the progress bar and the records."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from colossal_llama.dataset.epoch_plan import plan_epoch
+from colossal_llama.dataset.loader import MicroBatch, RowReader, StepGeometry, step_batches
+from colossal_llama.engine.hybrid_adam import set_learning_rate
+from colossal_llama.training.category_losses import means_by_name
+from colossal_llama.training.checkpoint.discovery import Checkpoint, Origin, Progress
+from colossal_llama.training.checkpoint.saver import CheckpointSaver
+from colossal_llama.training.evaluation import Evaluation, Evaluator
+from colossal_llama.training.lr_schedule import Schedule
+from colossal_llama.training.metrics import MetricsWriter, peak_flops
+from colossal_llama.training.nonfinite_steps import BadSteps, finite
+from colossal_llama.training.signals import StopRequest
+from colossal_llama.training.train_step import Stepper, StepResult
+from colossal_llama.utils.console import progress as progress_bar
+from colossal_llama.utils.console import say
+from colossal_llama.utils.errors import UserError
+
+RETRIES_PER_INTERVAL = 10
+"""How often, from one `--save_interval` to the next, a checkpoint is tried again that could not be written."""
+
+
+@dataclass
+class Run:
+    """All that one training run is made of."""
+
+    stepper: Stepper
+    reader: RowReader
+    part_lengths: list[np.ndarray]
+    """Tokens of every prepared row, by part."""
+    geometry: StepGeometry
+    schedule: Schedule
+    tokenizer: PreTrainedTokenizerBase
+    origin: Origin
+    metrics: MetricsWriter
+    save_interval: int
+    save_each_epoch: bool
+    saver: CheckpointSaver | None
+    """None: nothing is saved (a benchmark)."""
+    flops_per_token: float
+    bad_steps: BadSteps
+    categories: tuple[str, ...] = ()
+    """Names of the data's categories."""
+    evaluator: Evaluator | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    def fit(self) -> bool:
+        """Trains to the end; returns False when a signal ended the run early (after saving)."""
+        self.stepper.model.train()
+        bar = progress_bar(total=self.schedule.total_steps, initial=self.progress.step, desc="training", unit="step")
+        saving = self.saver or contextlib.nullcontext()
+        with StopRequest().listening() as stop, bar, contextlib.closing(self.metrics), saving:
+            if self._is_finished():  # before it began: the validation loss is what can still be had
+                self._evaluate_if_due(stop)
+            while self.progress.epoch < self.schedule.num_epochs and not self._is_finished():
+                if not self._train_epoch(stop, bar):
+                    return False
+                self.progress = self.progress.next_epoch()
+        return True
+
+    def _is_finished(self) -> bool:
+        return self.progress.step >= self.schedule.total_steps
+
+    def _train_epoch(self, stop: StopRequest, bar: Any) -> bool:
+        """The rest of an epoch; False when the run is to stop."""
+        saved = True
+        for micro_batches, wait_s in _timed(self._remaining_steps()):
+            begun = time.perf_counter()
+            rate = self.schedule.rate(self.progress.step)
+            set_learning_rate(self.stepper.optimizer, rate)
+            result = self.stepper.step(micro_batches, self.progress.step, stop.received)
+            seconds = time.perf_counter() - begun + wait_s
+            self.progress = self.progress.advanced(result.rows, result.samples, result.tokens, result.target_tokens)
+            self.bad_steps.watch(self.progress.step, result.loss, result.gradient_norm, micro_batches)
+            ends = result.stop_requested or self.bad_steps.are_too_many
+            evaluation = None if ends else self._evaluate_if_due(stop)
+            self._record(result, rate, seconds, wait_s, evaluation, bar)
+            self.bad_steps.end_if_too_many()
+            saved = self._save_at_interval()
+            if result.stop_requested:
+                self._stop_early(saved)
+                return False
+            if self._is_finished():
+                break
+        if self.save_each_epoch and not saved:
+            self._save()
+        return True
+
+    def _remaining_steps(self) -> Iterator[list[MicroBatch]]:
+        plan = plan_epoch(
+            self.part_lengths, self.origin.seed, self.progress.epoch, self.origin.shuffle, self.origin.packed_to_tokens
+        )
+        return step_batches(
+            self.reader,
+            plan,
+            self.progress.rows_done_in_epoch,
+            self.geometry,
+            self.stepper.data_parallel_rank,
+            pin_memory=self.stepper.device.type == "cuda",
+        )
+
+    def _evaluate_if_due(self, stop: StopRequest) -> Evaluation | None:
+        if self.evaluator is None or not self.evaluator.is_due(self.progress.step, self._is_finished()):
+            return None
+        return self.evaluator.evaluate(self.progress.step, lambda: stop.received)
+
+    def _record(
+        self,
+        result: StepResult,
+        rate: float,
+        seconds: float,
+        wait_s: float,
+        evaluation: Evaluation | None,
+        bar: Any,
+    ) -> None:
+        tokens_per_s = result.tokens / seconds
+        numbers = {
+            "epoch": self.progress.epoch,
+            "loss": finite(result.loss),
+            "learning_rate": rate,
+            "gradient_norm": finite(result.gradient_norm),
+            "bad_steps_in_a_row": self.bad_steps.in_a_row,
+            "loss_by_category": means_by_name(self.categories, result.category_losses, result.category_targets),
+            "tokens_per_s": round(tokens_per_s, 1),
+            "target_tokens_per_s": round(result.target_tokens / seconds, 1),
+            "model_flops_utilisation": self._utilisation(tokens_per_s),
+            "data_wait_s": round(wait_s, 4),
+            "step_s": round(seconds, 4),
+            "peak_memory_gib": _peak_memory_gib(self.stepper.device),
+            "samples_seen": self.progress.samples_seen,
+            "tokens_seen": self.progress.tokens_seen,
+            "target_tokens_seen": self.progress.target_tokens_seen,
+            **(self.saver.news() if self.saver else {}),
+            **(evaluation.numbers() if evaluation else {}),
+        }
+        self.metrics.write(self.progress.step, numbers)
+        bar.update(1)
+        bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{rate:.2e}", tok_s=f"{tokens_per_s:,.0f}", refresh=False)
+
+    def _utilisation(self, tokens_per_s: float) -> float | None:
+        """Model FLOPs per second over the devices' peak (model.param_count.flops_per_token, metrics.PEAK_FLOPS)."""
+        peak = peak_flops(self.stepper.device)
+        if peak is None:
+            return None
+        return round(tokens_per_s * self.flops_per_token / (peak * torch.distributed.get_world_size()), 4)
+
+    def _save_at_interval(self) -> bool:
+        step = self.progress.step
+        is_due = step % self.save_interval == 0
+        if not is_due and self.saver is not None and step % max(1, self.save_interval // RETRIES_PER_INTERVAL) == 0:
+            is_due = self.saver.must_try_again()
+        if is_due:
+            self._save()
+        return is_due
+
+    def _stop_early(self, saved: bool) -> None:
+        way_on = "a benchmark saves nothing"
+        if self.saver is not None:
+            if not saved or not self.saver.wait():
+                self._save()
+            self.saver.require_saved()
+            way_on = "everything is saved. Go on with the same command and --load_checkpoint auto"
+        say(f"stopped by a signal after step {self.progress.step} of {self.schedule.total_steps}; {way_on}")
+
+    def _save(self) -> None:
+        if self.saver is None:
+            return
+        schedule = {
+            "step": self.progress.step,
+            "total_steps": self.schedule.total_steps,
+            "warmup_steps": self.schedule.warmup_steps,
+            "peak_learning_rate": self.schedule.peak_learning_rate,
+            "last_learning_rate": self.schedule.rate(max(0, self.progress.step - 1)),
+        }
+        self.saver.save(self.progress, schedule)
+
+
+def resume_progress(checkpoint: Checkpoint, origin: Origin, allow_other_data: bool) -> Progress:
+    """The position to go on from.
+
+    Raises:
+        UserError: data, tokenizer or order are not those that the run began with, and the user did not allow it.
+    """
+    differences = origin.differences(checkpoint.running_states["origin"])
+    if differences and not allow_other_data:
+        raise UserError(
+            [f"cannot resume {checkpoint.path}: {difference}" for difference in differences]
+            + ["give what the run was begun with, or --allow_other_data to go on all the same"]
+        )
+    return checkpoint.progress
+
+
+def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:
+    """Each step's micro-batches with the seconds that were spent waiting for them."""
+    while True:
+        begun = time.perf_counter()
+        try:
+            micro_batches = next(steps)
+        except StopIteration:
+            return
+        yield micro_batches, time.perf_counter() - begun
+
+
+def _peak_memory_gib(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)

@@ -1,0 +1,203 @@
+"""Argument parsing that reports every problem at once. Imports neither torch nor transformers, so that `--help` is instant."""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from colossal_llama.utils.distributed_env import several_hosts
+
+_TRUE = {"true", "t", "yes", "y", "on", "1"}
+_FALSE = {"false", "f", "no", "n", "off", "0"}
+LARGEST_SEED = 2**32 - 1
+"""That NumPy takes, and with it ColossalAI's launch."""
+
+
+class BadArguments(SystemExit):
+    """Exit code 2 for arguments that are wrong; `problems` says why."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(2)
+        self.problems = problems
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` that collects problems instead of stopping at the first.
+
+    Values that do not convert, values outside `choices`, missing and unknown arguments, and whatever the caller adds with
+    `problem(...)` are printed together by `finish()`, which exits with code 2 if there is any.
+    """
+
+    def __init__(self, **settings: Any):
+        settings.setdefault("formatter_class", HelpFormatter)
+        settings.setdefault("allow_abbrev", False)
+        super().__init__(**settings)
+        self._problems: list[str] = []
+
+    def problem(self, text: str) -> None:
+        """Adds a problem: what is wrong, why, what to do next."""
+        self._problems.append(text)
+
+    def finish(self) -> None:
+        """Prints all problems and exits with code 2, or returns when there is none.
+
+        Over several hosts nothing is printed here: who launches tells all of them (training/distributed/consensus.py).
+        """
+        if not self._problems:
+            return
+        if not several_hosts() and os.environ.get("LOCAL_RANK", "0") == "0":  # once a host
+            for text in self._problems:
+                print(f"error: {text}", file=sys.stderr)
+            print(f"'{self.prog} --help' lists the arguments.", file=sys.stderr)
+        sys.stderr.flush()
+        raise BadArguments(self._problems)
+
+    def error(self, message: str) -> NoReturn:
+        self.problem(message)
+        self.finish()
+        raise AssertionError("finish() exits when there is a problem")
+
+    # argparse converts and checks one value at a time in these two methods and gives up at the first; we note and go on.
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            self.problem(str(error))
+            return action.default
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            self.problem(str(error))
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there is one to show, on wide lines."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=120)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:  # a table: its lines stay as they are
+            return "".join(indent + line for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, (), argparse.SUPPRESS) or "default" in (action.help or ""):
+            return action.help
+        if isinstance(action.default, tuple):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
+def boolean(text: str) -> bool:
+    """`True`, `false`, `yes`, `0` …: a boolean as people write it.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is none of them.
+    """
+    if text.strip().lower() in _TRUE:
+        return True
+    if text.strip().lower() in _FALSE:
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def text(given: str) -> str:
+    """Text as the terminal gives it, which must be in its encoding (UTF-8 nearly everywhere).
+
+    Raises:
+        argparse.ArgumentTypeError: some bytes are no characters.
+    """
+    if not is_text(given):
+        raise argparse.ArgumentTypeError(
+            f"{given!r} holds bytes that are not {sys.getfilesystemencoding()}: convert it"
+        )
+    return given
+
+
+def is_text(given: str) -> bool:
+    """Whether every character is one, and none a byte that could not be decoded (PEP 383)."""
+    return not any("\ud800" <= character <= "\udfff" for character in given)
+
+
+def new_directory_name(text: str) -> Path:
+    """A path under which a directory can be made (argparse `type=`)."""
+    path = Path(text)
+    above = next(place for place in path.absolute().parents if place.exists() or place.is_symlink())
+    if not above.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be made: {above} is no directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be made: nothing may be written in {above}")
+    return path
+
+
+def directories(text: str) -> list[Path]:
+    """Existing directories, separated by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none, or one does not exist.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("no directory is given")
+    return [existing_directory(name) for name in names]
+
+
+def number(
+    kind: type, minimum: float | None = None, maximum: float | None = None, above: float | None = None
+) -> Callable:
+    """A converter to `kind` (int or float) for argparse's `type=` that also checks the range.
+
+    Args:
+        kind: `int` or `float`.
+        minimum, maximum: the smallest and the largest value allowed.
+        above: the value must be strictly greater.
+    """
+
+    def convert(text: str) -> float:
+        """The number, if it is one and in the range."""
+        try:
+            value = kind(text)
+        except ValueError:
+            name = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+        if minimum is not None and value < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        if maximum is not None and value > maximum:
+            raise argparse.ArgumentTypeError(f"{text} is more than {maximum}")
+        if above is not None and value <= above:
+            raise argparse.ArgumentTypeError(f"{text} is not greater than {above}")
+        return value
+
+    return convert
+
+
+def existing_directory(text: str) -> Path:
+    """A path that must be a directory (argparse `type=`)."""
+    path = Path(text)
+    if reason := why_no_directory(path):
+        raise argparse.ArgumentTypeError(f"{text} {reason}")
+    return path
+
+
+def why_no_directory(path: Path) -> str | None:
+    """What a path is where a directory is needed, or None where it is one."""
+    if path.is_dir():
+        return None
+    return "is a file, not a directory" if path.exists() else "does not exist"
+
+
+def existing_file(text: str) -> Path:
+    """A path that must be a file (argparse `type=`)."""
+    path = Path(text)
+    if not path.is_file():
+        reason = "is a directory, not a file" if path.exists() else "does not exist"
+        raise argparse.ArgumentTypeError(f"{text} {reason}")
+    return path

@@ -1,0 +1,453 @@
+"""Preparation survives: kill -9, other arguments, two runs at once, a full disk, shards, and any input whatsoever."""
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from colossal_llama.dataset.prepare.config import Settings
+from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
+from colossal_llama.dataset.prepare.output_dir import locked
+from colossal_llama.dataset.prepare.pipeline import prepare
+from colossal_llama.utils.errors import UserError
+
+NUM_PARTS = 12
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(shared_data):
+    return shared_data / "tokenizers" / "llama2"
+
+
+@pytest.fixture(scope="module")
+def opened(tokenizer_dir):
+    return OpenTokenizer(tokenizer_dir)
+
+
+def records(count: int, words: int = 12) -> str:
+    rows = [
+        {"source": "", "target": f"document {n} " + "some words " * (n % words), "category": f"c{n % 3}"}
+        for n in range(count)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def input_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("input")
+    for number in range(8):
+        (directory / f"{number}.jsonl").write_text(records(60 + number))
+    return directory
+
+
+def settings_for(input_dir: Path, output_dir: Path, tokenizer_dir: Path, **changes) -> Settings:
+    basic = {"max_length": 128, "num_bins": NUM_PARTS, **changes}
+    return Settings("pretrain", (input_dir,), tokenizer_dir, output_dir, **basic)
+
+
+def command(project_root, input_dir, output_dir, tokenizer_dir, *more) -> list[str]:
+    parts = [sys.executable, project_root / "prepare_pretrain_dataset.py", "--data_input_dirs", input_dir,
+             "--tokenizer_dir", tokenizer_dir, "--data_output_dirs", output_dir, "--max_length", 128,
+             "--num_spliced_dataset_bins", NUM_PARTS, *more]  # fmt: skip
+    return [str(part) for part in parts]
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Everything a run leaves, but for what tells how long it took."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != "last_run.json" and not path.name.startswith(".lock")
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, input_dir, tokenizer_dir, opened):
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    prepare(settings_for(input_dir, output, tokenizer_dir), opened)
+    return content(output)
+
+
+def files_below(directory: Path) -> int:
+    # Not rglob, which fails when a directory goes while it looks: the runs that are watched rename theirs.
+    return sum(len(files) for _, _, files in os.walk(directory))
+
+
+def test_a_run_killed_at_random_points_ends_up_as_if_it_had_not_been(
+    tmp_path, input_dir, tokenizer_dir, project_root, undisturbed
+):
+    output = tmp_path / "out"
+    call = command(project_root, input_dir, output, tokenizer_dir, "--num_workers", 2)
+    chance = random.Random(time.time_ns())
+    killed = []
+    for _ in range(4):
+        already = files_below(output)
+        limit = already + chance.randint(1, 25)
+        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and files_below(output) < limit:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed.append(limit)
+        for part in (output / "arrow").glob("*"):  # what has its final name is whole
+            datasets.load_from_disk(str(part))
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (killed, done.stderr)
+    assert content(output) == undisturbed, killed
+
+
+def test_shards_in_any_order_give_what_one_run_gives(tmp_path, input_dir, tokenizer_dir, opened, undisturbed):
+    output = tmp_path / "out"
+    for index in (2, 0, 1, 1, 2, 0):
+        manifest = prepare(settings_for(input_dir, output, tokenizer_dir, num_shards=3, shard_index=index), opened)
+    assert manifest is not None
+    assert content(output) == undisturbed
+
+
+def test_the_plain_command_finishes_what_shards_began(tmp_path, input_dir, tokenizer_dir, opened, undisturbed):
+    output = tmp_path / "out"
+    assert prepare(settings_for(input_dir, output, tokenizer_dir, num_shards=3, shard_index=1), opened) is None
+    prepare(settings_for(input_dir, output, tokenizer_dir), opened)
+    assert content(output) == undisturbed
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["complete", "begun"])
+def test_other_arguments_input_or_tokenizer_are_refused_and_named(
+    tmp_path, tokenizer_dir, opened, shared_data, finished
+):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "a.jsonl").write_text(records(20))
+    (source / "b.jsonl").write_text(records(20))
+    shard = {} if finished else {"num_shards": 2, "shard_index": 0}
+    prepare(settings_for(source, output, tokenizer_dir, **shard), opened)
+    before = content(output)
+
+    def refused(message, **changes):
+        directory = changes.pop("tokenizer", None)
+        wanted = settings_for(source, output, directory or tokenizer_dir, **changes)
+        with pytest.raises(UserError, match=message):
+            prepare(wanted, None if directory else opened)
+        assert content(output) == before
+
+    refused("max_length: 128 then, 64 now", max_length=64)
+    refused("seed: 42 then, 1 now", seed=1)
+    refused(f"num_spliced_dataset_bins: {NUM_PARTS} then, 3 now", num_bins=3)
+    refused("tokenizer_fingerprint", tokenizer=shared_data / "tokenizers" / "llama3-base")
+    (source / "c.jsonl").write_text(records(1))
+    refused(r"c\.jsonl: absent then")
+    (source / "c.jsonl").unlink()
+    text = (source / "a.jsonl").read_text()
+    (source / "a.jsonl").write_text(text.replace("document 7", "document X"))
+    refused(r"a\.jsonl: its content has changed")
+    (source / "a.jsonl").write_text(text)  # the same content at another time is the same input
+    prepare(settings_for(source, output, tokenizer_dir, **shard), opened)
+    prepare(settings_for(source, output, tokenizer_dir, max_length=64, overwrite=True), opened)
+    assert json.loads((output / "manifest.json").read_text())["identity"]["arguments"]["max_length"] == 64
+
+
+def test_fewer_parts_on_overwriting_leave_no_old_ones(tmp_path, input_dir, tokenizer_dir, opened):
+    output = tmp_path / "out"
+    prepare(settings_for(input_dir, output, tokenizer_dir), opened)
+    (output / "mine.txt").write_text("keep me")
+    prepare(settings_for(input_dir, output, tokenizer_dir, num_bins=2, overwrite=True), opened)
+    assert sorted(path.name for path in (output / "arrow").iterdir()) == ["part-00000", "part-00001"]
+    assert sorted(path.name for path in (output / "jsonl").iterdir()) == ["part-00000.jsonl", "part-00001.jsonl"]
+    assert (output / "mine.txt").read_text() == "keep me"
+
+
+def test_parts_of_unknown_origin_are_left_alone(tmp_path, input_dir, tokenizer_dir, opened):
+    (tmp_path / "out" / "arrow" / "part-00000").mkdir(parents=True)
+    with pytest.raises(UserError, match="not empty"):
+        prepare(settings_for(input_dir, tmp_path / "out", tokenizer_dir), opened)
+    assert (tmp_path / "out" / "arrow" / "part-00000").is_dir()
+
+
+@pytest.mark.parametrize("changes", [{}, {"overwrite": True}, {"num_shards": 2, "shard_index": 0}])
+def test_a_cache_of_somebody_else_is_left_alone(tmp_path, input_dir, tokenizer_dir, opened, changes):
+    weights = tmp_path / "out" / "cache" / "models" / "weights.bin"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("precious")
+    with pytest.raises(UserError, match="cache holds models, which these scripts did not write"):
+        prepare(settings_for(input_dir, tmp_path / "out", tokenizer_dir, **changes), opened)
+    assert weights.read_text() == "precious"
+
+
+def test_a_change_is_seen_in_each_of_two_directories_of_one_name(tmp_path, tokenizer_dir, opened):
+    inputs = [tmp_path / language / "data" for language in ("zh", "en")]
+    for directory in inputs:
+        directory.mkdir(parents=True)
+        (directory / "a.jsonl").write_text(records(20))
+    wanted = Settings("pretrain", tuple(inputs), tokenizer_dir, tmp_path / "out", max_length=128, num_bins=2)
+    assert prepare(wanted, opened)["totals"]["documents"] == 40
+    for directory in inputs:
+        former = (directory / "a.jsonl").read_text()
+        (directory / "a.jsonl").write_text(former.replace("document", "DOCUMENT", 1))
+        with pytest.raises(UserError, match=f"{directory.parent.name}/data/a.jsonl: its content has changed"):
+            prepare(wanted, opened)
+        (directory / "a.jsonl").write_text(former)
+
+
+def test_files_of_which_a_limit_leaves_nothing_may_be_touched(tmp_path, input_dir, tokenizer_dir, opened):
+    shutil.copytree(input_dir, tmp_path / "in")
+    wanted = settings_for(tmp_path / "in", tmp_path / "out", tokenizer_dir, limit=3)
+    prepare(wanted, opened)
+    for file in (tmp_path / "in").iterdir():
+        os.utime(file)
+    assert prepare(wanted, opened)["totals"]["documents"] == 3
+
+
+def test_shards_that_end_together_finish_it_once(tmp_path, input_dir, tokenizer_dir, project_root, undisturbed):
+    """Both jobs of the last round save the same plan, find all parts written, and write the records."""
+    output = tmp_path / "out"
+    calls = [
+        command(
+            project_root,
+            input_dir,
+            output,
+            tokenizer_dir,
+            "--num_shards",
+            2,
+            "--shard_index",
+            index,
+            "--num_workers",
+            1,
+        )
+        for index in range(2)
+    ]
+    for _ in range(2):
+        jobs = [subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for call in calls]
+        failures = [job.communicate()[1] for job in jobs if job.wait()]
+        assert not failures, failures
+    done = subprocess.run(command(project_root, input_dir, output, tokenizer_dir), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert content(output) == undisturbed
+
+
+def test_an_output_directory_that_cannot_be_made_is_named(input_dir, tokenizer_dir, opened):
+    with pytest.raises(UserError, match="--data_output_dirs: /proc/nowhere cannot be written to"):
+        prepare(settings_for(input_dir, Path("/proc/nowhere"), tokenizer_dir), opened)
+
+
+def test_a_second_run_into_the_same_directory_refuses(tmp_path, input_dir, tokenizer_dir, opened, project_root):
+    output = tmp_path / "out"
+    with locked(settings_for(input_dir, output, tokenizer_dir)):
+        done = subprocess.run(
+            command(project_root, input_dir, output, tokenizer_dir), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert "another run is writing" in done.stderr
+        with pytest.raises(UserError, match="another run"):
+            prepare(settings_for(input_dir, output, tokenizer_dir, num_shards=2, shard_index=0), opened)
+    with (
+        locked(settings_for(input_dir, output, tokenizer_dir, num_shards=2, shard_index=0)),
+        locked(settings_for(input_dir, output, tokenizer_dir, num_shards=2, shard_index=1)),
+        pytest.raises(UserError, match="another run"),
+        locked(settings_for(input_dir, output, tokenizer_dir)),
+    ):
+        pass
+
+
+def test_a_full_disk_is_named_and_the_finished_parts_are_kept(
+    tmp_path, input_dir, tokenizer_dir, project_root, undisturbed
+):
+    """In a mount namespace of its own, on a file system of 500 kB (3 MB are needed), which then grows."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    call = command(project_root, input_dir, disk / "out", tokenizer_dir, "--num_workers", 2)
+    script = f"""
+        mount -t tmpfs -o size=500k tmpfs {disk} || exit 77
+        {" ".join(call)} > {tmp_path}/first.txt 2>&1; echo $? > {tmp_path}/first.rc
+        ls {disk}/out/arrow > {tmp_path}/parts.txt
+        mount -o remount,size=50m {disk}
+        {" ".join(call)} > {tmp_path}/second.txt 2>&1; echo $? > {tmp_path}/second.rc
+        cp -r {disk}/out {tmp_path}/out
+    """
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("needs unshare")
+    done = subprocess.run([unshare, "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, check=False)
+    if not (tmp_path / "first.rc").exists():
+        pytest.skip(f"needs a mount namespace: {done.stderr.decode()}")
+    first = (tmp_path / "first.txt").read_text()
+    assert (tmp_path / "first.rc").read_text().strip() == "2", first
+    assert "is full" in first
+    assert "Traceback" not in first
+    assert (tmp_path / "second.rc").read_text().strip() == "0", (tmp_path / "second.txt").read_text()
+    assert content(tmp_path / "out") == undisturbed
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_records_stop_the_run_before_anything_is_written(tmp_path, tokenizer_dir, project_root):
+    source = tmp_path / "in"
+    source.mkdir()
+    good = records(3)
+    (source / "a.jsonl").write_text(good + '{"source": "", "target": null, "category": "x"}\n\n' + good + "[1]\n")
+    (source / "b.jsonl").write_bytes(good.encode() + b'{"source": "", "target": "\xff\xfe", "category": "x"}\n' * 30)
+    call = command(project_root, source, tmp_path / "out", tokenizer_dir, "--num_workers", 2)
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"{source}/a.jsonl:4: " in done.stderr
+    assert f"{source}/a.jsonl:9: " in done.stderr
+    assert f"{source}/b.jsonl:4: " in done.stderr
+    assert done.stderr.count("b.jsonl:") == 18  # twenty in all
+    assert '"target": null' in done.stderr
+    assert content(tmp_path / "out") == {}
+    (source / "a.jsonl").write_text(good)
+    (source / "b.jsonl").unlink()
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_skipped_records_are_counted_and_listed_with_their_lines(tmp_path, tokenizer_dir, opened):
+    source = tmp_path / "in"
+    source.mkdir()
+    good = records(3)
+    (source / "a.jsonl").write_text(good + '{"source": "", "target": ""\n\n' + good + '{"source": "x"}\n')
+    (source / "b.jsonl").write_text("")
+    manifest = prepare(settings_for(source, tmp_path / "out", tokenizer_dir, on_bad_record="skip"), opened)
+    assert manifest["totals"]["rejected_records"] == {"broken_json": 1, "missing_field": 1}
+    assert manifest["totals"]["empty_lines"] == 1
+    assert manifest["totals"]["documents"] == 6
+    listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(entry["file"], entry["line"], entry["reason"]) for entry in listed] == [
+        ("in/a.jsonl", 4, "broken_json"),
+        ("in/a.jsonl", 9, "missing_field"),
+    ]
+    assert listed[1]["record"] == '{"source": "x"}'
+
+
+def test_a_cut_off_compressed_file_is_a_bad_record(tmp_path, tokenizer_dir, opened):
+    source = tmp_path / "in"
+    source.mkdir()
+    whole = gzip.compress(os.urandom(3000).hex().encode() + b"\n" + records(500).encode())
+    (source / "a.jsonl.gz").write_bytes(whole[: len(whole) - 200])
+    (source / "b.parquet").write_bytes(b"PAR1 this is no parquet file")
+    frames = [zstandard.compress(records(200).encode()) for _ in range(2)]
+    (source / "d.jsonl.zst").write_bytes(frames[0] + frames[1][:-20])
+    (source / "c.jsonl").write_text(records(3))
+    with pytest.raises(UserError, match="damaged"):
+        prepare(settings_for(source, tmp_path / "out", tokenizer_dir), opened)
+    manifest = prepare(settings_for(source, tmp_path / "out", tokenizer_dir, on_bad_record="skip"), opened)
+    assert manifest["totals"]["rejected_records"]["damaged_file"] == 3
+
+
+@pytest.mark.parametrize("text", ["", "\n\n \n"], ids=["empty", "blank"])
+def test_input_without_a_record_is_refused(tmp_path, tokenizer_dir, opened, text):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text(text)
+    with pytest.raises(UserError, match="no record"):
+        prepare(settings_for(tmp_path / "in", tmp_path / "out", tokenizer_dir), opened)
+    assert content(tmp_path / "out") == {}
+
+
+FIELDS = st.sampled_from(["source", "target", "category", "messages", "from", "content"])
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=True),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=3),
+    max_leaves=5,
+)
+GOOD = st.fixed_dictionaries(
+    {"source": st.text(max_size=9), "target": st.text(max_size=300), "category": st.text(max_size=3)}
+)
+LINES = st.one_of(
+    st.binary(max_size=40),
+    JSON.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass")),
+    GOOD.map(lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")),
+    GOOD.map(lambda value: json.dumps(value).encode()),
+)
+
+
+def test_any_bytes_end_in_rows_or_in_counted_rejections(tmp_path, tokenizer_dir, opened):
+    (tmp_path / "in").mkdir()
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(lines=st.lists(LINES, min_size=1, max_size=12))
+    def check(lines):
+        data = b"\n".join(lines)
+        (tmp_path / "in" / "a.jsonl").write_bytes(data)
+        wanted = settings_for(
+            tmp_path / "in",
+            tmp_path / "out",
+            tokenizer_dir,
+            on_bad_record="skip",
+            overwrite=True,
+            max_length=32,
+            num_bins=2,
+        )
+        try:
+            manifest = prepare(wanted, opened)
+        except UserError as error:
+            assert "no record could be used" in str(error)  # noqa: PT017
+            return
+        totals = manifest["totals"]
+        whole = data[:-1] if data.endswith(b"\n") else data
+        nonblank = [line for line in whole.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
+        assert totals["records"] == len(nonblank) == totals["documents"] + sum(totals["rejected_records"].values())
+        cut = sum(count for key, count in totals.items() if key.startswith("cut_tokens."))
+        assert totals["tokens_in"] == totals["tokens_out"] + cut
+        rows = [
+            row for part in sorted((tmp_path / "out" / "arrow").iterdir()) for row in datasets.load_from_disk(str(part))
+        ]
+        assert sum(len(row["input_ids"]) for row in rows) == totals["tokens_out"]
+        assert all(len(row["input_ids"]) <= 32 and any(label != -100 for label in row["labels"]) for row in rows)
+
+    check()
+
+
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "from": st.sampled_from(["human", "assistant", "user", "gpt", "system", "nobody"]),
+            "content": st.text(max_size=60) | st.sampled_from(["<s>", "</s>", "Human: <s>x</s>", "long " * 40]),
+        }
+    )
+    | JSON,
+    max_size=6,
+)
+CONVERSATIONS = st.one_of(
+    st.fixed_dictionaries({"messages": MESSAGES}, optional={"category": st.text(max_size=3) | JSON, "system": JSON}),
+    st.fixed_dictionaries({"instruction": st.text(max_size=40), "output": st.text(max_size=99), "input": JSON}),
+    JSON,
+).map(lambda value: json.dumps(value).encode())
+
+
+def test_any_conversations_end_in_rows_or_in_counts(tmp_path, tokenizer_dir, opened):
+    (tmp_path / "in").mkdir()
+    common = {"llama_version": 2, "on_bad_record": "skip", "overwrite": True, "max_length": 96, "num_bins": 2}
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(lines=st.lists(CONVERSATIONS | LINES, min_size=1, max_size=8), fit=st.sampled_from(["truncate", "window"]))
+    def check(lines, fit):
+        (tmp_path / "in" / "a.jsonl").write_bytes(b"\n".join(lines))
+        wanted = Settings("sft", (tmp_path / "in",), tokenizer_dir, tmp_path / "out", long_conversations=fit, **common)
+        try:
+            totals = prepare(wanted, opened)["totals"]
+        except UserError as error:
+            assert "no record could be used" in str(error)  # noqa: PT017
+            return
+        assert totals["records"] == totals["documents"] + sum(totals["rejected_records"].values())
+        lost = sum(count for key, count in totals.items() if key.startswith(("cut_tokens.", "dropped_tokens.")))
+        assert totals["tokens_in"] + totals.get("repeated_tokens", 0) == totals["tokens_out"] + lost
+        rows = [
+            row for part in sorted((tmp_path / "out" / "arrow").iterdir()) for row in datasets.load_from_disk(str(part))
+        ]
+        assert sum(len(row["input_ids"]) for row in rows) == totals["tokens_out"]
+        assert all(len(row["input_ids"]) <= 96 and any(label != -100 for label in row["labels"]) for row in rows)
+
+    check()

@@ -1,0 +1,329 @@
+"""prepare_sft_dataset.py from conversations to rows; long conversations; other people's chat templates; looking at the result."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from colossal_llama.dataset.chat_template import ChatTemplate, TemplateRefusal
+from colossal_llama.dataset.conversation import ConversationTemplate, Message
+from colossal_llama.dataset.long_conversations import truncated, windows
+from colossal_llama.dataset.prepare.config import Settings
+from colossal_llama.dataset.prepare.inspection import row_as_text
+from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
+from colossal_llama.dataset.prepare.pipeline import prepare
+from colossal_llama.dataset.prepare.verification import verify
+from colossal_llama.utils.errors import UserError
+
+CONTROL_STRINGS = ["<s>", "</s>", "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "Assistant: "]
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="▁\ufdd0")
+TEXTS = st.lists(st.text(CHARACTERS, min_size=1, max_size=8) | st.sampled_from(CONTROL_STRINGS), min_size=1, max_size=4)
+TURNS = st.lists(st.tuples(TEXTS.map("".join), TEXTS.map("".join)), min_size=1, max_size=8)
+
+TEMPLATE = """{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>
+
+{% if message.role == "assistant" %}{% generation %}{{ message.content }}<|eot_id|>{% endgeneration %}{% else %}
+{{- message.content }}<|eot_id|>{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>
+
+{% endif %}"""
+
+
+@pytest.fixture(scope="module", params=[("llama2", 2), ("llama3-base", 3)], ids=["llama2", "llama3-base"])
+def opened_and_version(request, shared_data):
+    name, version = request.param
+    return OpenTokenizer(shared_data / "tokenizers" / name), version
+
+
+@pytest.fixture(scope="module")
+def llama3(shared_data):
+    return OpenTokenizer(shared_data / "tokenizers" / "llama3-instruct")
+
+
+def alternating(turns) -> list[Message]:
+    return [
+        message for human, assistant in turns for message in (Message("human", human), Message("assistant", assistant))
+    ]
+
+
+def prepared(directory: Path, opened: OpenTokenizer, records, **changes) -> dict:
+    (directory / "in").mkdir(exist_ok=True)
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (directory / "in" / "a.jsonl").write_text(text)
+    name = Path(opened.tokenizer.name_or_path)
+    basic = {"max_length": 512, "num_bins": 2, "overwrite": True, **changes}
+    return prepare(Settings("sft", (directory / "in",), name, directory / "out", **basic), opened)
+
+
+def rows_of(directory: Path) -> list[dict]:
+    parts = sorted((directory / "out" / "arrow").iterdir())
+    return [row for part in parts for row in datasets.load_from_disk(str(part)).to_list()]
+
+
+def decode_continuation(tokenizer, ids) -> str:
+    before = tokenizer.encode("a", add_special_tokens=False)
+    return tokenizer.decode([*before, *ids], clean_up_tokenization_spaces=False)[1:]
+
+
+def test_rows_are_what_the_template_says_and_targets_are_the_answers(tmp_path, opened_and_version):
+    opened, version = opened_and_version
+    template = ConversationTemplate.for_llama(opened.tokenizer, version, opened.text_encoder)
+
+    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(conversations=st.lists(TURNS, min_size=1, max_size=5))
+    def check(conversations):
+        records = [
+            {"messages": [{"from": message.role, "content": message.content} for message in alternating(turns)]}
+            for turns in conversations
+        ]
+        prepared(tmp_path, opened, records, llama_version=version, max_length=4096)
+        rows = rows_of(tmp_path)
+        expected = Counter(tuple(template.encode(alternating(turns)).input_ids) for turns in conversations)
+        assert Counter(tuple(row["input_ids"]) for row in rows) == expected
+        by_ids = {tuple(template.encode(alternating(turns)).input_ids): turns for turns in conversations}
+        for row in rows:
+            assert row["document_lengths"] == [len(row["input_ids"])]
+            answers, answer = [], []
+            for token, label in zip(row["input_ids"], row["labels"], strict=True):
+                assert label in (-100, token)
+                if label != -100 and token == template.turn_end_id:
+                    answers.append(decode_continuation(opened.tokenizer, answer))
+                    answer = []
+                elif label != -100:
+                    answer.append(token)
+            assert answers == [assistant for _, assistant in by_ids[tuple(row["input_ids"])]]
+
+    check()
+
+
+@given(turns=TURNS, max_length=st.integers(60, 160))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_windows_train_every_answer_that_fits_once_and_truncation_keeps_a_prefix(llama2_template, turns, max_length):
+    messages = [Message("system", "Be brief."), *alternating(turns)]
+    batch = llama2_template.encode_batch([messages[:3], messages])
+    encode = llama2_template.encoder_of_parts(messages, batch, 1)
+    whole = llama2_template.encode(messages)
+    for end in range(1, len(messages) + 1):
+        assert encode(messages[:end]) == llama2_template.encode(messages[:end])
+    answers = [whole.input_ids[start:end] for start, end in whole.target_spans]
+    found, too_long = windows(messages, encode, max_length)
+    trained = []
+    for window in found:
+        assert len(window.input_ids) <= max_length
+        assert window.target_spans
+        trained += [window.input_ids[start:end] for start, end in window.target_spans]
+    assert trained == [answer for number, answer in enumerate(answers) if number not in too_long]
+    for number in too_long:
+        assert len(encode([messages[0], *messages[1 + 2 * number : 3 + 2 * number]]).input_ids) > max_length
+    kept, left_out = truncated(messages, encode, max_length)
+    if kept is None:
+        assert len(encode(messages[:3]).input_ids) > max_length
+    else:
+        assert kept.input_ids == whole.input_ids[: len(kept.input_ids)]
+        assert len(kept.input_ids) <= max_length
+        assert left_out == len(messages) - 1 - 2 * len(kept.target_spans)
+        assert not left_out or len(encode(messages[: len(messages) - left_out + 2]).input_ids) > max_length
+
+
+@pytest.fixture(scope="module")
+def llama2_template(shared_data):
+    return ConversationTemplate.for_llama(OpenTokenizer(shared_data / "tokenizers" / "llama2").tokenizer, 2)
+
+
+@pytest.mark.parametrize("long_conversations", ["truncate", "window"])
+def test_long_conversations_are_counted_to_the_token(tmp_path, opened_and_version, long_conversations):
+    opened, version = opened_and_version
+    turn = [{"from": "human", "content": "q " * 20}, {"from": "assistant", "content": "a " * 20}]
+    hopeless = [{"from": "human", "content": "q " * 300}, {"from": "assistant", "content": "a"}]
+    records = [{"messages": turn * count} for count in (1, 3, 9)]
+    records += [{"messages": hopeless}, {"messages": turn + hopeless + turn}]
+    manifest = prepared(
+        tmp_path, opened, records, llama_version=version, max_length=200, long_conversations=long_conversations
+    )
+    totals, rows = manifest["totals"], rows_of(tmp_path)
+    lost = sum(count for key, count in totals.items() if key.startswith(("cut_tokens.", "dropped_tokens.")))
+    assert totals["tokens_in"] + totals.get("repeated_tokens", 0) == totals["tokens_out"] + lost
+    assert totals["tokens_out"] == sum(len(row["input_ids"]) for row in rows)
+    assert totals["dropped_documents.no_answer_fits"] == 1
+    ends = sum(
+        label != -100 and label == row["input_ids"][-1] for row in rows for label in row["labels"]
+    )  # every answer ends with the turn end, which is also the last token of a row
+    if long_conversations == "window":
+        assert ends == 1 + 3 + 9 + 2
+        assert totals["cut_answers.answer_too_long"] == 1
+    else:
+        assert len(rows) == 4
+        assert ends < 1 + 3 + 9 + 2
+    assert verify(tmp_path / "out")
+
+
+# -------------------------------------------------------------------------------------------------------- chat templates
+
+
+def test_a_chat_template_marks_its_answers_and_no_text_becomes_a_control_token(llama3):
+    tokenizer = llama3.tokenizer
+    template = ChatTemplate(tokenizer, TEMPLATE, "test", llama3.text_encoder)
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    assert tokenizer.convert_ids_to_tokens(template.turn_end_id) == "<|eot_id|>"
+
+    @settings(max_examples=60, deadline=None)
+    @given(turns=TURNS, answer=TEXTS.map("".join))
+    @example(
+        turns=[("0", "\n")], answer="0"
+    )  # a line break that byte-level BPE would join with those before the answer
+    def check(turns, answer):
+        messages = alternating(turns)
+        encoded = template.encode(messages)
+        spans = [encoded.input_ids[start:end] for start, end in encoded.target_spans]
+        assert all(span[-1] == template.turn_end_id for span in spans)
+        assert [decode_continuation(tokenizer, span[:-1]) for span in spans] == [assistant for _, assistant in turns]
+        assert sum(token in special for token in encoded.input_ids) == 1 + 3 * len(messages)
+        prompt = template.prompt_ids([*messages, Message("human", "x")])
+        followed = template.encode([*messages, Message("human", "x"), Message("assistant", answer)])
+        assert followed.input_ids[: len(prompt)] == prompt
+
+    check()
+
+
+def test_a_chat_template_agrees_with_transformers_on_plain_texts(llama3):
+    tokenizer = llama3.tokenizer
+    messages = [Message("human", "你好, who are you?"), Message("assistant", "An assistant."), Message("human", "ok")]
+    ids = ChatTemplate(tokenizer, TEMPLATE, "test", llama3.text_encoder).encode(messages).input_ids
+    names = {"human": "user", "assistant": "assistant"}
+    listed = [{"role": names[message.role], "content": message.content} for message in messages]
+    assert ids == tokenizer.apply_chat_template(listed, chat_template=TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "does not mark"),
+        ("x{% for m in messages %}{% generation %}{{ m.content }}<|eot_id|>{% endgeneration %}{% endfor %}", "marks 2"),
+        (TEMPLATE.replace("<|eot_id|>{% endgeneration %}", "{% endgeneration %}<|eot_id|>"), "not closed"),
+        (TEMPLATE.replace("{%- if add_generation_prompt %}", "{%- if false %}"), "prompt does not end"),
+        ("{% generation %}{% endgeneration %}{{ raise_exception('no') }}", "no"),
+        ("{% generation %}{% if", "--chat_template"),
+    ],
+)
+def test_unusable_chat_templates_are_refused_with_the_reason(llama3, source, message):
+    with pytest.raises(UserError, match=message):
+        ChatTemplate(llama3.tokenizer, source, "test", llama3.text_encoder)
+
+
+def test_a_tokenizer_without_a_template_is_named(llama3):
+    with pytest.raises(UserError, match="no chat template of its own"):
+        ChatTemplate.open(llama3.tokenizer, "tokenizer")
+
+
+def test_what_a_template_refuses_is_counted(tmp_path, llama3):
+    strict = TEMPLATE.replace(
+        "{% for message in messages %}",
+        "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+    )
+    (tmp_path / "t.jinja").write_text(strict)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    records = [{"messages": turns}, {"messages": [{"role": "system", "content": "s"}, *turns]}]
+    manifest = prepared(tmp_path, llama3, records, chat_template=str(tmp_path / "t.jinja"))
+    assert manifest["totals"]["dropped_documents.refused_by_chat_template"] == 1
+    assert manifest["totals"]["rows"] == 1
+    with pytest.raises(TemplateRefusal, match="no system"):
+        ChatTemplate(llama3.tokenizer, strict, "strict", llama3.text_encoder).encode(
+            [Message("system", "s"), *alternating([("a", "b")])]
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- looking at the result
+
+
+def conversation_records(count: int) -> list[dict]:
+    return [
+        {"messages": [{"from": "human", "content": f"question {n}"}, {"from": "assistant", "content": f"answer {n}"}]}
+        for n in range(count)
+    ]
+
+
+def replace_arrow(path: Path, change) -> None:
+    with pa.OSFile(str(path), "rb") as file:
+        table = pa.ipc.open_stream(file).read_all()
+    rows = table.to_pylist()
+    change(rows)
+    with path.open("wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=table.schema))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda part, line: replace_arrow(part, lambda rows: rows[0]["input_ids"].__setitem__(3, 7)), "changed since"),
+        (lambda part, line: replace_arrow(part, lambda rows: rows.pop()), "the manifest says"),
+        (lambda part, line: replace_arrow(part, lambda rows: rows[0].update(labels=[-100] * len(rows[0]["labels"]))), "no target"),
+        (lambda part, line: line.write_text(line.read_text().replace("-100", "-99", 1)), "other content"),
+        (lambda part, line: line.unlink(), "is missing"),
+        (lambda part, line: part.unlink(), "arrow/part-00001/data-00000-of-00001.arrow is missing"),
+        (lambda part, line: (part.parent / "part.json").unlink(), "part.json is missing"),
+        (lambda part, line: part.write_bytes(part.read_bytes()[:100]), "cannot be read"),
+        (lambda part, line: (part.parent.parent / "part-00002").mkdir(), "does not belong"),
+    ],
+)  # fmt: skip
+def test_verify_finds_what_is_damaged(tmp_path, llama3, damage, message):
+    prepared(tmp_path, llama3, conversation_records(6))
+    assert "all as it says" in verify(tmp_path / "out")
+    part = tmp_path / "out" / "arrow" / "part-00001" / "data-00000-of-00001.arrow"
+    damage(part, tmp_path / "out" / "jsonl" / "part-00001.jsonl")
+    with pytest.raises(UserError, match=message):
+        verify(tmp_path / "out")
+
+
+def test_shown_rows_tell_targets_from_the_rest(tmp_path, llama3):
+    prepared(tmp_path, llama3, conversation_records(1), num_bins=1)
+    (row,) = rows_of(tmp_path)
+    shown = row_as_text(row, llama3.tokenizer, ["default"], with_brackets=True).plain
+    assert "document 1 of 1: default" in shown
+    assert "⟦answer 0<|eot_id|>⟧" in shown
+    assert shown.count("⟦") == 1
+    styles = {span.style for span in row_as_text(row, llama3.tokenizer, ["default"], with_brackets=False).spans}
+    assert len(styles) == 3
+
+
+def test_the_script_prepares_shows_and_verifies(tmp_path, shared_data, project_root):
+    (tmp_path / "in").mkdir()
+    lines = "".join(json.dumps(record) + "\n" for record in conversation_records(20))
+    (tmp_path / "in" / "a.jsonl").write_text(lines)
+
+    def run(*arguments):
+        call = [sys.executable, project_root / "prepare_sft_dataset.py", *arguments]
+        return subprocess.run(list(map(str, call)), capture_output=True, text=True, check=False)
+
+    basic = ["--data_input_dirs", tmp_path / "in", "--tokenizer_dir", shared_data / "tokenizers" / "llama2",
+             "--data_output_dirs", tmp_path / "out", "--num_spliced_dataset_bins", 2]  # fmt: skip
+    wrong = run(*basic)  # --llama_version is 3 unless told otherwise
+    assert wrong.returncode == 2
+    assert "--llama_version" in wrong.stderr
+    done = run(*basic, "--llama_version", 2, "--inspect", 1)
+    assert done.returncode == 0, done.stderr
+    assert "⟦answer" in done.stdout
+    checked = run("--verify", tmp_path / "out")
+    assert checked.returncode == 0, checked.stderr
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert run("--verify", tmp_path / "out").returncode == 2
+    both = run(*basic, "--llama_version", 2, "--chat_template", "tokenizer")
+    assert both.returncode == 2
+    assert "--llama_version has no effect" in both.stderr
+
+
+def test_rows_of_real_conversations_keep_their_rules(tmp_path, shared_data, llama3):
+    name = Path(llama3.tokenizer.name_or_path)
+    wanted = Settings("sft", (shared_data / "sft",), name, tmp_path / "out", limit=60, num_bins=3)
+    totals = prepare(wanted, llama3)["totals"]
+    assert totals["documents"] == 60
+    assert verify(tmp_path / "out")
+    lengths = [len(row["input_ids"]) for row in rows_of(tmp_path)]
+    assert np.max(lengths) <= 4096

@@ -1,0 +1,250 @@
+"""Which files are read in which order, how lines are found in chunks, and what is said of a bad record."""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colossal_llama.dataset.conversation import Message
+from colossal_llama.dataset.prepare import input_files
+from colossal_llama.dataset.prepare.input_files import (
+    Chunk,
+    InputFile,
+    find_input_files,
+    first_row_number,
+    plan_chunks,
+    read_rows,
+)
+from colossal_llama.dataset.records import (
+    DEFAULT_CATEGORY,
+    Document,
+    RecordError,
+    conversation_of,
+    document_of,
+    parse_row,
+)
+from colossal_llama.utils.errors import UserError
+
+
+def _rows(chunk):
+    return [row for _, row in read_rows(chunk, hashlib.sha256())]
+
+
+@given(content=st.binary(max_size=60).map(lambda data: data.replace(b"\x00", b"\n")), size=st.integers(1, 20))
+@settings(max_examples=200, deadline=None)
+def test_chunks_of_any_size_give_every_line_once(tmp_path_factory, content, size):
+    path = tmp_path_factory.mktemp("chunks") / "a.jsonl"
+    path.write_bytes(content)
+    file = InputFile(path, "a.jsonl", len(content), 0)
+    chunks = [Chunk(0, file, start, min(start + size, len(content)), None) for start in range(0, len(content), size)]
+    lines = content.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    expected = [line.rstrip(b"\r\n") for line in lines]
+    if expected:
+        expected[0] = lines[0].removeprefix(input_files.BYTE_ORDER_MARK).rstrip(b"\r\n")
+    seen = []
+    for chunk in chunks:
+        rows = _rows(chunk)
+        if rows:
+            assert first_row_number(chunk) == len(seen)
+        seen += rows
+    assert seen == expected
+
+
+def test_compressed_and_parquet_files_give_the_same_records(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    objects = [{"source": "", "target": f"text {number}", "category": "c"} for number in range(600)]
+    lines = "".join(json.dumps(item) + "\n" for item in objects).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    half = len(lines) // 2
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines[:half]) + zstandard.compress(lines[half:]))
+    pq.write_table(pa.Table.from_pylist(objects), tmp_path / "d.parquet")
+    files = find_input_files([tmp_path], tmp_path / "out")
+    assert [file.path.name for file in files] == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet"]
+    for chunk in plan_chunks(files, None):
+        assert [parse_row(row) for row in _rows(chunk)] == objects
+
+
+def test_order_does_not_depend_on_the_order_of_directories(tmp_path):
+    for name in ("b/x.jsonl", "a/y.jsonl", "a/deep/z.jsonl", "a/.hidden.jsonl", "a/notes.txt", "a/out/w.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    one = find_input_files([tmp_path / "a", tmp_path / "b"], tmp_path / "a" / "out")
+    other = find_input_files([tmp_path / "b", tmp_path / "a"], tmp_path / "a" / "out")
+    assert one == other
+    assert [file.name for file in one] == ["a/deep/z.jsonl", "a/y.jsonl", "b/x.jsonl"]
+
+
+def test_linked_directories_are_read_once_and_links_to_nothing_are_named(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for path in (
+        corpus / "own" / "x.jsonl",
+        elsewhere / "y.jsonl",
+        corpus / ".ipynb_checkpoints" / "x-checkpoint.jsonl",
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}\n")
+    (corpus / "linked").symlink_to(elsewhere)
+    (corpus / "again").symlink_to(corpus / "own")
+    (elsewhere / "round").symlink_to(corpus)
+    files = find_input_files([corpus], tmp_path / "out")
+    assert [file.name for file in files] == ["corpus/linked/y.jsonl", "corpus/own/x.jsonl"]
+    (corpus / "z.jsonl").symlink_to(tmp_path / "not_mounted" / "z.jsonl")
+    with pytest.raises(UserError, match=r"z\.jsonl is a link to .*not_mounted/z\.jsonl, which is not there"):
+        find_input_files([corpus], tmp_path / "out")
+
+
+def test_input_in_the_output_directory_alone_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds no file but those in the output directory"):
+        find_input_files([tmp_path], tmp_path)
+
+
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=2, max_size=5), min_size=2, max_size=6, unique_by=tuple))
+def test_names_are_unique_and_no_longer_than_that_needs(places):
+    files = [(Path("/", *place[:-1], "d", "f.jsonl"), Path("/", *place[:-1], "d")) for place in places]
+    files = [(path, directory) for path, directory in dict(files).items()]
+    names = input_files._names_of(files)
+    assert len(set(names)) == len(files)
+    for name, (path, _) in zip(names, files, strict=True):
+        assert str(path).endswith(name)
+
+
+def test_empty_and_overlapping_directories_are_named(tmp_path):
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "deep" / "x.jsonl").write_text("{}\n")
+    with pytest.raises(UserError) as raised:
+        find_input_files([tmp_path / "a", tmp_path / "a" / "deep", tmp_path / "b"], tmp_path / "out")
+    assert "reached twice" in str(raised.value)
+    assert f"{tmp_path / 'b'} holds no file" in str(raised.value)
+
+
+@given(count=st.integers(1, 5), limit=st.integers(1, 40))
+@settings(max_examples=50, deadline=None)
+def test_a_limit_is_shared_evenly(tmp_path_factory, count, limit):
+    files = [InputFile(tmp_path_factory.getbasetemp() / f"{n}.jsonl", f"{n}", 10, 0) for n in range(count)]
+    shares = [chunk.record_limit for chunk in plan_chunks(files, limit)]
+    assert sum(shares) == limit
+    assert max(shares) - min(shares) <= 1
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"source": "", "target": "x"', "broken_json"),
+        (b'{"source": "", "target": "\\ud800", "category": "c"}', "broken_json"),
+        (b'{"source": "", "target": "\xff", "category": "c"}', "wrong_encoding"),
+        ('{"source": "", "target": "x", "category": "c"}'.encode("utf-16"), "wrong_encoding"),
+        (b"[1, 2]", "not_an_object"),
+        (b"3", "not_an_object"),
+        (b'{"source": "", "category": "c"}', "missing_field"),
+        (b'{"source": null, "target": "x", "category": "c"}', "null_field"),
+        (b'{"source": "", "target": 3, "category": "c"}', "wrong_type"),
+        (b'{"source": "", "target": "x", "category": ["c"]}', "wrong_type"),
+        (b'{"source": "x", "target": "", "category": "c"}', "empty_target"),
+        (b'{"source": "", "target": "x", "category": ""}', "empty_category"),
+    ],
+)
+def test_bad_documents_are_named(line, reason):
+    with pytest.raises(RecordError) as raised:
+        document_of(parse_row(line))
+    assert raised.value.reason == reason
+
+
+def test_a_good_document_is_taken_as_it_is():
+    line = '{"source": "", "target": "你好 <s>", "category": "c", "id": 7}'.encode()
+    assert document_of(parse_row(line)) == Document("", "你好 <s>", "c")
+
+
+HELLO = (Message("human", "Hi"), Message("assistant", "Hello"))
+
+
+@pytest.mark.parametrize(
+    ("record", "messages"),
+    [
+        ({"messages": [{"from": "human", "content": "Hi"}, {"from": "assistant", "content": "Hello"}]}, HELLO),
+        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}, HELLO),
+        ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}, HELLO),
+        ({"instruction": "Hi", "input": "", "output": "Hello"}, HELLO),
+        ({"instruction": "Hi", "output": "Hello"}, HELLO),
+        ({"instruction": "Hi", "output": "Hello", "system": ""}, HELLO),
+        (
+            {"instruction": "Add", "input": "1 2", "output": "3"},
+            (Message("human", "Add\n\n1 2"), Message("assistant", "3")),
+        ),
+        (
+            {"messages": [{"role": "system", "content": "S"}, {"role": "assistant", "content": "Hello"}]},
+            (Message("system", "S"), HELLO[1]),
+        ),
+        ({"instruction": "Hi", "output": "Hello", "system": "S"}, (Message("system", "S"), *HELLO)),
+    ],
+)
+def test_conversations_are_taken_as_people_have_them(record, messages):
+    assert conversation_of(record).messages == messages
+    assert conversation_of({**record, "category": "c"}).category == "c"
+    assert conversation_of(record).category == DEFAULT_CATEGORY
+
+
+GOOD = {"from": "human", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"text": "x"}, "missing_field"),
+        ({}, "missing_field"),
+        ({"messages": "x"}, "wrong_type"),
+        ({"messages": ["x"]}, "wrong_type"),
+        ({"messages": []}, "no_assistant_message"),
+        ({"messages": [GOOD]}, "no_assistant_message"),
+        ({"messages": [GOOD, {"from": "bot", "content": "x"}]}, "unknown_role"),
+        ({"messages": [GOOD, {"from": "assistant", "content": ""}]}, "empty_message"),
+        ({"messages": [GOOD, {"from": "assistant", "content": None}]}, "null_field"),
+        ({"messages": [GOOD, {"from": "assistant"}]}, "missing_field"),
+        ({"messages": [GOOD, {"content": "x"}]}, "missing_field"),
+        ({"messages": [GOOD, {"from": "assistant", "role": "user", "content": "x"}]}, "unknown_form"),
+        ({"messages": [GOOD, {"from": "system", "content": "x"}, {"from": "gpt", "content": "y"}]}, "misplaced_system"),
+        ({"instruction": "x", "output": ""}, "empty_message"),
+        ({"instruction": "x", "output": 3}, "wrong_type"),
+        ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "unknown_form"),
+        ({"messages": [GOOD], "conversations": [GOOD]}, "unknown_form"),
+        ({"messages": [GOOD, {"from": "gpt", "content": "x"}], "category": 3}, "wrong_type"),
+    ],
+)
+def test_bad_conversations_are_named(record, reason):
+    with pytest.raises(RecordError) as raised:
+        conversation_of(record)
+    assert raised.value.reason == reason
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.sampled_from(["human", "assistant", "system"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["from", "role", "content", "value", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(["messages", "conversations", "instruction", "input", "output", "system", "category", "source"])
+
+
+@given(record=st.dictionaries(NAMES | st.just("target"), JSON, max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_any_record_is_either_checked_or_refused_with_a_reason(record):
+    for check in (document_of, conversation_of):
+        reason = None
+        try:
+            check(record)
+        except RecordError as error:
+            reason = error.reason
+        assert reason is None or reason.replace("_", "").isalpha()

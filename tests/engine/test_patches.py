@@ -1,0 +1,308 @@
+"""The engine's patches: each is still needed, and does what it is for."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from colossal_llama.engine import adam_extension, launch
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or done.stderr[-500:]
+
+
+def test_zero_still_refuses_a_cpu_by_name(unpatched):
+    """Fails when ColossalAI's ZeRO optimizer accepts a CPU: then `_allow_zero_on_cpu` can go."""
+    assert '["cuda", "npu"]' in unpatched["zero's checks"]
+
+
+@pytest.mark.skipif(
+    torch.distributed.is_nccl_available(), reason="this PyTorch has NCCL and needs no answer about HCCL"
+)
+def test_a_cpu_build_has_no_hccl_function(unpatched):
+    """Fails when PyTorch defines it: then `_say_that_there_is_no_hccl` can go."""
+    assert unpatched["hccl function"] is False
+
+
+UNPATCHED = """
+import inspect, json, torch, torch.distributed as dist
+found = {"hccl function": hasattr(dist, "is_hccl_available")}
+from colossal_llama.engine.launch import launch
+import colossalai
+from colossalai.nn.optimizer import HybridAdam
+from colossalai.shardformer.layer import _operation
+from colossalai.zero import LowLevelZeroOptimizer
+from colossalai.zero.gemini import gemini_optimizer
+from colossalai.zero.gemini.chunk.chunk import Chunk
+from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule, HybridParallelZeroOptimizer
+module_init = HybridParallelModule.__init__
+from colossalai.amp.naive_amp.mixed_precision_mixin import FP16MixedPrecisionMixin
+unscaling = {name: getattr(FP16MixedPrecisionMixin, name) for name in ("should_skip_step", "get_grad_div_scale")}
+exchange = (HybridParallelZeroOptimizer.sync_dp_grads, LowLevelZeroOptimizer._sync_grad, LowLevelZeroOptimizer._run_reduction)
+found["a pipeline's exchange"] = "".join(map(inspect.getsource, exchange))
+found["a chunk's reduction"] = inspect.getsource(Chunk.reduce) + inspect.getsource(Chunk._Chunk__scatter)
+original = _operation._ring_as_gather
+found["zero's checks"] = inspect.getsource(LowLevelZeroOptimizer._sanity_checks)
+found["adam's step"] = inspect.getsource(HybridAdam.step)
+found["a chunk's norm"] = inspect.getsource(Chunk.set_l2_norm)
+found["gemini"] = inspect.getsource(gemini_optimizer)
+launch(0)
+from colossal_llama.engine.hybrid_adam import Adam, build_optimizer
+from colossalai.booster import Booster
+from colossalai.booster.plugin import HybridParallelPlugin
+from transformers import LlamaConfig, LlamaForCausalLM
+def norm_of_two_micro_batches(elements_in_a_bucket):
+    settings = {"zero_stage": 2, "precision": "bf16", "max_norm": 1e9, "overlap_communication": False}
+    plugin = HybridParallelPlugin(tp_size=1, pp_size=1, enable_fused_normalization=False, **settings)
+    plugin.zero_config["reduce_bucket_size"] = elements_in_a_bucket
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape)).bfloat16()
+    booster = Booster(plugin=plugin)
+    model, optimizer, *_ = booster.boost(model, build_optimizer(model, 1e-3, 0.1))
+    for _ in range(2):
+        ids = torch.randint(0, 32, (2, 8))
+        booster.backward(model(input_ids=ids, labels=ids).loss, optimizer)
+    optimizer.step()
+    return optimizer.get_grad_norm()
+class Scaled(FP16MixedPrecisionMixin):
+    def check_local_overflow(self): return False
+def divisor():
+    scaled = Scaled(initial_scale=4, growth_interval=1)
+    loss = float(scaled.pre_backward(torch.tensor(1.0)))
+    assert not scaled.should_skip_step() and scaled.loss_scale == 2 * loss
+    return scaled.get_grad_div_scale() / loss
+found["our divisor"] = divisor()
+for name, function in unscaling.items(): setattr(FP16MixedPrecisionMixin, name, function)
+found["divisor"] = divisor()
+found["our norms"] = [norm_of_two_micro_batches(elements) for elements in (2**20, 2**9)]
+HybridParallelModule.__init__ = module_init
+found["norms"] = [norm_of_two_micro_batches(elements) for elements in (2**20, 2**9)]
+found["gemini takes our adam"] = Adam in gemini_optimizer._AVAIL_OPTIM_LIST
+from colossalai.shardformer import ShardConfig
+from colossalai.shardformer.layer import dist_cross_entropy
+
+labels, logits = torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, 8, 5, dtype=torch.bfloat16)
+loss = dist_cross_entropy(labels, logits, ShardConfig(enable_tensor_parallelism=False), 5, torch.bfloat16)
+
+other = torch.full((1, 2, 3), 7.0)  # what rank 1 would send to rank 0
+dist.get_world_size, dist.get_rank, dist.get_process_group_ranks = (lambda group=None: 2), (lambda group=None: 0), (lambda group: [0, 1])
+dist.P2POp = lambda operation, tensor, peer, group=None: (operation, tensor)
+class Done:
+    def wait(self): pass
+def exchange(operations):
+    for operation, tensor in operations:
+        if operation is dist.irecv: tensor.copy_(other)
+    return [Done()]
+dist.batch_isend_irecv = exchange
+def is_right(ring):
+    mine = torch.zeros(1, 2, 3)
+    _, gathered = ring(torch.nn.functional.linear, {"input": mine}, {"weight": torch.eye(3)}, "a group")
+    return torch.equal(gathered["input"], torch.cat([mine, other], dim=1))
+found |= {"loss": str(loss.dtype), "ring": is_right(original), "our ring": is_right(_operation._ring_as_gather)}
+print(json.dumps(found), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def unpatched() -> dict:
+    """What the engine does by itself, found in one process of its own."""
+    return json.loads(run(UNPATCHED).splitlines()[-1])
+
+
+def test_the_ring_still_forgets_what_it_received(unpatched):
+    """Fails when ColossalAI's ring gathers its input rightly: then `ring_as_gather` can go."""
+    assert not unpatched["ring"]
+    assert unpatched["our ring"]
+
+
+def test_zero_2_without_partners_still_counts_gradients_twice(unpatched):
+    """Fails when ColossalAI leaves out DistributedDataParallel where ZeRO is: then `_leave_out_useless_ddp` is about memory alone."""
+    in_one_bucket, in_many = unpatched["norms"]
+    assert in_many > 1.2 * in_one_bucket
+    assert unpatched["our norms"] == pytest.approx([in_one_bucket] * 2, rel=1e-3)
+
+
+def test_gradients_are_still_divided_by_a_scale_that_they_were_not_made_with(unpatched):
+    """Fails when ColossalAI divides by the loss's own scale: then `_unscale_by_the_scale_of_the_loss` can go."""
+    assert unpatched["divisor"] == 2
+    assert unpatched["our divisor"] == 1
+
+
+@pytest.mark.parametrize(("stages", "ranks", "overlaps"), [(1, 2, True), (1, 1, False), (2, 2, False)])
+def test_gradients_of_a_pipeline_are_not_exchanged_on_a_second_stream(monkeypatch, unpatched, stages, ranks, overlaps):
+    """The last assertion fails when ColossalAI waits for that stream there: then `_overlaps` need not look at the stages."""
+    launch.prepare_engine()
+    from colossal_llama.engine import plugins
+
+    monkeypatch.setattr(plugins, "has_gpu", lambda: True)
+    monkeypatch.setattr(plugins.dist, "get_world_size", lambda: ranks)
+    assert plugins._overlaps(SimpleNamespace(pp=stages)) is overlaps
+    assert ".synchronize(" not in unpatched["a pipeline's exchange"]
+
+
+def test_the_loss_of_a_divided_model_is_still_computed_in_half_precision(unpatched):
+    """Fails when ColossalAI takes it in fp32: then `engine.patches.llama_parallel.causal_lm_forward` can go."""
+    assert unpatched["loss"] == "torch.bfloat16"
+
+
+def test_sequence_parallel_attention_still_knows_no_attention_function():
+    """Fails when ColossalAI calls the model's own attention function there: then `engine.patches.llama_parallel.attention_forward` can go."""
+    from colossalai.shardformer.modeling import llama
+
+    assert "ALL_ATTENTION_FUNCTIONS" not in inspect.getsource(llama.get_llama_flash_attention_forward)
+
+
+def test_partial_gradients_are_still_summed_after_they_were_accumulated():
+    """Fails when ColossalAI's ZeRO sums them elsewhere than after a backward pass: then `complete_partial_gradients` may go.
+
+    tests/integration/test_parallel_dimensions.py, `split_gather_zero2`, shows whether it really can.
+    """
+    from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelZeroOptimizer
+
+    assert inspect.getsource(HybridParallelZeroOptimizer.backward).count("self._sync_sp_grads()") == 1
+    assert "_sync_sp_grads" not in inspect.getsource(HybridParallelZeroOptimizer.step)
+
+
+@pytest.mark.parametrize("div_scale", [-1.0, 4.0])
+def test_adam_kernel_equals_torch_adamw(div_scale):
+    torch.manual_seed(0)
+    start, factor = torch.randn(100), div_scale if div_scale > 0 else 1.0
+    reference = torch.nn.Parameter(start.clone())
+    adamw = torch.optim.AdamW([reference], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    ours, exp_avg, exp_avg_sq = start.clone(), torch.zeros(100), torch.zeros(100)
+    kernel = adam_extension.TorchCpuAdam.CPUAdamOptimizer(1e-2, 0.9, 0.95, 1e-8, 0.1, True)
+    for step in range(1, 6):
+        gradient = torch.randn(100)
+        reference.grad = gradient.clone()
+        adamw.step()
+        kernel.step(step, 1e-2, 0.9, 0.95, 1e-8, 0.1, True, ours, gradient * factor, exp_avg, exp_avg_sq, div_scale)
+    torch.testing.assert_close(ours, reference.detach())
+
+
+def test_cuda_kernel_signature_takes_half_precision_gradients():
+    """Gemini hands bf16 gradients for fp32 parameters; the same code path runs on CPU tensors."""
+    torch.manual_seed(0)
+    gradient = torch.randn(50).bfloat16()
+    lists = {
+        dtype: [[gradient.to(dtype)], [torch.ones(50)], [torch.zeros(50)], [torch.zeros(50)]]
+        for dtype in (torch.bfloat16, torch.float32)
+    }
+    for tensors in lists.values():
+        adam_extension.TorchCudaAdam.multi_tensor_adam(0, None, tensors, 1e-2, 0.9, 0.95, 1e-8, 1, 1, 1, 0.1, -1.0)
+    torch.testing.assert_close(lists[torch.bfloat16][1][0], lists[torch.float32][1][0])
+
+
+def host_parameter_after(kind: str, div_scale: float, steps: int = 800) -> torch.Tensor:
+    """An fp32 parameter in host memory after steps with bf16 gradients, as Gemini's offloading hands them to the optimizer."""
+    from colossalai.nn.optimizer import HybridAdam
+
+    from colossal_llama.engine.hybrid_adam import Adam
+
+    launch.prepare_engine()
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(64))
+    settings = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    made = {"torch": torch.optim.AdamW, "engine": HybridAdam, "ours": Adam}[kind]([parameter], **settings)
+    for step in range(steps):
+        gradient = (torch.randn(64) * (1 + step % 7)).bfloat16()
+        if kind == "torch":
+            parameter.grad = gradient.float() / (div_scale + step % 3)
+            made.step()
+        else:
+            # As Gemini does it: PyTorch takes a gradient of the parameter's dtype only.
+            exact, parameter.data = parameter.data, parameter.data.bfloat16()
+            parameter.grad, parameter.data = gradient, exact
+            made.step(div_scale=div_scale + step % 3)
+    return parameter.detach()
+
+
+def test_adam_in_host_memory_takes_half_precision_gradients_and_clips():
+    torch.testing.assert_close(host_parameter_after("ours", 4.0), host_parameter_after("torch", 4.0))
+
+
+def test_the_engines_adam_still_forgets_to_clip_them(unpatched):
+    """Fails when HybridAdam heeds `div_scale` for half-precision gradients on the CPU: then `optimizer.Adam` is about speed alone."""
+    source = unpatched["adam's step"]
+    begin = source.index("self.torch_adam_update(")
+    assert "div_scale" not in source[begin : source.index(")", begin)]
+
+
+def test_gemini_takes_our_adam_and_no_unlisted_one(unpatched):
+    """Fails when Gemini accepts subclasses of its optimizers: then the entry in its list can go."""
+    assert unpatched["gemini takes our adam"]
+    assert "type(optim) in _AVAIL_OPTIM_LIST" in unpatched["gemini"]
+
+
+def test_gemini_adds_up_norms_that_stay_tensors():
+    """The engine's own sum over chunks, with what the patch leaves in them."""
+    from colossalai.zero.gemini.chunk.chunk import Chunk
+    from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
+
+    from colossal_llama.engine.patches.gemini import keep_norms_on_the_device
+
+    former = Chunk.set_l2_norm
+    keep_norms_on_the_device()
+    try:
+        chunks = []
+        for size, used in ((10, 10), (16, 12)):
+            values = torch.arange(1.0, size + 1).bfloat16()
+            chunk = SimpleNamespace(l2_norm=None, is_gathered=True, cuda_global_chunk=values, utilized_size=used)
+            Chunk.set_l2_norm(chunk)
+            chunks.append(chunk)
+        owner = SimpleNamespace(
+            chunk16_set=chunks, module=SimpleNamespace(chunk_manager=SimpleNamespace(reuse_fp16_chunk=True))
+        )
+        norm = GeminiOptimizer._calc_global_norm(owner)
+    finally:
+        Chunk.set_l2_norm = former
+    assert norm == pytest.approx(sum(n * n for n in [*range(1, 11), *range(1, 13)]) ** 0.5, rel=1e-6)
+    assert all(chunk.l2_norm is None for chunk in chunks)
+
+
+@pytest.mark.parametrize("function", ["reduce", "_Chunk__scatter"])
+def test_gemini_tells_who_reads_a_chunk_before_its_memory_is_given_back(monkeypatch, unpatched, function):
+    """tests/gpu/test_gemini_streams.py shows on a GPU what it is for. Fails when ColossalAI tells it: then the patch can go."""
+    from colossalai.zero.gemini.chunk.chunk import Chunk
+
+    from colossal_llama.engine.patches.gemini import keep_memory_until_it_is_read
+
+    happened = []
+    for name in ("reduce", "_Chunk__scatter"):
+        monkeypatch.setattr(Chunk, name, lambda chunk, **settings: happened.append(("the engine's", settings)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "second stream")
+    keep_memory_until_it_is_read()
+    whole = SimpleNamespace(is_cuda=True, record_stream=lambda stream: happened.append(stream))
+    getattr(Chunk, function)(SimpleNamespace(is_gathered=True, cuda_global_chunk=whole))
+    assert happened == ["second stream", ("the engine's", {"async_op": False} if function == "reduce" else {})]
+    assert "record_stream" not in unpatched["a chunk's reduction"]
+
+
+def test_gemini_still_reads_every_norm_back(unpatched):
+    """Fails when ColossalAI keeps a chunk's norm on the device: then gemini_patches.keep_norms_on_the_device can go."""
+    assert ".item()" in unpatched["a chunk's norm"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "processes", "expected"),
+    [("1", "1", "all"), ("1", "1000", 1), (None, "1", "all"), ("3", "1", "unchanged")],
+    ids=["torchrun's", "more processes than cores", "unset", "the user's"],
+)
+def test_a_process_takes_its_share_of_the_cores(monkeypatch, threads, processes, expected):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    try:
+        expected = {"all": len(os.sched_getaffinity(0)), "unchanged": before}.get(expected, expected)
+        assert launch.take_share_of_cores() == expected == torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)

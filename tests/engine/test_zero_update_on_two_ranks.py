@@ -1,0 +1,107 @@
+"""The lean ZeRO updates on two ranks: the engine's own, with the same gradients, gives the same weights on both.
+
+On GPUs one kernel computes it; here plain operations do, and everything around them is the same: partitioned gradients, the norm over
+all ranks, the weights gathered in place. Both ranks run this file.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also where a rank runs this file
+from tests.support.ranks import run_ranks
+
+STEPS = 3
+WAYS = ((1, False), (2, False), (1, True), (2, True))  # stage of ZeRO; whether its states are in host memory
+
+
+def test_equals_the_engines_update_on_two_ranks(project_root):
+    done = run_ranks(str(Path(__file__)), [], 2, project_root)
+    assert done.returncode == 0, done.stdout[-6000:]
+    for way in WAYS:
+        assert done.stdout.count(f"{way}: equal") == 2
+
+
+def trained(stage: int, offload: bool, lean: bool) -> tuple[list, list[float]]:
+    """Working weights and gradient norms after some steps with other rows on each rank; sizes that two ranks do not divide."""
+    import torch
+    import torch.distributed as dist
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import LowLevelZeroPlugin
+
+    from colossal_llama.engine import zero_offload_update, zero_update
+    from colossal_llama.engine.hybrid_adam import build_optimizer
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(7, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3)).bfloat16()
+    optimizer = build_optimizer(model, lr=1e-2, weight_decay=0.1)
+    plugin = LowLevelZeroPlugin(
+        stage=stage, precision="bf16", max_norm=0.05, overlap_communication=False, cpu_offload=offload
+    )
+    model, optimizer, *_ = Booster(plugin=plugin).boost(model, optimizer)
+    if lean and offload:
+        assert zero_offload_update.why_no_lean_offload(optimizer) is None
+        zero_offload_update.use_lean_offload(optimizer)
+    elif lean:
+        zero_update.use_lean_update(optimizer)
+    generator = torch.Generator().manual_seed(1 + dist.get_rank())
+    norms = []
+    for _ in range(STEPS):
+        for _ in range(2):
+            loss = model(torch.randn(8, 7, generator=generator)).float().square().mean()
+            optimizer.backward(loss)
+        optimizer.step()
+        norms.append(float(optimizer.get_grad_norm()))
+        optimizer.zero_grad()
+    return [parameter.detach().clone() for parameter in model.parameters()], norms
+
+
+def main() -> None:
+    """Compares both updates for each way of ZeRO."""
+    from colossal_llama.engine import launch, zero_offload_update
+
+    launch.launch(seed=0)
+    zero_offload_update.SLICE_ELEMENTS = 8  # more slices than lanes, and a last one that is not full
+    for way in WAYS:
+        compare(*way)
+        print(f"{way}: equal", flush=True)
+    check_reasons()
+    launch.leave()
+
+
+def check_reasons() -> None:
+    """A model that is split over ranks keeps the engine's update, and that is said, also where its states are in host memory."""
+    import torch
+    import torch.distributed as dist
+    from colossalai.zero.low_level import LowLevelZeroOptimizer
+
+    from colossal_llama.engine import zero_offload_update, zero_update
+
+    optimizer = LowLevelZeroOptimizer.__new__(LowLevelZeroOptimizer)
+    settings = {"_master_weights": True, "_dtype": torch.bfloat16, "_cpu_offload": True, "grad_handles": []}
+    vars(optimizer).update(settings, pg_to_param_list={dist.group.WORLD: []})
+    cuda = torch.device("cuda")
+    assert zero_offload_update.why_no_lean_offload(optimizer) is None
+    assert zero_update.why_no_lean_update(optimizer, cuda) == "the optimizer's states are in host memory"
+    optimizer.pp_pg = dist.group.WORLD
+    for reason in (zero_offload_update.why_no_lean_offload(optimizer), zero_update.why_no_lean_update(optimizer, cuda)):
+        assert reason == "the model is split over ranks"
+
+
+def compare(stage: int, offload: bool) -> None:
+    """Compares both updates on this rank, and this rank's weights with the other's."""
+    import torch
+    import torch.distributed as dist
+
+    lean, lean_norms = trained(stage, offload, lean=True)
+    plain, plain_norms = trained(stage, offload, lean=False)
+    assert min(plain_norms) > 0.05, "nothing was clipped"
+    torch.testing.assert_close(torch.tensor(lean_norms), torch.tensor(plain_norms), rtol=1e-3, atol=0)
+    for mine, theirs in zip(lean, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2**-8, atol=1e-6)
+        other = mine.clone()
+        dist.broadcast(other, src=0)
+        assert torch.equal(mine, other), "the ranks' weights differ"
+
+
+if __name__ == "__main__":
+    main()

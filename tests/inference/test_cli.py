@@ -1,0 +1,300 @@
+"""inference_example.py as users run it: three ways to ask, adapters, templates, and models that are damaged or not there."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from colossal_llama.dataset.chat_template import ChatTemplate
+from colossal_llama.dataset.conversation import ConversationTemplate, Message
+from colossal_llama.inference.batch import answer_all
+from colossal_llama.inference.generation import Sampling, TextGenerator, find_model, load_for_inference
+from colossal_llama.inference.prompts import (
+    PretrainedPrompt,
+    pretrained_prompt,
+)
+from colossal_llama.model.weights.adapter_files import adapter_base_path, adapter_settings
+from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.errors import UserError
+
+GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
+
+cached_tokenizer = functools.cache(load_tokenizer)
+
+
+def run_script(project_root: Path, *options: object, stdin: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, project_root / "inference_example.py", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, input=stdin, cwd="/", check=False)
+
+
+def test_script_completes_and_answers(project_root, random_model_directory, random_model, llama2):
+    common = ("--model_path", random_model_directory, "--device", "cpu", "--do_sample", "no", "--max_new_tokens", 12)
+    tokenizer = cached_tokenizer(llama2)
+    template = ConversationTemplate.for_llama(tokenizer, 2)
+    cases = {
+        "pretrained": PretrainedPrompt(tokenizer).ids(pretrained_prompt("床前明月光")),
+        "sft": template.prompt_ids([Message("human", "床前明月光")]),
+    }
+    for style, prompt in cases.items():
+        done = run_script(project_root, *common, "--input_txt", "床前明月光", "--prompt_style", style)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == TextGenerator(random_model, tokenizer, {2}, GREEDY, 12).generate(prompt).text + "\n"
+        assert "12 tokens in" in done.stderr
+        assert "tokens/s" in done.stderr
+
+
+def test_script_answers_a_file_repeatably(project_root, random_model_directory, tmp_path):
+    records = [{"messages": [{"from": "human", "content": f"问题 {i}"}], "id": i} for i in range(3)]
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps(record) for record in records), "utf-8")
+    common = ["--model_path", random_model_directory, "--device", "cpu", "--prompt_style", "sft", "--max_new_tokens", 6]
+    outputs = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        files = ("--input_file", tmp_path / "in.jsonl", "--output_file", tmp_path / f"{name}.jsonl")
+        done = run_script(project_root, *common, *files, "--seed", seed, "--temperature", 2)
+        assert done.returncode == 0, done.stderr
+        assert "tokens/s" in done.stderr
+        outputs.append([json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()])
+    assert [{"messages": o["messages"], "id": o["id"]} for o in outputs[0]] == records
+    assert outputs[0] == outputs[1]
+    assert outputs[1] != outputs[2]
+    report = json.loads((tmp_path / "a.report.json").read_text())
+    assert report["generated_tokens"] == sum(o["generated_tokens"] for o in outputs[0])
+    assert report["reused_prompt_tokens"] > 0  # the system sentence
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_chat_leaves_out_a_line_that_is_no_text(project_root, random_model_directory, tmp_path):
+    """And says nothing of settings in the model's files that it does not use."""
+    model = shutil.copytree(random_model_directory, tmp_path / "model")
+    settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.9}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    options = ("--device", "cpu", "--do_sample", "False", "--max_new_tokens", "4", "--interactive")
+    command = [sys.executable, project_root / "inference_example.py", "--model_path", model, *options]
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run(command, input=b"hi \xff\nhello\n", capture_output=True, env=environment, check=False)
+    said = done.stderr.decode()
+    assert done.returncode == 0, said
+    assert said.count("that line holds bytes that are not utf-8 and is left out") == 1
+    assert "do_sample" not in said
+    assert done.stdout.count(b"Assistant: ") == 1
+
+
+def test_script_chats_with_history(project_root, random_model_directory, random_model, llama2):
+    stdin = "你好\n\nsecond question\n/reset\n你好\n/exit\nnever read\n"
+    options = ("--device", "cpu", "--do_sample", "False", "--max_new_tokens", 8, "--system", "Be brief.")
+    done = run_script(project_root, "--model_path", random_model_directory, "--interactive", *options, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+
+    tokenizer = cached_tokenizer(llama2)
+    template = ConversationTemplate.for_llama(tokenizer, 2)
+
+    def answer(*messages: Message) -> str:
+        return TextGenerator(random_model, tokenizer, {2}, GREEDY, 8).generate(template.prompt_ids(messages)).text
+
+    opening = (Message("system", "Be brief."), Message("human", "你好"))
+    first = answer(*opening)
+    second = answer(*opening, Message("assistant", first), Message("human", "second question"))
+    assert done.stdout == f"Assistant: {first}\nAssistant: {second}\nAssistant: {first}\n"
+    assert "a new conversation" in done.stderr
+
+
+CHATML = (
+    "{% for m in messages %}{{ bos_token }}{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ bos_token }}assistant\n{% endif %}"
+)
+
+
+def test_script_uses_a_chat_template(project_root, random_model_directory, random_model, llama2, tmp_path):
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    tokenizer = cached_tokenizer(llama2)
+    prompt = ChatTemplate.open(tokenizer, str(tmp_path / "chat.jinja")).prompt_ids([Message("human", "你好")])
+    options = (
+        "--device",
+        "cpu",
+        "--do_sample",
+        "False",
+        "--max_new_tokens",
+        8,
+        "--prompt_style",
+        "sft",
+        "--input_txt",
+        "你好",
+    )
+    done = run_script(
+        project_root, "--model_path", random_model_directory, *options, "--chat_template", tmp_path / "chat.jinja"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == TextGenerator(random_model, tokenizer, {2}, GREEDY, 8).generate(prompt).text + "\n"
+
+    (tmp_path / "strict.jinja").write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system message, please') }}{% endif %}" + CHATML
+    )
+    strict = ("--chat_template", tmp_path / "strict.jinja", "--system", "Be brief.")
+    done = run_script(project_root, "--model_path", random_model_directory, *options, *strict)
+    assert done.returncode == 2
+    assert "no system message, please" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_script_runs_an_adapter(project_root, random_model_directory, random_model, llama2, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(random_model_directory)
+    torch.manual_seed(1)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(base, config)
+    adapted.peft_config["default"].base_model_name_or_path = str(random_model_directory)
+    adapted.save_pretrained(tmp_path / "adapter")
+
+    tokenizer = cached_tokenizer(llama2)
+    prompt = PretrainedPrompt(tokenizer).ids(pretrained_prompt("abc"))
+    with_adapter = TextGenerator(adapted.eval(), tokenizer, {2}, GREEDY, 12).generate(prompt).text
+    assert with_adapter != TextGenerator(random_model, tokenizer, {2}, GREEDY, 12).generate(prompt).text
+    options = ("--device", "cpu", "--do_sample", "0", "--max_new_tokens", 12, "--input_txt", "abc")
+    done = run_script(project_root, "--model_path", tmp_path / "adapter", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == with_adapter + "\n"
+    assert isinstance(adapted, PeftModel)
+
+    config_path = tmp_path / "adapter" / "adapter_config.json"
+    config_path.write_text(config_path.read_text().replace(str(random_model_directory), "/gone/base"))
+    done = run_script(project_root, "--model_path", tmp_path / "adapter", *options)
+    assert done.returncode == 2
+    assert "cannot be found: /gone/base" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_script_says_that_it_runs_on_the_cpu(project_root, random_model_directory):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    options = ("--model_path", random_model_directory, "--input_txt", "x", "--max_new_tokens", 1)
+    done = run_script(project_root, *options)
+    assert done.returncode == 0, done.stderr
+    assert "running on the CPU" in done.stderr
+    done = run_script(project_root, *options, "--device", "cuda:0")
+    assert done.returncode == 2
+    assert "--device cuda:0 cannot be used here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_arguments_are_refused_together(project_root, tmp_path):
+    (tmp_path / "taken.jsonl").touch()
+    options = ("--temperature", "-1", "--do_sample", "perhaps", "--system", "x", "--input_txt", "y", "--interactive")
+    done = run_script(project_root, "--model_path", "m", *options, "--prompt_style", "pretrained")
+    assert done.returncode == 2
+    for part in ("--temperature", "'perhaps' is neither", "--input_txt and --interactive", "does not take turns"):
+        assert part in done.stderr
+    done = run_script(
+        project_root, "--model_path", "m", "--output_file", tmp_path / "taken.jsonl", "--llama_version", "2"
+    )
+    for part in ("no prompt is given", "go together", "exists already", "--llama_version belongs to"):
+        assert part in done.stderr
+
+
+def test_bad_prompt_lines_are_named_before_the_model_is_loaded(project_root, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"source": "a"}\n{"text": "b"}\n\n{"source": 3}\n{', "utf-8")
+    files = ("--input_file", tmp_path / "in.jsonl", "--output_file", tmp_path / "out.jsonl")
+    done = run_script(project_root, "--model_path", tmp_path / "nowhere", "--device", "cpu", *files)
+    assert done.returncode == 2
+    assert [f"line {n}:" in done.stderr for n in range(1, 6)] == [False, True, False, True, True]
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_weights_that_were_cut_off_are_named(random_model_directory, tmp_path):
+    shutil.copytree(random_model_directory, tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.safetensors", 100_000)
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read: it is incomplete or damaged"):
+        load_for_inference(tmp_path / "cut", "auto", torch.device("cpu"))
+
+
+def test_weights_that_are_missing_are_named(random_model, llama2, tmp_path):
+    weights = {name: tensor for name, tensor in random_model.state_dict().items() if "layers.0.mlp.up_proj" not in name}
+    random_model.save_pretrained(tmp_path, state_dict=weights)
+    AutoTokenizer.from_pretrained(llama2).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"1 tensors are missing \(model\.layers\.0\.mlp\.up_proj\.weight\)"):
+        load_for_inference(tmp_path, "auto", torch.device("cpu"))
+
+
+def test_an_interrupted_file_of_answers_is_kept(random_model, llama2, tmp_path, monkeypatch):
+    generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, 4)
+    answers, generate = iter(range(2)), generator.generate
+
+    def interrupted(prompt_ids):
+        if next(answers, None) is None:
+            raise KeyboardInterrupt
+        return generate(prompt_ids)
+
+    monkeypatch.setattr(generator, "generate", interrupted)
+    records = [{"id": number} for number in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        answer_all(generator, records, [[1, 5, 6]] * 4, tmp_path / "out.jsonl", seed=0)
+    (kept,) = tmp_path.iterdir()
+    assert kept.name == "out.partial.jsonl"
+    assert [json.loads(line)["id"] for line in kept.read_text("utf-8").splitlines()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"r": 4, "lora_alpha": 8}', "lora_dropout, target_modules is missing"),
+    ],
+)
+def test_a_damaged_configuration_of_an_adapter_is_named(content, message, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        adapter_settings(tmp_path)
+    with pytest.raises(UserError, match=r"adapter_config\.json cannot be"):
+        adapter_base_path(tmp_path)
+
+
+def test_an_index_that_names_a_tensor_too_many_is_no_damage_and_a_shard_that_was_cut_off_is(
+    random_model, llama2, tmp_path
+):
+    random_model.save_pretrained(tmp_path, max_shard_size="5MB")
+    AutoTokenizer.from_pretrained(llama2).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    last = index["weight_map"]["lm_head.weight"]
+    index["weight_map"]["model.layers.0.self_attn.rotary_emb.inv_freq"] = last
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load_for_inference(tmp_path, "auto", torch.device("cpu"))
+    os.truncate(tmp_path / last, (tmp_path / last).stat().st_size - 1)
+    with pytest.raises(UserError, match=rf"{re.escape(last)} cannot be read: it is incomplete or damaged"):
+        load_for_inference(tmp_path, "auto", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "nowhere"])
+def test_a_missing_directory_is_named(name):
+    with pytest.raises(UserError, match="is not a directory"):
+        find_model(name)
+
+
+def test_hub_names_use_the_local_copy_and_are_refused_without_one(
+    project_root, tmp_path, random_model_directory, monkeypatch
+):
+    """The hub's cache layout, offline: a name whose copy is there runs, another is refused with one message."""
+    repository = tmp_path / "hub" / "models--someone--random"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(random_model_directory)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = ("--device", "cpu", "--input_txt", "x", "--max_new_tokens", 1)
+    done = run_script(project_root, "--model_path", "someone/random", *options)
+    assert done.returncode == 0, done.stderr
+    done = run_script(project_root, "--model_path", "someone/other", *options)
+    assert done.returncode == 2
+    assert "someone/other is neither a directory nor a model" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,229 @@
+"""Inference: prompts as in preparation, whole characters, a cache that changes nothing, long chats."""
+
+import functools
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colossal_llama.dataset.conversation import ConversationTemplate, Message
+from colossal_llama.dataset.records import conversation_of
+from colossal_llama.inference.chat import chat
+from colossal_llama.inference.generation import Sampling, StreamingDecoder, TextGenerator
+from colossal_llama.inference.prompts import (
+    PretrainedPrompt,
+    conversation_prompt_ids,
+    messages_of,
+    pretrained_prompt,
+    within_positions,
+)
+from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.errors import UserError
+
+GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
+FAMILIES = ("llama2", "llama3-base")
+TEXTS = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("你好人工智能 ，龘😀👩‍👩‍👧 ▁é\n")), max_size=30)
+
+cached_tokenizer = functools.cache(load_tokenizer)
+cached_encoder = functools.cache(lambda directory: TextEncoder(cached_tokenizer(directory)))
+
+
+# ------------------------------------------------------------------------------------------------------ streaming
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_streamed_text_is_the_text_in_whole_characters(shared_data, family):
+    tokenizer = cached_tokenizer(shared_data / "tokenizers" / family)
+    encoder = cached_encoder(shared_data / "tokenizers" / family)
+
+    @settings(max_examples=150, deadline=None)
+    @given(TEXTS)
+    def holds(text: str) -> None:
+        decoder = StreamingDecoder(tokenizer)
+        pieces = [decoder.push(i) for i in encoder.encode_continuation([text])[0]]
+        # A replacement character of the text's own may be held back at its end, like bytes that are not whole yet.
+        assert "".join(pieces) == text.rstrip("\ufffd") or "".join(pieces) == text
+        if "\ufffd" not in text:
+            assert not any("\ufffd" in piece for piece in pieces)
+
+    holds()
+
+
+def test_a_character_is_shown_when_its_last_byte_is_there(llama2):
+    tokenizer = cached_tokenizer(llama2)
+    ids = tokenizer.convert_tokens_to_ids(["好", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0xE9>", "<0xBE>", "▁", "▁x"])
+    decoder = StreamingDecoder(tokenizer)
+    assert [decoder.push(i) for i in ids[:7]] == ["好", "", "", "", "😀", "", ""]
+    assert decoder.push(ids[7]).endswith(" ")  # the two bytes will never be a character, and do not block what follows
+    assert decoder.push(ids[8]) == " x"
+
+
+# ------------------------------------------------------------------------------------------------ generation, cache
+
+
+def test_answers_equal_plain_generation(random_model, llama2):
+    tokenizer = cached_tokenizer(llama2)
+    generator = TextGenerator(random_model, tokenizer, {tokenizer.eos_token_id}, GREEDY, max_new_tokens=40)
+    prompt = PretrainedPrompt(tokenizer).ids(pretrained_prompt("明月松间照，"))
+    shown: list[str] = []
+    answer = generator.generate(prompt, shown.append)
+    plain = random_model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0, len(prompt) :].tolist()
+    assert answer.token_ids == plain
+    assert "".join(shown) == answer.text
+    assert (answer.stopped, len(answer.token_ids)) == ("length", 40)
+
+
+def test_only_the_command_line_decides_how_tokens_are_chosen(random_model, llama2, monkeypatch):
+    prompt = PretrainedPrompt(cached_tokenizer(llama2)).ids("x")
+    generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, max_new_tokens=8)
+    expected = generator.generate(prompt).token_ids
+    forbidden = [[token] for token in expected]
+    monkeypatch.setattr(random_model.generation_config, "bad_words_ids", forbidden)
+    assert generator.generate(prompt).token_ids == expected
+    assert not set(expected) & set(
+        random_model.generate(torch.tensor([prompt]), max_new_tokens=8)[0, len(prompt) :].tolist()
+    )
+
+
+def test_the_cache_is_reused_and_changes_nothing(random_model, llama2):
+    """Turns of a chat: the second prompt continues the first one's tokens; then one that shares the opening only."""
+    tokenizer = cached_tokenizer(llama2)
+    template = ConversationTemplate.for_llama(tokenizer, 2)
+    stop_ids = {tokenizer.eos_token_id, template.turn_end_id}
+    kept = TextGenerator(random_model, tokenizer, stop_ids, GREEDY, max_new_tokens=12)
+    messages: list[Message] = []
+    for question in ("你好，你是谁？", "And what can you do?", "谢谢"):
+        messages.append(Message("human", question))
+        prompt = template.prompt_ids(messages)
+        answer = kept.generate(prompt)
+        fresh = TextGenerator(random_model, tokenizer, stop_ids, GREEDY, max_new_tokens=12).generate(prompt)
+        assert answer.token_ids == fresh.token_ids
+        assert fresh.reused_tokens == 0
+        if len(messages) > 1:
+            assert answer.reused_tokens >= len(template.prompt_ids(messages[:-2]))
+        messages.append(Message("assistant", answer.text))
+    other = template.prompt_ids([Message("human", "something else")])
+    answer = kept.generate(other)
+    assert 0 < answer.reused_tokens < len(other)
+    assert answer.token_ids == TextGenerator(random_model, tokenizer, stop_ids, GREEDY, 12).generate(other).token_ids
+    again = kept.generate(other)
+    assert again.reused_tokens == len(other) - 1
+    assert again.token_ids == answer.token_ids
+
+
+def test_a_stop_token_ends_the_answer_and_is_not_shown(random_model, llama2):
+    tokenizer = cached_tokenizer(llama2)
+    prompt = PretrainedPrompt(tokenizer).ids("x")
+    free = TextGenerator(random_model, tokenizer, {tokenizer.eos_token_id}, GREEDY, 8).generate(prompt)
+    stop = free.token_ids[3]
+    first = free.token_ids.index(stop)
+    stopped = TextGenerator(random_model, tokenizer, {stop}, GREEDY, 8).generate(prompt)
+    assert stopped.token_ids == free.token_ids[: first + 1]
+    assert stopped.stopped == "end"
+    assert free.text.startswith(stopped.text)
+
+
+def test_an_interrupted_answer_leaves_no_trace(random_model, llama2):
+    tokenizer = cached_tokenizer(llama2)
+    prompt, other = (PretrainedPrompt(tokenizer).ids(text) for text in ("x y z", "x y and something else"))
+    generator = TextGenerator(random_model, tokenizer, {2}, GREEDY, 8)
+    expected = generator.generate(other).token_ids
+    generator.generate(prompt)
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generator.generate(prompt, interrupt)
+    again = generator.generate(other)
+    assert again.token_ids == expected
+    assert again.reused_tokens > 0
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(random_model, llama2):
+    generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, 8)
+    with pytest.raises(UserError, match="400 positions"):
+        generator.generate([1] * 400)
+    assert len(generator.generate([1] * 398).token_ids) == 2
+
+
+# --------------------------------------------------------------------------------------------------------- prompts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pretrained_prompt_is_the_beginning_of_the_prepared_document(project_root, shared_data, tmp_path, family):
+    directory = shared_data / "tokenizers" / family
+    sources = [pretrained_prompt(text) for text in ("明月松间照，", " two words", "a <s> b", "")]
+    (tmp_path / "in").mkdir()
+    records = [{"source": source, "target": "清泉石上流。", "category": "poems"} for source in sources]
+    (tmp_path / "in" / "poems.jsonl").write_text("\n".join(json.dumps(record) for record in records), "utf-8")
+    command = [sys.executable, project_root / "prepare_pretrain_dataset.py", "--tokenizer_dir", directory]
+    command += ["--data_input_dirs", tmp_path / "in", "--data_output_dirs", tmp_path / "out"]
+    subprocess.run([*command, "--num_spliced_dataset_bins", "1"], check=True, capture_output=True)
+    row = json.loads((tmp_path / "out" / "jsonl" / "part-00000.jsonl").read_text("utf-8"))
+    tokenizer = cached_tokenizer(directory)
+    starts = [i for i, token in enumerate(row["input_ids"]) if token == tokenizer.bos_token_id]
+    documents = [row["input_ids"][a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    assert len(documents) == len(sources)
+    for source in sources:
+        prompt = PretrainedPrompt(tokenizer).ids(source)
+        assert any(document[: len(prompt)] == prompt for document in documents), source
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [{"from": "human", "content": "Q1"}, {"from": "assistant", "content": "A1"}]},
+        {
+            "conversations": [
+                {"role": "user", "value": "Q1"},
+                {"role": "gpt", "value": "A1"},
+                {"role": "user", "value": "Q2"},
+            ]
+        },
+        {"instruction": "Q1", "input": "more", "output": "A1", "system": "Be brief."},
+        {"instruction": "Q1"},
+    ],
+)
+def test_sft_prompt_is_the_beginning_of_the_prepared_conversation(llama2, record):
+    template = ConversationTemplate.for_llama(cached_tokenizer(llama2), 2)
+    messages = messages_of(record)
+    assert messages[-1].role == "human"
+    prompt = template.prompt_ids(messages)
+    answered = [*messages, Message("assistant", "A1")]
+    assert template.encode(answered).input_ids[: len(prompt)] == prompt
+    if "output" in record:
+        assert template.encode(list(conversation_of(record).messages)).input_ids[: len(prompt)] == prompt
+
+
+def test_a_long_chat_forgets_its_oldest_exchanges(llama2):
+    template = ConversationTemplate.for_llama(cached_tokenizer(llama2), 2)
+    exchange = [Message("human", "What is this? " * 5), Message("assistant", "A long answer. " * 5)]
+    messages = [Message("system", "Be brief."), *exchange * 6, Message("human", "And now?")]
+    kept, left_out = within_positions(template, messages, 200)
+    assert (kept[0], kept[-1]) == (messages[0], messages[-1])
+    assert len(template.prompt_ids(kept)) <= 200 < len(template.prompt_ids([kept[0], *exchange, *kept[1:]]))
+    assert left_out == len(messages) - len(kept)
+    assert left_out % 2 == 0
+    assert within_positions(template, messages, 10**6) == (messages, 0)
+
+
+def test_a_question_that_is_too_long_leaves_the_conversation_as_it_was(random_model, llama2, monkeypatch):
+    template = ConversationTemplate.for_llama(cached_tokenizer(llama2), 2)
+    generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, 4)
+    prompts = []
+    generate = generator.generate
+    monkeypatch.setattr(generator, "generate", lambda ids, show: (prompts.append(ids), generate(ids, show))[1])
+    too_long = "word " * generator.max_positions
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"first\n{too_long}\nthird\n"))
+    said = []
+    first, _ = chat(generator, template, None, lambda text: None, said.append)
+    assert any("positions" in text for text in said)
+    messages = [Message("human", "first"), Message("assistant", first.text), Message("human", "third")]
+    assert prompts[-1] == conversation_prompt_ids(template, messages)

@@ -1,0 +1,19 @@
+"""Triton's kernels compute what plain PyTorch does, also where there is no GPU: Triton interprets them there (tests/gpu compiles them)."""
+
+import os
+import subprocess
+import sys
+
+
+def test_kernels_equal_plain_pytorch(project_root):
+    done = subprocess.run(
+        [sys.executable, "tests/support/kernels_in_interpreter.py"],
+        cwd=project_root,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines() == ["norms: equal", "model: equal", "frugal: equal", "update: equal"]

@@ -1,0 +1,1 @@
+"""What tests share: toy models and data, ranks, hosts, scripts that tests start."""

@@ -1,0 +1,233 @@
+"""Runs Gemini on CPU processes and prints as JSON what came of it: `gemini_on_host.py RANKS` (tests/engine/test_gemini.py).
+
+Gemini is made for devices that are not the host, and refuses the CPU as one. Its own classes run here, with the host's memory in the
+part of the device's: the accelerator is called cuda, its device is a string that PyTorch takes for the CPU, and streams and page-locked
+memory are left out. So this shows what Gemini keeps where and when it brings it up to date, and nothing of kernels, streams and speed.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import colossalai.accelerator
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from colossal_llama.engine.launch import prepare_engine
+from colossal_llama.engine.patches.gemini import apply_gemini_patches, forget_finished_runs
+
+prepare_engine()
+apply_gemini_patches()
+
+from colossalai.booster.plugin import GeminiPlugin  # noqa: E402
+from colossalai.zero.gemini.chunk import ChunkManager  # noqa: E402
+
+from colossal_llama.engine.hybrid_adam import build_optimizer  # noqa: E402
+from colossal_llama.engine.loss_scale import skipped_last_step  # noqa: E402
+from colossal_llama.engine.optimizer_shards import Place, optimizer_slots  # noqa: E402
+from colossal_llama.engine.plugins import PRECISIONS, Engine  # noqa: E402
+from colossal_llama.model.weights.stored_tensors import shape_of  # noqa: E402
+from colossal_llama.model.weights.weight_files import write_safetensors  # noqa: E402
+from colossal_llama.training.checkpoint.commit import HeldFile  # noqa: E402
+from colossal_llama.training.checkpoint.model_files import fp32_weights, weights_to_save  # noqa: E402
+from colossal_llama.training.checkpoint.optimizer_io import (  # noqa: E402
+    INDEX,
+    SavedOptimizer,
+    index_of,
+    restore_states,
+    tensors_to_save,
+)
+from colossal_llama.training.nonfinite_steps import refuse_bad_updates  # noqa: E402
+
+_SMALL_CHUNKS = {"min_chunk_size_m": 0.012, "search_range_m": 0.001, "hidden_dim": 8}
+_OFFLOADED = {"offload_optim_frac": 1.0, "offload_param_frac": 1.0}
+CASES: dict[str, dict[str, Any]] = {
+    "chunks": _SMALL_CHUNKS,
+    "chunks_accumulated": {**_SMALL_CHUNKS, "enable_gradient_accumulation": True},
+    "whole_accumulated": {"enable_gradient_accumulation": True},
+    "offloaded_accumulated": {**_SMALL_CHUNKS, **_OFFLOADED, "enable_gradient_accumulation": True},
+    "fp16_accumulated": {**_SMALL_CHUNKS, **_OFFLOADED, "enable_gradient_accumulation": True, "precision": "fp16"},
+}
+
+
+class _Device(str):
+    type = "cuda"
+
+
+class _Stream:
+    def synchronize(self) -> None: ...
+
+    def wait_stream(self, other: object) -> None: ...
+
+
+class _Accelerator(type(colossalai.accelerator.get_accelerator())):
+    name = "cuda"
+
+    def __init__(self):
+        self._communication_backend, self._name = "gloo", "cuda"
+
+    def get_current_device(self) -> str:
+        return _Device("cpu")
+
+    def Stream(self, *arguments: object, **settings: object) -> _Stream:
+        return _Stream()
+
+    def stream(self, stream_: object) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+
+def main() -> None:
+    ranks = int(sys.argv[1])
+    with tempfile.TemporaryDirectory() as directory:
+        torch.multiprocessing.spawn(_run, (ranks, directory), nprocs=ranks)
+        print((Path(directory) / "found.json").read_text())
+
+
+def _run(rank: int, ranks: int, directory: str) -> None:
+    os.environ["RANK"] = str(rank)  # by which utils.console knows who speaks
+    torch.set_num_threads(1)
+    colossalai.accelerator.set_accelerator(_Accelerator())
+    empty = torch.empty
+    torch.empty = lambda *sizes, pin_memory=False, **settings: empty(*sizes, **settings)
+    dist.init_process_group("gloo", f"file://{directory}/store", rank=rank, world_size=ranks)
+    dist.reduce_scatter_tensor = _reduce_scatter
+    found = {name: _results_of(Path(directory) / name, dict(settings)) for name, settings in CASES.items()}
+    found["kept"] = _chunk_managers()
+    forget_finished_runs()
+    found["kept_after_forgetting"] = _chunk_managers()
+    if rank == 0:
+        (Path(directory) / "found.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def _chunk_managers() -> int:
+    """How many of the runs' chunk managers are still there: all weights hang on them."""
+    gc.collect()
+    return sum(isinstance(thing, ChunkManager) for thing in gc.get_objects())
+
+
+def _reduce_scatter(output: torch.Tensor, inputs: torch.Tensor, group: Any = None, async_op: bool = False) -> None:
+    """What gloo does not have for all dtypes."""
+    whole = inputs.clone()
+    dist.all_reduce(whole, group=group)
+    output.copy_(whole.chunk(dist.get_world_size(group))[dist.get_rank(group)])
+
+
+def _results_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    run = Training(settings)
+    norms = [run.step(number)[1] for number in range(3)]
+    run.save(directory)
+    weights = load_file(directory / "modelling" / "model.safetensors")
+    later = [run.step(number) for number in range(3, 6)]
+    again = Training(settings, weights)
+    again.restore(directory)
+    results = {
+        "norms": norms,
+        "dtypes": sorted({str(weight.dtype) for weight in weights.values()}),
+        "not_the_masters": _not_the_masters(directory, weights),
+        "goes_on_alike": [again.step(number) for number in range(3, 6)] == later and again.equals(run),
+    }
+    run.step(6, factor=1e30 if run.is_fp16 else float("nan"))
+    results["overflowed"] = skipped_last_step(run.optimizer)
+    results["refuses"] = run.equals(again)
+    results["recovers"] = run.step(7) == again.step(7) and not skipped_last_step(run.optimizer)
+    return results
+
+
+def _not_the_masters(directory: Path, weights: dict[str, torch.Tensor]) -> list[str]:
+    """Saved weights that are not the saved master weights, rounded."""
+    saved = SavedOptimizer(directory / "optimizer")
+    wrong = []
+    for name, weight in weights.items():
+        master = saved.read(name, "master_weight", Place(tuple(weight.shape), None, 0, weight.numel()))
+        if not torch.equal(master.to(weight.dtype).view_as(weight), weight):
+            wrong.append(name)
+    return wrong
+
+
+class Training:
+    """A small model in Gemini."""
+
+    def __init__(self, settings: dict[str, Any], weights: dict[str, torch.Tensor] | None = None):
+        settings = {"precision": "bf16", **settings}
+        self.is_fp16 = settings["precision"] == "fp16"
+        self.micro_batches = 2 if settings.get("enable_gradient_accumulation") else 1
+        dtype = PRECISIONS[settings["precision"]]
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=101,
+            hidden_size=32,
+            intermediate_size=72,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            use_cache=False,
+            attn_implementation="eager",
+        )
+        network = LlamaForCausalLM(config).to(dtype)
+        if weights is not None:
+            network.load_state_dict(weights)
+        plugin = GeminiPlugin(max_norm=1.0, initial_scale=2.0**16, pin_memory=True, **settings)
+        self.engine = Engine(None, plugin, dtype, None, clips_itself=True)
+        self.model, self.optimizer, *_ = plugin.configure(network, build_optimizer(network, 1e-2, 0.1))
+        refuse_bad_updates(self.optimizer)
+
+    def step(self, number: int, factor: float = 1.0) -> tuple[float, float]:
+        """Loss and gradient norm."""
+        total = 0.0
+        for micro_batch in range(self.micro_batches):
+            seed = torch.Generator().manual_seed(1000 * number + 10 * micro_batch + dist.get_rank())
+            tokens = torch.randint(0, 101, (2, 16), generator=seed)
+            loss = self.model(input_ids=tokens, labels=tokens).loss / self.micro_batches
+            self.optimizer.backward(loss * factor)
+            total += loss.item()
+        self.optimizer.step()
+        norm = self.optimizer.get_grad_norm()
+        self.optimizer.zero_grad()
+        return total, norm
+
+    def slots(self) -> list[Any]:
+        return optimizer_slots(self.engine, self.model, self.optimizer)
+
+    def equals(self, other: "Training") -> bool:
+        """Whether both have the same master weights and states."""
+        return all(
+            torch.equal(a.master, b.master)
+            and all(torch.equal(a.states[k], b.states[k]) for k in ("exp_avg", "exp_avg_sq"))
+            for a, b in zip(self.slots(), other.slots(), strict=True)
+        )
+
+    def save(self, directory: Path) -> None:
+        """The files of a checkpoint that are about Gemini."""
+        for folder in ("optimizer", "modelling"):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
+        file = HeldFile(f"rank-{dist.get_rank()}.safetensors")
+        for name, tensor, note in tensors_to_save(self.slots()):
+            file.add(name, shape_of(tensor), [tensor.clone()], note)
+        write_safetensors(directory / "optimizer" / file.name, file.shapes, file.pieces.__getitem__, file.metadata)
+        weights = {name: tensor.clone() for name, tensor in weights_to_save(self.engine, self.model)}
+        if weights:
+            save_file(weights, directory / "modelling" / "model.safetensors")
+        if dist.get_rank() == 0:
+            files = [f"rank-{rank}.safetensors" for rank in range(dist.get_world_size())]
+            (directory / "optimizer" / INDEX).write_text(json.dumps({**index_of(self.optimizer), "files": files}))
+        dist.barrier()
+
+    def restore(self, directory: Path) -> None:
+        """What training.checkpoint.restore does for Gemini, the loss scale aside."""
+        saved = SavedOptimizer(directory / "optimizer")
+        restore_states(saved, self.slots(), fp32_weights(directory / "modelling"))
+        saved.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Started with TRITON_INTERPRET=1: Triton's kernels on a host without GPU, against plain PyTorch in fp32. Prints what was compared."""
+
+import gc
+import itertools
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.count_memory import LiveBytes
+from colossal_llama.model.activation_checkpointing import recompute_layers
+from colossal_llama.model.attention.varlen import SDPA, boundaries_of
+from colossal_llama.model.kernels import rms_norm
+from colossal_llama.model.kernels.adamw import adamw_in_one_kernel, adamw_plainly
+from colossal_llama.model.kernels.apply import use_fused_kernels
+from colossal_llama.training.memory.estimate import activation_bytes_per_layer
+
+ROWS, WIDTH = 7, 48  # a width that is no power of two
+LENGTH = 9
+CONFIG = LlamaConfig(
+    vocab_size=50,
+    hidden_size=WIDTH,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+
+
+def main() -> None:
+    """Norms, a whole model, layers that keep little, and the update."""
+    rms_norm._multiprocessors = lambda device: 1
+    rms_norm._PROGRAMS_PER_MULTIPROCESSOR = 4  # fewer than rows
+    for check in (norms, model, frugal, update):
+        check()
+        print(f"{check.__name__}: equal", flush=True)
+
+
+def plain_norm(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return weight * hidden * torch.rsqrt(hidden.square().mean(dim=-1, keepdim=True) + 1e-6)
+
+
+def norms() -> None:
+    """Results and gradients of the three forms, with something of its own read from the residual stream."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, ROWS, WIDTH), torch.randn(1, ROWS, WIDTH), torch.randn(WIDTH)]
+    factors = torch.randn(2, 1, ROWS, WIDTH)
+
+    def fused(added, hidden, weight):
+        first, hidden = rms_norm.norm_beside(hidden, weight, eps=1e-6)
+        second, total = rms_norm.add_and_norm(added, hidden, weight, eps=1e-6)
+        return rms_norm.rms_norm(first + second * factors[0], weight, eps=1e-6) + total * factors[1]
+
+    def plain(added, hidden, weight):
+        first, total = plain_norm(hidden, weight), hidden + added
+        return plain_norm(first + plain_norm(total, weight) * factors[0], weight) + total * factors[1]
+
+    results = []
+    for function in (fused, plain):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        result = function(*leaves)
+        result.square().sum().backward()
+        results.append([result.detach(), *(leaf.grad for leaf in leaves)])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def model() -> None:
+    """Loss and gradients of a model with all fused kernels, its first layer recomputed."""
+    results = [computed(fused, recomputed=1, frugal=False)[0] for fused in (False, True)]
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def frugal() -> None:
+    """Layers that do not keep results of norms and SwiGLU: the same bits, and as many bytes less as the estimate says.
+
+    Nothing is left alive of a forward pass that no backward pass follows.
+    """
+    for recomputed, dtype in itertools.product((0, 1), (torch.float32, torch.float16)):
+        (plain, plain_bytes), (frugal, frugal_bytes) = (
+            computed(True, recomputed, frugal, dtype) for frugal in (False, True)
+        )
+        for mine, theirs in zip(frugal, plain, strict=True):
+            assert torch.equal(mine, theirs)
+        sizes = activation_bytes_per_layer(CONFIG, 2 * LENGTH, fused_kernels=True, value_bytes=dtype.itemsize)
+        layers = CONFIG.num_hidden_layers - recomputed
+        assert plain_bytes - frugal_bytes == layers * (sizes[0] - sizes[1]) > 0, (plain_bytes, frugal_bytes)
+    left_bytes = [left_alive(frugal) for frugal in (False, True)]
+    assert left_bytes[0] == left_bytes[1], left_bytes
+
+
+def computed(
+    fused: bool, recomputed: int, frugal: bool, dtype: torch.dtype = torch.float32
+) -> tuple[list[torch.Tensor], int]:
+    """Logits and gradients of a model, and the bytes that were alive between its forward and its backward pass."""
+    network, counter = network_of(fused, recomputed, frugal, dtype), LiveBytes()
+    logits = logits_of(network, counter)
+    between = counter.live
+    logits.float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    return [logits.detach(), *(parameter.grad for parameter in network.parameters())], between
+
+
+def left_alive(frugal: bool) -> int:
+    """Bytes alive when a forward pass is over and its result forgotten."""
+    network, counter = network_of(True, 0, frugal, torch.float32), LiveBytes()
+    logits_of(network, counter)
+    gc.collect()
+    return counter.live
+
+
+def network_of(fused: bool, recomputed: int, frugal: bool, dtype: torch.dtype) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    network = LlamaForCausalLM(CONFIG).train().to(dtype)
+    network.config._attn_implementation = SDPA
+    if fused:
+        use_fused_kernels(network, fuse_loss=False)
+    recompute_layers(network, recomputed, reentrant=False, frugal=frugal)
+    return network
+
+
+def logits_of(network: LlamaForCausalLM, counter: LiveBytes) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 50, (2, LENGTH), generator=generator)
+    settings = {"attention_mask": boundaries_of([[4, 5], [9]], LENGTH), "use_cache": False}
+    counter.enter("forward")
+    with counter:
+        logits = network(input_ids=ids, position_ids=torch.arange(LENGTH).repeat(2, 1), **settings).logits
+    gc.collect()  # Triton's interpreter leaves cycles that hold a kernel's arguments
+    return logits
+
+
+def update() -> None:
+    """The update's kernel against the function that it computes, also where it must change nothing."""
+    for factor in (0.5, math.nan):
+        torch.manual_seed(0)
+        tensors = [torch.randn(1500), torch.randn(1500), torch.randn(1500), torch.rand(1500)]
+        tensors.append(tensors[0].clone())
+        changing = torch.tensor([1e-2, 0.1, 0.05, factor])
+        expected = [tensor.clone() for tensor in tensors]
+        adamw_plainly((*expected, changing), (0.9, 0.95, 1e-8, 0.1))
+        adamw_in_one_kernel((*tensors, changing), (0.9, 0.95, 1e-8, 0.1))
+        for mine, theirs in zip(tensors, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+if __name__ == "__main__":
+    main()

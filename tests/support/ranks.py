@@ -1,0 +1,78 @@
+"""Ranks on CPU processes that are forked from one which has imported all: importing takes each of four ranks 6 s of a core otherwise.
+
+They find what torchrun would tell them in their environment, and meet as they do under torchrun. Launchers have tests of their own.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+
+from tests.support.hosts import free_port
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_OTHERS_END_WITHIN_S = 30.0  # once a rank has failed
+
+
+def run_ranks(
+    script: str, arguments: list[str], ranks: int, project_root: Path, timeout_s: float = 300
+) -> subprocess.CompletedProcess:
+    """Runs a script on `ranks` processes that talk through gloo; output of all ranks comes as standard output."""
+    _start_server(project_root)
+    words, port = [str(project_root / script), *arguments], free_port()
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
+        processes = [
+            _CONTEXT.Process(target=_be_rank, args=(rank, ranks, port, words, project_root, output.name))
+            for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        returncode = _wait(processes, timeout_s)
+        return subprocess.CompletedProcess(words, returncode, output.read(), "")
+
+
+def _start_server(project_root: Path) -> None:
+    """Starts the process that the ranks are forked from, once, with an environment in which nothing computes on more than a core."""
+    _CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
+    former = dict(os.environ)
+    path = [str(project_root), str(Path(__file__).parent), *filter(None, [former.get("PYTHONPATH")])]
+    os.environ.update(PYTHONPATH=os.pathsep.join(path), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(former)
+
+
+def _be_rank(rank: int, ranks: int, port: int, words: list[str], project_root: Path, output: str) -> None:
+    assert "tests.support.preloaded" in sys.modules, "the server has not imported what it should"
+    os.chdir(project_root)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    place |= {"MASTER_ADDR": "127.0.0.1", "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
+
+
+def _wait(processes: list[multiprocessing.Process], timeout_s: float) -> int:
+    """The first exit code that is not 0; the others are ended some time after it."""
+    deadline, code = time.monotonic() + timeout_s, 0
+    while any(process.is_alive() for process in processes):
+        multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], timeout=1.0)
+        failed = [process.exitcode for process in processes if process.exitcode]
+        if failed and not code:
+            code, deadline = failed[0], min(deadline, time.monotonic() + _OTHERS_END_WITHIN_S)
+        if time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+            code = code or 124
+    return code or next((process.exitcode for process in processes if process.exitcode), 0)

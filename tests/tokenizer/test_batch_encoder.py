@@ -1,0 +1,135 @@
+"""The fast encoder gives exactly the ids of the plain one, whatever the text; a token's bytes are those of its text."""
+
+import pickle
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colossal_llama.tokenizer import batch_encoder
+from colossal_llama.tokenizer.batch_encoder import BulkEncoder
+from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.tokenizer.token_bytes import token_bytes
+
+# Pieces in which merges run far: spaces, repeated letters and signs, line ends, Chinese, bytes, ▁ itself, control tokens.
+FRAGMENTS = ["  ", "    ", "\n", "\n\n", "\t", "aaaa", "the ", "ing", "==", "----", "中国", "人民", "，", "。", "▁", "<s>",
+             "<0x0A>", "😀", "é", "\u0301", "\x00", "\r\n", "http://", "0000", "ﬁ", "\ue000"]  # fmt: skip
+TEXTS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(FRAGMENTS), max_size=12
+)
+
+
+@pytest.fixture(scope="module", params=["llama2", "llama3-base"])
+def tokenizer(request, shared_data):
+    return load_tokenizer(shared_data / "tokenizers" / request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(tokenizer):
+    return TextEncoder(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def bulk(plain):
+    return BulkEncoder(plain)
+
+
+def expected(plain, texts, beginnings) -> list[list[int]]:
+    encode = {True: plain.encode_beginning, False: plain.encode_continuation}
+    return [encode[beginning]([text])[0] for text, beginning in zip(texts, beginnings, strict=True)]
+
+
+def in_lists(encoded) -> list[list[int]]:
+    ids, lengths = encoded
+    assert ids.dtype == np.int32
+    return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] if len(lengths) else []
+
+
+def test_any_texts(plain, bulk):
+    @settings(max_examples=200, deadline=None)
+    @given(batch=st.lists(st.tuples(TEXTS.map("".join), st.booleans()), max_size=6))
+    def check(batch):
+        texts, beginnings = [text for text, _ in batch], [beginning for _, beginning in batch]
+        assert in_lists(bulk.encode(texts, beginnings)) == expected(plain, texts, beginnings)
+        assert bulk.encode_continuation(texts) == plain.encode_continuation(texts)
+
+    check()
+
+
+def test_a_text_of_all_characters_that_could_mark_a_cut(plain, bulk):
+    text = "".join(map(chr, range(0xE000, 0xF900))) + " and words"
+    assert in_lists(bulk.encode([text], [True])) == expected(plain, [text], [True])
+
+
+def test_real_texts_also_in_a_copy_for_a_worker(shared_data, plain, bulk):
+    lines = []
+    for path in sorted((shared_data / "pretrain").rglob("*-000.jsonl")):
+        with path.open("rb") as file:
+            lines += [file.readline() for _ in range(60)]
+    texts = [orjson.loads(line)["target"] for line in lines]
+    beginnings = [index % 3 > 0 for index in range(len(texts))]
+    copy = pickle.loads(pickle.dumps(bulk))
+    assert in_lists(copy.encode(texts, beginnings)) == expected(plain, texts, beginnings)
+
+
+def test_long_texts_are_cut_into_blocks_without_a_difference(monkeypatch, shared_data, plain, bulk):
+    monkeypatch.setattr(batch_encoder, "BLOCK_CHARACTERS", 300)
+    monkeypatch.setattr(batch_encoder, "JOINED_CHARACTERS", 50)
+    monkeypatch.setattr(batch_encoder, "MOST_KNOWN_WORDS", 200)
+    with (shared_data / "pretrain" / "zh_docs" / "zh_docs-000.jsonl").open("rb") as file:
+        texts = [orjson.loads(file.readline())["target"] for _ in range(10)]
+    texts += ["a" * 5000, " " * 3000, "", "=-" * 2000 + "\n" * 900]
+    beginnings = [True, False] * (len(texts) // 2)
+    assert in_lists(bulk.encode(texts, beginnings)) == expected(plain, texts, beginnings)
+
+
+def test_every_border_is_one(monkeypatch, tokenizer, plain, bulk):
+    """Texts cut at every place where that is allowed, down to single characters."""
+    monkeypatch.setattr(batch_encoder, "BLOCK_CHARACTERS", 1)
+    signs = st.sampled_from(
+        ["'s", "'S", "\u017f", " ", "  ", "\n", "\r\n", "\t", "\x1c", "\x85", "\u3000", "!", "，", "。", "7", "1234"]
+    )
+    words = st.sampled_from(["a", "Bc", "don't", "中", "文字", "é", "\u0301", "़"]) | signs
+
+    @settings(max_examples=300, deadline=None)
+    @given(text=st.lists(words, max_size=16).map("".join))
+    def check(text):
+        assert in_lists(bulk.encode([text, text], [True, False])) == expected(plain, [text, text], [True, False])
+
+    check()
+
+
+def test_both_kinds_are_recognized(tokenizer, bulk):
+    assert (bulk._words is not None) == ("llama2" in tokenizer.name_or_path)
+    assert bulk._has_known_borders == ("llama3" in tokenizer.name_or_path)
+
+
+def test_token_bytes_put_a_text_together_again(tokenizer, plain):
+    definition = plain.definition()
+    pieces = token_bytes(definition, len(tokenizer))
+
+    @settings(max_examples=100, deadline=None)
+    @given(text=TEXTS.map("".join).filter(lambda text: "▁" not in text))
+    def check(text):
+        ids = plain.encode_continuation([text])[0]
+        assert b"".join(pieces[token_id] for token_id in ids) == text.encode()
+
+    check()
+    assert pieces[tokenizer.bos_token_id] == b""
+
+
+def test_a_token_added_as_text_is_found_in_texts_and_a_control_token_is_not(shared_data):
+    tokenizer = load_tokenizer(shared_data / "tokenizers" / "llama2")
+    tokenizer.add_tokens(["<word>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<control>"]})
+    word, control = tokenizer.convert_tokens_to_ids(["<word>", "<control>"])
+    encoder = TextEncoder(tokenizer)
+    for copy in (encoder, pickle.loads(pickle.dumps(encoder))):
+        for encode in (copy.encode_beginning, copy.encode_continuation):
+            (ids,) = encode(["a<word>b<control></s>c"])
+            assert ids.count(word) == 1
+            assert not {control, tokenizer.eos_token_id} & set(ids)
+    assert encoder.encode_beginning(["a<word>b"])[0] == tokenizer.encode("a<word>b", add_special_tokens=False)

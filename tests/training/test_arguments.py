@@ -1,0 +1,189 @@
+"""The command line of train.py: the contract's names and defaults, checks, and no option that goes nowhere."""
+
+import ast
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from colossal_llama.dataset.prepare.config import Settings
+from colossal_llama.training.arguments import TrainingArguments, parse_arguments
+from colossal_llama.training.command_line import build_parser
+from colossal_llama.training.loss_curves import Curve, draw_curves, read_curve
+from colossal_llama.utils.errors import UserError
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> list[str]:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "part").mkdir()
+    return ["--pretrained", str(tmp_path / "model"), "--dataset", str(tmp_path / "part")]
+
+
+def test_defaults_of_the_contract(base):
+    arguments = parse_arguments(base)
+    assert (arguments.save_interval, arguments.num_epochs, arguments.micro_batch_size) == (1000, 1, 1)
+    assert (arguments.accumulation_steps, arguments.warmup_steps) == (None, None)
+    assert (arguments.lr, arguments.max_length, arguments.mixed_precision) == (3e-4, 4096, "fp16")
+    assert (arguments.gradient_clipping, arguments.weight_decay, arguments.tp, arguments.zero) == (1.0, 0.1, 1, 1)
+    switches = ("use_grad_checkpoint", "use_flash_attn", "use_neft", "freeze_non_embeds_params")
+    assert not any(getattr(arguments, name) for name in switches)
+
+
+def test_aliases_of_the_contract(base):
+    words = ["--batch_size", "3", "--grad_clip", "0.5", "-w", "0.01", "-s", "7", "--plugin", "3d", "--zero_stage", "2"]
+    arguments = parse_arguments([*base, *words])
+    assert (arguments.micro_batch_size, arguments.gradient_clipping, arguments.weight_decay) == (3, 0.5, 0.01)
+    assert (arguments.warmup_steps, arguments.zero) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--tp", "2"], "--tp belongs to --plugin 3d"),
+        (
+            ["--plugin", "3d", "--mixed_precision", "fp32"],
+            "not for --mixed_precision fp32; the nearest possible setting is",
+        ),
+        (["--pp", "2"], "--pp belongs to --plugin 3d"),
+        (["--plugin", "3d", "--microbatch_size", "2"], "--microbatch_size has no effect without --pp"),
+        (["--plugin", "3d", "--sp_mode", "ring"], "--sp_mode has no effect without --sp"),
+        (["--plugin", "3d", "--zero", "0", "--zero_cpu_offload"], "needs ZeRO"),
+        (["--neft_alpha", "3"], "without --use_neft"),
+        (["--lr", "nan"], "is not a finite number"),
+        (["--lr", "inf"], "is not a finite number"),
+        (["--num_epochs", "0"], "less than 1"),
+        (["--benchmark", "--eval_dataset", "."], "--benchmark measures training: leave out --eval_dataset"),
+        (["--benchmark", "--lora_rank", "4", "--merge_lora"], "--benchmark saves nothing: leave out --merge_lora"),
+        (["--load_checkpoint", "nowhere"], "does not exist"),
+        (["--warmup_steps", "9", "--max_steps", "3"], "more than --max_steps"),
+        (["--no_such_option"], "unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be_is_refused(base, capsys, words, complaint):
+    with pytest.raises(SystemExit) as end:
+        parse_arguments([*base, *words])
+    assert end.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_files_where_directories_are_needed(base, tmp_path, capsys):
+    """All of them at once, also on the way: mkdir would end in a traceback on one rank."""
+    (tmp_path / "file").touch()
+    options = {"--save_dir": "file", "--tensorboard_dir": "file/x/y", "--config_file": "file/c.json"}
+    with pytest.raises(SystemExit) as end:
+        parse_arguments([*base, *(word for name, path in options.items() for word in (name, str(tmp_path / path)))])
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert all(f"{name}: {tmp_path / 'file'} is a file" in message for name in options)
+
+
+def test_auto_needs_a_model_only_when_there_is_no_checkpoint(base, tmp_path, capsys):
+    words = [*base[2:], "--load_checkpoint", "auto", "--save_dir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        parse_arguments(words)
+    assert "give --pretrained too" in capsys.readouterr().err
+    (tmp_path / "epoch-0_step-2").mkdir()
+    assert parse_arguments(words).pretrained is None
+
+
+@pytest.mark.parametrize("plugin", ["gemini", "gemini_auto"])
+def test_gemini_without_gpu_is_refused_with_the_alternatives(base, capsys, plugin):
+    with pytest.raises(SystemExit):
+        parse_arguments([*base, "--plugin", plugin], has_gpu=False)
+    message = capsys.readouterr().err
+    assert "zero2" in message
+    assert "GPU" in message
+
+
+def test_every_option_is_read_somewhere(project_root):
+    """An option that is parsed and used nowhere would be a promise that nobody keeps."""
+    sources = [project_root / "train.py", *(project_root / "colossal_llama" / "training").glob("*.py")]
+    code = "\n".join(path.read_text() for path in sources)
+    for field in dataclasses.fields(TrainingArguments):
+        assert re.search(rf"arguments\.{field.name}\b", code), field.name
+    code = "\n".join(path.read_text() for path in (project_root / "colossal_llama" / "dataset").glob("*.py"))
+    for field in dataclasses.fields(Settings):  # what the options of both prepare scripts become, each of them
+        assert re.search(rf"settings\.{field.name}\b", code), field.name
+
+
+def test_every_option_of_the_other_scripts_is_read_somewhere(project_root):
+    """In the file that declares it, or, where that is a package's arguments.py, in the package."""
+    elsewhere = {"tests", "training", "dataset"}
+    scripts = [path for path in project_root.rglob("*.py") if not elsewhere & set(path.relative_to(project_root).parts)]
+    declared = {path: options_of(path.read_text()) for path in scripts if "add_argument(" in path.read_text()}
+    assert len(declared) > 15
+    for path, options in declared.items():
+        sources = [path] if path.name != "arguments.py" else [*path.parent.glob("*.py"), *project_root.glob("*.py")]
+        code = "\n".join(source.read_text() for source in sources)
+        for option in options:
+            assert re.search(rf"\b(arguments|options)\.{option}\b", code), f"{path}: {option}"
+
+
+def options_of(code: str) -> list[str]:
+    """Under which names the options go that a script declares."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    names = []
+    for call in (call for call in calls if getattr(call.func, "attr", None) == "add_argument"):
+        flags = [argument.value for argument in call.args]
+        names.append(next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-"))
+    return names
+
+
+def test_every_option_is_explained():
+    for action in build_parser()._actions:
+        assert action.help, action.option_strings
+
+
+def test_help_is_quick_and_imports_no_torch(project_root):
+    code = (
+        "import sys; sys.argv = ['train.py', '--help']\n"
+        "import runpy\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+    assert "--pretrained" in done.stdout
+
+
+def test_a_division_is_checked_against_the_checkpoint_that_auto_takes(tmp_path, capsys):
+    model = tmp_path / "save" / "epoch-0_step-1" / "modelling"
+    model.mkdir(parents=True)
+    (model.parent / "running_states.json").write_text("{}")
+    shape = {
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 2,
+        "hidden_size": 8,
+        "vocab_size": 9,
+    }
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "intermediate_size": 8, **shape}))
+    command = ["--dataset", str(tmp_path), "--save_dir", str(tmp_path / "save"), "--load_checkpoint", "auto"]
+    with pytest.raises(SystemExit):
+        parse_arguments([*command, "--plugin", "3d", "--tp", "2", "--zero", "0"], has_gpu=False, world_size=2)
+    assert "heads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x0a\x93\x01 no text", b"no json", b'{"step": 1, "tokens_seen": 2, "loss": "high"}', b'{"step": 1}', b"[1]"],
+)
+def test_what_is_no_record_is_said(content, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(content + b"\n")
+    with pytest.raises(UserError, match=r"this is not a record written by train\.py"):
+        read_curve(tmp_path, "run")
+
+
+def test_a_picture_that_cannot_be_drawn_is_said(tmp_path):
+    curve = Curve("run", np.array([1, 2]), np.array([10, 20]), np.array([3.0, 2.0]), np.zeros((0, 3)))
+    (tmp_path / "directory.png").mkdir()
+    for name in ("directory.png", "loss.nothing"):
+        with pytest.raises(UserError, match=f"{name} cannot be drawn"):
+            draw_curves([curve], tmp_path / name)

@@ -1,0 +1,137 @@
+"""Which checkpoint a run goes on from, what of a save directory it may not begin from, and records that go back with it."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from colossal_llama.training.checkpoint.discovery import (
+    Origin,
+    Progress,
+    entry_written_by_a_run,
+    find_checkpoint,
+    set_aside,
+)
+from colossal_llama.training.metrics import begin_record
+from colossal_llama.utils.errors import UserError
+
+STATES = {"progress": asdict(Progress(step=2)), "origin": asdict(Origin("d", "t", 1, 0, "none", None)), "world_size": 1}
+
+
+FILES = (
+    "modelling/model-00001-of-00001.safetensors",
+    "optimizer/rank-00000-00000.safetensors",
+    "random_states/rank-00000-00000.safetensors",
+)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+# By step: what happens to a checkpoint, and what is said of it.
+DAMAGES = {
+    4: (lambda path: shutil.rmtree(path / "optimizer"), "optimizer/ is missing"),
+    5: (lambda path: write_states(path, {**STATES, "origin": None}), "it lacks origin"),
+    6: (lambda path: cut(path / FILES[0]), f"{FILES[0]} cannot be read: it is incomplete or damaged"),
+    7: (
+        lambda path: (path / FILES[0]).unlink(),
+        "names weight files that are not there: model-00001-of-00001.safetensors",
+    ),
+    8: (lambda path: cut(path / FILES[1]), f"{FILES[1]} cannot be read: it is incomplete or damaged"),
+    9: (lambda path: (path / FILES[1]).unlink(), f"{FILES[1]} cannot be read: No such file"),
+    10: (lambda path: cut(path / "optimizer" / "index.json"), "optimizer/index.json cannot be read"),
+    11: (lambda path: (path / FILES[2]).unlink(), "random_states/ has 0 files of 1"),
+    99: (lambda path: (path / "running_states.json").unlink(), "running_states.json cannot be read (No such file"),
+}
+
+
+@pytest.fixture
+def save_dir(tmp_path: Path) -> Path:
+    """A complete checkpoint, and newer directories that are none."""
+    for step in (2, *DAMAGES):
+        checkpoint = tmp_path / f"epoch-0_step-{step}"
+        for file in FILES:
+            (checkpoint / file).parent.mkdir(parents=True, exist_ok=True)
+            save_file({"x": np.zeros(64)}, checkpoint / file)
+        (checkpoint / "optimizer" / "index.json").write_text(
+            json.dumps({"files": {"rank-00000-00000.safetensors": 512}})
+        )
+        weight_map = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
+        (checkpoint / "modelling" / "model.safetensors.index.json").write_text(json.dumps(weight_map))
+        write_states(checkpoint, STATES)
+        if step in DAMAGES:
+            DAMAGES[step][0](checkpoint)
+    return tmp_path
+
+
+def write_states(checkpoint: Path, states: dict) -> None:
+    kept = {name: value for name, value in states.items() if value is not None}
+    (checkpoint / "running_states.json").write_text(json.dumps(kept))
+
+
+def test_auto_goes_on_to_the_newest_complete_one_and_says_what_it_skips(save_dir):
+    notices: list[str] = []
+    found = find_checkpoint("auto", save_dir, notices.append)
+    assert found.path == save_dir / "epoch-0_step-2"
+    assert len(notices) == len(DAMAGES)
+    for (step, (_, reason)), notice in zip(reversed(DAMAGES.items()), notices, strict=True):
+        assert notice.startswith(f"skipped: {save_dir / f'epoch-0_step-{step}'} is not a complete checkpoint")
+        assert reason in notice
+
+
+def test_auto_says_which_ones_another_run_has_set_aside(save_dir):
+    """One forgotten --load_checkpoint auto would else cost the run its past without a word."""
+    for step in DAMAGES:
+        shutil.rmtree(save_dir / f"epoch-0_step-{step}")
+    notices: list[str] = []
+    assert find_checkpoint("auto", save_dir, notices.append) is not None
+    assert notices == []
+    moved = set_aside(save_dir / "epoch-0_step-2")
+    assert find_checkpoint("auto", save_dir, notices.append) is None
+    assert len(notices) == 1
+    assert "auto begins afresh" in notices[0]
+    assert moved.name == "superseded-0-epoch-0_step-2"
+    assert moved.name in notices[0]
+
+
+def test_one_that_is_named_must_be_complete_and_so_must_one_of_all(save_dir):
+    for step in (4, 6):
+        reason = re.escape(f"{DAMAGES[step][1]}") + ".*: copy it again, name another, or give auto"
+        with pytest.raises(UserError, match=reason):
+            find_checkpoint(str(save_dir / f"epoch-0_step-{step}"), save_dir)
+    shutil.rmtree(save_dir / "epoch-0_step-2" / "optimizer")
+    with pytest.raises(UserError, match="has no complete checkpoint: move these away") as error:
+        find_checkpoint("auto", save_dir)
+    assert len(error.value.problems) == len(DAMAGES) + 2
+
+
+def test_what_a_run_writes_in_its_save_directory(tmp_path):
+    (tmp_path / "linked").symlink_to(tmp_path / "S" / "modelling")
+    for path, entry in {
+        "S/modelling": "modelling",
+        "S/x/../modelling_merged": "modelling_merged",
+        "S/epoch-0_step-2/modelling": "epoch-0_step-2",
+        "linked": "modelling",
+        "S/superseded-0-epoch-0_step-2/modelling": None,
+        "S/base": None,
+        "S": None,
+        "modelling": None,
+    }.items():
+        assert entry_written_by_a_run(tmp_path / path, tmp_path / "S") == entry, path
+
+
+def test_a_record_has_every_step_once_after_going_back(tmp_path):
+    record, lines = tmp_path / "bad_steps.jsonl", [json.dumps({"step": step}) + "\n" for step in (3, 7, 9)]
+    record.write_text("".join(lines) + '{"st')
+    begin_record(record, 7)
+    assert record.read_text() == "".join(lines[:2])
+    begin_record(record, 0)
+    assert not record.exists()
+    assert (tmp_path / "bad_steps-0.jsonl").read_text() == "".join(lines[:2])

@@ -1,0 +1,153 @@
+"""The memory estimate against the bytes of all tensors alive in real steps, counted on the CPU; and against GPU measurements."""
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from colossal_llama.model.kernels import linear_cross_entropy
+from colossal_llama.model.param_count import layer_parameters, parameters
+from colossal_llama.training.memory import estimate as memory_estimate
+from colossal_llama.training.memory.config import Setup
+from colossal_llama.training.memory.estimate import GIB, activation_bytes_per_layer, estimate
+from tests.support.ranks import run_ranks
+
+BATCH = ("--micro_batch_size", "8", "--mixed_precision", "bf16", "--padding_mode", "max_length", "--max_steps", "2")
+FP32 = ("--micro_batch_size", "8", "--mixed_precision", "fp32", "--padding_mode", "max_length", "--max_steps", "2")
+CASES = {
+    "zero2": BATCH,
+    "zero2 recomputed": (*BATCH, "--use_grad_checkpoint"),
+    "zero2 accumulated": (*BATCH, "--micro_batch_size", "4", "--accumulation_steps", "2"),
+    "zero2 fp32": FP32,
+    "zero2_cpu": (*BATCH, "--plugin", "zero2_cpu"),
+    "3d zero0": (*BATCH, "--plugin", "3d", "--zero", "0"),
+    "3d zero1": (*BATCH, "--plugin", "3d"),
+    "3d tp2": (*BATCH, "--plugin", "3d", "--zero", "0", "--tp", "2"),
+    "ddp": (*BATCH, "--plugin", "ddp"),
+}
+
+
+@pytest.fixture(scope="module")
+def counts(runner, project_root):
+    """For each case what was counted on one of two ranks and what was estimated, by moment."""
+    listing, output = runner.workspace / "commands.json", runner.workspace / "counts.json"
+    listing.write_text(json.dumps([runner.command(name, *options) for name, options in CASES.items()]))
+    done = run_ranks("benchmarks/count_memory.py", [str(listing), str(output)], 2, project_root)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return dict(zip(CASES, json.loads(output.read_text()), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("moment", ["forward", "backward", "optimizer step"])
+def test_estimated_as_counted(counts, name, moment):
+    counted = counts[name]["counted"][moment]
+    estimated = sum(counts[name]["estimated"][moment].values())
+    estimated += counts[name]["estimated_host_bytes"]  # here the device's memory is the host's
+    assert estimated == pytest.approx(counted, rel=0.05)
+
+
+LARGE = {"vocab_size": 69_104, "tie_word_embeddings": False}
+SHAPES = {
+    "1.25B": SimpleNamespace(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        **LARGE,
+    ),
+    "7B": SimpleNamespace(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        **LARGE,
+    ),
+}
+
+
+@pytest.mark.parametrize(("plugin", "peak_gib"), [("zero2", 24.4), ("gemini", 21.7)])
+def test_estimated_as_measured_on_an_h200(plugin, peak_gib):
+    """Peaks of benchmarks/plugins_on_gpu.py in an early state: 1.25 B, micro-batch 8, every layer recomputed, the engine's own update."""
+    shape = SHAPES["1.25B"]
+    setup = Setup(plugin, micro_batch_size=8, recomputed_layers=shape.num_hidden_layers, lean_update=False)
+    assert estimate(shape, setup).peak_bytes / GIB == pytest.approx(peak_gib, rel=0.02)
+
+
+def test_slices_go_through_as_many_bytes_as_the_estimate_says():
+    from colossal_llama.engine.zero_offload_update import Pipeline
+
+    assert Pipeline(torch.device("cpu"), torch.bfloat16).host_bytes == memory_estimate._SLICE_BUFFERS_BYTES
+
+
+@pytest.mark.parametrize(("setting", "frugal"), [("", True), ("expandable_segments:False", False)])
+def test_train_asks_for_the_segments_that_frugal_layers_need(runner, project_root, setting, frugal):
+    """As the plan for a GPU says that is too small for anything; unless the user wants other segments."""
+    name = f"plan_{frugal}"
+    planned = ("--use_grad_checkpoint", "--dry_run", "--gpu_memory_gib", "1e-4")
+    done = subprocess.run(
+        [sys.executable, "train.py", *runner.command(name, *BATCH, *planned)],
+        cwd=project_root,
+        env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": setting},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((runner.workspace / name / "config.json.dry_run.json").read_text())
+    assert plan["frugal"] is frugal
+
+
+def test_the_loss_works_on_as_many_rows_at_a_time_as_the_estimate_says():
+    assert memory_estimate._LOSS_CHUNK_ROWS == linear_cross_entropy.CHUNK_ROWS
+
+
+def test_parameters_are_those_of_the_model(toy):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    for changes in ({}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}, {"head_dim": 24}):
+        config = LlamaConfig.from_pretrained(toy.model, **changes)
+        assert parameters(config) == sum(p.numel() for p in LlamaForCausalLM(config).parameters()), changes
+
+
+@pytest.mark.parametrize("frugal", [False, True])
+def test_recomputing_a_layer_more_never_takes_more_between_forward_and_backward(frugal):
+    """What a choice of recomputed layers rests on."""
+    shape = SHAPES["7B"]
+    everything, kept_frugally, recomputed = activation_bytes_per_layer(shape, 4096, fused_kernels=True)
+    kept = kept_frugally if frugal else everything
+    assert recomputed == 4096 * 4096 * 2 < kept_frugally < everything
+    setups = [Setup("zero2", micro_batch_size=2, recomputed_layers=layers, frugal=frugal) for layers in range(33)]
+    forwards = [sum(estimate(shape, setup).moments["forward"].values()) for setup in setups]
+    differences = {more - less for more, less in itertools.pairwise(forwards)}
+    assert differences == {2 * (kept - recomputed)}
+
+
+def test_stages_share_layers_and_ranks_share_sequences():
+    """Two stages: half the layers each, of twice as many micro-batches; the same weights in two halves but for one embedding."""
+    shape = SHAPES["7B"]
+    one = Setup("3d", zero_stage=0, accumulation_steps=4)
+    two = dataclasses.replace(one, pipeline_stages=2)
+    half = dataclasses.replace(one, sequence_parallel_size=2)
+    kept = activation_bytes_per_layer(shape, 4096, fused_kernels=True)[0] * shape.num_hidden_layers
+    first, second, third = (estimate(shape, setup).moments["forward"] for setup in (one, two, half))
+    assert second["activations"] == first["activations"] > kept
+    assert third["activations"] == first["activations"] // 2
+    layers = 2 * shape.num_hidden_layers * layer_parameters(shape)
+    assert first["weights"] - second["weights"] == pytest.approx(layers / 2 + 2 * 69_104 * 4096, rel=1e-3)
+
+
+def test_more_ranks_never_take_more_memory():
+    for plugin in ("zero2", "gemini", "3d"):
+        peaks = [
+            estimate(SHAPES["7B"], Setup(plugin, data_parallel_size=ranks, recomputed_layers=32)).peak_bytes
+            for ranks in (2, 4, 8, 64)
+        ]
+        assert peaks == sorted(peaks, reverse=True), plugin

@@ -1,0 +1,57 @@
+"""The record of a run: what cannot be written is announced once, left out whole, and keeps nobody from training."""
+
+import json
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+
+from colossal_llama.training.metrics import METRICS_FILE, MetricsWriter
+from colossal_llama.training.nonfinite_steps import BadSteps
+
+
+@contextmanager
+def no_file_beyond(size_bytes: int) -> Iterator[None]:
+    """As on a full disk, files of this process grow no further (EFBIG)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# TensorBoard's own thread may meet the limit too, and ends.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("room_bytes", [0, 10])
+def test_a_step_without_room_is_left_out_and_the_next_ones_are_not(tmp_path, capsys, room_bytes):
+    record = tmp_path / "logs" / METRICS_FILE
+    writer = MetricsWriter(tmp_path / "logs", tmp_path / "save")
+    writer.write(1, {"loss": 2.0})
+    with no_file_beyond(record.stat().st_size + room_bytes):
+        writer.write(2, {"loss": 1.5})
+        writer.write(3, {"loss": 1.5})
+    writer.write(4, {"loss": 1.0})
+    writer.close()
+    assert [json.loads(line)["step"] for line in record.read_text().splitlines()] == [1, 4]
+    printed = capsys.readouterr().out
+    assert printed.count("COULD NOT BE WRITTEN") == 1
+    assert f"THE RECORD OF STEP 2 COULD NOT BE WRITTEN to {record}: " in printed
+
+
+def test_a_bad_step_without_room_is_printed(tmp_path, capsys):
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        steps = BadSteps(
+            tmp_path / "no_such" / "bad_steps.jsonl", SimpleNamespace(place_of=lambda sample: ("part", sample)), 3
+        )
+        assert steps.watch(5, math.nan, None, [SimpleNamespace(sample_ids=[7, 9])])
+    finally:
+        dist.destroy_process_group()
+    printed = capsys.readouterr().out
+    assert "bad_steps.jsonl could not be written (No such file or directory)" in printed
+    assert '"rows": [{"part": "part", "row": 7}, {"part": "part", "row": 9}]' in printed

@@ -1,0 +1,165 @@
+"""Optimizer states on disk: whoever cut a parameter into whatever pieces, anybody reads any elements of it again."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colossal_llama.engine.launch import prepare_engine
+
+prepare_engine()
+
+from colossal_llama.engine.optimizer_shards import Cut, Place, Slot  # noqa: E402
+from colossal_llama.model.weights.stored_tensors import shape_of  # noqa: E402
+from colossal_llama.model.weights.weight_files import write_safetensors  # noqa: E402
+from colossal_llama.training.checkpoint.commit import HeldFile  # noqa: E402
+from colossal_llama.training.checkpoint.discovery import open_checkpoint  # noqa: E402
+from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer, restore_states, tensors_to_save  # noqa: E402
+from colossal_llama.training.checkpoint.staging import HostMemory  # noqa: E402
+from colossal_llama.utils.atomic_io import (  # noqa: E402
+    remove_directory,
+    replace_directory,
+    tidy_directory,
+    unfinished_path,
+)
+from colossal_llama.utils.errors import UserError  # noqa: E402
+
+shapes = st.tuples(st.integers(1, 9), st.integers(1, 7))
+
+
+@st.composite
+def divisions(draw, shape: tuple[int, int]) -> list[Place]:
+    """Places that cover a parameter once: cut along one dimension or not, each cut divided into ranges."""
+    cuts: list[Cut | None] = [None]
+    dimension = draw(st.sampled_from([None, 0, 1]))
+    if dimension is not None:
+        edges = sorted({0, shape[dimension], *draw(st.sets(st.integers(0, shape[dimension]), max_size=3))})
+        cuts = [Cut(dimension, begin, end) for begin, end in itertools.pairwise(edges)]
+    places = []
+    for cut in cuts:
+        count = math.prod(Place(shape, cut, 0, 0).cut_shape)
+        edges = sorted({0, count, *draw(st.sets(st.integers(0, count), max_size=3))})
+        places += [Place(shape, cut, begin, end) for begin, end in itertools.pairwise(edges)]
+    return draw(st.permutations(places))
+
+
+def elements(whole: torch.Tensor, place: Place) -> torch.Tensor:
+    cut = place.cut
+    part = whole if cut is None else whole.narrow(cut.dimension, cut.begin, cut.end - cut.begin)
+    return part.reshape(-1)[place.begin : place.end]
+
+
+def slot_of(place: Place, states: dict, master: torch.Tensor, padding: int = 0) -> Slot:
+    length = place.end - place.begin + padding
+    key = torch.zeros(length)
+    return Slot("weight", place, key, key.shape, states, master, keeps_master=True, is_mine=True)
+
+
+def written(directory, slots: list[Slot], tensors_per_file: int = 3) -> SavedOptimizer:
+    """The slots saved, each by a rank of its own, in files of so many tensors."""
+    directory.mkdir()
+    memory, names = HostMemory(pinned=False, block_bytes=64), []
+    for rank, slot in enumerate(slots):
+        tensors = list(tensors_to_save([slot]))
+        for first in range(0, len(tensors), tensors_per_file):
+            file = HeldFile(f"rank-{rank}-{first}.safetensors")
+            for name, tensor, note in tensors[first : first + tensors_per_file]:
+                file.add(name, shape_of(tensor), memory.keep(tensor), note)
+            write_safetensors(directory / file.name, file.shapes, file.pieces.__getitem__, file.metadata)
+            names.append(file.name)
+    index = {"format": "colossal_llama.optimizer.1", "param_groups": [], "files": dict.fromkeys(names, 0)}
+    (directory / "index.json").write_text(json.dumps(index))
+    return SavedOptimizer(directory)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), shape=shapes, padding=st.integers(0, 3))
+def test_any_division_is_read_by_any_other(tmp_path_factory, data, shape, padding):
+    whole = {name: torch.randn(shape) for name in ("exp_avg", "exp_avg_sq", "master_weight")}
+    slots = [
+        slot_of(
+            place,
+            {"step": 7, **{name: elements(whole[name], place) for name in ("exp_avg", "exp_avg_sq")}},
+            elements(whole["master_weight"], place).clone(),
+        )
+        for place in data.draw(divisions(shape))
+    ]
+    saved = written(tmp_path_factory.mktemp("saved") / "optimizer", slots, data.draw(st.integers(1, 3)))
+    for place in data.draw(divisions(shape)):
+        length = place.end - place.begin
+        slot = slot_of(place, {}, torch.full((length + padding,), 5.0), padding)
+        restore_states(saved, [slot], {})
+        assert slot.states["step"] == 7
+        assert torch.equal(slot.master[:length], elements(whole["master_weight"], place))
+        assert torch.equal(slot.master[length:], torch.full((padding,), 5.0))
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(slot.states[name][:length], elements(whole[name], place))
+            assert not slot.states[name][length:].any()
+    saved.close()
+
+
+def test_what_is_missing_is_said(tmp_path):
+    """A missing piece is not read as zeros; a parameter that was not trained is named."""
+    half = Place((4, 2), None, 0, 4)
+    states = {"step": 1, "exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(4)}
+    saved = written(tmp_path / "optimizer", [slot_of(half, states, torch.ones(4))])
+    whole = slot_of(Place((4, 2), None, 0, 8), {}, torch.zeros(8))
+    with pytest.raises(UserError, match=r"incomplete: elements of weight\.master_weight are missing"):
+        restore_states(saved, [whole], {})
+    with pytest.raises(UserError, match=r"the shape \(4, 2\), the model's is \(2, 4\)"):
+        restore_states(saved, [slot_of(Place((2, 4), None, 0, 8), {}, torch.zeros(8))], {})
+    (tmp_path / "optimizer" / "rank-0-0.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        SavedOptimizer(tmp_path / "optimizer")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 40), max_size=8),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.uint8, torch.int64]),
+    block_bytes=st.sampled_from([8, 16, 64, 4096]),
+)
+def test_host_memory_keeps_every_tensor_and_is_used_again(counts, dtype, block_bytes):
+    memory, generator = HostMemory(pinned=False, block_bytes=block_bytes), np.random.default_rng(len(counts))
+    held = None
+    for _ in range(2):
+        memory.clear()
+        tensors = [torch.from_numpy(generator.integers(0, 100, count)).to(dtype) for count in counts]
+        kept = [memory.keep(tensor) for tensor in tensors]
+        expected = [tensor.clone() for tensor in tensors]
+        for tensor in tensors:
+            tensor += 1  # training goes on; the copies stay
+        for tensor, pieces in zip(expected, kept, strict=True):
+            assert torch.equal(torch.cat([*pieces, torch.empty(0, dtype=dtype)]), tensor)
+        assert held in (None, memory.held_bytes)
+        held = memory.held_bytes
+
+
+def test_directories_appear_and_vanish_whole(tmp_path):
+    """Killed while it replaced, removed or wrote a directory, a process leaves a hidden name, and the next one tidies up."""
+    for name in ("replaced", "unfinished", "removed"):
+        (tmp_path / f".step-{name}.{name}").mkdir()
+        (tmp_path / f".step-{name}.{name}" / "file").write_text(name)
+    assert tidy_directory(tmp_path) == ["step-unfinished"]
+    assert {path.name for path in tmp_path.iterdir()} == {"step-replaced"}
+    new = unfinished_path(tmp_path / "step-replaced")
+    new.mkdir()
+    replace_directory(new, tmp_path / "step-replaced")
+    assert not any((tmp_path / "step-replaced").iterdir())
+    remove_directory(tmp_path / "step-replaced")
+    assert not any(tmp_path.iterdir())
+
+
+def test_pickled_checkpoints_of_earlier_versions_are_refused(tmp_path):
+    for folder in ("modelling", "optimizer"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "running_states.json").write_text(json.dumps({"progress": {"step": 3}, "origin": {}, "world_size": 1}))
+    assert open_checkpoint(tmp_path).progress.step == 3
+    (tmp_path / "optimizer" / "pytorch_optim.bin.index.json").touch()
+    with pytest.raises(UserError, match="pickles are not loaded"):
+        open_checkpoint(tmp_path)

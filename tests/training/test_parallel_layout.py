@@ -1,0 +1,64 @@
+"""Which divisions of the processes there are: every impossible one is refused in one sentence that names a possible one."""
+
+import itertools
+import json
+import re
+
+import pytest
+
+from colossal_llama.training.arguments import parse_arguments
+from colossal_llama.training.parallel_layout import SP_MODES, Layout, ModelShape, problem_of, read_model_shape
+
+SHAPE = ModelShape(layers=6, heads=12, key_value_heads=4, intermediate=96)
+
+
+def problem(layout: Layout, world_size: int = 8, **settings) -> str | None:
+    return problem_of(layout, world_size, SHAPE, **{"half_precision": True, "freezes": False, **settings})
+
+
+@pytest.mark.parametrize("half_precision", [True, False])
+def test_the_setting_that_a_refusal_names_is_possible(half_precision):
+    sizes = (1, 2, 3, 4, 8)
+    for pp, tp, sp, mode, zero in itertools.product(sizes, sizes, sizes, SP_MODES, (0, 1, 2)):
+        refusal = problem(Layout(pp, tp, sp, mode, zero), half_precision=half_precision)
+        if refusal is not None:
+            named = re.search(r"possible setting is --pp (\d+) --tp (\d+) --sp (\d+) --zero (\d)$", refusal)
+            other = Layout(*map(int, named.groups()[:3]), mode, int(named[4]))
+            assert problem(other, half_precision=half_precision) is None, (refusal, other)
+
+
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [
+        (Layout(pp=3), "does not divide the 8"),
+        (Layout(pp=8), "more than the model's 6 layers"),
+        (Layout(pp=2, zero=2), "once a pipeline micro-batch"),
+        (Layout(tp=8), "12 attention heads"),
+        (Layout(tp=2, sp=4), "must equal --tp"),
+        (Layout(tp=2, sp=4, sp_mode="all_to_all"), "--tp 2 x --sp 4 does not divide"),
+    ],
+)
+def test_each_reason(layout, reason):
+    assert reason in problem(layout)
+
+
+def test_what_depends_on_the_method():
+    assert problem(Layout(pp=4, zero=0), freezes=True).endswith("--pp 2 --tp 1 --sp 1 --zero 0")
+    assert problem(Layout(pp=2, zero=0), freezes=True) is None
+    assert problem(Layout(tp=2, zero=1), half_precision=False).endswith("--pp 1 --tp 2 --sp 1 --zero 0")
+
+
+def test_the_shape_is_read_from_the_model_before_anything_is_loaded(tmp_path, capsys):
+    config = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "part").mkdir()
+    assert read_model_shape(tmp_path / "model") == ModelShape(2, 4, 2, 96)
+    words = ["--pretrained", str(tmp_path / "model"), "--dataset", str(tmp_path / "part"), "--plugin", "3d"]
+    with pytest.raises(SystemExit):
+        parse_arguments([*words, "--tp", "4"], world_size=4)
+    assert "--tp 4 does not divide the model's 2 key-value heads" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_arguments([*words, "--pp", "2", "--micro_batch_size", "6", "--microbatch_size", "4"], world_size=4)
+    assert "the nearest that does is 3" in capsys.readouterr().err
+    assert parse_arguments([*words, "--tp", "2", "--pp", "2"], world_size=4).pp == 2

@@ -1,0 +1,160 @@
+"""What is recomputed on a GPU of a given size: as little as fits, and where layers may keep less than everything."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from colossal_llama.model.activation_checkpointing import recompute_layers
+from colossal_llama.training.arguments import parse_arguments
+from colossal_llama.training.memory.allocator import let_segments_grow, segments_grow
+from colossal_llama.training.memory.config import Setup, setup_of
+from colossal_llama.training.memory.estimate import GIB, estimate
+from colossal_llama.training.memory.recompute_policy import MARGIN, choose_recomputation, least_recomputation
+
+SEVEN_B = LlamaConfig(
+    vocab_size=69_104, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32
+)
+VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> list[str]:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "part").mkdir()
+    return ["--pretrained", str(tmp_path / "model"), "--dataset", str(tmp_path / "part"), "--use_grad_checkpoint"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards, whatever a test sets
+        monkeypatch.delenv(name)
+
+
+def work(setup: Setup) -> tuple[int, bool]:
+    """In the order of what costs more time."""
+    return setup.recomputed_layers, setup.frugal
+
+
+@example(gib=115.4, micro_batch_size=8, may_be_frugal=True)
+@given(gib=st.floats(60, 200), micro_batch_size=st.integers(1, 8), may_be_frugal=st.booleans())
+def test_as_little_as_fits(gib, micro_batch_size, may_be_frugal):
+    setup = Setup("zero2", micro_batch_size=micro_batch_size, frugal=may_be_frugal)
+    usable = int(int(gib * GIB) * (1 - MARGIN))
+    chosen = least_recomputation(SEVEN_B, setup, int(gib * GIB))
+    everything = replace(setup, recomputed_layers=32)
+    ways = [replace(setup, recomputed_layers=n, frugal=f) for n in range(33) for f in {False, may_be_frugal}]
+    fitting = [work(way) for way in ways if estimate(SEVEN_B, way).fits(usable)]
+    assert work(chosen) == min(fitting, default=work(everything))
+
+
+@given(gib=st.floats(60, 200), wanted=st.integers(1, 40))
+def test_as_many_layers_as_are_asked_for(gib, wanted):
+    """Then frugality alone is chosen: where it is needed."""
+    setup = Setup("zero2", micro_batch_size=4, frugal=True, recomputed_layers=7)
+    plain = replace(setup, recomputed_layers=min(wanted, 32), frugal=False)
+    needed = not estimate(SEVEN_B, plain).fits(int(int(gib * GIB) * (1 - MARGIN)))
+    assert least_recomputation(SEVEN_B, setup, int(gib * GIB), wanted) == replace(plain, frugal=needed)
+
+
+def test_a_pipeline_recomputes_all():
+    setup = Setup("3d", pipeline_stages=2, micro_batch_size=1)
+    assert least_recomputation(SEVEN_B, setup, 1000 * GIB).recomputed_layers == 32
+
+
+@pytest.mark.parametrize(
+    ("words", "frugal"),
+    [
+        ((), True),
+        (("--plugin", "zero2_cpu"), True),
+        (("--plugin", "3d"), True),
+        (("--recompute_layers", "3"), True),
+        (("--plugin", "3d", "--tp", "2"), False),
+        (("--plugin", "3d", "--pp", "2", "--microbatch_size", "1"), False),
+        (("--plugin", "ddp"), False),
+        (("--plugin", "gemini"), False),
+        (("--fp8",), False),
+        (("--lora_rank", "8"), False),
+    ],
+)
+def test_where_layers_may_be_frugal(base, words, frugal):
+    words = words if "--plugin" in words else ("--plugin", "zero2", *words)
+    let_segments_grow()
+    arguments = parse_arguments([*base, "--mixed_precision", "bf16", *words], has_gpu=True, world_size=2)
+    assert setup_of(arguments, SEVEN_B, 1, fused_kernels=True, flash_attention=True).frugal is frugal
+    assert not setup_of(arguments, SEVEN_B, 1, fused_kernels=False, flash_attention=True).frugal
+
+
+def test_not_without_checkpointing_and_not_where_segments_cannot_grow(base, monkeypatch):
+    def frugal(*words: str) -> bool:
+        arguments = parse_arguments([*words, "--plugin", "zero2"], has_gpu=True)
+        return setup_of(arguments, SEVEN_B, 1, fused_kernels=True, flash_attention=True).frugal
+
+    assert not frugal(*base)
+    let_segments_grow()
+    assert frugal(*base)
+    assert not frugal(*base[:-1])  # --use_grad_checkpoint
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
+    assert not frugal(*base)
+
+
+def test_a_cpu_recomputes_all_or_what_is_asked_for(base):
+    cpu = torch.device("cpu")
+    assert choose_recomputation(parse_arguments(base), SEVEN_B, cpu, 1) == (32, False)
+    three = parse_arguments([*base, "--recompute_layers", "3"])
+    assert choose_recomputation(three, SEVEN_B, cpu, 1) == (3, False)
+
+
+def test_layers_that_keep_everything_are_called_as_ever():
+    tiny = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = LlamaForCausalLM(tiny)
+    recompute_layers(model, 0, reentrant=False)
+    assert not model.is_gradient_checkpointing
+    recompute_layers(model, 0, reentrant=False, frugal=True)
+    assert model.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("cuda", "general", "grow"),
+    [
+        (None, None, None),
+        ("", None, None),
+        ("max_split_size_mb:512", None, False),
+        (None, "max_split_size_mb:512", False),
+        (None, "max_split_size_mb:512, expandable_segments: True", True),
+        ("max_split_size_mb:512", "expandable_segments:True", False),
+        ("expandable_segments:True", "max_split_size_mb:512", True),
+        ("expandable_segments:True,expandable_segments:False", None, False),
+        ("backend:cudaMallocAsync,expandable_segments:True", None, False),
+    ],
+)
+def test_the_users_setting_of_the_allocator_stays(monkeypatch, cuda, general, grow):
+    """PyTorch looks at the second variable only where the first is not there. Where there is none, ours makes them grow."""
+    for name, setting in zip(VARIABLES, (cuda, general), strict=True):
+        if setting is not None:
+            monkeypatch.setenv(name, setting)
+    assert segments_grow() is bool(grow)
+    let_segments_grow()
+    assert segments_grow() is (grow is None or grow)
+    found = tuple(os.environ.get(name) for name in VARIABLES)
+    assert found == ((cuda, general) if cuda or general else ("expandable_segments:True", None))
+
+
+def test_which_variable_pytorch_looks_at():
+    """Fails when it is another than `allocator` says. A number that is none is complained of in the variable that is looked at."""
+    program = "import torch; torch._C._accelerator_setAllocatorSettings('max_split_size_mb:512')"
+    right, wrong = "max_split_size_mb:512", "max_split_size_mb:none"
+    for settings, complains in (((wrong, right), True), ((right, wrong), False), (("", wrong), False)):
+        environment = {**os.environ, **dict(zip(VARIABLES, settings, strict=True))}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ("ValueError" in done.stderr) is complains, done.stderr

@@ -1,0 +1,91 @@
+"""Outputs that cannot be written, text that is none, and readers that go away: one message and no traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from colossal_llama.utils.cli import is_text
+
+
+def run(project_root, script, *options, **settings):
+    command = [sys.executable, project_root / script, *map(str, options)]
+    return subprocess.run(command, capture_output=True, cwd="/", check=False, **settings)
+
+
+@pytest.fixture
+def a_file(tmp_path):
+    (tmp_path / "file").touch()
+    return tmp_path / "file"
+
+
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [
+        ("colossal_llama/tokenizer/learn_pieces.py", "--output_dir"),
+        ("colossal_llama/model/init_model.py", "--target_model_path"),
+    ],
+)
+def test_a_directory_below_a_file_is_refused_at_once(project_root, a_file, script, option):
+    done = run(project_root, script, option, a_file / "new")
+    assert done.returncode == 2
+    assert f"argument {option}: {a_file}/new cannot be made: {a_file} is no directory" in done.stderr.decode()
+
+
+def test_what_the_system_refuses_is_a_message(project_root, tmp_path):
+    code = f"from colossal_llama.utils.errors import run_main; run_main(lambda: open('{tmp_path}', 'w'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=project_root, check=False)
+    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}: Is a directory\n")
+
+
+def test_errors_of_the_program_keep_their_traceback(project_root):
+    code = "from colossal_llama.utils.errors import run_main; run_main(lambda: open('/nowhere'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=project_root, check=False)
+    assert done.returncode == 1
+    assert "FileNotFoundError" in done.stderr
+
+
+def test_a_reader_that_goes_away_ends_a_script_without_a_word(project_root):
+    code = "from colossal_llama.utils.errors import run_main; run_main(lambda: [print('x' * 9999) for _ in range(99)])"
+    command = f'{sys.executable} -c "{code}" | head -c 3'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=project_root, check=False)
+    assert (done.stdout, done.stderr) == ("xxx", "")
+
+
+def test_bytes_that_are_no_text_are_refused(project_root):
+    assert is_text("你好 😀")
+    done = run(
+        project_root,
+        "inference_example.py",
+        "--model_path",
+        "m",
+        "--input_txt",
+        b"hi \xff".decode("utf-8", "surrogateescape"),
+    )
+    assert done.returncode == 2
+    assert "argument --input_txt: 'hi \\udcff' holds bytes that are not utf-8: convert it" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("script", ["train.py", "inference_example.py"])
+def test_a_seed_that_is_too_large_is_refused(project_root, script):
+    done = run(project_root, script, "--seed", 2**32)
+    assert done.returncode == 2
+    assert f"argument --seed: {2**32} is more than {2**32 - 1}" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("script", ["prepare_pretrain_dataset.py", "prepare_sft_dataset.py"])
+def test_a_row_that_no_splicing_could_hold_is_refused(project_root, script):
+    done = run(project_root, script, "--max_length", 2**20 + 1)
+    assert done.returncode == 2
+    assert f"argument --max_length: {2**20 + 1} is more than {2**20}" in done.stderr.decode()
+
+
+def test_a_directory_in_place_of_a_file_and_the_reverse_are_named(project_root, a_file, tmp_path):
+    options = ("--tokenizers", tmp_path, "--data_input_dirs", tmp_path, "--output_file", tmp_path)
+    report = run(project_root, "colossal_llama/tokenizer/report.py", *options)
+    assert report.returncode == 2
+    assert f"--output_file {tmp_path} is a directory: give the name of a file" in report.stderr.decode()
+    train = run(project_root, "train.py", "--dataset", a_file, "--eval_dataset", tmp_path / "none")
+    assert train.returncode == 2
+    assert f"--dataset: {a_file} is a file, not a directory" in train.stderr.decode()
+    assert f"--eval_dataset: {tmp_path}/none does not exist" in train.stderr.decode()
