@@ -89,10 +89,10 @@ def test_equals_the_engines_update(launched, precision, accumulated, offload, mo
         zero_offload_update, "SLICE_ELEMENTS", 100
     )  # more slices than lanes, and a last one that is not full
     lean, lean_norms = masters_after(True, precision, accumulated, offload)
-    launch, engine_norms = masters_after(False, precision, accumulated, offload)
+    engine, engine_norms = masters_after(False, precision, accumulated, offload)
     assert lean_norms == pytest.approx(engine_norms, rel=1e-3)
     assert min(engine_norms) > 0.05, "nothing was clipped, so clipping was not tested"
-    for mine, theirs in zip(lean, launch, strict=True):
+    for mine, theirs in zip(lean, engine, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 

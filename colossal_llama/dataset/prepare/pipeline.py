@@ -157,11 +157,11 @@ def _nothing_to_write(facts: Sequence[dict]) -> str:
 
 def _finish(run: _Run, facts: Sequence[dict], parts: Sequence[dict]) -> dict:
     """Writes what lies beside the parts, unless another shard's job has done it meanwhile, and returns the manifest."""
-    output_dir = run.settings.output_dir
-    with output_dir.finishing(output_dir):
-        if (output_dir / "manifest.json").is_file():
-            return orjson.loads((output_dir / "manifest.json").read_bytes())
-        write_rejected(output_dir, run.chunk_dir, run.chunks, facts)
+    directory = run.settings.output_dir
+    with output_dir.finishing(directory):
+        if (directory / "manifest.json").is_file():
+            return orjson.loads((directory / "manifest.json").read_bytes())
+        write_rejected(directory, run.chunk_dir, run.chunks, facts)
         manifest = build_manifest(run.identity, facts, parts, [chunk.file.name for chunk in run.chunks])
         _write_records(run, manifest)
     return manifest
@@ -177,12 +177,12 @@ def _write_records(run: _Run, manifest: dict) -> None:
 
 def _refuse_changed_content(run: _Run, state: output_dir.State) -> None:
     """Compares what has been read with what the files hold now, where their times do not say that it is the same."""
-    output_dir, chunks = run.settings.output_dir, run.chunks
-    suspects = output_dir.changed_times(output_dir, run.files)
+    directory, chunks = run.settings.output_dir, run.chunks
+    suspects = output_dir.changed_times(directory, run.files)
     if not suspects:
         return
     if state == "complete":
-        manifest = orjson.loads((output_dir / "manifest.json").read_bytes())
+        manifest = orjson.loads((directory / "manifest.json").read_bytes())
         rows = {entry["name"]: entry["rows"] for entry in manifest["input_files"]}
         known = {entry["name"]: iter(entry["chunk_sha256"]) for entry in manifest["input_files"]}
         readings = [(chunk, rows[chunk.file.name], next(known[chunk.file.name])) for chunk in chunks]
@@ -194,7 +194,7 @@ def _refuse_changed_content(run: _Run, state: output_dir.State) -> None:
         for chunk, row_count, sha256 in readings
         if chunk.file.name in suspects and content_digest(chunk, row_count) != sha256
     }
-    output_dir.refuse_changed_content(output_dir, list(changed))
+    output_dir.refuse_changed_content(directory, list(changed))
 
 
 # ----------------------------------------------------------------------------------------------------- tokenizing
