@@ -3,8 +3,9 @@
     python benchmarks/checkpoint_stall.py --shape 1.25B --work_dir /dev/shm/stall --output stall.json
     python benchmarks/checkpoint_stall.py --shape 170M --work_dir DIR --length_tokens 64 --micro_batch_size 1 --save_interval 4
 
-Both ways train the same in one launch and save three times. Printed for each: how long training waited for the first save, which also
-takes its memory from the system, and for the later ones (median), how long the writing took, and how much longer steps were during it.
+Both ways train the same in one launch and save three times. Printed for each: how long training
+waited for the first save, which also takes its memory from the system, and for the later ones
+(median), how long the writing took, and how much longer steps were during it.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     torchrun --standalone --nproc_per_node 1 benchmarks/count_memory.py commands.json counts.json      [["--pretrained", …], …]
 
-Every operation passes through a dispatch mode that notes each new storage and its end. The peak of the forward pass, the backward pass
-and the optimizer step of the last step is what a device's allocator would have had to hold, without its rounding and gaps.
+Every operation passes through a dispatch mode that notes each new storage and its end. The peak of
+the forward pass, the backward pass and the optimizer step of the last step is what a device's
+allocator would have had to hold, without its rounding and gaps.
 """
 
 import gc

@@ -2,7 +2,8 @@
 
     python benchmarks/expand_vocabulary.py --source_tokenizer_dirs LLAMA2,LLAMA3 --expand_tokens_files pieces.jsonl
 
-Each combination is run `--repeats` times in a process of its own; the fastest counts, as the others waited for the machine.
+Each combination is run `--repeats` times in a process of its own; the fastest counts, as the others
+waited for the machine.
 """
 
 import argparse

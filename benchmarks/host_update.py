@@ -2,7 +2,8 @@
 
     python benchmarks/host_update.py --shape 1.25B --steps 5
 
-Gradients are those of a few tokens, so that next to nothing but the update takes time. Prints seconds of a step and the ratio.
+Gradients are those of a few tokens, so that next to nothing but the update takes time. Prints
+seconds of a step and the ratio.
 """
 
 import argparse

@@ -3,12 +3,16 @@
     python benchmarks/initialisation_worth.py --source_tokenizer llama2 --target_tokenizer expanded --corpus_dir corpus \
         --work_dir /dev/shm --output worth.json --curve worth.png
 
-1. Most of the corpus trains a LLaMA with the source tokenizer, by train.py (the model is small, and this takes minutes).
-2. init_model.py gives it the expanded tokenizer's rows; other ways to fill the rows are set beside (row_variants.py). All are evaluated
+1. Most of the corpus trains a LLaMA with the source tokenizer, by train.py (the model is small, and
+this takes minutes).
+2. init_model.py gives it the expanded tokenizer's rows; other ways to fill the rows are set beside
+(row_variants.py). All are evaluated
    at once: on held-out documents, category by category, in nats per byte, which compare between tokenizers.
-3. Each way is trained further by train.py on text that the model has not seen, the same rows in the same order.
+3. Each way is trained further by train.py on text that the model has not seen, the same rows in the
+same order.
 
-The results are written after each step. On a CPU: `--width 128 --layers 2 --length_tokens 128 --source_steps 400 --continued_steps 50`.
+The results are written after each step. On a CPU: `--width 128 --layers 2 --length_tokens 128
+--source_steps 400 --continued_steps 50`.
 """
 
 import shutil

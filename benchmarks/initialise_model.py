@@ -1,8 +1,8 @@
 """Measures init_model.py: time and peak memory for the rows of an expanded tokenizer at width 4,096.
 
-Makes a random LLaMA of that width with few layers (the other layers of a real one are copied byte by byte), runs the script
-as a user does in a process of its own, and prints its wall time, its resident-memory high-water mark and the limit: twice
-the largest weight file.
+Makes a random LLaMA of that width with few layers (the other layers of a real one are copied byte
+by byte), runs the script as a user does in a process of its own, and prints its wall time, its
+resident-memory high-water mark and the limit: twice the largest weight file.
 """
 
 import json
@@ -31,7 +31,8 @@ def main() -> None:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="initialise-model-") as place:
         source, target = Path(place) / "source", Path(place) / "target"
-        # In a process of its own: a child's high-water mark starts at the memory of the process that starts it.
+        # In a process of its own: a child's high-water mark starts at the memory of the process
+        # that starts it.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             pool.submit(make_source, source, arguments).result()
         seconds, peak_bytes = run_init_model(source, arguments.target_tokenizer, target)

@@ -3,15 +3,17 @@
     python benchmarks/loss_parity.py --parts DATA/arrow/part-00000 --work_dir /dev/shm/parity --curve parity.png
     python benchmarks/loss_parity.py --parts … --work_dir … --ways fast fast_halves fp8 --seeds 42 43 44 45
 
-Runs of train.py from the same model, a random one unless --model names another, over the same rows in the same order: everything
-fused, everything plain (--fused_kernels False), plain with each micro-batch cut in two, which changes nothing but the rounding, and
-fused in 8 bits (--fp8). The plain way in halves is the noise: the fast way should be no farther from the plain one than that is.
-`--ways` chooses; the first one chosen is what the others are compared with. 7 B needs `--ways recomputed recomputed_halves
-fp8_recomputed`.
+Runs of train.py from the same model, a random one unless --model names another, over the same rows
+in the same order: everything fused, everything plain (--fused_kernels False), plain with each
+micro-batch cut in two, which changes nothing but the rounding, and fused in 8 bits (--fp8). The
+plain way in halves is the noise: the fast way should be no farther from the plain one than that is.
+`--ways` chooses; the first one chosen is what the others are compared with. 7 B needs `--ways
+recomputed recomputed_halves fp8_recomputed`.
 
-One run does not show an offset that is smaller than what rounding alone does to a run: `--seeds` repeats all ways with other orders
-of the rows. `--model` starts from a trained model, `--trained_steps` from the one that the first way makes of the random one in so many
-steps: where the loss no longer falls steeply, rounding moves it much less.
+One run does not show an offset that is smaller than what rounding alone does to a run: `--seeds`
+repeats all ways with other orders of the rows. `--model` starts from a trained model,
+`--trained_steps` from the one that the first way makes of the random one in so many steps: where
+the loss no longer falls steeply, rounding moves it much less.
 """
 
 import argparse
@@ -137,7 +139,8 @@ def compare(losses: dict[str, list[list[float]]]) -> list[dict[str, str | float 
         losses: by way, for each seed, of every step.
 
     Returns:
-        A row for each way: means over the seeds, and the standard error of the mean difference of the second half of the steps, which is
+        A row for each way: means over the seeds, and the standard error of the mean difference of
+            the second half of the steps, which is
         not known (None) of a single seed.
     """
     reference = np.array(next(iter(losses.values())))

@@ -7,7 +7,8 @@
 
     torchrun --nproc_per_node 1 benchmarks/other_recipes.py trainer --model DIR --part DIR --micro_batch_size 8 --steps 12 --output FILE
 
-Rows shorter than 4,096 tokens are padded to that. Writes the seconds and the real tokens of every step and the peak memory to FILE.
+Rows shorter than 4,096 tokens are padded to that. Writes the seconds and the real tokens of every
+step and the peak memory to FILE.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python benchmarks/plugins_on_gpu.py --shape 1.25B --work_dir /dev/shm/plugins
 
-Prints, for each, tokens/s (median of the steps after the third), peak memory, how long training waited for a save and how long its
-writing took, and the largest difference between the losses of the steps after the sixth in the whole run and in the resumed one. A
-checkpoint of the 1.25 B shape has 17.5 GB: give a directory in memory or on a fast disk.
+Prints, for each, tokens/s (median of the steps after the third), peak memory, how long training
+waited for a save and how long its writing took, and the largest difference between the losses of
+the steps after the sixth in the whole run and in the resumed one. A checkpoint of the 1.25 B shape
+has 17.5 GB: give a directory in memory or on a fast disk.
 """
 
 import argparse

@@ -2,10 +2,11 @@
 
     python benchmarks/prepare_memory.py --corpus_dir DIR --tokenizer_dir DIR --work_dir DIR [--gigabytes 5]
 
-The corpus is made of a small one: its documents again and again, each time with its lines in another order and with words
-that nobody has written before. Memory is the sum of the processes' proportional set sizes (pages that several processes
-share are counted once); the sum of their resident sizes, which counts them once a process, is told too. Needs about seven times
-the corpus on the disk; everything is removed in the end.
+The corpus is made of a small one: its documents again and again, each time with its lines in
+another order and with words that nobody has written before. Memory is the sum of the processes'
+proportional set sizes (pages that several processes share are counted once); the sum of their
+resident sizes, which counts them once a process, is told too. Needs about seven times the corpus on
+the disk; everything is removed in the end.
 """
 
 import json

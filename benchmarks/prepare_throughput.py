@@ -2,11 +2,13 @@
 
     python benchmarks/prepare_throughput.py --pretrain_dir DIR --tokenizer_dir DIR [--sft_dir DIR --sft_tokenizer_dir DIR]
 
-The floor is made of the same steps in the shortest form: each process reads and parses whole files and gives all texts of a
-file to `encode_batch_fast` at once; the lengths are packed; Arrow files of ids and labels are written. Starting Python, opening
-the tokenizer, checking records, the jsonl files, checksums and flushing to the disk are in the script's time and not in the
-floor. Script and floor are run in turn, and the best of each is taken, because other work on the machine only ever adds time;
-the ratio of every turn is told as well. On a busy machine the ratio of processor times tells more.
+The floor is made of the same steps in the shortest form: each process reads and parses whole files
+and gives all texts of a file to `encode_batch_fast` at once; the lengths are packed; Arrow files of
+ids and labels are written. Starting Python, opening the tokenizer, checking records, the jsonl
+files, checksums and flushing to the disk are in the script's time and not in the floor. Script and
+floor are run in turn, and the best of each is taken, because other work on the machine only ever
+adds time; the ratio of every turn is told as well. On a busy machine the ratio of processor times
+tells more.
 """
 
 import argparse
@@ -126,8 +128,8 @@ def _run_script(kind: str, data_dir: Path, tokenizer_dir: Path, output: Path, nu
 def _adopt_orphans() -> None:
     """Makes this process the parent of processes whose own has ended (prctl(2), PR_SET_CHILD_SUBREAPER).
 
-    The script's workers are children of a server that outlives the script by some milliseconds: without this their processor time
-    would be in nobody's account.
+    The script's workers are children of a server that outlives the script by some milliseconds:
+    without this their processor time would be in nobody's account.
     """
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 

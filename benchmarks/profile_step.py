@@ -2,8 +2,9 @@
 
     python benchmarks/profile_step.py --work_dir /dev/shm/profile --ways ours ours_3d ours_gemini
 
-The ways are those of benchmarks/train_throughput.py. `span` is from the first kernel's begin to the last one's end, `idle` what no kernel
-fills of it: there the device waited for the host. Without a GPU the same table is made of the operations on the processor.
+The ways are those of benchmarks/train_throughput.py. `span` is from the first kernel's begin to the
+last one's end, `idle` what no kernel fills of it: there the device waited for the host. Without a
+GPU the same table is made of the operations on the processor.
 """
 
 import argparse
@@ -30,7 +31,8 @@ from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
 
 PROFILED_STEP = 6
-"""The profiler's own start lengthens the first step that it sees: that is the one before, and thrown away."""
+"""The profiler's own start lengthens the first step that it sees: that is the one before, and
+thrown away."""
 GROUPS = {
     "attention": r"flash|fmha|sdpa|cudnn|attention|_sdp_",
     "matrix products": r"gemm|nvjet|cutlass|xmma|wgmma|::(add|b|ba)?d?d?bmm|::(add)?mm\b|scaled_mm",

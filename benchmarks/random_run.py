@@ -135,7 +135,8 @@ def allocated_before_gib(printed: str) -> Iterator[float]:
     """What former runs of one launch of run_many, on one process, had left allocated on the GPU when each run began: part of its peak.
 
     Args:
-        printed: what train_many.py printed, with a line after each run that ended; nothing without a GPU.
+        printed: what train_many.py printed, with a line after each run that ended; nothing without
+            a GPU.
     """
     left = re.findall(r"([0-9.]+) GiB still allocated after the run", printed)
     return chain([0.0], map(float, left), repeat(0.0))

@@ -2,7 +2,8 @@
 
     torchrun --standalone --nproc_per_node 2 benchmarks/train_many.py commands.json      [["--pretrained", …], …]
 
-A start takes longer than training a small model for some steps, so tests and benchmarks that need many runs share one.
+A start takes longer than training a small model for some steps, so tests and benchmarks that need
+many runs share one.
 """
 
 import gc

@@ -4,11 +4,13 @@
     python benchmarks/train_throughput.py --work_dir /dev/shm/speed --shape 7B --micro_batch_size 4 --ways ours plain trainer
     python benchmarks/train_throughput.py --work_dir DIR --pretrain_parts PART … --sft_parts PART …        also on real data
 
-`ours` is train.py --benchmark as a user starts it: plugin, fp32 master weights and states, clipping, data loader, records. Medians over the
-steps after the third. `ours_documents`: rows of 16 documents that do not see each other. `packed`: the rows of --pretrain_parts.
-`sft_packed` and `sft_padded`: the conversations of --sft_parts without padding, and one a row padded to 4,096; `plain_sft`: the plain
-recipe on the same padded rows; their tokens/s are of real tokens. The table's ratios are against `plain`; MFU is of the device's peak
-(README, "Train": model FLOPs utilisation).
+`ours` is train.py --benchmark as a user starts it: plugin, fp32 master weights and states,
+clipping, data loader, records. Medians over the steps after the third. `ours_documents`: rows of 16
+documents that do not see each other. `packed`: the rows of --pretrain_parts. `sft_packed` and
+`sft_padded`: the conversations of --sft_parts without padding, and one a row padded to 4,096;
+`plain_sft`: the plain recipe on the same padded rows; their tokens/s are of real tokens. The
+table's ratios are against `plain`; MFU is of the device's peak (README, "Train": model FLOPs
+utilisation).
 """
 
 import argparse
@@ -127,7 +129,8 @@ def words_of(options: argparse.Namespace, way: str, model: Path) -> list[str]:
             make_part(cut, rows=rows, documents_per_row=16)
         return [*words, *OURS["ours"], *on_parts([str(cut)], options.steps)]
     parts = options.pretrain_parts if way == "packed" else options.sft_parts
-    # Real rows differ from step to step: more of them for a steady median, except where they are mostly padding.
+    # Real rows differ from step to step: more of them for a steady median, except where they are
+    # mostly padding.
     steps = options.steps if way == "sft_padded" else 3 * options.steps
     return [*words, *ON_DATA[way], *on_parts(parts, steps)]
 

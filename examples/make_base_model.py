@@ -1,8 +1,9 @@
 """Makes the quick start's base model on the spot: a tiny random LLaMA with an English sentencepiece tokenizer.
 
-The tokenizer is built like LLaMA-2's (BPE with byte fallback, a space before the first word, <unk> <s> </s> = 0 1 2) on
-the English part of the example alone, with the full-width punctuation that LLaMA-2 knows too. So it stands about where
-LLaMA-2 stands with Chinese: the characters fall to bytes.
+The tokenizer is built like LLaMA-2's (BPE with byte fallback, a space before the first word, <unk>
+<s> </s> = 0 1 2) on the English part of the example alone, with the full-width punctuation that
+LLaMA-2 knows too. So it stands about where LLaMA-2 stands with Chinese: the characters fall to
+bytes.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Started by torchrun on all hosts: sums a tensor over all processes, checks the sum, and prints the bandwidth as JSON.
 
-The bus bandwidth of an all-reduce of S bytes over n processes in t seconds is S / t * 2 (n - 1) / n: what every link must carry,
-whatever n (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
+The bus bandwidth of an all-reduce of S bytes over n processes in t seconds is S / t * 2 (n - 1) /
+n: what every link must carry, whatever n
+(https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
 """
 
 import json

@@ -42,7 +42,8 @@ def main() -> None:
     print(overview(reports, problems))
     if measured:
         print(
-            f"all-reduce of {measured['size_bytes'] / 2**20:.0f} MiB over {measured['processes']} processes ({measured['device']}): "
+            f"all-reduce of {measured['size_bytes'] / 2**20:.0f} MiB over {measured['processes']} processes "
+            f"({measured['device']}): "
             f"{measured['seconds'] * 1000:.1f} ms, bus bandwidth {measured['bus_bytes_per_s'] / 1e9:.2f} GB/s"
         )
     record = {"time_s": round(time.time(), 3), "hosts": [asdict(report) for report in reports], "all_reduce": measured}

@@ -38,7 +38,7 @@ class Cluster:
     connect_timeout_s: float
 
     def shell(self, host: str) -> Shell:
-        """ssh to a host, in this project's directory, with the environment that matters."""
+        """Ssh to a host, in this project's directory, with the environment that matters."""
         variables = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
         return Shell(host, self.ssh_port, PROJECT_ROOT, variables, self.connect_timeout_s)
 
@@ -79,7 +79,8 @@ def _ask(cluster: Cluster, host: str, words: list[str]) -> HostReport:
     if output.code:
         said = (output.stderr.strip() or output.stdout.strip() or "nothing").splitlines()[-1]
         text = (
-            f"the survey ended with code {output.code} and said: {said}. This project and its environment must be there under the same "
+            f"the survey ended with code {output.code} and said: {said}. This project and its environment must be "
+            "there under the same "
             f"paths ({PROJECT_ROOT}, {sys.executable})"
         )
         return HostReport(host, skew_s=skew_s, skew_error_s=skew_error_s, failure=Problem(host, "python", text))

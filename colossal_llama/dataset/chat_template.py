@@ -1,12 +1,13 @@
 """Conversations in somebody else's format: a tokenizer's own chat template or a Jinja file, with generation spans.
 
-The rendered text is cut at its control tokens and at the borders of the spans, and each piece is encoded by itself, so that
-targets are known by construction and prompts are exact prefixes:
+The rendered text is cut at its control tokens and at the borders of the spans, and each piece is
+encoded by itself, so that targets are known by construction and prompts are exact prefixes:
 
     <|start|>user⏎Hi<|end|><|start|>assistant⏎Hello<|end|>
     control  text  control  control  text     [ target    )
 
-A control token that a message writes out is hidden while the template is rendered, so that it stays text.
+A control token that a message writes out is hidden while the template is rendered, so that it stays
+text.
 """
 
 import re
@@ -41,15 +42,16 @@ class ChatTemplate:
     def __init__(
         self, tokenizer: "PreTrainedTokenizerFast", source: str, name: str, encoder: TextEncoder | None = None
     ):
-        """
-        Args:
+        """Args:
             tokenizer: gives the control tokens.
-            source: the template; its answers stand between {% generation %} and {% endgeneration %}.
+            source: the template; its answers stand between {% generation %} and {% endgeneration
+                %}.
             name: what it is called in messages.
             encoder: the tokenizer's, if it is there already.
 
         Raises:
-            UserError: the template cannot be rendered, marks no answers, or begins them otherwise than its prompts end.
+            UserError: the template cannot be rendered, marks no answers, or begins them otherwise
+                than its prompts end.
         """
         self._source, self._name = source, name
         self._encoder = encoder or TextEncoder(tokenizer)
@@ -213,7 +215,8 @@ class ChatTemplate:
         special = set(self._special_ids.values())
         if whole.input_ids[end - 1] not in special:
             raise UserError(
-                f"--chat_template: with {self._name} an answer is not closed by a control token inside of the generation "
+                f"--chat_template: with {self._name} an answer is not closed by a control token inside of the "
+                "generation "
                 "block, so that the model would not learn to stop: move {% endgeneration %} behind the token"
             )
         return whole.input_ids[end - 1]

@@ -3,8 +3,9 @@
     <bos>A chat between … polite answers to the human's questions.⏎⏎Human: <bos>Hi<end>Assistant: <bos>Hello!<end>
                                                                                                   ^^^^^^^^^^^ target
 
-`<end>` is `</s>` on LLaMA-2 and `<|eot_id|>` on LLaMA-3. The sequence is put together from ids: labels and contents are
-encoded apart and control tokens are inserted as ids, so that no text can imitate or shift one.
+`<end>` is `</s>` on LLaMA-2 and `<|eot_id|>` on LLaMA-3. The sequence is put together from ids:
+labels and contents are encoded apart and control tokens are inserted as ids, so that no text can
+imitate or shift one.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +34,8 @@ TURN_END_TOKENS = {2: "</s>", 3: "<|eot_id|>"}
 class Message(NamedTuple):
     """What one side says. A `system` message may only come first; it replaces the default system sentence.
 
-    A tuple, because a corpus has millions of them: one is made in a third of a frozen dataclass's time.
+    A tuple, because a corpus has millions of them: one is made in a third of a frozen dataclass's
+    time.
     """
 
     role: Role
@@ -79,7 +81,7 @@ class EncodedBatch:
 
     @property
     def is_target(self) -> np.ndarray:
-        """bool [tokens]: what is in the loss."""
+        """Bool [tokens]: what is in the loss."""
         steps = np.zeros(len(self.ids) + 1, np.int8)
         steps[self.targets[:, 0]] += 1
         steps[self.targets[:, 1]] -= 1
@@ -140,10 +142,12 @@ class ConversationTemplate:
     ) -> "ConversationTemplate":
         """The project's format (see the head of this module): turns end with `</s>` on LLaMA-2 and with `<|eot_id|>` on LLaMA-3.
 
-        A LLaMA-3 base tokenizer, whose EOS is `<|end_of_text|>`, works too: the turn end does not depend on the EOS.
+        A LLaMA-3 base tokenizer, whose EOS is `<|end_of_text|>`, works too: the turn end does not
+        depend on the EOS.
 
         Raises:
-            UserError: the tokenizer is not of that version's family (it lacks the turn end), or the version is unknown.
+            UserError: the tokenizer is not of that version's family (it lacks the turn end), or the
+                version is unknown.
         """
         if llama_version not in TURN_END_TOKENS:
             raise UserError(f"LLaMA version {llama_version} has no conversation format here: give 2 or 3")
@@ -153,7 +157,8 @@ class ConversationTemplate:
         """Ids and target spans of one conversation (see `EncodedConversation`).
 
         Raises:
-            ValueError: a system message stands elsewhere than at the beginning, or a role is unknown.
+            ValueError: a system message stands elsewhere than at the beginning, or a role is
+                unknown.
         """
         return self.encode_batch([messages]).conversation(0)
 
@@ -162,7 +167,8 @@ class ConversationTemplate:
     ) -> "EncodedBatch":
         """`encode` for many conversations with one call of the tokenizer, or of a faster encoder that agrees with it.
 
-        The ids are put together for all turns at once: 0.3 s for 270,000 turns, of which one by one took 1.1 s.
+        The ids are put together for all turns at once: 0.3 s for 270,000 turns, of which one by one
+        took 1.1 s.
 
         Raises:
             ValueError: see `encode`.
@@ -174,7 +180,8 @@ class ConversationTemplate:
     ) -> Callable[[Sequence[Message]], EncodedConversation]:
         """`encode` for parts of a conversation that is number `number` of an encoded batch: nothing is tokenized again.
 
-        Fitting long conversations into rows tries several parts of each; that took 5 of 16 s on conversations of which 2 % are long.
+        Fitting long conversations into rows tries several parts of each; that took 5 of 16 s on
+        conversations of which 2 % are long.
         """
         turns = _split_system(messages)[1]
         known = {turn.content: ids for turn, ids in zip(turns, batch.contents(number), strict=True)}
@@ -227,7 +234,8 @@ class ConversationTemplate:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids up to and including `Assistant: <bos>`, where the answer to `messages` is to begin.
 
-        They are the prefix of `encode([*messages, Message("assistant", answer)]).input_ids` for every answer.
+        They are the prefix of `encode([*messages, Message("assistant", answer)]).input_ids` for
+        every answer.
         """
         return [*self.encode(messages).input_ids, *self._label_ids["assistant"]]
 

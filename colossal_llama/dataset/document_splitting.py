@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-# The higher, the better a place to cut. INSIDE_CHARACTER is only taken when a whole row has nothing else.
+# The higher, the better a place to cut. INSIDE_CHARACTER is only taken when a whole row has nothing
+# else.
 INSIDE_CHARACTER, ANYWHERE, WORD, SENTENCE, LINE, PARAGRAPH = range(6)
 SEARCHED_SHARE = 16  # the last sixteenth of a row is searched for a good place: the row stays at least 94 % full
-# … but for its very end, other than the limit itself: a gap of less than 64 of 4,096 tokens is too short for nearly every
-# document and stays empty (fill 0.9992 instead of 0.9976 on the real corpus with LLaMA-2)
+# … but for its very end, other than the limit itself: a gap of less than 64 of 4,096 tokens is too
+# short for nearly every document and stays empty (fill 0.9992 instead of 0.9976 on the real corpus
+# with LLaMA-2)
 UNFILLABLE_SHARE = 64
 
 _SENTENCE_ENDS = ("。", "！", "？", "；", "…")
@@ -18,13 +20,13 @@ _ASCII_SENTENCE_ENDS = (b".", b"!", b"?", b'."', b'!"', b'?"', b".)", b":", b";"
 class CutRanks:
     """What every token of a vocabulary tells about the places before and after it.
 
-    Built once from the bytes that each token stands for; ranking the places of a text is then a few array look-ups.
+    Built once from the bytes that each token stands for; ranking the places of a text is then a few
+    array look-ups.
     """
 
     def __init__(self, token_bytes: list[bytes]):
-        """
-        Args:
-            token_bytes: for every id the bytes it stands for; empty for control tokens.
+        """Args:
+        token_bytes: for every id the bytes it stands for; empty for control tokens.
         """
         wide_ends = tuple(character.encode() for character in _SENTENCE_ENDS)
         first = np.fromiter((piece[0] if piece else 0 for piece in token_bytes), np.uint8, len(token_bytes))
@@ -76,8 +78,8 @@ class CutRanks:
 def cut_places(tokens: np.ndarray, max_length: int, ranks: CutRanks, first_cut_after: int = 0) -> list[int]:
     """Where to cut a document so that every segment has 2 to `max_length` tokens.
 
-    Near the limit the best place is taken, the last one among equals: after a paragraph, a line, a sentence, before a
-    word, else between any two characters.
+    Near the limit the best place is taken, the last one among equals: after a paragraph, a line, a
+    sentence, before a word, else between any two characters.
 
     Args:
         tokens: (n,) ids of the document.

@@ -22,7 +22,8 @@ def random_rows(
         seed: of the ids.
 
     Returns:
-        A data set with `input_ids`, `labels` (int32; -100 where a document begins) and `document_lengths`.
+        A data set with `input_ids`, `labels` (int32; -100 where a document begins) and
+            `document_lengths`.
     """
     if length_tokens % documents_per_row:
         raise ValueError(f"{documents_per_row} documents do not divide a row of {length_tokens} tokens")

@@ -1,8 +1,9 @@
 """Which rows an epoch reads, in which order, and which samples share one: pure functions of lengths, seed and epoch.
 
-Conversations stay apart in the prepared parts. Padded to 4,096 tokens, real ones fill an eighth of what is computed; so training
-puts whole samples together into rows, each a document of its own that sees no other. A run that is resumed, or goes on with
-another number of ranks, makes the same plan again.
+Conversations stay apart in the prepared parts. Padded to 4,096 tokens, real ones fill an eighth of
+what is computed; so training puts whole samples together into rows, each a document of its own that
+sees no other. A run that is resumed, or goes on with another number of ranks, makes the same plan
+again.
 """
 
 import itertools
@@ -19,7 +20,8 @@ def row_order(part_sizes: Sequence[int], seed: int, epoch: int, shuffle: str = "
     Args:
         part_sizes: rows of each part.
         seed, epoch: decide the shuffle.
-        shuffle: `bucket` shuffles inside each part and keeps the parts in order; `global` mixes all; `none` keeps the order.
+        shuffle: `bucket` shuffles inside each part and keeps the parts in order; `global` mixes
+            all; `none` keeps the order.
 
     Returns:
         int64, shape (rows,): a permutation.
@@ -49,8 +51,10 @@ def plan_epoch(
 
     Args:
         part_lengths: tokens of every prepared row of each part.
-        seed, epoch, shuffle: as in `row_order`; packing never joins samples of two parts unless the shuffle is `global`.
-        row_length_tokens: pack samples into rows of at most so many tokens; None leaves every prepared row by itself.
+        seed, epoch, shuffle: as in `row_order`; packing never joins samples of two parts unless the
+            shuffle is `global`.
+        row_length_tokens: pack samples into rows of at most so many tokens; None leaves every
+            prepared row by itself.
     """
     order = row_order([len(lengths) for lengths in part_lengths], seed, epoch, shuffle)
     if row_length_tokens is None:
@@ -70,8 +74,8 @@ def _pack(samples: np.ndarray, lengths: np.ndarray, row_length_tokens: int, seed
     if seed is None:  # in the given order
         rows = splice_greedy(lengths[samples], row_length_tokens)
     else:
-        # Packed in shuffled order, so that samples of equal length meet others in every epoch; then the rows are shuffled, since
-        # packing puts the longest first.
+        # Packed in shuffled order, so that samples of equal length meet others in every epoch; then
+        # the rows are shuffled, since packing puts the longest first.
         rows = shuffle_rows(splice_best_fit(lengths[samples], row_length_tokens), seed)
     return Rows(samples[rows.segments], rows.starts)
 

@@ -1,7 +1,8 @@
 """From opened parts to batches: each rank's share of a step, and the collator.
 
-A step takes the next `rows_per_step` rows of the epoch's plan (colossal_llama.dataset.epoch_plan) whatever the number of ranks
-is, so a run that goes on with other ranks sees the same rows in the same steps.
+A step takes the next `rows_per_step` rows of the epoch's plan (colossal_llama.dataset.epoch_plan)
+whatever the number of ranks is, so a run that goes on with other ranks sees the same rows in the
+same steps.
 
     order of an epoch   r0 r1 r2 r3 r4 r5 r6 r7 r8 r9          2 ranks, micro-batch 2, 2 accumulation steps
     step 0              rank 0: [r0 r1] [r4 r5]    rank 1: [r2 r3] [r6 r7]
@@ -44,9 +45,9 @@ class StepGeometry:
     def micro_batches(self, step_rows: Sequence[int], rank: int) -> list[list[int]]:
         """A rank's micro-batches of one step.
 
-        Every rank gets the same number of micro-batches, since each one is a collective; where a short last step has no row
-        for a rank, its list is empty (the collator makes a row without targets of it). The rows of a short micro-batch are spread
-        as evenly as they go.
+        Every rank gets the same number of micro-batches, since each one is a collective; where a
+        short last step has no row for a rank, its list is empty (the collator makes a row without
+        targets of it). The rows of a short micro-batch are spread as evenly as they go.
 
         Args:
             step_rows: the step's rows, at most `rows_per_step`.
@@ -64,13 +65,15 @@ class StepGeometry:
 class MicroBatch:
     """Rows padded to one length.
 
-    `input_ids`, `labels`, `position_ids`, `token_lengths`: int64 (rows, length). Labels are -100 on padding and where a document
-    begins; positions restart with each document; `token_lengths` gives each token the length of its document. `boundaries`: see
-    `colossal_llama.model.attention.varlen.boundaries_of`. `target_categories`: int64 (rows, length), at each position the number of the category
-    of the token after it, whose prediction is what a loss at this position measures; `category_targets`: targets of each category.
-    `target_positions`: int64 (targets,), where in the flattened rows the next token is
-    a target; `target_tokens`: how many there are. `rows`: how many there
-    are (0 for the stand-in of a rank that has none). `sample_ids`: numbers of the prepared rows in them, `samples_per_row` of which
+    `input_ids`, `labels`, `position_ids`, `token_lengths`: int64 (rows, length). Labels are -100 on
+    padding and where a document begins; positions restart with each document; `token_lengths` gives
+    each token the length of its document. `boundaries`: see
+    `colossal_llama.model.attention.varlen.boundaries_of`. `target_categories`: int64 (rows,
+    length), at each position the number of the category of the token after it, whose prediction is
+    what a loss at this position measures; `category_targets`: targets of each category.
+    `target_positions`: int64 (targets,), where in the flattened rows the next token is a target;
+    `target_tokens`: how many there are. `rows`: how many there are (0 for the stand-in of a rank
+    that has none). `sample_ids`: numbers of the prepared rows in them, `samples_per_row` of which
     make up each row.
     """
 
@@ -115,8 +118,10 @@ class Collator:
         pad_token_id: fills up rows; never looked at again, since padding is known by length.
         max_length: the most tokens of a row.
         pad_to_max_length: pad to `max_length` rather than to the longest row of the batch.
-        cross_document_attention: treat a row as one document: its documents see each other and positions run through.
-        pad_to_multiple_of: pad to a multiple of so many tokens, which sequence parallelism divides evenly.
+        cross_document_attention: treat a row as one document: its documents see each other and
+            positions run through.
+        pad_to_multiple_of: pad to a multiple of so many tokens, which sequence parallelism divides
+            evenly.
         categories: how many there are; 0 where the data name none.
     """
 
@@ -133,7 +138,8 @@ class Collator:
         """Makes a batch of rows; of no rows, a batch of one row without targets.
 
         Args:
-            rows: each with `input_ids`, `labels`, `document_lengths`, and, where there are categories, `document_categories`.
+            rows: each with `input_ids`, `labels`, `document_lengths`, and, where there are
+                categories, `document_categories`.
             sample_ids, samples_per_row: see `MicroBatch`.
         """
         real_rows = len(rows)
@@ -233,8 +239,9 @@ def step_batches(
 ) -> Iterator[list[MicroBatch]]:
     """A rank's micro-batches, one list a step, from row `first_row` of an epoch's plan on.
 
-    A thread reads two steps ahead (memory-mapped rows, collated by numpy, are far cheaper than a step). Worker processes would have
-    to be forked from a process that holds CUDA and communication threads, which aborts on some hosts.
+    A thread reads two steps ahead (memory-mapped rows, collated by numpy, are far cheaper than a
+    step). Worker processes would have to be forked from a process that holds CUDA and communication
+    threads, which aborts on some hosts.
 
     Args:
         reader: of all parts.

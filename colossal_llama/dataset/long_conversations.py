@@ -30,15 +30,17 @@ def windows(
 ) -> tuple[list[EncodedConversation], list[int]]:
     """Overlapping windows in which every answer that fits with its question is a target exactly once.
 
-    A window begins with a question, as early as its first new answer lets the context fill at most half of the row, and goes
-    on as far as the row does. Answers that an earlier window trained are context.
+    A window begins with a question, as early as its first new answer lets the context fill at most
+    half of the row, and goes on as far as the row does. Answers that an earlier window trained are
+    context.
 
         turns      h a h a h a h a h a          (a system message goes with every window)
         window 1   h A h A h A
         window 2       h a h a h A h A          capital: a target
 
     Returns:
-        The windows, and the numbers (among the answers, from 0) of those that do not fit even with nothing but their question.
+        The windows, and the numbers (among the answers, from 0) of those that do not fit even with
+            nothing but their question.
     """
     system = list(messages[:1]) if messages and messages[0].role == "system" else []
     turns = list(messages[len(system) :])
@@ -60,7 +62,8 @@ def windows(
             too_long.append(following)
             following += 1
             continue
-        # the shorter the part, the later its start: count the starts, from the last on, whose part fills half a row at most
+        # the shorter the part, the later its start: count the starts, from the last on, whose part
+        # fills half a row at most
         roomy = bisect_right(possible[::-1], max_length // 2, key=lambda start: len(part(start, answer + 1).input_ids))
         start = possible[-max(roomy, 1)]
         later = answers[following:]

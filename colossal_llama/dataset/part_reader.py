@@ -66,7 +66,8 @@ def open_parts(paths: Sequence[str | Path], max_length: int, option: str = "--da
         option: by which the user gave them, for messages.
 
     Raises:
-        UserError: some are missing or are not what the prepare scripts write; all of them are named.
+        UserError: some are missing or are not what the prepare scripts write; all of them are
+            named.
     """
     parts, problems = [], []
     for path in map(Path, paths):
@@ -89,7 +90,8 @@ def _open_part(path: Path, max_length: int, option: str) -> Part:
     note = path / "part.json"
     if not note.is_file():
         raise UserError(
-            f"{option}: {path} is not a part written by prepare_pretrain_dataset.py or prepare_sft_dataset.py (no part.json); "
+            f"{option}: {path} is not a part written by prepare_pretrain_dataset.py or prepare_sft_dataset.py (no "
+            "part.json); "
             "give the directories arrow/part-00000 and so on, one by one"
         )
     try:
@@ -105,12 +107,14 @@ def _open_part(path: Path, max_length: int, option: str) -> Part:
     ]
     if wrong:
         raise UserError(
-            f"{option}: {note} lacks {', '.join(wrong)}, or has something else under that name: it was changed or cut off; copy the part "
+            f"{option}: {note} lacks {', '.join(wrong)}, or has something else under that name: it was changed or cut "
+            "off; copy the part "
             "again, or prepare the data again"
         )
     if facts["max_length"] > max_length:
         raise UserError(
-            f"{option}: {path} was prepared for rows of up to {facts['max_length']} tokens, more than --max_length {max_length}: "
+            f"{option}: {path} was prepared for rows of up to {facts['max_length']} tokens, more than --max_length "
+            f"{max_length}: "
             "raise --max_length, or prepare the data again with the shorter one"
         )
     categories: tuple[str, ...] = ()

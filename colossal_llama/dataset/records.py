@@ -84,7 +84,8 @@ def conversation_of(record: dict) -> Conversation:
     Each may have a "category" and a "system" text, which may be empty.
 
     Raises:
-        RecordError: it has none of these forms, a message is empty or of an unknown role, or the assistant never speaks.
+        RecordError: it has none of these forms, a message is empty or of an unknown role, or the
+            assistant never speaks.
     """
     system = [Message("system", _string(record, "system"))] if record.get("system") not in (None, "") else []
     category = _string(record, "category") if record.get("category") is not None else DEFAULT_CATEGORY

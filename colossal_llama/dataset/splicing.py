@@ -33,14 +33,16 @@ def splice_best_fit(lengths: Sequence[int] | np.ndarray, max_length: int) -> Row
         max_length: tokens a row can take.
 
     Returns:
-        Rows in the order in which they were opened, segments in the order in which they were put in. Every segment is in
+        Rows in the order in which they were opened, segments in the order in which they were put
+            in. Every segment is in
         exactly one row.
     """
     lengths = _checked(lengths, max_length)
     order = np.argsort(-lengths, kind="stable")
     row_of = np.empty(len(lengths), np.int64)
     rows_with_room: list[list[int]] = [[] for _ in range(max_length + 1)]
-    # Bit r is set while some row has room for exactly r tokens: the best fit is the lowest bit from `length` on.
+    # Bit r is set while some row has room for exactly r tokens: the best fit is the lowest bit from
+    # `length` on.
     rooms = 0
     opened = 0
     for segment, length in zip(order.tolist(), lengths[order].tolist(), strict=True):

@@ -1,6 +1,7 @@
 """Turns checked records into samples: ids with a mark on every target, cut into segments that fit a row.
 
-Tokens travel as int32 in which bit 30 says "is a target", so that ids and labels are one array until they are written:
+Tokens travel as int32 in which bit 30 says "is a target", so that ids and labels are one array
+until they are written:
 
     BOS  source…  target…  EOS          one document
      .   . . . .  T T T T   T           bit 30
@@ -141,8 +142,9 @@ class DocumentTokenizer:
     def _fit(self, tokens: np.ndarray, target_start: int, counter: Counter) -> list[np.ndarray]:
         """The segments of a document that is longer than a row.
 
-        A source that would fill more than half of the first row, though the document does not fit, loses its beginning:
-        the target's first segment keeps the nearest context, and every segment has targets.
+        A source that would fill more than half of the first row, though the document does not fit,
+        loses its beginning: the target's first segment keeps the nearest context, and every segment
+        has targets.
         """
         source_length, target_length = target_start - 1, len(tokens) - target_start
         kept_source = max(self._max_length - 1 - target_length, self._max_length // 2 - 1)

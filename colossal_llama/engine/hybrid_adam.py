@@ -14,7 +14,8 @@ BETAS = (0.9, 0.95)
 class Adam(HybridAdam):
     """ColossalAI's AdamW, with a fused update also where master weights are in host memory and gradients in bf16.
 
-    That is Gemini with `placement_policy="auto"`. HybridAdam takes unfused operations for it, and forgets the factor that clips.
+    That is Gemini with `placement_policy="auto"`. HybridAdam takes unfused operations for it, and
+    forgets the factor that clips.
     """
 
     def step(self, closure: None = None, div_scale: float = -1) -> None:

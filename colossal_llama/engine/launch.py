@@ -1,7 +1,8 @@
 """ColossalAI on this host: the launch, the device, and the kernels that need no compiler.
 
-Everything here goes through doors that ColossalAI offers (`set_accelerator`, `KernelLoader.register_extension`), except the
-patches of cpu_engine.py, engine_patches.py and gemini_patches.py, each with its reason and a test that fails when it is no longer needed.
+Everything here goes through doors that ColossalAI offers (`set_accelerator`,
+`KernelLoader.register_extension`), except the patches of cpu_engine.py, engine_patches.py and
+gemini_patches.py, each with its reason and a test that fails when it is no longer needed.
 """
 
 import contextlib
@@ -86,8 +87,9 @@ def prepare_engine() -> None:
         from colossalai.kernel.kernel_loader import CPUAdamLoader, FusedOptimizerLoader
 
     for loader, extension in ((CPUAdamLoader, TorchCpuAdam), (FusedOptimizerLoader, TorchCudaAdam)):
-        # Alone in the registry: with several usable kernels the loader warns, and ColossalAI's own would be compiled by nvcc on
-        # first use (about 100 s, and a CUDA toolkit that many a host does not have).
+        # Alone in the registry: with several usable kernels the loader warns, and ColossalAI's own
+        # would be compiled by nvcc on first use (about 100 s, and a CUDA toolkit that many a host
+        # does not have).
         loader.REGISTRY.clear()
         loader.register_extension(extension)
     if not has_gpu():
@@ -102,7 +104,8 @@ def leave() -> None:
     """Leaves the process group together with the other ranks, so that the process ends without complaints of the backend."""
     if dist.is_initialized():
         dist.barrier()  # without torchrun rank 0 has the store, which others may still read
-    # HybridParallelPlugin's finaliser destroys its process groups; it fails when they, or the interpreter, have gone before it.
+    # HybridParallelPlugin's finaliser destroys its process groups; it fails when they, or the
+    # interpreter, have gone before it.
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()

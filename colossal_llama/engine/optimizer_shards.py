@@ -61,7 +61,8 @@ class Slot:
     """As in the unwrapped model."""
     place: Place
     key: torch.Tensor
-    """Under which the inner optimizer keeps its states. Padding, if any, stands behind the elements of the place."""
+    """Under which the inner optimizer keeps its states. Padding, if any, stands behind the
+    elements of the place."""
     shape: torch.Size
     """Of the states."""
     states: dict[str, Any]
@@ -153,7 +154,8 @@ def _gemini_slots(optimizer: GeminiOptimizer, names: Mapping[int, str]) -> Itera
     for number, (parameter_id, key) in enumerate(optimizer.id_to_fake_params.items()):
         chunk = optimizer.param_to_chunk16[key]
         begin_in_chunk, end_in_chunk = optimizer.param_to_range[key]
-        # Chunk sizes that were searched for are NumPy's integers, which a file's JSON header cannot hold.
+        # Chunk sizes that were searched for are NumPy's integers, which a file's JSON header cannot
+        # hold.
         begin, length = (int(number) for number in optimizer.get_offsets(parameter_id)[1:])
         weights = chunk.paired_chunk if optimizer.module.master_weights else chunk
         count, index = (chunk.pg_size, chunk.pg_rank) if chunk.keep_gathered else (1, 0)

@@ -28,8 +28,9 @@ class StepInputs:
 class StepSchedule(OneForwardOneBackwardSchedule):
     """ColossalAI's 1F1B over micro-batches of any shape and number.
 
-    The original cuts one tensor of rows into equal slices: every micro-batch has the same rows and length, there are no fewer of them
-    than stages, and what is not a slice of rows (the boundaries of documents) cannot come along.
+    The original cuts one tensor of rows into equal slices: every micro-batch has the same rows and
+    length, there are no fewer of them than stages, and what is not a slice of rows (the boundaries
+    of documents) cannot come along.
     """
 
     def load_batch(self, data_iter: StepInputs, device: torch.device | None = None) -> None:
@@ -39,7 +40,8 @@ class StepSchedule(OneForwardOneBackwardSchedule):
         sent = set(data_iter.shapes), torch.is_grad_enabled()  # what is received in an evaluation wants no gradient
         self.enable_metadata_cache = len(sent[0]) == 1
         if not self.enable_metadata_cache or sent != getattr(self, "_sent_before", None):
-            # Stages tell each other what they send, then remember it; all of them forget at the same step.
+            # Stages tell each other what they send, then remember it; all of them forget at the
+            # same step.
             self.send_tensor_metadata = self.send_grad_metadata = True
             self.tensor_metadata_recv = self.grad_metadata_recv = None
         self._sent_before = sent

@@ -25,7 +25,8 @@ class Engine:
     booster: Booster
     plugin: Plugin
     parameter_dtype: torch.dtype
-    """In which the model is loaded: `ddp` keeps fp32 weights and computes under autocast, the others hold half-precision copies."""
+    """In which the model is loaded: `ddp` keeps fp32 weights and computes under autocast, the
+    others hold half-precision copies."""
     autocast_dtype: torch.dtype | None
     clips_itself: bool
     """Whether `optimizer.step()` clips the gradients."""
@@ -74,8 +75,8 @@ def _overlaps(arguments: TrainingArguments) -> bool:
     """Whether gradients are exchanged on a second CUDA stream: a CPU has none, and one rank nothing to exchange, while the
     engine would make the host wait for the device after every micro-batch.
 
-    Nor in a pipeline, which exchanges them after its last backward pass: there the engine waits for that stream nowhere, and the update
-    would begin with gradients that are still being summed.
+    Nor in a pipeline, which exchanges them after its last backward pass: there the engine waits for
+    that stream nowhere, and the update would begin with gradients that are still being summed.
     """
     return has_gpu() and dist.get_world_size() > 1 and arguments.pp == 1
 
@@ -130,9 +131,11 @@ def _three_dimensions(arguments: TrainingArguments) -> Plugin:
         max_norm=_norm_limit(arguments),
         cpu_offload=arguments.zero_cpu_offload,
         overlap_communication=_overlaps(arguments),
-        # Its fused norm is apex's; ours are put into the model before (colossal_llama.model.kernels.apply).
+        # Its fused norm is apex's; ours are put into the model before
+        # (colossal_llama.model.kernels.apply).
         enable_fused_normalization=False,
-        # Without tensor parallelism nothing needs a padded vocabulary, and the fused cross-entropy needs an unpadded one.
+        # Without tensor parallelism nothing needs a padded vocabulary, and the fused cross-entropy
+        # needs an unpadded one.
         make_vocab_size_divisible_by=64 if arguments.tp > 1 else 1,
     )
     if arguments.pp > 1:

@@ -1,15 +1,16 @@
 """A pipelined update for ColossalAI's ZeRO with its states in host memory: the same AdamW, with a fraction of the traffic.
 
-The engine copies all gradients to the host in fp32, one by one and each waiting for the last, scales them in another pass, updates, and
-copies fp32 weights back to be rounded on the device. Here gradients and weights cross in half precision through page-locked memory,
-a slice at a time, while the processor updates another slice:
+The engine copies all gradients to the host in fp32, one by one and each waiting for the last,
+scales them in another pass, updates, and copies fp32 weights back to be rounded on the device. Here
+gradients and weights cross in half precision through page-locked memory, a slice at a time, while
+the processor updates another slice:
 
     to the host       | gradient 1 | gradient 2 | gradient 3 |
     on the processor               | AdamW 1    | AdamW 2    | AdamW 3    |
     to the device                               | weights 1  | weights 2  | weights 3  |
 
-On a host without GPU the same code runs, and copies within its memory. The optimizer keeps its class, states and checkpoints: two methods
-of the one instance are replaced, by `use_lean_offload`.
+On a host without GPU the same code runs, and copies within its memory. The optimizer keeps its
+class, states and checkpoints: two methods of the one instance are replaced, by `use_lean_offload`.
 """
 
 import math
@@ -35,7 +36,8 @@ from colossal_llama.engine.zero_update import (
 )
 
 SLICE_ELEMENTS = 1 << 20
-"""2 MB cross the bus at once. A step over 170 M parameters on 2 cores takes 0.31 s so; 0.37 with 1 << 22, 0.46 with 1 << 16."""
+"""2 MB cross the bus at once. A step over 170 M parameters on 2 cores takes 0.31 s so; 0.37 with
+1 << 22, 0.46 with 1 << 16."""
 _LANES = 3  # one on its way in, one in work, one on its way out
 
 

@@ -1,11 +1,14 @@
 """A lean update for ColossalAI's ZeRO on GPUs: the same AdamW, with a fraction of the memory traffic.
 
-`LowLevelZeroOptimizer.step` makes an fp32 copy of every gradient at once (26 GiB at 7 B), reads each as fp64 for the norm, scales
-it, updates, and casts the result into a further copy. Here a parameter at a time is read once and written once, gradients stay in
-half precision, and the host waits for nothing: the clipping factor stays on the device. And with one data-parallel rank a gradient
-is kept where autograd put it, instead of going through a communication bucket (three copies of each).
+`LowLevelZeroOptimizer.step` makes an fp32 copy of every gradient at once (26 GiB at 7 B), reads
+each as fp64 for the norm, scales it, updates, and casts the result into a further copy. Here a
+parameter at a time is read once and written once, gradients stay in half precision, and the host
+waits for nothing: the clipping factor stays on the device. And with one data-parallel rank a
+gradient is kept where autograd put it, instead of going through a communication bucket (three
+copies of each).
 
-The optimizer keeps its class, states and checkpoints: two methods of the one instance are replaced, by `use_lean_update`.
+The optimizer keeps its class, states and checkpoints: two methods of the one instance are replaced,
+by `use_lean_update`.
 """
 
 from collections.abc import Iterator

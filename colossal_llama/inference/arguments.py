@@ -65,7 +65,8 @@ def _add_prompt(parser: CommandLine) -> None:
         "--chat_template",
         type=_chat_template,
         metavar="FILE",
-        help="for models fine-tuned on data that was prepared with --chat_template: the same Jinja file, or 'tokenizer' for "
+        help="for models fine-tuned on data that was prepared with --chat_template: the same Jinja file, or "
+        "'tokenizer' for "
         "the tokenizer's own template",
     )
     group.add_argument(

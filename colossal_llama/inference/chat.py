@@ -21,8 +21,8 @@ def chat(
 ) -> list[Answer]:
     """Answers the lines of standard input until its end or `/exit`; `/reset` forgets the conversation.
 
-    When the conversation fills three quarters of the model's positions, its oldest exchanges are left out, with a
-    notice. Ctrl-C ends an answer; the exchange it belongs to is forgotten.
+    When the conversation fills three quarters of the model's positions, its oldest exchanges are
+    left out, with a notice. Ctrl-C ends an answer; the exchange it belongs to is forgotten.
 
     Args:
         show: shows a piece of the answer.

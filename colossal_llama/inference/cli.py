@@ -125,6 +125,7 @@ def report_speed(answers: "list[Answer]") -> None:
     prompts, reused = sum(a.prompt_tokens for a in answers), sum(a.reused_tokens for a in answers)
     if answers:
         notice(
-            f"{tokens:,} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s (prompts: {prompts:,} tokens, {reused:,} of "
+            f"{tokens:,} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s (prompts: {prompts:,} tokens, "
+            f"{reused:,} of "
             "them still in the key-value cache)"
         )

@@ -70,7 +70,8 @@ def find_model(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--model_path {name} is neither a directory nor a model of the Hugging Face hub that can be reached: {reason}"
+            f"--model_path {name} is neither a directory nor a model of the Hugging Face hub that can be reached: "
+            f"{reason}"
         ) from error
 
 
@@ -81,7 +82,8 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
         dtype: "auto" (as stored), "float32", "float16" or "bfloat16".
 
     Returns:
-        The model on `device`, in evaluation mode, and its tokenizer (an adapter's own, if it has one).
+        The model on `device`, in evaluation mode, and its tokenizer (an adapter's own, if it has
+            one).
 
     Raises:
         UserError: model, base model or tokenizer cannot be loaded.
@@ -114,7 +116,8 @@ def _base_of(adapter: Path) -> Path:
         return find_model(str(base))
     except UserError as error:
         raise UserError(
-            f"the base model of the adapter {adapter}, base_model_name_or_path in its adapter_config.json, cannot be found: "
+            f"the base model of the adapter {adapter}, base_model_name_or_path in its adapter_config.json, cannot be "
+            "found: "
             f"{base}"
         ) from error
 
@@ -122,9 +125,9 @@ def _base_of(adapter: Path) -> Path:
 class StreamingDecoder:
     """Turns token ids into text as they come, never giving out half a character.
 
-    A character may be spread over several tokens (LLaMA-2's byte pieces, LLaMA-3's byte-level ones). Text is given out
-    when the ids so far decode to whole characters. Decoding begins a few ids back, since LLaMA-2 drops the space of a
-    first ▁:
+    A character may be spread over several tokens (LLaMA-2's byte pieces, LLaMA-3's byte-level
+    ones). Text is given out when the ids so far decode to whole characters. Decoding begins a few
+    ids back, since LLaMA-2 drops the space of a first ▁:
 
         ids     … 学 <0xE9> <0xBE> <0x98>
         gives   … 学                   龘
@@ -148,7 +151,8 @@ class StreamingDecoder:
         return after[len(before) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        # Not tokenizer.decode: with clean_up_tokenization_spaces, as LLaMA-3 has it, " ." becomes ".".
+        # Not tokenizer.decode: with clean_up_tokenization_spaces, as LLaMA-3 has it, " ." becomes
+        # ".".
         return self._backend.decode(ids, skip_special_tokens=True)
 
 
@@ -248,7 +252,8 @@ class TextGenerator:
     @torch.inference_mode()
     def _run(self, prompt_ids: Sequence[int], max_new_tokens: int, streamer: BaseStreamer) -> list[int]:
         inputs = torch.tensor([list(prompt_ids)], device=self._model.device)
-        # Should this be interrupted, what has come into the cache beyond _cached_ids is cut off by the next call.
+        # Should this be interrupted, what has come into the cache beyond _cached_ids is cut off by
+        # the next call.
         output = self._model.generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
@@ -265,7 +270,8 @@ class TextGenerator:
 
 def stop_ids_of(model: Any, tokenizer: PreTrainedTokenizerFast, *more: int) -> set[int]:
     """The tokens that end an answer: the tokenizer's EOS, the generation config's (LLaMA-3 names several), and
-    `more`."""
+    `more`.
+    """
     configured = model.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [] if configured is None else [configured]
     return {tokenizer.eos_token_id, *listed, *more}

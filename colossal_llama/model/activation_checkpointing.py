@@ -1,8 +1,9 @@
 """Gradient checkpointing layer by layer: how many layers keep their activations is a choice, not all or nothing.
 
-A layer that is recomputed keeps its input alone and runs again in the backward pass, a third more work for that layer
-(arXiv 1604.06174). Recomputing only as many as memory demands is the faster way; which ones makes no difference to the peak at the end of
-the forward pass, and the first ones are taken. The others can keep less (model.selective_recomputation).
+A layer that is recomputed keeps its input alone and runs again in the backward pass, a third more
+work for that layer (arXiv 1604.06174). Recomputing only as many as memory demands is the faster
+way; which ones makes no difference to the peak at the end of the forward pass, and the first ones
+are taken. The others can keep less (model.selective_recomputation).
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ def recompute_layers(model: LlamaForCausalLM, layers: int, reentrant: bool, frug
         model: as `from_pretrained` gives it.
         layers: 0 to all.
         reentrant: see torch.utils.checkpoint.
-        frugal: the other layers do not keep what is cheap to make again; only with fused kernels (`use_fused_kernels`) is there any.
+        frugal: the other layers do not keep what is cheap to make again; only with fused kernels
+            (`use_fused_kernels`) is there any.
     """
     if not layers and not frugal:
         model.gradient_checkpointing_disable()
@@ -35,9 +37,10 @@ def recompute_layers(model: LlamaForCausalLM, layers: int, reentrant: bool, frug
 
 
 def _for_some(checkpoint: Callable, chosen: list[nn.Module], around_others: Callable) -> Callable:
-    """transformers' checkpoint function for the chosen layers, a call within a context for the others.
+    """Transformers' checkpoint function for the chosen layers, a call within a context for the others.
 
-    It is given `layer.__call__`, by transformers within a `partial`, by ColossalAI's tensor parallelism as it is.
+    It is given `layer.__call__`, by transformers within a `partial`, by ColossalAI's tensor
+    parallelism as it is.
     """
     recomputed = {id(layer) for layer in chosen}
 

@@ -1,6 +1,7 @@
 """Gives a model the rows of an expanded tokenizer: each new row is the mean of the rows of the token's former pieces.
 
-Weight files are rewritten one by one, tensor by tensor: the model is never loaded, and no GPU is needed.
+Weight files are rewritten one by one, tensor by tensor: the model is never loaded, and no GPU is
+needed.
 """
 
 import os
@@ -116,7 +117,8 @@ def _evaluation_documents(arguments: Namespace) -> list[str]:
 def peak_memory_bytes() -> int:
     """The greatest resident memory of this process so far.
 
-    Linux's ru_maxrss will not do: it starts at the memory of the process that started this one (getrusage(2), execve(2)).
+    Linux's ru_maxrss will not do: it starts at the memory of the process that started this one
+    (getrusage(2), execve(2)).
     """
     return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 

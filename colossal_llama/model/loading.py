@@ -40,7 +40,8 @@ def load_model(
         path: directory in Hugging Face format.
         dtype: of the parameters.
         attention: name of a registered attention function (colossal_llama.model.attention.varlen).
-        device: where the parameters are put, tensor by tensor, so that the host never holds them all.
+        device: where the parameters are put, tensor by tensor, so that the host never holds them
+            all.
 
     Raises:
         UserError: files are missing or damaged, or do not fit the configuration.
@@ -60,7 +61,8 @@ def load_model(
         raise UserError(f"the weights in {path} cannot be loaded: {error}") from error
     # Set after loading, since from_pretrained knows only its own names.
     model.config._attn_implementation = attention
-    # Dropping the map keeps accelerate's hooks and transformers' "already placed" checks out of the plugins' way.
+    # Dropping the map keeps accelerate's hooks and transformers' "already placed" checks out of the
+    # plugins' way.
     if hasattr(model, "hf_device_map"):
         del model.hf_device_map
     return model

@@ -11,7 +11,7 @@ from colossal_llama.model.weights.generation_config import save_model
 
 
 def lora_config(rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...]) -> LoraConfig:
-    """peft's configuration of an adapter.
+    """Peft's configuration of an adapter.
 
     Args:
         rank: of the two factors.

@@ -9,10 +9,11 @@ from torch import nn
 class NeftuneNoise:
     """Adds uniform noise to what the embedding layer gives, while the model trains.
 
-    For a sample of L tokens and width d every component gets noise from [−1, 1] times alpha / sqrt(L · d). L is the sample's
-    own length: padding and the samples spliced beside it do not count. The noise is a function of a seed given for each row, not of a
-    generator that runs on, nor of the rows beside it or their padding: a resumed run draws the same noise as one that was never
-    stopped, and so does one on another number of ranks.
+    For a sample of L tokens and width d every component gets noise from [−1, 1] times alpha /
+    sqrt(L · d). L is the sample's own length: padding and the samples spliced beside it do not
+    count. The noise is a function of a seed given for each row, not of a generator that runs on,
+    nor of the rows beside it or their padding: a resumed run draws the same noise as one that was
+    never stopped, and so does one on another number of ranks.
 
         noise = NeftuneNoise(alpha=5.0)
         noise.attach(model.get_input_embeddings())
@@ -32,9 +33,11 @@ class NeftuneNoise:
         """Tells of the next micro-batch.
 
         Args:
-            token_lengths: (rows, length): for each token, the length of the document that it belongs to.
+            token_lengths: (rows, length): for each token, the length of the document that it
+                belongs to.
             row_lengths: tokens of each row without padding, which gets no noise.
-            row_seeds: decide the rows' noise; must differ between rows and agree within a tensor-parallel group.
+            row_seeds: decide the rows' noise; must differ between rows and agree within a
+                tensor-parallel group.
         """
         self._lengths = token_lengths
         self._rows = list(zip(row_lengths, row_seeds, strict=True))

@@ -22,8 +22,9 @@ def parameters(config: Any) -> int:
 def flops_per_token(config: Any, length_tokens: int) -> float:
     """Model floating-point operations of one training step for one token of a full row.
 
-    6 · (parameters − input embedding) + 6 · layers · width · length: six for every weight that multiplies (two forward, four
-    backward), and the causal half of the attention scores and sums. Recomputation is not counted.
+    6 · (parameters − input embedding) + 6 · layers · width · length: six for every weight that
+    multiplies (two forward, four backward), and the causal half of the attention scores and sums.
+    Recomputation is not counted.
     """
     looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     return 6.0 * (parameters(config) - looked_up + config.num_hidden_layers * config.hidden_size * length_tokens)

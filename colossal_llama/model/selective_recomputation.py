@@ -3,12 +3,14 @@
     hidden ──► norm ──► result ──► q, k, v        kept: hidden, q, k, v        made again: result
     gate, up ──► silu(gate) * up ──► down         kept: gate, up               made again: the product
 
-At the widths of LLaMA 7 B these are 29 % of a layer's activations, so that in the same memory fewer layers need be recomputed whole
-(model.activation_checkpointing): 4 rows of 4,096 tokens on H200s, 5 of 32 where it was 14, and 1,329 ms a step where it was 1,389. Selective
-recomputation, arXiv 2205.05198. What is made again is the same, bit by bit (tests/support/kernels_in_interpreter.py).
+At the widths of LLaMA 7 B these are 29 % of a layer's activations, so that in the same memory fewer
+layers need be recomputed whole (model.activation_checkpointing): 4 rows of 4,096 tokens on H200s, 5
+of 32 where it was 14, and 1,329 ms a step where it was 1,389. Selective recomputation, arXiv
+2205.05198. What is made again is the same, bit by bit (tests/support/kernels_in_interpreter.py).
 
-Through PyTorch's saved_tensors_hooks. torch.utils.checkpoint's own selective way chooses among operations of the dispatcher, and the
-fused kernels are none; it would also run all of a layer's Python again.
+Through PyTorch's saved_tensors_hooks. torch.utils.checkpoint's own selective way chooses among
+operations of the dispatcher, and the fused kernels are none; it would also run all of a layer's
+Python again.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +31,8 @@ class _MadeAgain:
 
 
 _recipes: ContextVar[list[tuple[torch.Tensor, Callable[[], torch.Tensor]]] | None] = ContextVar("recipes", default=None)
-"""Of the layer that runs frugally: results, alive until the layer ends so that no other tensor can have their memory, and recipes."""
+"""Of the layer that runs frugally: results, alive until the layer ends so that no other tensor
+can have their memory, and recipes."""
 
 
 @contextmanager
@@ -60,8 +63,8 @@ def can_be_made_again(result: torch.Tensor, recipe: Callable[[], torch.Tensor]) 
 
     Args:
         result: contiguous.
-        recipe: makes it again, the same bits; what it needs must be kept by the layer anyway, and must be without history
-            (`.detach()`), or it would keep that, too.
+        recipe: makes it again, the same bits; what it needs must be kept by the layer anyway, and
+            must be without history (`.detach()`), or it would keep that, too.
     """
     known = _recipes.get()
     if known is not None:

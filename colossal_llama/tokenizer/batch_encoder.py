@@ -1,16 +1,19 @@
 """Encodes whole batches of texts into one flat array, with exactly the ids of `TextEncoder`, but faster.
 
-A tokenizer of the LLaMA-2 kind sees a text as one long word and merges pairs of neighbours, for as long as the vocabulary
-knows the result. Between two characters that stand side by side in no piece of the vocabulary nothing can ever be merged:
-the text may be cut there, and each cut-out word has the ids that it has inside the text.
+A tokenizer of the LLaMA-2 kind sees a text as one long word and merges pairs of neighbours, for as
+long as the vocabulary knows the result. Between two characters that stand side by side in no piece
+of the vocabulary nothing can ever be merged: the text may be cut there, and each cut-out word has
+the ids that it has inside the text.
 
     The cat，the dog⏎        ▁The | ▁cat | ，| the | ▁dog | ⏎       (no piece holds `e▁`, `t，`, `，t` or `⏎`)
 
-Words come again and again, so most of them are looked up in a dictionary. The others are encoded together, in strings
-joined by a character that nothing merges with. 16.6 M tokens of mixed Chinese and English with 49,953 pieces took 6.3 s
-of processor time this way, and 12.7 s by `encode_batch_fast` on whole texts.
+Words come again and again, so most of them are looked up in a dictionary. The others are encoded
+together, in strings joined by a character that nothing merges with. 16.6 M tokens of mixed Chinese
+and English with 49,953 pieces took 6.3 s of processor time this way, and 12.7 s by
+`encode_batch_fast` on whole texts.
 
-A tokenizer of the LLaMA-3 kind splits by a pattern and keeps a dictionary itself; here only long texts are cut.
+A tokenizer of the LLaMA-3 kind splits by a pattern and keeps a dictionary itself; here only long
+texts are cut.
 """
 
 import re
@@ -35,10 +38,9 @@ class BulkEncoder:
     """Encodes many texts at once; picklable, so that worker processes can be given one."""
 
     def __init__(self, encoder: TextEncoder, definition: dict | None = None):
-        """
-        Args:
-            encoder: what this encoder agrees with.
-            definition: the encoder's definition, if it is at hand.
+        """Args:
+        encoder: what this encoder agrees with.
+        definition: the encoder's definition, if it is at hand.
         """
         definition = definition or encoder.definition()
         self._encoder = encoder
@@ -50,7 +52,8 @@ class BulkEncoder:
 
         Args:
             texts: the texts.
-            beginnings: for each text whether it begins a document (else it goes on after other tokens).
+            beginnings: for each text whether it begins a document (else it goes on after other
+                tokens).
 
         Returns:
             The flat ids (int32) and the number of ids of each text (int64).
@@ -99,9 +102,10 @@ class BulkEncoder:
         return ids
 
 
-# LLaMA-3 splits a text by this pattern before it merges. No match goes on across the places that _BORDER finds: a line feed
-# ends every match that holds one unless white space follows; a word ends before a space, and a Chinese word before `，`; and
-# what begins there is matched as at the beginning of a text, since the pattern looks ahead only at white space's end.
+# LLaMA-3 splits a text by this pattern before it merges. No match goes on across the places that
+# _BORDER finds: a line feed ends every match that holds one unless white space follows; a word ends
+# before a space, and a Chinese word before `，`; and what begins there is matched as at the
+# beginning of a text, since the pattern looks ahead only at white space's end.
 _LLAMA3_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _BORDER = re.compile(r"\n(?=[A-Za-z0-9\u4e00-\u9fff])|(?<=[A-Za-z])(?= [A-Za-z])|(?<=[\u4e00-\u9fff])(?=[，。])")
 
@@ -157,12 +161,12 @@ class WordEncoder:
         return None if separator is None else cls(encoder, definition["model"]["vocab"], prefix, separator)
 
     def __init__(self, encoder: TextEncoder, vocabulary: Mapping[str, int], prefix: str, separator: str):
-        """
-        Args:
-            encoder: encodes the words that are not known yet.
-            vocabulary: the ids of its pieces.
-            prefix: how a text begins, see `_space_prefix`.
-            separator: a character that no piece joins with another, and whose id no other text gives.
+        """Args:
+        encoder: encodes the words that are not known yet.
+        vocabulary: the ids of its pieces.
+        prefix: how a text begins, see `_space_prefix`.
+        separator: a character that no piece joins with another, and whose id no other text
+            gives.
         """
         self._encoder, self._prefix, self._separator = encoder, prefix, separator
         self._joined = _joined_pairs(vocabulary)
@@ -322,8 +326,8 @@ def _split(text: str, codes: np.ndarray, cuts: np.ndarray) -> list[str]:
 def _space_prefix(definition: dict) -> str | None:
     """How a tokenizer of the LLaMA-2 kind begins a text: "always" with a ▁, "unless there" is one, "" without.
 
-    None for any other kind. The kind: merges over the whole text, bytes for unknown characters, no tokens outside of the
-    merges that a text could contain.
+    None for any other kind. The kind: merges over the whole text, bytes for unknown characters, no
+    tokens outside of the merges that a text could contain.
     """
     model, normalizer, pre_tokenizer = definition["model"], definition["normalizer"], definition["pre_tokenizer"]
     known_model = (

@@ -51,7 +51,8 @@ def find_files(directories: Sequence[Path]) -> list[Path]:
         unread = files_below(directory, UNREAD_SUFFIXES)[0]
         if unread:
             say(
-                f"left out: {len(unread)} files of kinds that are read in preparation alone, the first of them {unread[0]}"
+                f"left out: {len(unread)} files of kinds that are read in preparation alone, the first of them "
+                f"{unread[0]}"
             )
         if not found:
             problems.append(f"{directory} holds no file to read: {', '.join(RECORD_SUFFIXES + TEXT_SUFFIXES)} are read")
@@ -82,18 +83,20 @@ def read_texts(
 ) -> Iterator[Text]:
     """Streams the documents, or a random share of them (chosen by `seed`, the same for the same files).
 
-    A record's text is its `source` and `target` (pre-training), the contents of its `messages` line by line
-    (conversations), or its `text`. One record at a time is in memory.
+    A record's text is its `source` and `target` (pre-training), the contents of its `messages` line
+    by line (conversations), or its `text`. One record at a time is in memory.
 
     Args:
         files: from `find_files`.
         share: with which each document is given.
         seed: of the choice.
-        block_characters: a document that is longer counts in blocks of up to this length, each given with the same share, so that
-            the share comes out however few and long the documents are. None: documents stay whole.
+        block_characters: a document that is longer counts in blocks of up to this length, each
+            given with the same share, so that the share comes out however few and long the
+            documents are. None: documents stay whole.
 
     Raises:
-        UserError: names file and line of a record that is no JSON or has none of these, or a compressed file that is damaged.
+        UserError: names file and line of a record that is no JSON or has none of these, or a
+            compressed file that is damaged.
     """
     chosen = random.Random(seed)
     for path in files:

@@ -1,9 +1,10 @@
 """Opens the usual LLaMA tokenizer directories without transformers, whose import takes 0.7 s and whose loading another 0.4 s.
 
-What `AutoTokenizer` would make of the directory is made here from the same files: for LLaMA-2 the merges come from
-tokenizer.model (transformers prefers it to tokenizer.json where tokenizer_config.json has `add_prefix_space`), for LLaMA-3
-tokenizer.json holds everything. The result is the same to the byte (`backend_tokenizer.to_str()`), which a test holds; a
-directory with anything unusual in it is left to transformers.
+What `AutoTokenizer` would make of the directory is made here from the same files: for LLaMA-2 the
+merges come from tokenizer.model (transformers prefers it to tokenizer.json where
+tokenizer_config.json has `add_prefix_space`), for LLaMA-3 tokenizer.json holds everything. The
+result is the same to the byte (`backend_tokenizer.to_str()`), which a test holds; a directory with
+anything unusual in it is left to transformers.
 """
 
 import json
@@ -88,7 +89,8 @@ def _added_tokens(config: dict) -> dict[int, AddedToken]:
     """The configured added tokens by id.
 
     Raises:
-        _Unusual: the configuration holds what is not known here, or a special token that is not among the added ones.
+        _Unusual: the configuration holds what is not known here, or a special token that is not
+            among the added ones.
     """
     switches = ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy")
     if set(config) - _KNOWN_SETTINGS or any(config.get(name) for name in _MUST_BE_EMPTY):
@@ -124,7 +126,8 @@ def _open_llama(directory: Path, config: dict, added: Mapping[int, AddedToken]) 
     if any(added[index].content != pieces[index][0] for index in range(3) if index in added):
         raise _Unusual
     vocabulary = {piece: index for index, (piece, _, _) in enumerate(pieces)}
-    # transformers gives the first three pieces, which are <unk>, <s> and </s>, the score 0 whatever the model says
+    # transformers gives the first three pieces, which are <unk>, <s> and </s>, the score 0 whatever
+    # the model says
     scores = {piece: score if index > 2 else 0.0 for index, (piece, score, _) in enumerate(pieces)}
     merges = merges_by_score(vocabulary, scores)
     model = models.BPE(vocabulary, merges, unk_token=pieces[0][0], fuse_unk=True, byte_fallback=True)

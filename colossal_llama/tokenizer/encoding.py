@@ -17,25 +17,27 @@ _MODEL_SETTINGS = ("byte_fallback", "dropout", "ignore_merges", "continuing_subw
 class TextEncoder:
     """Encodes text as plain text: no BOS or EOS is added, and a control token written out in the text stays text.
 
-    LLaMA-2 puts a space before a text's first word. That is right for text that begins a document and wrong for text
-    that goes on after other tokens, where decoding would show a space that nobody wrote. Hence the two methods:
+    LLaMA-2 puts a space before a text's first word. That is right for text that begins a document
+    and wrong for text that goes on after other tokens, where decoding would show a space that
+    nobody wrote. Hence the two methods:
 
         encode_beginning(["Hello"])     ▁Hello
         encode_continuation(["Hello"])  Hello
 
-    On LLaMA-3 (byte-level BPE, no such space) both give the same ids. `"<s>"` becomes the three pieces `<`, `s`, `>`.
+    On LLaMA-3 (byte-level BPE, no such space) both give the same ids. `"<s>"` becomes the three
+    pieces `<`, `s`, `>`.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", serialized: str | None = None):
-        """
-        Args:
-            tokenizer: a fast tokenizer, which is left as it is.
-            serialized: its definition as JSON, if it is at hand (LLaMA-3's takes 0.2 s to write).
+        """Args:
+        tokenizer: a fast tokenizer, which is left as it is.
+        serialized: its definition as JSON, if it is at hand (LLaMA-3's takes 0.2 s to write).
         """
         self._backend = tokenizer.backend_tokenizer
         self._serialized = serialized or self._backend.to_str()
 
-    # A pickled `Tokenizer` forgets `encode_special_tokens`: each process builds what it needs when it needs it.
+    # A pickled `Tokenizer` forgets `encode_special_tokens`: each process builds what it needs when
+    # it needs it.
     def __getstate__(self) -> dict:
         return {"_serialized": self._serialized}
 
@@ -61,7 +63,8 @@ class TextEncoder:
     def definition(self) -> dict:
         """The tokenizer's own definition (tokenizer.json) as Python objects, but for its merges and what it does to ids.
 
-        Put together from what the tokenizer tells: parsing LLaMA-3's JSON with its 280,000 merges takes 0.5 s.
+        Put together from what the tokenizer tells: parsing LLaMA-3's JSON with its 280,000 merges
+        takes 0.5 s.
         """
         model = self._backend.model
         settings = {name: getattr(model, name, None) for name in _MODEL_SETTINGS}

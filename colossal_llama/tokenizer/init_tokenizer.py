@@ -1,6 +1,6 @@
 """Expands a tokenizer: appends pieces so that each of them is really produced, and proves it.
 
-    python colossal_llama/tokenizer/init_tokenizer.py \\
+python colossal_llama/tokenizer/init_tokenizer.py \\
         --source_tokenizer_dir LLAMA --target_tokenizer_dir NEW --expand_tokens_file pieces.jsonl
 """
 
@@ -52,7 +52,8 @@ def parse_arguments() -> argparse.Namespace:
         type=existing_directory,
         required=True,
         metavar="DIR",
-        help="tokenizer to expand: tokenizer.model (LLaMA-2, sentencepiece) or tokenizer.json (LLaMA-3, byte-level BPE), and "
+        help="tokenizer to expand: tokenizer.model (LLaMA-2, sentencepiece) or tokenizer.json (LLaMA-3, byte-level "
+        "BPE), and "
         "tokenizer_config.json",
     )
     parser.add_argument(
@@ -75,7 +76,8 @@ def parse_arguments() -> argparse.Namespace:
         type=number(int, minimum=1),
         default=1,
         metavar="ROWS",
-        help="record in expansion_report.json a number of embedding rows rounded up to a multiple of this, for example 64 or "
+        help="record in expansion_report.json a number of embedding rows rounded up to a multiple of this, for "
+        "example 64 or "
         "128; the tokenizer itself gets no filler tokens",
     )
     arguments = parser.parse_args()

@@ -41,12 +41,14 @@ def main() -> None:
     tokenizer = load_tokenizer(arguments.source_tokenizer_dir)
     words, held_out, figures = read_corpus(arguments)
     say(
-        f"read {figures['characters']:,} characters: {sum(words.values()):,} words, {len(words):,} different; learning …"
+        f"read {figures['characters']:,} characters: {sum(words.values()):,} words, {len(words):,} different; "
+        "learning …"
     )
     pieces = learn_pieces(words, tokenizer, limits_of(arguments, source.control_tokens))
     if not pieces:
         raise UserError(
-            f"no piece was learned: the texts hold {sum(words.values()):,} words of {','.join(arguments.scripts)}, and none is "
+            f"no piece was learned: the texts hold {sum(words.values()):,} words of {','.join(arguments.scripts)}, "
+            "and none is "
             f"seen {arguments.min_frequency} times; change --scripts, lower --min_frequency or give more text"
         )
     say(f"learned {len(pieces):,} pieces; measuring on {sum(map(len, held_out)):,} held-out characters …")
@@ -55,7 +57,8 @@ def main() -> None:
     say(curve_table(points, chosen))
     write_result(arguments, pieces[: chosen.pieces], points, chosen, figures)
     say(
-        f"chosen: {chosen.pieces:,} pieces, written to {arguments.output_dir / 'pieces.jsonl'}; the curve is in curve.png"
+        f"chosen: {chosen.pieces:,} pieces, written to {arguments.output_dir / 'pieces.jsonl'}; the curve is in "
+        "curve.png"
     )
 
 
@@ -70,7 +73,8 @@ def parse_arguments() -> argparse.Namespace:
         type=directories,
         required=True,
         metavar="DIR[,DIR…]",
-        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or .md files",
+        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or "
+        ".md files",
     )
     parser.add_argument(
         "--output_dir", type=new_directory_name, required=True, metavar="DIR", help="directory to write; must not exist"
@@ -81,7 +85,8 @@ def parse_arguments() -> argparse.Namespace:
         type=lambda text: [part for part in text.split(",") if part],
         default=("any",),
         metavar="NAME[,NAME…]",
-        help="learn pieces of these Unicode scripts only (Han, Hiragana, Cyrillic, Arabic …); any: letters of all scripts",
+        help="learn pieces of these Unicode scripts only (Han, Hiragana, Cyrillic, Arabic …); any: letters of all "
+        "scripts",
     )
     learning.add_argument(
         "--max_pieces",
@@ -105,7 +110,8 @@ def parse_arguments() -> argparse.Namespace:
         "--sample_mb",
         type=number(float, above=0),
         default=500.0,
-        help="megabytes of text to learn from: a random share of the documents, and of long ones' blocks, if the input is larger",
+        help="megabytes of text to learn from: a random share of the documents, and of long ones' blocks, if the "
+        "input is larger",
     )
     learning.add_argument("--seed", type=number(int), default=0, help="chooses the sample and the held-out documents")
     choice = parser.add_argument_group("how many pieces to keep")
@@ -156,8 +162,10 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
     """Reads a sample of the texts once.
 
     Returns:
-        (words, held_out, figures): word → how often it occurs in the texts to learn from; texts kept apart for the curve (every
-        twentieth document, of a large input fewer, spread over all of it; long documents count in blocks); how much was read.
+        (words, held_out, figures): word → how often it occurs in the texts to learn from; texts
+            kept apart for the curve (every
+        twentieth document, of a large input fewer, spread over all of it; long documents count in
+            blocks); how much was read.
 
     Raises:
         UserError: there is too little text to keep any apart.
@@ -171,7 +179,8 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
     share = min(1.0, arguments.sample_mb * 1e6 / max(1, size_bytes))
     held_out_bytes = min(HELD_OUT_BYTES, share * size_bytes * HELD_OUT_SHARE)
     keep_every = round(share * size_bytes / max(1.0, held_out_bytes))
-    # In characters of three bytes, as Chinese ones. Blocks are no shorter than a sentence, however little text there is.
+    # In characters of three bytes, as Chinese ones. Blocks are no shorter than a sentence, however
+    # little text there is.
     block_characters = max(64, int(held_out_bytes / HELD_OUT_BLOCKS / 3))
     held_out: list[str] = []
     figures = {"files": len(files), "share": share, "documents": 0, "characters": 0}
@@ -198,7 +207,8 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
     if not any(map(str.strip, held_out)):
         sampled = f"--sample_mb {arguments.sample_mb:g} leaves" if share < 1.0 else "--data_input_dirs has"
         raise UserError(
-            f"nothing can be held out to measure on: {sampled} {figures['characters']:,} characters in {figures['documents']:,} "
+            f"nothing can be held out to measure on: {sampled} {figures['characters']:,} characters in "
+            f"{figures['documents']:,} "
             f"documents; {'raise it' if share < 1.0 else 'give more text'}"
         )
     return words, held_out, figures

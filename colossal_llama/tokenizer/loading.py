@@ -25,7 +25,8 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     """Loads the fast tokenizer of a directory (LLaMA-2 sentencepiece or LLaMA-3 byte-level BPE).
 
     Raises:
-        UserError: there is no tokenizer in the directory, or it has no fast form or no BOS or EOS token.
+        UserError: there is no tokenizer in the directory, or it has no fast form or no BOS or EOS
+            token.
     """
     path = Path(directory)
     if not path.is_dir():

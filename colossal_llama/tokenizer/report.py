@@ -57,7 +57,8 @@ def parse_arguments() -> argparse.Namespace:
         type=directories,
         required=True,
         metavar="DIR[,DIR…]",
-        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or .md files",
+        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or "
+        ".md files",
     )
     parser.add_argument(
         "--sample_share",

@@ -9,7 +9,8 @@ def token_bytes(definition: dict, size: int) -> list[bytes]:
     """For every id below `size` the bytes it stands for; empty for control tokens and for ids without a token.
 
     Args:
-        definition: a tokenizer's definition (`TextEncoder.definition()`), of the LLaMA-2 or the LLaMA-3 kind.
+        definition: a tokenizer's definition (`TextEncoder.definition()`), of the LLaMA-2 or the
+            LLaMA-3 kind.
     """
     to_bytes = _byte_level_bytes if is_byte_level(definition) else _sentencepiece_bytes
     pieces = [b""] * size

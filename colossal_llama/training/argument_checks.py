@@ -1,6 +1,7 @@
 """What cannot be in a command line of train.py: arguments that lack another, contradict each other or name what is not there.
 
-Every check adds to the parser's problems and goes on, so that all are reported together. Imports no torch.
+Every check adds to the parser's problems and goes on, so that all are reported together. Imports no
+torch.
 """
 
 import argparse
@@ -57,7 +58,8 @@ def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> Non
         parser.problem("--pretrained is missing: give a model directory (or --load_checkpoint)")
     if options.pretrained is None and options.load_checkpoint == "auto" and not complete_checkpoints(options.save_dir):
         parser.problem(
-            f"--load_checkpoint auto starts fresh, since {options.save_dir} (--save_dir) holds no checkpoint: give --pretrained too"
+            f"--load_checkpoint auto starts fresh, since {options.save_dir} (--save_dir) holds no checkpoint: give "
+            "--pretrained too"
         )
     if options.load_checkpoint not in (None, "auto"):
         path = Path(options.load_checkpoint)
@@ -65,8 +67,10 @@ def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> Non
             parser.problem(f"--load_checkpoint: {path} does not exist")
         elif not any((path / name).is_file() for name in (RUNNING_STATES, "config.json", "adapter_config.json")):
             parser.problem(
-                f"--load_checkpoint: {path} is neither a checkpoint (running_states.json) nor a model directory (config.json) nor a "
-                "LoRA adapter (adapter_config.json): name another, or give auto for the newest complete checkpoint in --save_dir"
+                f"--load_checkpoint: {path} is neither a checkpoint (running_states.json) nor a model directory "
+                "(config.json) nor a "
+                "LoRA adapter (adapter_config.json): name another, or give auto for the newest complete checkpoint in "
+                "--save_dir"
             )
 
 
@@ -170,5 +174,6 @@ def _check_for_cpu(parser: CommandLine, options: argparse.Namespace) -> None:
         parser.problem("--fp8 needs a GPU with 8-bit matrix units, and this host has none")
     if options.plugin == "ddp" and options.mixed_precision == "fp16":
         parser.problem(
-            "--plugin ddp with fp16 scales its loss on CUDA devices only: use bf16 or fp32 on this host, which has no GPU"
+            "--plugin ddp with fp16 scales its loss on CUDA devices only: use bf16 or fp32 on this host, which has no "
+            "GPU"
         )

@@ -39,7 +39,8 @@ def speed(metrics_file: Path) -> dict[str, float | int | None]:
         metrics_file: the run's metrics.jsonl.
 
     Returns:
-        `steps` that were counted, `tokens_per_s` and `step_s` (medians; NaN without steps), `model_flops_utilisation` and
+        `steps` that were counted, `tokens_per_s` and `step_s` (medians; NaN without steps),
+            `model_flops_utilisation` and
         `peak_memory_gib` (None where the device has no such figure).
     """
     entries = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]

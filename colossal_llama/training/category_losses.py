@@ -11,8 +11,8 @@ import torch
 class CategorySums:
     """Adds up losses by category over some micro-batches, on the device.
 
-    `expect` is told of each micro-batch before the model sees it, `add` of the model's output afterwards, in the same order; a pipeline is
-    several micro-batches ahead with the first.
+    `expect` is told of each micro-batch before the model sees it, `add` of the model's output
+    afterwards, in the same order; a pipeline is several micro-batches ahead with the first.
     """
 
     def __init__(self, number: int, device: torch.device):

@@ -17,7 +17,8 @@ def build_parser() -> CommandLine:
     """The command line of train.py, in groups."""
     parser = CommandLine(
         prog="train.py",
-        description="Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI. Start it with torchrun or colossalai run.",
+        description="Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI. Start it with torchrun "
+        "or colossalai run.",
         epilog=TABLE,
     )
     _add_model_and_data(parser)
@@ -53,13 +54,15 @@ def _add_model_and_data(parser: CommandLine) -> None:
         "--padding_mode",
         choices=("none", "longest", "max_length"),
         default="none",
-        help="none: whole conversations share rows of up to --max_length tokens (they do not see each other); longest: a conversation "
+        help="none: whole conversations share rows of up to --max_length tokens (they do not see each other); "
+        "longest: a conversation "
         "a row, padded to the longest of its micro-batch; max_length: padded to --max_length",
     )
     group.add_argument(
         "--pad_token",
         choices=("eos", "unk"),
-        help="token that fills padded rows, and that the saved tokenizer names for it (default: rows are filled with eos, and the saved "
+        help="token that fills padded rows, and that the saved tokenizer names for it (default: rows are filled with "
+        "eos, and the saved "
         "tokenizer is the model's as it was); training is the same, since padding is known by its length",
     )
     group.add_argument(
@@ -156,13 +159,15 @@ def _add_plugin_and_memory(parser: CommandLine) -> None:
         "--recompute_layers",
         type=number(int, 1),
         metavar="N",
-        help="with --use_grad_checkpoint: recompute the first N decoder layers only (default: on a GPU as few as its memory "
+        help="with --use_grad_checkpoint: recompute the first N decoder layers only (default: on a GPU as few as its "
+        "memory "
         "demands by estimate, else all)",
     )
     group.add_argument(
         "--use_flash_attn",
         action="store_true",
-        help="flash attention kernels: the flash-attn package's if installed, else those that a GPU uses anyway, cuDNN's (from Hopper on) "
+        help="flash attention kernels: the flash-attn package's if installed, else those that a GPU uses anyway, "
+        "cuDNN's (from Hopper on) "
         "or PyTorch's own",
     )
     group.add_argument(
@@ -170,13 +175,15 @@ def _add_plugin_and_memory(parser: CommandLine) -> None:
         type=boolean,
         default=True,
         metavar="BOOL",
-        help="all that is fast on a GPU: fused norm, rotary, SwiGLU, cross-entropy, ZeRO update, variable-length attention; and on any "
+        help="all that is fast on a GPU: fused norm, rotary, SwiGLU, cross-entropy, ZeRO update, variable-length "
+        "attention; and on any "
         "device the update of states in host memory slice by slice; False computes the plain way, for comparison",
     )
     group.add_argument(
         "--fp8",
         action="store_true",
-        help="multiply the decoder layers' matrices in 8 bits (Hopper and Ada GPUs): faster from about 1 B parameters on, coarser rounding",
+        help="multiply the decoder layers' matrices in 8 bits (Hopper and Ada GPUs): faster from about 1 B parameters "
+        "on, coarser rounding",
     )
 
 
@@ -241,13 +248,15 @@ def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
         type=boolean,
         default=True,
         metavar="BOOL",
-        help="write checkpoints while training goes on, from a copy in host memory (14 bytes a parameter in bf16); False, or no memory: "
+        help="write checkpoints while training goes on, from a copy in host memory (14 bytes a parameter in bf16); "
+        "False, or no memory: "
         "training waits",
     )
     group.add_argument(
         "--load_checkpoint",
         metavar="DIR",
-        help="a checkpoint (everything is restored), its modelling folder (weights only, for the next stage), or 'auto': "
+        help="a checkpoint (everything is restored), its modelling folder (weights only, for the next stage), or "
+        "'auto': "
         "the newest in --save_dir, a fresh start when there is none",
     )
     group.add_argument(
@@ -276,7 +285,8 @@ def _add_records(group: argparse._ArgumentGroup) -> None:
         type=number(int, 1),
         default=1,
         metavar="K",
-        help="end the run after so many steps in a row whose loss or gradient is no number; the weights are left as they were, and the "
+        help="end the run after so many steps in a row whose loss or gradient is no number; the weights are left as "
+        "they were, and the "
         "rows are listed in SAVE_DIR/bad_steps.jsonl",
     )
     group.add_argument(
@@ -312,7 +322,8 @@ def _add_dry_run(parser: CommandLine) -> None:
     group.add_argument(
         "--dry_run",
         action="store_true",
-        help="print steps, schedule and the estimated memory of each GPU, say what would not fit, and stop; needs no GPU",
+        help="print steps, schedule and the estimated memory of each GPU, say what would not fit, and stop; needs no "
+        "GPU",
     )
     group.add_argument(
         "--dry_run_processes",

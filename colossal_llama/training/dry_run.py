@@ -1,6 +1,7 @@
 """`train.py --dry_run`: what a command line would do, and whether it fits, without a weight loaded or a step taken.
 
-It needs no GPU: the memory is estimated for processes with one GPU each (colossal_llama.training.memory.estimate).
+It needs no GPU: the memory is estimated for processes with one GPU each
+(colossal_llama.training.memory.estimate).
 """
 
 from collections.abc import Sequence
@@ -187,7 +188,8 @@ def _verdict(memory: MemoryEstimate, setup: Setup, config: PretrainedConfig, dev
     excess = (memory.peak_bytes + ALLOWANCE_BYTES - device_bytes) / GIB
     largest = max(memory.moments[memory.peak_moment].items(), key=lambda part: part[1])
     lines.append(
-        f"does NOT fit into a GPU of {size}: {excess:.1f} GiB too much; the largest part is {largest[0]} with {largest[1] / GIB:.1f} GiB"
+        f"does NOT fit into a GPU of {size}: {excess:.1f} GiB too much; the largest part is {largest[0]} with "
+        f"{largest[1] / GIB:.1f} GiB"
     )
     fitting = [words for words, other in _alternatives(setup, config) if estimate(config, other).fits(device_bytes)]
     return [

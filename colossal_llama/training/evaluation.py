@@ -1,7 +1,8 @@
 """Validation loss at intervals: the same rows in the same order every time, without dropout, noise or gradient.
 
-The data order is a pure function of the lengths, sums are over targets, and no random number is drawn, so the loss is the same on any
-number of ranks and with every plugin (up to the rounding of sums), and training goes on as if there had been no evaluation.
+The data order is a pure function of the lengths, sums are over targets, and no random number is
+drawn, so the loss is the same on any number of ranks and with every plugin (up to the rounding of
+sums), and training goes on as if there had been no evaluation.
 """
 
 import math

@@ -37,7 +37,8 @@ class Data:
     parts: list[Part]
     tokenizer: PreTrainedTokenizerFast
     model_path: Path
-    """Where weights and tokenizer come from: the checkpoint's model when there is one, else --pretrained; with LoRA the base."""
+    """Where weights and tokenizer come from: the checkpoint's model when there is one, else
+    --pretrained; with LoRA the base."""
     adapter_path: Path | None
     """A LoRA adapter to go on from."""
     eval_parts: list[Part]
@@ -89,7 +90,8 @@ def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> D
     if foreign and not arguments.allow_other_data:
         option = "--dataset" if foreign[0] in parts else "--eval_dataset"
         raise UserError(
-            f"{option}: {foreign[0].path} was prepared with another tokenizer than the one in {model_path}: prepare it with "
+            f"{option}: {foreign[0].path} was prepared with another tokenizer than the one in {model_path}: prepare "
+            "it with "
             f"--tokenizer_dir {model_path} (or say --allow_other_data)"
         )
     origin = Origin(
@@ -107,8 +109,10 @@ def _warn_of_long_documents(arguments: TrainingArguments, config: PretrainedConf
     longest = max(part.longest_span_tokens(arguments.cross_document_attention) for part in parts)
     if longest > config.max_position_embeddings:
         say(
-            f"warning: the data have {'rows' if arguments.cross_document_attention else 'documents'} of up to {longest:,} tokens, and the "
-            f"model was made for {config.max_position_embeddings:,} positions (max_position_embeddings in its config.json): prepare them "
+            f"warning: the data have {'rows' if arguments.cross_document_attention else 'documents'} of up to "
+            f"{longest:,} tokens, and the "
+            f"model was made for {config.max_position_embeddings:,} positions (max_position_embeddings in its "
+            "config.json): prepare them "
             "with a smaller --max_length, or raise that number if the model is to learn longer ones"
         )
 
@@ -184,8 +188,9 @@ def _check_what_is_overwritten(
 ) -> None:
     """Refuses a run whose saving would take away what it is begun from, perhaps the only copy.
 
-    A finished model in `--save_dir` may be gone on from: it stays until the run's own, which has learned all that it had, is complete.
-    But an adapter in its place is nothing without it; and a checkpoint would be renamed, since it is of a later step than the beginning.
+    A finished model in `--save_dir` may be gone on from: it stays until the run's own, which has
+    learned all that it had, is complete. But an adapter in its place is nothing without it; and a
+    checkpoint would be renamed, since it is of a later step than the beginning.
     """
     save_dir, resumed = arguments.save_dir, checkpoint.model_path if checkpoint is not None else None
     base = model_path if arguments.lora_rank else None
@@ -195,14 +200,16 @@ def _check_what_is_overwritten(
             continue
         if path == base:
             raise UserError(
-                f"--lora_rank: the base model {path} lies in --save_dir {save_dir}, where this run would replace or rename it, and an "
+                f"--lora_rank: the base model {path} lies in --save_dir {save_dir}, where this run would replace or "
+                "rename it, and an "
                 "adapter is nothing without its base: give another --save_dir"
             )
         if entry == MODEL:
             say(f"{path} is replaced by the model of this run when it ends: give another --save_dir to keep both")
         elif entry != MERGED_MODEL:
             raise UserError(
-                f"{path} lies in --save_dir {save_dir}, where the checkpoints of this run take the place of {entry}: give another "
+                f"{path} lies in --save_dir {save_dir}, where the checkpoints of this run take the place of {entry}: "
+                "give another "
                 f"--save_dir to begin with its weights (or --load_checkpoint {save_dir / entry} to go on from it)"
             )
 

@@ -58,7 +58,8 @@ def plan_steps(
     """Steps of the whole run: those done, and those that the remaining rows make with this geometry.
 
     Args:
-        rows_of_epoch: number of rows of an epoch; packed rows may be one more or less in another epoch's order.
+        rows_of_epoch: number of rows of an epoch; packed rows may be one more or less in another
+            epoch's order.
         geometry: rows a step.
         num_epochs: of the whole run.
         done: where the run stands.
@@ -110,12 +111,14 @@ def plan_schedule(
         progress: where the run stands.
 
     Raises:
-        UserError: the epoch in which the run stands has fewer rows than it has done already (`--allow_other_data`).
+        UserError: the epoch in which the run stands has fewer rows than it has done already
+            (`--allow_other_data`).
     """
     rows = rows_of_epoch(part_lengths, origin, progress.epoch) if progress.rows_done_in_epoch else 0
     if progress.rows_done_in_epoch > rows:
         raise UserError(
-            f"the run stands after row {progress.rows_done_in_epoch} of its epoch, and the data have {rows}, so nothing would be trained: "
+            f"the run stands after row {progress.rows_done_in_epoch} of its epoch, and the data have {rows}, so "
+            "nothing would be trained: "
             "give all its rows, or begin a new stage with the weights alone (--load_checkpoint CHECKPOINT/modelling)"
         )
     total = plan_steps(

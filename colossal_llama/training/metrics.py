@@ -36,8 +36,9 @@ def peak_flops(device: torch.device) -> float | None:
 class MetricsWriter:
     """Writes each step's numbers to `directory` as TensorBoard scalars and as a line of metrics.jsonl; silent on ranks > 0.
 
-    A benchmark's go to benchmark.jsonl, and to no TensorBoard events: they would be taken for those of the run whose directory it is.
-    What cannot be written once the run has begun (a full disk) is announced and left out: the training is worth more than its record.
+    A benchmark's go to benchmark.jsonl, and to no TensorBoard events: they would be taken for those
+    of the run whose directory it is. What cannot be written once the run has begun (a full disk) is
+    announced and left out: the training is worth more than its record.
 
     Args:
         directory: of the record.
@@ -95,8 +96,10 @@ class MetricsWriter:
         if self._lost_step is None:
             self._lost_step = step
             say(
-                f"WARNING: THE RECORD OF STEP {step} COULD NOT BE WRITTEN to {self._file.name}: {error.strerror}; training goes on, and "
-                "later steps are recorded as soon as there is room (in TensorBoard when a run goes on). This is said once"
+                f"WARNING: THE RECORD OF STEP {step} COULD NOT BE WRITTEN to {self._file.name}: {error.strerror}; "
+                "training goes on, and "
+                "later steps are recorded as soon as there is room (in TensorBoard when a run goes on). This is said "
+                "once"
             )
 
     def close(self) -> None:
@@ -110,8 +113,8 @@ class MetricsWriter:
 def begin_record(path: Path, resumed_at_step: int) -> None:
     """Makes a file of one JSON object with a `step` a line ready for a run to append to, so that every step stands once.
 
-    A resumed run drops what was written beyond its checkpoint. A fresh run begins a new record: one that lies there is kept as
-    metrics-0.jsonl and so on.
+    A resumed run drops what was written beyond its checkpoint. A fresh run begins a new record: one
+    that lies there is kept as metrics-0.jsonl and so on.
 
     Args:
         path: the record, which need not exist.
@@ -140,8 +143,10 @@ def refuse_other_record(directory: Path, save_dir: Path) -> None:
         return  # empty, or from before these files were written
     if writer != save_dir.resolve():
         raise UserError(
-            f"--tensorboard_dir {directory} holds the record of the run with --save_dir {writer}, and a run that goes on in {save_dir} "
-            f"would be mixed with it: give another --tensorboard_dir (or delete {file}, if {writer} is this --save_dir before it was moved)"
+            f"--tensorboard_dir {directory} holds the record of the run with --save_dir {writer}, and a run that goes "
+            f"on in {save_dir} "
+            f"would be mixed with it: give another --tensorboard_dir (or delete {file}, if {writer} is this "
+            "--save_dir before it was moved)"
         )
 
 

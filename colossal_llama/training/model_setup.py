@@ -83,8 +83,9 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
 def _place_to_load(arguments: TrainingArguments, device: torch.device) -> torch.device:
     """Where a process loads the whole model: one that will keep a part of it leaves the rest on the disk.
 
-    On the CPU the weight files are mapped, and all processes of a host share what is read of them (a model of 395 MB takes 1 MB of a
-    process's own memory), as long as the files have the dtype that the run wants.
+    On the CPU the weight files are mapped, and all processes of a host share what is read of them
+    (a model of 395 MB takes 1 MB of a process's own memory), as long as the files have the dtype
+    that the run wants.
     """
     return torch.device("cpu") if arguments.tp * arguments.pp > 1 else device
 
@@ -105,8 +106,8 @@ def _recompute(arguments: TrainingArguments, engine: Engine, model: LlamaForCaus
     """Lets layers recompute their activations."""
     _, data_parallel_size = data_parallel_place(engine)
     layers, frugal = choose_recomputation(arguments, model.config, device, data_parallel_size)
-    # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs; Gemini's hooks around each
-    # operation would then be left open.
+    # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs;
+    # Gemini's hooks around each operation would then be left open.
     recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS, frugal=frugal)
     words = recomputed_in_words(layers, model.config.num_hidden_layers, frugal)
     if layers and device.type == "cuda" and may_be_frugal(arguments) and not segments_grow():

@@ -1,8 +1,9 @@
 """Steps whose loss or gradient is no number: the weights stay as they are, the rows are written down, and too many in a row end the run.
 
-Every plugin computes the norm of all gradients, over all ranks, before its inner AdamW changes a weight. There the update is refused
-(`refuse_bad_updates`): on every rank alike, since the norm is the same number everywhere, and without a pass of our own over the
-gradients. A step that fp16's loss scaler leaves out because a scaled gradient overflowed is not a bad one.
+Every plugin computes the norm of all gradients, over all ranks, before its inner AdamW changes a
+weight. There the update is refused (`refuse_bad_updates`): on every rank alike, since the norm is
+the same number everywhere, and without a pass of our own over the gradients. A step that fp16's
+loss scaler leaves out because a scaled gradient overflowed is not a bad one.
 """
 
 import json
@@ -31,8 +32,9 @@ def refuse_bad_updates(optimizer: torch.optim.Optimizer) -> None:
     """Makes a plugin's optimizer leave weights and moments as they are when the gradient norm is no number.
 
     Args:
-        optimizer: as boosted. Its inner optimizer's `step`, which it calls after the norm, is replaced; clipping must be on (a limit
-            of infinity will do), or some plugins compute no norm.
+        optimizer: as boosted. Its inner optimizer's `step`, which it calls after the norm, is
+            replaced; clipping must be on (a limit of infinity will do), or some plugins compute no
+            norm.
     """
     inner = optimizer.optim
     update: Callable[..., Any] = inner.step
@@ -98,7 +100,8 @@ class BadSteps:
             return
         times = f"{self.in_a_row} such steps one after the other" if self.in_a_row > 1 else "such a step"
         raise AgreedError(
-            f"{self._last}. --max_bad_steps {self.most} puts an end to the run after {times}; nothing was saved after it, checkpoints "
+            f"{self._last}. --max_bad_steps {self.most} puts an end to the run after {times}; nothing was saved after "
+            "it, checkpoints "
             "are of earlier steps. Usual causes: --lr too high, weights or rows that are no numbers, or fp16 overflow "
             "(try --mixed_precision bf16)"
         )

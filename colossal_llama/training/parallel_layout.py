@@ -127,12 +127,14 @@ def _reason_against(
     pp, tp, sp, zero = layout.pp, layout.tp, layout.sp, layout.zero
     if sp > 1 and layout.shares_tp_ranks and sp != tp:
         return (
-            f"--sp_mode {layout.sp_mode} divides sequences over the tensor parallel ranks, so --sp {sp} must equal --tp, "
+            f"--sp_mode {layout.sp_mode} divides sequences over the tensor parallel ranks, so --sp {sp} must equal "
+            "--tp, "
             f"which is {tp} (--sp_mode all_to_all has ranks of its own)"
         )
     if world_size % layout.model_parallel_size:
         return (
-            f"--pp {pp}, --tp {tp} and --sp {sp} make one copy of the model out of {layout.model_parallel_size} processes, which "
+            f"--pp {pp}, --tp {tp} and --sp {sp} make one copy of the model out of {layout.model_parallel_size} "
+            "processes, which "
             f"does not divide the {world_size} that there are"
         )
     if pp > 1 and zero == 2:
@@ -184,7 +186,8 @@ def add_dimensions(group: argparse._ArgumentGroup) -> None:
         type=number(int, 1),
         default=1,
         metavar="ROWS",
-        help="rows that go through the pipeline at once; must divide --micro_batch_size. A step's rows, accumulated ones "
+        help="rows that go through the pipeline at once; must divide --micro_batch_size. A step's rows, accumulated "
+        "ones "
         "included, go through in one run",
     )
     group.add_argument("--sp", type=number(int, 1), default=1, metavar="N", help="sequence parallel size of plugin 3d")
@@ -192,8 +195,10 @@ def add_dimensions(group: argparse._ArgumentGroup) -> None:
         "--sp_mode",
         choices=SP_MODES,
         default=SP_MODES[0],
-        help="split_gather: between attention and MLP each tensor parallel rank keeps a stretch of the sequence; ring: the same, "
-        "exchanged neighbour by neighbour while multiplying; all_to_all: ranks of its own, each with all heads' stretch or all "
+        help="split_gather: between attention and MLP each tensor parallel rank keeps a stretch of the sequence; "
+        "ring: the same, "
+        "exchanged neighbour by neighbour while multiplying; all_to_all: ranks of its own, each with all heads' "
+        "stretch or all "
         "stretches' heads",
     )
 
@@ -218,7 +223,8 @@ def check_dimensions(parser: CommandLine, options: argparse.Namespace, world_siz
     if options.pp > 1 and options.micro_batch_size % options.microbatch_size:
         nearest = max(n for n in range(1, options.microbatch_size + 1) if options.micro_batch_size % n == 0)
         parser.problem(
-            f"--microbatch_size {options.microbatch_size} does not divide --micro_batch_size {options.micro_batch_size}: "
+            f"--microbatch_size {options.microbatch_size} does not divide --micro_batch_size "
+            f"{options.micro_batch_size}: "
             f"the nearest that does is {nearest}"
         )
     if options.pp == 1 and options.microbatch_size != 1:
@@ -233,7 +239,8 @@ def notes_on_dimensions(pp: int, sp: int, sp_mode: str, microbatch_size: int, mi
     if pp > 1:
         idle = (pp - 1) / (micro_batches + pp - 1)
         notes.append(
-            f"pipeline: {pp} stages, {micro_batches} micro-batches of {microbatch_size} rows a step and rank: a stage waits "
+            f"pipeline: {pp} stages, {micro_batches} micro-batches of {microbatch_size} rows a step and rank: a stage "
+            "waits "
             f"{idle:.0%} of the time (more --accumulation_steps, less waiting)"
         )
     if sp > 1:

@@ -26,7 +26,8 @@ def main() -> None:
     draw_curves(curves, options.output)
     for curve in curves:
         print(
-            f"{curve.label}: loss {curve.losses[0]:.4f} at step {curve.steps[0]}, {curve.losses[-1]:.4f} at step {curve.steps[-1]}"
+            f"{curve.label}: loss {curve.losses[0]:.4f} at step {curve.steps[0]}, {curve.losses[-1]:.4f} at step "
+            f"{curve.steps[-1]}"
         )
     print(f"drawn: {options.output}")
 

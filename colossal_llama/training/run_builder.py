@@ -285,7 +285,8 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
     network = run.stepper.model.unwrap(unwrap_peft=False)
     world = dist.get_world_size()
     say(
-        f"{sum(p.numel() for p in network.parameters()):,} parameters on this rank, plugin {arguments.plugin}, {world} process"
+        f"{sum(p.numel() for p in network.parameters()):,} parameters on this rank, plugin {arguments.plugin}, "
+        f"{world} process"
         f"{'es' if world > 1 else ''} ({run.stepper.device.type}), {arguments.mixed_precision}"
     )
     geometry, schedule = run.geometry, run.schedule
@@ -293,8 +294,10 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
     say(
         f"{samples:,} prepared rows, {sum(part.tokens for part in data.parts):,} tokens in {len(data.parts)} parts "
         f"of kind {data.parts[0].kind}; "
-        f"{geometry.rows_per_step} rows a step ({geometry.data_parallel_size} data-parallel x {geometry.micro_batch_size} x "
-        f"{geometry.accumulation_steps} accumulated); {schedule.total_steps} steps, {schedule.warmup_steps} of warm-up, "
+        f"{geometry.rows_per_step} rows a step ({geometry.data_parallel_size} data-parallel x "
+        f"{geometry.micro_batch_size} x "
+        f"{geometry.accumulation_steps} accumulated); {schedule.total_steps} steps, {schedule.warmup_steps} of "
+        "warm-up, "
         f"{schedule.num_epochs} epoch{'s' if schedule.num_epochs > 1 else ''}"
     )
     if data.origin.packed_to_tokens is not None:
@@ -308,7 +311,8 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
         )
     if schedule.warmup_steps >= schedule.total_steps:
         say(
-            f"warning: {schedule.warmup_steps} warm-up steps of {schedule.total_steps}: the run ends before the rate reaches --lr"
+            f"warning: {schedule.warmup_steps} warm-up steps of {schedule.total_steps}: the run ends before the rate "
+            "reaches --lr"
         )
     for note in plan.notes:
         say(note)
@@ -354,7 +358,8 @@ def finish(arguments: TrainingArguments, run: Run, base_path: Path, finished: bo
     elif finished:
         path = run.saver.save_model()
         say(
-            f"done: {run.progress.step} steps, {run.progress.tokens_seen:,} tokens ({run.progress.target_tokens_seen:,} targets); "
+            f"done: {run.progress.step} steps, {run.progress.tokens_seen:,} tokens "
+            f"({run.progress.target_tokens_seen:,} targets); "
             f"the model is {path}, the record {arguments.tensorboard_dir / METRICS_FILE}"
         )
         if arguments.merge_lora:

@@ -13,15 +13,17 @@ from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 _ONE_REQUEST_S = 2.0
-"""The same signal within this time is the same request: SLURM signals torchrun and its ranks, and torchrun passes on what it gets."""
+"""The same signal within this time is the same request: SLURM signals torchrun and its ranks,
+and torchrun passes on what it gets."""
 
 
 @dataclass
 class StopRequest:
     """Set by the first SIGTERM or SIGINT; a second one ends the process at once, with code 128 + its number.
 
-    The same signal once more within two seconds is no second one. The second is seen by a thread: Python's own handlers wait until
-    the main thread is back from what it is in, and a collective whose other ranks are gone does not come back.
+    The same signal once more within two seconds is no second one. The second is seen by a thread:
+    Python's own handlers wait until the main thread is back from what it is in, and a collective
+    whose other ranks are gone does not come back.
     """
 
     received: bool = False

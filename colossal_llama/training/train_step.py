@@ -24,7 +24,8 @@ WORTH_SKIPPING = 0.9
 ASKED_EVERY = 16
 """Micro-batches of an evaluation between two looks at whether the run is to end."""
 SMALLEST_LOSS_SCALE = 1.0
-"""Where a gradient of fp16 overflows at this one (ColossalAI's `min_scale`), it does so without a scale: nothing is left to adapt."""
+"""Where a gradient of fp16 overflows at this one (ColossalAI's `min_scale`), it does so without
+a scale: nothing is left to adapt."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class StepResult:
     loss: float
     """Mean cross-entropy in nats: over the step's target tokens, or of the micro-batches' means."""
     gradient_norm: float | None
-    """Before clipping, without the loss scale; None where the plugin does not compute it, or skipped an fp16 step that overflowed."""
+    """Before clipping, without the loss scale; None where the plugin does not compute it, or
+    skipped an fp16 step that overflowed."""
     tokens: int
     target_tokens: int
     rows: int
@@ -61,9 +63,10 @@ class EvaluationSums:
 class Stepper:
     """Computes optimizer steps for a boosted model.
 
-    Every micro-batch's mean loss is weighted with its target tokens over those of the whole step, all ranks and micro-batches
-    together, so a batch with few targets does not count as much as a full one, and N accumulated micro-batches give the gradient
-    of one batch of N. `average="micro_batch"` restores the mean of means.
+    Every micro-batch's mean loss is weighted with its target tokens over those of the whole step,
+    all ranks and micro-batches together, so a batch with few targets does not count as much as a
+    full one, and N accumulated micro-batches give the gradient of one batch of N.
+    `average="micro_batch"` restores the mean of means.
     """
 
     engine: Engine
@@ -87,7 +90,8 @@ class Stepper:
         Args:
             micro_batches: this rank's, on the host; every rank must have the same number.
             step: number of the step, which seeds the NEFTune noise.
-            stop_requested: whether this rank wants the run to end; shared with all ranks beside the loss.
+            stop_requested: whether this rank wants the run to end; shared with all ranks beside the
+                loss.
         """
         counts = self._summed_counts(micro_batches, stop_requested)
         weights = [self._weight(batch, *counts[:2]) for batch in micro_batches]
@@ -122,7 +126,8 @@ class Stepper:
 
     def _summed_counts(self, micro_batches: Sequence[MicroBatch], stop_requested: bool) -> torch.Tensor:
         """Over all ranks, in float64: targets, micro-batches that have some, tokens, rows, samples, wishes to stop, and the targets of each
-        category."""
+        category.
+        """
         counts = torch.tensor(
             [
                 sum(batch.target_tokens for batch in micro_batches),
@@ -144,7 +149,8 @@ class Stepper:
         """Factor on a micro-batch's mean loss. The plugins average gradients over data-parallel ranks, hence their number.
 
         Args:
-            step_targets, with_targets: the step's targets, and its micro-batches that have some: a short last step has stand-ins.
+            step_targets, with_targets: the step's targets, and its micro-batches that have some: a
+                short last step has stand-ins.
         """
         if batch.target_tokens == 0:
             return 0.0
@@ -157,7 +163,8 @@ class Stepper:
 
         Args:
             batches: this rank's; every rank must have the same number.
-            stop_requested: whether this rank wants the run to end; asked now and then, and shared with all ranks.
+            stop_requested: whether this rank wants the run to end; asked now and then, and shared
+                with all ranks.
 
         Returns:
             The sums; None when a rank wanted the run to end before they were complete.
@@ -269,7 +276,8 @@ class Stepper:
         boundaries = boundaries_of(batch.document_lengths, batch.input_ids.shape[1])
         labels = moved.labels
         if batch.target_tokens == 0:
-            # The mean over no targets is 0/0, and NaN survives the weight 0: let one token count, with that weight.
+            # The mean over no targets is 0/0, and NaN survives the weight 0: let one token count,
+            # with that weight.
             labels = labels.clone()
             labels[0, 1] = moved.input_ids[0, 1]
         # Copied as the few numbers that it is; expanded again on the device.

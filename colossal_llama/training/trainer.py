@@ -27,7 +27,8 @@ from colossal_llama.utils.console import say
 from colossal_llama.utils.errors import UserError
 
 RETRIES_PER_INTERVAL = 10
-"""How often, from one `--save_interval` to the next, a checkpoint is tried again that could not be written."""
+"""How often, from one `--save_interval` to the next, a checkpoint is tried again that could not
+be written."""
 
 
 @dataclass
@@ -189,7 +190,8 @@ def resume_progress(checkpoint: Checkpoint, origin: Origin, allow_other_data: bo
     """The position to go on from.
 
     Raises:
-        UserError: data, tokenizer or order are not those that the run began with, and the user did not allow it.
+        UserError: data, tokenizer or order are not those that the run began with, and the user did
+            not allow it.
     """
     differences = origin.differences(checkpoint.running_states["origin"])
     if differences and not allow_other_data:

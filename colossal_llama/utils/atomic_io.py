@@ -77,7 +77,8 @@ def write_json(target: Path, content: Any) -> None:
 def new_directory(target: Path) -> Iterator[Path]:
     """Gives a temporary directory that becomes `target` when the block ends well, and vanishes when it does not.
 
-    One that a killed process of this host left behind, which may be as large as a model, is removed first.
+    One that a killed process of this host left behind, which may be as large as a model, is removed
+    first.
 
     Raises:
         FileExistsError: `target` exists already.
@@ -238,7 +239,8 @@ def fingerprint_directory(directory: Path, whole_up_to_bytes: int = 1 << 20) -> 
 
     Args:
         directory: whose files count, hidden ones aside, by name, size and content.
-        whole_up_to_bytes: of a longer file only as many bytes count, half at its beginning, half at its end.
+        whole_up_to_bytes: of a longer file only as many bytes count, half at its beginning, half at
+            its end.
 
     Returns:
         A SHA-256 as hexadecimal.

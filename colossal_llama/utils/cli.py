@@ -27,8 +27,9 @@ class BadArguments(SystemExit):
 class CommandLine(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` that collects problems instead of stopping at the first.
 
-    Values that do not convert, values outside `choices`, missing and unknown arguments, and whatever the caller adds with
-    `problem(...)` are printed together by `finish()`, which exits with code 2 if there is any.
+    Values that do not convert, values outside `choices`, missing and unknown arguments, and
+    whatever the caller adds with `problem(...)` are printed together by `finish()`, which exits
+    with code 2 if there is any.
     """
 
     def __init__(self, **settings: Any):
@@ -44,7 +45,8 @@ class CommandLine(argparse.ArgumentParser):
     def finish(self) -> None:
         """Prints all problems and exits with code 2, or returns when there is none.
 
-        Over several hosts nothing is printed here: who launches tells all of them (training/distributed/consensus.py).
+        Over several hosts nothing is printed here: who launches tells all of them
+        (training/distributed/consensus.py).
         """
         if not self._problems:
             return
@@ -60,7 +62,8 @@ class CommandLine(argparse.ArgumentParser):
         self.finish()
         raise AssertionError("finish() exits when there is a problem")
 
-    # argparse converts and checks one value at a time in these two methods and gives up at the first; we note and go on.
+    # argparse converts and checks one value at a time in these two methods and gives up at the
+    # first; we note and go on.
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
             return super()._get_value(action, arg_string)

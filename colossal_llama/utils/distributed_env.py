@@ -13,7 +13,8 @@ def several_hosts() -> bool:
 def started_by_srun() -> bool:
     """Whether this process is a task of a SLURM step, and no torchrun stands between.
 
-    The script that `sbatch` starts, and a shell of `salloc`, have most of SLURM's variables too, but are no task of a step.
+    The script that `sbatch` starts, and a shell of `salloc`, have most of SLURM's variables too,
+    but are no task of a step.
     """
     return "RANK" not in os.environ and {"SLURM_PROCID", "SLURM_STEP_ID", "SLURM_LOCALID"} <= os.environ.keys()
 
@@ -21,8 +22,9 @@ def started_by_srun() -> bool:
 def take_over_from_slurm() -> None:
     """Says in torchrun's variables what `srun` says in its own, if `srun` started this process.
 
-    MASTER_ADDR is the step's first host, where SLURM puts rank 0; MASTER_PORT follows from the job's number, so that two jobs on one
-    host do not meet. Both are left as they are when the user set them. Variables: https://slurm.schedmd.com/srun.html
+    MASTER_ADDR is the step's first host, where SLURM puts rank 0; MASTER_PORT follows from the
+    job's number, so that two jobs on one host do not meet. Both are left as they are when the user
+    set them. Variables: https://slurm.schedmd.com/srun.html
     """
     if not started_by_srun():
         return

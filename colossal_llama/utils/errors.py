@@ -49,7 +49,8 @@ def exit_with(error: UserError) -> None:
         host = "" if os.environ.get("RANK", "0") == "0" else f" (rank {os.environ['RANK']} on {socket.gethostname()})"
         with suppress(BrokenPipeError):  # a launcher on a host that has gone reads no more
             for problem in error.problems:
-                # One write a line, also with PYTHONUNBUFFERED=1: launchers mix what hosts say between writes.
+                # One write a line, also with PYTHONUNBUFFERED=1: launchers mix what hosts say
+                # between writes.
                 sys.stderr.write(f"error{host}: {problem}\n")
                 sys.stderr.flush()
     raise SystemExit(2)
@@ -58,8 +59,9 @@ def exit_with(error: UserError) -> None:
 def run_main(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes its message and exit code 2, Ctrl-C a line and exit code 130.
 
-    So does a full disk, or a place that may not be read or written, wherever it is met (code 2). A reader of the output that goes away
-    ends the script without a word (exit code 1), as Python's documentation has it (library, signal, "Note on SIGPIPE").
+    So does a full disk, or a place that may not be read or written, wherever it is met (code 2). A
+    reader of the output that goes away ends the script without a word (exit code 1), as Python's
+    documentation has it (library, signal, "Note on SIGPIPE").
     """
     try:
         main()

@@ -20,7 +20,8 @@ CONTROL_STRINGS = [
     "Human: ",
 ]
 
-# LLaMA-2 writes a space as ▁ (U+2581), so that a ▁ in the text cannot be told from a space afterwards.
+# LLaMA-2 writes a space as ▁ (U+2581), so that a ▁ in the text cannot be told from a space
+# afterwards.
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="▁")
 TEXTS = st.lists(st.one_of(st.text(CHARACTERS, max_size=8), st.sampled_from(CONTROL_STRINGS)), max_size=5).map("".join)
 TURNS = st.lists(st.builds(Message, st.sampled_from(["human", "assistant"]), TEXTS), max_size=6)

@@ -227,7 +227,8 @@ def run_script(project_root: Path, *arguments, cwd: Path | None = None) -> subpr
 def test_the_script_gives_the_same_bytes_with_two_workers(tmp_path, shared_data, project_root):
     """Three files are three chunks, so that the two workers share this input; the plain call in this process has one.
 
-    The script is started in a directory with modules of the project's and of its libraries' names: nobody may import those.
+    The script is started in a directory with modules of the project's and of its libraries' names:
+    nobody may import those.
     """
     for name in ("colossal_llama", "numpy", "orjson", "tokenizers"):
         (tmp_path / "trap").mkdir(exist_ok=True)

@@ -81,7 +81,8 @@ def undisturbed(tmp_path_factory, input_dir, tokenizer_dir, opened):
 
 
 def files_below(directory: Path) -> int:
-    # Not rglob, which fails when a directory goes while it looks: the runs that are watched rename theirs.
+    # Not rglob, which fails when a directory goes while it looks: the runs that are watched rename
+    # theirs.
     return sum(len(files) for _, _, files in os.walk(directory))
 
 

@@ -34,7 +34,8 @@ def test_best_fit_takes_the_fullest_row_with_room(lengths):
     for segment in sorted(range(len(lengths)), key=lambda segment: (-lengths[segment], segment)):
         fitting = [room for room in rooms if room >= lengths[segment]]
         if fitting:
-            # among equally full rows the one that came to this fill last: only the fill matters for the count of rows
+            # among equally full rows the one that came to this fill last: only the fill matters for
+            # the count of rows
             row = rooms.index(min(fitting))
         else:
             rooms.append(64)

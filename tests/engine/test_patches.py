@@ -163,7 +163,8 @@ def test_sequence_parallel_attention_still_knows_no_attention_function():
 def test_partial_gradients_are_still_summed_after_they_were_accumulated():
     """Fails when ColossalAI's ZeRO sums them elsewhere than after a backward pass: then `complete_partial_gradients` may go.
 
-    tests/integration/test_parallel_dimensions.py, `split_gather_zero2`, shows whether it really can.
+    tests/integration/test_parallel_dimensions.py, `split_gather_zero2`, shows whether it really
+    can.
     """
     from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelZeroOptimizer
 

@@ -1,7 +1,8 @@
 """The lean ZeRO updates on two ranks: the engine's own, with the same gradients, gives the same weights on both.
 
-On GPUs one kernel computes it; here plain operations do, and everything around them is the same: partitioned gradients, the norm over
-all ranks, the weights gathered in place. Both ranks run this file.
+On GPUs one kernel computes it; here plain operations do, and everything around them is the same:
+partitioned gradients, the norm over all ranks, the weights gathered in place. Both ranks run this
+file.
 """
 
 import sys

@@ -199,7 +199,8 @@ def test_fused_kernels_give_the_plain_loss_and_gradients():
 def test_layers_that_do_not_keep_what_is_cheap_compute_the_same():
     """In the memory that the estimate says, after the first time (Triton's compiler, cuBLAS's workspace).
 
-    The same bits but for the attention kernel's, which adds in any order; tests/support/kernels_in_interpreter.py compares bits.
+    The same bits but for the attention kernel's, which adds in any order;
+    tests/support/kernels_in_interpreter.py compares bits.
     """
     ids, positions = spliced_batch()
     settings = {"position_ids": positions, "attention_mask": boundaries_of(LENGTHS, WIDTH).cuda(), "use_cache": False}

@@ -48,7 +48,8 @@ RESUMED = (*DIMENSIONS, "zero2", *GEMINI)
 def runs(runner):
     """Gives the runner after the launch that a run belongs to: one process, or two for the first runs and then those from checkpoints.
 
-    What a launch says that fails is kept: the runs before the one that failed are judged all the same.
+    What a launch says that fails is kept: the runs before the one that failed are judged all the
+    same.
     """
     failures: dict[tuple[str, ...], str] = {}
 

@@ -39,7 +39,8 @@ def test_kernel_rounds_as_pytorch_does(able, shape, layouts):
             assert (mine is None) == (other is None)
             if mine is None:
                 continue
-            # The scale's last digit decides where a number falls that lies on the border between two.
+            # The scale's last digit decides where a number falls that lies on the border between
+            # two.
             differs = mine.view(torch.uint8) != other.view(torch.uint8)
             assert float(differs.float().mean()) < 0.02
             torch.testing.assert_close(mine.float(), other.float(), rtol=0.26, atol=1e-2)

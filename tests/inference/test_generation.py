@@ -47,7 +47,8 @@ def test_streamed_text_is_the_text_in_whole_characters(shared_data, family):
     def holds(text: str) -> None:
         decoder = StreamingDecoder(tokenizer)
         pieces = [decoder.push(i) for i in encoder.encode_continuation([text])[0]]
-        # A replacement character of the text's own may be held back at its end, like bytes that are not whole yet.
+        # A replacement character of the text's own may be held back at its end, like bytes that are
+        # not whole yet.
         assert "".join(pieces) == text.rstrip("\ufffd") or "".join(pieces) == text
         if "\ufffd" not in text:
             assert not any("\ufffd" in piece for piece in pieces)

@@ -101,7 +101,8 @@ def check_success_on_both(code: int, stdout: str, stderr: str) -> None:
     assert code == 0, stdout[-3000:] + stderr[-6000:]
     assert "node-1: success" in stdout
     assert "node-2: success" in stdout
-    # torchrun's agents part without waiting for each other's answer, and at times one logs that the other's store has gone.
+    # torchrun's agents part without waiting for each other's answer, and at times one logs that the
+    # other's store has gone.
     ours = [line for line in stderr.splitlines() if "elastic/agent/server/api.py" not in line]
     assert not any("Traceback" in line for line in ours), stderr[-6000:]
 
@@ -261,7 +262,8 @@ def test_a_host_that_goes_is_named_and_the_run_goes_on_without_it(cluster, hostf
     assert process.returncode != 0
     assert errors.count("no sign of life from node-2 (rank 1) within 6 s") == 1, errors[-6000:]
 
-    # The same command again. What the survivor's torchrun ends with is written down, for the launcher that would tell it goes.
+    # The same command again. What the survivor's torchrun ends with is written down, for the
+    # launcher that would tell it goes.
     torchrun = f"{Path(sys.executable).parent}/torchrun"
     tool(tmp_path / "torchrun", f'{torchrun} "$@"; echo $? > {tmp_path}/code-of-$(hostname)')
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -1,7 +1,8 @@
 """The dimensions of plugin 3d, pipeline, tensor, sequence and ZeRO parallel, train what one process trains.
 
-33 rows, 8 a step, 4 epochs: 20 steps, of which every fifth has a single row (fewer micro-batches than pipeline stages, ranks without
-rows). The vocabulary of 203 is divided by no tensor parallel size.
+33 rows, 8 a step, 4 epochs: 20 steps, of which every fifth has a single row (fewer micro-batches
+than pipeline stages, ranks without rows). The vocabulary of 203 is divided by no tensor parallel
+size.
 """
 
 import json
@@ -18,9 +19,11 @@ from colossal_llama.dataset.dummy_dataset import random_rows
 from colossal_llama.model.weights.generation_config import save_model
 from tests.support.training_runs import Runner, make_toy
 
-# Sums in another order. Half precision (which ZeRO needs): fp16, whose last bit is 2^-11. Of the weights each tensor's whole change is
-# compared, in half precision without one element in fifty: AdamW turns a tiny gradient of the other sign into a step of full size in single
-# elements, and which they are depends on the processor (one of a norm's 64, 13 % of its change, where oneDNN has AVX512-FP16 to use).
+# Sums in another order. Half precision (which ZeRO needs): fp16, whose last bit is 2^-11. Of the
+# weights each tensor's whole change is compared, in half precision without one element in fifty:
+# AdamW turns a tiny gradient of the other sign into a step of full size in single elements, and
+# which they are depends on the processor (one of a norm's 64, 13 % of its change, where oneDNN has
+# AVX512-FP16 to use).
 FP32 = {"loss": 1e-5, "gradient_norm": 1e-5, "change": 1e-4, "left_out": 0.0}
 FP16 = {"loss": 1e-3, "gradient_norm": 1e-2, "change": 5e-2, "left_out": 0.02}
 
@@ -50,7 +53,8 @@ FURTHER = {
     "pp2_split_gather_zero1": (*HALF, *ROWS8, *PP2, *TP2, *SPLIT),
     "split_gather_zero2": (*HALF, *ROWS4, *TP2, *SPLIT, "--zero", "2"),
 }
-# One micro-batch at a time, so that NEFTune's noise and the mean of means have the same micro-batches everywhere.
+# One micro-batch at a time, so that NEFTune's noise and the mean of means have the same
+# micro-batches everywhere.
 ONE_BY_ONE = ("--micro_batch_size", "1", "--accumulation_steps", "8")
 METHODS = {
     "methods": (
@@ -70,7 +74,8 @@ GOES_ON = {
     "all_to_all_goes_on": (*PLAIN, *ROWS8, *ALL),
     "zero2_goes_on": ("--micro_batch_size", "2", "--accumulation_steps", "2"),
 }
-# Four-fold divisions and offload, on four layers and rows that use the whole of a vocabulary that four divides, or does not.
+# Four-fold divisions and offload, on four layers and rows that use the whole of a vocabulary that
+# four divides, or does not.
 VOCABULARIES = (49_953, 69_104)
 LARGE = {
     "tp4_49953": (*PLAIN, *ROWS8, "--tp", "4"),
@@ -128,8 +133,8 @@ def runs(runner: Runner, tied, large) -> Runner:
     }
     two["pp2_tied"] = (*SHORT, *PLAIN, *ROWS8, *PP2, *tied)
     checkpoint = runner.workspace / "pp2" / "save" / "epoch-1_step-10"
-    # All micro-batches of an evaluation have one shape, and the step before it another: stages must not take its tensors, which want no
-    # gradient, for those of the step after it.
+    # All micro-batches of an evaluation have one shape, and the step before it another: stages must
+    # not take its tensors, which want no gradient, for those of the step after it.
     evaluation = ("--padding_mode", "max_length", "--eval_dataset", str(runner.toy.parts[0]), "--eval_interval", "5")
     two["pp2"] = (*two["pp2"], "--save_interval", "10", *evaluation)
     two |= {name: (*RUN, *options, "--load_checkpoint", str(checkpoint)) for name, options in GOES_ON.items()}
@@ -177,7 +182,8 @@ def test_four_processes_and_a_large_vocabulary(runs, large, name):
     """Two steps, of 8 and 4 rows; what is saved has the true size, without the rows that make the vocabulary divisible."""
     size, is_half = vocabulary_of(name), "fp16" in LARGE[name]
     assert len(runs.metrics(name)) == 2
-    # AdamW's first steps are as long for a gradient near nothing; and an ulp of a norm's fp16 weight, 1, is a third of its change.
+    # AdamW's first steps are as long for a gradient near nothing; and an ulp of a norm's fp16
+    # weight, 1, is a third of its change.
     tolerance = {**FP16, "change": 0.3} if is_half else {**FP32, "loss": 1e-6, "change": 1e-3}
     assert_same(runs, name, f"alone_{size}", tolerance, Path(large[size][1]))
     assert runs.weights(name)["lm_head.weight"].shape == (size, 32)

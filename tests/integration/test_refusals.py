@@ -15,7 +15,8 @@ from tests.support.training_runs import MAX_LENGTH
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2", "--save_interval", "2")  # 33 rows, 8 a step
 NEXT = (*BATCH, "--max_steps", "1")
 
-# Runs command lines as benchmarks/train_many.py does, goes on after a refusal, and notes each one's type and problems on every rank.
+# Runs command lines as benchmarks/train_many.py does, goes on after a refusal, and notes each one's
+# type and problems on every rank.
 ONE_AFTER_THE_OTHER = """
 import json, os, sys
 from pathlib import Path

@@ -1,6 +1,7 @@
 """setup_environment.sh, run_tests.sh and .ci/run: refusals, repair, the second run. Nothing is downloaded here.
 
-The environments of these tests borrow the packages of the one that runs the tests, through a .pth file.
+The environments of these tests borrow the packages of the one that runs the tests, through a .pth
+file.
 """
 
 import os

@@ -7,7 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from colossal_llama.model.kernels import fp8_linear as fp8
 from colossal_llama.model.kernels.fp8_cast import GRADIENTS, VALUES, largest_magnitude, rounded
 
-# A relative rounding error is at most 2^-4 with 3 bits of mantissa and 2^-3 with 2, its mean square a third of that; two factors.
+# A relative rounding error is at most 2^-4 with 3 bits of mantissa and 2^-3 with 2, its mean square
+# a third of that; two factors.
 E4M3_ERROR, E5M2_ERROR = 2**-4 * (2 / 3) ** 0.5, 2**-3 * (2 / 3) ** 0.5
 
 

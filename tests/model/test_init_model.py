@@ -39,7 +39,8 @@ def expand_by_hand(source: Path, target: Path, pieces: list[str], padded_vocab_s
     else:
         definition = json.loads((target / "tokenizer.json").read_text("utf-8"))
         vocabulary = definition["model"]["vocab"]
-        # An added token that the vocabulary lacks is given the id after it, whatever the file says: it would move.
+        # An added token that the vocabulary lacks is given the id after it, whatever the file says:
+        # it would move.
         vocabulary.update({token["content"]: token["id"] for token in definition["added_tokens"]})
         vocabulary.update({piece: len(vocabulary) + i for i, piece in enumerate(pieces)})
         (target / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), "utf-8")

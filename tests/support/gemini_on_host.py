@@ -1,8 +1,10 @@
 """Runs Gemini on CPU processes and prints as JSON what came of it: `gemini_on_host.py RANKS` (tests/engine/test_gemini.py).
 
-Gemini is made for devices that are not the host, and refuses the CPU as one. Its own classes run here, with the host's memory in the
-part of the device's: the accelerator is called cuda, its device is a string that PyTorch takes for the CPU, and streams and page-locked
-memory are left out. So this shows what Gemini keeps where and when it brings it up to date, and nothing of kernels, streams and speed.
+Gemini is made for devices that are not the host, and refuses the CPU as one. Its own classes run
+here, with the host's memory in the part of the device's: the accelerator is called cuda, its device
+is a string that PyTorch takes for the CPU, and streams and page-locked memory are left out. So this
+shows what Gemini keeps where and when it brings it up to date, and nothing of kernels, streams and
+speed.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
 """Started by torchrun: prints whether Gemini sums gradients as they were, or what came into their memory afterwards.
 
-A chunk is reduced on a second stream, which the last rank keeps busy for a second before; everything that the main stream can get of the
-chunk's memory is filled meanwhile, as the next layer's backward pass would do. Rank 0 prints as JSON whether its sum was right: with the
-suite's patches, and without.
+A chunk is reduced on a second stream, which the last rank keeps busy for a second before;
+everything that the main stream can get of the chunk's memory is filled meanwhile, as the next
+layer's backward pass would do. Rank 0 prints as JSON whether its sum was right: with the suite's
+patches, and without.
 """
 
 import json
@@ -24,7 +25,8 @@ BUSY_CYCLES = 2 * 10**9  # about a second
 
 def main() -> None:
     """With the patches, then without."""
-    # ColossalAI sets 1: then what is queued first begins first on all streams, which hides most of the fault.
+    # ColossalAI sets 1: then what is queued first begins first on all streams, which hides most of
+    # the fault.
     os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "8"
     originals = Chunk.reduce, Chunk._Chunk__scatter
     launch.launch(seed=0)

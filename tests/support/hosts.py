@@ -1,11 +1,13 @@
 """Two hosts on one machine: a real sshd each, with a name, processes, mounts and a home of its own.
 
-A host is a process tree in Linux namespaces (unshare(1): mounts, host name, processes) that listens on a loopback address of its own:
+A host is a process tree in Linux namespaces (unshare(1): mounts, host name, processes) that listens
+on a loopback address of its own:
 
     node-1  127.0.0.2  ─ sshd ─ what is started there by ssh          both see the machine's files, and each may have some hidden
     node-2  127.0.0.3  ─ sshd ─ …                                     or replaced; killing the tree's first process is pulling the plug
 
-Nothing of the machine's own configuration is read or changed: keys, port, sshd_config, /etc/hosts and the home directory are the test's.
+Nothing of the machine's own configuration is read or changed: keys, port, sshd_config, /etc/hosts
+and the home directory are the test's.
 """
 
 import os
@@ -42,7 +44,8 @@ _AS_A_HOST = [
     "--kill-child",
 ]
 
-# Runs as the first process of the namespaces. The machine's /run may lack sshd's directory, and its passwd sshd's user.
+# Runs as the first process of the namespaces. The machine's /run may lack sshd's directory, and its
+# passwd sshd's user.
 _INIT = """
 set -eu
 hostname "$name"
@@ -211,8 +214,8 @@ def make_hosts(place: Path) -> dict[str, Host]:
         )
         addresses = "".join(f"Host {who}\n    HostName {where}\n" for who, where in _KNOWN.items())
         (home / ".ssh" / "config").write_text(
-            addresses
-            + f"Host *\n    Port {port}\n    User root\n    IdentityFile {key}\n    IdentitiesOnly yes\n    StrictHostKeyChecking no\n"
+            addresses + f"Host *\n    Port {port}\n    User root\n    IdentityFile {key}\n    IdentitiesOnly yes\n    "
+            "StrictHostKeyChecking no\n"
             f"    UserKnownHostsFile {home / '.ssh' / 'known_hosts'}\n    LogLevel ERROR\n"
         )
         hosts[name] = Host(name, place / name, port)

@@ -1,6 +1,7 @@
 """Ranks on CPU processes that are forked from one which has imported all: importing takes each of four ranks 6 s of a core otherwise.
 
-They find what torchrun would tell them in their environment, and meet as they do under torchrun. Launchers have tests of their own.
+They find what torchrun would tell them in their environment, and meet as they do under torchrun.
+Launchers have tests of their own.
 """
 
 import multiprocessing

@@ -72,7 +72,8 @@ def make_toy(root: Path) -> Toy:
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(root / "model")
-    # As many published models have them: a temperature and no do_sample, which transformers reads and refuses to save.
+    # As many published models have them: a temperature and no do_sample, which transformers reads
+    # and refuses to save.
     (root / "model" / "generation_config.json").write_text(json.dumps(GENERATION_SETTINGS))
     tokenizer.save_pretrained(root / "model")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(root / "model")

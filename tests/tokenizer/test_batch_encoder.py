@@ -14,7 +14,8 @@ from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.tokenizer.token_bytes import token_bytes
 
-# Pieces in which merges run far: spaces, repeated letters and signs, line ends, Chinese, bytes, ▁ itself, control tokens.
+# Pieces in which merges run far: spaces, repeated letters and signs, line ends, Chinese, bytes, ▁
+# itself, control tokens.
 FRAGMENTS = ["  ", "    ", "\n", "\n\n", "\t", "aaaa", "the ", "ing", "==", "----", "中国", "人民", "，", "。", "▁", "<s>",
              "<0x0A>", "😀", "é", "\u0301", "\x00", "\r\n", "http://", "0000", "ﬁ", "\ue000"]  # fmt: skip
 TEXTS = st.lists(

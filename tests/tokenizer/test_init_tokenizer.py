@@ -156,7 +156,8 @@ def test_slow_and_fast_agree_on_real_texts_and_decode_them(implementations, corp
 def test_slow_and_fast_agree_on_random_unicode(implementations, real_pieces):
     parts = st.one_of(st.sampled_from(real_pieces), st.text(HAN, max_size=4), st.text(ANY, max_size=6))
 
-    # Transformers' slow and fast LLaMA-2 tokenizers differ on a text that begins with a space (or ▁), expanded or not.
+    # Transformers' slow and fast LLaMA-2 tokenizers differ on a text that begins with a space (or
+    # ▁), expanded or not.
     @settings(max_examples=150, deadline=None)
     @given(text=st.lists(parts, max_size=8).map("".join).map(lambda text: text.lstrip(" ▁")))
     def check(text):
@@ -215,7 +216,8 @@ def test_settings_of_the_source_survive(project_root, llama2, tmp_path):
         )
         text = "one<|im_start|> two <pad>three"
         assert new.encode(text) == old.encode(text)
-        # The source's slow tokenizer alone decodes a space before an added token, as its id lies beyond the model's pieces.
+        # The source's slow tokenizer alone decodes a space before an added token, as its id lies
+        # beyond the model's pieces.
         assert new.decode(new.encode(text)) == AutoTokenizer.from_pretrained(source).decode(old.encode(text))
         assert 32_002 in new.encode("你好<|im_start|>")
 

@@ -1,6 +1,7 @@
 """The loop at every border: what is trained, saved and evaluated, in a whole run and in one that goes on from any of its saves.
 
-The loop, its plan, the shares of the ranks and the reading ahead are the real ones; the step itself, and the writing, are noted only.
+The loop, its plan, the shares of the ranks and the reading ahead are the real ones; the step
+itself, and the writing, are noted only.
 """
 
 from dataclasses import dataclass, field

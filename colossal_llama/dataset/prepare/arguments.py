@@ -135,7 +135,8 @@ def _add_rows(parser: CommandLine, kind: Kind) -> None:
             "--long_documents",
             choices=("split", "truncate"),
             default="split",
-            help="what becomes of a document that is longer than a row: further rows, or the rest is cut off (and counted)",
+            help="what becomes of a document that is longer than a row: further rows, or the rest is cut off (and "
+            "counted)",
         )
     else:
         rows.add_argument(
@@ -156,7 +157,8 @@ def _add_rows(parser: CommandLine, kind: Kind) -> None:
             "--long_conversations",
             choices=("truncate", "window"),
             default="truncate",
-            help="what becomes of a conversation that is longer than a row: its last turns are left out (and counted), or it "
+            help="what becomes of a conversation that is longer than a row: its last turns are left out (and "
+            "counted), or it "
             "becomes overlapping windows in which every answer is trained once",
         )
 
@@ -167,7 +169,8 @@ def _add_running(parser: CommandLine) -> None:
         "--on_bad_record",
         choices=("stop", "skip"),
         default="stop",
-        help="stop before any part is written and show the bad records, or pass them over, count them by reason and list "
+        help="stop before any part is written and show the bad records, or pass them over, count them by reason and "
+        "list "
         "them in rejected.jsonl",
     )
     running.add_argument(
@@ -194,7 +197,8 @@ def _add_running(parser: CommandLine) -> None:
 def _add_shards(parser: CommandLine) -> None:
     shards = parser.add_argument_group(
         "several jobs in one directory",
-        "K jobs (on several machines with a shared disk), each with its own index, first tokenize their shares, and called "
+        "K jobs (on several machines with a shared disk), each with its own index, first tokenize their shares, and "
+        "called "
         "again write their shares of the parts. The same command without these two arguments does whatever is left.",
     )
     shards.add_argument("--num_shards", type=number(int, minimum=1), default=1, metavar="K", help="number of jobs")
@@ -210,7 +214,8 @@ def _add_looking(parser: CommandLine) -> None:
         type=number(int, minimum=1),
         default=0,
         metavar="ROWS",
-        help="show so many rows of the finished directory, with targets and borders of documents marked (default: none)",
+        help="show so many rows of the finished directory, with targets and borders of documents marked (default: "
+        "none)",
     )
     looking.add_argument(
         "--verify",

@@ -11,8 +11,9 @@ from colossal_llama.dataset.prepare.cache import Plan, chunk_segments
 def assign_bins(categories: np.ndarray, num_bins: int) -> np.ndarray:
     """Deals the documents of every category to the bins in turn, like cards.
 
-    Bin sizes differ by at most one document in every category. The deal of a category begins where that of the previous
-    one ended, so that the bins' total sizes differ by at most one document as well:
+    Bin sizes differ by at most one document in every category. The deal of a category begins where
+    that of the previous one ended, so that the bins' total sizes differ by at most one document as
+    well:
 
         documents   a0 a1 a2 b0 b1      3 bins
         bins         0  1  2  0  1      (with a fourth `a` in bin 0, b0 would go to bin 1)
@@ -40,9 +41,10 @@ def fill_last_rows(
 ) -> np.ndarray:
     """Exchanges a document with the next bin, so that the tokens of a bin fill whole rows.
 
-    Dealt at random a bin's last row is half empty: 0.12 % of all tokens with 425 rows a bin. One exchange of two documents of
-    the same category whose lengths differ by what is missing makes it nearly full; what is left over moves on to the last
-    bin. Every bin keeps its number of documents of every category.
+    Dealt at random a bin's last row is half empty: 0.12 % of all tokens with 425 rows a bin. One
+    exchange of two documents of the same category whose lengths differ by what is missing makes it
+    nearly full; what is left over moves on to the last bin. Every bin keeps its number of documents
+    of every category.
 
     Args:
         bins: (documents,) from `assign_bins`.
@@ -80,7 +82,8 @@ def _best_exchange(
     order: np.ndarray, starts: np.ndarray, left: int, num_categories: int, document_tokens: np.ndarray, missing: int
 ) -> np.ndarray | None:
     """Places in `order` of a document in the left bin and one in the next, of the same category, whose lengths differ by
-    nearly what is missing on the left; None if leaving them is better."""
+    nearly what is missing on the left; None if leaving them is better.
+    """
     best, best_error = None, abs(missing)
     for category in range(num_categories):
         group = left * num_categories + category

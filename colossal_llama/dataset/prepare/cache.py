@@ -98,15 +98,15 @@ def chunk_segments(directory: Path, index: int) -> np.ndarray:
 class TokenStore:
     """Reads marked tokens by their position in all chunks.
 
-    By plain reads, not through memory maps: a map of scattered short documents brings 64 KiB into memory for each of them
-    (900 MB in a worker on a 1.2 GB corpus).
+    By plain reads, not through memory maps: a map of scattered short documents brings 64 KiB into
+    memory for each of them (900 MB in a worker on a 1.2 GB corpus).
     """
 
     def __init__(self, directory: Path, chunk_starts: np.ndarray):
-        """
-        Args:
-            directory: of the chunks.
-            chunk_starts: (chunks + 1,) position of each chunk's first token among all tokens, and their number.
+        """Args:
+        directory: of the chunks.
+        chunk_starts: (chunks + 1,) position of each chunk's first token among all tokens, and
+            their number.
         """
         self._directory, self._chunk_starts = directory, chunk_starts
 

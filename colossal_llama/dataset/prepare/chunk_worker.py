@@ -63,8 +63,10 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
     """Tokenizes a chunk into files under `job.chunk_dir`.
 
     Returns:
-        The chunk's facts: rows, records, empty lines, bad records by reason, SHA-256 of what was read, documents, segments,
-        tokens and statistics by category. `finished` is False if a bad record stopped the run; then `rejected` lists this
+        The chunk's facts: rows, records, empty lines, bad records by reason, SHA-256 of what was
+            read, documents, segments,
+        tokens and statistics by category. `finished` is False if a bad record stopped the run; then
+            `rejected` lists this
         chunk's bad records and nothing is left on the disk.
     """
     digest, reading = hashlib.sha256(), _Reading()

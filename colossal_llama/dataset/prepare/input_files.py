@@ -1,7 +1,7 @@
 """From input directories to the rows of their files: which files, in which order, in which chunks.
 
-A plain .jsonl file is cut into byte ranges (a line belongs to the range its first byte lies in), any other file is one chunk. Chunks
-depend on the input alone, never on the number of workers:
+A plain .jsonl file is cut into byte ranges (a line belongs to the range its first byte lies in),
+any other file is one chunk. Chunks depend on the input alone, never on the number of workers:
 
     corpus.jsonl   |line|line|li ne|line|line|
                    ^ chunk 0    ^ chunk 1       the third line belongs to chunk 0
@@ -57,8 +57,10 @@ def find_input_files(directories: Sequence[Path], excluded: Path) -> list[InputF
     """Every input file below the directories, in the order of their names.
 
     Args:
-        directories: searched with their subdirectories (`utils.atomic_io.files_below`); the order in which they are given does not matter.
-        excluded: the output directory, whose files are no input even if it lies inside one of the directories.
+        directories: searched with their subdirectories (`utils.atomic_io.files_below`); the order
+            in which they are given does not matter.
+        excluded: the output directory, whose files are no input even if it lies inside one of the
+            directories.
 
     Raises:
         UserError: a directory holds no input file, or a file cannot be reached or is reached twice.
@@ -127,7 +129,8 @@ def read_rows(chunk: Chunk, digest: Any) -> Iterator[tuple[int, bytes | dict]]:
         digest: a hashlib object, which is fed with everything that is read.
 
     Raises:
-        DamagedFileError: the file cannot be read to its end; the rows before the damage have been given.
+        DamagedFileError: the file cannot be read to its end; the rows before the damage have been
+            given.
     """
     if chunk.file.path.suffix == ".parquet":
         yield from _parquet_rows(chunk, digest)
@@ -201,9 +204,8 @@ class _ZstandardFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """
-        Raises:
-            EOFError: the file ends inside a frame.
+        """Raises:
+        EOFError: the file ends inside a frame.
         """
         while not self._content:
             self._compressed = self._compressed or self._file.read(zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE)

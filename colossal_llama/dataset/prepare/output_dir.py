@@ -22,7 +22,8 @@ from colossal_llama.utils.errors import UserError, at_most
 
 State = Literal["new", "begun", "complete"]
 _CACHED = ("chunks", "plan", "parts", "run.json")
-"""What the scripts write under cache/, a common name that may be somebody else's; run.json goes last, for without it nobody could tell
+"""What the scripts write under cache/, a common name that may be somebody else's; run.json goes
+last, for without it nobody could tell
 what the rest belongs to."""
 _CANDIDATES = ".*run.json.tmp-*"  # for run.json, left behind by a killed run
 
@@ -82,10 +83,12 @@ def open_directory(settings: Settings, wanted: dict, files: Sequence[InputFile])
     Args:
         settings: of the run.
         wanted: its `identity`.
-        files: its input files, whose times are noted: a file whose time has not changed need not be read again.
+        files: its input files, whose times are noted: a file whose time has not changed need not be
+            read again.
 
     Raises:
-        UserError: the directory was begun or completed with something else, or holds parts of unknown origin.
+        UserError: the directory was begun or completed with something else, or holds parts of
+            unknown origin.
     """
     directory = settings.output_dir
     _refuse_strange_cache(directory / "cache")
@@ -112,7 +115,8 @@ def _refuse_strange_cache(cache: Path) -> None:
     strange = [path.name for path in cache.iterdir() if not _is_cached(path)] if cache.is_dir() else []
     if strange:
         raise UserError(
-            f"{cache} holds {strange[0]}, which these scripts did not write: give another --data_output_dirs, or move it away"
+            f"{cache} holds {strange[0]}, which these scripts did not write: give another --data_output_dirs, or move "
+            "it away"
         )
 
 
@@ -141,7 +145,8 @@ def _refuse_differences(directory: Path, begun: dict, wanted: dict, state: State
         verb = "was prepared" if state == "complete" else "was begun"
         raise UserError(
             [
-                f"{directory} {verb} with something else; --overwrite starts afresh, or give another --data_output_dirs:",
+                f"{directory} {verb} with something else; --overwrite starts afresh, or give another "
+                "--data_output_dirs:",
                 *(f"  {line}" for line in differences),
             ]
         )
@@ -173,7 +178,8 @@ def refuse_changed_content(directory: Path, names: Sequence[str]) -> None:
     if names:
         raise UserError(
             [
-                f"{directory} was prepared from other input; --overwrite starts afresh, or give another --data_output_dirs:",
+                f"{directory} was prepared from other input; --overwrite starts afresh, or give another "
+                "--data_output_dirs:",
                 *at_most([f"  input file {name}: its content has changed" for name in names], 10),
             ]
         )

@@ -1,7 +1,8 @@
 """Writes one part: `arrow/part-00000/` (loads with `datasets.load_from_disk`) and `jsonl/part-00000.jsonl`.
 
-The Arrow file is built from flat buffers without a Python object per token, and the two small JSON files that make a
-directory a saved dataset are written here: importing `datasets` would take longer than writing a part.
+The Arrow file is built from flat buffers without a Python object per token, and the two small JSON
+files that make a directory a saved dataset are written here: importing `datasets` would take longer
+than writing a part.
 """
 
 import json
@@ -52,7 +53,8 @@ def part_facts(output_dir: Path, index: int) -> dict | None:
 def write_part(task: PartTask, index: int) -> dict:
     """Packs and writes a part from the plan and the tokens under cache/; returns the content of its part.json.
 
-    The jsonl file gets its name first and the arrow directory last: a part whose directory is there is complete.
+    The jsonl file gets its name first and the arrow directory last: a part whose directory is there
+    is complete.
     """
     plan = Plan.load(task.output_dir / "cache" / "plan")
     store = TokenStore(task.output_dir / "cache" / "chunks", plan.chunk_starts)

@@ -1,6 +1,7 @@
 """Prepares a data set: tokenize the input chunk by chunk, plan the buckets, write the parts, tell what was done.
 
-input files → chunks → cache/chunks → plan → arrow/part-0000i, jsonl/part-0000i.jsonl → manifest.json
+input files → chunks → cache/chunks → plan → arrow/part-0000i, jsonl/part-0000i.jsonl →
+manifest.json
 """
 
 import errno
@@ -57,7 +58,8 @@ def prepare(settings: Settings, opened: OpenTokenizer | None = None) -> dict | N
         The manifest; None if this is one shard's job and the others have not finished tokenizing.
 
     Raises:
-        UserError: the input, the tokenizer or the output directory is not as it must be; the disk is full.
+        UserError: the input, the tokenizer or the output directory is not as it must be; the disk
+            is full.
     """
     try:
         with output_dir.locked(settings):
@@ -141,7 +143,8 @@ def _left_to_others(what: str, facts: Sequence[dict | None]) -> bool:
     missing = sum(fact is None for fact in facts)
     if missing:
         say(
-            f"{missing} of {len(facts)} {what} are left to the other shards. When their jobs have ended, run this command "
+            f"{missing} of {len(facts)} {what} are left to the other shards. When their jobs have ended, run this "
+            "command "
             "again, or the command without --num_shards and --shard_index, which does what is left."
         )
     return bool(missing)
@@ -220,7 +223,8 @@ def _tokenize(run: _Run, pool: WorkerPool) -> None:
             rates.tokenized_tokens += facts["tokens"]
             elapsed = time.perf_counter() - started
             bar.set_postfix_str(
-                f"{rates.tokenized_documents / elapsed:,.0f} documents/s, {rates.tokenized_tokens / elapsed:,.0f} tokens/s"
+                f"{rates.tokenized_documents / elapsed:,.0f} documents/s, {rates.tokenized_tokens / elapsed:,.0f} "
+                "tokens/s"
             )
     rates.tokenize_s = time.perf_counter() - started
     if bad:

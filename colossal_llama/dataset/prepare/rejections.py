@@ -29,7 +29,8 @@ def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
     count = f"more than {SHOWN_BAD_RECORDS}" if len(bad) > SHOWN_BAD_RECORDS else f"{len(bad)}"
     return [
         *messages,
-        f"{count} bad record{'s' if len(bad) > 1 else ''}, so that no part was written. Correct them, or pass them over with "
+        f"{count} bad record{'s' if len(bad) > 1 else ''}, so that no part was written. Correct them, or pass them "
+        "over with "
         "--on_bad_record skip, which counts them by reason and lists them in rejected.jsonl.",
     ]
 

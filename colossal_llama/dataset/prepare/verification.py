@@ -22,7 +22,8 @@ def verify(directory: Path) -> str:
     """Checks every part; the message of success.
 
     Raises:
-        UserError: there is no complete preparation in the directory, or it is not as its manifest says.
+        UserError: there is no complete preparation in the directory, or it is not as its manifest
+            says.
     """
     path = directory / "manifest.json"
     if not path.is_file():

@@ -27,8 +27,8 @@ _state: Any = None
 class WorkerPool:
     """Runs `function(state, task)` for tasks; with one worker in this process, else in others.
 
-    Workers are forked from a server process rather than from this one: a fork of a process whose tokenizer has threads can
-    hang, and holds a copy of everything this process has imported.
+    Workers are forked from a server process rather than from this one: a fork of a process whose
+    tokenizer has threads can hang, and holds a copy of everything this process has imported.
     """
 
     def __init__(self, executor: ProcessPoolExecutor | None, state: Any, num_workers: int):
@@ -68,11 +68,13 @@ def start_server() -> None:
     Without this call it starts with the first pool.
     """
     _context.set_forkserver_preload(list(_PRELOADED))
-    # The server is `python -c …`: it would look for modules in the working directory first, where other copies may lie.
+    # The server is `python -c …`: it would look for modules in the working directory first, where
+    # other copies may lie.
     settings = {
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        # Only a process of one thread is forked safely: no matrix is multiplied here, and pyarrow's allocator can do alone.
+        # Only a process of one thread is forked safely: no matrix is multiplied here, and pyarrow's
+        # allocator can do alone.
         "OPENBLAS_NUM_THREADS": "1",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "TOKENIZERS_PARALLELISM": "false",  # the processes are the parallelism

@@ -1,7 +1,8 @@
 """Patches to functions of ColossalAI 0.5.0 that compute something wrong: symptom, cause and remedy of each.
 
-Each has a test (tests/engine/test_patches.py) that fails when the engine no longer needs it. Patches of what the model computes
-when it is divided over processes are in colossal_llama/engine/patches/llama_parallel.py.
+Each has a test (tests/engine/test_patches.py) that fails when the engine no longer needs it.
+Patches of what the model computes when it is divided over processes are in
+colossal_llama/engine/patches/llama_parallel.py.
 """
 
 import functools
@@ -25,8 +26,9 @@ def apply_patches() -> None:
 def _unscale_by_the_scale_of_the_loss() -> None:
     """Patch: in fp16 the gradients of every 1,000th step counted half, in every plugin but `ddp`.
 
-    When a step's gradients have proved good the loss scaler may double its scale; the engine then divides these gradients, which come
-    of a loss that was multiplied by the former scale, by the new one.
+    When a step's gradients have proved good the loss scaler may double its scale; the engine then
+    divides these gradients, which come of a loss that was multiplied by the former scale, by the
+    new one.
     """
     from colossalai.amp.naive_amp.mixed_precision_mixin import FP16MixedPrecisionMixin
 
@@ -51,10 +53,11 @@ def _unscale_by_the_scale_of_the_loss() -> None:
 def _leave_out_useless_ddp() -> None:
     """Patch: with plugin 3d, `--zero 2`, one data-parallel rank and accumulation, gradients counted several times.
 
-    The engine wraps a model without data-parallel partners in DistributedDataParallel too. That copies every gradient, and at the
-    end of a backward pass writes it to where ZeRO had taken it from when a bucket was full (12 Mi elements). There the next micro-batch
-    adds to it, and ZeRO takes the sum. (2 micro-batches of a tiny model in small buckets: gradient norm 5.57 in place of 3.92.) The
-    copies, for which there is no use, are left out with it.
+    The engine wraps a model without data-parallel partners in DistributedDataParallel too. That
+    copies every gradient, and at the end of a backward pass writes it to where ZeRO had taken it
+    from when a bucket was full (12 Mi elements). There the next micro-batch adds to it, and ZeRO
+    takes the sum. (2 micro-batches of a tiny model in small buckets: gradient norm 5.57 in place of
+    3.92.) The copies, for which there is no use, are left out with it.
     """
     from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule
 
@@ -77,9 +80,10 @@ def ring_as_gather(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Patch: `--sp_mode ring` learned nothing right: its weight gradients came from the wrong inputs.
 
-    The original gives the right output, but of the gathered input, which the backward pass multiplies with, the last piece is this
-    rank's own again instead of the one received last; with more than two ranks all received pieces are references to two buffers
-    that later rounds overwrite.
+    The original gives the right output, but of the gathered input, which the backward pass
+    multiplies with, the last piece is this rank's own again instead of the one received last; with
+    more than two ranks all received pieces are references to two buffers that later rounds
+    overwrite.
 
     Args:
         func: computes a piece of the output from a piece of the input and `input_local`.

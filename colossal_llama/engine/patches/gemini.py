@@ -18,9 +18,10 @@ def apply_gemini_patches() -> None:
 def keep_norms_on_the_device() -> None:
     """Patch: Gemini reads the norm of every chunk's gradient back to the host within the backward pass.
 
-    Each reading waits for the device, and the device then for the host: 27 times a step at 1.25 B, where Gemini took 555 ms and zero2
-    509 with the same kernels; without these readings 543 against 516, on another H200. The squared norm stays a tensor here;
-    `GeminiOptimizer._calc_global_norm` adds them up and reads the sum once. In fp64: the chunks are added in the order of their
+    Each reading waits for the device, and the device then for the host: 27 times a step at 1.25 B,
+    where Gemini took 555 ms and zero2 509 with the same kernels; without these readings 543 against
+    516, on another H200. The squared norm stays a tensor here; `GeminiOptimizer._calc_global_norm`
+    adds them up and reads the sum once. In fp64: the chunks are added in the order of their
     addresses, which in fp32 gave a resumed run another last digit.
     """
     from colossalai.zero.gemini.chunk.chunk import Chunk
@@ -38,8 +39,9 @@ def keep_norms_on_the_device() -> None:
 def _count_accumulated_gradients_once() -> None:
     """Patch: with several ranks, chunks that are kept whole (models under 32 Mi parameters) sum micro-batches wrongly.
 
-    What earlier micro-batches left, already the mean over the ranks, is multiplied by the number of ranks, summed over them and
-    divided by their number: right where one rank alone has it, and that many times too much where all have.
+    What earlier micro-batches left, already the mean over the ranks, is multiplied by the number of
+    ranks, summed over them and divided by their number: right where one rank alone has it, and that
+    many times too much where all have.
     """
     from colossalai.zero.gemini.chunk import Chunk, ChunkManager
 
@@ -70,10 +72,11 @@ def _forget_overflowed_gradients() -> None:
 def keep_memory_until_it_is_read() -> None:
     """Patch: gradients could be overwritten before they were summed, in memory that Gemini had given back too early.
 
-    Gemini sums a chunk over the ranks on a stream of its own, and frees the chunk's memory as soon as that is queued. The allocator, which
-    knows of the main stream alone, may hand it to the next layer's backward pass while the chunk is still to be read. (NCCL told the
-    allocator up to PyTorch 2.7; since 2.8 it holds on to tensors, and this is a storage that is emptied under a tensor.) Here the
-    allocator is told, and NCCL works on the very stream that it is told of.
+    Gemini sums a chunk over the ranks on a stream of its own, and frees the chunk's memory as soon
+    as that is queued. The allocator, which knows of the main stream alone, may hand it to the next
+    layer's backward pass while the chunk is still to be read. (NCCL told the allocator up to
+    PyTorch 2.7; since 2.8 it holds on to tensors, and this is a storage that is emptied under a
+    tensor.) Here the allocator is told, and NCCL works on the very stream that it is told of.
     """
     from colossalai.zero.gemini.chunk.chunk import Chunk
 
@@ -98,7 +101,8 @@ def keep_memory_until_it_is_read() -> None:
 def forget_finished_runs() -> None:
     """Lets the memory of finished runs go, which Gemini's caches keep until the process ends: their weights, half-precision and fp32.
 
-    Two methods are wrapped in `functools.lru_cache` of unlimited size; what they were called with, the manager or its chunks, stays.
+    Two methods are wrapped in `functools.lru_cache` of unlimited size; what they were called with,
+    the manager or its chunks, stays.
     """
     from colossalai.zero.gemini.gemini_mgr import GeminiManager
     from colossalai.zero.gemini.placement_policy import AutoPlacementPolicy

@@ -1,7 +1,8 @@
 """The model when its layers, weights or sequences are divided over processes: exact loss, and attention by document there too.
 
-ColossalAI's `HybridParallelPlugin` replaces two of a LLaMA's forward functions when a dimension of parallelism is on. Both are replaced
-here by ones that compute what the undivided model computes; what is wrong with the originals (ColossalAI 0.5.0) is told at each.
+ColossalAI's `HybridParallelPlugin` replaces two of a LLaMA's forward functions when a dimension of
+parallelism is on. Both are replaced here by ones that compute what the undivided model computes;
+what is wrong with the originals (ColossalAI 0.5.0) is told at each.
 
     sequence of 8 tokens, --sp 2        rank 0: t0 t1 t2 t3        rank 1: t4 t5 t6 t7
     labels, shifted before the cut      rank 0: t1 t2 t3 t4        rank 1: t5 t6 t7 –
@@ -51,8 +52,9 @@ def causal_lm_forward(
 ) -> CausalLMOutputWithPast | dict[str, torch.Tensor]:
     """Patch: the forward of a divided model, with the loss in fp32.
 
-    The original takes cross-entropy, and the sum of a sequence's losses, in the precision of the weights: in bf16 a count of 4,095
-    targets becomes 4,096, and the loss has 8 bits. Called on each pipeline stage; all but the last return hidden states.
+    The original takes cross-entropy, and the sum of a sequence's losses, in the precision of the
+    weights: in bf16 a count of 4,095 targets becomes 4,096, and the loss has 8 bits. Called on each
+    pipeline stage; all but the last return hidden states.
     """
     outputs = LlamaPipelineForwards.llama_model_forward(
         self.model,
@@ -89,7 +91,8 @@ def _mean_loss(
         hidden: (rows, length, width), or this rank's stretch of the length in mode all_to_all.
         labels: (rows, length), whole.
         shards: how the model is divided.
-        positions: those of the targets, for a fused loss to leave out the others; see `colossal_llama.model.kernels.apply`.
+        positions: those of the targets, for a fused loss to leave out the others; see
+            `colossal_llama.model.kernels.apply`.
     """
     shifted = next_token_labels(labels)
     targets = (shifted != IGNORED).sum().clamp(min=1)
@@ -103,7 +106,8 @@ def _mean_loss(
         stretches = [torch.empty_like(token_losses) for _ in range(ranks)]
         dist.all_gather(stretches, token_losses.contiguous(), group=group)
         token_losses = torch.cat(stretches, dim=1)
-        # The plugin averages gradients over data-parallel and sequence-parallel ranks alike; the scale undoes the latter.
+        # The plugin averages gradients over data-parallel and sequence-parallel ranks alike; the
+        # scale undoes the latter.
         loss = reduce_forward(loss, group, grad_scale=ranks)
     return loss / targets, token_losses
 
@@ -159,8 +163,9 @@ def attention_forward(
 ) -> Callable:
     """Patch: a LLaMA attention layer's forward under sequence parallelism that honours the model's attention function.
 
-    The original builds a mask of length × length and scores of the same size, or calls kernels of ColossalAI's own; both know padding
-    only, so documents spliced into one row would see each other.
+    The original builds a mask of length × length and scores of the same size, or calls kernels of
+    ColossalAI's own; both know padding only, so documents spliced into one row would see each
+    other.
     """
     return partial(_attention_forward, sp_group=sp_group if sp_mode == "all_to_all" else None)
 
@@ -192,9 +197,10 @@ def _attention_forward(
 def complete_partial_gradients(model: torch.nn.Module, tp_group: Any) -> None:
     """Patch: sums the norms' gradients, of which each rank has its stretch's part in the modes split_gather and ring.
 
-    The engine does it after each backward pass, with what has been accumulated until then: with ZeRO 2 and several micro-batches the
-    parts of earlier ones are counted once more a rank. Here each part is summed as it arises. (4 micro-batches a step, 20 steps of a tiny
-    model: gradient norms up to 6 % off, the norms' updates by 37 %.)
+    The engine does it after each backward pass, with what has been accumulated until then: with
+    ZeRO 2 and several micro-batches the parts of earlier ones are counted once more a rank. Here
+    each part is summed as it arises. (4 micro-batches a step, 20 steps of a tiny model: gradient
+    norms up to 6 % off, the norms' updates by 37 %.)
 
     Args:
         model: boosted; the plugin has marked the parameters.

@@ -1,12 +1,15 @@
 """Variable-length causal attention by cuDNN, through its Python front end (package nvidia-cudnn-frontend).
 
-On Hopper cuDNN's attention is about half again as fast as the flash kernel that PyTorch carries, but PyTorch offers it for rows of equal
-length only; its variable-length way plans the computation anew in every call, 100 ms each. Here plans are kept, one for each
-(number of documents, longest document), both rounded up so that few are needed: documents of length 0 fill up the number.
-Long and short documents are computed apart, since the kernel's grid is as if all were as long as the longest.
+On Hopper cuDNN's attention is about half again as fast as the flash kernel that PyTorch carries,
+but PyTorch offers it for rows of equal length only; its variable-length way plans the computation
+anew in every call, 100 ms each. Here plans are kept, one for each (number of documents, longest
+document), both rounded up so that few are needed: documents of length 0 fill up the number. Long
+and short documents are computed apart, since the kernel's grid is as if all were as long as the
+longest.
 
-The flattened batch (tokens, heads, width) is described to cuDNN as "ragged": a tensor (documents, heads, longest, width) whose
-documents begin at given offsets (https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html).
+The flattened batch (tokens, heads, width) is described to cuDNN as "ragged": a tensor (documents,
+heads, longest, width) whose documents begin at given offsets
+(https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html).
 """
 
 import functools

@@ -1,20 +1,23 @@
 """Attention by document: the documents spliced into one row do not see each other.
 
-The boundaries of a batch's documents reach every layer as the model's `attention_mask`: transformers and ColossalAI (tensor
-parallel and gradient checkpointing included) hand a 4-D mask through to the attention function untouched, and the function
-registered here reads boundaries where others read a mask. So no mask of length × length is ever built.
+The boundaries of a batch's documents reach every layer as the model's `attention_mask`:
+transformers and ColossalAI (tensor parallel and gradient checkpointing included) hand a 4-D mask
+through to the attention function untouched, and the function registered here reads boundaries where
+others read a mask. So no mask of length × length is ever built.
 
     rows    [a a a b b]        boundaries, over the flattened rows: 0 3 5 8 10
             [c c c . .]        padding (.) is a document of its own that nobody labels
 
-Four functions are registered with transformers' `AttentionInterface` (https://huggingface.co/docs/transformers/attention_interface):
-`documents_cudnn` (model.attention.cudnn), `documents_varlen` (`torch.nn.attention.varlen`) and `documents_flash` (the flash-attn
-package) compute all documents in a variable-length kernel, `documents_sdpa` calls `scaled_dot_product_attention` document by
-document, on any device.
+Four functions are registered with transformers' `AttentionInterface`
+(https://huggingface.co/docs/transformers/attention_interface): `documents_cudnn`
+(model.attention.cudnn), `documents_varlen` (`torch.nn.attention.varlen`) and `documents_flash` (the
+flash-attn package) compute all documents in a variable-length kernel, `documents_sdpa` calls
+`scaled_dot_product_attention` document by document, on any device.
 
-Where every row is one whole document all of them call the plain causal kernel once. Measured on an H200, 8 rows of 4,096 tokens, 32
-heads of 64, 4 of keys, forward and backward, in ms: one document a row: cuDNN 5.1, PyTorch's flash kernel 7.7, its variable-length
-one 8.0; sixteen documents a row: 1.9 in the last; real pre-training rows (51 to 115 documents): 6.2 to 7.0.
+Where every row is one whole document all of them call the plain causal kernel once. Measured on an
+H200, 8 rows of 4,096 tokens, 32 heads of 64, 4 of keys, forward and backward, in ms: one document a
+row: cuDNN 5.1, PyTorch's flash kernel 7.7, its variable-length one 8.0; sixteen documents a row:
+1.9 in the last; real pre-training rows (51 to 115 documents): 6.2 to 7.0.
 """
 
 import importlib.util
@@ -40,14 +43,19 @@ def boundaries_of(lengths: Sequence[Sequence[int]], row_length_tokens: int) -> t
     """Boundaries of the documents of a batch, in the form in which the model takes them as `attention_mask`.
 
     Args:
-        lengths: the lengths in tokens of each row's documents, in order; what is missing to `row_length_tokens` is padding.
+        lengths: the lengths in tokens of each row's documents, in order; what is missing to
+            `row_length_tokens` is padding.
         row_length_tokens: the padded length of every row.
 
     Returns:
-        int32, shape (1, longest, 1 + long, 3 documents + 1). The last dimension holds the offsets of the documents in the flattened
-        batch and its end; then where they start and how long they are, in order of falling length. The others repeat that without
-        taking memory: their sizes carry the longest document and the number of documents longer than `LONG_TOKENS` to the
-        kernel, which needs both as host numbers: reading them from a GPU tensor would stop the host once a layer.
+        int32, shape (1, longest, 1 + long, 3 documents + 1). The last dimension holds the offsets
+            of the documents in the flattened
+        batch and its end; then where they start and how long they are, in order of falling length.
+            The others repeat that without
+        taking memory: their sizes carry the longest document and the number of documents longer
+            than `LONG_TOKENS` to the
+        kernel, which needs both as host numbers: reading them from a GPU tensor would stop the host
+            once a layer.
 
     >>> boundaries_of([[3, 2], [3]], row_length_tokens=5)[0, 0, 0]
     tensor([ 0,  3,  5,  8, 10,  0,  5,  3,  8,  3,  3,  2,  2], dtype=torch.int32)
@@ -89,12 +97,14 @@ def choose_attention(
     """Name of the attention function to use, and a sentence that says which kernel computes it.
 
     Args:
-        use_flash: whether the user asked for flash attention: the flash-attn package is used where it is installed.
+        use_flash: whether the user asked for flash attention: the flash-attn package is used where
+            it is installed.
         fast: whether variable-length kernels are used without being asked for.
         device: where the model computes.
         dtype: of its activations; the kernels take fp16 and bf16.
         heads: query heads, key-value heads, width of a head.
-        dropout: of the attention weights, in training; of the variable-length kernels flash-attn's alone has it.
+        dropout: of the attention weights, in training; of the variable-length kernels flash-attn's
+            alone has it.
     """
     able = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     plain = "scaled_dot_product_attention, document by document"
@@ -102,7 +112,8 @@ def choose_attention(
         return FLASH, "attention: variable-length kernel of the flash-attn package"
     if (use_flash or fast) and able and dropout:
         return SDPA, (
-            f"attention: {plain}, which is slower: attention_dropout is {dropout} in config.json, and the variable-length kernels of "
+            f"attention: {plain}, which is slower: attention_dropout is {dropout} in config.json, and the "
+            "variable-length kernels of "
             "cuDNN and PyTorch have no dropout (flash-attn's has it; or set it to 0)"
         )
     if (use_flash or fast) and able:
@@ -120,7 +131,8 @@ def choose_attention(
             f"attention: neither flash-attn nor torch.nn.attention.varlen (PyTorch 2.10) is here; using {plain}",
         )
     return SDPA, (
-        f"attention: --use_flash_attn needs a CUDA device and fp16 or bf16 (here: {device.type}, {dtype}); using {plain}, which "
+        f"attention: --use_flash_attn needs a CUDA device and fp16 or bf16 (here: {device.type}, {dtype}); using "
+        f"{plain}, which "
         "computes the same"
     )
 
@@ -151,7 +163,8 @@ def documents_sdpa(
     rows, heads, length, width = query.shape
     if is_one_document_a_row(attention_mask, rows, length):
         return _whole_rows(query, key, value, dropout, scaling), None
-    # (1, heads, rows * length, width): documents never cross rows, so each is one slice of the flattened batch.
+    # (1, heads, rows * length, width): documents never cross rows, so each is one slice of the
+    # flattened batch.
     flat = [states.transpose(0, 1).reshape(1, states.shape[1], rows * length, width) for states in (query, key, value)]
     offsets = offsets_of(attention_mask).tolist()
     with sdpa_kernel(_BACKENDS_WITHOUT_PLANS, set_priority=True):
@@ -213,7 +226,8 @@ def documents_varlen(
 def is_one_document_a_row(boundaries: torch.Tensor, rows: int, length: int) -> bool:
     """Whether every row is one document from end to end, read off the shape of `boundaries_of`, so without a look at the device.
 
-    As many documents as rows, the longest as long as a row: since they add up to all rows, all are that long.
+    As many documents as rows, the longest as long as a row: since they add up to all rows, all are
+    that long.
     """
     return boundaries.shape[1] == length and _documents(boundaries) == rows
 
@@ -240,8 +254,9 @@ _BACKENDS = [
     SDPBackend.MATH,
 ]  # in this order where the device has them
 _BACKENDS_WITHOUT_PLANS = _BACKENDS[1:]
-"""For lengths that keep changing, for each of which cuDNN seems to plan anew. With PyTorch's own choice, steps of 190 M parameters on real
-rows took 1.8 s at first and 0.7 after 200 steps on an H200, when most lengths had been seen; in a process that had seen them all, 0.3 s."""
+"""For lengths that keep changing, for each of which cuDNN seems to plan anew. With PyTorch's own
+choice, steps of 190 M parameters on real rows took 1.8 s at first and 0.7 after 200 steps on an
+H200, when most lengths had been seen; in a process that had seen them all, 0.3 s."""
 
 
 def _variable_length(kernel, query, key, value, boundaries, dropout, scaling):
@@ -283,7 +298,8 @@ def _cudnn_varlen(query, key, value, boundaries, dropout, scaling):
 def _refuse_dropout(dropout: float) -> None:
     if dropout:
         raise NotImplementedError(
-            "the variable-length kernels have no dropout: set attention_dropout to 0 in config.json, or --fused_kernels False"
+            "the variable-length kernels have no dropout: set attention_dropout to 0 in config.json, or "
+            "--fused_kernels False"
         )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from colossal_llama.model.weights.stored_tensors import StoredTensor
 
 InitMethod = Literal["mean", "norm_matched_mean"]
-# 256 rows of about four constituents at width 4,096 are 16 MB of float32; larger chunks were not faster.
+# 256 rows of about four constituents at width 4,096 are 16 MB of float32; larger chunks were not
+# faster.
 _ROWS_PER_CHUNK = 256
 
 
@@ -48,9 +49,10 @@ def mean_rows(
 ) -> Iterator[np.ndarray]:
     """The new rows, in pieces of some hundred rows, float32 (float64 for a matrix of float64).
 
-    `mean` is the arithmetic mean, as published. Vectors that point in different directions partly cancel: the mean of n
-    independent ones of norm r has the norm r / sqrt(n). `norm_matched_mean` keeps the mean's direction and rescales it
-    to the average norm of the constituents, so that a new row is as long as the rows the model knows.
+    `mean` is the arithmetic mean, as published. Vectors that point in different directions partly
+    cancel: the mean of n independent ones of norm r has the norm r / sqrt(n). `norm_matched_mean`
+    keeps the mean's direction and rescales it to the average norm of the constituents, so that a
+    new row is as long as the rows the model knows.
 
     Args:
         matrix: source rows [source rows, width].

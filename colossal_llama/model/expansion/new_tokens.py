@@ -69,10 +69,11 @@ def split_into_source_pieces(
 ) -> list[list[int]]:
     """For each of the target's ids in `rows`, the source ids of its own text; empty for an id that no token has.
 
-    A vocabulary piece goes straight to the source's BPE model, behind normalizer and pre-tokenizer. That keeps it as it
-    is: LLaMA-2's 你好 gets no ▁ before it and ▁你好 keeps its own (a space in the text), and a byte-level piece of
-    LLaMA-3, which may begin or end within a character, is split as the bytes it stands for. Added tokens
-    (`<|im_start|>` …) are no pieces: their text is encoded as plain text that continues a document.
+    A vocabulary piece goes straight to the source's BPE model, behind normalizer and pre-tokenizer.
+    That keeps it as it is: LLaMA-2's 你好 gets no ▁ before it and ▁你好 keeps its own (a space in the
+    text), and a byte-level piece of LLaMA-3, which may begin or end within a character, is split as
+    the bytes it stands for. Added tokens (`<|im_start|>` …) are no pieces: their text is encoded as
+    plain text that continues a document.
 
         LLaMA-2   你好 → 你 好        ▁你好 → ▁ 你 好        越来越 → 越 来 越        龘 → <0xE9> <0xBE> <0x98>
     """

@@ -76,8 +76,8 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
     """Reads tokenizers, configs and the headers of the weight files, and checks that they fit together.
 
     Raises:
-        UserError: files are missing or damaged, the target tokenizer does not extend the source's, or the weights are not those of a
-            causal LLaMA with this vocabulary.
+        UserError: files are missing or damaged, the target tokenizer does not extend the source's,
+            or the weights are not those of a causal LLaMA with this vocabulary.
     """
     config = _read_json(source_path / "config.json")
     tokens = read_new_tokens(source_path, target_tokenizer_path)
@@ -194,8 +194,9 @@ def _special_id(configured: int | list[int] | None, tokenizers: int | None, rows
 def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, Any]:
     """Writes the new model and returns what there is to report (see `describe`).
 
-    A new directory appears when it is complete. In the target tokenizer's own directory the files come one by one,
-    config.json last: without it nothing loads. After an error the files written are removed.
+    A new directory appears when it is complete. In the target tokenizer's own directory the files
+    come one by one, config.json last: without it nothing loads. After an error the files written
+    are removed.
 
     Raises:
         UserError: there is too little room on the disk.

@@ -29,7 +29,8 @@ def read_evaluation_text(path: Path, limit_bytes: int) -> list[str]:
     """The documents of a text file (one document) or a `.jsonl` file (`text`, or `source` and `target`, one a line).
 
     Args:
-        limit_bytes: reading stops when the documents have this many UTF-8 bytes; the last one is cut.
+        limit_bytes: reading stops when the documents have this many UTF-8 bytes; the last one is
+            cut.
 
     Raises:
         UserError: a line is not such a record, the file is not UTF-8, or there is no text in it.
@@ -77,8 +78,9 @@ def _read_jsonl(path: Path, limit_bytes: int) -> list[str]:
 def segments_of(documents: list[str], max_positions: int) -> list[str]:
     """Cuts documents into segments that fit the model under any tokenizer.
 
-    Every tokenizer sees the same segments, so that none is favoured by seeing more text in its window. A character is
-    at most 4 tokens (its UTF-8 bytes); BOS and LLaMA-2's leading ▁ come on top.
+    Every tokenizer sees the same segments, so that none is favoured by seeing more text in its
+    window. A character is at most 4 tokens (its UTF-8 bytes); BOS and LLaMA-2's leading ▁ come on
+    top.
     """
     length = max(1, min(_LONGEST_SEGMENT, (max_positions - 2) // 4))
     return [document[begin : begin + length] for document in documents for begin in range(0, len(document), length)]
@@ -90,8 +92,9 @@ def loss_per_byte(
 ) -> TextLoss:
     """The summed negative log-likelihood of all documents divided by their UTF-8 bytes.
 
-    Tokenizers cut a text into different numbers of tokens, so a loss per token says nothing about which model predicts
-    the text better; per byte it does. Documents are cut into segments, each after a BOS of its own.
+    Tokenizers cut a text into different numbers of tokens, so a loss per token says nothing about
+    which model predicts the text better; per byte it does. Documents are cut into segments, each
+    after a BOS of its own.
 
     Args:
         model: on its device; logits are taken to float32.
@@ -113,9 +116,10 @@ def randomise_rows(model: PreTrainedModel, first_row: int, around_mean: bool, se
     """Replaces the rows from `first_row` on by normal noise on the scale of those before; tied matrices once.
 
     Args:
-        around_mean: False: one mean and one deviation for the whole matrix, as a fresh initialisation has. True: each
-            column's own, so that the noise lies around the mean of all rows (Hewitt 2021, "Initializing new word embeddings
-            for pretrained language models"); output rows there are as unlikely as the average token.
+        around_mean: False: one mean and one deviation for the whole matrix, as a fresh
+            initialisation has. True: each column's own, so that the noise lies around the mean of
+            all rows (Hewitt 2021, "Initializing new word embeddings for pretrained language
+            models"); output rows there are as unlikely as the average token.
     """
     generator = torch.Generator().manual_seed(seed)
     matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}

@@ -1,10 +1,12 @@
 """Fused kernels that need no CUDA toolkit, put into a model.
 
-Rotary embedding and SwiGLU are Liger's Triton kernels (https://github.com/linkedin/Liger-Kernel), within a fifth and a twentieth of what
-an H200's memory allows; norms with the residual stream, and the output layer with its cross-entropy, are ours (model.kernels.rms_norm,
-model.kernels.linear_cross_entropy), and so is how gradients of a shared input are added up (model.kernels.grouped_linear). `torch.compile` of each layer
-in place of Liger's kernels was no faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms against 517), takes longer
-to start and does not go with Gemini.
+Rotary embedding and SwiGLU are Liger's Triton kernels (https://github.com/linkedin/Liger-Kernel),
+within a fifth and a twentieth of what an H200's memory allows; norms with the residual stream, and
+the output layer with its cross-entropy, are ours (model.kernels.rms_norm,
+model.kernels.linear_cross_entropy), and so is how gradients of a shared input are added up
+(model.kernels.grouped_linear). `torch.compile` of each layer in place of Liger's kernels was no
+faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms against 517), takes longer to
+start and does not go with Gemini.
 """
 
 import importlib.util
@@ -39,8 +41,9 @@ def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
 
     Args:
         model: as `from_pretrained` gives it, before any plugin wraps it.
-        fuse_loss: also fuse output layer and cross-entropy. Only where the output layer's weight is whole and not padded:
-            tensor parallelism splits it, so it must be off there. The model then returns a loss and no logits when it trains.
+        fuse_loss: also fuse output layer and cross-entropy. Only where the output layer's weight is
+            whole and not padded: tensor parallelism splits it, so it must be off there. The model
+            then returns a loss and no logits when it trains.
     """
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
@@ -66,7 +69,8 @@ def fused_linear_cross_entropy(
 @dataclass
 class LossOutput(CausalLMOutputWithPast):
     """The model's output with the loss of every token, (rows, length) in fp32: at a position that of the token after it, without
-    gradient; 0 where that is no target."""
+    gradient; 0 where that is no target.
+    """
 
     token_losses: torch.Tensor | None = None
 
@@ -112,7 +116,8 @@ def _mlp_forward(self: LlamaMLP, hidden_states: torch.Tensor) -> torch.Tensor:
 
     gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
     product = LigerSiLUMulFunction.apply(gate, up)
-    # Its backward pass overwrites both, but only after that of `down_proj`, which asks for the product.
+    # Its backward pass overwrites both, but only after that of `down_proj`, which asks for the
+    # product.
     inputs = gate.detach(), up.detach()
     can_be_made_again(product, lambda: swiglu_forward(*inputs)[2])
     return self.down_proj(product)
@@ -131,8 +136,8 @@ def _forward_with_fused_loss(
 
     Args:
         input_ids, attention_mask, position_ids, labels: as there.
-        target_positions: (targets,) int64: the positions in the flattened batch whose next token is a target. Without them the
-            output layer computes every position.
+        target_positions: (targets,) int64: the positions in the flattened batch whose next token is
+            a target. Without them the output layer computes every position.
     """
     outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **settings)
     hidden = outputs[0]

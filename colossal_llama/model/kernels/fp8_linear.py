@@ -1,11 +1,12 @@
 """Matrix products of the decoder layers in 8-bit floating point (`--fp8`).
 
-Inputs and weights are rounded to e4m3, gradients to e5m2 (model.kernels.fp8_cast), each with a scale found anew in every call, and
-multiplied at twice the rate of bf16; sums are fp32, results have the dtype of the input. Weights, optimizer states, attention, norms
-and the output layer stay as they were. The input is kept for the backward pass in 8 bits, half of what it takes otherwise.
+Inputs and weights are rounded to e4m3, gradients to e5m2 (model.kernels.fp8_cast), each with a
+scale found anew in every call, and multiplied at twice the rate of bf16; sums are fp32, results
+have the dtype of the input. Weights, optimizer states, attention, norms and the output layer stay
+as they were. The input is kept for the backward pass in 8 bits, half of what it takes otherwise.
 
-ColossalAI's own `use_fp8` cannot be used: in 0.5.0 it takes `[0]` of what `torch._scaled_mm` returns, which has been the product itself
-since PyTorch 2.5, so it would be its first row.
+ColossalAI's own `use_fp8` cannot be used: in 0.5.0 it takes `[0]` of what `torch._scaled_mm`
+returns, which has been the product itself since PyTorch 2.5, so it would be its first row.
 """
 
 import importlib.util
@@ -121,7 +122,8 @@ class _Fp8Linear(torch.autograd.Function):
         small_weight = rounded(weight, largest, transposed=False)
         tokens = hidden.numel() // hidden.shape[-1]
         output = _product(small.rows, small.scale, small_weight.rows, small_weight.scale, dtype, fast=True)
-        # Through save_for_backward, which lets gradient checkpointing drop them and make them again.
+        # Through save_for_backward, which lets gradient checkpointing drop them and make them
+        # again.
         ctx.save_for_backward(weight, largest, small.transposed, small.scale)
         ctx.input_dtype, ctx.shape = hidden.dtype, hidden.shape
         return output[:tokens].view(*hidden.shape[:-1], weight.shape[0])
@@ -151,7 +153,7 @@ def _product(
     dtype: torch.dtype,
     fast: bool = False,
 ) -> torch.Tensor:
-    """left (m, k) times the transpose of right_transposed (n, k); `fast` sums a little less exactly, which the forward pass can bear."""
+    """Left (m, k) times the transpose of right_transposed (n, k); `fast` sums a little less exactly, which the forward pass can bear."""
     return scaled_mm(
         left,
         right_transposed.t(),

@@ -4,8 +4,9 @@
            ├─► k_proj                          here:         q's product, k's added to it, v's added to it
            └─► v_proj
 
-The additions are passes over the whole input's gradient (0.10 ms each on an H200 at 32,768 × 2,048 in bf16); a product that adds to what is
-there takes 0.03 ms more than one that does not, and rounds once less.
+The additions are passes over the whole input's gradient (0.10 ms each on an H200 at 32,768 × 2,048
+in bf16); a product that adds to what is there takes 0.03 ms more than one that does not, and rounds
+once less.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ def share_input_gradients(model: LlamaForCausalLM) -> None:
     """Lets queries, keys, values, and gate and up projection of all decoder layers add up their input's gradient, in place.
 
     Args:
-        model: as `from_pretrained` gives it, before any plugin wraps it; layers with a bias are left alone.
+        model: as `from_pretrained` gives it, before any plugin wraps it; layers with a bias are
+            left alone.
     """
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -36,7 +38,8 @@ def share_input_gradients(model: LlamaForCausalLM) -> None:
 class _Group:
     """Layers that read the same input: the first one that is called computes for all, the others take what is theirs.
 
-    One operation for all, since Gemini puts a node of its own before each, which turns "no gradient yet" into zeros and adds them.
+    One operation for all, since Gemini puts a node of its own before each, which turns "no gradient
+    yet" into zeros and adds them.
     """
 
     def __init__(self, linears: tuple[nn.Linear, ...]):

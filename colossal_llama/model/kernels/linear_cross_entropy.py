@@ -1,17 +1,20 @@
 """The output layer and its cross-entropy in one, without the logits of all tokens.
 
-At a vocabulary of 69,104 the logits of 32,768 tokens are 4.5 GB in bf16, and their gradient as much again. Here a few thousand rows
-of logits exist at a time; they are turned into their own gradient in place, and the gradients of hidden states and weight are
-taken from them at once, in the forward pass, as Liger's fused cross-entropy does it (arXiv 2410.10989). Against that one: chunks
-that fill the matrix units, the weight's gradient summed in fp32 inside the matrix product, tokens without a target left out,
-and no number read back from the device. On an H200 with 32,768 × 2,048 · 69,104: 47 ms against 71 ms.
+At a vocabulary of 69,104 the logits of 32,768 tokens are 4.5 GB in bf16, and their gradient as much
+again. Here a few thousand rows of logits exist at a time; they are turned into their own gradient
+in place, and the gradients of hidden states and weight are taken from them at once, in the forward
+pass, as Liger's fused cross-entropy does it (arXiv 2410.10989). Against that one: chunks that fill
+the matrix units, the weight's gradient summed in fp32 inside the matrix product, tokens without a
+target left out, and no number read back from the device. On an H200 with 32,768 × 2,048 · 69,104:
+47 ms against 71 ms.
 """
 
 import torch
 
 IGNORED = -100  # the label of what does not count: the default `ignore_index` of PyTorch's cross-entropy
 CHUNK_ROWS = 4096
-"""Rows of logits at a time: 0.6 GB in bf16 at a vocabulary of 69,104; measured as fast as 2,048, 8,192 and 16,384."""
+"""Rows of logits at a time: 0.6 GB in bf16 at a vocabulary of 69,104; measured as fast as 2,048,
+8,192 and 16,384."""
 # Of Liger's kernel on these rows: 1.1 ms a chunk of 8,192; its own 32768, 32: 1.9 ms.
 _KERNEL_BLOCK, _KERNEL_WARPS = 4096, 8
 
@@ -32,12 +35,15 @@ def linear_cross_entropy(
 
     Args:
         hidden: (tokens, width).
-        weight: (vocabulary, width), the output layer's, in the same dtype; under autocast both are computed with in its dtype.
+        weight: (vocabulary, width), the output layer's, in the same dtype; under autocast both are
+            computed with in its dtype.
         labels: (tokens,) int64; -100 where a token does not count.
-        positions: (targets,) int64, where labels are not -100: only these rows are computed. None: all rows are.
+        positions: (targets,) int64, where labels are not -100: only these rows are computed. None:
+            all rows are.
 
     Returns:
-        The mean over the targets, a scalar in fp32, and each token's loss without gradient, (tokens,) in fp32, 0 where it does not count.
+        The mean over the targets, a scalar in fp32, and each token's loss without gradient,
+            (tokens,) in fp32, 0 where it does not count.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)

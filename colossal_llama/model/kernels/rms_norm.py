@@ -7,9 +7,10 @@
     hidden ──┴─► + ──┬────────────────────► total       `add_and_norm`: likewise, and the sum is made in the norm's own forward
                      └─► norm ─► result
 
-Autograd would add the two gradients in a pass of its own. And Liger's backward kernel runs one program a multiprocessor, too few for the
-memory: at 32,768 × 2,048 in bf16 on an H200 it takes 0.32 ms and this one 0.12, or 0.16 with the addition, which alone takes 0.10. So a
-step of 1.25 B has 45 such norms and loses 11 ms less to them.
+Autograd would add the two gradients in a pass of its own. And Liger's backward kernel runs one
+program a multiprocessor, too few for the memory: at 32,768 × 2,048 in bf16 on an H200 it takes 0.32
+ms and this one 0.12, or 0.16 with the addition, which alone takes 0.10. So a step of 1.25 B has 45
+such norms and loses 11 ms less to them.
 """
 
 from functools import partial
@@ -20,7 +21,8 @@ from colossal_llama.model.kernels.torch_function import through_torch_function
 from colossal_llama.model.selective_recomputation import can_be_made_again
 
 _PROGRAMS_PER_MULTIPROCESSOR = 16
-"""Of 1 to 16 tried, with two to eight warps: within 4 % the fastest at widths of 2,048 and 4,096."""
+"""Of 1 to 16 tried, with two to eight warps: within 4 % the fastest at widths of 2,048 and
+4,096."""
 
 
 @through_torch_function

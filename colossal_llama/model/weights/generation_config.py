@@ -9,7 +9,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 def write_generation_settings(model: PreTrainedModel, directory: Path) -> None:
     """Writes the file, if the model has such settings, also those that `GenerationConfig.save_pretrained` refuses.
 
-    It refuses a temperature or top_p without do_sample, which the files of many published models have.
+    It refuses a temperature or top_p without do_sample, which the files of many published models
+    have.
     """
     if model.generation_config is not None:
         (directory / GENERATION_CONFIG_NAME).write_text(model.generation_config.to_json_string(), encoding="utf-8")

@@ -1,7 +1,8 @@
 """Tensors as weight files hold them: read in part, without mapping the file, and without PyTorch.
 
-What is read by plain reads is in memory only while it is used; a mapped file's pages count as the process's memory until it is
-closed. Half precision is arithmetic in float32 and rounded to the nearest again, ties to even, as PyTorch does.
+What is read by plain reads is in memory only while it is used; a mapped file's pages count as the
+process's memory until it is closed. Half precision is arithmetic in float32 and rounded to the
+nearest again, ties to even, as PyTorch does.
 """
 
 import math
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 16 << 20
 
-# safetensors' names of types → (the type in which numpy holds the bits, PyTorch's name). numpy has no bfloat16 and no float8.
+# safetensors' names of types → (the type in which numpy holds the bits, PyTorch's name). numpy has
+# no bfloat16 and no float8.
 _TYPES = {
     "F64": (np.float64, "float64"),
     "F32": (np.float32, "float32"),

@@ -1,8 +1,9 @@
 """The weight files of a Hugging Face model directory, read lazily and rewritten shard by shard.
 
-safetensors' own `save_file` needs every tensor of a shard in memory, the enlarged matrices included. The writer here
-takes a tensor as a sequence of pieces, so that a matrix of any size passes through a few megabytes; the format (an
-8-byte length, a JSON header, the raw bytes; https://huggingface.co/docs/safetensors) is small enough for that.
+safetensors' own `save_file` needs every tensor of a shard in memory, the enlarged matrices
+included. The writer here takes a tensor as a sequence of pieces, so that a matrix of any size
+passes through a few megabytes; the format (an 8-byte length, a JSON header, the raw bytes;
+https://huggingface.co/docs/safetensors) is small enough for that.
 """
 
 import json
@@ -68,7 +69,8 @@ def find_weight_files(directory: Path) -> WeightFiles:
     shards.
 
     Raises:
-        UserError: there are no weights, a shard is missing or damaged, or the index and the shards disagree.
+        UserError: there are no weights, a shard is missing or damaged, or the index and the shards
+            disagree.
     """
     for index_name, single_name in _LAYOUTS:
         if (directory / single_name).is_file():
@@ -82,8 +84,9 @@ def find_weight_files(directory: Path) -> WeightFiles:
 def check_safetensors(directory: Path) -> None:
     """Finds out from headers and sizes whether the safetensors files that transformers would load are whole, without reading a weight.
 
-    What is in them is left to who loads them: tensors of other types than `find_weight_files` takes, and indexes that name a tensor
-    too many or too few, as real models have. So is a directory without safetensors.
+    What is in them is left to who loads them: tensors of other types than `find_weight_files`
+    takes, and indexes that name a tensor too many or too few, as real models have. So is a
+    directory without safetensors.
 
     Raises:
         UserError: a file is absent, cut off or damaged.
@@ -255,14 +258,15 @@ def write_safetensors(
 
     Args:
         shapes: name → shape and dtype of the whole tensor.
-        pieces: gives the pieces of a tensor, which together are its values in row-major order: PyTorch tensors, or numpy arrays of
-            the type's bits.
+        pieces: gives the pieces of a tensor, which together are its values in row-major order:
+            PyTorch tensors, or numpy arrays of the type's bits.
         metadata: free text stored in the header.
 
     Raises:
         ValueError: the pieces of a tensor have another type or do not add up to its shape.
     """
-    # Like safetensors: the widest types first, so that every tensor starts at a multiple of its item's size.
+    # Like safetensors: the widest types first, so that every tensor starts at a multiple of its
+    # item's size.
     order = sorted(shapes, key=lambda name: (-shapes[name].bit_type.itemsize, name))
     with new_file(target) as file:
         file.write(_header(order, shapes, metadata))

@@ -1,8 +1,9 @@
 """Expands a byte-level BPE vocabulary (LLaMA-3): the vocabulary and the merges of `tokenizer.json`.
 
-A text is cut into words by the pre-tokenizer's pattern, each word's UTF-8 bytes become 256 symbols, and merges, listed pair by
-pair, build tokens inside a word. Hence a piece across words (`3.5`, `的，`) can never be produced, whatever is added: it is
-left out, with the reason. The others get one merge each, behind all old merges; their ids follow the special tokens.
+A text is cut into words by the pre-tokenizer's pattern, each word's UTF-8 bytes become 256 symbols,
+and merges, listed pair by pair, build tokens inside a word. Hence a piece across words (`3.5`,
+`的，`) can never be produced, whatever is added: it is left out, with the reason. The others get one
+merge each, behind all old merges; their ids follow the special tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from colossal_llama.tokenizer.expansion.result import Expansion
 from colossal_llama.utils.errors import UserError
 
 _BYTES_AS_CHARACTERS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-# Neighbours that may keep a piece in one word when it is not one by itself: nothing, a letter, a space, a punctuation mark.
+# Neighbours that may keep a piece in one word when it is not one by itself: nothing, a letter, a
+# space, a punctuation mark.
 _NEIGHBOURS = (("", ""), ("的", ""), ("", "的"), (" ", ""), ("", "。"), ("。", ""), ("", "\n"))
 
 
@@ -25,7 +27,8 @@ def read_definition(path: Path) -> dict | None:
     """Reads a `tokenizer.json`, or gives None if there is none or it belongs to a `tokenizer.model` beside it.
 
     Raises:
-        UserError: it is no tokenizer definition, or of another kind than byte-level BPE with no `tokenizer.model` beside it.
+        UserError: it is no tokenizer definition, or of another kind than byte-level BPE with no
+            `tokenizer.model` beside it.
     """
     if not path.is_file():
         return None
@@ -41,7 +44,8 @@ def read_definition(path: Path) -> dict | None:
     if path.with_name("tokenizer.model").is_file():
         return None
     raise UserError(
-        f"{path} defines a {kind} tokenizer that is not byte-level, and no tokenizer.model is beside it: only sentencepiece BPE "
+        f"{path} defines a {kind} tokenizer that is not byte-level, and no tokenizer.model is beside it: only "
+        "sentencepiece BPE "
         "(LLaMA-2) and byte-level BPE (LLaMA-3) can be expanded"
     )
 
@@ -123,8 +127,8 @@ def _why_impossible(text: str, source: Tokenizer) -> str | None:
 def _merge_alone(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Ids by merges alone: each text is one word, and no word is looked up as a whole.
 
-    LLaMA-3 looks up a whole word in the vocabulary before it merges anything (`ignore_merges`); a piece that is found in no
-    other way than that would be dead inside of longer words.
+    LLaMA-3 looks up a whole word in the vocabulary before it merges anything (`ignore_merges`); a
+    piece that is found in no other way than that would be dead inside of longer words.
     """
     alone = Tokenizer(tokenizer.model)  # shares the model with `tokenizer`
     alone.pre_tokenizer = _BYTES_AS_CHARACTERS
@@ -146,8 +150,9 @@ def _segment(source: Tokenizer, new: Mapping[str, str]) -> dict[str, tuple[str, 
 def _controls_for_holes(definition: dict, source: Tokenizer) -> dict[str, int]:
     """The control tokens, which live behind the vocabulary, as entries of it.
 
-    With new ids behind them they would leave a hole in the vocabulary, and the tokenizers library then warns on every save that
-    it "could be corrupted". Only a token that is no word by itself may be put there: one that is would be looked up.
+    With new ids behind them they would leave a hole in the vocabulary, and the tokenizers library
+    then warns on every save that it "could be corrupted". Only a token that is no word by itself
+    may be put there: one that is would be looked up.
     """
     tokens = {token["content"]: token["id"] for token in definition["added_tokens"]}
     words_of = source.pre_tokenizer.pre_tokenize_str

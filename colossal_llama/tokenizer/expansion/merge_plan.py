@@ -1,17 +1,20 @@
 """Plans the merges that lead to new pieces of a BPE vocabulary: which extra pieces they need, and in which order they apply.
 
-How a BPE tokenizer reaches a piece: the text starts as small symbols, and the best-ranked pair of neighbours whose
-concatenation is a piece is merged, again and again. A piece that no such chain builds is dead: no text ever gives its id.
+How a BPE tokenizer reaches a piece: the text starts as small symbols, and the best-ranked pair of
+neighbours whose concatenation is a piece is merged, again and again. A piece that no such chain
+builds is dead: no text ever gives its id.
 
-Every new merge is ranked below every old one. Encoding is then the old encoding followed by new merges over its tokens,
-so that text without a new piece keeps its old ids, and a new piece is a sequence of old tokens, here called its segments:
+Every new merge is ranked below every old one. Encoding is then the old encoding followed by new
+merges over its tokens, so that text without a new piece keeps its old ids, and a new piece is a
+sequence of old tokens, here called its segments:
 
     piece   意大利          segments 意 大 利
     pieces asked for: 意大利 only        意 大 利   no pair is a piece: 意大利 is dead
     bridge 大利 added                    意 大 利  →  意 大利  →  意大利
 
-What happens inside a piece's span does not depend on the text around it as long as no merge crosses the span's ends, so a
-piece is reachable if and only if its own segments, alone, are merged into it (`derive`).
+What happens inside a piece's span does not depend on the text around it as long as no merge crosses
+the span's ends, so a piece is reachable if and only if its own segments, alone, are merged into it
+(`derive`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -49,14 +52,16 @@ def plan_merges(
 ) -> MergePlan:
     """Chooses bridges, as few as a greedy search finds, and an order of merges that leaves no piece dead.
 
-    The asked pieces keep the order they are given in (first = strongest), because a user lists or learns the frequent ones
-    first; the few whose place makes another piece unreachable are moved. Bridges come last of all: they apply only where
-    nothing else does, and so change the least.
+    The asked pieces keep the order they are given in (first = strongest), because a user lists or
+    learns the frequent ones first; the few whose place makes another piece unreachable are moved.
+    Bridges come last of all: they apply only where nothing else does, and so change the least.
 
     Args:
-        asked: new piece → its segments in the source vocabulary. Pieces of one segment need no merge and are left out.
-        known_rank: pieces of the source that *any* pair with the right concatenation makes (sentencepiece), with their
-            negative ranks; empty if the source lists its pairs one by one (byte-level BPE).
+        asked: new piece → its segments in the source vocabulary. Pieces of one segment need no
+            merge and are left out.
+        known_rank: pieces of the source that *any* pair with the right concatenation makes
+            (sentencepiece), with their negative ranks; empty if the source lists its pairs one by
+            one (byte-level BPE).
         forbidden: strings that must not become bridges.
     """
     pieces = {piece: segments for piece, segments in asked.items() if len(segments) > 1}
@@ -78,8 +83,8 @@ def plan_merges(
 def derive(segments: Sequence[str], rank: Mapping[str, float]) -> list[tuple[str, str]]:
     """The merges, in order, that BPE applies to a sequence of symbols: lowest rank first, leftmost first among equals.
 
-    The sequence of merges inside a span depends on the span alone, hence a piece is always made from the same two symbols,
-    whatever the text around it.
+    The sequence of merges inside a span depends on the span alone, hence a piece is always made
+    from the same two symbols, whatever the text around it.
     """
     symbols = list(segments)
     merges = []
@@ -107,8 +112,9 @@ def _choose_bridges(
 ) -> dict[str, Segments]:
     """The extra pieces without which some piece has no chain of merges at all, whatever the order.
 
-    Such a piece takes a binary tree over its segments; the inner nodes that are no pieces are what it lacks. Each round adds
-    the string that is lacking in the cheapest trees of most pieces, until every piece has its tree.
+    Such a piece takes a binary tree over its segments; the inner nodes that are no pieces are what
+    it lacks. Each round adds the string that is lacking in the cheapest trees of most pieces, until
+    every piece has its tree.
     """
     available = {*pieces, *known}
     lacking = {}
@@ -135,8 +141,8 @@ def _choose_bridges(
 class _Election:
     """Counts how many pieces each candidate for a bridge would help, the nearer to completion the more.
 
-    The queue holds outdated entries, too; they are dropped when they come to its head. (Counting anew in every round made 20,000
-    pieces without any sub-pieces take minutes.)
+    The queue holds outdated entries, too; they are dropped when they come to its head. (Counting
+    anew in every round made 20,000 pieces without any sub-pieces take minutes.)
     """
 
     def __init__(self):
@@ -181,7 +187,8 @@ def _cheapest_trees(
     """How many inner nodes of a binary tree over the segments are not available at least, and all nodes of that kind.
 
     Returns:
-        (cost, candidates): the number, and the strings (with their segments) that one of the cheapest trees lacks.
+        (cost, candidates): the number, and the strings (with their segments) that one of the
+            cheapest trees lacks.
     """
     length = len(segments)
     cost: dict[tuple[int, int], int] = {(start, start + 1): 0 for start in range(length)}
@@ -289,8 +296,8 @@ def _drop_needless_bridges(
 ) -> None:
     """Removes the bridges without which every piece is still reachable, from `bridges` and from `rank`.
 
-    The greedy choice leaves some: a later bridge can do an earlier one's work, and a bridge that occurs twice in one piece
-    (aa in aaaa) was counted twice.
+    The greedy choice leaves some: a later bridge can do an earlier one's work, and a bridge that
+    occurs twice in one piece (aa in aaaa) was counted twice.
     """
     containing = _pieces_by_sub_piece(pieces, bridges)
     dropped = True

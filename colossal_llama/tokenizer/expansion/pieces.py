@@ -49,15 +49,17 @@ class PieceFile:
 def read_pieces(path: Path, control_tokens: Iterable[str]) -> PieceFile:
     """Reads and checks a file of pieces.
 
-    A space may be written as a space or as sentencepiece's `▁`; both are the same piece. Blank lines are skipped.
+    A space may be written as a space or as sentencepiece's `▁`; both are the same piece. Blank
+    lines are skipped.
 
     Args:
         path: jsonl, one object with a string `piece` a line.
-        control_tokens: the source's control and byte tokens (`<s>`, `<|eot_id|>`, `<0x0A>` …), which no piece may contain.
+        control_tokens: the source's control and byte tokens (`<s>`, `<|eot_id|>`, `<0x0A>` …),
+            which no piece may contain.
 
     Raises:
-        UserError: lists, with file and line, what cannot be read, is not a string, is empty or all spaces, or contains a
-            control token; or the file holds no piece at all.
+        UserError: lists, with file and line, what cannot be read, is not a string, is empty or all
+            spaces, or contains a control token; or the file holds no piece at all.
     """
     control = re.compile(
         "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True)) or r"(?!)"

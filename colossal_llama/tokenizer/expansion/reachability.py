@@ -7,15 +7,17 @@ from colossal_llama.utils.errors import UserError
 
 Encode = Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
-# Texts in which a piece may stand. LLaMA-2 puts a space before a text's first word, so that a piece with a leading space stands
-# at the beginning without it. (On a text that begins with a space itself, transformers' slow and fast LLaMA-2 tokenizers
-# differ, expanded or not: `▁▁a` and `▁a` for " a". No such text is used.)
+# Texts in which a piece may stand. LLaMA-2 puts a space before a text's first word, so that a piece
+# with a leading space stands at the beginning without it. (On a text that begins with a space
+# itself, transformers' slow and fast LLaMA-2 tokenizers differ, expanded or not: `▁▁a` and `▁a` for
+# " a". No such text is used.)
 _BEGINNING: Mapping[str, Callable[[str], str]] = {
     "the piece alone": lambda piece: piece.removeprefix(" "),
     "then U+E000": lambda piece: piece.removeprefix(" ") + "\ue000",
 }
-# No piece joins the private-use character U+E000 to another character unless somebody asked for such a piece: nothing merges
-# across it, and what is not produced between two of them is produced nowhere.
+# No piece joins the private-use character U+E000 to another character unless somebody asked for
+# such a piece: nothing merges across it, and what is not produced between two of them is produced
+# nowhere.
 _INSIDE: Mapping[str, Callable[[str], str]] = {
     "between Han characters": lambda piece: f"的{piece}了",
     "between Han punctuation": lambda piece: f"，{piece}。",
@@ -46,9 +48,11 @@ def prove(wanted: Mapping[str, int], encoders: Sequence[Encode], merge_alone: En
 
     Args:
         wanted: text of a piece → its id.
-        encoders: functions from texts to ids (no special tokens added). All must give the same ids for every text tried.
-        merge_alone: gives ids by merges alone, where the encoders look up whole words too. A piece must come out of it as
-            its one id: what a look-up finds only as a word of its own is not reachable.
+        encoders: functions from texts to ids (no special tokens added). All must give the same ids
+            for every text tried.
+        merge_alone: gives ids by merges alone, where the encoders look up whole words too. A piece
+            must come out of it as its one id: what a look-up finds only as a word of its own is not
+            reachable.
 
     Raises:
         UserError: two encoders disagree on a text.
@@ -68,7 +72,8 @@ def _search(
     """Tries the contexts in turn.
 
     Returns:
-        (found, missing): context → number of pieces first found there; the pieces that none produced.
+        (found, missing): context → number of pieces first found there; the pieces that none
+            produced.
     """
     found = {}
     missing = dict(wanted)
@@ -91,7 +96,8 @@ def _encode_with_all(texts: Sequence[str], encoders: Sequence[Encode]) -> Sequen
         for text, ids, other_ids in zip(texts, first, other, strict=True):
             if ids != other_ids:
                 raise UserError(
-                    f"the slow and the fast tokenizer disagree on {text!r} ({ids} and {other_ids}): the source tokenizer's own "
+                    f"the slow and the fast tokenizer disagree on {text!r} ({ids} and {other_ids}): the source "
+                    "tokenizer's own "
                     "files disagree, or this is a defect of the expansion; nothing was written"
                 )
     return first

@@ -11,7 +11,8 @@ from colossal_llama.utils.atomic_io import new_directory, write_json
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError
 
-# Settings travel as they are; the vocabulary itself (tokenizer.model, tokenizer.json) is written anew.
+# Settings travel as they are; the vocabulary itself (tokenizer.model, tokenizer.json) is written
+# anew.
 SETTINGS_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -62,8 +63,9 @@ class Expansion:
 def expansion_record(expansion: Expansion, asked: PieceFile, proof: Proof, pad_to_multiple_of: int) -> dict:
     """The content of `expansion_report.json`.
 
-    `padded_vocab_size` is the number of embedding rows to give a model of this vocabulary: `vocab_size` rounded up to a
-    multiple of `pad_to_multiple_of`. The tokenizer has no ids for the padding rows.
+    `padded_vocab_size` is the number of embedding rows to give a model of this vocabulary:
+    `vocab_size` rounded up to a multiple of `pad_to_multiple_of`. The tokenizer has no ids for the
+    padding rows.
     """
     padded = -(-expansion.size // pad_to_multiple_of) * pad_to_multiple_of
     return {

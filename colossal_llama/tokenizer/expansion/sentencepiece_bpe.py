@@ -1,13 +1,16 @@
 """Expands a sentencepiece BPE vocabulary (LLaMA-2): `tokenizer.model` for the slow tokenizer, `tokenizer.json` for the fast.
 
-Why slow and fast agree on every text. Sentencepiece merges the pair of neighbours whose concatenation has the highest score;
-the fast tokenizer has a list of pairs, converted from the model: for each piece every pair of pieces that makes it, sorted by
-the piece's score. Two things make them differ, and both are avoided here:
+Why slow and fast agree on every text. Sentencepiece merges the pair of neighbours whose
+concatenation has the highest score; the fast tokenizer has a list of pairs, converted from the
+model: for each piece every pair of pieces that makes it, sorted by the piece's score. Two things
+make them differ, and both are avoided here:
 
-- Equal scores. Sentencepiece then takes the leftmost pair, the fast tokenizer the one listed first. New scores are distinct.
+- Equal scores. Sentencepiece then takes the leftmost pair, the fast tokenizer the one listed first.
+New scores are distinct.
   (Two pairs that make one piece have equal scores too. That is harmless: a piece is always made from the same pair, see
   `merge_plan.derive`.)
-- A character that is no piece. Sentencepiece merges it into a longer piece, the fast tokenizer has cut it into bytes before.
+- A character that is no piece. Sentencepiece merges it into a longer piece, the fast tokenizer has
+cut it into bytes before.
   Each character of a new piece becomes a piece itself.
 """
 
@@ -30,7 +33,8 @@ from colossal_llama.utils.errors import UserError
 
 ModelProto = sentencepiece_model_pb2.ModelProto
 _Type = ModelProto.SentencePiece.Type
-# Read once: protobuf looks an enum's member up by name each time, which took 0.4 s for 69,000 pieces.
+# Read once: protobuf looks an enum's member up by name each time, which took 0.4 s for 69,000
+# pieces.
 _NORMAL, _USER_DEFINED, _UNUSED = _Type.NORMAL, _Type.USER_DEFINED, _Type.UNUSED
 _BPE = sentencepiece_model_pb2.TrainerSpec.BPE
 
@@ -70,7 +74,8 @@ def expand_sentencepiece(model: ModelProto, fast: Tokenizer, pieces: Sequence[Pi
         pieces: what to add.
 
     Raises:
-        UserError: a piece would make a control token appear in ordinary text, or ids of the source cannot be kept.
+        UserError: a piece would make a control token appear in ordinary text, or ids of the source
+            cannot be kept.
     """
     source = _with_added_tokens(model, fast)
     source_names = {piece.piece for piece in source.pieces}
@@ -109,7 +114,8 @@ def _name(piece: Piece) -> str:
 def _with_added_tokens(model: ModelProto, fast: Tokenizer) -> ModelProto:
     """A copy of the model that also holds the tokens which the source keeps outside of it, at their ids.
 
-    A tokenizer that got a `<pad>` after its 32,000 pieces has it under id 32,000; the first new piece would take that id.
+    A tokenizer that got a `<pad>` after its 32,000 pieces has it under id 32,000; the first new
+    piece would take that id.
 
     Raises:
         UserError: between the pieces and such a token there are ids that nothing takes.
@@ -121,7 +127,8 @@ def _with_added_tokens(model: ModelProto, fast: Tokenizer) -> ModelProto:
             continue
         if token_id > len(copy.pieces):
             raise UserError(
-                f"the source's added token {token.content} has id {token_id}, but ids end at {len(copy.pieces) - 1} before it: "
+                f"the source's added token {token.content} has id {token_id}, but ids end at {len(copy.pieces) - 1} "
+                "before it: "
                 "new pieces would fill the gap; renumber the source's added tokens first"
             )
         copy.pieces.add(piece=token.content, score=0.0, type=_USER_DEFINED)
@@ -134,7 +141,8 @@ def _segment(
     """Cuts new pieces into the source's tokens, where a character that the source lacks counts as one.
 
     Returns:
-        (segments, impossible): name → its segments; the pieces that cannot be added, with the reason.
+        (segments, impossible): name → its segments; the pieces that cannot be added, with the
+            reason.
     """
     characters = [
         character for character in dict.fromkeys("".join(map(_name, pieces))) if character not in source_names
@@ -167,7 +175,8 @@ def _append(model: ModelProto, names: Sequence[str], order: Sequence[str]) -> Mo
 
     Args:
         names: the new pieces in the order of their ids.
-        order: those that need a merge, best first; the others (single characters, whose score has no effect) score lowest.
+        order: those that need a merge, best first; the others (single characters, whose score has
+            no effect) score lowest.
 
     Raises:
         UserError: there are not enough 32-bit floats below the source's scores.
@@ -187,7 +196,8 @@ def _append(model: ModelProto, names: Sequence[str], order: Sequence[str]) -> Mo
 def _distinct_scores_below(lowest: float, count: int) -> list[float]:
     """Falling scores that stay distinct as the model's 32-bit floats.
 
-    LLaMA-2's lowest score is -1e9, where neighbouring floats are 64 apart: steps of 1 would all round to the same score.
+    LLaMA-2's lowest score is -1e9, where neighbouring floats are 64 apart: steps of 1 would all
+    round to the same score.
     """
     largest = np.float32(2 * abs(lowest) + count)
     step = max(1.0, float(np.spacing(largest)))
@@ -215,8 +225,8 @@ def _halves_of_control_tokens(model: ModelProto, names: set[str]) -> set[str]:
 def _refuse_control_token_merges(model: ModelProto, source_size: int) -> None:
     """Refuses new pieces that, joined with another, spell a control token.
 
-    Transformers' converter of a `tokenizer.model` makes a merge of every such pair, and then a `</s>` that somebody wrote in a
-    text ends it.
+    Transformers' converter of a `tokenizer.model` makes a merge of every such pair, and then a
+    `</s>` that somebody wrote in a text ends it.
     """
     names = {piece.piece for piece in model.pieces}
     new_names = {piece.piece for piece in model.pieces[source_size:]}

@@ -43,7 +43,8 @@ def _open_bytelevel(directory: Path, definition: dict) -> Source:
 
 def _open_sentencepiece(directory: Path) -> Source:
     model = sentencepiece_bpe.read_model(directory / "tokenizer.model")
-    # transformers would import torch, which no tokenizer needs: 1.6 of 5 seconds. It then advises to install it: silenced.
+    # transformers would import torch, which no tokenizer needs: 1.6 of 5 seconds. It then advises
+    # to install it: silenced.
     os.environ.setdefault("USE_TORCH", "0")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from colossal_llama.tokenizer.loading import load_tokenizer

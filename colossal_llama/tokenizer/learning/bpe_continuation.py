@@ -1,9 +1,10 @@
 """Learns pieces by continuing a tokenizer's own BPE: the most frequent pair of neighbouring source tokens, again and again.
 
-A vocabulary that is learned afresh and then appended holds pieces that the source's merges never build, and so needs bridges.
-Here each word is first encoded by the source; every source token becomes one private character; the `tokenizers` library's
-BPE trainer learns merges over those. Each learned piece is a merge of two symbols that exist before it, in the order of
-frequency, which is the very order in which init_tokenizer.py ranks new merges.
+A vocabulary that is learned afresh and then appended holds pieces that the source's merges never
+build, and so needs bridges. Here each word is first encoded by the source; every source token
+becomes one private character; the `tokenizers` library's BPE trainer learns merges over those. Each
+learned piece is a merge of two symbols that exist before it, in the order of frequency, which is
+the very order in which init_tokenizer.py ranks new merges.
 
     text       深度学习 深度          source tokens   深 度 学 习 | 深 度
     trainer    sees  abcd ab        learns          a+b, ab+cd …   pieces  深度, 深度学习
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 _FIRST_PRIVATE = 0x10000  # token 0's character; the BPE trainer takes any code point as a symbol
 _WITHOUT_SPACES = "一あアกກកကཀ"
-"""A letter of each script that is written without spaces: Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar, Tibetan."""
+"""A letter of each script that is written without spaces: Han, Hiragana, Katakana, Thai, Lao,
+Khmer, Myanmar, Tibetan."""
 _BATCH_WORDS = 20_000
 
 
@@ -51,7 +53,8 @@ class Limits:
 def word_pattern(scripts: Iterable[str]) -> regex.Pattern:
     """What counts as a word of the given Unicode scripts (`Han`, `Cyrillic` …; `any` means letters of all).
 
-    A word takes the space before it along, as LLaMA's own pieces do, unless the scripts are written without spaces.
+    A word takes the space before it along, as LLaMA's own pieces do, unless the scripts are written
+    without spaces.
 
     Raises:
         ValueError: there is no script of such a name.
@@ -80,8 +83,9 @@ def count_words(texts: Iterable[str], pattern: regex.Pattern) -> Counter[str]:
 def learn_pieces(words: Mapping[str, int], tokenizer: "PreTrainedTokenizerFast", limits: Limits) -> list[str]:
     """Pieces that the source lacks, those that save the most tokens first.
 
-    A merge saves one token each time it is applied, a character that the source cuts into n bytes saves n - 1. A merge is never
-    applied more often than the ones it builds on, so that this order puts every piece behind its parts.
+    A merge saves one token each time it is applied, a character that the source cuts into n bytes
+    saves n - 1. A merge is never applied more often than the ones it builds on, so that this order
+    puts every piece behind its parts.
 
     Args:
         words: word → how often it occurs.
@@ -121,7 +125,8 @@ def _train(rows: Mapping[str, int], limits: Limits) -> dict[str, int]:
     """Trains BPE on rows of symbols (row → how often it occurs).
 
     Returns:
-        merged symbols → how often that merge is applied to the rows, in the order of training. More than asked for, as some
+        merged symbols → how often that merge is applied to the rows, in the order of training. More
+            than asked for, as some
         will be left out.
     """
     alphabet = {symbol for row in rows for symbol in row}
@@ -150,8 +155,9 @@ def _train(rows: Mapping[str, int], limits: Limits) -> dict[str, int]:
 class _Symbols:
     """Source tokens as private characters.
 
-    A character that a sentencepiece vocabulary lacks, and cuts into byte tokens, is one symbol of its own: the expansion makes
-    it a piece. A byte-level vocabulary has all bytes; its symbols may be parts of characters.
+    A character that a sentencepiece vocabulary lacks, and cuts into byte tokens, is one symbol of
+    its own: the expansion makes it a piece. A byte-level vocabulary has all bytes; its symbols may
+    be parts of characters.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):

@@ -1,7 +1,8 @@
 """One directory written by all ranks, in threads beside the training, that appears complete or not at all.
 
-Every rank writes its own files, and tells rank 0 through the key-value store of the process group; rank 0 adds what it alone knows,
-flushes, renames, and tells the others. The training's own collectives are never used here: they belong to the main threads.
+Every rank writes its own files, and tells rank 0 through the key-value store of the process group;
+rank 0 adds what it alone knows, flushes, renames, and tells the others. The training's own
+collectives are never used here: they belong to the main threads.
 
     rank 0   copy │ training …                                                   the main thread
                   └ write a.safetensors ─ wait for answers ─ complete, rename ─ outcome ┐
@@ -93,7 +94,8 @@ class SharedWriting:
     stores: tuple[dist.Store, dist.Store]
     """From `own_stores`: one for the writing, one for the signs of life."""
     complete: Callable[[Path, Written], None]
-    """Called on rank 0, in its thread, when all files are there: adds the rest to the temporary directory."""
+    """Called on rank 0, in its thread, when all files are there: adds the rest to the temporary
+    directory."""
     after: Callable[[], None] = lambda: None
     """Called on rank 0 after the rename."""
     outcome: Outcome | None = None
@@ -161,8 +163,9 @@ class SharedWriting:
         except Exception as error:  # whatever it is, the training must hear of it
             self.fail(str(error) or type(error).__name__)
             found = {"error": self._error, "bytes": 0}
-        # A daemon thread that the interpreter's end finds inside the store, in C++, aborts the process ("terminate called without an
-        # active exception"). So it is gone before anybody can know the outcome.
+        # A daemon thread that the interpreter's end finds inside the store, in C++, aborts the
+        # process ("terminate called without an active exception"). So it is gone before anybody can
+        # know the outcome.
         ended.set()
         beating.join(_DEAD_AFTER_S)
         self.outcome = Outcome(self.target, found["error"], found["bytes"], time.perf_counter() - self._begun)

@@ -125,7 +125,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             raise IncompleteCheckpoint(f"{path} is not a complete checkpoint: {needed}/ is missing")
     if any((path / "optimizer").glob("*.bin*")):
         raise UserError(
-            f"{path} was written by an earlier version, which pickled the optimizer states; pickles are not loaded. Go on from its weights "
+            f"{path} was written by an earlier version, which pickled the optimizer states; pickles are not loaded. "
+            "Go on from its weights "
             f"with --load_checkpoint {checkpoint.model_path}, or finish the run with the version that began it"
         )
     return checkpoint
@@ -193,7 +194,8 @@ def complete_checkpoints(save_dir: Path) -> list[Path]:
 def set_aside_later(save_dir: Path, step: int) -> list[Path]:
     """Renames checkpoints of later steps than `step`, left by an earlier run, to `superseded-…`; returns the new names.
 
-    They would be taken for the newest of the run that begins now, by `--load_checkpoint auto` and by `--keep_last`.
+    They would be taken for the newest of the run that begins now, by `--load_checkpoint auto` and
+    by `--keep_last`.
     """
     moved = []
     for path in complete_checkpoints(save_dir):
@@ -214,7 +216,8 @@ def entry_written_by_a_run(path: Path, save_dir: Path) -> str | None:
         entry_written_by_a_run(Path("S/epoch-0_step-2/modelling"), Path("S"))    →    "epoch-0_step-2"
 
     Returns:
-        None for a path elsewhere, and for an entry that no run writes; links count under their own names and where they lead.
+        None for a path elsewhere, and for an entry that no run writes; links count under their own
+            names and where they lead.
     """
     for real in (os.path.abspath, os.path.realpath):
         path_there, save_dir_there = Path(real(path)), Path(real(save_dir))
@@ -243,8 +246,10 @@ def find_checkpoint(
         superseded = [] if newest else [path.name for path in sorted(save_dir.glob(f"{_SUPERSEDED}*-epoch-*_step-*"))]
         if superseded:
             say(
-                f"warning: auto begins afresh, since the latest run in {save_dir} left no checkpoint; begun without auto, it set those of "
-                f"an earlier run aside ({', '.join(at_most(superseded, 3))}): to go on from one of them, stop this run, take "
+                f"warning: auto begins afresh, since the latest run in {save_dir} left no checkpoint; begun without "
+                "auto, it set those of "
+                f"an earlier run aside ({', '.join(at_most(superseded, 3))}): to go on from one of them, stop this "
+                "run, take "
                 f"{_SUPERSEDED}N- out of its name and give the command again"
             )
         return newest

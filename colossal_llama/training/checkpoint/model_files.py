@@ -27,7 +27,8 @@ from colossal_llama.utils.console import is_rank_zero
 def weights_to_save(engine: Engine, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights that this process writes, whole, without padding; all ranks must go through it together.
 
-    Weights that several ranks hold are shared out among these; with LoRA, rank 0 writes the adapter.
+    Weights that several ranks hold are shared out among these; with LoRA, rank 0 writes the
+    adapter.
     """
     network = model.unwrap(unwrap_peft=False)
     if isinstance(network, PeftModel):

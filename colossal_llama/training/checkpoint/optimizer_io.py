@@ -4,9 +4,10 @@
     optimizer/rank-00000-00000.safetensors       NAME.exp_avg, NAME.exp_avg_sq, NAME.master_weight: flat fp32 pieces of parameters;
                                                  the header says which elements of NAME they are, and its step count
 
-Nothing is gathered for a save, and since a piece says where it belongs, another number of ranks and another plugin put together
-what they need. ColossalAI's own checkpoints keep the half-precision weights alone and round the master weights to them on
-loading; here each master weight travels as one more state of its parameter.
+Nothing is gathered for a save, and since a piece says where it belongs, another number of ranks and
+another plugin put together what they need. ColossalAI's own checkpoints keep the half-precision
+weights alone and round the master weights to them on loading; here each master weight travels as
+one more state of its parameter.
 """
 
 import json
@@ -33,7 +34,8 @@ def tensors_to_save(slots: list[Slot]) -> Iterator[tuple[str, torch.Tensor, dict
     """What this process writes.
 
     Yields:
-        Name in the file, flat tensor (on its device, not a copy), and the header's entry for its parameter.
+        Name in the file, flat tensor (on its device, not a copy), and the header's entry for its
+            parameter.
     """
     for slot in slots:
         length = slot.place.end - slot.place.begin
@@ -166,11 +168,12 @@ def restore_states(saved: SavedOptimizer, slots: list[Slot], weights: Mapping[st
     Args:
         saved: of a checkpoint, by any plugin on any number of ranks.
         slots: of the boosted optimizer, whose model has the checkpoint's weights.
-        weights: functions that read the checkpoint's fp32 model weights by name; they serve as master weights where a plugin that
-            keeps no others has saved.
+        weights: functions that read the checkpoint's fp32 model weights by name; they serve as
+            master weights where a plugin that keeps no others has saved.
 
     Raises:
-        UserError: parameters that are trained now were not trained in the saved run, or had another shape.
+        UserError: parameters that are trained now were not trained in the saved run, or had another
+            shape.
     """
     _refuse_others(saved, slots)
     for slot in slots:
@@ -202,8 +205,10 @@ def _refuse_others(saved: SavedOptimizer, slots: list[Slot]) -> None:
     strange = [slot.name for slot in slots if saved.shape(slot.name) is None]
     if strange:
         raise UserError(
-            f"the checkpoint has no optimizer states of {len(strange)} parameters that are trained now ({strange[0]} …): it was saved by a "
-            "run that trained others (--freeze_non_embeds_params, --lora_rank). To begin a new stage from its weights give its modelling "
+            f"the checkpoint has no optimizer states of {len(strange)} parameters that are trained now ({strange[0]} "
+            "…): it was saved by a "
+            "run that trained others (--freeze_non_embeds_params, --lora_rank). To begin a new stage from its weights "
+            "give its modelling "
             "folder to --load_checkpoint"
         )
     for slot in slots:

@@ -14,7 +14,8 @@ from colossal_llama.training.checkpoint.rng_state import restore_loss_scale, res
 def restore(checkpoint: Checkpoint, engine: Engine, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Restores moments, master weights, step counts, loss scale and random states; the model's own weights are loaded before.
 
-    Plugin and number of ranks may be others than the checkpoint's. With another number of ranks the generators begin at the seed.
+    Plugin and number of ranks may be others than the checkpoint's. With another number of ranks the
+    generators begin at the seed.
 
     Raises:
         UserError: the checkpoint is damaged, or of a run that trained other parameters.

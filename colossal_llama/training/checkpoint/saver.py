@@ -60,9 +60,10 @@ Tensors = Iterable[tuple[str, torch.Tensor, dict[str, Any]]]
 class CheckpointSaver(contextlib.AbstractContextManager):
     """Writes the checkpoints and the final model of one run; its methods are called by all ranks together.
 
-    One checkpoint is written at a time: the next one, and the end of the run, wait for it. One that cannot be written (a full disk)
-    is deleted and announced, and the run goes on: the state in memory is worth more than an early end, the former
-    checkpoints are intact, and it is tried again soon. Only an end without a saved state is an error.
+    One checkpoint is written at a time: the next one, and the end of the run, wait for it. One that
+    cannot be written (a full disk) is deleted and announced, and the run goes on: the state in
+    memory is worth more than an early end, the former checkpoints are intact, and it is tried again
+    soon. Only an end without a saved state is an error.
     """
 
     def __init__(
@@ -117,14 +118,16 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._news["save_failed"] = float(outcome.error is not None)
         if outcome.error is None:
             say(
-                f"saved {outcome.target}: training waited {self._stall_s:.2f} s, {outcome.written_bytes / 1e9:.2f} GB were written in "
+                f"saved {outcome.target}: training waited {self._stall_s:.2f} s, {outcome.written_bytes / 1e9:.2f} GB "
+                "were written in "
                 f"{outcome.write_s:.1f} s"
             )
             return
         found = complete_checkpoints(self._save_dir)
         say(
             f"WARNING: {outcome.target} COULD NOT BE SAVED: {outcome.error}\n"
-            "WARNING: training goes on and tries again within a tenth of --save_interval, and when it is told to end (SIGTERM, Ctrl-C). "
+            "WARNING: training goes on and tries again within a tenth of --save_interval, and when it is told to end "
+            "(SIGTERM, Ctrl-C). "
             f"Former checkpoints are intact; the newest is {found[-1] if found else 'none'}"
         )
 
@@ -158,7 +161,8 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             found = complete_checkpoints(self._save_dir)
             raise AgreedError(
                 f"{self._outcome.target} could not be saved: {self._outcome.error}. What was trained "
-                f"after {found[-1].name if found else 'the start'} is lost. Make room, then go on with the same command and "
+                f"after {found[-1].name if found else 'the start'} is lost. Make room, then go on with the same "
+                "command and "
                 "--load_checkpoint auto"
             )
 
@@ -181,8 +185,10 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         if outcome.error is not None:
             found = complete_checkpoints(self._save_dir)
             raise AgreedError(
-                f"the finished model {outcome.target} could not be saved: {outcome.error}. Make room, then give the same command with "
-                f"--load_checkpoint auto; it goes on from {found[-1] if found else 'the start, since there is no checkpoint'}"
+                f"the finished model {outcome.target} could not be saved: {outcome.error}. Make room, then give the "
+                "same command with "
+                "--load_checkpoint auto; it goes on from "
+                f"{found[-1] if found else 'the start, since there is no checkpoint'}"
             )
         return outcome.target
 
@@ -279,7 +285,8 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             if needed[host] > _MEMORY_SHARE * available:
                 self._in_background = False
                 say(
-                    f"checkpoints are written while training waits: copies of the state take {needed[host] / 1e9:.1f} GB of host "
+                    f"checkpoints are written while training waits: copies of the state take {needed[host] / 1e9:.1f} "
+                    "GB of host "
                     f"memory, and {host} has {available / 1e9:.1f} GB"
                 )
                 return

@@ -12,8 +12,9 @@ _ALIGNMENT_BYTES = 8  # the widest item; every piece then starts and ends betwee
 class HostMemory:
     """Blocks of (on a GPU host page-locked) memory, filled one after the other, kept and filled again.
 
-    Page-locked memory is what a GPU copies to at full speed and without being waited for, but the system takes long to give it.
-    PyTorch rounds each such allocation up to a power of two, hence equal blocks, over whose borders tensors are laid:
+    Page-locked memory is what a GPU copies to at full speed and without being waited for, but the
+    system takes long to give it. PyTorch rounds each such allocation up to a power of two, hence
+    equal blocks, over whose borders tensors are laid:
 
         | a a a a b b | b b b b b b | b c c . . . |        three blocks, three tensors
     """

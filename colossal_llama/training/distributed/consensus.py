@@ -1,7 +1,8 @@
 """All ranks go on, or all end with the same message: what is wrong on one host is known to every rank at once.
 
-A rank that ends alone leaves the others waiting in their next collective, for minutes, and then with a message about sockets. So
-whatever may fail on one host only (a missing mount, a stale copy) is tried by all ranks first, and they compare notes:
+A rank that ends alone leaves the others waiting in their next collective, for minutes, and then
+with a message about sockets. So whatever may fail on one host only (a missing mount, a stale copy)
+is tried by all ranks first, and they compare notes:
 
     with agreement.together():
         parts = open_parts(arguments.dataset, arguments.max_length)     # no collective inside
@@ -81,7 +82,8 @@ def _other_versions() -> list[str]:
     mine = (socket.gethostname(), installed_packages(), code_fingerprint())
     first_host, packages, code = _gathered(mine)[0]
     problems = [
-        f"{name} is {mine[1].get(name) or 'missing'}, on {first_host} {version or 'missing'}: run setup_environment.sh there"
+        f"{name} is {mine[1].get(name) or 'missing'}, on {first_host} {version or 'missing'}: run "
+        "setup_environment.sh there"
         for name, version in packages.items()
         if mine[1].get(name) != version
     ]
@@ -117,7 +119,8 @@ def together() -> Iterator[None]:
     """Work that may fail on one rank alone; it must hold no collective. All ranks leave the block, or all raise.
 
     Raises:
-        AgreedError: the block raised a `UserError` on some rank, or anything else: then that rank has printed its traceback.
+        AgreedError: the block raised a `UserError` on some rank, or anything else: then that rank
+            has printed its traceback.
     """
     problems = []
     try:
@@ -154,7 +157,8 @@ def check_same(values: Mapping[str, str]) -> None:
     """Ends all ranks when hosts do not have the same: copies on file systems that are not shared grow stale. A collective.
 
     Args:
-        values: for each name of a thing, something that differs when the thing does; the same names on every rank.
+        values: for each name of a thing, something that differs when the thing does; the same names
+            on every rank.
 
     Raises:
         AgreedError: naming what differs from rank 0's, and where.
@@ -191,7 +195,8 @@ def check_shared(directory: Path, option: str) -> None:
     problems = []
     if not _appears(mark):
         problems = [
-            f"{option} {directory} is not what {owner} has under that name. Rank 0 writes checkpoints there and all ranks read them "
+            f"{option} {directory} is not what {owner} has under that name. Rank 0 writes checkpoints there and all "
+            "ranks read them "
             "when the run is resumed: mount the same file system on every host"
         ]
     try:

@@ -1,17 +1,20 @@
 """Notices that a host has gone, says which, and ends the run on the others.
 
-The death of a host reaches its partners as a broken connection at best, and as silence at worst: NCCL and gloo then wait for ten
-minutes or more, and what they say names sockets. Here every rank counts up a number of its own in the store that launched the run
-(torch.distributed.TCPStore, over a connection of its own), and looks at everybody else's:
+The death of a host reaches its partners as a broken connection at best, and as silence at worst:
+NCCL and gloo then wait for ten minutes or more, and what they say names sockets. Here every rank
+counts up a number of its own in the store that launched the run (torch.distributed.TCPStore, over a
+connection of its own), and looks at everybody else's:
 
     rank   0   1 | 2   3          beats at node-1 | node-2
     10 s   2   2 | 2   2
     15 s   3   3 | 2   2          node-2 is silent since 10 s; beyond the limit it counts as gone
 
-A rank that fails says so in the store, and the others end at once. Where the store itself falls silent, the host of rank 0 has gone.
+A rank that fails says so in the store, and the others end at once. Where the store itself falls
+silent, the host of rank 0 has gone.
 
-What is found is said on standard error, and written into the save directory: `colossalai run` shows every host's standard error on the
-first of them, and goes with it. The next run there tells what it finds.
+What is found is said on standard error, and written into the save directory: `colossalai run` shows
+every host's standard error on the first of them, and goes with it. The next run there tells what it
+finds.
 """
 
 import os
@@ -211,8 +214,10 @@ class HostWatch:
             by_host[self._hosts[rank]].append(str(rank))
         who = " and ".join(f"{host} (rank {', '.join(ranks)})" for host, ranks in by_host.items())
         return (
-            f"no sign of life from {who} within {self.limit_s:.0f} s: the host has gone, or its processes were killed or stopped. The run "
-            "ends here, for it cannot go on without. When the host is back, or struck off the hostfile, give the same command with "
+            f"no sign of life from {who} within {self.limit_s:.0f} s: the host has gone, or its processes were killed "
+            "or stopped. The run "
+            "ends here, for it cannot go on without. When the host is back, or struck off the hostfile, give the same "
+            "command with "
             f"--load_checkpoint auto: the run goes on from the newest checkpoint in {self.save_dir}"
         )
 

@@ -20,7 +20,8 @@ class Setup:
     data_parallel_size: int = 1
     tensor_parallel_size: int = 1
     pipeline_stages: int = 1
-    """The fullest stage is estimated: the first, with as many micro-batches under way as there are stages, or the last, with the loss."""
+    """The fullest stage is estimated: the first, with as many micro-batches under way as there
+    are stages, or the last, with the loss."""
     sequence_parallel_size: int = 1
     """Of mode all_to_all; what the other modes save beside tensor parallelism is not taken off."""
     zero_stage: int = 1
@@ -31,16 +32,19 @@ class Setup:
     length_tokens: int = 4096
     accumulation_steps: int = 1
     recomputed_layers: int = 0
-    """So many layers, the first ones, keep only their input and are computed again in the backward pass."""
+    """So many layers, the first ones, keep only their input and are computed again in the
+    backward pass."""
     frugal: bool = False
     """The other layers do not keep what is cheap to make again (model.selective_recomputation)."""
     fused_kernels: bool = True
     fp8: bool = False
     flash_attention: bool = True
     lean_update: bool = True
-    """The update of engine.zero_update or engine.zero_offload_update, where the plugin can have it; else the engine's own."""
+    """The update of engine.zero_update or engine.zero_offload_update, where the plugin can have
+    it; else the engine's own."""
     trainable_parameters: int | None = None
-    """With frozen parameters (LoRA's adapters count as part of the model); None: all are trained. The activations are then estimated
+    """With frozen parameters (LoRA's adapters count as part of the model); None: all are trained.
+    The activations are then estimated
     too high, by up to a fifth: what only a frozen weight's gradient would need is not kept."""
 
     @property
@@ -115,9 +119,10 @@ def trained_parameters(arguments: TrainingArguments, config: Any) -> int | None:
 def may_be_frugal(arguments: TrainingArguments) -> bool:
     """Whether layers could leave out the results of norms and SwiGLU: these must be the very tensors that are kept.
 
-    `--fp8` keeps them in 8 bits, `ddp` in another dtype, dimensions of 3d and adapters may keep a part or a copy; Gemini's parameters
-    are not in their place when a layer's products ask for a result of its norm. They do it only in segments that grow: an allocator with
-    others loses more to gaps than the estimate leaves free (training.memory.allocator).
+    `--fp8` keeps them in 8 bits, `ddp` in another dtype, dimensions of 3d and adapters may keep a
+    part or a copy; Gemini's parameters are not in their place when a layer's products ask for a
+    result of its norm. They do it only in segments that grow: an allocator with others loses more
+    to gaps than the estimate leaves free (training.memory.allocator).
     """
     if not arguments.use_grad_checkpoint:
         return False

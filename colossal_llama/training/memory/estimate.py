@@ -8,8 +8,8 @@ A step has three moments at which memory can be at its fullest; each is a sum of
     optimizer step   weights + optimizer states + all gradients + what the plugin allocates to apply them
 
 The terms were read off the code (ColossalAI 0.5.0, transformers 4.51.3, Liger 0.6.5) and hold what
-tests/training/test_estimate.py counts on real steps. Not in it: the CUDA context and the allocator's gaps (see
-`ALLOWANCE_BYTES`). Imports no torch.
+tests/training/test_estimate.py counts on real steps. Not in it: the CUDA context and the
+allocator's gaps (see `ALLOWANCE_BYTES`). Imports no torch.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from colossal_llama.training.memory.config import Setup
 
 GIB = 2**30
 ALLOWANCE_BYTES = int(1.5 * GIB)
-"""Left free on a device when a run is said to fit: CUDA context, NCCL's buffers, gaps between allocations. A guess, not measured."""
+"""Left free on a device when a run is said to fit: CUDA context, NCCL's buffers, gaps between
+allocations. A guess, not measured."""
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 _BUCKET_ELEMENTS = 12 * 2**20  # ZeRO's communication bucket
@@ -69,14 +70,17 @@ def activation_bytes_per_layer(
         config: of a LLaMA.
         tokens: of a micro-batch on one device, padding included.
         fused_kernels: fused norm and SwiGLU, which keep their inputs and no fp32 copies.
-        flash_attention: one variable-length kernel; document by document the results are put together in one more copy.
+        flash_attention: one variable-length kernel; document by document the results are put
+            together in one more copy.
         value_bytes: of an activation: 2 in half precision.
         tensor_parallel_size: devices that share each layer.
-        autocast: fp32 weights, so that what flows between the layers is fp32 and each projection makes a half-precision copy of its input.
+        autocast: fp32 weights, so that what flows between the layers is fp32 and each projection
+            makes a half-precision copy of its input.
         fp8: the projections keep their inputs in 8 bits, one copy for all that read the same.
 
     Returns:
-        `(all, kept if frugal, kept if recomputed)`: all that the backward pass needs, that without the results of norms and SwiGLU
+        `(all, kept if frugal, kept if recomputed)`: all that the backward pass needs, that without
+            the results of norms and SwiGLU
         (model.selective_recomputation), the layer's input alone.
     """
     width, inner = config.hidden_size, config.intermediate_size // tensor_parallel_size
@@ -104,7 +108,8 @@ def estimate(config: Any, setup: Setup) -> MemoryEstimate:
     """Memory of a training step.
 
     Args:
-        config: a LLaMA's configuration (transformers' `LlamaConfig`, or anything with the same names).
+        config: a LLaMA's configuration (transformers' `LlamaConfig`, or anything with the same
+            names).
         setup: plugin, ranks, batch.
     """
     model = _Model(config, setup)
@@ -190,7 +195,8 @@ def _static(model: _Model, setup: Setup) -> dict[str, int]:
 
 
 def _buffers(model: _Model, setup: Setup) -> int:
-    # Plugin 3d wraps the model in DistributedDataParallel without ZeRO and pipeline, where there are gradients to exchange.
+    # Plugin 3d wraps the model in DistributedDataParallel without ZeRO and pipeline, where there
+    # are gradients to exchange.
     partners = setup.data_parallel_size * setup.sequence_parallel_size > 1
     wraps = setup.plugin == "3d" and setup.zero_stage == 0 and setup.pipeline_stages == 1 and partners
     wrapped = model.is_ddp or wraps
@@ -222,7 +228,8 @@ def _around_layers(model: _Model, setup: Setup) -> int:
 def _autocast_copies(model: _Model, recomputed_layers: int) -> int:
     """`ddp` computes with half-precision copies of its fp32 weights.
 
-    Autocast keeps them all until the forward pass ends, and the backward pass those of the layers that are not recomputed.
+    Autocast keeps them all until the forward pass ends, and the backward pass those of the layers
+    that are not recomputed.
     """
     if not model.autocasts:
         return 0

@@ -1,7 +1,8 @@
 """What is recomputed in the backward pass: as little as the device's memory demands, by the estimate of `memory_estimate`.
 
-Nothing where a step fits; else first what is cheap to make again (model.selective_recomputation), then whole layers, as few as it takes. Where
-the user says how many layers, it is only chosen whether the others are frugal.
+Nothing where a step fits; else first what is cheap to make again (model.selective_recomputation),
+then whole layers, as few as it takes. Where the user says how many layers, it is only chosen
+whether the others are frugal.
 """
 
 from dataclasses import replace
@@ -16,7 +17,8 @@ from colossal_llama.training.memory.config import Setup, setup_of
 from colossal_llama.training.memory.estimate import estimate
 
 MARGIN = 0.03
-"""Share of the device left free beside `memory_estimate.ALLOWANCE_BYTES`. The estimate was within 1 % of the allocated peak on an H200
+"""Share of the device left free beside `memory_estimate.ALLOWANCE_BYTES`. The estimate was within 1
+% of the allocated peak on an H200
 (58.3 and 134.2 GiB), and what the allocator holds beyond that was up to 2.8 GiB."""
 
 
@@ -27,7 +29,8 @@ def least_recomputation(
 
     Args:
         config: the model's.
-        setup: plugin, ranks, batch; `frugal` where the layers can be; its `recomputed_layers` is not looked at.
+        setup: plugin, ranks, batch; `frugal` where the layers can be; its `recomputed_layers` is
+            not looked at.
         device_bytes: memory that this process can have on its device.
         layers_wanted: recompute just so many layers.
     """
@@ -47,8 +50,8 @@ def choose_recomputation(
 ) -> tuple[int, bool]:
     """How many layers to recompute under `--use_grad_checkpoint`, and whether the others keep no more than they must.
 
-    As many as were asked for, else the fewest on a GPU, all on a CPU. The same on every rank, since tensor parallelism communicates in a
-    recomputation too.
+    As many as were asked for, else the fewest on a GPU, all on a CPU. The same on every rank, since
+    tensor parallelism communicates in a recomputation too.
     """
     fused = arguments.fused_kernels and why_no_fused_kernels(device) is None
     setup = setup_of(arguments, config, data_parallel_size, fused, flash_attention=True)

@@ -16,9 +16,11 @@
     3d, ZeRO 1   per step an all-reduce of the gradients (hidden likewise) and an all-gather; with tensor parallelism two all-reduces of the
                  activations a layer forward, two backward and two in the recomputation (not hidden)
 
-A collective over n ranks moves (n - 1)/n of its bytes (an all-reduce twice that) at the bus bandwidth of one host's links, or, beyond a
-host, of a host's network cards together, whichever is less; n - 1 hops of latency come for each bucket. Memory is
-colossal_llama/training/memory/estimate.py's. Rows of one document, gradient checkpointing of every layer, bf16.
+A collective over n ranks moves (n - 1)/n of its bytes (an all-reduce twice that) at the bus
+bandwidth of one host's links, or, beyond a host, of a host's network cards together, whichever is
+less; n - 1 hops of latency come for each bucket. Memory is
+colossal_llama/training/memory/estimate.py's. Rows of one document, gradient checkpointing of every
+layer, bf16.
 """
 
 import argparse
@@ -107,7 +109,8 @@ class Rate:
     micro_batch_size: int
     tokens_per_s: float
     update_bytes_per_parameter: int
-    """Memory traffic of the optimizer's step: 30 for the lean update (gradient twice, three fp32 values read and written, new weight), 46
+    """Memory traffic of the optimizer's step: 30 for the lean update (gradient twice, three fp32
+    values read and written, new weight), 46
     for the engine's own (fp32 copies of all gradients, and their norm in fp64, besides)."""
     source: str
 
@@ -286,7 +289,8 @@ def main() -> None:
     given = {"link_bytes_per_s": options.link_gb_s, "network_bytes_per_s": options.network_gb_s}
     hardware = replace(hardware, **{name: value * 1e9 for name, value in given.items() if value})
     print(
-        f"{options.hardware}: link {hardware.link_bytes_per_s / 1e9:.0f}, network {hardware.network_bytes_per_s / 1e9:.0f} GB/s a host"
+        f"{options.hardware}: link {hardware.link_bytes_per_s / 1e9:.0f}, network "
+        f"{hardware.network_bytes_per_s / 1e9:.0f} GB/s a host"
     )
     rows, record = [], []
     for model in options.models:
@@ -382,7 +386,8 @@ def parse_arguments() -> argparse.Namespace:
                 )
     if options.tokens_per_s and not 0 < utilisation(rate_of(options)) <= 1:
         parser.problem(
-            f"--tokens_per_s {options.tokens_per_s:,.0f} is more than the GPU's peak allows for the model of --rate {options.rate}"
+            f"--tokens_per_s {options.tokens_per_s:,.0f} is more than the GPU's peak allows for the model of --rate "
+            f"{options.rate}"
         )
     parser.finish()
     return options
