@@ -1,0 +1,130 @@
+"""Command-line options declared once, as fields of frozen dataclasses. Imports no torch.
+
+A field carries what the parser and `--help` need; its name is the long option's:
+
+    @dataclass(frozen=True, kw_only=True)
+    class OptimizerArguments:
+        lr: float = option(3e-4, type=number(float, above=0), help="peak learning rate")
+        weight_decay: float = option(0.1, "-w", type=number(float, 0), help="weight decay")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Arguments:
+        optimizer: OptimizerArguments = group("optimizer: AdamW")
+
+    add_options(parser, Arguments)
+    arguments = from_namespace(Arguments, parser.parse_args())
+    arguments.optimizer.lr
+
+The idea is litgpt's (`litgpt/args.py`): type, default and documentation of an option have one home.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeVar
+
+_OPTION, _GROUP = "option", "group"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Option:
+    """The settings of `add_argument`, other than the option's own name.
+
+    Attributes:
+        flags: further names: short ones, and aliases of the long one.
+        settings: keyword arguments of `ArgumentParser.add_argument`.
+        needed: advice to print when the option is missing; None for one that may be left out.
+    """
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+    needed: str | None
+
+
+def option(default: Any = None, *flags: str, help: str, needed: str | None = None, **settings: Any) -> Any:
+    """Declares the field of an option.
+
+    Args:
+        default: of the field and of the option. A needed or required option has none.
+        flags: further names, `"-w"` or `"--batch_size"`; help lists short ones first, aliases last.
+        help: for `--help`; a percent sign is written `%%`.
+        needed: advice for `needed_options`, when the caller itself reports a missing option.
+        settings: what else `ArgumentParser.add_argument` takes: type, choices, nargs, metavar,
+            required. A list that argparse gathers becomes a tuple in the field.
+    """
+    has_default = needed is None and not settings.get("required")
+    settings = {**settings, "help": help, **({"default": default} if has_default else {})}
+    metadata = {_OPTION: _Option(flags, settings, needed)}
+    return field(default=default if has_default else MISSING, metadata=metadata)
+
+
+def switch(*flags: str, help: str) -> Any:
+    """Declares the field of a boolean option without a value: absent is False, given is True."""
+    return option(False, *flags, help=help, action="store_true")
+
+
+def group(title: str | None = None, description: str | None = None) -> Any:
+    """Declares a field that holds further options: its annotation is their dataclass.
+
+    Args:
+        title: of the group in `--help`; None lists the options in the group or parser around them.
+        description: below the title.
+    """
+    return field(metadata={_GROUP: (title, description)})
+
+
+def add_options(parser: argparse._ActionsContainer, declared: type) -> None:
+    """Adds all options of a dataclass, and of the groups in it, to a parser or an argument group.
+
+    Fields that neither `option`, `switch` nor `group` declared are left to the caller.
+    """
+    for entry in fields(declared):
+        if _GROUP in entry.metadata:
+            title, description = entry.metadata[_GROUP]
+            add_options(parser if title is None else parser.add_argument_group(title, description), entry.type)
+        elif _OPTION in entry.metadata:
+            declaration = entry.metadata[_OPTION]
+            names = sorted([f"--{entry.name}", *declaration.flags], key=lambda name: name.startswith("--"))
+            parser.add_argument(*names, **declaration.settings)
+
+
+def from_namespace(declared: type[T], namespace: argparse.Namespace, **others: Any) -> T:
+    """Builds the dataclass, with its groups, from what the parser of `add_options` has returned.
+
+    Args:
+        declared: the dataclass.
+        namespace: a value for each of its options.
+        others: values of fields that no option sets, or that replace an option's.
+    """
+    values: dict[str, Any] = dict(others)
+    for entry in fields(declared):
+        if entry.name in others:
+            continue
+        if _GROUP in entry.metadata:
+            values[entry.name] = from_namespace(entry.type, namespace)
+        elif _OPTION in entry.metadata:
+            value = getattr(namespace, entry.name)
+            values[entry.name] = tuple(value) if isinstance(value, list) else value
+    return declared(**values)
+
+
+def option_values(arguments: Any) -> dict[str, Any]:
+    """Values of all options by name, in the order of their declaration, groups flattened."""
+    values: dict[str, Any] = {}
+    for entry in fields(arguments):
+        value = getattr(arguments, entry.name)
+        if _GROUP in entry.metadata:
+            values |= option_values(value)
+        elif _OPTION in entry.metadata:
+            values[entry.name] = value
+    return values
+
+
+def needed_options(declared: type) -> Iterator[tuple[str, str]]:
+    """Names of the needed options, each with the advice to print when it is missing."""
+    for entry in fields(declared):
+        if _GROUP in entry.metadata:
+            yield from needed_options(entry.type)
+        elif _OPTION in entry.metadata and entry.metadata[_OPTION].needed is not None:
+            yield entry.name, entry.metadata[_OPTION].needed
