@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from colossal_llama.utils.atomic_io import write_json
-from colossal_llama.utils.cli import CommandLine, number
+from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError, run_main
 
@@ -41,11 +41,13 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked."""
-    parser = CommandLine(description="Time the expansion of vocabularies.")
+    parser = CollectingArgumentParser(description="Time the expansion of vocabularies.")
     named = {"type": existing_paths, "required": True}
     parser.add_argument("--source_tokenizer_dirs", **named, metavar="DIR[,DIR…]", help="tokenizers to expand")
     parser.add_argument("--expand_tokens_files", **named, metavar="FILE[,FILE…]", help="pieces to add to each")
-    parser.add_argument("--repeats", type=number(int, minimum=1), default=3, help="runs of which the fastest counts")
+    parser.add_argument(
+        "--repeats", type=number_in_range(int, minimum=1), default=3, help="runs of which the fastest counts"
+    )
     parser.add_argument("--output_file", type=Path, metavar="JSON", help="also write the figures there")
     arguments = parser.parse_args()
     parser.finish()

@@ -29,8 +29,8 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 
 from benchmarks.initialisation_corpus import prepare_both, split_corpus
 from colossal_llama.utils.atomic_io import write_json
-from colossal_llama.utils.cli import CommandLine, existing_directory, number
-from colossal_llama.utils.console import say, table
+from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory, number_in_range
+from colossal_llama.utils.console import log_rank_zero, table
 from colossal_llama.utils.errors import run_main
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ def main() -> None:
 
 def parse_arguments() -> Namespace:
     """The command line, checked."""
-    parser = CommandLine(description=__doc__.splitlines()[0])
+    parser = CollectingArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source_tokenizer", type=existing_directory, required=True)
     parser.add_argument("--target_tokenizer", type=existing_directory, required=True, help="from init_tokenizer.py")
     parser.add_argument("--corpus_dir", type=existing_directory, required=True, help="pre-training records")
@@ -98,19 +98,29 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--output", type=Path, help="a json file for all figures")
     parser.add_argument("--curve", type=Path, help="a PNG file for the losses of the continued training")
     model = parser.add_argument_group("source model and its training")
-    model.add_argument("--width", type=number(int, minimum=64), default=640, help="hidden size, a multiple of 64")
-    model.add_argument("--layers", type=number(int, minimum=1), default=8)
-    model.add_argument("--length_tokens", type=number(int, minimum=64), default=2048, help="tokens a row")
-    model.add_argument("--rows", type=number(int, minimum=1), default=16, help="rows a step of the source's training")
-    model.add_argument("--source_lr", type=number(float, above=0), default=1e-3)
-    model.add_argument("--source_seconds", type=number(float, above=0), default=90.0, help="how long the source trains")
-    model.add_argument("--source_steps", type=number(int, minimum=1), help="instead of --source_seconds")
+    model.add_argument(
+        "--width", type=number_in_range(int, minimum=64), default=640, help="hidden size, a multiple of 64"
+    )
+    model.add_argument("--layers", type=number_in_range(int, minimum=1), default=8)
+    model.add_argument("--length_tokens", type=number_in_range(int, minimum=64), default=2048, help="tokens a row")
+    model.add_argument(
+        "--rows", type=number_in_range(int, minimum=1), default=16, help="rows a step of the source's training"
+    )
+    model.add_argument("--source_lr", type=number_in_range(float, above=0), default=1e-3)
+    model.add_argument(
+        "--source_seconds", type=number_in_range(float, above=0), default=90.0, help="how long the source trains"
+    )
+    model.add_argument("--source_steps", type=number_in_range(int, minimum=1), help="instead of --source_seconds")
     more = parser.add_argument_group("continued training and evaluation")
-    more.add_argument("--continued_steps", type=number(int, minimum=1), default=200)
-    more.add_argument("--continued_rows", type=number(int, minimum=1), default=8, help="rows a step")
-    more.add_argument("--continued_lr", type=number(float, above=0), default=3e-4)
-    more.add_argument("--eval_bytes", type=number(int, minimum=1000), default=40_000, help="held-out bytes a category")
-    more.add_argument("--documents", type=number(int, minimum=100), help="documents used of each category (all)")
+    more.add_argument("--continued_steps", type=number_in_range(int, minimum=1), default=200)
+    more.add_argument("--continued_rows", type=number_in_range(int, minimum=1), default=8, help="rows a step")
+    more.add_argument("--continued_lr", type=number_in_range(float, above=0), default=3e-4)
+    more.add_argument(
+        "--eval_bytes", type=number_in_range(int, minimum=1000), default=40_000, help="held-out bytes a category"
+    )
+    more.add_argument(
+        "--documents", type=number_in_range(int, minimum=100), help="documents used of each category (all)"
+    )
     arguments = parser.parse_args()
     parser.finish()
     return arguments
@@ -192,7 +202,7 @@ def make_random_model(arguments: Namespace, directory: Path) -> None:
             max_position_embeddings=max(arguments.length_tokens, 4096),
         )
     )
-    say(f"source model: {model.num_parameters():,} parameters")
+    log_rank_zero(f"source model: {model.num_parameters():,} parameters")
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -246,7 +256,7 @@ def evaluate_variants(arguments: Namespace, results: dict, place: Path, held_out
         if pair in _CONTINUED and name_of(pair) not in MEANS:
             shutil.copytree(start_of(place, "mean"), start_of(place, name_of(pair)), ignore=_weights)
             model.save_pretrained(start_of(place, name_of(pair)))
-    say(before_training_table(results))
+    log_rank_zero(before_training_table(results))
 
 
 def initialise(source: Path, target_tokenizer: Path, method: str, target: Path) -> None:

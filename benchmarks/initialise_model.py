@@ -20,7 +20,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from colossal_llama.utils.cli import CommandLine, existing_directory, number
+from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory, number_in_range
 from colossal_llama.utils.errors import UserError, run_main
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "colossal_llama" / "model" / "init_model.py"
@@ -48,11 +48,13 @@ def main() -> None:
 
 def parse_arguments() -> Namespace:
     """The command line, checked."""
-    parser = CommandLine(description=__doc__.splitlines()[0])
+    parser = CollectingArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source_tokenizer", type=existing_directory, required=True, help="LLaMA-2's tokenizer")
     parser.add_argument("--target_tokenizer", type=existing_directory, required=True, help="from init_tokenizer.py")
-    parser.add_argument("--width", type=number(int, minimum=8), default=4096, help="hidden size, a multiple of 8")
-    parser.add_argument("--layers", type=number(int, minimum=1), default=1, help="layers of the model made")
+    parser.add_argument(
+        "--width", type=number_in_range(int, minimum=8), default=4096, help="hidden size, a multiple of 8"
+    )
+    parser.add_argument("--layers", type=number_in_range(int, minimum=1), default=1, help="layers of the model made")
     parser.add_argument("--shard_size", default="10GB", help="largest weight file, as transformers takes it")
     parser.add_argument("--work_dir", type=existing_directory, help="where the models are made and removed again")
     arguments = parser.parse_args()

@@ -27,8 +27,8 @@ import orjson
 import psutil
 
 from colossal_llama.utils.atomic_io import write_json
-from colossal_llama.utils.cli import CommandLine, existing_directory, number
-from colossal_llama.utils.console import progress
+from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory, number_in_range
+from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError, run_main
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "prepare_pretrain_dataset.py"
@@ -56,12 +56,12 @@ def main() -> None:
 
 def parse_arguments() -> Namespace:
     """The command line, checked."""
-    parser = CommandLine(description=__doc__.splitlines()[0])
+    parser = CollectingArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus_dir", type=existing_directory, required=True, help="pre-training records, .jsonl")
     parser.add_argument("--tokenizer_dir", type=existing_directory, required=True)
     parser.add_argument("--work_dir", type=existing_directory, help="where everything is made and removed again")
-    parser.add_argument("--gigabytes", type=number(float, above=0), default=5.0, help="size of the corpus")
-    parser.add_argument("--num_workers", type=number(int, minimum=1), default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--gigabytes", type=number_in_range(float, above=0), default=5.0, help="size of the corpus")
+    parser.add_argument("--num_workers", type=number_in_range(int, minimum=1), default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, help="a json file for the figures")
     arguments = parser.parse_args()
     parser.finish()
@@ -74,7 +74,7 @@ def make_corpus(directory: Path, source: Path, size_bytes: int) -> int:
     records = [orjson.loads(line) for path in sorted(source.rglob("*.jsonl")) for line in path.open("rb")]
     lines = differing_records(records)
     written = 0
-    with progress(total=size_bytes, desc="making the corpus", unit="B", unit_scale=True) as bar:
+    with progress_bar(total=size_bytes, desc="making the corpus", unit="B", unit_scale=True) as bar:
         for file_number in range(-(-size_bytes // _FILE_BYTES)):
             end = min((file_number + 1) * _FILE_BYTES, size_bytes)
             with (directory / f"part-{file_number:03d}.jsonl").open("wb") as file:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path: the project's root is the import root
 
-from colossal_llama.utils.atomic_io import new_directory, write_bytes, write_json
-from colossal_llama.utils.cli import CommandLine, existing_directory, number
+from colossal_llama.utils.atomic_io import atomic_directory, write_bytes, write_json
+from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory, number_in_range
 from colossal_llama.utils.errors import UserError, run_main
 
 FULL_WIDTH_PUNCTUATION = "，。：；！？、“”"
@@ -27,7 +27,7 @@ def main() -> None:
     texts = english_texts(arguments.data_input_dir)
     tokenizer_model = train_tokenizer(texts, arguments.vocabulary_size)
     try:
-        with new_directory(arguments.output_dir) as directory:
+        with atomic_directory(arguments.output_dir) as directory:
             save_tokenizer(directory, tokenizer_model, arguments.max_positions)
             parameters = save_random_model(directory, arguments)
     except FileExistsError as error:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandLine(description=__doc__.splitlines()[0])
+    parser = CollectingArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True, help="new directory for the model and its tokenizer")
     parser.add_argument(
         "--data_input_dir",
@@ -48,12 +48,16 @@ def parse_arguments() -> argparse.Namespace:
         help="directory of .jsonl files; the tokenizer learns from those named en_*.jsonl",
     )
     parser.add_argument(
-        "--vocabulary_size", type=number(int, minimum=300), default=1000, help="pieces, 259 of them fixed"
+        "--vocabulary_size", type=number_in_range(int, minimum=300), default=1000, help="pieces, 259 of them fixed"
     )
-    parser.add_argument("--hidden_size", type=number(int, minimum=8), default=128, help="width; a multiple of 32")
-    parser.add_argument("--num_layers", type=number(int, minimum=1), default=4, help="decoder layers")
-    parser.add_argument("--max_positions", type=number(int, minimum=16), default=512, help="longest input, in tokens")
-    parser.add_argument("--seed", type=number(int, minimum=0), default=42, help="of the random weights")
+    parser.add_argument(
+        "--hidden_size", type=number_in_range(int, minimum=8), default=128, help="width; a multiple of 32"
+    )
+    parser.add_argument("--num_layers", type=number_in_range(int, minimum=1), default=4, help="decoder layers")
+    parser.add_argument(
+        "--max_positions", type=number_in_range(int, minimum=16), default=512, help="longest input, in tokens"
+    )
+    parser.add_argument("--seed", type=number_in_range(int, minimum=0), default=42, help="of the random weights")
     arguments = parser.parse_args()
     if arguments.hidden_size % 32:
         parser.problem(

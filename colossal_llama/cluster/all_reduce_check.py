@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 import torch
 import torch.distributed as dist
 
-from colossal_llama.utils.cli import CommandLine, number
+from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.errors import run_main
 
 _ROUNDS = 5
@@ -27,11 +27,13 @@ _ROUNDS = 5
 
 def main() -> None:
     """Joins, sums, prints on rank 0."""
-    parser = CommandLine(
+    parser = CollectingArgumentParser(
         prog="all_reduce.py",
         description="Time an all-reduce over all processes (colossal_llama/cluster/preflight.py asks for it).",
     )
-    parser.add_argument("--size_mib", type=number(float, above=0), default=64.0, metavar="MIB", help="of the tensor")
+    parser.add_argument(
+        "--size_mib", type=number_in_range(float, above=0), default=64.0, metavar="MIB", help="of the tensor"
+    )
     options = parser.parse_args()
     parser.finish()
     on_gpu = torch.cuda.is_available()

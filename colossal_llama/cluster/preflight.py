@@ -14,7 +14,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 
 from colossal_llama.cluster.host_checks import HostReport, Needs, Problem, compare
 from colossal_llama.utils.atomic_io import write_json
-from colossal_llama.utils.cli import CommandLine, existing_file, number
+from colossal_llama.utils.cli import CollectingArgumentParser, existing_file, number_in_range
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import run_main
 
@@ -56,11 +56,15 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = CommandLine(prog="preflight.py", description="Check every host of a hostfile before a long run.")
+    parser = CollectingArgumentParser(
+        prog="preflight.py", description="Check every host of a hostfile before a long run."
+    )
     parser.add_argument(
         "--hostfile", type=existing_file, default=Path("hostfile"), metavar="FILE", help="a host name a line"
     )
-    parser.add_argument("--nproc_per_node", type=number(int, 1), default=8, metavar="N", help="processes (GPUs) a host")
+    parser.add_argument(
+        "--nproc_per_node", type=number_in_range(int, 1), default=8, metavar="N", help="processes (GPUs) a host"
+    )
     parser.add_argument("--pretrained", type=Path, metavar="DIR", help="the model that will be trained")
     parser.add_argument("--dataset", type=Path, nargs="+", default=(), metavar="PART", help="prepared part directories")
     parser.add_argument(
@@ -68,26 +72,28 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--min_free_gib",
-        type=number(float, 0),
+        type=number_in_range(float, 0),
         metavar="GIB",
         help="room needed in --save_dir (default: one checkpoint, seven times the weights of --pretrained)",
     )
-    parser.add_argument("--ssh_port", type=number(int, 1, 65535), metavar="PORT", help="as colossalai run's --ssh-port")
     parser.add_argument(
-        "--master_port", type=number(int, 1, 65535), default=30013, metavar="PORT", help="as colossalai run's"
+        "--ssh_port", type=number_in_range(int, 1, 65535), metavar="PORT", help="as colossalai run's --ssh-port"
+    )
+    parser.add_argument(
+        "--master_port", type=number_in_range(int, 1, 65535), default=30013, metavar="PORT", help="as colossalai run's"
     )
     parser.add_argument(
         "--all_reduce_mib",
-        type=number(float, 0),
+        type=number_in_range(float, 0),
         default=64.0,
         metavar="MIB",
         help="tensor that is summed over all; 0: none",
     )
     parser.add_argument(
-        "--timeout_s", type=number(float, 1), default=120.0, metavar="S", help="for each command on a host"
+        "--timeout_s", type=number_in_range(float, 1), default=120.0, metavar="S", help="for each command on a host"
     )
     parser.add_argument(
-        "--connect_timeout_s", type=number(float, 1), default=10.0, metavar="S", help="for ssh to answer"
+        "--connect_timeout_s", type=number_in_range(float, 1), default=10.0, metavar="S", help="for ssh to answer"
     )
     parser.add_argument(
         "--record", type=Path, default=Path("preflight.json"), metavar="FILE", help="all that was found, as JSON"

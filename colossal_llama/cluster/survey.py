@@ -17,9 +17,10 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(PROJECT_ROOT)
 
-from colossal_llama.utils.atomic_io import existing_ancestor, fingerprint_bytes, fingerprint_directory  # noqa: E402
-from colossal_llama.utils.cli import CommandLine  # noqa: E402
+from colossal_llama.utils.atomic_io import existing_ancestor  # noqa: E402
+from colossal_llama.utils.cli import CollectingArgumentParser  # noqa: E402
 from colossal_llama.utils.errors import run_main  # noqa: E402
+from colossal_llama.utils.fingerprint import fingerprint_bytes, fingerprint_directory  # noqa: E402
 
 _REQUIREMENTS = ("requirements.txt", "requirements-engine.txt")
 _GPU_FIELDS = ("index", "name", "memory.total", "memory.used", "driver_version")
@@ -27,7 +28,7 @@ _GPU_FIELDS = ("index", "name", "memory.total", "memory.used", "driver_version")
 
 def main() -> None:
     """Prints the survey of this host."""
-    parser = CommandLine(
+    parser = CollectingArgumentParser(
         prog="survey.py",
         description="Print what this host has, as JSON (colossal_llama/cluster/preflight.py asks for it).",
     )

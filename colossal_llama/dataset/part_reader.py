@@ -9,9 +9,9 @@ import datasets
 import numpy as np
 import pyarrow.compute
 
-from colossal_llama.utils.atomic_io import fingerprint_bytes
-from colossal_llama.utils.cli import why_no_directory
+from colossal_llama.utils.cli import directory_problem
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.fingerprint import fingerprint_bytes
 
 _FACTS = {"kind": str, "fingerprint": str, "tokens": int, "max_length": int}
 """What part.json must say."""
@@ -85,7 +85,7 @@ def open_parts(paths: Sequence[str | Path], max_length: int, option: str = "--da
 
 
 def _open_part(path: Path, max_length: int, option: str) -> Part:
-    if reason := why_no_directory(path):
+    if reason := directory_problem(path):
         raise UserError(f"{option}: {path} {reason}")
     note = path / "part.json"
     if not note.is_file():

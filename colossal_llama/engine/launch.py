@@ -23,7 +23,7 @@ from colossal_llama.engine.adam_extension import TorchCpuAdam, TorchCudaAdam
 from colossal_llama.engine.cpu_accelerator import prepare_cpu
 from colossal_llama.engine.patches.core import apply_patches
 from colossal_llama.engine.patches.gemini import apply_gemini_patches
-from colossal_llama.utils.distributed_env import take_over_from_slurm
+from colossal_llama.utils.distributed_env import adopt_slurm_variables
 
 
 def has_gpu() -> bool:
@@ -44,7 +44,7 @@ def launch(seed: int) -> None:
     Args:
         seed: of every random generator, the same on all ranks.
     """
-    take_over_from_slurm()
+    adopt_slurm_variables()
     if "RANK" in os.environ:
         _die_with_the_launcher()
     else:

@@ -3,12 +3,19 @@
 from argparse import Namespace
 from pathlib import Path
 
-from colossal_llama.utils.cli import LARGEST_SEED, CommandLine, boolean, existing_file, number, text
+from colossal_llama.utils.cli import (
+    MAX_SEED,
+    CollectingArgumentParser,
+    decodable_text,
+    existing_file,
+    number_in_range,
+    parse_bool,
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> Namespace:
     """Parses and checks; exits with code 2 and every problem when there is one."""
-    parser = CommandLine(
+    parser = CollectingArgumentParser(
         description="Runs a model: completes a text, answers a question, chats, or answers a file of prompts."
     )
     _add_model(parser)
@@ -22,7 +29,7 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     return arguments
 
 
-def _add_model(parser: CommandLine) -> None:
+def _add_model(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model_path", required=True, help="directory of a model or of a peft adapter, or hub name")
     group.add_argument("--device", help="cpu, cuda:0, … (default: cuda:0, or cpu where there is no CUDA device)")
@@ -34,9 +41,9 @@ def _add_model(parser: CommandLine) -> None:
     )
 
 
-def _add_prompt(parser: CommandLine) -> None:
+def _add_prompt(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("prompt: one of --input_txt, --interactive, --input_file")
-    group.add_argument("--input_txt", type=text, help="the text to complete or the question to answer")
+    group.add_argument("--input_txt", type=decodable_text, help="the text to complete or the question to answer")
     group.add_argument("--interactive", action="store_true", help="chat on standard input, with history")
     group.add_argument(
         "--input_file",
@@ -70,32 +77,38 @@ def _add_prompt(parser: CommandLine) -> None:
         "the tokenizer's own template",
     )
     group.add_argument(
-        "--system", type=text, help="system sentence for --prompt_style sft, instead of the one of preparation"
+        "--system",
+        type=decodable_text,
+        help="system sentence for --prompt_style sft, instead of the one of preparation",
     )
 
 
-def _add_generation(parser: CommandLine) -> None:
+def _add_generation(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("generation")
-    group.add_argument("--max_new_tokens", type=number(int, minimum=1), default=512, help="most tokens of an answer")
     group.add_argument(
-        "--do_sample", type=boolean, default=True, help="True: draw the next token; False: the likeliest"
+        "--max_new_tokens", type=number_in_range(int, minimum=1), default=512, help="most tokens of an answer"
     )
-    group.add_argument("--temperature", type=number(float, above=0), default=0.3, help="of sampling")
-    group.add_argument("--top_k", type=number(int, minimum=0), default=50, help="likeliest tokens to draw from; 0: all")
+    group.add_argument(
+        "--do_sample", type=parse_bool, default=True, help="True: draw the next token; False: the likeliest"
+    )
+    group.add_argument("--temperature", type=number_in_range(float, above=0), default=0.3, help="of sampling")
+    group.add_argument(
+        "--top_k", type=number_in_range(int, minimum=0), default=50, help="likeliest tokens to draw from; 0: all"
+    )
     group.add_argument(
         "--top_p",
-        type=number(float, above=0, maximum=1),
+        type=number_in_range(float, above=0, maximum=1),
         default=0.95,
         help="draw from the likeliest tokens that have this probability together; 1: all",
     )
     group.add_argument(
         "--seed",
-        type=number(int, minimum=0, maximum=LARGEST_SEED),
+        type=number_in_range(int, minimum=0, maximum=MAX_SEED),
         help="makes sampling repeatable; prompt i of --input_file gets seed + i (default: none)",
     )
 
 
-def _check(parser: CommandLine, arguments: Namespace) -> None:
+def _check(parser: CollectingArgumentParser, arguments: Namespace) -> None:
     given = [n for n in ("input_txt", "interactive", "input_file") if getattr(arguments, n) not in (None, False)]
     if len(given) != 1:
         what = " and ".join(f"--{name}" for name in given) + " are given together" if given else "no prompt is given"

@@ -13,9 +13,9 @@ import torch
 from colossal_llama.dataset.prepare.input_files import BYTE_ORDER_MARK
 from colossal_llama.dataset.records import RecordError, parse_row
 from colossal_llama.inference.generation import TextGenerator
-from colossal_llama.utils.atomic_io import sync_to_disk, temporary_path, write_json
-from colossal_llama.utils.console import progress, say
-from colossal_llama.utils.errors import UserError, at_most
+from colossal_llama.utils.atomic_io import fsync_path, temporary_path, write_json
+from colossal_llama.utils.console import log_rank_zero, progress_bar
+from colossal_llama.utils.errors import UserError, truncate_problems
 
 
 def read_prompts(path: Path, prompt_of: Callable[[dict], Any]) -> list[tuple[dict, Any]]:
@@ -40,7 +40,7 @@ def read_prompts(path: Path, prompt_of: Callable[[dict], Any]) -> list[tuple[dic
         except RecordError as error:
             problems.append(f"{path}, line {number}: {error}")
     if problems:
-        raise UserError(at_most(problems))
+        raise UserError(truncate_problems(problems))
     if not prompts:
         raise UserError(f"{path} holds no prompt")
     return prompts
@@ -67,7 +67,7 @@ def answer_all(
     temporary = temporary_path(output)
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            bar = progress(zip(records, prompts, strict=True), total=len(records), desc="answers", unit="prompt")
+            bar = progress_bar(zip(records, prompts, strict=True), total=len(records), desc="answers", unit="prompt")
             for index, (record, prompt_ids) in enumerate(bar):
                 if seed is not None:
                     torch.manual_seed(seed + index)
@@ -83,7 +83,7 @@ def answer_all(
     except BaseException:
         _keep_partial(temporary, output)
         raise
-    sync_to_disk(output.parent)
+    fsync_path(output.parent)
     seconds = time.monotonic() - started
     report = {
         "prompts": len(records),
@@ -103,7 +103,7 @@ def _keep_partial(temporary: Path, output: Path) -> None:
     if temporary.exists() and temporary.stat().st_size:
         partial = output.with_suffix(".partial.jsonl")
         temporary.replace(partial)
-        say(f"the answers so far are in {partial}")
+        log_rank_zero(f"the answers so far are in {partial}")
     else:
         temporary.unlink(missing_ok=True)
 
@@ -115,4 +115,4 @@ def _refuse_too_long(prompts: list[list[int]], max_positions: int) -> None:
         if len(ids) >= max_positions
     ]
     if problems:
-        raise UserError(at_most(problems))
+        raise UserError(truncate_problems(problems))

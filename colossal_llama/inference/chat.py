@@ -6,7 +6,7 @@ from collections.abc import Callable
 from colossal_llama.dataset.conversation import Message
 from colossal_llama.inference.generation import Answer, TextGenerator
 from colossal_llama.inference.prompts import Template, conversation_prompt_ids, within_positions
-from colossal_llama.utils.cli import is_text
+from colossal_llama.utils.cli import is_decodable
 from colossal_llama.utils.errors import UserError
 
 RESET, EXIT = "/reset", "/exit"
@@ -35,7 +35,7 @@ def chat(
     messages, answers = list(opening), []
     notice(f"an empty line is skipped, {RESET} begins a new conversation, {EXIT} or Ctrl-D ends")
     while (line := _next_line()) is not None:
-        if not is_text(line):
+        if not is_decodable(line):
             notice(f"that line holds bytes that are not {sys.stdin.encoding} and is left out")
             continue
         if line == RESET:

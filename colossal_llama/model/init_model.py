@@ -15,8 +15,14 @@ from typing import Any
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.cli import CommandLine, existing_directory, existing_file, new_directory_name, number
-from colossal_llama.utils.console import say, table
+from colossal_llama.utils.cli import (
+    CollectingArgumentParser,
+    creatable_directory,
+    existing_directory,
+    existing_file,
+    number_in_range,
+)
+from colossal_llama.utils.console import log_rank_zero, table
 from colossal_llama.utils.errors import run_main
 
 _MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*")
@@ -46,7 +52,7 @@ def main() -> None:
 
 def parse_arguments() -> Namespace:
     """The command line, checked; imports nothing heavy."""
-    parser = CommandLine(description=__doc__.splitlines()[0])
+    parser = CollectingArgumentParser(description=__doc__.splitlines()[0])
     files = parser.add_argument_group("directories")
     files.add_argument(
         "--source_model_and_tokenizer_path",
@@ -59,7 +65,7 @@ def parse_arguments() -> Namespace:
     )
     files.add_argument(
         "--target_model_path",
-        type=new_directory_name,
+        type=creatable_directory,
         required=True,
         help="where the new model goes: a new directory, or the target tokenizer's own, which is completed to a model",
     )
@@ -79,7 +85,7 @@ def parse_arguments() -> Namespace:
     )
     evaluation.add_argument(
         "--eval_bytes",
-        type=number(int, minimum=1),
+        type=number_in_range(int, minimum=1),
         default=100_000,
         help="bytes of the file's beginning to evaluate on",
     )
@@ -89,7 +95,7 @@ def parse_arguments() -> Namespace:
     return arguments
 
 
-def _check_target(parser: CommandLine, arguments: Namespace) -> None:
+def _check_target(parser: CollectingArgumentParser, arguments: Namespace) -> None:
     target = arguments.target_model_path
     if target is None or arguments.target_tokenizer_path is None or not target.exists():
         return  # argparse has noted what is missing
@@ -129,19 +135,25 @@ def print_summary(report: dict[str, Any], directory: Path) -> None:
     parts = [f"{rows['kept']:,} kept", f"{rows['new']:,} new"]
     if rows["padding"]:
         parts.append(f"{rows['padding']:,} of padding (the mean of all rows)")
-    say(f"{rows['total']:,} rows: {', '.join(parts)}; {', '.join(report['matrices'])}; {report['dtype']}")
+    log_rank_zero(f"{rows['total']:,} rows: {', '.join(parts)}; {', '.join(report['matrices'])}; {report['dtype']}")
     if rows["dropped_source_padding"]:
-        say(f"{rows['dropped_source_padding']:,} rows of the source beyond its tokenizer are not vocabulary: dropped")
+        log_rank_zero(
+            f"{rows['dropped_source_padding']:,} rows of the source beyond its tokenizer are not vocabulary: dropped"
+        )
     if rows["new_without_constituents"]:
-        say(f"{rows['new_without_constituents']:,} new rows have no source pieces and are the mean of all rows")
-    say(f"new rows: {report['init_method']} of {report['constituents_per_new_row']:.2f} source rows on average")
+        log_rank_zero(
+            f"{rows['new_without_constituents']:,} new rows have no source pieces and are the mean of all rows"
+        )
+    log_rank_zero(
+        f"new rows: {report['init_method']} of {report['constituents_per_new_row']:.2f} source rows on average"
+    )
     norms = report["average_row_norm"]
-    say(
+    log_rank_zero(
         table(["average norm", "source rows", "new rows"], [[name, *values.values()] for name, values in norms.items()])
     )
     for correction in report["config_corrections"]:
-        say(f"corrected {correction}")
-    say(
+        log_rank_zero(f"corrected {correction}")
+    log_rank_zero(
         f"{report['weight_bytes'] / 1e9:.2f} GB of weights in {report['seconds']:.1f} s, peak memory "
         f"{report['peak_memory_bytes'] / 1e9:.2f} GB → {directory}"
     )
@@ -154,9 +166,9 @@ def evaluate(plan: Any, directory: Path, documents: list[str]) -> dict[str, Any]
     from colossal_llama.model.expansion.text_loss import compare_initialisations
 
     losses = compare_initialisations(plan.source, directory, documents, first_new_row=plan.source_vocabulary)
-    say(f"loss on {next(iter(losses.values())).bytes:,} bytes of text:")
+    log_rank_zero(f"loss on {next(iter(losses.values())).bytes:,} bytes of text:")
     rows = [[name.replace("_", " "), loss.loss_per_byte, loss.tokens] for name, loss in losses.items()]
-    say(table(["rows", "nats per byte", "tokens"], rows))
+    log_rank_zero(table(["rows", "nats per byte", "tokens"], rows))
     return {name: asdict(loss) for name, loss in losses.items()}
 
 

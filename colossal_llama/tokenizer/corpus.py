@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
-from colossal_llama.utils.atomic_io import files_below
-from colossal_llama.utils.console import say
+from colossal_llama.utils.console import log_rank_zero
+from colossal_llama.utils.directory_listing import list_files
 from colossal_llama.utils.errors import UserError
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -46,11 +46,11 @@ def find_files(directories: Sequence[Path]) -> list[Path]:
         if not directory.is_dir():
             problems.append(f"{directory} is not a directory")
             continue
-        found, unreachable = files_below(directory, RECORD_SUFFIXES + TEXT_SUFFIXES)
+        found, unreachable = list_files(directory, RECORD_SUFFIXES + TEXT_SUFFIXES)
         problems += unreachable
-        unread = files_below(directory, UNREAD_SUFFIXES)[0]
+        unread = list_files(directory, UNREAD_SUFFIXES)[0]
         if unread:
-            say(
+            log_rank_zero(
                 f"left out: {len(unread)} files of kinds that are read in preparation alone, the first of them "
                 f"{unread[0]}"
             )

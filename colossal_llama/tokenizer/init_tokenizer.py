@@ -11,8 +11,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.cli import CommandLine, existing_directory, existing_file, number
-from colossal_llama.utils.errors import UserError, at_most, run_main
+from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory, existing_file, number_in_range
+from colossal_llama.utils.errors import UserError, run_main, truncate_problems
 
 LEFT_OUT_SHOWN = 10
 
@@ -24,29 +24,33 @@ def main() -> None:
     from colossal_llama.tokenizer.expansion.reachability import prove
     from colossal_llama.tokenizer.expansion.result import expansion_record, record_table, write_expansion
     from colossal_llama.tokenizer.expansion.source import open_source
-    from colossal_llama.utils.console import say
+    from colossal_llama.utils.console import log_rank_zero
 
     source = open_source(arguments.source_tokenizer_dir)
     asked = read_pieces(arguments.expand_tokens_file, source.control_tokens)
     expansion = source.expand(asked.pieces)
     proof = prove(expansion.wanted, expansion.encoders, expansion.merge_alone)
     record = expansion_record(expansion, asked, proof, arguments.pad_to_multiple_of)
-    say(record_table(record))
+    log_rank_zero(record_table(record))
     for piece, reason in expansion.impossible[:LEFT_OUT_SHOWN]:
-        say(f"left out: {piece.where}: {piece.text!r}: {reason}")
+        log_rank_zero(f"left out: {piece.where}: {piece.text!r}: {reason}")
     if len(expansion.impossible) > LEFT_OUT_SHOWN:
-        say(f"left out: {len(expansion.impossible) - LEFT_OUT_SHOWN} more, listed in expansion_report.json")
+        log_rank_zero(f"left out: {len(expansion.impossible) - LEFT_OUT_SHOWN} more, listed in expansion_report.json")
     if proof.unreachable:
-        problems = at_most([f"no text was found that produces the new piece {piece!r}" for piece in proof.unreachable])
+        problems = truncate_problems(
+            [f"no text was found that produces the new piece {piece!r}" for piece in proof.unreachable]
+        )
         problems.append(f"{len(proof.unreachable)} of {proof.wanted} new pieces are unreachable: nothing was written")
         raise UserError(problems)
     write_expansion(arguments.source_tokenizer_dir, arguments.target_tokenizer_dir, expansion, record)
-    say(f"written to {arguments.target_tokenizer_dir}")
+    log_rank_zero(f"written to {arguments.target_tokenizer_dir}")
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked; all problems are reported at once."""
-    parser = CommandLine(description="Expand a LLaMA tokenizer by new pieces, every one of them reachable.")
+    parser = CollectingArgumentParser(
+        description="Expand a LLaMA tokenizer by new pieces, every one of them reachable."
+    )
     parser.add_argument(
         "--source_tokenizer_dir",
         type=existing_directory,
@@ -73,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--pad_to_multiple_of",
-        type=number(int, minimum=1),
+        type=number_in_range(int, minimum=1),
         default=1,
         metavar="ROWS",
         help="record in expansion_report.json a number of embedding rows rounded up to a multiple of this, for "

@@ -14,12 +14,12 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.utils.cli import (
-    CommandLine,
-    directories,
+    CollectingArgumentParser,
+    creatable_directory,
+    existing_directories,
     existing_directory,
     existing_file,
-    new_directory_name,
-    number,
+    number_in_range,
 )
 from colossal_llama.utils.errors import UserError, run_main
 
@@ -35,12 +35,12 @@ def main() -> None:
     from colossal_llama.tokenizer.learning.bpe_continuation import learn_pieces
     from colossal_llama.tokenizer.learning.vocabulary_size_curve import choose, curve_table, measure_curve
     from colossal_llama.tokenizer.loading import load_tokenizer
-    from colossal_llama.utils.console import say
+    from colossal_llama.utils.console import log_rank_zero
 
     source = open_source(arguments.source_tokenizer_dir)
     tokenizer = load_tokenizer(arguments.source_tokenizer_dir)
     words, held_out, figures = read_corpus(arguments)
-    say(
+    log_rank_zero(
         f"read {figures['characters']:,} characters: {sum(words.values()):,} words, {len(words):,} different; "
         "learning …"
     )
@@ -51,12 +51,12 @@ def main() -> None:
             "and none is "
             f"seen {arguments.min_frequency} times; change --scripts, lower --min_frequency or give more text"
         )
-    say(f"learned {len(pieces):,} pieces; measuring on {sum(map(len, held_out)):,} held-out characters …")
+    log_rank_zero(f"learned {len(pieces):,} pieces; measuring on {sum(map(len, held_out)):,} held-out characters …")
     points = measure_curve(source, tokenizer, pieces, held_out)
     chosen = choose(points, arguments.num_pieces, arguments.min_saving)
-    say(curve_table(points, chosen))
+    log_rank_zero(curve_table(points, chosen))
     write_result(arguments, pieces[: chosen.pieces], points, chosen, figures)
-    say(
+    log_rank_zero(
         f"chosen: {chosen.pieces:,} pieces, written to {arguments.output_dir / 'pieces.jsonl'}; the curve is in "
         "curve.png"
     )
@@ -64,20 +64,24 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked; all problems are reported at once."""
-    parser = CommandLine(description="Learn new pieces for a LLaMA tokenizer from texts.")
+    parser = CollectingArgumentParser(description="Learn new pieces for a LLaMA tokenizer from texts.")
     parser.add_argument(
         "--source_tokenizer_dir", type=existing_directory, required=True, metavar="DIR", help="tokenizer to be expanded"
     )
     parser.add_argument(
         "--data_input_dirs",
-        type=directories,
+        type=existing_directories,
         required=True,
         metavar="DIR[,DIR…]",
         help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or "
         ".md files",
     )
     parser.add_argument(
-        "--output_dir", type=new_directory_name, required=True, metavar="DIR", help="directory to write; must not exist"
+        "--output_dir",
+        type=creatable_directory,
+        required=True,
+        metavar="DIR",
+        help="directory to write; must not exist",
     )
     learning = parser.add_argument_group("learning")
     learning.add_argument(
@@ -90,15 +94,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     learning.add_argument(
         "--max_pieces",
-        type=number(int, minimum=1),
+        type=number_in_range(int, minimum=1),
         default=40_000,
         help="how many pieces to learn and draw the curve for",
     )
     learning.add_argument(
-        "--min_frequency", type=number(int, minimum=1), default=20, help="occurrences a piece needs in the sampled text"
+        "--min_frequency",
+        type=number_in_range(int, minimum=1),
+        default=20,
+        help="occurrences a piece needs in the sampled text",
     )
     learning.add_argument(
-        "--max_piece_length", type=number(int, minimum=1), default=8, help="characters of a piece, at most"
+        "--max_piece_length", type=number_in_range(int, minimum=1), default=8, help="characters of a piece, at most"
     )
     learning.add_argument(
         "--blocklist_file",
@@ -108,17 +115,21 @@ def parse_arguments() -> argparse.Namespace:
     )
     learning.add_argument(
         "--sample_mb",
-        type=number(float, above=0),
+        type=number_in_range(float, above=0),
         default=500.0,
         help="megabytes of text to learn from: a random share of the documents, and of long ones' blocks, if the "
         "input is larger",
     )
-    learning.add_argument("--seed", type=number(int), default=0, help="chooses the sample and the held-out documents")
+    learning.add_argument(
+        "--seed", type=number_in_range(int), default=0, help="chooses the sample and the held-out documents"
+    )
     choice = parser.add_argument_group("how many pieces to keep")
-    choice.add_argument("--num_pieces", type=number(int, minimum=1), help="keep this many (default: by --min_saving)")
+    choice.add_argument(
+        "--num_pieces", type=number_in_range(int, minimum=1), help="keep this many (default: by --min_saving)"
+    )
     choice.add_argument(
         "--min_saving",
-        type=number(float, minimum=0),
+        type=number_in_range(float, minimum=0),
         default=0.2,
         metavar="PERCENT",
         help="keep growing while 1,000 more rows save at least this percentage of the held-out text's tokens",
@@ -129,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def check(parser: CommandLine, arguments: argparse.Namespace) -> None:
+def check(parser: CollectingArgumentParser, arguments: argparse.Namespace) -> None:
     """Problems between arguments, and those that need the disk."""
     from colossal_llama.tokenizer.learning.bpe_continuation import word_pattern
 
@@ -172,7 +183,7 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
     """
     from colossal_llama.tokenizer.corpus import blocks_of, find_files, read_texts, total_bytes
     from colossal_llama.tokenizer.learning.bpe_continuation import count_words, word_pattern
-    from colossal_llama.utils.console import progress
+    from colossal_llama.utils.console import progress_bar
 
     files = find_files(arguments.data_input_dirs)
     size_bytes = total_bytes(files)
@@ -189,7 +200,7 @@ def read_corpus(arguments: argparse.Namespace) -> tuple:
         """The texts block by block, counted."""
         texts = read_texts(files, share, arguments.seed, block_characters)
         place = None
-        with progress(texts, unit="text", desc="reading") as bar:
+        with progress_bar(texts, unit="text", desc="reading") as bar:
             for text in bar:
                 figures["documents"] += text.place != place
                 figures["characters"] += len(text.text)
@@ -221,9 +232,9 @@ def write_result(arguments: argparse.Namespace, pieces: list[str], points: list,
     import orjson
 
     from colossal_llama.tokenizer.learning.vocabulary_size_curve import draw_curve
-    from colossal_llama.utils.atomic_io import new_directory, write_json
+    from colossal_llama.utils.atomic_io import atomic_directory, write_json
 
-    with new_directory(arguments.output_dir) as directory:
+    with atomic_directory(arguments.output_dir) as directory:
         (directory / "pieces.jsonl").write_bytes(b"".join(orjson.dumps({"piece": piece}) + b"\n" for piece in pieces))
         draw_curve(points, chosen, directory / "curve.png")
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}

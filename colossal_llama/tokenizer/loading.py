@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colossal_llama.tokenizer.direct_loading import DirectTokenizer, open_directly
-from colossal_llama.utils.atomic_io import fingerprint_bytes
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.fingerprint import fingerprint_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

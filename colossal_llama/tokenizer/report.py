@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.cli import CommandLine, directories, number
+from colossal_llama.utils.cli import CollectingArgumentParser, existing_directories, number_in_range
 from colossal_llama.utils.errors import run_main
 
 if TYPE_CHECKING:
@@ -25,25 +25,25 @@ def main() -> None:
     from colossal_llama.tokenizer.corpus import find_files, read_texts
     from colossal_llama.tokenizer.loading import load_tokenizer
     from colossal_llama.utils.atomic_io import write_json
-    from colossal_llama.utils.console import progress, say
+    from colossal_llama.utils.console import log_rank_zero, progress_bar
 
     files = find_files(arguments.data_input_dirs)
     tokenizers = {name: load_tokenizer(path) for name, path in arguments.tokenizers}
-    with progress(unit="char", unit_scale=True, desc="measuring") as bar:
+    with progress_bar(unit="char", unit_scale=True, desc="measuring") as bar:
         texts = read_texts(files, arguments.sample_share, arguments.seed)
         counts = measure(texts, tokenizers, bar)
     sizes = {name: len(tokenizer) for name, tokenizer in tokenizers.items()}
-    say(overall_table(sizes, counts))
-    say("")
-    say(category_table(counts))
+    log_rank_zero(overall_table(sizes, counts))
+    log_rank_zero("")
+    log_rank_zero(category_table(counts))
     if arguments.output_file is not None:
         write_json(arguments.output_file, report_record(arguments, sizes, counts))
-        say(f"\nwritten to {arguments.output_file}")
+        log_rank_zero(f"\nwritten to {arguments.output_file}")
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked; all problems are reported at once."""
-    parser = CommandLine(description="Compare tokenizers on a corpus.")
+    parser = CollectingArgumentParser(description="Compare tokenizers on a corpus.")
     parser.add_argument(
         "--tokenizers",
         nargs="+",
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--data_input_dirs",
-        type=directories,
+        type=existing_directories,
         required=True,
         metavar="DIR[,DIR…]",
         help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or "
@@ -62,12 +62,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--sample_share",
-        type=number(float, above=0, maximum=1),
+        type=number_in_range(float, above=0, maximum=1),
         default=1.0,
         metavar="SHARE",
         help="random share of the documents to measure on",
     )
-    parser.add_argument("--seed", type=number(int), default=0, help="chooses the sample")
+    parser.add_argument("--seed", type=number_in_range(int), default=0, help="chooses the sample")
     parser.add_argument("--output_file", type=Path, metavar="JSON", help="also write all figures there")
     arguments = parser.parse_args()
     if arguments.tokenizers is not None:

@@ -11,10 +11,12 @@ from pathlib import Path
 from colossal_llama.training.checkpoint.discovery import RUNNING_STATES, complete_checkpoints
 from colossal_llama.training.command_line import GPU_ONLY_PLUGINS
 from colossal_llama.training.parallel_layout import check_dimensions
-from colossal_llama.utils.cli import CommandLine, why_no_directory
+from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
 
 
-def check_arguments(parser: CommandLine, options: argparse.Namespace, has_gpu: bool | None, world_size: int) -> None:
+def check_arguments(
+    parser: CollectingArgumentParser, options: argparse.Namespace, has_gpu: bool | None, world_size: int
+) -> None:
     """Adds a problem to the parser for everything that is wrong.
 
     Args:
@@ -32,13 +34,13 @@ def check_arguments(parser: CommandLine, options: argparse.Namespace, has_gpu: b
         _check_for_cpu(parser, options)
 
 
-def _is_given(parser: CommandLine, options: argparse.Namespace, name: str) -> bool:
+def _is_given(parser: CollectingArgumentParser, options: argparse.Namespace, name: str) -> bool:
     """Whether an option differs from its default."""
     value, default = getattr(options, name), parser.get_default(name)
     return tuple(value) != default if isinstance(default, tuple) else value != default
 
 
-def _check_data_source(parser: CommandLine, options: argparse.Namespace) -> None:
+def _check_data_source(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
     if options.benchmark and options.dataset:
         parser.problem("--benchmark trains on random rows: leave out --dataset")
     if not options.benchmark and not options.dataset:
@@ -53,7 +55,7 @@ def _check_data_source(parser: CommandLine, options: argparse.Namespace) -> None
         parser.problem("--benchmark begins afresh: leave out --load_checkpoint, give --pretrained")
 
 
-def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> None:
+def _check_model_source(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
     if options.pretrained is None and options.load_checkpoint is None:
         parser.problem("--pretrained is missing: give a model directory (or --load_checkpoint)")
     if options.pretrained is None and options.load_checkpoint == "auto" and not complete_checkpoints(options.save_dir):
@@ -74,7 +76,7 @@ def _check_model_source(parser: CommandLine, options: argparse.Namespace) -> Non
             )
 
 
-def _check_dry_run(parser: CommandLine, options: argparse.Namespace) -> None:
+def _check_dry_run(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
     if options.dry_run:
         return
     for name in ("dry_run_processes", "gpu_memory_gib"):
@@ -82,13 +84,13 @@ def _check_dry_run(parser: CommandLine, options: argparse.Namespace) -> None:
             parser.problem(f"--{name} has no effect without --dry_run")
 
 
-def _check_paths(parser: CommandLine, options: argparse.Namespace) -> None:
+def _check_paths(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
     if options.pretrained is not None and not (options.pretrained / "config.json").is_file():
         found = "holds no config.json" if options.pretrained.is_dir() else "does not exist"
         parser.problem(f"--pretrained: {options.pretrained} {found}")
     for name in ("dataset", "eval_dataset"):
         for part in getattr(options, name) or ():
-            if reason := why_no_directory(Path(part)):
+            if reason := directory_problem(Path(part)):
                 parser.problem(f"--{name}: {part} {reason}")
     if options.eval_interval is not None and not options.eval_dataset:
         parser.problem("--eval_interval has no effect without --eval_dataset")
@@ -106,7 +108,7 @@ def _files_on_the_way(*directories: Path) -> list[Path]:
     return [path for path in directories if path.exists() and not path.is_dir()]
 
 
-def _check_combinations(parser: CommandLine, options: argparse.Namespace, world_size: int) -> None:
+def _check_combinations(parser: CollectingArgumentParser, options: argparse.Namespace, world_size: int) -> None:
     if options.plugin != "3d":
         for name in ("tp", "pp", "sp", "microbatch_size", "sp_mode", "zero", "zero_cpu_offload"):
             if _is_given(parser, options, name):
@@ -131,7 +133,7 @@ def _check_combinations(parser: CommandLine, options: argparse.Namespace, world_
         parser.problem(f"--warmup_steps {options.warmup_steps} is more than --max_steps {options.max_steps}")
 
 
-def _check_lora(parser: CommandLine, options: argparse.Namespace) -> None:
+def _check_lora(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
     if options.lora_rank:
         if options.plugin in GPU_ONLY_PLUGINS:
             parser.problem(
@@ -149,7 +151,7 @@ def _check_lora(parser: CommandLine, options: argparse.Namespace) -> None:
             parser.problem(f"--{name} has no effect without --lora_rank")
 
 
-def _check_fp8(parser: CommandLine, options: argparse.Namespace) -> None:
+def _check_fp8(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
     if not options.fp8:
         return
     if options.mixed_precision == "fp32":
@@ -160,7 +162,7 @@ def _check_fp8(parser: CommandLine, options: argparse.Namespace) -> None:
         parser.problem("--fp8 and --lora_rank exclude each other: the frozen weights of LoRA stay exact")
 
 
-def _check_for_cpu(parser: CommandLine, options: argparse.Namespace) -> None:
+def _check_for_cpu(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "nvidia-smi-fails":  # cluster/least_used_gpus.sh says so
         parser.problem(
             "nvidia-smi fails on this host, so that no GPU can be chosen: run it there, and mend or restart the driver"

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from colossal_llama.training.parallel_layout import TABLE, add_dimensions
-from colossal_llama.utils.cli import LARGEST_SEED, CommandLine, boolean, number
+from colossal_llama.utils.cli import MAX_SEED, CollectingArgumentParser, number_in_range, parse_bool
 
 PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
 GPU_ONLY_PLUGINS = ("gemini", "gemini_auto")
@@ -13,9 +13,9 @@ HOST_OPTIMIZER_PLUGINS = ("gemini_auto", "zero2_cpu")
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def build_parser() -> CommandLine:
+def build_parser() -> CollectingArgumentParser:
     """The command line of train.py, in groups."""
-    parser = CommandLine(
+    parser = CollectingArgumentParser(
         prog="train.py",
         description="Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI. Start it with torchrun "
         "or colossalai run.",
@@ -32,7 +32,7 @@ def build_parser() -> CommandLine:
     return parser
 
 
-def _add_model_and_data(parser: CommandLine) -> None:
+def _add_model_and_data(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("model and data")
     group.add_argument(
         "--pretrained",
@@ -48,7 +48,11 @@ def _add_model_and_data(parser: CommandLine) -> None:
         help="prepared part directories (arrow/part-00000 …), in training order; needed, but for --benchmark",
     )
     group.add_argument(
-        "--max_length", type=number(int, 2), default=4096, metavar="TOKENS", help="longest row that the parts may hold"
+        "--max_length",
+        type=number_in_range(int, 2),
+        default=4096,
+        metavar="TOKENS",
+        help="longest row that the parts may hold",
     )
     group.add_argument(
         "--padding_mode",
@@ -78,49 +82,57 @@ def _add_model_and_data(parser: CommandLine) -> None:
     )
 
 
-def _add_length_of_run(parser: CommandLine) -> None:
+def _add_length_of_run(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("length of the run")
-    group.add_argument("--num_epochs", type=number(int, 1), default=1, metavar="N", help="passes over the data")
+    group.add_argument(
+        "--num_epochs", type=number_in_range(int, 1), default=1, metavar="N", help="passes over the data"
+    )
     group.add_argument(
         "--max_steps",
-        type=number(int, 1),
+        type=number_in_range(int, 1),
         metavar="N",
         help="end the run and its schedule after this many steps",
     )
     group.add_argument(
         "--micro_batch_size",
         "--batch_size",
-        type=number(int, 1),
+        type=number_in_range(int, 1),
         default=1,
         metavar="ROWS",
         help="rows per device and micro-step",
     )
     group.add_argument(
         "--accumulation_steps",
-        type=number(int, 1),
+        type=number_in_range(int, 1),
         metavar="N",
         help="micro-steps per optimizer step (default: 8 on data from prepare_sft_dataset.py, else 1)",
     )
     group.add_argument(
-        "--seed", type=number(int, 0, LARGEST_SEED), default=42, metavar="N", help="of data order, dropout and NEFTune"
+        "--seed",
+        type=number_in_range(int, 0, MAX_SEED),
+        default=42,
+        metavar="N",
+        help="of data order, dropout and NEFTune",
     )
 
 
-def _add_optimizer(parser: CommandLine) -> None:
+def _add_optimizer(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("optimizer: AdamW, betas 0.9 and 0.95, cosine schedule down to a tenth of --lr")
-    group.add_argument("--lr", type=number(float, above=0), default=3e-4, help="peak learning rate")
-    group.add_argument("-w", "--weight_decay", type=number(float, 0), default=0.1, help="decoupled weight decay")
+    group.add_argument("--lr", type=number_in_range(float, above=0), default=3e-4, help="peak learning rate")
+    group.add_argument(
+        "-w", "--weight_decay", type=number_in_range(float, 0), default=0.1, help="decoupled weight decay"
+    )
     group.add_argument(
         "-s",
         "--warmup_steps",
-        type=number(int, 0),
+        type=number_in_range(int, 0),
         metavar="N",
         help="linear warm-up, in steps (default: 2.5 %% of all steps)",
     )
     group.add_argument(
         "--gradient_clipping",
         "--grad_clip",
-        type=number(float, 0),
+        type=number_in_range(float, 0),
         default=1.0,
         metavar="NORM",
         help="largest gradient norm; 0: no clipping",
@@ -133,7 +145,7 @@ def _add_optimizer(parser: CommandLine) -> None:
     )
 
 
-def _add_plugin_and_memory(parser: CommandLine) -> None:
+def _add_plugin_and_memory(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("plugin, precision and memory")
     group.add_argument(
         "--plugin",
@@ -157,7 +169,7 @@ def _add_plugin_and_memory(parser: CommandLine) -> None:
     )
     group.add_argument(
         "--recompute_layers",
-        type=number(int, 1),
+        type=number_in_range(int, 1),
         metavar="N",
         help="with --use_grad_checkpoint: recompute the first N decoder layers only (default: on a GPU as few as its "
         "memory "
@@ -172,7 +184,7 @@ def _add_plugin_and_memory(parser: CommandLine) -> None:
     )
     group.add_argument(
         "--fused_kernels",
-        type=boolean,
+        type=parse_bool,
         default=True,
         metavar="BOOL",
         help="all that is fast on a GPU: fused norm, rotary, SwiGLU, cross-entropy, ZeRO update, variable-length "
@@ -187,28 +199,36 @@ def _add_plugin_and_memory(parser: CommandLine) -> None:
     )
 
 
-def _add_method(parser: CommandLine) -> None:
+def _add_method(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("method")
     group.add_argument("--use_neft", action="store_true", help="NEFTune: noise on the embeddings (arXiv 2310.05914)")
     group.add_argument(
-        "--neft_alpha", type=number(float, above=0), default=5.0, metavar="ALPHA", help="strength of the NEFTune noise"
+        "--neft_alpha",
+        type=number_in_range(float, above=0),
+        default=5.0,
+        metavar="ALPHA",
+        help="strength of the NEFTune noise",
     )
     group.add_argument("--freeze_non_embeds_params", action="store_true", help="train input and output embeddings only")
     group.add_argument(
         "--lora_rank",
-        type=number(int, 0),
+        type=number_in_range(int, 0),
         default=0,
         metavar="RANK",
         help="train LoRA adapters of this rank; 0: no LoRA",
     )
     group.add_argument(
         "--lora_alpha",
-        type=number(float, above=0),
+        type=number_in_range(float, above=0),
         metavar="ALPHA",
         help="adapters are scaled by alpha / rank (default: 2 rank)",
     )
     group.add_argument(
-        "--lora_dropout", type=number(float, 0, 0.99), default=0.0, metavar="P", help="dropout on the adapters' input"
+        "--lora_dropout",
+        type=number_in_range(float, 0, 0.99),
+        default=0.0,
+        metavar="P",
+        help="dropout on the adapters' input",
     )
     group.add_argument(
         "--lora_target_modules",
@@ -223,7 +243,7 @@ def _add_method(parser: CommandLine) -> None:
     )
 
 
-def _add_saving(parser: CommandLine) -> None:
+def _add_saving(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("checkpoints and records")
     _add_checkpoints(group)
     _add_records(group)
@@ -234,18 +254,18 @@ def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
         "--save_dir", type=Path, default=Path("checkpoint_dir"), metavar="DIR", help="checkpoints and the final model"
     )
     group.add_argument(
-        "--save_interval", type=number(int, 1), default=1000, metavar="STEPS", help="steps between checkpoints"
+        "--save_interval", type=number_in_range(int, 1), default=1000, metavar="STEPS", help="steps between checkpoints"
     )
     group.add_argument("--skip_save_each_epoch", action="store_true", help="no checkpoint at an epoch's end")
     group.add_argument(
         "--keep_last",
-        type=number(int, 1),
+        type=number_in_range(int, 1),
         metavar="K",
         help="delete all checkpoints but the newest K (default: keep all)",
     )
     group.add_argument(
         "--save_in_background",
-        type=boolean,
+        type=parse_bool,
         default=True,
         metavar="BOOL",
         help="write checkpoints while training goes on, from a copy in host memory (14 bytes a parameter in bf16); "
@@ -276,13 +296,13 @@ def _add_records(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--eval_interval",
-        type=number(int, 1),
+        type=number_in_range(int, 1),
         metavar="STEPS",
         help="steps between evaluations (default: --save_interval)",
     )
     group.add_argument(
         "--max_bad_steps",
-        type=number(int, 1),
+        type=number_in_range(int, 1),
         default=1,
         metavar="K",
         help="end the run after so many steps in a row whose loss or gradient is no number; the weights are left as "
@@ -305,7 +325,7 @@ def _add_records(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_benchmark(parser: CommandLine) -> None:
+def _add_benchmark(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("benchmark")
     group.add_argument(
         "--benchmark",
@@ -313,11 +333,11 @@ def _add_benchmark(parser: CommandLine) -> None:
         help="train on random full rows instead of --dataset, save nothing, and print the speed",
     )
     group.add_argument(
-        "--num_samples", type=number(int, 1), default=500, metavar="ROWS", help="random rows of a --benchmark"
+        "--num_samples", type=number_in_range(int, 1), default=500, metavar="ROWS", help="random rows of a --benchmark"
     )
 
 
-def _add_dry_run(parser: CommandLine) -> None:
+def _add_dry_run(parser: CollectingArgumentParser) -> None:
     group = parser.add_argument_group("dry run")
     group.add_argument(
         "--dry_run",
@@ -327,13 +347,13 @@ def _add_dry_run(parser: CommandLine) -> None:
     )
     group.add_argument(
         "--dry_run_processes",
-        type=number(int, 1),
+        type=number_in_range(int, 1),
         metavar="N",
         help="plan for so many processes with a GPU each (default: those that were started)",
     )
     group.add_argument(
         "--gpu_memory_gib",
-        type=number(float, above=0),
+        type=number_in_range(float, above=0),
         metavar="GIB",
         help="memory of the GPU that a --dry_run plans for (default: of this host's, if it has one)",
     )

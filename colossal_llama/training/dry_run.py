@@ -23,7 +23,7 @@ from colossal_llama.training.memory.config import Setup, setup_of, trained_param
 from colossal_llama.training.memory.estimate import ALLOWANCE_BYTES, GIB, MemoryEstimate, estimate
 from colossal_llama.training.memory.recompute_policy import least_recomputation, recomputed_in_words
 from colossal_llama.training.parallel_layout import layout_of
-from colossal_llama.utils.console import say, table
+from colossal_llama.utils.console import log_rank_zero, table
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,17 @@ def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
     device_bytes = _device_bytes(arguments)
     setup = _setup(arguments, run, device_bytes)
     memory = estimate(run.config, setup)
-    say("dry run: nothing is loaded, nothing trained")
-    say(table(["what", "plan"], _plan_rows(arguments, run, memory, setup)))
-    say("memory of each GPU by estimate, in GiB, at the three fullest moments of a step:")
-    say(memory_table(memory))
+    log_rank_zero("dry run: nothing is loaded, nothing trained")
+    log_rank_zero(table(["what", "plan"], _plan_rows(arguments, run, memory, setup)))
+    log_rank_zero("memory of each GPU by estimate, in GiB, at the three fullest moments of a step:")
+    log_rank_zero(memory_table(memory))
     for line in _verdict(memory, setup, run.config, device_bytes):
-        say(line)
+        log_rank_zero(line)
     file = record_file(arguments.config_file)
     record = _record(arguments, run, memory, device_bytes)
     record |= {"recomputed_layers": setup.recomputed_layers, "frugal": setup.frugal}
     consensus.write_record("--config_file", file, record)
-    say(f"the record is {file}")
+    log_rank_zero(f"the record is {file}")
     return memory
 
 

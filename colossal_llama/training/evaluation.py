@@ -18,8 +18,7 @@ from colossal_llama.engine.pipeline_schedule import step_geometry
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.category_losses import means_by_name
 from colossal_llama.training.train_step import Stepper
-from colossal_llama.utils.console import progress as progress_bar
-from colossal_llama.utils.console import say
+from colossal_llama.utils.console import log_rank_zero, progress_bar
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Evaluator:
         with bar:
             sums = self.stepper.evaluate(self._batches(geometry, bar), stop_requested)
         if sums is None:
-            say(f"step {step}: the evaluation is broken off, since the run is to end")
+            log_rank_zero(f"step {step}: the evaluation is broken off, since the run is to end")
             return None
         self.last_step = step
         found = Evaluation(
@@ -78,7 +77,7 @@ class Evaluator:
             seconds=time.perf_counter() - begun,
         )
         shares = ", ".join(f"{name} {loss:.4f}" for name, loss in found.by_category.items() if loss is not None)
-        say(
+        log_rank_zero(
             f"step {step}: validation loss {found.loss:.4f} per target token over {found.target_tokens:,}"
             f"{f' ({shares})' if shares else ''}, {found.seconds:.1f} s"
         )

@@ -25,9 +25,9 @@ from colossal_llama.training.checkpoint.discovery import (
 from colossal_llama.training.command_line import LORA_LAYERS
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.metrics import refuse_other_record
-from colossal_llama.utils.atomic_io import fingerprint_directory
-from colossal_llama.utils.console import is_rank_zero, say
+from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.fingerprint import fingerprint_directory
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> D
 def _warn_of_long_documents(arguments: TrainingArguments, config: PretrainedConfig, parts: list[Part]) -> None:
     longest = max(part.longest_span_tokens(arguments.cross_document_attention) for part in parts)
     if longest > config.max_position_embeddings:
-        say(
+        log_rank_zero(
             f"warning: the data have {'rows' if arguments.cross_document_attention else 'documents'} of up to "
             f"{longest:,} tokens, and the "
             f"model was made for {config.max_position_embeddings:,} positions (max_position_embeddings in its "
@@ -136,7 +136,7 @@ def _agreed_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
     choice: list[Path | None] = [None]
     with consensus.together():
         if is_rank_zero():
-            found = find_checkpoint(arguments.load_checkpoint, arguments.save_dir, say)
+            found = find_checkpoint(arguments.load_checkpoint, arguments.save_dir, log_rank_zero)
             if found is not None and not arguments.benchmark:
                 refuse_other_record(arguments.tensorboard_dir, arguments.save_dir)
             choice = [found.path if found else None]
@@ -179,7 +179,9 @@ def _base_of(arguments: TrainingArguments, adapter: Path) -> Path:
         if differ
         else "moved or copied"
     )
-    say(f"{'warning: ' if differ else ''}the adapter {adapter} was trained on {former}; it goes on with {base}, {says}")
+    log_rank_zero(
+        f"{'warning: ' if differ else ''}the adapter {adapter} was trained on {former}; it goes on with {base}, {says}"
+    )
     return base
 
 
@@ -205,7 +207,9 @@ def _check_what_is_overwritten(
                 "adapter is nothing without its base: give another --save_dir"
             )
         if entry == MODEL:
-            say(f"{path} is replaced by the model of this run when it ends: give another --save_dir to keep both")
+            log_rank_zero(
+                f"{path} is replaced by the model of this run when it ends: give another --save_dir to keep both"
+            )
         elif entry != MERGED_MODEL:
             raise UserError(
                 f"{path} lies in --save_dir {save_dir}, where the checkpoints of this run take the place of {entry}: "

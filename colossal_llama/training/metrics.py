@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from colossal_llama.utils.atomic_io import write_json, write_text
-from colossal_llama.utils.console import is_rank_zero, say
+from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
 
 METRICS_FILE, BENCHMARK_FILE = "metrics.jsonl", "benchmark.jsonl"
@@ -95,7 +95,7 @@ class MetricsWriter:
     def _announce(self, step: int, error: OSError) -> None:
         if self._lost_step is None:
             self._lost_step = step
-            say(
+            log_rank_zero(
                 f"WARNING: THE RECORD OF STEP {step} COULD NOT BE WRITTEN to {self._file.name}: {error.strerror}; "
                 "training goes on, and "
                 "later steps are recorded as soon as there is room (in TensorBoard when a run goes on). This is said "
@@ -164,7 +164,7 @@ def _set_former_aside(directory: Path) -> None:
             path.rename(folder / path.name)
     if metrics.exists():
         metrics.rename(aside)
-    say(f"the record of an earlier run in {directory} is now {aside.name} and {folder.name}/")
+    log_rank_zero(f"the record of an earlier run in {directory} is now {aside.name} and {folder.name}/")
 
 
 def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:

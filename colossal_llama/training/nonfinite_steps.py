@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from colossal_llama.dataset.loader import MicroBatch, RowReader
 from colossal_llama.training.distributed.consensus import AgreedError
-from colossal_llama.utils.console import is_rank_zero, say
+from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 
 RECORD = "bad_steps.jsonl"
 
@@ -87,7 +87,7 @@ class BadSteps:
             where = f" are in {self.record}, the first of them {_place(rows)}"
             if is_rank_zero():
                 self._write({"step": step, "loss": str(loss), "gradient_norm": str(gradient_norm), "rows": rows})
-        say(f"{self._last}. Its {len(rows)} rows{where or ' are random ones'}")
+        log_rank_zero(f"{self._last}. Its {len(rows)} rows{where or ' are random ones'}")
         return True
 
     def end_if_too_many(self) -> None:
@@ -120,7 +120,7 @@ class BadSteps:
             with self.record.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            say(f"WARNING: {self.record} could not be written ({error.strerror}); it lacks {line}")
+            log_rank_zero(f"WARNING: {self.record} could not be written ({error.strerror}); it lacks {line}")
 
 
 def _place(rows: Sequence[dict[str, Any]]) -> str:

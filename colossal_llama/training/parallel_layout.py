@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.training.checkpoint.discovery import complete_checkpoints
-from colossal_llama.utils.cli import CommandLine, number
+from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 
 SP_MODES = ("split_gather", "ring", "all_to_all")
 
@@ -177,20 +177,28 @@ def _distance(wanted: Layout, other: Layout) -> float:
 
 def add_dimensions(group: argparse._ArgumentGroup) -> None:
     """Adds the arguments that divide the processes."""
-    group.add_argument("--tp", type=number(int, 1), default=1, metavar="N", help="tensor parallel size of plugin 3d")
     group.add_argument(
-        "--pp", type=number(int, 1), default=1, metavar="N", help="pipeline stages of plugin 3d (see the table below)"
+        "--tp", type=number_in_range(int, 1), default=1, metavar="N", help="tensor parallel size of plugin 3d"
+    )
+    group.add_argument(
+        "--pp",
+        type=number_in_range(int, 1),
+        default=1,
+        metavar="N",
+        help="pipeline stages of plugin 3d (see the table below)",
     )
     group.add_argument(
         "--microbatch_size",
-        type=number(int, 1),
+        type=number_in_range(int, 1),
         default=1,
         metavar="ROWS",
         help="rows that go through the pipeline at once; must divide --micro_batch_size. A step's rows, accumulated "
         "ones "
         "included, go through in one run",
     )
-    group.add_argument("--sp", type=number(int, 1), default=1, metavar="N", help="sequence parallel size of plugin 3d")
+    group.add_argument(
+        "--sp", type=number_in_range(int, 1), default=1, metavar="N", help="sequence parallel size of plugin 3d"
+    )
     group.add_argument(
         "--sp_mode",
         choices=SP_MODES,
@@ -203,7 +211,7 @@ def add_dimensions(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def check_dimensions(parser: CommandLine, options: argparse.Namespace, world_size: int) -> None:
+def check_dimensions(parser: CollectingArgumentParser, options: argparse.Namespace, world_size: int) -> None:
     """Adds a problem to the parser for a division that is impossible, each with the nearest possible one."""
     model = options.pretrained
     if model is None and options.load_checkpoint == "auto":

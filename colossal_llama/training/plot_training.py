@@ -11,7 +11,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.cli import CommandLine, number
+from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.errors import run_main
 
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked."""
-    parser = CommandLine(
+    parser = CollectingArgumentParser(
         prog="plot_training.py",
         description="Draw the loss of runs of train.py, by step and by tokens seen.",
     )
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="a name for each run (default: its path)")
     parser.add_argument(
         "--smoothing",
-        type=number(int, 1),
+        type=number_in_range(int, 1),
         default=1,
         metavar="STEPS",
         help="draw the mean of so many steps over the single ones",

@@ -49,9 +49,10 @@ from colossal_llama.training.nonfinite_steps import RECORD as BAD_STEPS_FILE
 from colossal_llama.training.nonfinite_steps import BadSteps, refuse_bad_updates
 from colossal_llama.training.train_step import Stepper
 from colossal_llama.training.trainer import Run, resume_progress
-from colossal_llama.utils.atomic_io import held_directory, tidy_directory
-from colossal_llama.utils.console import is_rank_zero, say
+from colossal_llama.utils.atomic_io import clean_up_interrupted_writes
+from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.file_lock import directory_lock
 
 SFT_ACCUMULATION_STEPS = 8
 
@@ -79,7 +80,7 @@ def sole_writer(arguments: TrainingArguments) -> Iterator[None]:
 
 def _hold(option: str, directory: Path, held: ExitStack) -> None:
     try:
-        held.enter_context(held_directory(directory))
+        held.enter_context(directory_lock(directory))
         if option == "--save_dir":
             _tidy(directory)
     except BlockingIOError as error:
@@ -91,10 +92,10 @@ def _hold(option: str, directory: Path, held: ExitStack) -> None:
 
 
 def _tidy(save_dir: Path) -> None:
-    for name in tidy_directory(save_dir):
-        say(f"{save_dir / name} was being written when an earlier run ended: what there was of it is deleted")
+    for name in clean_up_interrupted_writes(save_dir):
+        log_rank_zero(f"{save_dir / name} was being written when an earlier run ended: what there was of it is deleted")
     for words in watchdog.last_words(save_dir):
-        say(f"an earlier run ended here: {words}")
+        log_rank_zero(f"an earlier run ended here: {words}")
 
 
 def with_defaults_of(arguments: TrainingArguments, data: Data) -> TrainingArguments:
@@ -193,13 +194,15 @@ def _goes_on_in_place(arguments: TrainingArguments, data: Data) -> bool:
 def _set_aside(save_dir: Path, kept_steps: int, begun_from: Sequence[Path | None]) -> None:
     """Renames what other runs left in `--save_dir` and this one would replace: their checkpoints, and their finished models."""
     for path in set_aside_later(save_dir, kept_steps):
-        say(f"a checkpoint of an earlier run was in the way and is now {path}")
+        log_rank_zero(f"a checkpoint of an earlier run was in the way and is now {path}")
     if kept_steps:
         return
     used = {entry_written_by_a_run(path, save_dir) for path in begun_from if path is not None}
     for name in {MODEL, MERGED_MODEL} - used:
         if (save_dir / name).exists():
-            say(f"the finished model of an earlier run was in the way and is now {set_aside(save_dir / name)}")
+            log_rank_zero(
+                f"the finished model of an earlier run was in the way and is now {set_aside(save_dir / name)}"
+            )
 
 
 def _metrics(arguments: TrainingArguments, resumed_at_step: int) -> MetricsWriter:
@@ -284,14 +287,14 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
     """Prints what is about to happen."""
     network = run.stepper.model.unwrap(unwrap_peft=False)
     world = dist.get_world_size()
-    say(
+    log_rank_zero(
         f"{sum(p.numel() for p in network.parameters()):,} parameters on this rank, plugin {arguments.plugin}, "
         f"{world} process"
         f"{'es' if world > 1 else ''} ({run.stepper.device.type}), {arguments.mixed_precision}"
     )
     geometry, schedule = run.geometry, run.schedule
     samples = sum(len(lengths) for lengths in run.part_lengths)
-    say(
+    log_rank_zero(
         f"{samples:,} prepared rows, {sum(part.tokens for part in data.parts):,} tokens in {len(data.parts)} parts "
         f"of kind {data.parts[0].kind}; "
         f"{geometry.rows_per_step} rows a step ({geometry.data_parallel_size} data-parallel x "
@@ -305,21 +308,21 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
             run.part_lengths, data.origin.seed, run.progress.epoch, data.origin.shuffle, arguments.max_length
         )
         filled = fill(packed, np.concatenate(run.part_lengths), arguments.max_length)
-        say(
+        log_rank_zero(
             f"packed into {len(packed):,} rows of up to {arguments.max_length} tokens, {filled:.1%} full"
             f"{'' if arguments.cross_document_attention else '; samples do not see each other'}"
         )
     if schedule.warmup_steps >= schedule.total_steps:
-        say(
+        log_rank_zero(
             f"warning: {schedule.warmup_steps} warm-up steps of {schedule.total_steps}: the run ends before the rate "
             "reaches --lr"
         )
     for note in plan.notes:
-        say(note)
+        log_rank_zero(note)
     if data.checkpoint is not None:
-        say(f"resuming {data.checkpoint.path} after step {run.progress.step}")
+        log_rank_zero(f"resuming {data.checkpoint.path} after step {run.progress.step}")
         if schedule.total_steps <= run.progress.step:
-            say(f"warning: nothing is left to train: the run ends after step {schedule.total_steps}")
+            log_rank_zero(f"warning: nothing is left to train: the run ends after step {schedule.total_steps}")
 
 
 def record_configuration(arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule) -> None:
@@ -354,13 +357,13 @@ def finish(arguments: TrainingArguments, run: Run, base_path: Path, finished: bo
     if arguments.benchmark:
         if is_rank_zero():
             record = arguments.tensorboard_dir / BENCHMARK_FILE
-            say(f"benchmark: {describe(speed(record))}; the record is {record}")
+            log_rank_zero(f"benchmark: {describe(speed(record))}; the record is {record}")
     elif finished:
         path = run.saver.save_model()
-        say(
+        log_rank_zero(
             f"done: {run.progress.step} steps, {run.progress.tokens_seen:,} tokens "
             f"({run.progress.target_tokens_seen:,} targets); "
             f"the model is {path}, the record {arguments.tensorboard_dir / METRICS_FILE}"
         )
         if arguments.merge_lora:
-            say(f"base and adapter merged: {save_merged_model(arguments.save_dir, base_path, run.tokenizer)}")
+            log_rank_zero(f"base and adapter merged: {save_merged_model(arguments.save_dir, base_path, run.tokenizer)}")

@@ -10,14 +10,14 @@ from types import ModuleType
 from colossal_llama.training.arguments import TrainingArguments, parse_arguments
 from colossal_llama.training.memory.allocator import let_segments_grow
 from colossal_llama.training.memory.config import may_be_frugal
-from colossal_llama.utils.distributed_env import take_over_from_slurm
+from colossal_llama.utils.distributed_env import adopt_slurm_variables
 
 
 def main() -> None:
     """Parse, launch, open, boost, resume, fit, save."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         parse_arguments()
-    take_over_from_slurm()
+    adopt_slurm_variables()
     from colossal_llama.engine import launch
     from colossal_llama.training.distributed import consensus, watchdog
 

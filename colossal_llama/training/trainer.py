@@ -22,8 +22,7 @@ from colossal_llama.training.metrics import MetricsWriter, peak_flops
 from colossal_llama.training.nonfinite_steps import BadSteps, finite
 from colossal_llama.training.signals import StopRequest
 from colossal_llama.training.train_step import Stepper, StepResult
-from colossal_llama.utils.console import progress as progress_bar
-from colossal_llama.utils.console import say
+from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError
 
 RETRIES_PER_INTERVAL = 10
@@ -171,7 +170,7 @@ class Run:
                 self._save()
             self.saver.require_saved()
             way_on = "everything is saved. Go on with the same command and --load_checkpoint auto"
-        say(f"stopped by a signal after step {self.progress.step} of {self.schedule.total_steps}; {way_on}")
+        log_rank_zero(f"stopped by a signal after step {self.progress.step} of {self.schedule.total_steps}; {way_on}")
 
     def _save(self) -> None:
         if self.saver is None:

@@ -4,8 +4,8 @@ A field carries what the parser and `--help` need; its name is the long option's
 
     @dataclass(frozen=True, kw_only=True)
     class OptimizerArguments:
-        lr: float = option(3e-4, type=number(float, above=0), help="peak learning rate")
-        weight_decay: float = option(0.1, "-w", type=number(float, 0), help="weight decay")
+        lr: float = option(3e-4, type=number_in_range(float, above=0), help="peak learning rate")
+        weight_decay: float = option(0.1, "-w", type=number_in_range(float, 0), help="weight decay")
 
     @dataclass(frozen=True, kw_only=True)
     class Arguments:

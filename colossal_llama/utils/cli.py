@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from colossal_llama.utils.distributed_env import several_hosts
+from colossal_llama.utils.distributed_env import is_multi_host
 
 _TRUE = {"true", "t", "yes", "y", "on", "1"}
 _FALSE = {"false", "f", "no", "n", "off", "0"}
-LARGEST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 """That NumPy takes, and with it ColossalAI's launch."""
 
 
-class BadArguments(SystemExit):
+class InvalidArguments(SystemExit):
     """Exit code 2 for arguments that are wrong; `problems` says why."""
 
     def __init__(self, problems: list[str]):
@@ -24,7 +24,7 @@ class BadArguments(SystemExit):
         self.problems = problems
 
 
-class CommandLine(argparse.ArgumentParser):
+class CollectingArgumentParser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` that collects problems instead of stopping at the first.
 
     Values that do not convert, values outside `choices`, missing and unknown arguments, and
@@ -50,12 +50,12 @@ class CommandLine(argparse.ArgumentParser):
         """
         if not self._problems:
             return
-        if not several_hosts() and os.environ.get("LOCAL_RANK", "0") == "0":  # once a host
+        if not is_multi_host() and os.environ.get("LOCAL_RANK", "0") == "0":  # once a host
             for text in self._problems:
                 print(f"error: {text}", file=sys.stderr)
             print(f"'{self.prog} --help' lists the arguments.", file=sys.stderr)
         sys.stderr.flush()
-        raise BadArguments(self._problems)
+        raise InvalidArguments(self._problems)
 
     def error(self, message: str) -> NoReturn:
         self.problem(message)
@@ -97,7 +97,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def boolean(text: str) -> bool:
+def parse_bool(text: str) -> bool:
     """`True`, `false`, `yes`, `0` …: a boolean as people write it.
 
     Raises:
@@ -110,25 +110,25 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
 
-def text(given: str) -> str:
+def decodable_text(given: str) -> str:
     """Text as the terminal gives it, which must be in its encoding (UTF-8 nearly everywhere).
 
     Raises:
         argparse.ArgumentTypeError: some bytes are no characters.
     """
-    if not is_text(given):
+    if not is_decodable(given):
         raise argparse.ArgumentTypeError(
             f"{given!r} holds bytes that are not {sys.getfilesystemencoding()}: convert it"
         )
     return given
 
 
-def is_text(given: str) -> bool:
+def is_decodable(given: str) -> bool:
     """Whether every character is one, and none a byte that could not be decoded (PEP 383)."""
     return not any("\ud800" <= character <= "\udfff" for character in given)
 
 
-def new_directory_name(text: str) -> Path:
+def creatable_directory(text: str) -> Path:
     """A path under which a directory can be made (argparse `type=`)."""
     path = Path(text)
     above = next(place for place in path.absolute().parents if place.exists() or place.is_symlink())
@@ -139,7 +139,7 @@ def new_directory_name(text: str) -> Path:
     return path
 
 
-def directories(text: str) -> list[Path]:
+def existing_directories(text: str) -> list[Path]:
     """Existing directories, separated by commas.
 
     Raises:
@@ -151,7 +151,7 @@ def directories(text: str) -> list[Path]:
     return [existing_directory(name) for name in names]
 
 
-def number(
+def number_in_range(
     kind: type, minimum: float | None = None, maximum: float | None = None, above: float | None = None
 ) -> Callable:
     """A converter to `kind` (int or float) for argparse's `type=` that also checks the range.
@@ -185,12 +185,12 @@ def number(
 def existing_directory(text: str) -> Path:
     """A path that must be a directory (argparse `type=`)."""
     path = Path(text)
-    if reason := why_no_directory(path):
+    if reason := directory_problem(path):
         raise argparse.ArgumentTypeError(f"{text} {reason}")
     return path
 
 
-def why_no_directory(path: Path) -> str | None:
+def directory_problem(path: Path) -> str | None:
     """What a path is where a directory is needed, or None where it is one."""
     if path.is_dir():
         return None

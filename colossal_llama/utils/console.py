@@ -12,13 +12,13 @@ def is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
+def log_rank_zero(text: str) -> None:
     """Prints a line on rank 0, above a progress bar if one is running."""
     if is_rank_zero():
         tqdm.write(text)
 
 
-def progress(iterable: Iterable | None = None, **settings: Any) -> tqdm:
+def progress_bar(iterable: Iterable | None = None, **settings: Any) -> tqdm:
     """A tqdm bar on rank 0, nothing on the others; `settings` are tqdm's."""
     settings.setdefault("dynamic_ncols", True)
     settings.setdefault("mininterval", 0.5)

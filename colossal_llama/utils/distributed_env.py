@@ -5,12 +5,12 @@ import re
 import socket
 
 
-def several_hosts() -> bool:
+def is_multi_host() -> bool:
     """Whether the run's processes are on more than one host."""
     return int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
 
 
-def started_by_srun() -> bool:
+def is_srun_task() -> bool:
     """Whether this process is a task of a SLURM step, and no torchrun stands between.
 
     The script that `sbatch` starts, and a shell of `salloc`, have most of SLURM's variables too,
@@ -19,14 +19,14 @@ def started_by_srun() -> bool:
     return "RANK" not in os.environ and {"SLURM_PROCID", "SLURM_STEP_ID", "SLURM_LOCALID"} <= os.environ.keys()
 
 
-def take_over_from_slurm() -> None:
+def adopt_slurm_variables() -> None:
     """Says in torchrun's variables what `srun` says in its own, if `srun` started this process.
 
     MASTER_ADDR is the step's first host, where SLURM puts rank 0; MASTER_PORT follows from the
     job's number, so that two jobs on one host do not meet. Both are left as they are when the user
     set them. Variables: https://slurm.schedmd.com/srun.html
     """
-    if not started_by_srun():
+    if not is_srun_task():
         return
     slurm = os.environ
     hosts = slurm.get("SLURM_STEP_NUM_NODES") or slurm.get("SLURM_NNODES", "1")

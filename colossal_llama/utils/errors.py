@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-_OF_THE_PLACE = frozenset(
+_FILE_SYSTEM_ERRNOS = frozenset(
     (
         errno.EACCES,
         errno.EDQUOT,
@@ -37,13 +37,13 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
-def at_most(problems: Sequence[str], most: int = 20) -> list[str]:
+def truncate_problems(problems: Sequence[str], most: int = 20) -> list[str]:
     """The first problems, and how many more there are."""
     hidden = len(problems) - most
     return list(problems) if hidden <= 0 else [*problems[:most], f"and {hidden:,} more"]
 
 
-def exit_with(error: UserError) -> None:
+def print_and_exit(error: UserError) -> None:
     """Prints the problems to standard error, once a host, and ends the process with code 2."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         host = "" if os.environ.get("RANK", "0") == "0" else f" (rank {os.environ['RANK']} on {socket.gethostname()})"
@@ -67,15 +67,15 @@ def run_main(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except UserError as error:
-        exit_with(error)
+        print_and_exit(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
-        if error.errno not in _OF_THE_PLACE:
+        if error.errno not in _FILE_SYSTEM_ERRNOS:
             raise
         where = f"{error.filename2 or error.filename}: " if error.filename else ""
-        exit_with(UserError(f"{where}{error.strerror}"))
+        print_and_exit(UserError(f"{where}{error.strerror}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

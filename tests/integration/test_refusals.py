@@ -9,7 +9,7 @@ import pytest
 from datasets import load_from_disk
 from safetensors.torch import load_file
 
-from colossal_llama.utils.atomic_io import held_directory
+from colossal_llama.utils.file_lock import directory_lock
 from tests.support.training_runs import MAX_LENGTH
 
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2", "--save_interval", "2")  # 33 rows, 8 a step
@@ -121,7 +121,7 @@ def done(runner, toy) -> dict:
     }
     script = place / "one_after_the_other.py"
     script.write_text(ONE_AFTER_THE_OTHER.format(root=runner.project_root, place=place))
-    with held_directory(place / "held" / "logs"):
+    with directory_lock(place / "held" / "logs"):
         printed = runner.run([[*words, name] for name, words in commands.items()], ranks=2, script=str(script))
     first, other = (json.loads((place / f"outcomes-{rank}.json").read_text()) for rank in range(2))
     assert first == other, "the ranks ended differently"

@@ -22,9 +22,9 @@ from colossal_llama.training.checkpoint.discovery import open_checkpoint  # noqa
 from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer, restore_states, tensors_to_save  # noqa: E402
 from colossal_llama.training.checkpoint.staging import HostMemory  # noqa: E402
 from colossal_llama.utils.atomic_io import (  # noqa: E402
+    clean_up_interrupted_writes,
     remove_directory,
     replace_directory,
-    tidy_directory,
     unfinished_path,
 )
 from colossal_llama.utils.errors import UserError  # noqa: E402
@@ -145,7 +145,7 @@ def test_directories_appear_and_vanish_whole(tmp_path):
     for name in ("replaced", "unfinished", "removed"):
         (tmp_path / f".step-{name}.{name}").mkdir()
         (tmp_path / f".step-{name}.{name}" / "file").write_text(name)
-    assert tidy_directory(tmp_path) == ["step-unfinished"]
+    assert clean_up_interrupted_writes(tmp_path) == ["step-unfinished"]
     assert {path.name for path in tmp_path.iterdir()} == {"step-replaced"}
     new = unfinished_path(tmp_path / "step-replaced")
     new.mkdir()

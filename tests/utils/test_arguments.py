@@ -15,22 +15,22 @@ from colossal_llama.utils.arguments import (
     option_values,
     switch,
 )
-from colossal_llama.utils.cli import CommandLine, boolean, number
+from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range, parse_bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
     dataset: tuple[Path, ...] = option((), nargs="+", type=Path, metavar="PART", help="parts")
-    micro_batch_size: int = option(1, "--batch_size", type=number(int, 1), metavar="ROWS", help="rows")
+    micro_batch_size: int = option(1, "--batch_size", type=number_in_range(int, 1), metavar="ROWS", help="rows")
     padding: str = option("none", choices=("none", "longest"), help="of rows")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Optimizer:
-    weight_decay: float = option(0.1, "-w", type=number(float, 0), help="decay")
-    fused: bool = option(True, type=boolean, metavar="BOOL", help="kernels")
+    weight_decay: float = option(0.1, "-w", type=number_in_range(float, 0), help="decay")
+    fused: bool = option(True, type=parse_bool, metavar="BOOL", help="kernels")
     offload: bool = switch(help="to the host")
-    max_steps: int | None = option(type=number(int, 1), help="at most")
+    max_steps: int | None = option(type=number_in_range(int, 1), help="at most")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class _Arguments:
     optimizer: _Optimizer = group()
 
 
-def _parser() -> CommandLine:
-    parser = CommandLine(prog="example")
+def _parser() -> CollectingArgumentParser:
+    parser = CollectingArgumentParser(prog="example")
     add_options(parser, _Arguments)
     return parser
 
@@ -63,7 +63,7 @@ def test_values_aliases_and_switches_arrive_in_their_groups_and_lists_become_tup
 
 
 def test_help_is_that_of_the_same_calls_of_add_argument():
-    by_hand = CommandLine(prog="example")
+    by_hand = CollectingArgumentParser(prog="example")
     by_hand.add_argument("--save_dir", type=Path, help="output")
     rows = by_hand.add_argument_group("rows", "What is read.")
     rows.add_argument("--dataset", nargs="+", type=Path, default=(), metavar="PART", help="parts")

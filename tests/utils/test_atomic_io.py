@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from colossal_llama.utils.atomic_io import new_directory, temporary_path
+from colossal_llama.utils.atomic_io import atomic_directory, temporary_path
 
 
 def test_a_directory_appears_when_the_block_ends_and_not_before(tmp_path):
-    with new_directory(tmp_path / "out") as directory:
+    with atomic_directory(tmp_path / "out") as directory:
         (directory / "a").write_text("a")
         assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "a"]
-    with pytest.raises(ZeroDivisionError), new_directory(tmp_path / "other"):
+    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "other"):
         _ = 1 / 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -28,6 +28,6 @@ def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_
     )
     for directory in (left, written, other):
         (directory / "below").mkdir(parents=True)
-    with new_directory(tmp_path / "out"):
+    with atomic_directory(tmp_path / "out"):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"out", written.name, other.name}

@@ -18,7 +18,7 @@ from torch.distributed.run import get_args_parser
 
 from colossal_llama.training.command_line import build_parser
 from colossal_llama.training.signals import STOPPING
-from colossal_llama.utils.distributed_env import first_host, take_over_from_slurm
+from colossal_llama.utils.distributed_env import adopt_slurm_variables, first_host
 from tests.support.ranks import run_ranks
 
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -73,7 +73,7 @@ def test_every_task_of_a_step_gets_its_place(no_launcher):
             no_launcher.delenv(name, raising=False)
         for name, value in of_srun(task, 4, 2, "gpu[11-12]").items():
             no_launcher.setenv(name, value)
-        take_over_from_slurm()
+        adopt_slurm_variables()
         places.append({name: os.environ[name] for name in PLACE})
     assert [place["RANK"] for place in places] == [str(task) for task in range(8)]
     assert [place["LOCAL_RANK"] for place in places] == list("01230123")
@@ -100,7 +100,7 @@ def test_other_processes_of_a_job_are_left_alone(no_launcher, kept):
         variables["RANK"] = "5"
     for name, value in variables.items():
         no_launcher.setenv(name, value)
-    take_over_from_slurm()
+    adopt_slurm_variables()
     assert "MASTER_ADDR" not in os.environ
     assert os.environ.get("RANK") == variables.get("RANK")
 
@@ -153,8 +153,8 @@ def test_srun_alone_trains(runner, project_root):
 
 AGREEING = """
 import json, os, socket, sys
-from colossal_llama.utils.distributed_env import take_over_from_slurm
-take_over_from_slurm()
+from colossal_llama.utils.distributed_env import adopt_slurm_variables
+adopt_slurm_variables()
 import torch.distributed as dist
 from colossal_llama.training.distributed import consensus
 from colossal_llama.utils.errors import UserError

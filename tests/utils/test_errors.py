@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from colossal_llama.utils.cli import is_text
+from colossal_llama.utils.cli import is_decodable
 
 
 def run(project_root, script, *options, **settings):
@@ -53,7 +53,7 @@ def test_a_reader_that_goes_away_ends_a_script_without_a_word(project_root):
 
 
 def test_bytes_that_are_no_text_are_refused(project_root):
-    assert is_text("你好 😀")
+    assert is_decodable("你好 😀")
     done = run(
         project_root,
         "inference_example.py",

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colossal_llama.dataset.prepare.config import Kind, Settings
-from colossal_llama.utils.cli import CommandLine, directories, existing_directory, existing_file, number
+from colossal_llama.utils.cli import (
+    CollectingArgumentParser,
+    existing_directories,
+    existing_directory,
+    existing_file,
+    number_in_range,
+)
 
 SHORTEST_ROW = 8
 LONGEST_ROW = 2**20  # splicing keeps a list of open rows for every number of free tokens
@@ -73,8 +79,8 @@ def _others(names: set[str]) -> str:
     return ", ".join(sorted(names - {"--verify"}))
 
 
-def _parser(kind: Kind) -> CommandLine:
-    parser = CommandLine(description=_ABOUT[kind])
+def _parser(kind: Kind) -> CollectingArgumentParser:
+    parser = CollectingArgumentParser(description=_ABOUT[kind])
     _add_paths(parser)
     _add_rows(parser, kind)
     _add_running(parser)
@@ -83,11 +89,11 @@ def _parser(kind: Kind) -> CommandLine:
     return parser
 
 
-def _add_paths(parser: CommandLine) -> None:
+def _add_paths(parser: CollectingArgumentParser) -> None:
     paths = parser.add_argument_group("what goes in and where it goes")
     paths.add_argument(
         "--data_input_dirs",
-        type=directories,
+        type=existing_directories,
         metavar="DIR[,DIR…]",
         help="directories of .jsonl files (also .jsonl.gz, .jsonl.zst, .parquet), searched with their subdirectories "
         "(needed)",
@@ -101,25 +107,25 @@ def _add_paths(parser: CommandLine) -> None:
     )
 
 
-def _add_rows(parser: CommandLine, kind: Kind) -> None:
+def _add_rows(parser: CollectingArgumentParser, kind: Kind) -> None:
     rows = parser.add_argument_group("rows and buckets")
     rows.add_argument(
         "--max_length",
-        type=number(int, minimum=SHORTEST_ROW, maximum=LONGEST_ROW),
+        type=number_in_range(int, minimum=SHORTEST_ROW, maximum=LONGEST_ROW),
         default=4096,
         metavar="TOKENS",
         help="longest row, in tokens",
     )
     rows.add_argument(
         "--num_spliced_dataset_bins",
-        type=number(int, minimum=1, maximum=MOST_BINS),
+        type=number_in_range(int, minimum=1, maximum=MOST_BINS),
         default=10,
         metavar="N",
         help="number of parts; bin i of every category goes into part i",
     )
     rows.add_argument(
         "--seed",
-        type=number(int, minimum=0),
+        type=number_in_range(int, minimum=0),
         default=42,
         metavar="SEED",
         help="decides the order of the rows inside a part",
@@ -141,7 +147,7 @@ def _add_rows(parser: CommandLine, kind: Kind) -> None:
     else:
         rows.add_argument(
             "--llama_version",
-            type=number(int),
+            type=number_in_range(int),
             choices=(2, 3),
             default=3,
             help="turns end with </s> on LLaMA 2 and with <|eot_id|> on LLaMA 3",
@@ -163,7 +169,7 @@ def _add_rows(parser: CommandLine, kind: Kind) -> None:
         )
 
 
-def _add_running(parser: CommandLine) -> None:
+def _add_running(parser: CollectingArgumentParser) -> None:
     running = parser.add_argument_group("how it runs")
     running.add_argument(
         "--on_bad_record",
@@ -175,13 +181,13 @@ def _add_running(parser: CommandLine) -> None:
     )
     running.add_argument(
         "--limit",
-        type=number(int, minimum=1),
+        type=number_in_range(int, minimum=1),
         metavar="RECORDS",
         help="for a first try: read at most so many records, as evenly from all files as it goes",
     )
     running.add_argument(
         "--num_workers",
-        type=number(int, minimum=1),
+        type=number_in_range(int, minimum=1),
         default=len(os.sched_getaffinity(0)),
         metavar="PROCESSES",
         help="worker processes; the result does not depend on it (default: the processors there are: %(default)s)",
@@ -194,24 +200,26 @@ def _add_running(parser: CommandLine) -> None:
     )
 
 
-def _add_shards(parser: CommandLine) -> None:
+def _add_shards(parser: CollectingArgumentParser) -> None:
     shards = parser.add_argument_group(
         "several jobs in one directory",
         "K jobs (on several machines with a shared disk), each with its own index, first tokenize their shares, and "
         "called "
         "again write their shares of the parts. The same command without these two arguments does whatever is left.",
     )
-    shards.add_argument("--num_shards", type=number(int, minimum=1), default=1, metavar="K", help="number of jobs")
     shards.add_argument(
-        "--shard_index", type=number(int, minimum=0), metavar="k", help="this job's index, from 0 to K - 1"
+        "--num_shards", type=number_in_range(int, minimum=1), default=1, metavar="K", help="number of jobs"
+    )
+    shards.add_argument(
+        "--shard_index", type=number_in_range(int, minimum=0), metavar="k", help="this job's index, from 0 to K - 1"
     )
 
 
-def _add_looking(parser: CommandLine) -> None:
+def _add_looking(parser: CollectingArgumentParser) -> None:
     looking = parser.add_argument_group("looking at the result")
     looking.add_argument(
         "--inspect",
-        type=number(int, minimum=1),
+        type=number_in_range(int, minimum=1),
         default=0,
         metavar="ROWS",
         help="show so many rows of the finished directory, with targets and borders of documents marked (default: "
@@ -225,7 +233,7 @@ def _add_looking(parser: CommandLine) -> None:
     )
 
 
-def _check(parser: CommandLine, values: dict, names: set[str]) -> None:
+def _check(parser: CollectingArgumentParser, values: dict, names: set[str]) -> None:
     """Adds what is wrong with arguments together."""
     index, shards = values["shard_index"], values["num_shards"]
     if index is None and shards > 1:

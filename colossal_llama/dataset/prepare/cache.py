@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from colossal_llama.dataset.tokenization import SEGMENT, Samples
-from colossal_llama.utils.atomic_io import sync_to_disk, temporary_path, write_bytes
+from colossal_llama.utils.atomic_io import fsync_path, temporary_path, write_bytes
 from colossal_llama.utils.errors import UserError
 
 
@@ -52,7 +52,7 @@ class ChunkWriter:
     def finish(self, facts: dict, rejected: Sequence[dict]) -> dict:
         """Closes the files and returns the chunk's facts, with what is counted here added to those given."""
         self._tokens_file.close()
-        sync_to_disk(self._temporary)
+        fsync_path(self._temporary)
         self._temporary.replace(self._tokens_path)
         segments = np.concatenate(self._segments) if self._segments else np.empty(0, SEGMENT)
         write_bytes(self._base.with_suffix(".segments"), segments.tobytes())

@@ -19,7 +19,7 @@ from typing import Any
 
 import zstandard
 
-from colossal_llama.utils.atomic_io import files_below
+from colossal_llama.utils.directory_listing import list_files
 from colossal_llama.utils.errors import UserError
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -57,7 +57,7 @@ def find_input_files(directories: Sequence[Path], excluded: Path) -> list[InputF
     """Every input file below the directories, in the order of their names.
 
     Args:
-        directories: searched with their subdirectories (`utils.atomic_io.files_below`); the order
+        directories: searched with their subdirectories (`utils.directory_listing.list_files`); the order
             in which they are given does not matter.
         excluded: the output directory, whose files are no input even if it lies inside one of the
             directories.
@@ -67,7 +67,7 @@ def find_input_files(directories: Sequence[Path], excluded: Path) -> list[InputF
     """
     problems, found, excluded = [], {}, excluded.resolve()
     for directory in directories:
-        paths, unreachable = files_below(directory, FORMATS)
+        paths, unreachable = list_files(directory, FORMATS)
         problems += [f"--data_input_dirs: {problem}" for problem in unreachable]
         outside = [path for path in paths if excluded not in path.resolve().parents]
         if not outside:

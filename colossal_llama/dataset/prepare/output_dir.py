@@ -6,19 +6,19 @@ DIR/cache/run.json    what a begun preparation was begun with
 DIR/.lock             held while a run works here (the system lets go of it when the process ends, however it ends)
 """
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from colossal_llama.dataset.prepare.config import Settings
 from colossal_llama.dataset.prepare.input_files import InputFile
 from colossal_llama.utils.atomic_io import temporary_path, write_json
-from colossal_llama.utils.errors import UserError, at_most
+from colossal_llama.utils.errors import UserError, truncate_problems
+from colossal_llama.utils.file_lock import file_lock
 
 State = Literal["new", "begun", "complete"]
 _CACHED = ("chunks", "plan", "parts", "run.json")
@@ -35,37 +35,30 @@ def locked(settings: Settings) -> Iterator[None]:
     Raises:
         UserError: another run works in the directory.
     """
+    directory, is_alone = settings.output_dir, settings.shard_index is None
     try:
-        settings.output_dir.mkdir(parents=True, exist_ok=True)
-        (settings.output_dir / ".lock").touch()
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ".lock").touch()
     except OSError as error:
-        raise UserError(f"--data_output_dirs: {settings.output_dir} cannot be written to: {error.strerror}") from error
-    with (settings.output_dir / ".lock").open("w") as lock:
-        alone = settings.shard_index is None
-        _lock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, settings.output_dir)
-        if alone:
-            yield
-            return
-        with (settings.output_dir / f".lock-shard-{settings.shard_index}-of-{settings.num_shards}").open("w") as own:
-            _lock(own, fcntl.LOCK_EX, settings.output_dir)
-            yield
+        raise UserError(f"--data_output_dirs: {directory} cannot be written to: {error.strerror}") from error
+    with ExitStack() as locks:
+        try:
+            locks.enter_context(file_lock(directory / ".lock", shared=not is_alone))
+            if not is_alone:
+                shard = f"{settings.shard_index}-of-{settings.num_shards}"
+                locks.enter_context(file_lock(directory / f".lock-shard-{shard}"))
+        except BlockingIOError:
+            raise UserError(
+                f"another run is writing into {directory}: wait for it to end, or give another --data_output_dirs"
+            ) from None
+        yield
 
 
 @contextmanager
 def finishing(directory: Path) -> Iterator[None]:
     """Waits until no other shard's job finishes the preparation, and keeps others waiting."""
-    with (directory / ".lock-finishing").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(directory / ".lock-finishing", wait=True):
         yield
-
-
-def _lock(file: IO, mode: int, directory: Path) -> None:
-    try:
-        fcntl.flock(file, mode | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another run is writing into {directory}: wait for it to end, or give another --data_output_dirs"
-        ) from None
 
 
 def identity(settings: Settings, files: Sequence[InputFile], format_facts: dict) -> dict:
@@ -180,7 +173,7 @@ def refuse_changed_content(directory: Path, names: Sequence[str]) -> None:
             [
                 f"{directory} was prepared from other input; --overwrite starts afresh, or give another "
                 "--data_output_dirs:",
-                *at_most([f"  input file {name}: its content has changed" for name in names], 10),
+                *truncate_problems([f"  input file {name}: its content has changed" for name in names], 10),
             ]
         )
 
@@ -199,7 +192,7 @@ def _file_differences(begun: list, wanted: list) -> Iterator[str]:
     then = {file["name"]: file["size_bytes"] for file in begun}
     now = {file["name"]: file["size_bytes"] for file in wanted}
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
-    yield from at_most(
+    yield from truncate_problems(
         [f"input file {name}: {_size(then.get(name))} then, {_size(now.get(name))} now" for name in changed], 10
     )
 

@@ -19,7 +19,8 @@ import pyarrow as pa
 from colossal_llama.dataset.prepare.cache import Plan, TokenStore
 from colossal_llama.dataset.splicing import SPLICINGS, Rows, shuffle_rows
 from colossal_llama.dataset.tokenization import ID_MASK, TARGET_BIT, labels_of
-from colossal_llama.utils.atomic_io import fingerprint_bytes, fingerprint_file, sync_tree_to_disk
+from colossal_llama.utils.atomic_io import fsync_tree
+from colossal_llama.utils.fingerprint import fingerprint_bytes, fingerprint_file
 
 BATCH_TOKENS = 1 << 20  # a record batch: large enough that its fixed cost vanishes, 16 MB of buffers
 DATA_FILE = "data-00000-of-00001.arrow"
@@ -95,7 +96,7 @@ def _publish(task: PartTask, scratch: Path, index: int, facts: dict) -> dict:
     facts = {**facts, "fingerprint": fingerprint_bytes(described.encode())}
     _write_dataset_notes(scratch / name, task.categories, facts["fingerprint"])
     _write_json(scratch / name / "part.json", facts)
-    sync_tree_to_disk(scratch)
+    fsync_tree(scratch)
     arrow, jsonl = task.output_dir / "arrow", task.output_dir / "jsonl"
     (scratch / f"{name}.jsonl").replace(jsonl / f"{name}.jsonl")
     if (arrow / name).exists():  # another shard's job has just written the same part

@@ -30,8 +30,8 @@ from colossal_llama.dataset.prepare.rejections import (
 )
 from colossal_llama.dataset.prepare.worker_pool import WorkerPool, shared_flag, worker_pool
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
-from colossal_llama.utils.atomic_io import sync_to_disk, write_json
-from colossal_llama.utils.console import progress, say
+from colossal_llama.utils.atomic_io import fsync_path, write_json
+from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError
 
 
@@ -85,7 +85,7 @@ def _prepare_locked(settings: Settings, opened: OpenTokenizer | None) -> dict | 
     if state != "new":
         _refuse_changed_content(run, state)
     if state == "complete":
-        say(f"{settings.output_dir} is complete already, nothing is done")
+        log_rank_zero(f"{settings.output_dir} is complete already, nothing is done")
         manifest = orjson.loads((settings.output_dir / "manifest.json").read_bytes())
     else:
         done = _do_what_is_left(run, tokenizer, new=state == "new")
@@ -142,7 +142,7 @@ def _do_what_is_left(
 def _left_to_others(what: str, facts: Sequence[dict | None]) -> bool:
     missing = sum(fact is None for fact in facts)
     if missing:
-        say(
+        log_rank_zero(
             f"{missing} of {len(facts)} {what} are left to the other shards. When their jobs have ended, run this "
             "command "
             "again, or the command without --num_shards and --shard_index, which does what is left."
@@ -211,7 +211,7 @@ def _tokenize(run: _Run, pool: WorkerPool) -> None:
     rates = run.rates
     started = time.perf_counter()
     bad: list[tuple[Chunk, dict]] = []
-    with progress(total=sum(map(_chunk_bytes, waiting)), desc="tokenize", unit="B", unit_scale=True) as bar:
+    with progress_bar(total=sum(map(_chunk_bytes, waiting)), desc="tokenize", unit="B", unit_scale=True) as bar:
         for chunk, facts in zip(waiting, pool.map(process_chunk, waiting), strict=True):
             bar.update(_chunk_bytes(chunk))
             if not facts["finished"]:
@@ -254,7 +254,7 @@ def _write_parts(run: _Run, pool: WorkerPool, facts: Sequence[dict]) -> list[dic
         task = PartTask(output_dir, splicing, settings.max_length, settings.seed, categories, common)
         _run_part_tasks(pool, [(task, index) for index in mine], plan, run.rates)
         for name in ("arrow", "jsonl"):
-            sync_to_disk(output_dir / name)
+            fsync_path(output_dir / name)
     return [part_facts(output_dir, index) for index in indices]
 
 
@@ -263,7 +263,7 @@ def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], pla
     ranges = [slice(*plan.part_starts[index : index + 2]) for _, index in tasks]
     tokens = [int(plan.lengths[segments].sum()) for segments in ranges]
     written = 0
-    with progress(total=sum(tokens), desc="write parts", unit=" tokens", unit_scale=True) as bar:
+    with progress_bar(total=sum(tokens), desc="write parts", unit=" tokens", unit_scale=True) as bar:
         for segments, count, _ in zip(ranges, tokens, pool.map(_write_one_part, tasks), strict=True):
             bar.update(count)
             written += int(plan.first_of_document[segments].sum())

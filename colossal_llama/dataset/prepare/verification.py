@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from colossal_llama.dataset.prepare.part_writer import DATA_FILE, part_facts, part_name
 from colossal_llama.dataset.tokenization import IGNORED_LABEL
-from colossal_llama.utils.atomic_io import fingerprint_file
-from colossal_llama.utils.console import progress
-from colossal_llama.utils.errors import UserError, at_most
+from colossal_llama.utils.console import progress_bar
+from colossal_llama.utils.errors import UserError, truncate_problems
+from colossal_llama.utils.fingerprint import fingerprint_file
 
 ROWS_AT_ONCE = 256
 
@@ -30,10 +30,10 @@ def verify(directory: Path) -> str:
         raise UserError(f"{directory} has no manifest.json: it is no finished preparation; run the same command again")
     manifest = json.loads(path.read_bytes())
     problems = [*_name_problems(directory, manifest), *_total_problems(manifest)]
-    for index, entry in enumerate(progress(manifest["parts"], desc="verify", unit=" parts")):
+    for index, entry in enumerate(progress_bar(manifest["parts"], desc="verify", unit=" parts")):
         problems += [f"{entry['name']}: {problem}" for problem in _part_problems(directory, index, entry, manifest)]
     if problems:
-        raise UserError(at_most(problems))
+        raise UserError(truncate_problems(problems))
     totals = manifest["totals"]
     return f"{directory}: {len(manifest['parts'])} parts, {totals['rows']:,} rows, {totals['tokens_out']:,} tokens: all as it says"
 

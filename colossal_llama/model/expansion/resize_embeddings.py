@@ -21,8 +21,8 @@ from colossal_llama.model.weights.weight_files import (
     rewrite_shard,
 )
 from colossal_llama.tokenizer.expansion.result import REPORT_FILE, SETTINGS_FILES
-from colossal_llama.utils.atomic_io import existing_ancestor, new_directory, write_bytes, write_json
-from colossal_llama.utils.console import progress
+from colossal_llama.utils.atomic_io import atomic_directory, existing_ancestor, write_bytes, write_json
+from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError
 
 INPUT_MATRIX = "model.embed_tokens.weight"
@@ -203,7 +203,7 @@ def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> di
     """
     _refuse_without_room(plan, directory)
     completes_tokenizer = directory.resolve() == plan.target_tokenizer.resolve()
-    with _removed_on_error(directory) if completes_tokenizer else new_directory(directory) as place:
+    with _removed_on_error(directory) if completes_tokenizer else atomic_directory(directory) as place:
         norms = _write_weights(plan, method, place)
         if not completes_tokenizer:
             _copy_tokenizer(plan.target_tokenizer, place)
@@ -253,7 +253,7 @@ def _write_weights(plan: ExpansionPlan, method: InitMethod, directory: Path) -> 
         for name in plan.matrices
     }
     weight_map = {}
-    with progress(total=plan.total_bytes, desc="writing weights", unit="B", unit_scale=True) as bar:
+    with progress_bar(total=plan.total_bytes, desc="writing weights", unit="B", unit_scale=True) as bar:
         for shard in plan.weights.shards:
             rewrite_shard(shard, directory, replacements, bar.update)
             weight_map.update(dict.fromkeys(shard.tensors, shard.safetensors_name))

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from colossal_llama.model.loading import load_whole
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
-from colossal_llama.utils.console import progress
+from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError
 
 _LONGEST_SEGMENT = 1000  # characters
@@ -102,7 +102,7 @@ def loss_per_byte(
     """
     segments = segments_of(documents, model.config.max_position_embeddings)
     total, tokens = 0.0, 0
-    for ids in progress(TextEncoder(tokenizer).encode_beginning(segments), desc=description, unit="segment"):
+    for ids in progress_bar(TextEncoder(tokenizer).encode_beginning(segments), desc=description, unit="segment"):
         inputs = torch.tensor([[tokenizer.bos_token_id, *ids]], device=model.device)
         logits = model(inputs, use_cache=False).logits[0, :-1].float()
         total += torch.nn.functional.cross_entropy(logits, inputs[0, 1:], reduction="sum").item()

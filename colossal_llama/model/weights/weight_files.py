@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from colossal_llama.model.weights.stored_tensors import StoredTensor, TensorShape, bytes_of, shape_of
-from colossal_llama.utils.atomic_io import new_file
+from colossal_llama.utils.atomic_io import atomic_file
 from colossal_llama.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def write_safetensors(
     # Like safetensors: the widest types first, so that every tensor starts at a multiple of its
     # item's size.
     order = sorted(shapes, key=lambda name: (-shapes[name].bit_type.itemsize, name))
-    with new_file(target) as file:
+    with atomic_file(target) as file:
         file.write(_header(order, shapes, metadata))
         for name in order:
             written = 0

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from colossal_llama.tokenizer.token_bytes import SPACE_MARK
-from colossal_llama.utils.errors import UserError, at_most
+from colossal_llama.utils.errors import UserError, truncate_problems
 
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -82,7 +82,7 @@ def read_pieces(path: Path, control_tokens: Iterable[str]) -> PieceFile:
         asked += 1
         first_place.setdefault(text, f"{path}:{number}")
     if problems:
-        raise UserError(at_most(problems))
+        raise UserError(truncate_problems(problems))
     if not asked:
         raise UserError(f'{path} holds no piece: give one {{"piece": "…"}} a line')
     return PieceFile(asked, tuple(Piece(text, where) for text, where in first_place.items()))

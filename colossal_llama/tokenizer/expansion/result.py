@@ -7,7 +7,7 @@ from pathlib import Path
 
 from colossal_llama.tokenizer.expansion.pieces import Piece, PieceFile
 from colossal_llama.tokenizer.expansion.reachability import Encode, Proof
-from colossal_llama.utils.atomic_io import new_directory, write_json
+from colossal_llama.utils.atomic_io import atomic_directory, write_json
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError
 
@@ -119,7 +119,7 @@ def write_expansion(source: Path, target: Path, expansion: Expansion, record: Ma
         UserError: the directory exists already or cannot be written.
     """
     try:
-        with new_directory(target) as directory:
+        with atomic_directory(target) as directory:
             for name in SETTINGS_FILES:
                 if (source / name).is_file():
                     shutil.copyfile(source / name, directory / name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.source import Source
-from colossal_llama.utils.console import progress, table
+from colossal_llama.utils.console import progress_bar, table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -49,7 +49,7 @@ def measure_curve(
     tokens = sum(map(len, TextEncoder(tokenizer).encode_beginning(texts)))
     points = [Point(0, 0, tokens, tokens / characters, 0.0)]
     sizes = sorted({max(1, round(share * len(pieces))) for share in _SHARES})
-    for size in progress(sizes, desc="measuring", unit="size"):
+    for size in progress_bar(sizes, desc="measuring", unit="size"):
         expansion = source.expand([Piece(piece, "") for piece in pieces[:size]])
         rows = expansion.size - expansion.source_size
         tokens = sum(map(len, expansion.encoders[-1](texts)))

@@ -26,7 +26,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from colossal_llama.model.weights.stored_tensors import TensorShape
 from colossal_llama.model.weights.weight_files import write_safetensors
-from colossal_llama.utils.atomic_io import replace_directory, sync_tree_to_disk, unfinished_path
+from colossal_llama.utils.atomic_io import fsync_tree, replace_directory, unfinished_path
 
 NOTES = "notes"
 _WRITERS = 4
@@ -232,7 +232,7 @@ class SharedWriting:
                 0, f"{unseen[0]}, written by another host, is not seen here: --save_dir must be shared by all hosts"
             )
         self.complete(self._temporary, written)
-        sync_tree_to_disk(self._temporary)
+        fsync_tree(self._temporary)
         replace_directory(self._temporary, self.target)
         self.after()
 

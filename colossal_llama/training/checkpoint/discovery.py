@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.utils.errors import UserError, at_most
+from colossal_llama.utils.errors import UserError, truncate_problems
 
 RUNNING_STATES = "running_states.json"
 OPTIMIZER_INDEX = "index.json"
@@ -229,26 +229,26 @@ def entry_written_by_a_run(path: Path, save_dir: Path) -> str | None:
 
 
 def find_checkpoint(
-    load_checkpoint: str | None, save_dir: Path, say: Callable[[str], None] = print
+    load_checkpoint: str | None, save_dir: Path, log: Callable[[str], None] = print
 ) -> Checkpoint | None:
     """The checkpoint that `--load_checkpoint` names, if it names one to resume from (a model directory is not one).
 
     Args:
         load_checkpoint: what the user gave; `auto` is the newest complete one in `save_dir`.
         save_dir: where the run saves.
-        say: is told which incomplete ones `auto` leaves out, and why.
+        log: is told which incomplete ones `auto` leaves out, and why.
 
     Raises:
         UserError: the one that was named is incomplete, or all that `auto` found are.
     """
     if load_checkpoint == "auto":
-        newest = _newest_complete(complete_checkpoints(save_dir), save_dir, say)
+        newest = _newest_complete(complete_checkpoints(save_dir), save_dir, log)
         superseded = [] if newest else [path.name for path in sorted(save_dir.glob(f"{_SUPERSEDED}*-epoch-*_step-*"))]
         if superseded:
-            say(
+            log(
                 f"warning: auto begins afresh, since the latest run in {save_dir} left no checkpoint; begun without "
                 "auto, it set those of "
-                f"an earlier run aside ({', '.join(at_most(superseded, 3))}): to go on from one of them, stop this "
+                f"an earlier run aside ({', '.join(truncate_problems(superseded, 3))}): to go on from one of them, stop this "
                 "run, take "
                 f"{_SUPERSEDED}N- out of its name and give the command again"
             )
@@ -267,7 +267,7 @@ def _whole_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _newest_complete(found: list[Path], save_dir: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def _newest_complete(found: list[Path], save_dir: Path, log: Callable[[str], None]) -> Checkpoint | None:
     problems = []
     for path in reversed(found):
         try:
@@ -276,7 +276,7 @@ def _newest_complete(found: list[Path], save_dir: Path, say: Callable[[str], Non
             problems += error.problems
             continue
         for problem in problems:
-            say(f"skipped: {problem}")
+            log(f"skipped: {problem}")
         return checkpoint
     if problems:
         raise UserError([*problems, f"{save_dir} has no complete checkpoint: move these away to begin afresh"])

@@ -36,14 +36,8 @@ from colossal_llama.training.checkpoint.optimizer_io import INDEX, index_of, ten
 from colossal_llama.training.checkpoint.rng_state import loss_scale_state, random_states
 from colossal_llama.training.checkpoint.staging import HostMemory, available_bytes
 from colossal_llama.training.distributed.consensus import AgreedError
-from colossal_llama.utils.atomic_io import (
-    remove_directory,
-    replace_directory,
-    sync_tree_to_disk,
-    unfinished_path,
-    write_json,
-)
-from colossal_llama.utils.console import is_rank_zero, say
+from colossal_llama.utils.atomic_io import fsync_tree, remove_directory, replace_directory, unfinished_path, write_json
+from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 
 _FILE_BYTES = 2**30
 _MEMORY_SHARE = 0.8
@@ -117,14 +111,14 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._news["save_write_s"] = round(outcome.write_s, 4)
         self._news["save_failed"] = float(outcome.error is not None)
         if outcome.error is None:
-            say(
+            log_rank_zero(
                 f"saved {outcome.target}: training waited {self._stall_s:.2f} s, {outcome.written_bytes / 1e9:.2f} GB "
                 "were written in "
                 f"{outcome.write_s:.1f} s"
             )
             return
         found = complete_checkpoints(self._save_dir)
-        say(
+        log_rank_zero(
             f"WARNING: {outcome.target} COULD NOT BE SAVED: {outcome.error}\n"
             "WARNING: training goes on and tries again within a tenth of --save_interval, and when it is told to end "
             "(SIGTERM, Ctrl-C). "
@@ -199,7 +193,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         elif self._pending is not None and not self._pending.is_done:
             self._pending.give_up(_GIVE_UP_WITHIN_S)
             found = complete_checkpoints(self._save_dir)
-            say(
+            log_rank_zero(
                 f"{self._pending.target.name} was still being written and is given up; the newest checkpoint is "
                 f"{found[-1] if found else 'none'}"
             )
@@ -284,7 +278,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         for host, _, available in everyone:
             if needed[host] > _MEMORY_SHARE * available:
                 self._in_background = False
-                say(
+                log_rank_zero(
                     f"checkpoints are written while training waits: copies of the state take {needed[host] / 1e9:.1f} "
                     "GB of host "
                     f"memory, and {host} has {available / 1e9:.1f} GB"
@@ -307,7 +301,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             try:
                 remove_directory(old)
             except OSError as error:
-                say(f"WARNING: {old} could not be deleted (--keep_last): {error.strerror}")
+                log_rank_zero(f"WARNING: {old} could not be deleted (--keep_last): {error.strerror}")
 
 
 def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
@@ -318,7 +312,7 @@ def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedToke
         shutil.rmtree(temporary, ignore_errors=True)
         merge_adapter(base_path, save_dir / MODEL, temporary)
         tokenizer.save_pretrained(temporary)
-        sync_tree_to_disk(temporary)
+        fsync_tree(temporary)
         replace_directory(temporary, target)
     dist.barrier()
     return target

@@ -23,9 +23,9 @@ import torch.distributed as dist
 from colossal_llama.cluster.survey import code_fingerprint, installed_packages
 from colossal_llama.engine import launch
 from colossal_llama.utils.atomic_io import write_json
-from colossal_llama.utils.cli import BadArguments
+from colossal_llama.utils.cli import InvalidArguments
 from colossal_llama.utils.console import is_rank_zero
-from colossal_llama.utils.distributed_env import several_hosts
+from colossal_llama.utils.distributed_env import is_multi_host
 from colossal_llama.utils.errors import UserError
 
 # Network file systems show a new file late; a name nobody asked for before is not cached as absent.
@@ -44,7 +44,7 @@ def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Argument
     On one host all ranks find the same, and end before anything is launched.
 
     Args:
-        parse: gives the arguments, or ends with `BadArguments`.
+        parse: gives the arguments, or ends with `InvalidArguments`.
         seed_of: the seed among them.
 
     Raises:
@@ -53,12 +53,12 @@ def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Argument
     arguments, problems = None, []
     try:
         arguments = parse()
-    except BadArguments as error:
-        if not several_hosts():
+    except InvalidArguments as error:
+        if not is_multi_host():
             raise
         problems = error.problems
     problems += _launch(seed_of(arguments) if arguments else 0)
-    if several_hosts():
+    if is_multi_host():
         agree([*problems, *_other_versions()])
     return arguments
 
@@ -68,7 +68,7 @@ def _launch(seed: int) -> list[str]:
     try:
         launch.prepare_engine()
     except Exception as error:
-        if not several_hosts():
+        if not is_multi_host():
             raise
         traceback.print_exc()
         launch.join_without_engine()
@@ -185,7 +185,7 @@ def check_shared(directory: Path, option: str) -> None:
     Raises:
         AgreedError: naming the hosts.
     """
-    if not several_hosts():
+    if not is_multi_host():
         return
     mark = directory / f".seen-{os.getpid()}-{time.time_ns()}"
     owner = socket.gethostname()

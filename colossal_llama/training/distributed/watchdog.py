@@ -32,7 +32,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from colossal_llama.training.distributed.consensus import AgreedError
-from colossal_llama.utils.distributed_env import several_hosts
+from colossal_llama.utils.distributed_env import is_multi_host
 from colossal_llama.utils.errors import UserError
 
 LIMIT_VARIABLE = "COLOSSAL_LLAMA_HOST_TIMEOUT_S"
@@ -55,7 +55,7 @@ def watched(save_dir: Path) -> Iterator[None]:
     Raises:
         UserError: the block failed because another rank or host has gone.
     """
-    if not several_hosts():
+    if not is_multi_host():
         yield
         return
     watch = HostWatch(float(os.environ.get(LIMIT_VARIABLE, _LIMIT_S)), save_dir)

@@ -37,7 +37,7 @@ from colossal_llama.model.param_count import flops_per_token, parameters
 from colossal_llama.training.memory.config import Setup
 from colossal_llama.training.memory.estimate import MemoryEstimate, estimate
 from colossal_llama.utils.atomic_io import write_json
-from colossal_llama.utils.cli import CommandLine, number
+from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import run_main
 
@@ -333,12 +333,14 @@ def _row(name: str, run: Run, prediction: Prediction) -> list[Any]:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = CommandLine(prog="scale_model.py", description="Predict memory and time of a training step on many GPUs.")
+    parser = CollectingArgumentParser(
+        prog="scale_model.py", description="Predict memory and time of a training step on many GPUs."
+    )
     parser.add_argument(
         "--models", nargs="+", choices=MODELS, default=["7b", "13b"], metavar="MODEL", help=f"of {', '.join(MODELS)}"
     )
     parser.add_argument(
-        "--gpus", nargs="+", type=number(int, 1), default=[8, 16, 32, 64], metavar="N", help="numbers of GPUs"
+        "--gpus", nargs="+", type=number_in_range(int, 1), default=[8, 16, 32, 64], metavar="N", help="numbers of GPUs"
     )
     parser.add_argument(
         "--plugins",
@@ -351,25 +353,28 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--hardware", choices=HARDWARE, default="h200", help="GPU and host")
     parser.add_argument(
         "--link_gb_s",
-        type=number(float, above=0),
+        type=number_in_range(float, above=0),
         metavar="GB/S",
         help="NVLink of one GPU, one direction",
     )
     parser.add_argument(
         "--network_gb_s",
-        type=number(float, above=0),
+        type=number_in_range(float, above=0),
         metavar="GB/S",
         help="network cards of a host together",
     )
     parser.add_argument(
-        "--micro_batch_size", type=number(int, 1), default=8, metavar="ROWS", help="rows of 4,096 tokens"
+        "--micro_batch_size", type=number_in_range(int, 1), default=8, metavar="ROWS", help="rows of 4,096 tokens"
     )
     parser.add_argument(
-        "--accumulation_steps", type=number(int, 1), default=1, metavar="N", help="micro-batches a step"
+        "--accumulation_steps", type=number_in_range(int, 1), default=1, metavar="N", help="micro-batches a step"
     )
     parser.add_argument("--rate", choices=RATES, default="plain-7b", help="the measurement to start from")
     parser.add_argument(
-        "--tokens_per_s", type=number(float, above=0), metavar="N", help="a newer figure for the same measurement"
+        "--tokens_per_s",
+        type=number_in_range(float, above=0),
+        metavar="N",
+        help="a newer figure for the same measurement",
     )
     parser.add_argument("--check", action="store_true", help="compare with published figures")
     parser.add_argument("--record", type=Path, metavar="FILE", help="predictions as JSON")
