@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 from datasets import Features, Sequence, Value
 
-from colossal_llama.dataset.tokenization import IGNORED_LABEL
+from colossal_llama.utils.labels import IGNORED_LABEL
 
 FIRST_ORDINARY_ID = 3
 

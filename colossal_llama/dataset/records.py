@@ -8,6 +8,7 @@ import orjson
 
 from colossal_llama.dataset.conversation import Message
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # may begin a UTF-8 file
 DEFAULT_CATEGORY = "default"  # of a conversation without one
 
 

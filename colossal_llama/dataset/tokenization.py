@@ -20,10 +20,10 @@ from colossal_llama.dataset.document_splitting import CutRanks, cut_places
 from colossal_llama.dataset.long_conversations import Encode, truncated, windows
 from colossal_llama.dataset.records import Conversation, Document
 from colossal_llama.tokenizer.batch_encoder import BulkEncoder
+from colossal_llama.utils.labels import IGNORED_LABEL
 
 TARGET_BIT = np.int32(1 << 30)
 ID_MASK = np.int32((1 << 30) - 1)
-IGNORED_LABEL = -100
 
 SEGMENT = np.dtype([("length_tokens", "<i4"), ("document", "<i4"), ("category", "<i4")])
 

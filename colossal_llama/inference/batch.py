@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from colossal_llama.dataset.prepare.input_files import BYTE_ORDER_MARK
-from colossal_llama.dataset.records import RecordError, parse_row
+from colossal_llama.dataset.records import BYTE_ORDER_MARK, RecordError, parse_row
 from colossal_llama.inference.generation import TextGenerator
 from colossal_llama.utils.atomic_io import fsync_path, temporary_path, write_json
 from colossal_llama.utils.console import log_rank_zero, progress_bar

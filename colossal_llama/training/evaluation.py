@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from colossal_llama.dataset.collator import MicroBatch
 from colossal_llama.dataset.epoch_plan import plan_epoch
-from colossal_llama.dataset.loader import MicroBatch, RowReader, StepGeometry, step_batches
+from colossal_llama.dataset.loader import RowReader, StepGeometry, step_batches
 from colossal_llama.dataset.part_reader import Part
 from colossal_llama.dataset.splicing import Rows
 from colossal_llama.engine.pipeline_schedule import step_geometry

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from colossal_llama.dataset.loader import MicroBatch, RowReader
+from colossal_llama.dataset.collator import MicroBatch
+from colossal_llama.dataset.loader import RowReader
 from colossal_llama.training.distributed.consensus import AgreedError
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 
@@ -107,7 +108,7 @@ class BadSteps:
         )
 
     def _rows_of_all_ranks(self, micro_batches: Sequence[MicroBatch]) -> list[dict[str, Any]]:
-        mine = [self.reader.place_of(sample) for batch in micro_batches for sample in batch.sample_ids]
+        mine = [self.reader.locate(sample) for batch in micro_batches for sample in batch.sample_ids]
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
         # Ranks that share a batch name the same rows.

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from transformers import LlamaForCausalLM
 
 import colossal_llama
+from colossal_llama.dataset.collator import Collator
 from colossal_llama.dataset.epoch_plan import fill, plan_epoch
-from colossal_llama.dataset.loader import Collator, RowReader, StepGeometry
+from colossal_llama.dataset.loader import RowReader, StepGeometry
 from colossal_llama.dataset.part_reader import Part, categories_of
 from colossal_llama.engine.hybrid_adam import build_optimizer
 from colossal_llama.engine.launch import current_device, has_gpu, take_share_of_cores

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from colossalai.booster.plugin import HybridParallelPlugin, TorchDDPPlugin
 
-from colossal_llama.dataset.loader import MicroBatch
+from colossal_llama.dataset.collator import MicroBatch
 from colossal_llama.engine.loss_scale import loss_scale, skipped_last_step
 from colossal_llama.engine.pipeline_schedule import StepInputs
 from colossal_llama.engine.plugins import Engine

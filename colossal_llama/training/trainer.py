@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from colossal_llama.dataset.collator import MicroBatch
 from colossal_llama.dataset.epoch_plan import plan_epoch
-from colossal_llama.dataset.loader import MicroBatch, RowReader, StepGeometry, step_batches
+from colossal_llama.dataset.loader import RowReader, StepGeometry, step_batches
 from colossal_llama.engine.hybrid_adam import set_learning_rate
 from colossal_llama.training.category_losses import means_by_name
 from colossal_llama.training.checkpoint.discovery import Checkpoint, Origin, Progress

@@ -73,7 +73,7 @@ def test_spliced_documents_equal_documents_apart(attention):
 
 
 def test_a_row_of_two_tokens():
-    """A rank for which a step has no rows computes one of two tokens (dataset.loader.Collator)."""
+    """A rank for which a step has no rows computes one of two tokens (dataset.collator.Collator)."""
     model = make_model(CUDNN)
     ids, positions = (tensor[:1, :20] for tensor in spliced_batch())
     short = forward(model, ids[:, :2], positions[:, :2], [[2]])

@@ -47,7 +47,7 @@ def test_a_bad_step_without_room_is_printed(tmp_path, capsys):
     dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         steps = BadSteps(
-            tmp_path / "no_such" / "bad_steps.jsonl", SimpleNamespace(place_of=lambda sample: ("part", sample)), 3
+            tmp_path / "no_such" / "bad_steps.jsonl", SimpleNamespace(locate=lambda sample: ("part", sample)), 3
         )
         assert steps.watch(5, math.nan, None, [SimpleNamespace(sample_ids=[7, 9])])
     finally:

@@ -19,13 +19,13 @@ from typing import Any
 
 import zstandard
 
+from colossal_llama.dataset.records import BYTE_ORDER_MARK
 from colossal_llama.utils.directory_listing import list_files
 from colossal_llama.utils.errors import UserError
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 CHUNK_BYTES = 4 << 20
 MOST_CHUNKS = 16_384  # larger inputs get larger chunks: 64 MiB for 1 TiB
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)

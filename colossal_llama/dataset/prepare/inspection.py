@@ -11,7 +11,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
 from colossal_llama.dataset.prepare.part_writer import DATA_FILE
-from colossal_llama.dataset.tokenization import IGNORED_LABEL
+from colossal_llama.utils.labels import IGNORED_LABEL
 
 TARGET_STYLE, CONTEXT_STYLE, BORDER_STYLE = "bold green", "dim", "yellow"
 

@@ -10,10 +10,10 @@ import orjson
 import pyarrow as pa
 
 from colossal_llama.dataset.prepare.part_writer import DATA_FILE, part_facts, part_name
-from colossal_llama.dataset.tokenization import IGNORED_LABEL
 from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.fingerprint import fingerprint_file
+from colossal_llama.utils.labels import IGNORED_LABEL
 
 ROWS_AT_ONCE = 256
 

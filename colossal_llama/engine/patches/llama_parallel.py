@@ -28,7 +28,8 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from colossal_llama.model.kernels.apply import LossOutput, fused_linear_cross_entropy
-from colossal_llama.model.kernels.linear_cross_entropy import IGNORED, next_token_labels
+from colossal_llama.model.kernels.linear_cross_entropy import next_token_labels
+from colossal_llama.utils.labels import IGNORED_LABEL
 
 
 def install_sharded_forwards() -> None:
@@ -95,7 +96,7 @@ def _mean_loss(
             `colossal_llama.model.kernels.apply`.
     """
     shifted = next_token_labels(labels)
-    targets = (shifted != IGNORED).sum().clamp(min=1)
+    targets = (shifted != IGNORED_LABEL).sum().clamp(min=1)
     divides_length = hidden.shape[1] != labels.shape[1]
     group, ranks = shards.sequence_parallel_process_group, shards.sequence_parallel_size
     if divides_length:
@@ -123,11 +124,11 @@ def _summed_loss(
     if getattr(model, "fuses_loss", False):
         flat = hidden.reshape(-1, hidden.shape[-1])
         mean, losses = fused_linear_cross_entropy(flat, model.lm_head.weight, labels, positions)
-        return mean * (labels != IGNORED).sum(), losses
+        return mean * (labels != IGNORED_LABEL).sum(), losses
     logits = model.lm_head(hidden).float()
     logits = logits.reshape(-1, logits.shape[-1])
     if not shards.enable_tensor_parallelism:
-        losses = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+        losses = cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
         return losses.sum(), losses.detach()
     group, columns = shards.tensor_parallel_process_group, model.lm_head.out_features
     # Before the next, which writes into its logits.
@@ -155,7 +156,7 @@ def _split_token_losses(
     wanted = logits.gather(1, torch.where(is_mine, mine, 0).unsqueeze(1)).squeeze(1)
     sums = torch.stack([(logits - largest.unsqueeze(1)).exp().sum(dim=-1), torch.where(is_mine, wanted, 0.0)])
     dist.all_reduce(sums, group=group)
-    return torch.where(labels == IGNORED, 0.0, sums[0].log() + largest - sums[1])
+    return torch.where(labels == IGNORED_LABEL, 0.0, sums[0].log() + largest - sums[1])
 
 
 def attention_forward(

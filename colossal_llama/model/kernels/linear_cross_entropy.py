@@ -11,7 +11,8 @@ target left out, and no number read back from the device. On an H200 with 32,768
 
 import torch
 
-IGNORED = -100  # the label of what does not count: the default `ignore_index` of PyTorch's cross-entropy
+from colossal_llama.utils.labels import IGNORED_LABEL
+
 CHUNK_ROWS = 4096
 """Rows of logits at a time: 0.6 GB in bf16 at a vocabulary of 69,104; measured as fast as 2,048,
 8,192 and 16,384."""
@@ -20,12 +21,12 @@ _KERNEL_BLOCK, _KERNEL_WARPS = 4096, 8
 
 
 def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
-    """(rows, length) int64: at each position the label of the token after it, IGNORED at the end.
+    """(rows, length) int64: at each position the label of the token after it, IGNORED_LABEL at the end.
 
     >>> next_token_labels(torch.tensor([[-100, 7, 8]]))
     tensor([[   7,    8, -100]])
     """
-    return torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+    return torch.nn.functional.pad(labels, (0, 1), value=IGNORED_LABEL)[..., 1:]
 
 
 def linear_cross_entropy(
@@ -75,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 hidden_gradient[chosen] = logits @ weight
             if wants_weight:
                 _add_product(weight_gradient, logits.t(), part)
-        targets = (labels != IGNORED).sum().clamp(min=1)
+        targets = (labels != IGNORED_LABEL).sum().clamp(min=1)
         ctx.gradients, ctx.targets, ctx.weight_dtype = (hidden_gradient, weight_gradient), targets, weight.dtype
         ctx.mark_non_differentiable(losses)
         return losses.sum() / targets, losses
@@ -120,7 +121,7 @@ def _to_gradient_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.T
         return _liger_in_place(logits, labels)
     losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
     probabilities = torch.softmax(logits.float(), dim=-1)
-    counted = labels != IGNORED
+    counted = labels != IGNORED_LABEL
     probabilities[counted.nonzero().squeeze(1), labels[counted]] -= 1.0
     logits.copy_(probabilities * counted.unsqueeze(1))
     return losses
@@ -148,7 +149,7 @@ def _liger_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         n_non_ignore=1,
         sum_non_ignore_weight=1,
         weight_sum=0.0,
-        ignore_index=IGNORED,
+        ignore_index=IGNORED_LABEL,
         lse_square_scale=0.0,
         label_smoothing=0.0,
         reduction="sum",

@@ -7,7 +7,8 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
 from colossal_llama.model.kernels.apply import LossOutput
-from colossal_llama.model.kernels.linear_cross_entropy import IGNORED, next_token_labels
+from colossal_llama.model.kernels.linear_cross_entropy import next_token_labels
+from colossal_llama.utils.labels import IGNORED_LABEL
 
 
 def give_token_losses(model: LlamaForCausalLM) -> None:
@@ -28,6 +29,8 @@ def _forward_with_token_losses(
     if labels is None:
         return LossOutput(logits=logits)
     shifted = next_token_labels(labels).reshape(-1)
-    losses = cross_entropy(logits.float().view(-1, logits.shape[-1]), shifted, ignore_index=IGNORED, reduction="none")
-    mean = losses.sum() / (shifted != IGNORED).sum().clamp(min=1)
+    losses = cross_entropy(
+        logits.float().view(-1, logits.shape[-1]), shifted, ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    mean = losses.sum() / (shifted != IGNORED_LABEL).sum().clamp(min=1)
     return LossOutput(loss=mean, token_losses=losses.detach().view(labels.shape))
