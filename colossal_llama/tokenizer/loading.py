@@ -4,21 +4,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colossal_llama.tokenizer.direct_loading import DirectTokenizer, open_directly
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-def load_encoding_tokenizer(directory: str | Path) -> "DirectTokenizer | PreTrainedTokenizerFast":
-    """Opens a tokenizer for encoding only: without transformers where that surely makes no difference.
-
-    Raises:
-        UserError: see `load_tokenizer`.
-    """
-    return open_directly(Path(directory)) or load_tokenizer(directory)
 
 
 def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
@@ -47,7 +37,7 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def tokenizer_fingerprint(tokenizer: "DirectTokenizer | PreTrainedTokenizerFast", serialized: str | None = None) -> str:
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast", serialized: str | None = None) -> str:
     """SHA-256 over everything that decides the ids of a text: the fast tokenizer's definition and its BOS and EOS.
 
     Args:

@@ -1,8 +1,7 @@
-"""Opens the tokenizer of a preparation. The only module of the pipeline that may need transformers: workers do without."""
+"""Opens the tokenizer of a preparation: the pipeline's only module that imports transformers."""
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate
@@ -10,13 +9,9 @@ from colossal_llama.dataset.document_splitting import CutRanks
 from colossal_llama.dataset.prepare.config import Settings
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.tokenizer.batch_encoder import BulkEncoder
-from colossal_llama.tokenizer.direct_loading import DirectTokenizer
 from colossal_llama.tokenizer.encoding import TextEncoder
-from colossal_llama.tokenizer.loading import load_encoding_tokenizer, load_tokenizer, tokenizer_fingerprint
+from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.tokenizer.token_bytes import token_bytes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 class OpenTokenizer:
@@ -28,18 +23,10 @@ class OpenTokenizer:
         Raises:
             UserError: see `load_tokenizer`.
         """
-        self._directory = directory
-        self.for_encoding = load_encoding_tokenizer(directory)
-        serialized = self.for_encoding.backend_tokenizer.to_str()
-        self.fingerprint = tokenizer_fingerprint(self.for_encoding, serialized)
-        self.text_encoder = TextEncoder(self.for_encoding, serialized)
-
-    @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The tokenizer of transformers, with all that it can do, for 1 s more."""
-        if isinstance(self.for_encoding, DirectTokenizer):
-            return load_tokenizer(self._directory)
-        return self.for_encoding
+        self.tokenizer = load_tokenizer(directory)
+        serialized = self.tokenizer.backend_tokenizer.to_str()
+        self.fingerprint = tokenizer_fingerprint(self.tokenizer, serialized)
+        self.text_encoder = TextEncoder(self.tokenizer, serialized)
 
     @cached_property
     def _definition(self) -> dict:
@@ -53,14 +40,14 @@ class OpenTokenizer:
     @cached_property
     def ranks(self) -> CutRanks:
         """Tells where long documents are cut."""
-        return CutRanks(token_bytes(self._definition, len(self.for_encoding)))
+        return CutRanks(token_bytes(self._definition, len(self.tokenizer)))
 
 
 def sample_tokenizer(
     settings: Settings, opened: OpenTokenizer
 ) -> tuple[DocumentTokenizer | ConversationTokenizer, dict]:
     """What turns records into samples, and the facts by which its format is known."""
-    tokenizer = opened.for_encoding
+    tokenizer = opened.tokenizer
     facts = {"tokenizer_fingerprint": opened.fingerprint, "vocab_size": len(tokenizer)}
     if settings.kind == "sft":
         template = _template(settings, opened)
@@ -77,5 +64,5 @@ def sample_tokenizer(
 
 def _template(settings: Settings, opened: OpenTokenizer) -> ConversationTemplate | ChatTemplate:
     if settings.chat_template is None:
-        return ConversationTemplate.for_llama(opened.for_encoding, settings.llama_version, opened.text_encoder)
+        return ConversationTemplate.for_llama(opened.tokenizer, settings.llama_version, opened.text_encoder)
     return ChatTemplate.open(opened.tokenizer, settings.chat_template, opened.text_encoder)

@@ -15,7 +15,7 @@ cut it into bytes before.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,6 @@ import orjson
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
-from colossal_llama.tokenizer.direct_loading import merges_by_score
 from colossal_llama.tokenizer.expansion.merge_plan import plan_merges
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.reachability import Encode
@@ -256,6 +255,25 @@ def _all_merges(model: ModelProto) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a piece, listed as by transformers' converter, but none that spells a control token."""
     names = {piece.piece for piece in model.pieces}
     return merges_by_score(names, {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL})
+
+
+def merges_by_score(vocabulary: Collection[str], scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The pairs of pieces that make a piece, the best score first: a sentencepiece model as a list of merges.
+
+        ▁the   ←   ▁th + e,  ▁t + he,  ▁ + the      at equal scores the longer left part first
+
+    Args:
+        vocabulary: the pieces that a pair may consist of.
+        scores: the pieces that a pair may make, in the order of the ids, with their scores.
+    """
+    merges = [
+        (score, cut, len(piece) - cut, piece[:cut], piece[cut:])
+        for piece, score in scores.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+    ]
+    merges.sort(key=lambda merge: merge[:3], reverse=True)
+    return [(left, right) for *_, left, right in merges]
 
 
 def _adds_space(fast: Tokenizer) -> bool:
