@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from colossal_llama.dataset.conversation import EncodedBatch, EncodedConversation, Message
-from colossal_llama.tokenizer.batch_encoder import BulkEncoder
+from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 
@@ -97,7 +97,7 @@ class ChatTemplate:
         return EncodedConversation(input_ids, targets, [end for _, end in targets])
 
     def encode_batch(
-        self, conversations: Sequence[Sequence[Message]], bulk_encoder: BulkEncoder | None = None
+        self, conversations: Sequence[Sequence[Message]], batch_encoder: BatchEncoder | None = None
     ) -> EncodedBatch:
         """`encode` for many conversations; those that the template refuses have no token."""
         encoded = [self._encode_or_nothing(messages) for messages in conversations]

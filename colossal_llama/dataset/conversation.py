@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from colossal_llama.tokenizer.batch_encoder import BulkEncoder
+from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 
@@ -163,7 +163,7 @@ class ConversationTemplate:
         return self.encode_batch([messages]).conversation(0)
 
     def encode_batch(
-        self, conversations: Sequence[Sequence[Message]], bulk_encoder: BulkEncoder | None = None
+        self, conversations: Sequence[Sequence[Message]], batch_encoder: BatchEncoder | None = None
     ) -> "EncodedBatch":
         """`encode` for many conversations with one call of the tokenizer, or of a faster encoder that agrees with it.
 
@@ -173,7 +173,7 @@ class ConversationTemplate:
         Raises:
             ValueError: see `encode`.
         """
-        return self._put_together(conversations, lambda texts: self._encoded_contents(texts, bulk_encoder))
+        return self._put_together(conversations, lambda texts: self._encoded_contents(texts, batch_encoder))
 
     def encoder_of_parts(
         self, messages: Sequence[Message], batch: EncodedBatch, number: int
@@ -225,10 +225,10 @@ class ConversationTemplate:
         return EncodedBatch(ids, ends, targets, content_starts, turn_ends)
 
     def _encoded_contents(
-        self, texts: Sequence[str], bulk_encoder: BulkEncoder | None
+        self, texts: Sequence[str], batch_encoder: BatchEncoder | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        if bulk_encoder is not None:
-            return bulk_encoder.encode(texts, [False] * len(texts))
+        if batch_encoder is not None:
+            return batch_encoder.encode(texts, [False] * len(texts))
         return _flat(self._encoder.encode_continuation(texts))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:

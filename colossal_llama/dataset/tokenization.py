@@ -19,7 +19,7 @@ from colossal_llama.dataset.conversation import ConversationTemplate, EncodedBat
 from colossal_llama.dataset.document_splitting import CutRanks, cut_places
 from colossal_llama.dataset.long_conversations import Encode, truncated, windows
 from colossal_llama.dataset.records import Conversation, Document
-from colossal_llama.tokenizer.batch_encoder import BulkEncoder
+from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.utils.labels import IGNORED_LABEL
 
 TARGET_BIT = np.int32(1 << 30)
@@ -89,7 +89,7 @@ class DocumentTokenizer:
 
     def __init__(
         self,
-        encoder: BulkEncoder,
+        encoder: BatchEncoder,
         bos_id: int,
         eos_id: int,
         ranks: CutRanks,
@@ -173,7 +173,7 @@ class ConversationTokenizer:
     def __init__(
         self,
         template: ConversationTemplate | ChatTemplate,
-        encoder: BulkEncoder,
+        encoder: BatchEncoder,
         max_length: int,
         long_conversations: Literal["truncate", "window"] = "truncate",
     ):

@@ -1,4 +1,4 @@
-"""The fast encoder gives exactly the ids of the plain one, whatever the text; a token's bytes are those of its text."""
+"""The batch encoder gives exactly the ids of the plain one; tokens' bytes are their text's."""
 
 import pickle
 
@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.tokenizer import batch_encoder
-from colossal_llama.tokenizer.batch_encoder import BulkEncoder
+from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.tokenizer.token_bytes import token_bytes
 
 # Pieces in which merges run far: spaces, repeated letters and signs, line ends, Chinese, bytes, ▁
 # itself, control tokens.
-FRAGMENTS = ["  ", "    ", "\n", "\n\n", "\t", "aaaa", "the ", "ing", "==", "----", "中国", "人民", "，", "。", "▁", "<s>",
-             "<0x0A>", "😀", "é", "\u0301", "\x00", "\r\n", "http://", "0000", "ﬁ", "\ue000"]  # fmt: skip
+FRAGMENTS = ["  ", "    ", "\n", "\n\n", "\t", "aaaa", "the ", "ing", "==", "----", "中国", "人民", "，", "。", "▁",
+             "<s>", "<0x0A>", "😀", "é", "\u0301", "\x00", "\r\n", "http://", "0000", "ﬁ", "\ue000"]  # fmt: skip
 TEXTS = st.lists(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(FRAGMENTS), max_size=12
 )
@@ -34,8 +34,8 @@ def plain(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def bulk(plain):
-    return BulkEncoder(plain)
+def fast(plain):
+    return BatchEncoder(plain)
 
 
 def expected(plain, texts, beginnings) -> list[list[int]]:
@@ -49,46 +49,46 @@ def in_lists(encoded) -> list[list[int]]:
     return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] if len(lengths) else []
 
 
-def test_any_texts(plain, bulk):
+def test_any_texts(plain, fast):
     @settings(max_examples=200, deadline=None)
     @given(batch=st.lists(st.tuples(TEXTS.map("".join), st.booleans()), max_size=6))
     def check(batch):
         texts, beginnings = [text for text, _ in batch], [beginning for _, beginning in batch]
-        assert in_lists(bulk.encode(texts, beginnings)) == expected(plain, texts, beginnings)
-        assert bulk.encode_continuation(texts) == plain.encode_continuation(texts)
+        assert in_lists(fast.encode(texts, beginnings)) == expected(plain, texts, beginnings)
+        assert fast.encode_continuation(texts) == plain.encode_continuation(texts)
 
     check()
 
 
-def test_a_text_of_all_characters_that_could_mark_a_cut(plain, bulk):
+def test_a_text_of_all_characters_that_could_mark_a_cut(plain, fast):
     text = "".join(map(chr, range(0xE000, 0xF900))) + " and words"
-    assert in_lists(bulk.encode([text], [True])) == expected(plain, [text], [True])
+    assert in_lists(fast.encode([text], [True])) == expected(plain, [text], [True])
 
 
-def test_real_texts_also_in_a_copy_for_a_worker(shared_data, plain, bulk):
+def test_real_texts_also_in_a_copy_for_a_worker(shared_data, plain, fast):
     lines = []
     for path in sorted((shared_data / "pretrain").rglob("*-000.jsonl")):
         with path.open("rb") as file:
             lines += [file.readline() for _ in range(60)]
     texts = [orjson.loads(line)["target"] for line in lines]
     beginnings = [index % 3 > 0 for index in range(len(texts))]
-    copy = pickle.loads(pickle.dumps(bulk))
+    copy = pickle.loads(pickle.dumps(fast))
     assert in_lists(copy.encode(texts, beginnings)) == expected(plain, texts, beginnings)
 
 
-def test_long_texts_are_cut_into_blocks_without_a_difference(monkeypatch, shared_data, plain, bulk):
+def test_long_texts_are_cut_into_blocks_without_a_difference(monkeypatch, shared_data, plain, fast):
     monkeypatch.setattr(batch_encoder, "BLOCK_CHARACTERS", 300)
     monkeypatch.setattr(batch_encoder, "JOINED_CHARACTERS", 50)
-    monkeypatch.setattr(batch_encoder, "MOST_KNOWN_WORDS", 200)
+    monkeypatch.setattr(batch_encoder, "MAX_CACHED_WORDS", 200)
     with (shared_data / "pretrain" / "zh_docs" / "zh_docs-000.jsonl").open("rb") as file:
         texts = [orjson.loads(file.readline())["target"] for _ in range(10)]
     texts += ["a" * 5000, " " * 3000, "", "=-" * 2000 + "\n" * 900]
     beginnings = [True, False] * (len(texts) // 2)
-    assert in_lists(bulk.encode(texts, beginnings)) == expected(plain, texts, beginnings)
+    assert in_lists(fast.encode(texts, beginnings)) == expected(plain, texts, beginnings)
 
 
-def test_every_border_is_one(monkeypatch, tokenizer, plain, bulk):
-    """Texts cut at every place where that is allowed, down to single characters."""
+def test_every_boundary_may_be_cut(monkeypatch, tokenizer, plain, fast):
+    """Texts cut at every position where that is allowed, down to single characters."""
     monkeypatch.setattr(batch_encoder, "BLOCK_CHARACTERS", 1)
     signs = st.sampled_from(
         ["'s", "'S", "\u017f", " ", "  ", "\n", "\r\n", "\t", "\x1c", "\x85", "\u3000", "!", "，", "。", "7", "1234"]
@@ -98,14 +98,14 @@ def test_every_border_is_one(monkeypatch, tokenizer, plain, bulk):
     @settings(max_examples=300, deadline=None)
     @given(text=st.lists(words, max_size=16).map("".join))
     def check(text):
-        assert in_lists(bulk.encode([text, text], [True, False])) == expected(plain, [text, text], [True, False])
+        assert in_lists(fast.encode([text, text], [True, False])) == expected(plain, [text, text], [True, False])
 
     check()
 
 
-def test_both_kinds_are_recognized(tokenizer, bulk):
-    assert (bulk._words is not None) == ("llama2" in tokenizer.name_or_path)
-    assert bulk._has_known_borders == ("llama3" in tokenizer.name_or_path)
+def test_both_families_are_recognized(tokenizer, fast):
+    assert (fast._word_encoder is not None) == ("llama2" in tokenizer.name_or_path)
+    assert fast._cuts_pre_tokens == ("llama3" in tokenizer.name_or_path)
 
 
 def test_token_bytes_put_a_text_together_again(tokenizer, plain):

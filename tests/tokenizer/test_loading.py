@@ -1,4 +1,4 @@
-"""Opening a tokenizer: fingerprints stay, damaged directories are named, preparation's processes stay small."""
+"""Opening a tokenizer: fingerprints stay, damage is named, preparation's processes stay small."""
 
 import json
 import pickle
@@ -76,7 +76,7 @@ def imported_modules(root: Path, code: str, *arguments) -> set[str]:
 
 
 def test_a_worker_imports_neither_transformers_nor_torch(shared_data, tmp_path, project_root):
-    """What the process imports that workers are forked from, and what unpickling the encoder imports."""
+    """What the workers' fork server imports, and what unpickling the encoder imports."""
     encoder = TextEncoder(load_tokenizer(shared_data / "tokenizers" / "llama2"))
     (tmp_path / "encoder").write_bytes(pickle.dumps(encoder))
     code = """

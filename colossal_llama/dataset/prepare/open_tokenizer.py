@@ -8,7 +8,7 @@ from colossal_llama.dataset.conversation import ConversationTemplate
 from colossal_llama.dataset.document_splitting import CutRanks
 from colossal_llama.dataset.prepare.config import Settings
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
-from colossal_llama.tokenizer.batch_encoder import BulkEncoder
+from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.tokenizer.token_bytes import token_bytes
@@ -33,9 +33,9 @@ class OpenTokenizer:
         return self.text_encoder.definition()
 
     @cached_property
-    def encoder(self) -> BulkEncoder:
+    def encoder(self) -> BatchEncoder:
         """Encodes many texts."""
-        return BulkEncoder(self.text_encoder, self._definition)
+        return BatchEncoder(self.text_encoder, self._definition)
 
     @cached_property
     def ranks(self) -> CutRanks:
