@@ -76,7 +76,7 @@ def count(command: list[str]) -> dict:
         for tensor in (*plan.model.parameters(), *plan.model.buffers()):
             counter.note(tensor)
         run = run_builder.boost(arguments, data, plan)
-    _watch(run.stepper, counter)
+    _watch(run.train_step, counter)
     run.fit()
     config = plan.model.config
     setup = setup_of(arguments, config, run.geometry.data_parallel_size, fused_kernels=False, flash_attention=False)
@@ -85,9 +85,9 @@ def count(command: list[str]) -> dict:
     return {"counted": counted, "estimated": expected.moments, "estimated_host_bytes": expected.host_bytes}
 
 
-def _watch(stepper, counter: LiveBytes) -> None:
+def _watch(train_step, counter: LiveBytes) -> None:
     """Puts the counter around the parts of a step, from the outside."""
-    step, forward, update = stepper.step, stepper._loss, stepper._update
+    step, forward, update = train_step.step, train_step._loss, train_step.backend.optimizer_step
 
     def counted_step(*arguments, **settings):
         with counter:
@@ -99,13 +99,14 @@ def _watch(stepper, counter: LiveBytes) -> None:
         counter.enter("backward")
         return loss
 
-    def counted_update():
+    def counted_update(*arguments):
         counter.enter("optimizer step")
-        result = update()
+        result = update(*arguments)
         counter.enter("between steps")
         return result
 
-    stepper.step, stepper._loss, stepper._update = counted_step, counted_forward, counted_update
+    train_step.step, train_step._loss = counted_step, counted_forward
+    object.__setattr__(train_step.backend, "optimizer_step", counted_update)  # it is frozen
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def seconds_a_step(options: argparse.Namespace, way: str) -> list[float]:
     from colossalai.booster.plugin import LowLevelZeroPlugin
 
     from colossal_llama.engine.hybrid_adam import build_optimizer
-    from colossal_llama.engine.zero_offload_update import use_lean_offload
+    from colossal_llama.engine.zero_offload_update import use_overlapped_offload_step
 
     device = launch.current_device()
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def seconds_a_step(options: argparse.Namespace, way: str) -> list[float]:
     optimizer = build_optimizer(model, lr=1e-5, weight_decay=0.1)
     model, optimizer, *_ = Booster(plugin=plugin).boost(model, optimizer)
     if way == "ours":
-        use_lean_offload(optimizer)
+        use_overlapped_offload_step(optimizer)
     tokens, durations_s = torch.arange(16, device=device).view(1, 16), []
     for _ in range(options.steps + 1):
         optimizer.backward(model(input_ids=tokens, labels=tokens).loss)

@@ -91,14 +91,14 @@ def parse() -> argparse.Namespace:
 def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfile:
     """Trains some steps on random rows as `--benchmark` does, and profiles one."""
     from colossal_llama.training import run_builder
-    from colossal_llama.training.train_step import Stepper
+    from colossal_llama.training.train_step import TrainStep
 
     words = ["--pretrained", str(model), "--mixed_precision", "bf16", *outputs_under(options.work_dir / way)]
     words += ["--micro_batch_size", str(options.micro_batch_size), "--max_length", str(options.max_length)]
     words += [*OURS[way], "--benchmark", "--num_samples", str((PROFILED_STEP + 1) * options.micro_batch_size)]
     arguments = parse_arguments([*words, *options.options], has_gpu=launch.has_gpu(), world_size=1)
     found: list[StepProfile] = []
-    step = Stepper.step
+    step = TrainStep.step
 
     def profiled_step(self, micro_batches, number: int, *others, **settings):
         if number not in (PROFILED_STEP - 1, PROFILED_STEP):
@@ -110,11 +110,11 @@ def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfil
         found[:] = [summed_up(profiler)]
         return result
 
-    Stepper.step = profiled_step
+    TrainStep.step = profiled_step
     try:
         train.train(arguments, run_builder)
     finally:
-        Stepper.step = step
+        TrainStep.step = step
     free_memory()
     return found[0]
 

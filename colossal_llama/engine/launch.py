@@ -100,6 +100,13 @@ def prepare_engine() -> None:
     _silence_what_users_cannot_change()
 
 
+def colossalai_version() -> str:
+    """Version of the installed ColossalAI."""
+    import colossalai
+
+    return colossalai.__version__
+
+
 def leave() -> None:
     """Leaves the process group together with the other ranks, so that the process ends without complaints of the backend."""
     if dist.is_initialized():

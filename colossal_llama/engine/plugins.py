@@ -1,7 +1,6 @@
-"""The Booster plugin for a command line: one function a plugin, all settings in one place."""
+"""Booster plugins: builds the `Backend` of a `PluginConfig`, all settings of a plugin in one function."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -9,141 +8,144 @@ from colossalai.booster import Booster
 from colossalai.booster.plugin import GeminiPlugin, HybridParallelPlugin, LowLevelZeroPlugin, TorchDDPPlugin
 from colossalai.booster.plugin.plugin_base import Plugin
 
+from colossal_llama.engine.backend import Backend
 from colossal_llama.engine.launch import has_gpu
-from colossal_llama.engine.patches.llama_parallel import complete_partial_gradients, install_sharded_forwards
-from colossal_llama.engine.pipeline_schedule import StepSchedule
-from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.engine.patches.llama_parallel import install_sharded_forwards
+from colossal_llama.engine.pipeline_schedule import VariableShapeSchedule
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 INITIAL_LOSS_SCALE = 2.0**16
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A booster with what the training loop must know of its plugin."""
+class PluginConfig:
+    """Settings of a plugin."""
 
-    booster: Booster
-    plugin: Plugin
-    parameter_dtype: torch.dtype
-    """In which the model is loaded: `ddp` keeps fp32 weights and computes under autocast, the
-    others hold half-precision copies."""
-    autocast_dtype: torch.dtype | None
-    clips_itself: bool
-    """Whether `optimizer.step()` clips the gradients."""
-
-    @property
-    def pipeline_stages(self) -> int:
-        """Number of pipeline stages; 1 without a pipeline."""
-        return self.plugin.pp_size if isinstance(self.plugin, HybridParallelPlugin) else 1
-
-    @property
-    def is_last_stage(self) -> bool:
-        """Whether this process has the end of the model, and the loss; so it is without a pipeline."""
-        return self.pipeline_stages == 1 or self.plugin.stage_manager.is_last_stage()
-
-    def boost(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
-        """Hands model and optimizer to the plugin; returns its own of both."""
-        model, optimizer, *_ = self.booster.boost(model, optimizer)
-        if isinstance(self.plugin, HybridParallelPlugin):
-            complete_partial_gradients(model, self.plugin.tp_group)
-        return model, optimizer
+    name: str
+    """`zero2`, `zero2_cpu`, `gemini`, `gemini_auto`, `3d` or `ddp`."""
+    mixed_precision: str
+    """A key of `PRECISIONS`."""
+    gradient_clipping: float = 0.0
+    """Largest norm of the gradients; 0: they are not clipped."""
+    accumulates_gradients: bool = False
+    """True when a step has several micro-batches."""
+    tp: int = 1
+    """Tensor-parallel ranks; this and the fields below are of `3d`."""
+    pp: int = 1
+    """Pipeline stages."""
+    sp: int = 1
+    """Ranks that share a sequence."""
+    sp_mode: str | None = None
+    """`split_gather`, `ring` or `all_to_all`."""
+    microbatch_size: int = 1
+    """Rows of a micro-batch in the pipeline."""
+    zero: int = 0
+    """Stage of ZeRO: 0, 1 or 2."""
+    zero_cpu_offload: bool = False
+    """True for optimizer states in host memory."""
 
 
-def build_engine(arguments: TrainingArguments) -> Engine:
-    """The booster for `--plugin` and its settings; the process group must exist."""
-    plugin = _BUILDERS[arguments.plugin](arguments)
-    half = PRECISIONS[arguments.mixed_precision]
-    if arguments.plugin == "ddp":
-        scaled = "fp16" if arguments.mixed_precision == "fp16" else None
-        return Engine(
-            booster=Booster(plugin=plugin, mixed_precision=scaled),
+def build_backend(config: PluginConfig) -> Backend:
+    """Builds the booster of a plugin; the process group must exist."""
+    plugin = _BUILDERS[config.name](config)
+    if config.name == "ddp":
+        return Backend(
+            booster=Booster(plugin=plugin, mixed_precision="fp16" if config.mixed_precision == "fp16" else None),
             plugin=plugin,
             parameter_dtype=torch.float32,
-            autocast_dtype=torch.bfloat16 if arguments.mixed_precision == "bf16" else None,
-            clips_itself=False,
+            autocast_dtype=torch.bfloat16 if config.mixed_precision == "bf16" else None,
+            clips_gradients=False,
+            gradient_clipping=config.gradient_clipping,
         )
-    return Engine(
+    return Backend(
         booster=Booster(plugin=plugin),
         plugin=plugin,
-        parameter_dtype=half,
+        parameter_dtype=PRECISIONS[config.mixed_precision],
         autocast_dtype=None,
-        clips_itself=True,
+        clips_gradients=True,
+        gradient_clipping=config.gradient_clipping,
     )
 
 
-def _overlaps(arguments: TrainingArguments) -> bool:
-    """Whether gradients are exchanged on a second CUDA stream: a CPU has none, and one rank nothing to exchange, while the
-    engine would make the host wait for the device after every micro-batch.
+def _overlaps_communication(config: PluginConfig) -> bool:
+    """True when gradients are communicated on a second CUDA stream, during the backward pass.
 
-    Nor in a pipeline, which exchanges them after its last backward pass: there the engine waits for
-    that stream nowhere, and the update would begin with gradients that are still being summed.
+    A CPU has no streams, and one rank has nothing to communicate, while the plugin would make the
+    host wait for the device after every micro-batch.
+
+    A pipeline communicates gradients after its last backward pass. There the plugin never waits for
+    that stream, and the update would begin with gradients that are still being summed.
     """
-    return has_gpu() and dist.get_world_size() > 1 and arguments.pp == 1
+    return has_gpu() and dist.get_world_size() > 1 and config.pp == 1
 
 
-def _norm_limit(arguments: TrainingArguments) -> float:
-    """Infinity for no clipping: with 0 some plugins compute no norm, by which a bad step is known (training.nonfinite_steps)."""
-    return arguments.gradient_clipping or float("inf")
+def _norm_limit(config: PluginConfig) -> float:
+    """Limit of the gradient norm; infinity for no clipping.
+
+    With 0 some plugins compute no norm, by which a non-finite step is recognised
+    (`engine.optimizer_step`).
+    """
+    return config.gradient_clipping or float("inf")
 
 
-def _zero2(arguments: TrainingArguments, cpu_offload: bool = False) -> Plugin:
+def _zero2(config: PluginConfig, cpu_offload: bool = False) -> Plugin:
     return LowLevelZeroPlugin(
         stage=2,
-        precision=arguments.mixed_precision,
+        precision=config.mixed_precision,
         initial_scale=INITIAL_LOSS_SCALE,
-        max_norm=_norm_limit(arguments),
+        max_norm=_norm_limit(config),
         cpu_offload=cpu_offload,
-        overlap_communication=_overlaps(arguments),
+        overlap_communication=_overlaps_communication(config),
     )
 
 
-def _zero2_cpu(arguments: TrainingArguments) -> Plugin:
-    return _zero2(arguments, cpu_offload=True)
+def _zero2_cpu(config: PluginConfig) -> Plugin:
+    return _zero2(config, cpu_offload=True)
 
 
-def _gemini(arguments: TrainingArguments, placement_policy: str = "static") -> Plugin:
+def _gemini(config: PluginConfig, placement_policy: str = "static") -> Plugin:
     return GeminiPlugin(
-        precision=arguments.mixed_precision,
+        precision=config.mixed_precision,
         placement_policy=placement_policy,
         initial_scale=INITIAL_LOSS_SCALE,
-        max_norm=_norm_limit(arguments),
-        enable_gradient_accumulation=(arguments.accumulation_steps or 1) > 1,
+        max_norm=_norm_limit(config),
+        enable_gradient_accumulation=config.accumulates_gradients,
         pin_memory=True,
     )
 
 
-def _gemini_auto(arguments: TrainingArguments) -> Plugin:
-    return _gemini(arguments, placement_policy="auto")
+def _gemini_auto(config: PluginConfig) -> Plugin:
+    return _gemini(config, placement_policy="auto")
 
 
-def _three_dimensions(arguments: TrainingArguments) -> Plugin:
+def _three_dimensions(config: PluginConfig) -> Plugin:
     install_sharded_forwards()
     plugin = HybridParallelPlugin(
-        tp_size=arguments.tp,
-        pp_size=arguments.pp,
-        sp_size=arguments.sp if arguments.sp_mode == "all_to_all" else 1,
-        enable_sequence_parallelism=arguments.sp > 1,
-        sequence_parallelism_mode=arguments.sp_mode if arguments.sp > 1 else None,
-        microbatch_size=arguments.microbatch_size,  # the schedule below does not cut; the plugin wants a number all the same
-        zero_stage=arguments.zero,
-        precision=arguments.mixed_precision,
+        tp_size=config.tp,
+        pp_size=config.pp,
+        sp_size=config.sp if config.sp_mode == "all_to_all" else 1,
+        enable_sequence_parallelism=config.sp > 1,
+        sequence_parallelism_mode=config.sp_mode if config.sp > 1 else None,
+        microbatch_size=config.microbatch_size,  # unused by the schedule below, but the plugin requires it
+        zero_stage=config.zero,
+        precision=config.mixed_precision,
         initial_scale=INITIAL_LOSS_SCALE,
-        max_norm=_norm_limit(arguments),
-        cpu_offload=arguments.zero_cpu_offload,
-        overlap_communication=_overlaps(arguments),
-        # Its fused norm is apex's; ours are put into the model before
+        max_norm=_norm_limit(config),
+        cpu_offload=config.zero_cpu_offload,
+        overlap_communication=_overlaps_communication(config),
+        # The plugin's fused norm is apex's; the model has ours by then
         # (colossal_llama.model.kernels.apply).
         enable_fused_normalization=False,
         # Without tensor parallelism nothing needs a padded vocabulary, and the fused cross-entropy
         # needs an unpadded one.
-        make_vocab_size_divisible_by=64 if arguments.tp > 1 else 1,
+        make_vocab_size_divisible_by=64 if config.tp > 1 else 1,
     )
-    if arguments.pp > 1:
-        plugin.scheduler = StepSchedule(plugin.stage_manager, microbatch_size=arguments.microbatch_size)
+    if config.pp > 1:
+        plugin.scheduler = VariableShapeSchedule(plugin.stage_manager, microbatch_size=config.microbatch_size)
     return plugin
 
 
-def _ddp(arguments: TrainingArguments) -> Plugin:
+def _ddp(config: PluginConfig) -> Plugin:
     return TorchDDPPlugin(broadcast_buffers=False)
 
 
@@ -155,10 +157,3 @@ _BUILDERS = {
     "3d": _three_dimensions,
     "ddp": _ddp,
 }
-
-
-def data_parallel_place(engine: Engine) -> tuple[int, int]:
-    """This process's data-parallel rank and the number of data-parallel ranks."""
-    if isinstance(engine.plugin, HybridParallelPlugin):
-        return dist.get_rank(engine.plugin.dp_group), dist.get_world_size(engine.plugin.dp_group)
-    return dist.get_rank(), dist.get_world_size()

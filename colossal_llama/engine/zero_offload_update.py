@@ -1,6 +1,6 @@
-"""A pipelined update for ColossalAI's ZeRO with its states in host memory: the same AdamW, with a fraction of the traffic.
+"""Overlapped offload step: AdamW of ColossalAI's ZeRO with its states in host memory, with a fraction of the traffic.
 
-The engine copies all gradients to the host in fp32, one by one and each waiting for the last,
+The plugin copies all gradients to the host in fp32, one by one and each waiting for the last,
 scales them in another pass, updates, and copies fp32 weights back to be rounded on the device. Here
 gradients and weights cross in half precision through page-locked memory, a slice at a time, while
 the processor updates another slice:
@@ -10,7 +10,8 @@ the processor updates another slice:
     to the device                               | weights 1  | weights 2  | weights 3  |
 
 On a host without GPU the same code runs, and copies within its memory. The optimizer keeps its
-class, states and checkpoints: two methods of the one instance are replaced, by `use_lean_offload`.
+class, states and checkpoints: `use_overlapped_offload_step` replaces two methods of the one
+instance.
 """
 
 import math
@@ -25,53 +26,53 @@ from colossalai.zero.low_level import LowLevelZeroOptimizer
 
 from colossal_llama.engine.adam_extension import fused_adam
 from colossal_llama.engine.zero_update import (
-    Update,
+    ParameterUpdate,
     gather_working_weights,
     global_norm,
     gradient_factor,
-    keep_gradients_in_place,
+    parameter_updates,
+    skip_communication_buckets,
     state_for_next_step,
-    updates_of,
-    why_the_engine_updates,
+    why_plugin_must_update,
 )
 
 SLICE_ELEMENTS = 1 << 20
-"""2 MB cross the bus at once. A step over 170 M parameters on 2 cores takes 0.31 s so; 0.37 with
-1 << 22, 0.46 with 1 << 16."""
-_LANES = 3  # one on its way in, one in work, one on its way out
+"""Elements that cross the bus at once, 2 MB. A step over 170 M parameters on 2 cores takes 0.31 s
+with it; 0.37 with 1 << 22, 0.46 with 1 << 16."""
+_BUFFERS = 3  # one is filled, one is used, one is emptied
 
 
-def why_no_lean_offload(optimizer: torch.optim.Optimizer) -> str | None:
-    """The reason why a boosted optimizer keeps the engine's own update, or None when `use_lean_offload` can be called."""
+def why_no_overlapped_offload_step(optimizer: torch.optim.Optimizer) -> str | None:
+    """The reason why a prepared optimizer keeps another step; None when `use_overlapped_offload_step` can be called."""
     if not isinstance(optimizer, LowLevelZeroOptimizer) or not optimizer._cpu_offload:
         return "the optimizer's states are not in host memory"
-    return why_the_engine_updates(optimizer)
+    return why_plugin_must_update(optimizer)
 
 
-def use_lean_offload(optimizer: LowLevelZeroOptimizer) -> None:
-    """Replaces the update of one boosted optimizer, in place. Call it where `why_no_lean_offload` gives None."""
+def use_overlapped_offload_step(optimizer: LowLevelZeroOptimizer) -> None:
+    """Replaces the step of one prepared optimizer, in place; call it where `why_no_overlapped_offload_step` gives None."""
     device = next(iter(optimizer._working_param_to_padded_working_param.values())).device
-    pipeline = Pipeline(device, optimizer._dtype)
+    pipeline = OffloadPipeline(device, optimizer._dtype)
 
     def step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
         _step(self, pipeline)
 
     optimizer.step = MethodType(step, optimizer)
-    keep_gradients_in_place(optimizer)
+    skip_communication_buckets(optimizer)
 
 
-def _step(optimizer: LowLevelZeroOptimizer, pipeline: "Pipeline") -> None:
-    """What `LowLevelZeroOptimizer.step` does, for the settings that `why_no_lean_offload` allows."""
+def _step(optimizer: LowLevelZeroOptimizer, pipeline: "OffloadPipeline") -> None:
+    """Does what `LowLevelZeroOptimizer.step` does, for settings that `why_no_overlapped_offload_step` allows."""
     if not optimizer.require_grad_sync:
         return
     if optimizer.mixed_precision_mixin is not None and optimizer.mixed_precision_mixin.should_skip_step():
         optimizer.zero_grad()
         return
-    updates = list(updates_of(optimizer))
+    updates = list(parameter_updates(optimizer))
     norm = global_norm(updates, next(iter(optimizer.pg_to_param_list)))
     optimizer._current_grad_norm = norm
     factor = float(gradient_factor(optimizer, norm))
-    if not math.isfinite(factor):  # a bad step (training.nonfinite_steps)
+    if not math.isfinite(factor):  # a non-finite step: weights and moments stay
         return
     for update in updates:
         state_for_next_step(optimizer.optim.state[update.master], update.master)
@@ -80,56 +81,56 @@ def _step(optimizer: LowLevelZeroOptimizer, pipeline: "Pipeline") -> None:
 
 
 class _Slice:
-    """Some elements of one parameter: where its numbers are, all flat and of the same length."""
+    """A slice of one parameter: views of its tensors, all flat and of the same length."""
 
-    def __init__(self, update: Update, state: dict, place: slice):
+    def __init__(self, update: ParameterUpdate, state: dict, elements: slice):
         self.group, self.step = update.group, state["step"]
-        self.gradient, self.working = update.gradient[place], update.working[place]
+        self.gradient, self.working = update.gradient[elements], update.working[elements]
         self.master, self.exp_avg, self.exp_avg_sq = (
-            tensor[place] for tensor in (update.master, state["exp_avg"], state["exp_avg_sq"])
+            tensor[elements] for tensor in (update.master, state["exp_avg"], state["exp_avg_sq"])
         )
 
 
-def _slices(optimizer: LowLevelZeroOptimizer, updates: list[Update]) -> Iterator[_Slice]:
+def _slices(optimizer: LowLevelZeroOptimizer, updates: list[ParameterUpdate]) -> Iterator[_Slice]:
     for update in updates:
         state = optimizer.optim.state[update.master]
         for first in range(0, update.master.numel(), SLICE_ELEMENTS):
             yield _Slice(update, state, slice(first, first + SLICE_ELEMENTS))
 
 
-class Pipeline:
-    """Buffers that slices go through, and the CUDA streams that fill and empty them."""
+class OffloadPipeline:
+    """Buffers through which slices pass, and the CUDA streams that fill and empty them."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
         self.on_gpu = device.type == "cuda"
-        self.fetching, self.returning = (torch.cuda.Stream(device) if self.on_gpu else None for _ in range(2))
-        self.lanes = [_Lane(self, dtype) for _ in range(_LANES)]
+        self.copies_in, self.copies_out = (torch.cuda.Stream(device) if self.on_gpu else None for _ in range(2))
+        self.buffers = [_Buffer(self, dtype) for _ in range(_BUFFERS)]
         self.in_fp32 = torch.empty(SLICE_ELEMENTS, dtype=torch.float32)
 
     @property
     def host_bytes(self) -> int:
         """Bytes of all buffers."""
-        return self.in_fp32.nbytes + sum(lane.gradient.nbytes + lane.weights.nbytes for lane in self.lanes)
+        return self.in_fp32.nbytes + sum(buffer.gradient.nbytes + buffer.weights.nbytes for buffer in self.buffers)
 
     def run(self, slices: Iterator[_Slice], factor: float) -> None:
-        """Updates every slice; the device's later work sees the new weights."""
+        """Updates every slice; later work on the device sees the new weights."""
         if self.on_gpu:
-            self.fetching.wait_stream(torch.cuda.current_stream())  # backward has made the gradients
-            self.returning.wait_stream(torch.cuda.current_stream())  # and has read the weights
-        on_their_way: deque[tuple[_Lane, _Slice]] = deque()
-        for piece, lane in zip(slices, cycle(self.lanes), strict=False):
-            if len(on_their_way) == len(self.lanes):
-                self._update(*on_their_way.popleft(), factor)
-            lane.fetch(piece)
-            on_their_way.append((lane, piece))
-        while on_their_way:
-            self._update(*on_their_way.popleft(), factor)
+            self.copies_in.wait_stream(torch.cuda.current_stream())  # backward has made the gradients
+            self.copies_out.wait_stream(torch.cuda.current_stream())  # and has read the weights
+        in_flight: deque[tuple[_Buffer, _Slice]] = deque()
+        for piece, buffer in zip(slices, cycle(self.buffers), strict=False):
+            if len(in_flight) == len(self.buffers):
+                self._update(*in_flight.popleft(), factor)
+            buffer.fetch(piece)
+            in_flight.append((buffer, piece))
+        while in_flight:
+            self._update(*in_flight.popleft(), factor)
         if self.on_gpu:
-            torch.cuda.current_stream().wait_stream(self.returning)
+            torch.cuda.current_stream().wait_stream(self.copies_out)
 
-    def _update(self, lane: "_Lane", piece: _Slice, factor: float) -> None:
+    def _update(self, buffer: "_Buffer", piece: _Slice, factor: float) -> None:
         gradient = self.in_fp32[: len(piece.master)]
-        gradient.copy_(lane.fetched(piece))
+        gradient.copy_(buffer.fetched(piece))
         if factor != 1.0:
             gradient.mul_(factor)
         group = piece.group
@@ -147,43 +148,43 @@ class Pipeline:
             weight_decay=group["weight_decay"],
             div_scale=-1,
         )
-        lane.give_back(piece)
+        buffer.write_back(piece)
 
 
-class _Lane:
-    """Page-locked memory for a slice's gradient and for its new weights, and the events by which the host knows when they are free."""
+class _Buffer:
+    """Page-locked memory for a slice's gradient and new weights, and the events after which each is free."""
 
-    def __init__(self, pipeline: Pipeline, dtype: torch.dtype):
+    def __init__(self, pipeline: OffloadPipeline, dtype: torch.dtype):
         self.pipeline = pipeline
         self.gradient, self.weights = (
             torch.empty(SLICE_ELEMENTS, dtype=dtype, pin_memory=pipeline.on_gpu) for _ in range(2)
         )
-        self.has_come, self.has_gone = (torch.cuda.Event() if pipeline.on_gpu else None for _ in range(2))
+        self.gradient_copied, self.weights_copied = (torch.cuda.Event() if pipeline.on_gpu else None for _ in range(2))
 
     def fetch(self, piece: _Slice) -> None:
-        """Begins to copy the gradient to the host."""
-        with _on(self.pipeline.fetching):
+        """Starts copying the gradient to the host."""
+        with _on(self.pipeline.copies_in):
             self.gradient[: len(piece.gradient)].copy_(piece.gradient, non_blocking=True)
-            if self.has_come is not None:
-                self.has_come.record()
+            if self.gradient_copied is not None:
+                self.gradient_copied.record()
 
     def fetched(self, piece: _Slice) -> torch.Tensor:
-        """The gradient, when it is there."""
-        if self.has_come is not None:
-            self.has_come.synchronize()
+        """The gradient; waits until it is copied."""
+        if self.gradient_copied is not None:
+            self.gradient_copied.synchronize()
         return self.gradient[: len(piece.gradient)]
 
-    def give_back(self, piece: _Slice) -> None:
-        """Rounds the new weights and begins to copy them to the device."""
-        if self.has_gone is not None:
-            self.has_gone.synchronize()
+    def write_back(self, piece: _Slice) -> None:
+        """Rounds the new weights and starts copying them to the device."""
+        if self.weights_copied is not None:
+            self.weights_copied.synchronize()
         weights = self.weights[: len(piece.master)]
         weights.copy_(piece.master)
-        with _on(self.pipeline.returning):
+        with _on(self.pipeline.copies_out):
             piece.working.copy_(weights, non_blocking=True)
-            if self.has_gone is not None:
-                self.has_gone.record()
+            if self.weights_copied is not None:
+                self.weights_copied.record()
 
 
 def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager:
-    return torch.cuda.stream(stream)  # without a stream it does nothing
+    return torch.cuda.stream(stream)  # does nothing for None

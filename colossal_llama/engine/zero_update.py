@@ -1,14 +1,13 @@
-"""A lean update for ColossalAI's ZeRO on GPUs: the same AdamW, with a fraction of the memory traffic.
+"""Fused ZeRO step: the AdamW of ColossalAI's ZeRO on GPUs, with a fraction of the memory traffic.
 
 `LowLevelZeroOptimizer.step` makes an fp32 copy of every gradient at once (26 GiB at 7 B), reads
-each as fp64 for the norm, scales it, updates, and casts the result into a further copy. Here a
-parameter at a time is read once and written once, gradients stay in half precision, and the host
-waits for nothing: the clipping factor stays on the device. And with one data-parallel rank a
-gradient is kept where autograd put it, instead of going through a communication bucket (three
-copies of each).
+each as fp64 for the norm, scales it, updates, and casts the result into a further copy. Here each
+parameter is read once and written once, gradients stay in half precision, and the host waits for
+nothing: the clipping factor stays on the device. With one data-parallel rank a gradient is kept
+where autograd put it, instead of passing through a communication bucket (three copies of each).
 
-The optimizer keeps its class, states and checkpoints: two methods of the one instance are replaced,
-by `use_lean_update`.
+The optimizer keeps its class, states and checkpoints: `use_fused_step` replaces two methods of the
+one instance.
 """
 
 from collections.abc import Iterator
@@ -22,73 +21,75 @@ from colossalai.zero.low_level import LowLevelZeroOptimizer
 from colossal_llama.model.kernels.adamw import adamw, changing_numbers
 
 
-def why_no_lean_update(optimizer: torch.optim.Optimizer, device: torch.device) -> str | None:
-    """The reason why a boosted optimizer keeps the engine's own update, or None when `use_lean_update` can be called."""
+def why_no_fused_step(optimizer: torch.optim.Optimizer, device: torch.device) -> str | None:
+    """The reason why a prepared optimizer keeps the plugin's own step; None when `use_fused_step` can be called."""
     if not isinstance(optimizer, LowLevelZeroOptimizer):
         return "the plugin's optimizer is not ColossalAI's ZeRO"
     if device.type != "cuda":
-        return f"it is for CUDA devices, this is {device.type}"
-    reason = why_the_engine_updates(optimizer)
+        return f"the fused step is for CUDA devices, this is {device.type}"
+    reason = why_plugin_must_update(optimizer)
     if reason is None and optimizer._cpu_offload:
         reason = "the optimizer's states are in host memory"
     return reason
 
 
-def why_the_engine_updates(optimizer: LowLevelZeroOptimizer) -> str | None:
-    """The reason why none of our updates can take the place of the engine's, or None."""
+def why_plugin_must_update(optimizer: LowLevelZeroOptimizer) -> str | None:
+    """The reason why neither the fused nor the overlapped offload step can replace the plugin's; None without one."""
     if not optimizer._master_weights:
-        return "there are no fp32 master weights (they are the weights)"
+        return "there are no fp32 master weights (the weights themselves are fp32)"
     if optimizer._dtype not in (torch.bfloat16, torch.float16):
         return f"the weights are {optimizer._dtype}"
     for name in ("tp_pg", "pp_pg"):  # gradients of shared parameters count once in the norm there
         group = getattr(optimizer, name, None)
         if group is not None and dist.get_world_size(group) > 1:
-            return "the model is split over ranks"
+            return "the model is divided over ranks"
     groups = list(optimizer.pg_to_param_list)
     if len(groups) > 1 or isinstance(groups[0], tuple):
         return "there are several data-parallel groups"
     return None
 
 
-def use_lean_update(optimizer: LowLevelZeroOptimizer) -> None:
-    """Replaces the update of one boosted optimizer, in place. Call it where `why_no_lean_update` gives None."""
+def use_fused_step(optimizer: LowLevelZeroOptimizer) -> None:
+    """Replaces the step of one prepared optimizer, in place; call it where `why_no_fused_step` gives None."""
     optimizer.step = MethodType(_step, optimizer)
-    optimizer.uncount_last_update = MethodType(_uncount_last_update, optimizer)
-    keep_gradients_in_place(optimizer)
+    optimizer.uncount_last_step = MethodType(_uncount_last_step, optimizer)
+    skip_communication_buckets(optimizer)
 
 
-def keep_gradients_in_place(optimizer: LowLevelZeroOptimizer) -> None:
-    """Saves gradients the way through a communication bucket where there is no other rank."""
+def skip_communication_buckets(optimizer: LowLevelZeroOptimizer) -> None:
+    """Keeps gradients where autograd put them, if there is no other rank to communicate them to."""
     if all(dist.get_world_size(group) == 1 for group in optimizer.pg_to_param_list):
         optimizer._add_to_bucket = MethodType(_keep_gradient, optimizer)
 
 
 @dataclass(frozen=True)
-class Update:
-    """One parameter's part on this rank, all flat and of the same length."""
+class ParameterUpdate:
+    """This rank's shard of one parameter and of its gradient, all flat and of the same length."""
 
     group: dict
     master: torch.Tensor
+    """fp32."""
     gradient: torch.Tensor
+    """In half precision."""
     padded_working: torch.Tensor
     """The whole parameter in half precision, padded to a multiple of the ranks."""
     process_group: dist.ProcessGroup
 
     @property
     def working(self) -> torch.Tensor:
-        """This rank's slice of it."""
+        """This rank's shard of `padded_working`."""
         size, rank = dist.get_world_size(self.process_group), dist.get_rank(self.process_group)
         return self.padded_working.chunk(size)[rank]
 
 
 def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
-    """What `LowLevelZeroOptimizer.step` does, for the settings that `why_no_lean_update` allows."""
+    """Does what `LowLevelZeroOptimizer.step` does, for the settings that `why_no_fused_step` allows."""
     if not self.require_grad_sync:
         return
     if self.mixed_precision_mixin is not None and self.mixed_precision_mixin.should_skip_step():
         self.zero_grad()
         return
-    updates = list(updates_of(self))
+    updates = list(parameter_updates(self))
     norm = global_norm(updates, next(iter(self.pg_to_param_list)))
     self._current_grad_norm = norm
     factor = gradient_factor(self, norm)
@@ -103,14 +104,14 @@ def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
     gather_working_weights(updates)
 
 
-def _uncount_last_update(self: LowLevelZeroOptimizer) -> None:
-    """Takes back the count of a step that changed nothing; before the gradients are cleared."""
-    for update in updates_of(self):
+def _uncount_last_step(self: LowLevelZeroOptimizer) -> None:
+    """Decrements the step counts after a refused update; before the gradients are cleared."""
+    for update in parameter_updates(self):
         self.optim.state[update.master]["step"] -= 1
 
 
-def updates_of(optimizer: LowLevelZeroOptimizer) -> Iterator[Update]:
-    """The parameters that have a gradient."""
+def parameter_updates(optimizer: LowLevelZeroOptimizer) -> Iterator[ParameterUpdate]:
+    """Updates of the parameters that have a gradient."""
     for group_id, group in enumerate(optimizer.optim.param_groups):
         for working, master in zip(optimizer._working_param_groups[group_id], group["params"], strict=True):
             store = optimizer.pid_to_grad_store[id(working)]
@@ -118,11 +119,11 @@ def updates_of(optimizer: LowLevelZeroOptimizer) -> Iterator[Update]:
             if gradients:
                 gradient = gradients[0 if optimizer._partition_grads else store.local_rank]
                 padded = optimizer._working_param_to_padded_working_param[working]
-                yield Update(group, master, gradient.view(-1), padded, optimizer.param_to_pg[working])
+                yield ParameterUpdate(group, master, gradient.view(-1), padded, optimizer.param_to_pg[working])
 
 
-def global_norm(updates: list[Update], process_group: dist.ProcessGroup) -> torch.Tensor:
-    """Norm of all gradients over all ranks, summed in fp32, as a scalar on the device."""
+def global_norm(updates: list[ParameterUpdate], process_group: dist.ProcessGroup) -> torch.Tensor:
+    """Norm of all gradients over all ranks, summed in fp32; a scalar on the device."""
     norms = torch._foreach_norm([update.gradient for update in updates], 2, dtype=torch.float32)
     square = torch.stack(norms).square().sum()
     dist.all_reduce(square, group=process_group)
@@ -130,7 +131,10 @@ def global_norm(updates: list[Update], process_group: dist.ProcessGroup) -> torc
 
 
 def gradient_factor(optimizer: LowLevelZeroOptimizer, norm: torch.Tensor) -> torch.Tensor:
-    """Factor on the gradients: undoes the loss scale of fp16, and clips. NaN, which `adamw` heeds, where the norm is no number."""
+    """Factor on the gradients that removes the loss scale of fp16, and clips.
+
+    It is NaN, for which `adamw` changes nothing, where the norm is NaN or Inf.
+    """
     scale = 1.0
     if optimizer.mixed_precision_mixin is not None:
         scale = optimizer.mixed_precision_mixin.get_grad_div_scale()
@@ -141,21 +145,21 @@ def gradient_factor(optimizer: LowLevelZeroOptimizer, norm: torch.Tensor) -> tor
 
 
 def state_for_next_step(state: dict, master: torch.Tensor) -> dict:
-    """An optimizer state with its step counted on, and moments of zero before the first."""
+    """The optimizer state with its step count incremented, and moments of zero before the first step."""
     if "exp_avg" not in state:
         state.update(step=0, exp_avg=torch.zeros_like(master), exp_avg_sq=torch.zeros_like(master))
     state["step"] += 1
     return state
 
 
-def _apply(state: dict, update: Update, changing: torch.Tensor) -> None:
+def _apply(state: dict, update: ParameterUpdate, changing: torch.Tensor) -> None:
     group = update.group
     tensors = (update.master, update.gradient, state["exp_avg"], state["exp_avg_sq"], update.working, changing)
     adamw(*tensors, *group["betas"], group["eps"], group["weight_decay"])
 
 
-def gather_working_weights(updates: list[Update]) -> None:
-    """Every rank's slices to all ranks, in place."""
+def gather_working_weights(updates: list[ParameterUpdate]) -> None:
+    """All-gathers the working weights from every rank's shards, in place."""
     pending = []
     for update in updates:
         if dist.get_world_size(update.process_group) > 1:
@@ -169,7 +173,7 @@ def gather_working_weights(updates: list[Update]) -> None:
 
 
 def _keep_gradient(self: LowLevelZeroOptimizer, param: torch.nn.Parameter, group_id: int) -> None:
-    """In place of `_add_to_bucket` where there is no other rank: the gradient is already the reduced one."""
+    """Replaces `_add_to_bucket` where there is no other rank: the gradient is already the reduced one."""
     gradient = param.grad.detach().view(-1)
     param.grad = None
     self._add_grad(gradient, 1, group_id, id(param))

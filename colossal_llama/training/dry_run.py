@@ -13,12 +13,11 @@ import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from colossal_llama.dataset.part_reader import Part
-from colossal_llama.engine.pipeline_schedule import step_geometry
 from colossal_llama.model.param_count import parameters
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.checkpoint.discovery import Origin, Progress
 from colossal_llama.training.distributed import consensus
-from colossal_llama.training.lr_schedule import Schedule, plan_schedule, rows_of_epoch, tokens_of_run
+from colossal_llama.training.lr_schedule import Schedule, plan_schedule, rows_of_epoch, step_geometry, tokens_of_run
 from colossal_llama.training.memory.config import Setup, setup_of, trained_parameters
 from colossal_llama.training.memory.estimate import ALLOWANCE_BYTES, GIB, MemoryEstimate, estimate
 from colossal_llama.training.memory.recompute_policy import least_recomputation, recomputed_in_words

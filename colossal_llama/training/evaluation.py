@@ -15,10 +15,10 @@ from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import RowReader, StepGeometry, step_batches
 from colossal_llama.dataset.part_reader import Part
 from colossal_llama.dataset.splicing import Rows
-from colossal_llama.engine.pipeline_schedule import step_geometry
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.category_losses import means_by_name
-from colossal_llama.training.train_step import Stepper
+from colossal_llama.training.lr_schedule import step_geometry
+from colossal_llama.training.train_step import TrainStep
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 
 
@@ -45,9 +45,9 @@ class Evaluation:
 
 @dataclass
 class Evaluator:
-    """Evaluates the model that a stepper trains on `--eval_dataset`."""
+    """Evaluates the model that a train_step trains on `--eval_dataset`."""
 
-    stepper: Stepper
+    train_step: TrainStep
     reader: RowReader
     plan: Rows
     categories: tuple[str, ...]
@@ -63,10 +63,10 @@ class Evaluator:
     def evaluate(self, step: int, stop_requested: Callable[[], bool]) -> Evaluation | None:
         """The loss over all rows, by all ranks together; says it too. None when the run is to end before that is done."""
         begun = time.perf_counter()
-        geometry = StepGeometry(self.micro_batch_size, 1, self.stepper.data_parallel_size)
+        geometry = StepGeometry(self.micro_batch_size, 1, self.train_step.backend.data_parallel_size)
         bar = progress_bar(total=geometry.steps_for(len(self.plan)), desc="evaluating", unit="batch", leave=False)
         with bar:
-            sums = self.stepper.evaluate(self._batches(geometry, bar), stop_requested)
+            sums = self.train_step.evaluate(self._batches(geometry, bar), stop_requested)
         if sums is None:
             log_rank_zero(f"step {step}: the evaluation is broken off, since the run is to end")
             return None
@@ -85,16 +85,18 @@ class Evaluator:
         return found
 
     def _batches(self, geometry: StepGeometry, bar: object) -> Iterator[MicroBatch]:
-        stepper = self.stepper
-        pin = stepper.device.type == "cuda"
-        for batches in step_batches(self.reader, self.plan, 0, geometry, stepper.data_parallel_rank, pin_memory=pin):
+        train_step = self.train_step
+        pin = train_step.device.type == "cuda"
+        for batches in step_batches(
+            self.reader, self.plan, 0, geometry, train_step.backend.data_parallel_rank, pin_memory=pin
+        ):
             yield from batches
             bar.update(1)
 
 
 def build_evaluator(
     arguments: TrainingArguments,
-    stepper: Stepper,
+    train_step: TrainStep,
     parts: Sequence[Part],
     reader: RowReader,
     packed_to_tokens: int | None,
@@ -104,7 +106,7 @@ def build_evaluator(
 
     Args:
         arguments: the run's.
-        stepper: what trains the model.
+        train_step: what trains the model.
         parts: of `--eval_dataset`.
         reader: of their rows.
         packed_to_tokens: samples are packed into rows of so many tokens; None: each by itself.
@@ -112,7 +114,7 @@ def build_evaluator(
     """
     lengths = [part.row_lengths_tokens() for part in parts]
     return Evaluator(
-        stepper=stepper,
+        train_step=train_step,
         reader=reader,
         plan=plan_epoch(lengths, 0, 0, "none", packed_to_tokens),
         categories=categories,

@@ -130,3 +130,15 @@ def plan_schedule(
     )
     warmup = arguments.warmup_steps if arguments.warmup_steps is not None else default_warmup_steps(total)
     return Schedule(total, warmup, arguments.lr, arguments.num_epochs)
+
+
+def step_geometry(arguments: TrainingArguments, data_parallel_size: int) -> StepGeometry:
+    """Rows of a step.
+
+    A pipeline takes all of a rank's rows, accumulated ones included, in one run,
+    `--microbatch_size` at a time.
+    """
+    if arguments.pp == 1:
+        return StepGeometry(arguments.micro_batch_size, arguments.accumulation_steps, data_parallel_size)
+    micro_batches = arguments.accumulation_steps * arguments.micro_batch_size // arguments.microbatch_size
+    return StepGeometry(arguments.microbatch_size, micro_batches, data_parallel_size)

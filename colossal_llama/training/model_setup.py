@@ -7,9 +7,9 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from colossal_llama.dataset.part_reader import full_row_tokens
+from colossal_llama.engine.backend import Backend
 from colossal_llama.engine.launch import current_device
-from colossal_llama.engine.pipeline_schedule import step_geometry
-from colossal_llama.engine.plugins import PRECISIONS, Engine, build_engine, data_parallel_place
+from colossal_llama.engine.plugins import PRECISIONS, PluginConfig, build_backend
 from colossal_llama.model.activation_checkpointing import recompute_layers
 from colossal_llama.model.attention.varlen import choose_attention
 from colossal_llama.model.freezing import freeze_all_but_embeddings
@@ -23,6 +23,7 @@ from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.command_line import GPU_ONLY_PLUGINS
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.inputs import Data
+from colossal_llama.training.lr_schedule import step_geometry
 from colossal_llama.training.memory.allocator import segments_grow
 from colossal_llama.training.memory.config import may_be_frugal
 from colossal_llama.training.memory.recompute_policy import choose_recomputation, recomputed_in_words
@@ -32,9 +33,9 @@ from colossal_llama.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Plan:
-    """An engine and the model that it will train."""
+    """A backend and the model that it will train."""
 
-    engine: Engine
+    backend: Backend
     model: LlamaForCausalLM | PeftModel
     flops_per_token: float
     fuses_loss: bool
@@ -42,9 +43,26 @@ class Plan:
     notes: list[str]
 
 
+def plugin_config(arguments: TrainingArguments) -> PluginConfig:
+    """The plugin's settings among the arguments."""
+    return PluginConfig(
+        name=arguments.plugin,
+        mixed_precision=arguments.mixed_precision,
+        gradient_clipping=arguments.gradient_clipping,
+        accumulates_gradients=(arguments.accumulation_steps or 1) > 1,
+        tp=arguments.tp,
+        pp=arguments.pp,
+        sp=arguments.sp,
+        sp_mode=arguments.sp_mode,
+        microbatch_size=arguments.microbatch_size,
+        zero=arguments.zero,
+        zero_cpu_offload=arguments.zero_cpu_offload,
+    )
+
+
 def open_model(arguments: TrainingArguments, data: Data) -> Plan:
-    """Builds the engine and loads the model as it wants it: dtype, attention, kernels, freezing, checkpointing."""
-    engine = build_engine(arguments)
+    """Builds the backend and loads the model as it wants it: dtype, attention, kernels, freezing, checkpointing."""
+    backend = build_backend(plugin_config(arguments))
     device = current_device()
     compute_dtype = PRECISIONS[arguments.mixed_precision]
     config = load_config(data.model_path)
@@ -54,7 +72,7 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
         arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype, heads, config.attention_dropout
     )
     with consensus.together():
-        model = load_model(data.model_path, engine.parameter_dtype, attention, _place_to_load(arguments, device))
+        model = load_model(data.model_path, backend.parameter_dtype, attention, _place_to_load(arguments, device))
     give_token_losses(model)
     notes = [attention_note, _use_kernels(arguments, model, device)]
     if arguments.fp8:
@@ -68,16 +86,16 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     )
     _check_vocabulary(model, data)
     if arguments.use_grad_checkpoint:
-        notes.append(_recompute(arguments, engine, model, device))
+        notes.append(_recompute(arguments, backend, model, device))
     if arguments.freeze_non_embeds_params:
         freeze_all_but_embeddings(model)
         notes.append("training input and output embeddings only")
     flops = flops_per_token(config, full_row_tokens(data.parts, arguments.max_length, data.origin.packed_to_tokens))
     if arguments.lora_rank:
-        model = _with_adapters(arguments, data, engine, model)
+        model = _with_adapters(arguments, data, backend, model)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         notes.append(f"LoRA of rank {arguments.lora_rank}: {trained:,} parameters are trained")
-    return Plan(engine, model, flops, _fuses_loss(arguments, device), notes)
+    return Plan(backend, model, flops, _fuses_loss(arguments, device), notes)
 
 
 def _place_to_load(arguments: TrainingArguments, device: torch.device) -> torch.device:
@@ -90,22 +108,21 @@ def _place_to_load(arguments: TrainingArguments, device: torch.device) -> torch.
     return torch.device("cpu") if arguments.tp * arguments.pp > 1 else device
 
 
-def _with_adapters(arguments: TrainingArguments, data: Data, engine: Engine, model: LlamaForCausalLM) -> PeftModel:
+def _with_adapters(arguments: TrainingArguments, data: Data, backend: Backend, model: LlamaForCausalLM) -> PeftModel:
     """The model with LoRA adapters on it, new ones or those of a checkpoint, in the model's dtype."""
     alpha = arguments.lora_alpha or 2.0 * arguments.lora_rank
     config = lora_config(arguments.lora_rank, alpha, arguments.lora_dropout, arguments.lora_target_modules)
     adapter = str(data.adapter_path) if data.adapter_path else None
     torch.manual_seed(arguments.seed)  # adapters begin random, and must be the same on every rank
-    adapted = engine.booster.enable_lora(model, pretrained_dir=adapter, lora_config=config).to(engine.parameter_dtype)
+    adapted = backend.add_lora(model, config, adapter)
     # peft keeps the name that a loaded adapter has; the base may lie elsewhere by now.
     adapted.active_peft_config.base_model_name_or_path = str(data.model_path)
     return adapted
 
 
-def _recompute(arguments: TrainingArguments, engine: Engine, model: LlamaForCausalLM, device: torch.device) -> str:
+def _recompute(arguments: TrainingArguments, backend: Backend, model: LlamaForCausalLM, device: torch.device) -> str:
     """Lets layers recompute their activations."""
-    _, data_parallel_size = data_parallel_place(engine)
-    layers, frugal = choose_recomputation(arguments, model.config, device, data_parallel_size)
+    layers, frugal = choose_recomputation(arguments, model.config, device, backend.data_parallel_size)
     # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs;
     # Gemini's hooks around each operation would then be left open.
     recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS, frugal=frugal)

@@ -1,19 +1,18 @@
 """Steps whose loss or gradient is no number: the weights stay as they are, the rows are written down, and too many in a row end the run.
 
 Every plugin computes the norm of all gradients, over all ranks, before its inner AdamW changes a
-weight. There the update is refused (`refuse_bad_updates`): on every rank alike, since the norm is
+weight. There the update is refused (`engine.optimizer_step`): on every rank alike, since the norm is
 the same number everywhere, and without a pass of our own over the gradients. A step that fp16's
 loss scaler leaves out because a scaled gradient overflowed is not a bad one.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from colossal_llama.dataset.collator import MicroBatch
@@ -27,26 +26,6 @@ RECORD = "bad_steps.jsonl"
 def finite(value: float | None) -> float | None:
     """A loss or gradient norm if it is a number, else None, which JSON can hold."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def refuse_bad_updates(optimizer: torch.optim.Optimizer) -> None:
-    """Makes a plugin's optimizer leave weights and moments as they are when the gradient norm is no number.
-
-    Args:
-        optimizer: as boosted. Its inner optimizer's `step`, which it calls after the norm, is
-            replaced; clipping must be on (a limit of infinity will do), or some plugins compute no
-            norm.
-    """
-    inner = optimizer.optim
-    update: Callable[..., Any] = inner.step
-
-    def step(*arguments: Any, **settings: Any) -> Any:
-        norm = optimizer.get_grad_norm()
-        if norm is not None and not math.isfinite(float(norm)):
-            return None
-        return update(*arguments, **settings)
-
-    inner.step = step
 
 
 @dataclass

@@ -18,12 +18,10 @@ from colossal_llama.dataset.collator import Collator
 from colossal_llama.dataset.epoch_plan import fill, plan_epoch
 from colossal_llama.dataset.loader import RowReader, StepGeometry
 from colossal_llama.dataset.part_reader import Part, categories_of
+from colossal_llama.engine.backend import Backend
 from colossal_llama.engine.hybrid_adam import build_optimizer
-from colossal_llama.engine.launch import current_device, has_gpu, take_share_of_cores
-from colossal_llama.engine.pipeline_schedule import step_geometry
-from colossal_llama.engine.plugins import Engine, data_parallel_place
-from colossal_llama.engine.zero_offload_update import use_lean_offload, why_no_lean_offload
-from colossal_llama.engine.zero_update import use_lean_update, why_no_lean_update
+from colossal_llama.engine.launch import colossalai_version, current_device, has_gpu, take_share_of_cores
+from colossal_llama.engine.optimizer_step import choose_step
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.training.arguments import TrainingArguments
@@ -43,12 +41,12 @@ from colossal_llama.training.distributed import consensus, watchdog
 from colossal_llama.training.dry_run import plan_run, report
 from colossal_llama.training.evaluation import Evaluator, build_evaluator
 from colossal_llama.training.inputs import Data, packed_to_tokens
-from colossal_llama.training.lr_schedule import Schedule, plan_schedule
+from colossal_llama.training.lr_schedule import Schedule, plan_schedule, step_geometry
 from colossal_llama.training.metrics import BENCHMARK_FILE, METRICS_FILE, MetricsWriter, begin_record
 from colossal_llama.training.model_setup import Plan
 from colossal_llama.training.nonfinite_steps import RECORD as BAD_STEPS_FILE
-from colossal_llama.training.nonfinite_steps import BadSteps, refuse_bad_updates
-from colossal_llama.training.train_step import Stepper
+from colossal_llama.training.nonfinite_steps import BadSteps
+from colossal_llama.training.train_step import TrainStep
 from colossal_llama.training.trainer import Run, resume_progress
 from colossal_llama.utils.atomic_io import clean_up_interrupted_writes
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
@@ -119,16 +117,14 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
 
     What an earlier run left is moved after everything that can go wrong before the first step.
     """
-    engine = plan.engine
+    backend = plan.backend
     optimizer = build_optimizer(plan.model, arguments.lr, arguments.weight_decay)
-    model, optimizer = engine.boost(plan.model, optimizer)
-    plan.notes.extend(_lean_update(arguments, optimizer))
+    model, optimizer = backend.prepare(plan.model, optimizer)
+    step_note = choose_step(optimizer, current_device()) if arguments.fused_kernels else None
+    plan.notes.extend([step_note] if step_note else [])
     if has_gpu() and (arguments.plugin in HOST_OPTIMIZER_PLUGINS or arguments.zero_cpu_offload):
         plan.notes.append(f"optimizer states in host memory: {take_share_of_cores()} threads a process")
-    if engine.clips_itself:
-        refuse_bad_updates(optimizer)
-    _, data_parallel_size = data_parallel_place(engine)
-    geometry = step_geometry(arguments, data_parallel_size)
+    geometry = step_geometry(arguments, backend.data_parallel_size)
     reader = _reader(arguments, data, data.parts)
     part_lengths = [part.row_lengths_tokens() for part in data.parts]
     progress = Progress()
@@ -136,18 +132,18 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         progress = resume_progress(data.checkpoint, data.origin, arguments.allow_other_data)
     schedule = plan_schedule(arguments, part_lengths, data.origin, geometry, progress)
     if data.checkpoint is not None:
-        restore(data.checkpoint, engine, model, optimizer)
+        restore(data.checkpoint, backend, model, optimizer)
     record_configuration(arguments, geometry, schedule)
     kept_steps = progress.step if _goes_on_in_place(arguments, data) else 0
-    saver = None if arguments.benchmark else _saver(arguments, data, engine, model, optimizer)
+    saver = None if arguments.benchmark else _saver(arguments, data, backend, model, optimizer)
     bad_steps = None if arguments.benchmark else arguments.save_dir / BAD_STEPS_FILE
     metrics = _metrics(arguments, kept_steps)
     if is_rank_zero() and saver is not None:
         begin_record(bad_steps, kept_steps)
         _set_aside(arguments.save_dir, kept_steps, (data.model_path, data.adapter_path))
-    stepper = _stepper(arguments, data, plan, model, optimizer)
+    train_step = _train_step(arguments, data, plan, model, optimizer)
     return Run(
-        stepper=stepper,
+        train_step=train_step,
         reader=reader,
         part_lengths=part_lengths,
         geometry=geometry,
@@ -161,26 +157,22 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         flops_per_token=plan.flops_per_token,
         bad_steps=BadSteps(bad_steps, reader, arguments.max_bad_steps),
         categories=_categories(data),
-        evaluator=_evaluator(arguments, data, stepper),
+        evaluator=_evaluator(arguments, data, train_step),
         progress=progress,
     )
 
 
-def _stepper(
+def _train_step(
     arguments: TrainingArguments, data: Data, plan: Plan, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> Stepper:
-    """Takes the steps of the boosted model and optimizer."""
-    rank, size = data_parallel_place(plan.engine)
-    return Stepper(
-        engine=plan.engine,
+) -> TrainStep:
+    """Takes the steps of the prepared model and optimizer."""
+    return TrainStep(
+        backend=plan.backend,
         model=model,
         optimizer=optimizer,
         device=current_device(),
-        data_parallel_rank=rank,
-        data_parallel_size=size,
-        gradient_clipping=arguments.gradient_clipping,
         average=arguments.loss_average,
-        noise=_attach_noise(arguments, model.unwrap(unwrap_peft=False)),
+        noise=_attach_noise(arguments, plan.backend.unwrap(model)),
         seed=arguments.seed,
         skips_ignored_positions=plan.fuses_loss,
         categories=len(_categories(data)),
@@ -232,40 +224,23 @@ def _reader(arguments: TrainingArguments, data: Data, parts: list[Part]) -> RowR
     return RowReader(parts, collator, _categories(data))
 
 
-def _evaluator(arguments: TrainingArguments, data: Data, stepper: Stepper) -> Evaluator | None:
+def _evaluator(arguments: TrainingArguments, data: Data, train_step: TrainStep) -> Evaluator | None:
     if not data.eval_parts:
         return None
     reader, packed = _reader(arguments, data, data.eval_parts), packed_to_tokens(arguments, data.eval_parts)
-    return build_evaluator(arguments, stepper, data.eval_parts, reader, packed, _categories(data))
-
-
-def _lean_update(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Makes ZeRO's update lean where that can be; returns what there is to say of it."""
-    device = current_device()
-    if not arguments.fused_kernels:
-        return []
-    if why_no_lean_offload(optimizer) is None:
-        use_lean_offload(optimizer)
-        return ["optimizer update: in host memory, slice by slice while others are copied"]
-    if device.type != "cuda":
-        return []
-    reason = why_no_lean_update(optimizer, device)
-    if reason is not None:
-        return [f"optimizer update: the plugin's own, {reason}"]
-    use_lean_update(optimizer)
-    return ["optimizer update: one fused pass a parameter"]
+    return build_evaluator(arguments, train_step, data.eval_parts, reader, packed, _categories(data))
 
 
 def _saver(
     arguments: TrainingArguments,
     data: Data,
-    engine: Engine,
+    backend: Backend,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> CheckpointSaver:
     return CheckpointSaver(
         arguments.save_dir,
-        engine,
+        backend,
         model,
         optimizer,
         data.tokenizer,
@@ -286,12 +261,12 @@ def _attach_noise(arguments: TrainingArguments, model: LlamaForCausalLM) -> Neft
 
 def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> None:
     """Prints what is about to happen."""
-    network = run.stepper.model.unwrap(unwrap_peft=False)
+    network = plan.backend.unwrap(run.train_step.model)
     world = dist.get_world_size()
     log_rank_zero(
         f"{sum(p.numel() for p in network.parameters()):,} parameters on this rank, plugin {arguments.plugin}, "
         f"{world} process"
-        f"{'es' if world > 1 else ''} ({run.stepper.device.type}), {arguments.mixed_precision}"
+        f"{'es' if world > 1 else ''} ({run.train_step.device.type}), {arguments.mixed_precision}"
     )
     geometry, schedule = run.geometry, run.schedule
     samples = sum(len(lengths) for lengths in run.part_lengths)
@@ -332,7 +307,6 @@ def record_configuration(arguments: TrainingArguments, geometry: StepGeometry, s
 
 
 def _configuration(arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule) -> dict[str, Any]:
-    import colossalai
     import transformers
 
     return {
@@ -347,7 +321,7 @@ def _configuration(arguments: TrainingArguments, geometry: StepGeometry, schedul
         "versions": {
             "colossal_llama": colossal_llama.__version__,
             "torch": torch.__version__,
-            "colossalai": colossalai.__version__,
+            "colossalai": colossalai_version(),
             "transformers": transformers.__version__,
         },
     }

@@ -1,7 +1,6 @@
 """One optimizer step: the micro-batches' gradients, averaged over the step's target tokens, then the update."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,12 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from colossalai.booster.plugin import HybridParallelPlugin, TorchDDPPlugin
 
 from colossal_llama.dataset.collator import MicroBatch
-from colossal_llama.engine.loss_scale import loss_scale, skipped_last_step
-from colossal_llama.engine.pipeline_schedule import StepInputs
-from colossal_llama.engine.plugins import Engine
+from colossal_llama.engine.backend import Backend
 from colossal_llama.model.attention.varlen import boundaries_of
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.training.category_losses import CategorySums
@@ -23,9 +19,6 @@ WORTH_SKIPPING = 0.9
 """Share of targets below which the output layer computes their positions only."""
 ASKED_EVERY = 16
 """Micro-batches of an evaluation between two looks at whether the run is to end."""
-SMALLEST_LOSS_SCALE = 1.0
-"""Where a gradient of fp16 overflows at this one (ColossalAI's `min_scale`), it does so without
-a scale: nothing is left to adapt."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +53,8 @@ class EvaluationSums:
 
 
 @dataclass
-class Stepper:
-    """Computes optimizer steps for a boosted model.
+class TrainStep:
+    """Computes optimizer steps of a prepared model.
 
     Every micro-batch's mean loss is weighted with its target tokens over those of the whole step,
     all ranks and micro-batches together, so a batch with few targets does not count as much as a
@@ -69,13 +62,10 @@ class Stepper:
     `average="micro_batch"` restores the mean of means.
     """
 
-    engine: Engine
+    backend: Backend
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device
-    data_parallel_rank: int
-    data_parallel_size: int
-    gradient_clipping: float
     average: str = "token"
     noise: NeftuneNoise | None = None
     seed: int = 0
@@ -97,18 +87,18 @@ class Stepper:
         weights = [self._weight(batch, *counts[:2]) for batch in micro_batches]
         categories = CategorySums(self.categories, self.device)
         inputs = self._inputs(micro_batches, categories, step)
-        if self.engine.pipeline_stages > 1:
+        if self.backend.pipeline_stages > 1:
             loss_sum = self._through_pipeline(micro_batches, inputs, weights, categories)
         else:
             loss_sum = self._one_by_one(inputs, weights, categories)
-        gradient_norm = self._update()
+        gradient_norm = self.backend.optimizer_step(self.model, self.optimizer)
         losses = torch.cat([loss_sum.view(1), categories.sums])
         dist.all_reduce(losses)
-        losses /= self._copies // self.engine.pipeline_stages  # the last stage alone has them
+        losses /= self._copies // self.backend.pipeline_stages  # the last stage alone has them
         numbers = torch.cat([counts, losses.to(counts.dtype)]).tolist()
         targets, _, tokens, rows, samples, stops, *by_category = numbers
         return StepResult(
-            loss=by_category[self.categories] / self.data_parallel_size,
+            loss=by_category[self.categories] / self.backend.data_parallel_size,
             gradient_norm=gradient_norm,
             tokens=int(tokens),
             target_tokens=int(targets),
@@ -122,7 +112,7 @@ class Stepper:
     @property
     def _copies(self) -> int:
         """Processes that share each batch: of one sum over all processes their shares are as many times too large."""
-        return dist.get_world_size() // self.data_parallel_size
+        return dist.get_world_size() // self.backend.data_parallel_size
 
     def _summed_counts(self, micro_batches: Sequence[MicroBatch], stop_requested: bool) -> torch.Tensor:
         """Over all ranks, in float64: targets, micro-batches that have some, tokens, rows, samples, wishes to stop, and the targets of each
@@ -155,7 +145,7 @@ class Stepper:
         if batch.target_tokens == 0:
             return 0.0
         share = 1 / with_targets if self.average == "micro_batch" else batch.target_tokens / step_targets
-        return (share * self.data_parallel_size).float()
+        return (share * self.backend.data_parallel_size).float()
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch], stop_requested: Callable[[], bool]) -> EvaluationSums | None:
@@ -171,7 +161,7 @@ class Stepper:
         """
         self.model.eval()
         found = torch.zeros(2 + 2 * self.categories, dtype=torch.float64, device=self.device)
-        together = 4 * self.engine.pipeline_stages if self.engine.pipeline_stages > 1 else 1
+        together = 4 * self.backend.pipeline_stages if self.backend.pipeline_stages > 1 else 1
         batches = iter(batches)
         for number in itertools.count():
             group = list(itertools.islice(batches, together))
@@ -183,18 +173,18 @@ class Stepper:
             categories = CategorySums(self.categories, self.device)
             inputs = self._inputs(group, categories, step=0)
             targets = [float(batch.target_tokens) for batch in group]
-            if self.engine.pipeline_stages > 1:
+            if self.backend.pipeline_stages > 1:
                 loss = self._through_pipeline(group, inputs, targets, categories)
             else:
                 loss = sum(self._loss(arguments, categories) * t for arguments, t in zip(inputs, targets, strict=True))
             found[0] += loss.double()
             found[2 : 2 + self.categories] += categories.sums.double()
-            if self.engine.is_last_stage:  # which alone has the losses
+            if self.backend.is_last_stage:  # which alone has the losses
                 found[1] += sum(targets)
                 found[2 + self.categories :] += found.new_tensor([batch.category_targets for batch in group]).sum(dim=0)
         dist.all_reduce(found)
         self.model.train()
-        loss, targets, *by_category = (found / (self._copies // self.engine.pipeline_stages)).tolist()
+        loss, targets, *by_category = (found / (self._copies // self.backend.pipeline_stages)).tolist()
         return EvaluationSums(
             loss, targets, tuple(by_category[: self.categories]), tuple(by_category[self.categories :])
         )
@@ -221,9 +211,9 @@ class Stepper:
         loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
         for index, (arguments, weight) in enumerate(zip(inputs, weights, strict=True)):
             is_last = index == len(weights) - 1
-            with nullcontext() if is_last else self._without_gradient_sync():
+            with nullcontext() if is_last else self.backend.no_sync(self.model, self.optimizer):
                 loss = self._loss(arguments, categories) * weight
-                self.engine.booster.backward(loss, self.optimizer)
+                self.backend.backward(loss, self.optimizer)
             loss_sum += loss.detach().float()
         return loss_sum
 
@@ -240,20 +230,13 @@ class Stepper:
         """
         remaining = iter(weights)
 
-        def weighted_loss(outputs: Any, _: object) -> torch.Tensor:
+        def weighted_loss(outputs: Any) -> torch.Tensor:
             categories.add(outputs)
-            return outputs.loss * next(remaining) * len(weights)  # the schedule divides by their number
+            return outputs.loss * next(remaining)
 
         shapes = [tuple(batch.input_ids.shape) for batch in micro_batches]
-        step_inputs = StepInputs(shapes, inputs)
-        if torch.is_grad_enabled():
-            result = self.engine.booster.execute_pipeline(
-                step_inputs, self.model, weighted_loss, self.optimizer, return_loss=True
-            )
-        else:  # past the booster, which would exchange gradients
-            schedule = self.engine.plugin.scheduler
-            result = schedule.forward_backward_step(self.model, step_inputs, weighted_loss, return_loss=True)
-        return torch.zeros((), device=self.device) if result["loss"] is None else result["loss"].float()
+        loss = self.backend.run_pipeline(self.model, self.optimizer, shapes, inputs, weighted_loss)
+        return torch.zeros((), device=self.device) if loss is None else loss.float()
 
     def _inputs(
         self, micro_batches: Sequence[MicroBatch], categories: CategorySums, step: int
@@ -297,45 +280,7 @@ class Stepper:
             return {}
         return {"target_positions": moved.target_positions}
 
-    def _update(self) -> float | None:
-        """Clips, updates, clears; returns the gradient norm before clipping."""
-        if self.engine.clips_itself:
-            scale = loss_scale(self.optimizer)
-            self.optimizer.step()
-            norm = self.optimizer.get_grad_norm()
-            if skipped_last_step(self.optimizer):
-                norm = None if scale > SMALLEST_LOSS_SCALE else math.inf
-            elif norm is not None:
-                norm = norm / scale
-        else:
-            norm = float(self._clip())
-            scales = hasattr(self.optimizer, "scaler")
-            scale = self.optimizer.scaler.get_scale() if scales else 1.0
-            if scales or math.isfinite(norm):  # else refused, as `refuse_bad_updates` does it for the other plugins
-                self.optimizer.step()
-            if scales and not math.isfinite(norm) and scale > SMALLEST_LOSS_SCALE:
-                norm = None  # an overflow, for which the scaler left the step out
-        norm = None if norm is None else float(norm)
-        if norm is not None and not math.isfinite(norm) and hasattr(self.optimizer, "uncount_last_update"):
-            self.optimizer.uncount_last_update()
-        self.optimizer.zero_grad()
-        return norm
-
-    def _clip(self) -> torch.Tensor:
-        if hasattr(self.optimizer, "scaler"):  # fp16: norm and limit are meant for the gradients without the loss scale
-            self.optimizer.unscale_grad()
-        limit = self.gradient_clipping or float("inf")
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-
     def _autocast(self):
-        if self.engine.autocast_dtype is None:
+        if self.backend.autocast_dtype is None:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.engine.autocast_dtype)
-
-    def _without_gradient_sync(self):
-        """Leaves out the exchange of gradients that the last micro-batch will do for all, where the plugin can."""
-        plugin = self.engine.plugin
-        partitioned = isinstance(plugin, HybridParallelPlugin) and plugin.zero_stage == 2
-        if isinstance(plugin, TorchDDPPlugin | HybridParallelPlugin) and not partitioned:
-            return self.engine.booster.no_sync(self.model, self.optimizer)
-        return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.backend.autocast_dtype)

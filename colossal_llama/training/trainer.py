@@ -22,7 +22,7 @@ from colossal_llama.training.lr_schedule import Schedule
 from colossal_llama.training.metrics import MetricsWriter, peak_flops
 from colossal_llama.training.nonfinite_steps import BadSteps, finite
 from colossal_llama.training.signals import StopRequest
-from colossal_llama.training.train_step import Stepper, StepResult
+from colossal_llama.training.train_step import StepResult, TrainStep
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError
 
@@ -35,7 +35,7 @@ be written."""
 class Run:
     """All that one training run is made of."""
 
-    stepper: Stepper
+    train_step: TrainStep
     reader: RowReader
     part_lengths: list[np.ndarray]
     """Tokens of every prepared row, by part."""
@@ -57,7 +57,7 @@ class Run:
 
     def fit(self) -> bool:
         """Trains to the end; returns False when a signal ended the run early (after saving)."""
-        self.stepper.model.train()
+        self.train_step.model.train()
         bar = progress_bar(total=self.schedule.total_steps, initial=self.progress.step, desc="training", unit="step")
         saving = self.saver or contextlib.nullcontext()
         with StopRequest().listening() as stop, bar, contextlib.closing(self.metrics), saving:
@@ -78,8 +78,8 @@ class Run:
         for micro_batches, wait_s in _timed(self._remaining_steps()):
             begun = time.perf_counter()
             rate = self.schedule.rate(self.progress.step)
-            set_learning_rate(self.stepper.optimizer, rate)
-            result = self.stepper.step(micro_batches, self.progress.step, stop.received)
+            set_learning_rate(self.train_step.optimizer, rate)
+            result = self.train_step.step(micro_batches, self.progress.step, stop.received)
             seconds = time.perf_counter() - begun + wait_s
             self.progress = self.progress.advanced(result.rows, result.samples, result.tokens, result.target_tokens)
             self.bad_steps.watch(self.progress.step, result.loss, result.gradient_norm, micro_batches)
@@ -106,8 +106,8 @@ class Run:
             plan,
             self.progress.rows_done_in_epoch,
             self.geometry,
-            self.stepper.data_parallel_rank,
-            pin_memory=self.stepper.device.type == "cuda",
+            self.train_step.backend.data_parallel_rank,
+            pin_memory=self.train_step.device.type == "cuda",
         )
 
     def _evaluate_if_due(self, stop: StopRequest) -> Evaluation | None:
@@ -137,7 +137,7 @@ class Run:
             "model_flops_utilisation": self._utilisation(tokens_per_s),
             "data_wait_s": round(wait_s, 4),
             "step_s": round(seconds, 4),
-            "peak_memory_gib": _peak_memory_gib(self.stepper.device),
+            "peak_memory_gib": _peak_memory_gib(self.train_step.device),
             "samples_seen": self.progress.samples_seen,
             "tokens_seen": self.progress.tokens_seen,
             "target_tokens_seen": self.progress.target_tokens_seen,
@@ -150,7 +150,7 @@ class Run:
 
     def _utilisation(self, tokens_per_s: float) -> float | None:
         """Model FLOPs per second over the devices' peak (model.param_count.flops_per_token, metrics.PEAK_FLOPS)."""
-        peak = peak_flops(self.stepper.device)
+        peak = peak_flops(self.train_step.device)
         if peak is None:
             return None
         return round(tokens_per_s * self.flops_per_token / (peak * torch.distributed.get_world_size()), 4)

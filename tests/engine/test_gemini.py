@@ -20,7 +20,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def found(project_root):
-    command = [sys.executable, "-W", "ignore", str(project_root / "tests" / "gemini_on_host.py"), "2"]
+    command = [sys.executable, "-W", "ignore", str(project_root / "tests" / "support" / "gemini_on_host.py"), "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -138,13 +138,13 @@ def test_gradients_are_still_divided_by_a_scale_that_they_were_not_made_with(unp
 
 @pytest.mark.parametrize(("stages", "ranks", "overlaps"), [(1, 2, True), (1, 1, False), (2, 2, False)])
 def test_gradients_of_a_pipeline_are_not_exchanged_on_a_second_stream(monkeypatch, unpatched, stages, ranks, overlaps):
-    """The last assertion fails when ColossalAI waits for that stream there: then `_overlaps` need not look at the stages."""
+    """The last assertion fails when ColossalAI waits for that stream there: then `_overlaps_communication` need not look at the stages."""
     launch.prepare_engine()
     from colossal_llama.engine import plugins
 
     monkeypatch.setattr(plugins, "has_gpu", lambda: True)
     monkeypatch.setattr(plugins.dist, "get_world_size", lambda: ranks)
-    assert plugins._overlaps(SimpleNamespace(pp=stages)) is overlaps
+    assert plugins._overlaps_communication(SimpleNamespace(pp=stages)) is overlaps
     assert ".synchronize(" not in unpatched["a pipeline's exchange"]
 
 

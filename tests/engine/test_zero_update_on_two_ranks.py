@@ -1,4 +1,4 @@
-"""The lean ZeRO updates on two ranks: the engine's own, with the same gradients, gives the same weights on both.
+"""The fused and overlapped ZeRO steps on two ranks: the engine's own, with the same gradients, gives the same weights on both.
 
 On GPUs one kernel computes it; here plain operations do, and everything around them is the same:
 partitioned gradients, the norm over all ranks, the weights gathered in place. Both ranks run this
@@ -22,7 +22,7 @@ def test_equals_the_engines_update_on_two_ranks(project_root):
         assert done.stdout.count(f"{way}: equal") == 2
 
 
-def trained(stage: int, offload: bool, lean: bool) -> tuple[list, list[float]]:
+def trained(stage: int, offload: bool, ours: bool) -> tuple[list, list[float]]:
     """Working weights and gradient norms after some steps with other rows on each rank; sizes that two ranks do not divide."""
     import torch
     import torch.distributed as dist
@@ -39,11 +39,11 @@ def trained(stage: int, offload: bool, lean: bool) -> tuple[list, list[float]]:
         stage=stage, precision="bf16", max_norm=0.05, overlap_communication=False, cpu_offload=offload
     )
     model, optimizer, *_ = Booster(plugin=plugin).boost(model, optimizer)
-    if lean and offload:
-        assert zero_offload_update.why_no_lean_offload(optimizer) is None
-        zero_offload_update.use_lean_offload(optimizer)
-    elif lean:
-        zero_update.use_lean_update(optimizer)
+    if ours and offload:
+        assert zero_offload_update.why_no_overlapped_offload_step(optimizer) is None
+        zero_offload_update.use_overlapped_offload_step(optimizer)
+    elif ours:
+        zero_update.use_fused_step(optimizer)
     generator = torch.Generator().manual_seed(1 + dist.get_rank())
     norms = []
     for _ in range(STEPS):
@@ -61,7 +61,7 @@ def main() -> None:
     from colossal_llama.engine import launch, zero_offload_update
 
     launch.launch(seed=0)
-    zero_offload_update.SLICE_ELEMENTS = 8  # more slices than lanes, and a last one that is not full
+    zero_offload_update.SLICE_ELEMENTS = 8  # more slices than buffers, and a last one that is not full
     for way in WAYS:
         compare(*way)
         print(f"{way}: equal", flush=True)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def check_reasons() -> None:
-    """A model that is split over ranks keeps the engine's update, and that is said, also where its states are in host memory."""
+    """A model that is divided over ranks keeps the engine's update, and that is said, also where its states are in host memory."""
     import torch
     import torch.distributed as dist
     from colossalai.zero.low_level import LowLevelZeroOptimizer
@@ -81,11 +81,14 @@ def check_reasons() -> None:
     settings = {"_master_weights": True, "_dtype": torch.bfloat16, "_cpu_offload": True, "grad_handles": []}
     vars(optimizer).update(settings, pg_to_param_list={dist.group.WORLD: []})
     cuda = torch.device("cuda")
-    assert zero_offload_update.why_no_lean_offload(optimizer) is None
-    assert zero_update.why_no_lean_update(optimizer, cuda) == "the optimizer's states are in host memory"
+    assert zero_offload_update.why_no_overlapped_offload_step(optimizer) is None
+    assert zero_update.why_no_fused_step(optimizer, cuda) == "the optimizer's states are in host memory"
     optimizer.pp_pg = dist.group.WORLD
-    for reason in (zero_offload_update.why_no_lean_offload(optimizer), zero_update.why_no_lean_update(optimizer, cuda)):
-        assert reason == "the model is split over ranks"
+    for reason in (
+        zero_offload_update.why_no_overlapped_offload_step(optimizer),
+        zero_update.why_no_fused_step(optimizer, cuda),
+    ):
+        assert reason == "the model is divided over ranks"
 
 
 def compare(stage: int, offload: bool) -> None:
@@ -93,11 +96,11 @@ def compare(stage: int, offload: bool) -> None:
     import torch
     import torch.distributed as dist
 
-    lean, lean_norms = trained(stage, offload, lean=True)
-    plain, plain_norms = trained(stage, offload, lean=False)
+    ours, our_norms = trained(stage, offload, ours=True)
+    plain, plain_norms = trained(stage, offload, ours=False)
     assert min(plain_norms) > 0.05, "nothing was clipped"
-    torch.testing.assert_close(torch.tensor(lean_norms), torch.tensor(plain_norms), rtol=1e-3, atol=0)
-    for mine, theirs in zip(lean, plain, strict=True):
+    torch.testing.assert_close(torch.tensor(our_norms), torch.tensor(plain_norms), rtol=1e-3, atol=0)
+    for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2**-8, atol=1e-6)
         other = mine.clone()
         dist.broadcast(other, src=0)

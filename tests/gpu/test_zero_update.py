@@ -1,4 +1,4 @@
-"""The lean ZeRO updates compute what ColossalAI's own update does, on the same gradients."""
+"""The fused and overlapped ZeRO steps compute what ColossalAI's own update does, on the same gradients."""
 
 import math
 
@@ -32,15 +32,15 @@ class Branches(torch.nn.Module):
 
 
 def masters_after(
-    lean: bool, precision: str, accumulated: int, offload: bool
+    ours: bool, precision: str, accumulated: int, offload: bool
 ) -> tuple[list[torch.Tensor], list[float]]:
     from colossalai.booster import Booster
     from colossalai.booster.plugin import LowLevelZeroPlugin
 
     from colossal_llama.engine.hybrid_adam import build_optimizer
     from colossal_llama.engine.loss_scale import loss_scale
-    from colossal_llama.engine.zero_offload_update import use_lean_offload, why_no_lean_offload
-    from colossal_llama.engine.zero_update import use_lean_update, why_no_lean_update
+    from colossal_llama.engine.zero_offload_update import use_overlapped_offload_step, why_no_overlapped_offload_step
+    from colossal_llama.engine.zero_update import use_fused_step, why_no_fused_step
 
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
@@ -56,12 +56,12 @@ def masters_after(
     )
     booster = Booster(plugin=plugin)
     model, optimizer, *_ = booster.boost(model, optimizer)
-    if lean and offload:
-        assert why_no_lean_offload(optimizer) is None
-        use_lean_offload(optimizer)
-    elif lean:
-        assert why_no_lean_update(optimizer, torch.device("cuda")) is None
-        use_lean_update(optimizer)
+    if ours and offload:
+        assert why_no_overlapped_offload_step(optimizer) is None
+        use_overlapped_offload_step(optimizer)
+    elif ours:
+        assert why_no_fused_step(optimizer, torch.device("cuda")) is None
+        use_fused_step(optimizer)
     generator = torch.Generator(device="cuda").manual_seed(1)
     norms = []
     for _ in range(STEPS):
@@ -87,12 +87,12 @@ def test_equals_the_engines_update(launched, precision, accumulated, offload, mo
 
     monkeypatch.setattr(
         zero_offload_update, "SLICE_ELEMENTS", 100
-    )  # more slices than lanes, and a last one that is not full
-    lean, lean_norms = masters_after(True, precision, accumulated, offload)
+    )  # more slices than buffers, and a last one that is not full
+    ours, our_norms = masters_after(True, precision, accumulated, offload)
     engine, engine_norms = masters_after(False, precision, accumulated, offload)
-    assert lean_norms == pytest.approx(engine_norms, rel=1e-3)
+    assert our_norms == pytest.approx(engine_norms, rel=1e-3)
     assert min(engine_norms) > 0.05, "nothing was clipped, so clipping was not tested"
-    for mine, theirs in zip(lean, engine, strict=True):
+    for mine, theirs in zip(ours, engine, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 

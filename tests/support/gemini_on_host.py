@@ -33,14 +33,16 @@ apply_gemini_patches()
 from colossalai.booster.plugin import GeminiPlugin  # noqa: E402
 from colossalai.zero.gemini.chunk import ChunkManager  # noqa: E402
 
+from colossal_llama.engine.backend import Backend  # noqa: E402
 from colossal_llama.engine.hybrid_adam import build_optimizer  # noqa: E402
 from colossal_llama.engine.loss_scale import skipped_last_step  # noqa: E402
-from colossal_llama.engine.optimizer_shards import Place, optimizer_slots  # noqa: E402
-from colossal_llama.engine.plugins import PRECISIONS, Engine  # noqa: E402
+from colossal_llama.engine.optimizer_shards import ShardRange  # noqa: E402
+from colossal_llama.engine.optimizer_step import refuse_nonfinite_updates  # noqa: E402
+from colossal_llama.engine.plugins import PRECISIONS  # noqa: E402
 from colossal_llama.model.weights.stored_tensors import shape_of  # noqa: E402
 from colossal_llama.model.weights.weight_files import write_safetensors  # noqa: E402
 from colossal_llama.training.checkpoint.commit import HeldFile  # noqa: E402
-from colossal_llama.training.checkpoint.model_files import fp32_weights, weights_to_save  # noqa: E402
+from colossal_llama.training.checkpoint.model_files import fp32_weights  # noqa: E402
 from colossal_llama.training.checkpoint.optimizer_io import (  # noqa: E402
     INDEX,
     SavedOptimizer,
@@ -48,7 +50,6 @@ from colossal_llama.training.checkpoint.optimizer_io import (  # noqa: E402
     restore_states,
     tensors_to_save,
 )
-from colossal_llama.training.nonfinite_steps import refuse_bad_updates  # noqa: E402
 
 _SMALL_CHUNKS = {"min_chunk_size_m": 0.012, "search_range_m": 0.001, "hidden_dim": 8}
 _OFFLOADED = {"offload_optim_frac": 1.0, "offload_param_frac": 1.0}
@@ -150,7 +151,7 @@ def _not_the_masters(directory: Path, weights: dict[str, torch.Tensor]) -> list[
     saved = SavedOptimizer(directory / "optimizer")
     wrong = []
     for name, weight in weights.items():
-        master = saved.read(name, "master_weight", Place(tuple(weight.shape), None, 0, weight.numel()))
+        master = saved.read(name, "master_weight", ShardRange(tuple(weight.shape), None, 0, weight.numel()))
         if not torch.equal(master.to(weight.dtype).view_as(weight), weight):
             wrong.append(name)
     return wrong
@@ -179,9 +180,9 @@ class Training:
         if weights is not None:
             network.load_state_dict(weights)
         plugin = GeminiPlugin(max_norm=1.0, initial_scale=2.0**16, pin_memory=True, **settings)
-        self.engine = Engine(None, plugin, dtype, None, clips_itself=True)
+        self.backend = Backend(None, plugin, dtype, None, clips_gradients=True)
         self.model, self.optimizer, *_ = plugin.configure(network, build_optimizer(network, 1e-2, 0.1))
-        refuse_bad_updates(self.optimizer)
+        refuse_nonfinite_updates(self.optimizer)
 
     def step(self, number: int, factor: float = 1.0) -> tuple[float, float]:
         """Loss and gradient norm."""
@@ -197,15 +198,15 @@ class Training:
         self.optimizer.zero_grad()
         return total, norm
 
-    def slots(self) -> list[Any]:
-        return optimizer_slots(self.engine, self.model, self.optimizer)
+    def shards(self) -> list[Any]:
+        return self.backend.optimizer_shards(self.model, self.optimizer)
 
     def equals(self, other: "Training") -> bool:
         """Whether both have the same master weights and states."""
         return all(
             torch.equal(a.master, b.master)
             and all(torch.equal(a.states[k], b.states[k]) for k in ("exp_avg", "exp_avg_sq"))
-            for a, b in zip(self.slots(), other.slots(), strict=True)
+            for a, b in zip(self.shards(), other.shards(), strict=True)
         )
 
     def save(self, directory: Path) -> None:
@@ -213,10 +214,10 @@ class Training:
         for folder in ("optimizer", "modelling"):
             (directory / folder).mkdir(parents=True, exist_ok=True)
         file = HeldFile(f"rank-{dist.get_rank()}.safetensors")
-        for name, tensor, note in tensors_to_save(self.slots()):
+        for name, tensor, note in tensors_to_save(self.shards()):
             file.add(name, shape_of(tensor), [tensor.clone()], note)
         write_safetensors(directory / "optimizer" / file.name, file.shapes, file.pieces.__getitem__, file.metadata)
-        weights = {name: tensor.clone() for name, tensor in weights_to_save(self.engine, self.model)}
+        weights = {name: tensor.clone() for name, tensor in self.backend.weights_to_save(self.model)}
         if weights:
             save_file(weights, directory / "modelling" / "model.safetensors")
         if dist.get_rank() == 0:
@@ -227,7 +228,7 @@ class Training:
     def restore(self, directory: Path) -> None:
         """What training.checkpoint.restore does for Gemini, the loss scale aside."""
         saved = SavedOptimizer(directory / "optimizer")
-        restore_states(saved, self.slots(), fp32_weights(directory / "modelling"))
+        restore_states(saved, self.shards(), fp32_weights(directory / "modelling"))
         saved.close()
 
 

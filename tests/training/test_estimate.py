@@ -82,9 +82,9 @@ def test_estimated_as_measured_on_an_h200(plugin, peak_gib):
 
 
 def test_slices_go_through_as_many_bytes_as_the_estimate_says():
-    from colossal_llama.engine.zero_offload_update import Pipeline
+    from colossal_llama.engine.zero_offload_update import OffloadPipeline
 
-    assert Pipeline(torch.device("cpu"), torch.bfloat16).host_bytes == memory_estimate._SLICE_BUFFERS_BYTES
+    assert OffloadPipeline(torch.device("cpu"), torch.bfloat16).host_bytes == memory_estimate._SLICE_BUFFERS_BYTES
 
 
 @pytest.mark.parametrize(("setting", "frugal"), [("", True), ("expandable_segments:False", False)])

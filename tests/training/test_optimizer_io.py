@@ -1,4 +1,4 @@
-"""Optimizer states on disk: whoever cut a parameter into whatever pieces, anybody reads any elements of it again."""
+"""Optimizer states on disk: however a parameter was sharded, any elements of it are read again."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from colossal_llama.engine.launch import prepare_engine
 
 prepare_engine()
 
-from colossal_llama.engine.optimizer_shards import Cut, Place, Slot  # noqa: E402
+from colossal_llama.engine.optimizer_shards import OptimizerShard, ShardRange, TensorShard  # noqa: E402
 from colossal_llama.model.weights.stored_tensors import shape_of  # noqa: E402
 from colossal_llama.model.weights.weight_files import write_safetensors  # noqa: E402
 from colossal_llama.training.checkpoint.commit import HeldFile  # noqa: E402
@@ -33,39 +33,39 @@ shapes = st.tuples(st.integers(1, 9), st.integers(1, 7))
 
 
 @st.composite
-def divisions(draw, shape: tuple[int, int]) -> list[Place]:
-    """Places that cover a parameter once: cut along one dimension or not, each cut divided into ranges."""
-    cuts: list[Cut | None] = [None]
+def divisions(draw, shape: tuple[int, int]) -> list[ShardRange]:
+    """Ranges that cover a parameter once: sharded along one dimension or not, each shard divided into ranges."""
+    shards: list[TensorShard | None] = [None]
     dimension = draw(st.sampled_from([None, 0, 1]))
     if dimension is not None:
         edges = sorted({0, shape[dimension], *draw(st.sets(st.integers(0, shape[dimension]), max_size=3))})
-        cuts = [Cut(dimension, begin, end) for begin, end in itertools.pairwise(edges)]
-    places = []
-    for cut in cuts:
-        count = math.prod(Place(shape, cut, 0, 0).cut_shape)
+        shards = [TensorShard(dimension, begin, end) for begin, end in itertools.pairwise(edges)]
+    ranges = []
+    for shard in shards:
+        count = math.prod(ShardRange(shape, shard, 0, 0).shard_shape)
         edges = sorted({0, count, *draw(st.sets(st.integers(0, count), max_size=3))})
-        places += [Place(shape, cut, begin, end) for begin, end in itertools.pairwise(edges)]
-    return draw(st.permutations(places))
+        ranges += [ShardRange(shape, shard, begin, end) for begin, end in itertools.pairwise(edges)]
+    return draw(st.permutations(ranges))
 
 
-def elements(whole: torch.Tensor, place: Place) -> torch.Tensor:
-    cut = place.cut
-    part = whole if cut is None else whole.narrow(cut.dimension, cut.begin, cut.end - cut.begin)
+def elements(whole: torch.Tensor, place: ShardRange) -> torch.Tensor:
+    shard = place.shard
+    part = whole if shard is None else whole.narrow(shard.dimension, shard.begin, shard.end - shard.begin)
     return part.reshape(-1)[place.begin : place.end]
 
 
-def slot_of(place: Place, states: dict, master: torch.Tensor, padding: int = 0) -> Slot:
+def shard_of(place: ShardRange, states: dict, master: torch.Tensor, padding: int = 0) -> OptimizerShard:
     length = place.end - place.begin + padding
     key = torch.zeros(length)
-    return Slot("weight", place, key, key.shape, states, master, keeps_master=True, is_mine=True)
+    return OptimizerShard("weight", place, key, key.shape, states, master, keeps_master=True, is_written_here=True)
 
 
-def written(directory, slots: list[Slot], tensors_per_file: int = 3) -> SavedOptimizer:
-    """The slots saved, each by a rank of its own, in files of so many tensors."""
+def written(directory, shards: list[OptimizerShard], tensors_per_file: int = 3) -> SavedOptimizer:
+    """The shards saved, each by a rank of its own, in files of so many tensors."""
     directory.mkdir()
     memory, names = HostMemory(pinned=False, block_bytes=64), []
-    for rank, slot in enumerate(slots):
-        tensors = list(tensors_to_save([slot]))
+    for rank, shard in enumerate(shards):
+        tensors = list(tensors_to_save([shard]))
         for first in range(0, len(tensors), tensors_per_file):
             file = HeldFile(f"rank-{rank}-{first}.safetensors")
             for name, tensor, note in tensors[first : first + tensors_per_file]:
@@ -81,38 +81,38 @@ def written(directory, slots: list[Slot], tensors_per_file: int = 3) -> SavedOpt
 @given(data=st.data(), shape=shapes, padding=st.integers(0, 3))
 def test_any_division_is_read_by_any_other(tmp_path_factory, data, shape, padding):
     whole = {name: torch.randn(shape) for name in ("exp_avg", "exp_avg_sq", "master_weight")}
-    slots = [
-        slot_of(
+    shards = [
+        shard_of(
             place,
             {"step": 7, **{name: elements(whole[name], place) for name in ("exp_avg", "exp_avg_sq")}},
             elements(whole["master_weight"], place).clone(),
         )
         for place in data.draw(divisions(shape))
     ]
-    saved = written(tmp_path_factory.mktemp("saved") / "optimizer", slots, data.draw(st.integers(1, 3)))
+    saved = written(tmp_path_factory.mktemp("saved") / "optimizer", shards, data.draw(st.integers(1, 3)))
     for place in data.draw(divisions(shape)):
         length = place.end - place.begin
-        slot = slot_of(place, {}, torch.full((length + padding,), 5.0), padding)
-        restore_states(saved, [slot], {})
-        assert slot.states["step"] == 7
-        assert torch.equal(slot.master[:length], elements(whole["master_weight"], place))
-        assert torch.equal(slot.master[length:], torch.full((padding,), 5.0))
+        shard = shard_of(place, {}, torch.full((length + padding,), 5.0), padding)
+        restore_states(saved, [shard], {})
+        assert shard.states["step"] == 7
+        assert torch.equal(shard.master[:length], elements(whole["master_weight"], place))
+        assert torch.equal(shard.master[length:], torch.full((padding,), 5.0))
         for name in ("exp_avg", "exp_avg_sq"):
-            assert torch.equal(slot.states[name][:length], elements(whole[name], place))
-            assert not slot.states[name][length:].any()
+            assert torch.equal(shard.states[name][:length], elements(whole[name], place))
+            assert not shard.states[name][length:].any()
     saved.close()
 
 
 def test_what_is_missing_is_said(tmp_path):
     """A missing piece is not read as zeros; a parameter that was not trained is named."""
-    half = Place((4, 2), None, 0, 4)
+    half = ShardRange((4, 2), None, 0, 4)
     states = {"step": 1, "exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(4)}
-    saved = written(tmp_path / "optimizer", [slot_of(half, states, torch.ones(4))])
-    whole = slot_of(Place((4, 2), None, 0, 8), {}, torch.zeros(8))
+    saved = written(tmp_path / "optimizer", [shard_of(half, states, torch.ones(4))])
+    whole = shard_of(ShardRange((4, 2), None, 0, 8), {}, torch.zeros(8))
     with pytest.raises(UserError, match=r"incomplete: elements of weight\.master_weight are missing"):
         restore_states(saved, [whole], {})
     with pytest.raises(UserError, match=r"the shape \(4, 2\), the model's is \(2, 4\)"):
-        restore_states(saved, [slot_of(Place((2, 4), None, 0, 8), {}, torch.zeros(8))], {})
+        restore_states(saved, [shard_of(ShardRange((2, 4), None, 0, 8), {}, torch.zeros(8))], {})
     (tmp_path / "optimizer" / "rank-0-0.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be read"):
         SavedOptimizer(tmp_path / "optimizer")

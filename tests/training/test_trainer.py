@@ -85,15 +85,15 @@ def walk(setting: Setting, rank: int = 0, progress: Progress | None = None) -> N
         rows = min(geometry.rows_per_step, planned)
         return StepResult(1.0, 1.0, rows, rows, rows, rows, False, (), ())
 
-    stepper = SimpleNamespace(
+    train_step = SimpleNamespace(
         model=torch.nn.Identity(),
         device=torch.device("cpu"),
         optimizer=optimizer,
-        data_parallel_rank=rank,
+        backend=SimpleNamespace(data_parallel_rank=rank),
         step=step,
     )
     run = Run(
-        stepper=stepper,
+        train_step=train_step,
         reader=SimpleNamespace(micro_batch=lambda rows: SimpleNamespace(sample_ids=[int(s) for r in rows for s in r])),
         part_lengths=lengths,
         geometry=geometry,

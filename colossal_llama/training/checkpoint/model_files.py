@@ -1,78 +1,19 @@
-"""The model directory of a checkpoint: which process writes which weights, and the small files beside them."""
+"""Model directory of a checkpoint: small files, names and index of the weight files, fp32 weights to read."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from colossalai.checkpoint_io.utils import gather_distributed_param
-from colossalai.tensor.d_tensor import is_distributed_tensor
-from colossalai.tensor.padded_tensor import is_padded_tensor, to_unpadded_tensor
-from colossalai.zero import GeminiDDP
 from peft import PeftModel
-from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from colossal_llama.engine.optimizer_shards import replicas, saved_name
-from colossal_llama.engine.plugins import Engine
 from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from colossal_llama.model.weights.generation_config import write_generation_settings
 from colossal_llama.model.weights.weight_files import SAFETENSORS_INDEX, find_weight_files
 from colossal_llama.utils.atomic_io import write_bytes, write_json
-from colossal_llama.utils.console import is_rank_zero
-
-
-def weights_to_save(engine: Engine, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights that this process writes, whole, without padding; all ranks must go through it together.
-
-    Weights that several ranks hold are shared out among these; with LoRA, rank 0 writes the
-    adapter.
-    """
-    network = model.unwrap(unwrap_peft=False)
-    if isinstance(network, PeftModel):
-        if is_rank_zero():
-            yield from get_peft_model_state_dict(network).items()
-    elif isinstance(model, GeminiDDP):
-        _update_working_weights(model)
-        for shard, _ in model.state_dict_shard(max_shard_size=1024, only_rank_0=True):
-            if is_rank_zero():  # chunks that every rank keeps whole come in fp32
-                yield from ((name, weight.to(engine.parameter_dtype)) for name, weight in shard.items())
-    else:
-        if hasattr(model, "_force_wait_all_gather"):
-            model._force_wait_all_gather()  # ZeRO may still be spreading the last update
-        yield from _shared_out(engine, network)
-
-
-def _update_working_weights(model: GeminiDDP) -> None:
-    """Gives half-precision weights in host memory the last update, which Gemini puts off until it moves them to the device.
-
-    It saves them as they are when it accumulates gradients; else it saves the master weights.
-    """
-    if model.chunk_manager.reuse_fp16_chunk:
-        return
-    for chunk in model.chunk_manager.get_chunks(model.fp16_params):
-        if not chunk.optim_sync_flag:
-            chunk.payload.copy_(chunk.paired_chunk.payload)
-
-
-def _shared_out(engine: Engine, network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for number, (name, parameter) in enumerate(network.named_parameters()):
-        if saved_name(network, name) is None:
-            continue
-        whole = parameter.detach()
-        if is_distributed_tensor(parameter):
-            count, index = replicas(engine, over_data=True, over_tensor=False)
-            if number % count != index:
-                continue
-            whole = gather_distributed_param(parameter)  # by the tensor-parallel ranks together
-            is_mine = replicas(engine, over_data=False, over_tensor=True)[1] == 0
-        else:
-            count, index = replicas(engine, over_data=True, over_tensor=True)
-            is_mine = number % count == index
-        if is_mine:
-            yield name, to_unpadded_tensor(whole) if is_padded_tensor(whole) else whole
 
 
 def small_files(

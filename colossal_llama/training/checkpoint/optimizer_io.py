@@ -1,27 +1,27 @@
-"""Optimizer states on disk: every process writes the elements that it has, and reads any others it needs.
+"""Optimizer states on disk: each process writes its shards, and reads the elements of any shards it needs.
 
     optimizer/index.json                         format, hyperparameters, files
-    optimizer/rank-00000-00000.safetensors       NAME.exp_avg, NAME.exp_avg_sq, NAME.master_weight: flat fp32 pieces of parameters;
+    optimizer/rank-00000-00000.safetensors       NAME.exp_avg, NAME.exp_avg_sq, NAME.master_weight: flat fp32 shards of parameters;
                                                  the header says which elements of NAME they are, and its step count
 
-Nothing is gathered for a save, and since a piece says where it belongs, another number of ranks and
-another plugin put together what they need. ColossalAI's own checkpoints keep the half-precision
-weights alone and round the master weights to them on loading; here each master weight travels as
-one more state of its parameter.
+Nothing is gathered for a checkpoint. Since each stored shard names its elements, a run with another
+number of ranks or another plugin reshards them as it reads. ColossalAI's own checkpoints keep the
+half-precision weights alone and round the master weights to them on loading; here each master
+weight is saved as one more state of its parameter.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from colossal_llama.engine.optimizer_shards import Cut, Place, Slot
+from colossal_llama.engine.optimizer_shards import OptimizerShard, ShardRange, TensorShard, hyperparameters
 from colossal_llama.training.checkpoint.commit import NOTES
 from colossal_llama.training.checkpoint.discovery import OPTIMIZER_INDEX as INDEX
 from colossal_llama.utils.errors import UserError
@@ -30,56 +30,67 @@ _FORMAT = "colossal_llama.optimizer.1"
 _MASTER = "master_weight"
 
 
-def tensors_to_save(slots: list[Slot]) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
-    """What this process writes.
+def tensors_to_save(shards: list[OptimizerShard]) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
+    """Optimizer states that this process writes.
 
     Yields:
         Name in the file, flat tensor (on its device, not a copy), and the header's entry for its
             parameter.
     """
-    for slot in slots:
-        length = slot.place.end - slot.place.begin
-        if not slot.is_mine or length == 0:
+    for shard in shards:
+        elements = shard.range.end - shard.range.begin
+        if not shard.is_written_here or elements == 0:
             continue
-        note = {slot.name: {**asdict(slot.place), "step": int(slot.states.get("step", 0))}}
-        tensors = {name: state for name, state in slot.states.items() if isinstance(state, torch.Tensor)}
+        entry = {shard.name: {**_range_to_json(shard.range), "step": int(shard.states.get("step", 0))}}
+        tensors = {name: state for name, state in shard.states.items() if isinstance(state, torch.Tensor)}
         tensors.pop("step", None)
-        if slot.keeps_master:
-            tensors[_MASTER] = slot.master
+        if shard.keeps_master:
+            tensors[_MASTER] = shard.master
         for name, tensor in tensors.items():
-            yield f"{slot.name}.{name}", tensor.detach().reshape(-1)[:length], note
+            yield f"{shard.name}.{name}", tensor.detach().reshape(-1)[:elements], entry
 
 
 def index_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What index.json holds beside the files: the hyperparameters, for people (a resumed run takes its own arguments)."""
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.optim.param_groups]
-    return {"format": _FORMAT, "param_groups": groups}
+    """Content of index.json apart from the files: the hyperparameters, for people (a resumed run takes its own arguments)."""
+    return {"format": _FORMAT, "param_groups": hyperparameters(optimizer)}
+
+
+def _range_to_json(elements: ShardRange) -> dict[str, Any]:
+    """Header entry of a range; its keys are part of the format."""
+    shard = elements.shard
+    cut = None if shard is None else {"dimension": shard.dimension, "begin": shard.begin, "end": shard.end}
+    return {"shape": elements.shape, "cut": cut, "begin": elements.begin, "end": elements.end}
+
+
+def _range_from_json(entry: Mapping[str, Any]) -> ShardRange:
+    shard = TensorShard(**entry["cut"]) if entry["cut"] else None
+    return ShardRange(tuple(entry["shape"]), shard, entry["begin"], entry["end"])
 
 
 @dataclass(frozen=True)
-class _Piece:
-    place: Place
+class _StoredShard:
+    range: ShardRange
     step: int
     path: Path
 
 
 class SavedOptimizer:
-    """The optimizer states of a checkpoint, read piece by piece (the files are mapped; only what is used is read)."""
+    """Optimizer states of a checkpoint, read shard by shard (the files are mapped; only what is used is read)."""
 
     def __init__(self, directory: Path):
         """Reads the index and every file's header.
 
         Raises:
-            UserError: something is missing or not what it should be.
+            UserError: something is missing or malformed.
         """
         self._directory, self._files = directory, {}
         self._open = ExitStack()
-        self._pieces: dict[str, list[_Piece]] = defaultdict(list)
+        self._shards: dict[str, list[_StoredShard]] = defaultdict(list)
         try:
             index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
             if index["format"] != _FORMAT:
                 raise UserError(
-                    f"{directory / INDEX}: the format {index['format']} is not {_FORMAT}, which is read here"
+                    f"{directory / INDEX}: the format is {index['format']}, but this version reads {_FORMAT}"
                 )
             for name in index["files"]:
                 self._read_header(directory / name)
@@ -97,26 +108,24 @@ class SavedOptimizer:
         except SafetensorError as error:
             raise UserError(f"{path} cannot be read: it is incomplete or damaged ({error})") from error
         self._files[path] = file, set(file.keys())
-        for name, note in json.loads(file.metadata()[NOTES]).items():
-            cut = Cut(**note["cut"]) if note["cut"] else None
-            place = Place(tuple(note["shape"]), cut, note["begin"], note["end"])
-            self._pieces[name].append(_Piece(place, note["step"], path))
+        for name, entry in json.loads(file.metadata()[NOTES]).items():
+            self._shards[name].append(_StoredShard(_range_from_json(entry), entry["step"], path))
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """Shape of a parameter; None when no states of it were saved."""
-        pieces = self._pieces.get(parameter)
-        return pieces[0].place.shape if pieces else None
+        shards = self._shards.get(parameter)
+        return shards[0].range.shape if shards else None
 
     def step(self, parameter: str) -> int:
         """Updates that the parameter had; 0: it has no states but perhaps a master weight."""
-        return self._pieces[parameter][0].step
+        return self._shards[parameter][0].step
 
     def has(self, parameter: str, state: str) -> bool:
-        """Whether a state of a parameter was saved."""
-        return any(f"{parameter}.{state}" in self._files[piece.path][1] for piece in self._pieces[parameter])
+        """True when a state of a parameter was saved."""
+        return bool(self._shards_with(parameter, state))
 
-    def read(self, parameter: str, state: str, place: Place) -> torch.Tensor:
-        """The elements of a place.
+    def read(self, parameter: str, state: str, elements: ShardRange) -> torch.Tensor:
+        """Reads elements of a state, from whichever shards hold them.
 
         Returns:
             A flat fp32 tensor on the CPU.
@@ -124,31 +133,42 @@ class SavedOptimizer:
         Raises:
             UserError: some of the elements are in no file.
         """
-        # A parameter's states may be in several files, each with the note of where they belong.
-        pieces = [piece for piece in self._pieces[parameter] if f"{parameter}.{state}" in self._files[piece.path][1]]
-        alike = [piece for piece in pieces if piece.place.cut == place.cut]
-        if alike:
-            return self._range(parameter, state, alike, place.begin, place.end)
-        whole = torch.empty(place.shape)
-        cuts: dict[Cut | None, list[_Piece]] = defaultdict(list)
-        for piece in pieces:
-            cuts[piece.place.cut].append(piece)
-        for cut, parts in cuts.items():
-            shape = parts[0].place.cut_shape
-            values = self._range(parameter, state, parts, 0, torch.Size(shape).numel()).view(shape)
-            _slice_of(whole, cut).copy_(values)
-        if sum(torch.Size(parts[0].place.cut_shape).numel() for parts in cuts.values()) != whole.numel():
-            raise UserError(self._incomplete(parameter, state))
-        return _slice_of(whole, place.cut).reshape(-1)[place.begin : place.end]
+        stored = self._shards_with(parameter, state)
+        same_shard = [shard for shard in stored if shard.range.shard == elements.shard]
+        if same_shard:
+            return self._read_range(parameter, state, same_shard, elements.begin, elements.end)
+        return elements.of(self._read_whole(parameter, state, stored, elements.shape))
 
-    def _range(self, parameter: str, state: str, pieces: list[_Piece], begin: int, end: int) -> torch.Tensor:
-        """Elements [begin, end) of a flattened cut, whose pieces these are."""
+    def _shards_with(self, parameter: str, state: str) -> list[_StoredShard]:
+        # A parameter's states may be in several files, each with the entry of its elements.
+        return [shard for shard in self._shards[parameter] if f"{parameter}.{state}" in self._files[shard.path][1]]
+
+    def _read_whole(
+        self, parameter: str, state: str, stored: list[_StoredShard], shape: tuple[int, ...]
+    ) -> torch.Tensor:
+        """A state of a whole parameter, from its tensor-parallel shards."""
+        whole = torch.empty(shape)
+        by_shard: dict[TensorShard | None, list[_StoredShard]] = defaultdict(list)
+        for shard in stored:
+            by_shard[shard.range.shard].append(shard)
+        elements = 0
+        for tensor_shard, ranges in by_shard.items():
+            size = torch.Size(ranges[0].range.shard_shape)
+            values = self._read_range(parameter, state, ranges, 0, size.numel()).view(size)
+            (whole if tensor_shard is None else tensor_shard.of(whole)).copy_(values)
+            elements += size.numel()
+        if elements != whole.numel():
+            raise UserError(self._incomplete(parameter, state))
+        return whole
+
+    def _read_range(self, parameter: str, state: str, stored: list[_StoredShard], begin: int, end: int) -> torch.Tensor:
+        """Elements [begin, end) of one flattened tensor-parallel shard, of which these are the stored ranges."""
         values, found = torch.empty(end - begin), 0
-        for piece in pieces:
-            first, last = max(begin, piece.place.begin), min(end, piece.place.end)
+        for shard in stored:
+            first, last = max(begin, shard.range.begin), min(end, shard.range.end)
             if first < last:
-                stored = self._files[piece.path][0].get_tensor(f"{parameter}.{state}")
-                values[first - begin : last - begin] = stored[first - piece.place.begin : last - piece.place.begin]
+                tensor = self._files[shard.path][0].get_tensor(f"{parameter}.{state}")
+                values[first - begin : last - begin] = tensor[first - shard.range.begin : last - shard.range.begin]
                 found += last - first
         if found != end - begin:
             raise UserError(self._incomplete(parameter, state))
@@ -158,62 +178,55 @@ class SavedOptimizer:
         return f"the optimizer states in {self._directory} are incomplete: elements of {parameter}.{state} are missing"
 
 
-def _slice_of(whole: torch.Tensor, cut: Cut | None) -> torch.Tensor:
-    return whole if cut is None else whole.narrow(cut.dimension, cut.begin, cut.end - cut.begin)
-
-
-def restore_states(saved: SavedOptimizer, slots: list[Slot], weights: Mapping[str, Any]) -> None:
-    """Puts moments, step counts and master weights where this process's optimizer has them.
+def restore_states(saved: SavedOptimizer, shards: list[OptimizerShard], weights: Mapping[str, Any]) -> None:
+    """Restores moments, step counts and master weights of this process's optimizer.
 
     Args:
         saved: of a checkpoint, by any plugin on any number of ranks.
-        slots: of the boosted optimizer, whose model has the checkpoint's weights.
+        shards: of the prepared optimizer, whose model has the checkpoint's weights.
         weights: functions that read the checkpoint's fp32 model weights by name; they serve as
-            master weights where a plugin that keeps no others has saved.
+            master weights where the saved run kept no others.
 
     Raises:
         UserError: parameters that are trained now were not trained in the saved run, or had another
             shape.
     """
-    _refuse_others(saved, slots)
-    for slot in slots:
-        if saved.has(slot.name, _MASTER):
-            master = saved.read(slot.name, _MASTER, slot.place)
-        elif slot.keeps_master and slot.name in weights:
-            place = slot.place
-            master = _slice_of(weights[slot.name](), place.cut).reshape(-1)[place.begin : place.end]
+    _check_parameters(saved, shards)
+    for shard in shards:
+        if saved.has(shard.name, _MASTER):
+            master = saved.read(shard.name, _MASTER, shard.range)
+        elif shard.keeps_master and shard.name in weights:
+            master = shard.range.of(weights[shard.name]())
         else:
-            master = slot.master[:0]
-        slot.master[: len(master)].copy_(master)
-        step = saved.step(slot.name)
-        slot.states.clear()
+            master = shard.master[:0]
+        shard.master[: len(master)].copy_(master)
+        step = saved.step(shard.name)
+        shard.states.clear()
         if step:
             moments = {
-                name: _placed(saved.read(slot.name, name, slot.place), slot) for name in ("exp_avg", "exp_avg_sq")
+                name: _to_shard(saved.read(shard.name, name, shard.range), shard) for name in ("exp_avg", "exp_avg_sq")
             }
-            slot.states.update(step=step, **moments)
+            shard.states.update(step=step, **moments)
 
 
-def _placed(values: torch.Tensor, slot: Slot) -> torch.Tensor:
+def _to_shard(values: torch.Tensor, shard: OptimizerShard) -> torch.Tensor:
     """A state as the optimizer keeps it: on its device, in its shape, padded with zeros."""
-    state = torch.zeros(slot.shape.numel(), dtype=slot.key.dtype, device=slot.key.device)
+    state = torch.zeros(shard.shape.numel(), dtype=shard.key.dtype, device=shard.key.device)
     state[: len(values)].copy_(values)
-    return state.view(slot.shape)
+    return state.view(shard.shape)
 
 
-def _refuse_others(saved: SavedOptimizer, slots: list[Slot]) -> None:
-    strange = [slot.name for slot in slots if saved.shape(slot.name) is None]
-    if strange:
+def _check_parameters(saved: SavedOptimizer, shards: list[OptimizerShard]) -> None:
+    missing = [shard.name for shard in shards if saved.shape(shard.name) is None]
+    if missing:
         raise UserError(
-            f"the checkpoint has no optimizer states of {len(strange)} parameters that are trained now ({strange[0]} "
-            "…): it was saved by a "
-            "run that trained others (--freeze_non_embeds_params, --lora_rank). To begin a new stage from its weights "
-            "give its modelling "
-            "folder to --load_checkpoint"
+            f"the checkpoint has no optimizer states of {len(missing)} parameters that are trained now ({missing[0]} "
+            "…): it was saved by a run that trained others (--freeze_non_embeds_params, --lora_rank). To begin a new "
+            "stage from its weights give its modelling folder to --load_checkpoint"
         )
-    for slot in slots:
-        there, here = saved.shape(slot.name), slot.place.shape
+    for shard in shards:
+        there, here = saved.shape(shard.name), shard.range.shape
         if there != here:
             raise UserError(
-                f"the checkpoint's optimizer states of {slot.name} have the shape {there}, the model's is {here}"
+                f"the checkpoint's optimizer states of {shard.name} have the shape {there}, the model's is {here}"
             )

@@ -1,17 +1,17 @@
-"""Puts a boosted model's optimizer, loss scale and generators where a checkpoint has them."""
+"""Puts a prepared model's optimizer, loss scale and generators where a checkpoint has them."""
 
 import torch
 import torch.distributed as dist
 
-from colossal_llama.engine.optimizer_shards import optimizer_slots
-from colossal_llama.engine.plugins import Engine
+from colossal_llama.engine.backend import Backend
+from colossal_llama.engine.loss_scale import restore_loss_scale
 from colossal_llama.training.checkpoint.discovery import Checkpoint
 from colossal_llama.training.checkpoint.model_files import fp32_weights
 from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer, restore_states
-from colossal_llama.training.checkpoint.rng_state import restore_loss_scale, restore_random_states
+from colossal_llama.training.checkpoint.rng_state import restore_random_states
 
 
-def restore(checkpoint: Checkpoint, engine: Engine, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(checkpoint: Checkpoint, backend: Backend, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Restores moments, master weights, step counts, loss scale and random states; the model's own weights are loaded before.
 
     Plugin and number of ranks may be others than the checkpoint's. With another number of ranks the
@@ -22,7 +22,7 @@ def restore(checkpoint: Checkpoint, engine: Engine, model: torch.nn.Module, opti
     """
     saved = SavedOptimizer(checkpoint.path / "optimizer")
     try:
-        restore_states(saved, optimizer_slots(engine, model, optimizer), fp32_weights(checkpoint.model_path))
+        restore_states(saved, backend.optimizer_shards(model, optimizer), fp32_weights(checkpoint.model_path))
     finally:
         saved.close()
     restore_loss_scale(optimizer, checkpoint.running_states.get("loss_scale"))

@@ -17,9 +17,10 @@ import torch.distributed as dist
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from colossal_llama.engine.backend import Backend
 from colossal_llama.engine.launch import current_device
-from colossal_llama.engine.optimizer_shards import Slot, optimizer_slots, replicas
-from colossal_llama.engine.plugins import Engine
+from colossal_llama.engine.loss_scale import loss_scale_state
+from colossal_llama.engine.optimizer_shards import OptimizerShard
 from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.weights.stored_tensors import shape_of
 from colossal_llama.training.checkpoint.commit import HeldFile, Outcome, SharedWriting, Written, own_stores
@@ -31,9 +32,9 @@ from colossal_llama.training.checkpoint.discovery import (
     Progress,
     complete_checkpoints,
 )
-from colossal_llama.training.checkpoint.model_files import complete_model_directory, small_files, weights_to_save
+from colossal_llama.training.checkpoint.model_files import complete_model_directory, small_files
 from colossal_llama.training.checkpoint.optimizer_io import INDEX, index_of, tensors_to_save
-from colossal_llama.training.checkpoint.rng_state import loss_scale_state, random_states
+from colossal_llama.training.checkpoint.rng_state import random_states
 from colossal_llama.training.checkpoint.staging import HostMemory, available_bytes
 from colossal_llama.training.distributed.consensus import AgreedError
 from colossal_llama.utils.atomic_io import fsync_tree, remove_directory, replace_directory, unfinished_path, write_json
@@ -63,7 +64,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
     def __init__(
         self,
         save_dir: Path,
-        engine: Engine,
+        backend: Backend,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         tokenizer: PreTrainedTokenizerBase,
@@ -72,12 +73,12 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         in_background: bool = True,
     ):
         self._save_dir, self._keep_last, self._origin = save_dir, keep_last, origin
-        self._engine, self._model, self._optimizer = engine, model, optimizer
+        self._backend, self._model, self._optimizer = backend, model, optimizer
         self._in_background, self._memory_is_checked = in_background, False
         self._memory = HostMemory(pinned=torch.cuda.is_available())
-        network = model.unwrap(unwrap_peft=False)
+        network = backend.unwrap(model)
         self._model_file_bytes = math.inf if isinstance(network, PeftModel) else _FILE_BYTES  # an adapter is one file
-        self._small_files = small_files(network, engine.parameter_dtype, tokenizer) if is_rank_zero() else {}
+        self._small_files = small_files(network, backend.parameter_dtype, tokenizer) if is_rank_zero() else {}
         self._number, self._writings = next(_SAVERS), itertools.count()
         self._pending: SharedWriting | None = None
         self._outcome: Outcome | None = None
@@ -88,12 +89,12 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         """Copies the state of the run; `SAVE_DIR/epoch-E_step-S` appears as soon as the copy is on disk."""
         begun = time.perf_counter()
         self.wait()
-        slots = optimizer_slots(self._engine, self._model, self._optimizer)
-        self._decide_where_to_write(slots)
+        shards = self._backend.optimizer_shards(self._model, self._optimizer)
+        self._decide_where_to_write(shards)
         target = self._save_dir / f"epoch-{progress.epoch}_step-{progress.step}"
         writing = self._begin(target, self._records(progress, schedule))
         self._hold(writing, "modelling", self._weights(), self._in_background, self._model_file_bytes)
-        self._hold(writing, "optimizer", tensors_to_save(slots), self._in_background, _FILE_BYTES)
+        self._hold(writing, "optimizer", tensors_to_save(shards), self._in_background, _FILE_BYTES)
         self._hold(writing, "random_states", _random_states(), self._in_background, _FILE_BYTES)
         self._start(writing)
         if not self._in_background:
@@ -230,7 +231,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         return complete
 
     def _weights(self) -> Tensors:
-        return ((name, tensor, {}) for name, tensor in weights_to_save(self._engine, self._model))
+        return ((name, tensor, {}) for name, tensor in self._backend.weights_to_save(self._model))
 
     def _hold(
         self,
@@ -265,13 +266,13 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         writing.write_now(file)
         self._memory.clear()
 
-    def _decide_where_to_write(self, slots: list[Slot]) -> None:
+    def _decide_where_to_write(self, shards: list[OptimizerShard]) -> None:
         """Before the first checkpoint: writes in the foreground when some host has no room for copies of what its ranks write."""
         if self._memory_is_checked or not self._in_background:
             return
         self._memory_is_checked = True
         everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, (socket.gethostname(), self._bytes_to_copy(slots), available_bytes()))
+        dist.all_gather_object(everyone, (socket.gethostname(), self._bytes_to_copy(shards), available_bytes()))
         needed: dict[str, int] = defaultdict(int)
         for host, count, _ in everyone:
             needed[host] += count
@@ -285,12 +286,12 @@ class CheckpointSaver(contextlib.AbstractContextManager):
                 )
                 return
 
-    def _bytes_to_copy(self, slots: list[Slot]) -> int:
-        states = sum(tensor.nbytes for _, tensor, _ in tensors_to_save(slots))
-        parameters = self._model.unwrap(unwrap_peft=False).parameters()
-        trained = sum(math.prod(slot.place.shape) for slot in slots) * self._engine.parameter_dtype.itemsize
+    def _bytes_to_copy(self, shards: list[OptimizerShard]) -> int:
+        states = sum(tensor.nbytes for _, tensor, _ in tensors_to_save(shards))
+        parameters = self._backend.unwrap(self._model).parameters()
+        trained = sum(math.prod(shard.range.shape) for shard in shards) * self._backend.parameter_dtype.itemsize
         weights = max(sum(parameter.nbytes for parameter in parameters), trained)  # Gemini's are empty between steps
-        copies, _ = replicas(self._engine, over_data=True, over_tensor=False)
+        copies, _ = self._backend.replicas(over_data=True, over_tensor=False)
         return states + weights // copies
 
     def _forget_old(self) -> None:
