@@ -1,4 +1,7 @@
-"""Run a model: complete a text, answer a question, chat, or answer a file of prompts (`python inference_example.py --help`)."""
+"""Run a model: complete a text, answer a question, chat, or answer a file of prompts.
+
+The options: `python inference_example.py --help`.
+"""
 
 from colossal_llama.inference.cli import main
 from colossal_llama.utils.errors import run_main

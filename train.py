@@ -1,6 +1,9 @@
-"""Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI's Booster (`python train.py --help`).
+r"""Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI's Booster.
 
-torchrun --standalone --nproc_per_node 8 train.py --pretrained MODEL --dataset DATA/arrow/part-0000* --plugin zero2 …
+The options: `python train.py --help`. For instance:
+
+    torchrun --standalone --nproc_per_node 8 train.py \
+        --pretrained MODEL --dataset DATA/arrow/part-0000* --plugin zero2 …
 """
 
 from colossal_llama.training.train import main

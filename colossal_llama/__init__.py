@@ -1,3 +1,3 @@
-"""Give a LLaMA model a new language or domain: the library behind the scripts at the project's root."""
+"""Library and commands that give a LLaMA model a new language or domain."""
 
 __version__ = "0.1.0"

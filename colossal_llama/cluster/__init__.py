@@ -1,1 +1,1 @@
-"""Many hosts: who they are, what each of them has, and whether they fit together. Uses utils alone."""
+"""Checks of several hosts before a run: surveys over ssh, their comparison, an all-reduce."""

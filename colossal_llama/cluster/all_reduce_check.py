@@ -1,7 +1,7 @@
-"""Started by torchrun on all hosts: sums a tensor over all processes, checks the sum, and prints the bandwidth as JSON.
+"""All-reduce over all processes of torchrun: checks the sum, and prints the bandwidth as JSON.
 
-The bus bandwidth of an all-reduce of S bytes over n processes in t seconds is S / t * 2 (n - 1) /
-n: what every link must carry, whatever n
+The bus bandwidth of an all-reduce of S bytes over n processes in t seconds is
+S / t * 2 (n - 1) / n. That is what every link must carry, whatever n is
 (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
 """
 
@@ -26,13 +26,13 @@ _ROUNDS = 5
 
 
 def main() -> None:
-    """Joins, sums, prints on rank 0."""
+    """Joins the process group, times the all-reduce, and prints the result on rank 0."""
     parser = CollectingArgumentParser(
-        prog="all_reduce.py",
-        description="Time an all-reduce over all processes (colossal_llama/cluster/preflight.py asks for it).",
+        prog="all_reduce_check.py",
+        description="Time an all-reduce over all processes (colossal_llama/cluster/preflight.py runs it on each host).",
     )
     parser.add_argument(
-        "--size_mib", type=number_in_range(float, above=0), default=64.0, metavar="MIB", help="of the tensor"
+        "--size_mib", type=number_in_range(float, above=0), default=64.0, metavar="MIB", help="size of the tensor"
     )
     options = parser.parse_args()
     parser.finish()
@@ -47,25 +47,36 @@ def main() -> None:
 
 
 def timed_all_reduce(size_bytes: int, device: torch.device) -> dict[str, float | int | str]:
-    """Median of some rounds after a first that opens the connections."""
+    """Times all-reduces of a float32 tensor, after a first one that opens the connections.
+
+    Args:
+        size_bytes: size of the tensor on each process.
+        device: of the tensor.
+
+    Returns:
+        The number of processes, the size, the median time of five rounds and the bus bandwidth.
+
+    Raises:
+        RuntimeError: the sum is wrong.
+    """
     world, seconds = dist.get_world_size(), []
     for _ in range(_ROUNDS + 1):
         tensor = torch.full((size_bytes // 4,), float(dist.get_rank() + 1), dtype=torch.float32, device=device)
         dist.barrier()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         dist.all_reduce(tensor)
         last = tensor[-1].item()  # waits for the device
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
         expected = world * (world + 1) / 2
         if last != expected or not bool((tensor == expected).all()):
-            raise RuntimeError(f"the all-reduce gave {last} where {expected} is right")
+            raise RuntimeError(f"the all-reduce returned {last} instead of {expected}")
     median_s = statistics.median(seconds[1:])
-    bus = size_bytes / median_s * 2 * (world - 1) / world
+    bus_bytes_per_s = size_bytes / median_s * 2 * (world - 1) / world
     return {
         "processes": world,
         "size_bytes": size_bytes,
         "seconds": median_s,
-        "bus_bytes_per_s": bus,
+        "bus_bytes_per_s": bus_bytes_per_s,
         "device": device.type,
     }
 

@@ -1,4 +1,7 @@
-"""Commands on the hosts of a hostfile, by ssh, through the same library and settings as `colossalai run` (fabric)."""
+"""Commands on the hosts of a hostfile over ssh.
+
+They go through the library that `colossalai run` uses (fabric), with the same settings.
+"""
 
 import shlex
 import socket
@@ -20,37 +23,45 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Output:
-    """What a command on a host left."""
+    """Exit code and output of a command on a host; code 124 after a timeout."""
 
     code: int
     stdout: str
     stderr: str
 
 
-class Unreachable(Exception):
-    """A host that ssh does not reach; the message says why and what to do."""
+class HostUnreachable(Exception):
+    """A host that cannot be reached over ssh; the message says why and what to do."""
 
 
 def read_hostfile(path: Path) -> list[str]:
-    """The hosts of a hostfile: a name a line; empty lines are skipped, as `colossalai run` does.
+    """Reads a hostfile: a host name on each line, empty lines skipped, as for `colossalai run`.
 
     Raises:
-        UserError: there is none, or one twice, or the file is no text.
+        UserError: the file has no host, or one twice, or is not UTF-8.
     """
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): write one host name a line") from error
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): write one host name on each line") from error
     if not names:
-        raise UserError(f"{path} names no host: write one host name a line")
+        raise UserError(f"{path} has no host name: write one on each line")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"{path} names {', '.join(twice)} more than once: strike the repetitions out")
+        raise UserError(f"{path} names {', '.join(twice)} more than once: remove the repetitions")
     return names
 
 
-class Shell:
-    """ssh to one host, with one command after the other in a directory there."""
+class RemoteShell:
+    """An ssh connection to a host that runs commands in a directory there.
+
+    Args:
+        host: name of the host.
+        port: of its sshd; None: ssh's default or that of ~/.ssh/config.
+        directory: working directory of the commands.
+        variables: environment variables of the commands.
+        connect_timeout_s: for the connection.
+    """
 
     def __init__(
         self, host: str, port: int | None, directory: Path, variables: dict[str, str], connect_timeout_s: float
@@ -60,53 +71,59 @@ class Shell:
         exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
         self._prefix = f"cd {shlex.quote(str(directory))} && export {exports} && "
 
-    def __enter__(self) -> "Shell":
-        """Connects.
+    def __enter__(self) -> "RemoteShell":
+        """Opens the connection.
 
         Raises:
-            Unreachable: with the reason.
+            HostUnreachable: it failed.
         """
         try:
             self._connection.open()
-        except Exception as error:  # paramiko raises half a dozen kinds
-            raise Unreachable(_why(self.host, error)) from error
+        except Exception as error:  # paramiko raises errors of half a dozen classes
+            raise HostUnreachable(_connection_problem(self.host, error)) from error
         return self
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def run(self, words: Sequence[str], timeout_s: float) -> Output:
-        """Runs a command; one that takes longer than `timeout_s` has code 124."""
-        line = f"timeout {timeout_s:.0f} {shlex.join(words)}"
+    def run(self, command: Sequence[str], timeout_s: float) -> Output:
+        """Runs a command, which is killed after `timeout_s` (code 124)."""
+        line = f"timeout {timeout_s:.0f} {shlex.join(command)}"
         try:
             done = self._connection.run(
                 self._prefix + line, hide=True, warn=True, in_stream=False, timeout=timeout_s + 5
             )
         except CommandTimedOut:
-            return Output(124, "", f"no end within {timeout_s:.0f} s")
+            return Output(124, "", f"not finished after {timeout_s:.0f} s")
         return Output(done.exited, done.stdout, done.stderr)
 
     def clock_skew_s(self) -> tuple[float, float]:
-        """How far the host's clock is ahead of this one's, in seconds, and how far the measurement may be wrong."""
-        begun = time.time()
+        """Returns the seconds that the host's clock is ahead of this one's, and their error."""
+        started = time.time()
         done = self._connection.run("date +%s.%N", hide=True, in_stream=False)
         ended = time.time()
-        return float(done.stdout) - (begun + ended) / 2, (ended - begun) / 2
+        return float(done.stdout) - (started + ended) / 2, (ended - started) / 2
 
 
-def on_all(hosts: Sequence[str], work: Callable[[str], Result]) -> dict[str, Result]:
-    """Does the same for all hosts at once."""
+def run_on_all(hosts: Sequence[str], function: Callable[[str], Result]) -> dict[str, Result]:
+    """Calls the function for all hosts at once, each on a thread; returns its results by host."""
     with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
-        return dict(zip(hosts, pool.map(work, hosts), strict=True))
+        return dict(zip(hosts, pool.map(function, hosts), strict=True))
 
 
-def _why(host: str, error: Exception) -> str:
+def _connection_problem(host: str, error: Exception) -> str:
     if isinstance(error, socket.gaierror):
-        return f"the name is not known here ({error.strerror}): correct it in the hostfile, or add it to /etc/hosts or ~/.ssh/config"
+        cause = f"the host name cannot be resolved ({error.strerror})"
+        return f"{cause}: correct it in the hostfile, or add it to /etc/hosts or ~/.ssh/config"
     if isinstance(error, AuthenticationException):
-        return f"ssh is refused: put the master's public key into ~/.ssh/authorized_keys there, until `ssh {host} true` asks for nothing"
+        advice = (
+            f"put the master's public key into ~/.ssh/authorized_keys there, until `ssh {host} true` needs no password"
+        )
+        return f"ssh authentication failed: {advice}"
     if isinstance(error, NoValidConnectionsError | ConnectionRefusedError):
-        return f"nothing answers to ssh ({error}): start the host and its sshd, or give its port by --ssh_port or ~/.ssh/config"
+        cause = f"no ssh server answers ({error})"
+        return f"{cause}: start the host and its sshd, or set its port with --ssh_port or ~/.ssh/config"
     if isinstance(error, TimeoutError | SSHException | OSError):
-        return f"ssh does not get through ({error or type(error).__name__}): is the host up, and does its network let ssh in?"
-    return f"ssh fails: {type(error).__name__}: {error}"
+        cause = f"the ssh connection failed ({error or type(error).__name__})"
+        return f"{cause}: is the host up, and does its firewall allow ssh?"
+    return f"ssh failed: {type(error).__name__}: {error}"

@@ -1,1 +1,1 @@
-"""The ground: the engine on this host, atomic files, the console, errors. Imports nothing of the project."""
+"""Foundations that use no other package: files, locks, errors, console, arguments, host."""

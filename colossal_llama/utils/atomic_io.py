@@ -1,4 +1,8 @@
-"""Files that a reader never sees half-written: written under a temporary name, flushed to the disk, then renamed."""
+"""Atomic writes of files and directories.
+
+All is written under a temporary name, flushed to the disk (fsync) and then renamed, so that a
+reader never finds a file or a directory half-written.
+"""
 
 import json
 import os
@@ -13,18 +17,21 @@ _UNFINISHED, _REMOVED, _REPLACED = ".unfinished", ".removed", ".replaced"
 
 
 def temporary_path(target: Path) -> Path:
-    """The name beside `target` under which it is written before the rename; host and process id keep two runs apart."""
+    """Returns the path next to `target` under which it is written before the rename.
+
+    Host name and process id keep two runs apart.
+    """
     return target.with_name(f".{target.name}.tmp-{socket.gethostname()}-{os.getpid()}")
 
 
 def existing_ancestor(path: Path) -> Path:
-    """The path itself if it exists, else the nearest directory above that does."""
+    """Returns the path if it is a directory, else the nearest parent that is one."""
     path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.is_dir())
+    return next(directory for directory in (path, *path.parents) if directory.is_dir())
 
 
 def fsync_path(path: Path) -> None:
-    """Flushes a file or a directory entry to the disk (fsync)."""
+    """Flushes a file, or the entries of a directory, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -33,7 +40,7 @@ def fsync_path(path: Path) -> None:
 
 
 def fsync_tree(directory: Path) -> None:
-    """Flushes every file below `directory`, then the directories."""
+    """Flushes all files and directories below `directory`, and then the directory, to the disk."""
     for path in sorted(directory.rglob("*"), reverse=True):
         fsync_path(path)
     fsync_path(directory)
@@ -41,7 +48,7 @@ def fsync_tree(directory: Path) -> None:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[BinaryIO]:
-    """Gives a binary file that becomes `target`, on the disk, when the block ends well, and vanishes when it does not."""
+    """Yields a binary file that becomes `target` if the block succeeds, else is deleted."""
     temporary = temporary_path(target)
     try:
         with temporary.open("wb") as file:
@@ -55,7 +62,7 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(target: Path, data: bytes) -> None:
-    """Writes a file atomically: a reader sees the old content or the new one."""
+    """Writes a file atomically: a reader sees either the old content or the new."""
     with atomic_file(target) as file:
         file.write(data)
 
@@ -72,9 +79,9 @@ def write_json(target: Path, content: Any) -> None:
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Gives a temporary directory that becomes `target` when the block ends well, and vanishes when it does not.
+    """Yields a directory that becomes `target` if the block succeeds, else is deleted.
 
-    One that a killed process of this host left behind, which may be as large as a model, is removed
+    One that a killed process of this host left behind, which may be as large as a model, is deleted
     first.
 
     Raises:
@@ -82,8 +89,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
     Example:
         with atomic_directory(Path("out")) as directory:
-            (directory / "a.txt").write_text("…")      # nothing named out exists yet
-        # now out/a.txt does
+            (directory / "a.txt").write_text("…")  # out does not exist yet
+        # now out/a.txt exists
     """
     if target.exists():
         raise FileExistsError(f"{target} exists already")
@@ -105,12 +112,12 @@ def _remove_abandoned(target: Path) -> None:
     prefix = temporary_path(target).name.removesuffix(str(os.getpid()))
     for left in target.parent.iterdir():
         process = left.name.removeprefix(prefix)
-        if left.name.startswith(prefix) and process.isdigit() and not _is_running_beside(int(process)):
+        if left.name.startswith(prefix) and process.isdigit() and not _is_other_running_process(int(process)):
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _is_running_beside(process: int) -> bool:
-    """Whether another process has this number."""
+def _is_other_running_process(process: int) -> bool:
+    """True when another process than this one has the process id."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -121,9 +128,10 @@ def _is_running_beside(process: int) -> bool:
 
 
 def replace_directory(temporary: Path, target: Path) -> None:
-    """Renames a directory that is on disk already to `target`; one of that name is set aside first, then deleted.
+    """Renames a directory that is on the disk already to `target`, in place of one that is there.
 
-    Killed between the two renames, `clean_up_interrupted_writes` brings the former one back.
+    The former one is renamed first, and deleted at the end. After a crash between the two renames
+    `clean_up_interrupted_writes` restores it.
     """
     former = target.with_name(f".{target.name}{_REPLACED}")
     if target.exists():
@@ -135,7 +143,7 @@ def replace_directory(temporary: Path, target: Path) -> None:
 
 
 def remove_directory(directory: Path) -> None:
-    """Deletes a directory so that nobody ever finds half of it under its name."""
+    """Deletes a directory atomically: it is renamed first, so that no reader finds half of it."""
     doomed = directory.with_name(f".{directory.name}{_REMOVED}")
     shutil.rmtree(doomed, ignore_errors=True)
     directory.rename(doomed)
@@ -143,15 +151,20 @@ def remove_directory(directory: Path) -> None:
 
 
 def unfinished_path(target: Path) -> Path:
-    """The name beside `target` under which several processes write it together; a run that was killed leaves it behind."""
+    """Returns the path next to `target` under which several processes write it before the rename.
+
+    A run that is killed leaves it behind, for `clean_up_interrupted_writes`.
+    """
     return target.with_name(f".{target.name}{_UNFINISHED}")
 
 
 def clean_up_interrupted_writes(directory: Path) -> list[str]:
-    """Clears away what a killed process left half-written, half-removed or half-replaced, while nobody writes there.
+    """Deletes or restores what a killed process left half-written, half-removed or half-replaced.
+
+    The caller ensures that no process writes in the directory (`file_lock.directory_lock`).
 
     Returns:
-        The names of the unfinished that were deleted, as they would have been called.
+        The final names of the unfinished files and directories that were deleted.
     """
     unfinished = []
     for path in sorted(directory.glob(".*")):

@@ -1,4 +1,7 @@
-"""Argument parsing that reports every problem at once. Imports neither torch nor transformers, so that `--help` is instant."""
+"""Argument parsing that reports every problem at once.
+
+Imports neither torch nor transformers, so that `--help` is instant.
+"""
 
 import argparse
 import math
@@ -12,12 +15,18 @@ from colossal_llama.utils.distributed_env import is_multi_host
 
 _TRUE = {"true", "t", "yes", "y", "on", "1"}
 _FALSE = {"false", "f", "no", "n", "off", "0"}
+PROGRAM = "colossal-llama"
+"""The console command, whose sub-commands are in colossal_llama/commands.py."""
 MAX_SEED = 2**32 - 1
-"""That NumPy takes, and with it ColossalAI's launch."""
+"""The largest seed that NumPy takes, and with it ColossalAI's launch."""
 
 
 class InvalidArguments(SystemExit):
-    """Exit code 2 for arguments that are wrong; `problems` says why."""
+    """An exit with code 2 because of invalid arguments.
+
+    Attributes:
+        problems: a message for each.
+    """
 
     def __init__(self, problems: list[str]):
         super().__init__(2)
@@ -28,29 +37,36 @@ class CollectingArgumentParser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` that collects problems instead of stopping at the first.
 
     Values that do not convert, values outside `choices`, missing and unknown arguments, and
-    whatever the caller adds with `problem(...)` are printed together by `finish()`, which exits
+    whatever the caller adds with `problem(...)` are printed by `finish()`, all at once, which exits
     with code 2 if there is any.
+
+    As a sub-command of `colossal-llama` the usage line shows that command instead of `prog`.
     """
 
     def __init__(self, **settings: Any):
+        if sys.argv[0].startswith(f"{PROGRAM} "):
+            settings["prog"] = sys.argv[0]
         settings.setdefault("formatter_class", HelpFormatter)
         settings.setdefault("allow_abbrev", False)
         super().__init__(**settings)
         self._problems: list[str] = []
 
     def problem(self, text: str) -> None:
-        """Adds a problem: what is wrong, why, what to do next."""
+        """Adds a message: what is wrong, why, what to do next."""
         self._problems.append(text)
 
     def finish(self) -> None:
         """Prints all problems and exits with code 2, or returns when there is none.
 
-        Over several hosts nothing is printed here: who launches tells all of them
-        (training/distributed/consensus.py).
+        On several hosts nothing is printed here: the ranks first exchange their problems, so that
+        each host prints those of all (training/distributed/consensus.py).
+
+        Raises:
+            InvalidArguments: there are problems.
         """
         if not self._problems:
             return
-        if not is_multi_host() and os.environ.get("LOCAL_RANK", "0") == "0":  # once a host
+        if not is_multi_host() and os.environ.get("LOCAL_RANK", "0") == "0":
             for text in self._problems:
                 print(f"error: {text}", file=sys.stderr)
             print(f"'{self.prog} --help' lists the arguments.", file=sys.stderr)
@@ -58,12 +74,17 @@ class CollectingArgumentParser(argparse.ArgumentParser):
         raise InvalidArguments(self._problems)
 
     def error(self, message: str) -> NoReturn:
+        """Ends parsing: argparse calls it for what it cannot parse beyond.
+
+        Raises:
+            InvalidArguments: always.
+        """
         self.problem(message)
         self.finish()
         raise AssertionError("finish() exits when there is a problem")
 
-    # argparse converts and checks one value at a time in these two methods and gives up at the
-    # first; we note and go on.
+    # argparse converts and checks each value in these two methods and gives up at the first error;
+    # here parsing goes on.
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
             return super()._get_value(action, arg_string)
@@ -79,13 +100,13 @@ class CollectingArgumentParser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults where there is one to show, on wide lines."""
+    """Help on lines of 120 columns, with each default that is worth printing."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=120)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if "\n" in text:  # a table: its lines stay as they are
+        if "\n" in text:  # a table keeps its lines
             return "".join(indent + line for line in text.splitlines(keepends=True))
         return super()._fill_text(text, width, indent)
 
@@ -98,10 +119,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def parse_bool(text: str) -> bool:
-    """`True`, `false`, `yes`, `0` …: a boolean as people write it.
+    """Converts `True`, `false`, `yes`, `0` and the like to a boolean (argparse `type=`).
 
     Raises:
-        argparse.ArgumentTypeError: the text is none of them.
+        argparse.ArgumentTypeError: the text is none of these.
     """
     if text.strip().lower() in _TRUE:
         return True
@@ -111,10 +132,10 @@ def parse_bool(text: str) -> bool:
 
 
 def decodable_text(given: str) -> str:
-    """Text as the terminal gives it, which must be in its encoding (UTF-8 nearly everywhere).
+    """Returns text that is valid in the terminal's encoding, mostly UTF-8 (argparse `type=`).
 
     Raises:
-        argparse.ArgumentTypeError: some bytes are no characters.
+        argparse.ArgumentTypeError: some bytes could not be decoded.
     """
     if not is_decodable(given):
         raise argparse.ArgumentTypeError(
@@ -124,23 +145,27 @@ def decodable_text(given: str) -> str:
 
 
 def is_decodable(given: str) -> bool:
-    """Whether every character is one, and none a byte that could not be decoded (PEP 383)."""
+    """True when no character stands for a byte that could not be decoded (PEP 383)."""
     return not any("\ud800" <= character <= "\udfff" for character in given)
 
 
 def creatable_directory(text: str) -> Path:
-    """A path under which a directory can be made (argparse `type=`)."""
+    """Returns the path of a directory that can be created (argparse `type=`).
+
+    Raises:
+        argparse.ArgumentTypeError: the nearest existing parent is a file, or is not writable.
+    """
     path = Path(text)
-    above = next(place for place in path.absolute().parents if place.exists() or place.is_symlink())
-    if not above.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} cannot be made: {above} is no directory")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"{text} cannot be made: nothing may be written in {above}")
+    parent = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
+    if not parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be created: {parent} is not a directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be created: no permission to write in {parent}")
     return path
 
 
 def existing_directories(text: str) -> list[Path]:
-    """Existing directories, separated by commas.
+    """Returns existing directories, separated by commas in the text (argparse `type=`).
 
     Raises:
         argparse.ArgumentTypeError: there is none, or one does not exist.
@@ -154,16 +179,20 @@ def existing_directories(text: str) -> list[Path]:
 def number_in_range(
     kind: type, minimum: float | None = None, maximum: float | None = None, above: float | None = None
 ) -> Callable:
-    """A converter to `kind` (int or float) for argparse's `type=` that also checks the range.
+    """Returns a converter to `kind` that also checks the range, for argparse's `type=`.
 
     Args:
         kind: `int` or `float`.
-        minimum, maximum: the smallest and the largest value allowed.
+        minimum: the smallest value allowed.
+        maximum: the largest value allowed.
         above: the value must be strictly greater.
+
+    Returns:
+        A function from text to number; it raises `argparse.ArgumentTypeError`.
     """
 
     def convert(text: str) -> float:
-        """The number, if it is one and in the range."""
+        """Returns the finite number in the range that the text is."""
         try:
             value = kind(text)
         except ValueError:
@@ -183,7 +212,11 @@ def number_in_range(
 
 
 def existing_directory(text: str) -> Path:
-    """A path that must be a directory (argparse `type=`)."""
+    """Returns the path of an existing directory (argparse `type=`).
+
+    Raises:
+        argparse.ArgumentTypeError: it is a file, or does not exist.
+    """
     path = Path(text)
     if reason := directory_problem(path):
         raise argparse.ArgumentTypeError(f"{text} {reason}")
@@ -191,14 +224,18 @@ def existing_directory(text: str) -> Path:
 
 
 def directory_problem(path: Path) -> str | None:
-    """What a path is where a directory is needed, or None where it is one."""
+    """Explains why a path is not a directory; None where it is one."""
     if path.is_dir():
         return None
     return "is a file, not a directory" if path.exists() else "does not exist"
 
 
 def existing_file(text: str) -> Path:
-    """A path that must be a file (argparse `type=`)."""
+    """Returns the path of an existing file (argparse `type=`).
+
+    Raises:
+        argparse.ArgumentTypeError: it is a directory, or does not exist.
+    """
     path = Path(text)
     if not path.is_file():
         reason = "is a directory, not a file" if path.exists() else "does not exist"

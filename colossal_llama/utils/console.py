@@ -1,4 +1,4 @@
-"""What a person sees: progress bars and tables, on rank 0 only."""
+"""Console output of rank 0: log lines, progress bars and tables."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that talks: the launcher's RANK is 0 or not set."""
+    """True when this process prints: the launcher's RANK is 0 or not set."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -19,14 +19,14 @@ def log_rank_zero(text: str) -> None:
 
 
 def progress_bar(iterable: Iterable | None = None, **settings: Any) -> tqdm:
-    """A tqdm bar on rank 0, nothing on the others; `settings` are tqdm's."""
+    """Returns a tqdm progress bar, disabled on other ranks than 0; `settings` are tqdm's."""
     settings.setdefault("dynamic_ncols", True)
     settings.setdefault("mininterval", 0.5)
     return tqdm(iterable, disable=not is_rank_zero(), **settings)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A plain-text table: text to the left, numbers to the right with thousands separated.
+    """Formats a table: text left-aligned, numbers right-aligned with thousands separators.
 
     >>> print(table(["category", "tokens"], [["poems", 12345], ["docs", 7]]))
     category  tokens
@@ -57,7 +57,7 @@ def _show(cell: Any) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal: wide East Asian characters take two."""
+    """Columns on a terminal, where wide East Asian characters take two (Unicode, UAX #11)."""
     import unicodedata
 
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

@@ -5,26 +5,27 @@ from pathlib import Path
 
 
 def list_files(directory: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """The files below a directory whose names end so, sorted, through links too; hidden files and directories are left out.
+    """Lists the files below a directory with one of the suffixes, sorted, without hidden ones.
 
-    A directory that is reached twice, by a link that leads round or to a neighbour, is read once.
+    Symbolic links are followed. A directory that is reached twice, through a cycle of links or a
+    link to a neighbour, is read once.
 
     Returns:
-        The files, and what is wrong: directories that cannot be read, links that lead nowhere.
+        The files, and a message for each directory that cannot be read and each broken link.
     """
     files, problems, seen = [], [], {directory.resolve()}
 
     def note(error: OSError) -> None:
         problems.append(f"{error.filename} cannot be read: {error.strerror}")
 
-    for place, folders, names in os.walk(directory, onerror=note, followlinks=True):
-        visible = [Path(place, name) for name in folders if not name.startswith(".")]
+    for parent, folders, names in os.walk(directory, onerror=note, followlinks=True):
+        visible = [Path(parent, name) for name in folders if not name.startswith(".")]
         folders.clear()
         for path in sorted(visible, key=lambda path: (path.is_symlink(), path.name)):
             if path.resolve() not in seen:
                 seen.add(path.resolve())
                 folders.append(path.name)
-        for path in (Path(place, name) for name in names if name.endswith(suffixes) and not name.startswith(".")):
+        for path in (Path(parent, name) for name in names if name.endswith(suffixes) and not name.startswith(".")):
             if path.is_file():
                 files.append(path)
             elif path.is_symlink():

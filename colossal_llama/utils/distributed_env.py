@@ -1,4 +1,7 @@
-"""Which process this is among all, in torchrun's words, whoever started it. Imports no torch."""
+"""Rank and world size of this process in torchrun's environment variables, also under SLURM.
+
+Imports no torch.
+"""
 
 import os
 import re
@@ -6,25 +9,25 @@ import socket
 
 
 def is_multi_host() -> bool:
-    """Whether the run's processes are on more than one host."""
+    """True when the run's processes are on more than one host."""
     return int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
 
 
 def is_srun_task() -> bool:
-    """Whether this process is a task of a SLURM step, and no torchrun stands between.
+    """True when this process is a task of a SLURM step and was not started by torchrun within it.
 
     The script that `sbatch` starts, and a shell of `salloc`, have most of SLURM's variables too,
-    but are no task of a step.
+    but are not tasks of a step.
     """
     return "RANK" not in os.environ and {"SLURM_PROCID", "SLURM_STEP_ID", "SLURM_LOCALID"} <= os.environ.keys()
 
 
 def adopt_slurm_variables() -> None:
-    """Says in torchrun's variables what `srun` says in its own, if `srun` started this process.
+    """Sets torchrun's variables from those of SLURM, if `srun` started this process.
 
-    MASTER_ADDR is the step's first host, where SLURM puts rank 0; MASTER_PORT follows from the
-    job's number, so that two jobs on one host do not meet. Both are left as they are when the user
-    set them. Variables: https://slurm.schedmd.com/srun.html
+    MASTER_ADDR is the step's first host, where SLURM puts rank 0. MASTER_PORT is derived from the
+    job id, so that two jobs on one host do not collide. Both keep a value that the user has set.
+    The variables: https://slurm.schedmd.com/srun.html
     """
     if not is_srun_task():
         return
@@ -44,12 +47,15 @@ def adopt_slurm_variables() -> None:
 
 
 def first_host(nodelist: str) -> str:
-    """The first host of a SLURM node list.
+    """Returns the first host of a SLURM node list.
 
-    >>> first_host("gpu[007-012,020],login"), first_host("rack[2-3]n[1,4]"), first_host("alpha,beta")
-    ('gpu007', 'rack2n1', 'alpha')
+    >>> first_host("gpu[007-012,020],login"), first_host("rack[2-3]n[1,4]"), first_host("a,b")
+    ('gpu007', 'rack2n1', 'a')
+
+    Raises:
+        ValueError: the text is not a node list.
     """
     first = re.match(r"(?:\[[^\]]*\]|[^,\[])+", nodelist)
     if first is None:
-        raise ValueError(f"{nodelist!r} is no SLURM node list")
+        raise ValueError(f"{nodelist!r} is not a SLURM node list")
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])

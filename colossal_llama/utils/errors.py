@@ -21,15 +21,19 @@ _FILE_SYSTEM_ERRNOS = frozenset(
         errno.EROFS,
     )
 )
-"""Errors of the system that say something of the user's directories, not of the program."""
+"""System errors whose cause is a directory or file of the user, not the program."""
 
 
 class UserError(Exception):
-    """A problem with what the user gave: the message says what is wrong (file, line, value), why, and what to do next.
+    """A problem with the user's input or environment.
 
-    Several problems found together are joined, so that one run names all of them:
+    The message names what is wrong (file, line, value), why, and what to do next. Several problems
+    are raised as one error, so that one run reports all of them:
 
-        raise UserError(["--lr -1 is negative: give a positive number", "--dataset x does not exist"])
+        raise UserError(["--lr -1 is negative: give a positive number", "x does not exist"])
+
+    Attributes:
+        problems: a message for each.
     """
 
     def __init__(self, problems: str | Sequence[str]):
@@ -37,31 +41,35 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
-def truncate_problems(problems: Sequence[str], most: int = 20) -> list[str]:
-    """The first problems, and how many more there are."""
-    hidden = len(problems) - most
-    return list(problems) if hidden <= 0 else [*problems[:most], f"and {hidden:,} more"]
+def truncate_problems(problems: Sequence[str], limit: int = 20) -> list[str]:
+    """Returns the first `limit` problems, and a line with the number of the others."""
+    hidden = len(problems) - limit
+    return list(problems) if hidden <= 0 else [*problems[:limit], f"and {hidden:,} more"]
 
 
 def print_and_exit(error: UserError) -> None:
-    """Prints the problems to standard error, once a host, and ends the process with code 2."""
+    """Prints the problems to stderr on the first rank of each host, and exits with code 2."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         host = "" if os.environ.get("RANK", "0") == "0" else f" (rank {os.environ['RANK']} on {socket.gethostname()})"
-        with suppress(BrokenPipeError):  # a launcher on a host that has gone reads no more
+        with suppress(BrokenPipeError):  # the launcher on a lost host no longer reads
             for problem in error.problems:
-                # One write a line, also with PYTHONUNBUFFERED=1: launchers mix what hosts say
-                # between writes.
+                # One write a line, also with PYTHONUNBUFFERED=1: launchers interleave the output
+                # of hosts between writes.
                 sys.stderr.write(f"error{host}: {problem}\n")
                 sys.stderr.flush()
     raise SystemExit(2)
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a `UserError` becomes its message and exit code 2, Ctrl-C a line and exit code 130.
+    """Runs a script's `main`, and turns expected errors into a message and an exit code.
 
-    So does a full disk, or a place that may not be read or written, wherever it is met (code 2). A
-    reader of the output that goes away ends the script without a word (exit code 1), as Python's
-    documentation has it (library, signal, "Note on SIGPIPE").
+    - Code 2: a `UserError`, or an error of the file system (disk full, no permission), with its
+      message.
+    - Code 130: Ctrl-C, with a line.
+    - Code 1: the reader of the output has closed the pipe; nothing is printed, as Python's
+      documentation recommends (library, signal, "Note on SIGPIPE").
+
+    Other errors keep their traceback.
     """
     try:
         main()

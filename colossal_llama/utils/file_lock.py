@@ -1,4 +1,4 @@
-"""Advisory locks on files (flock), which the system releases when the process ends, however it ends."""
+"""Advisory locks on files (flock), released by the system however the process ends."""
 
 import fcntl
 import os

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def fingerprint_bytes(*parts: bytes) -> str:
-    """SHA-256 of the parts, each preceded by its length, as hexadecimal."""
+    """Returns the SHA-256 of the parts, each preceded by its length (8 bytes), as hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -15,18 +15,18 @@ def fingerprint_bytes(*parts: bytes) -> str:
 
 
 def fingerprint_file(path: Path) -> str:
-    """SHA-256 of a file's content, as hexadecimal."""
+    """Returns the SHA-256 of a file's content as hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint_directory(directory: Path, whole_up_to_bytes: int = 1 << 20) -> str:
-    """Tells copies of a directory from each other without reading weights or rows whole.
+    """Returns a fingerprint of a directory without reading long files (weights, rows) as a whole.
 
     Args:
-        directory: whose files count, hidden ones aside, by name, size and content.
-        whole_up_to_bytes: of a longer file only as many bytes count, half at its beginning, half at
-            its end.
+        directory: its files count by name, size and content, except hidden ones.
+        whole_up_to_bytes: size up to which a file is read as a whole; of a longer one that many
+            bytes are read, half of them at its beginning and half at its end.
 
     Returns:
         A SHA-256 as hexadecimal.

@@ -365,8 +365,8 @@ def test_preflight_names_the_broken_hosts_and_what_to_do(cluster, hostfile, toy,
     for words in (
         "node-2: tqdm 0.1 (elsewhere ",
         "node-2: its clock is -3600.",
-        f"{toy.parts[1]} is not there or empty",
-        f"{own_hosts.DOWN}: nothing answers",
+        f"{toy.parts[1]} does not exist or is empty",
+        f"{own_hosts.DOWN}: no ssh server answers",
     ):
         assert words in done.stderr
-    assert "no-such-host: the name is not known here" in done.stderr
+    assert "no-such-host: the host name cannot be resolved" in done.stderr

@@ -1,4 +1,4 @@
-"""What srun and torchrun tell a process becomes its place in the run; ranks that differ end together."""
+"""Rank and world size from srun or torchrun; ranks that differ end with the same message."""
 
 import argparse
 import contextlib
@@ -25,7 +25,7 @@ PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "
 
 
 def of_srun(task: int, tasks_per_node: int, nodes: int, nodelist: str, job: int = 4711) -> dict[str, str]:
-    """The variables that srun sets for a task (https://slurm.schedmd.com/srun.html), those that matter here."""
+    """The variables of a task that matter here (https://slurm.schedmd.com/srun.html)."""
     numbers = {
         "SLURM_JOB_ID": job,
         "SLURM_STEP_ID": 0,
@@ -218,7 +218,7 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding=
 
 
 def documented(launcher: str) -> list[str]:
-    """The README's commands over several hosts that begin with a launcher, up to train.py; each parses as train.py's own, too."""
+    """Returns the README's commands of a launcher over several hosts, whose options parse."""
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
     lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
     found = []

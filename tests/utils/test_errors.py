@@ -1,4 +1,4 @@
-"""Outputs that cannot be written, text that is none, and readers that go away: one message and no traceback."""
+"""Unwritable outputs, undecodable text and closed pipes: one message and no traceback."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def a_file(tmp_path):
 def test_a_directory_below_a_file_is_refused_at_once(project_root, a_file, script, option):
     done = run(project_root, script, option, a_file / "new")
     assert done.returncode == 2
-    assert f"argument {option}: {a_file}/new cannot be made: {a_file} is no directory" in done.stderr.decode()
+    assert f"argument {option}: {a_file}/new cannot be created: {a_file} is not a directory" in done.stderr.decode()
 
 
 def test_what_the_system_refuses_is_a_message(project_root, tmp_path):

@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from colossal_llama.cluster.survey import code_fingerprint, installed_packages
 from colossal_llama.engine import launch
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.cli import InvalidArguments
 from colossal_llama.utils.console import is_rank_zero
 from colossal_llama.utils.distributed_env import is_multi_host
+from colossal_llama.utils.environment import code_fingerprint, installed_packages
 from colossal_llama.utils.errors import UserError
 
 # Network file systems show a new file late; a name nobody asked for before is not cached as absent.
