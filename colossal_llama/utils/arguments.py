@@ -19,7 +19,6 @@ The idea is litgpt's (`litgpt/args.py`): type, default and documentation of an o
 """
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -28,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Option:
+class Option:
     """The settings of `add_argument`, other than the option's own name.
 
     Attributes:
@@ -49,13 +48,13 @@ def option(default: Any = None, *flags: str, help: str, needed: str | None = Non
         default: of the field and of the option. A needed or required option has none.
         flags: further names, `"-w"` or `"--batch_size"`; help lists short ones first, aliases last.
         help: for `--help`; a percent sign is written `%%`.
-        needed: advice for `needed_options`, when the caller itself reports a missing option.
+        needed: advice that `declared_options` gives to a caller who reports missing options itself.
         settings: what else `ArgumentParser.add_argument` takes: type, choices, nargs, metavar,
             required. A list that argparse gathers becomes a tuple in the field.
     """
     has_default = needed is None and not settings.get("required")
     settings = {**settings, "help": help, **({"default": default} if has_default else {})}
-    metadata = {_OPTION: _Option(flags, settings, needed)}
+    metadata = {_OPTION: Option(flags, settings, needed)}
     return field(default=default if has_default else MISSING, metadata=metadata)
 
 
@@ -94,7 +93,7 @@ def from_namespace(declared: type[T], namespace: argparse.Namespace, **others: A
 
     Args:
         declared: the dataclass.
-        namespace: a value for each of its options.
+        namespace: values of its options; the default where one is absent.
         others: values of fields that no option sets, or that replace an option's.
     """
     values: dict[str, Any] = dict(others)
@@ -103,7 +102,7 @@ def from_namespace(declared: type[T], namespace: argparse.Namespace, **others: A
             continue
         if _GROUP in entry.metadata:
             values[entry.name] = from_namespace(entry.type, namespace)
-        elif _OPTION in entry.metadata:
+        elif _OPTION in entry.metadata and hasattr(namespace, entry.name):
             value = getattr(namespace, entry.name)
             values[entry.name] = tuple(value) if isinstance(value, list) else value
     return declared(**values)
@@ -121,10 +120,12 @@ def option_values(arguments: Any) -> dict[str, Any]:
     return values
 
 
-def needed_options(declared: type) -> Iterator[tuple[str, str]]:
-    """Names of the needed options, each with the advice to print when it is missing."""
+def declared_options(declared: type) -> dict[str, Option]:
+    """Declarations of all options by name, in their order, groups flattened."""
+    found: dict[str, Option] = {}
     for entry in fields(declared):
         if _GROUP in entry.metadata:
-            yield from needed_options(entry.type)
-        elif _OPTION in entry.metadata and entry.metadata[_OPTION].needed is not None:
-            yield entry.name, entry.metadata[_OPTION].needed
+            found |= declared_options(entry.type)
+        elif _OPTION in entry.metadata:
+            found[entry.name] = entry.metadata[_OPTION]
+    return found

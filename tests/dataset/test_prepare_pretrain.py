@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.prepare.config import Settings
+from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.pipeline import prepare
+from tests.support.preparations import preparation
 
 CONTROL_STRINGS = ["<s>", "</s>", "<|begin_of_text|>", "<|eot_id|>", "<|end_of_text|>"]
 
@@ -36,9 +36,9 @@ def write_jsonl(path: Path, records) -> None:
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
 
 
-def settings_for(directory: Path, tokenizer_dir: Path, **changes) -> Settings:
-    basic = Settings("pretrain", (directory / "in",), tokenizer_dir, directory / "out", max_length=64, num_bins=3)
-    return replace(basic, **changes)
+def settings_for(directory: Path, tokenizer_dir: Path, **changes) -> PrepareArguments:
+    options = {"max_length": 64, "num_spliced_dataset_bins": 3, **changes}
+    return preparation("pretrain", (directory / "in",), tokenizer_dir, directory / "out", **options)
 
 
 def prepared(directory: Path, opened: OpenTokenizer, **changes) -> dict:
@@ -150,7 +150,7 @@ def test_every_part_has_its_share_of_every_category_and_the_classes_are_named(tm
 
 def test_more_parts_than_documents_are_all_written_and_load(tmp_path, opened):
     write_jsonl(tmp_path / "in" / "x.jsonl", [{"source": "", "target": "one", "category": "a"}] * 2)
-    prepared(tmp_path, opened, num_bins=5)
+    prepared(tmp_path, opened, num_spliced_dataset_bins=5)
     parts = read_parts(tmp_path / "out")
     assert [len(part) for part in parts] == [1, 1, 0, 0, 0]
     names = [path.name for path in sorted((tmp_path / "out" / "arrow").iterdir())]
@@ -160,7 +160,7 @@ def test_more_parts_than_documents_are_all_written_and_load(tmp_path, opened):
 def test_long_documents_are_split_without_a_loss(tmp_path, opened):
     text = "\n\n".join(f"Paragraph {number}: some words 和一些汉字。" * (number % 4 + 1) for number in range(40))
     write_jsonl(tmp_path / "in" / "x.jsonl", [{"source": "", "target": text, "category": "a"}])
-    manifest = prepared(tmp_path, opened, num_bins=1)
+    manifest = prepared(tmp_path, opened, num_spliced_dataset_bins=1)
     (rows,) = read_parts(tmp_path / "out")
     check_rows([rows], 64)
     ids, _ = expected_documents(opened, [{"source": "", "target": text}])[0]
@@ -181,7 +181,7 @@ def test_long_documents_are_split_without_a_loss(tmp_path, opened):
 def test_truncating_counts_what_is_cut(tmp_path, opened):
     text = "words and words " * 100
     write_jsonl(tmp_path / "in" / "x.jsonl", [{"source": "", "target": text, "category": "a"}])
-    manifest = prepared(tmp_path, opened, num_bins=1, long_documents="truncate")
+    manifest = prepared(tmp_path, opened, num_spliced_dataset_bins=1, long_documents="truncate")
     (rows,) = read_parts(tmp_path / "out")
     ids, _ = expected_documents(opened, [{"source": "", "target": text}])[0]
     totals = manifest["totals"]
@@ -194,7 +194,7 @@ def test_truncating_counts_what_is_cut(tmp_path, opened):
 def test_a_source_longer_than_a_row_leaves_targets_in_every_row(tmp_path, opened, target_words):
     record = {"source": "question " * 200, "target": "answer " * target_words, "category": "a"}
     write_jsonl(tmp_path / "in" / "x.jsonl", [record])
-    manifest = prepared(tmp_path, opened, num_bins=1)
+    manifest = prepared(tmp_path, opened, num_spliced_dataset_bins=1)
     (rows,) = read_parts(tmp_path / "out")
     check_rows([rows], 64)
     totals = manifest["totals"]
@@ -210,9 +210,9 @@ def test_a_source_longer_than_a_row_leaves_targets_in_every_row(tmp_path, opened
 def test_a_different_seed_gives_the_same_rows_in_another_order(tmp_path, opened):
     records = [{"source": "", "target": f"document {number} " * 4, "category": "a"} for number in range(60)]
     write_jsonl(tmp_path / "in" / "x.jsonl", records)
-    prepared(tmp_path, opened, num_bins=1, seed=1)
+    prepared(tmp_path, opened, num_spliced_dataset_bins=1, seed=1)
     (one,) = read_parts(tmp_path / "out")
-    prepared(tmp_path, opened, num_bins=1, seed=2, overwrite=True)
+    prepared(tmp_path, opened, num_spliced_dataset_bins=1, seed=2, overwrite=True)
     (other,) = read_parts(tmp_path / "out")
     assert one != other
     assert sorted(map(json.dumps, one)) == sorted(map(json.dumps, other))

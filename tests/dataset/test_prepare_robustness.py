@@ -17,11 +17,12 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.prepare.config import Settings
+from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.output_dir import locked
 from colossal_llama.dataset.prepare.pipeline import prepare
 from colossal_llama.utils.errors import UserError
+from tests.support.preparations import preparation
 
 NUM_PARTS = 12
 
@@ -52,9 +53,9 @@ def input_dir(tmp_path_factory):
     return directory
 
 
-def settings_for(input_dir: Path, output_dir: Path, tokenizer_dir: Path, **changes) -> Settings:
-    basic = {"max_length": 128, "num_bins": NUM_PARTS, **changes}
-    return Settings("pretrain", (input_dir,), tokenizer_dir, output_dir, **basic)
+def settings_for(input_dir: Path, output_dir: Path, tokenizer_dir: Path, **changes) -> PrepareArguments:
+    basic = {"max_length": 128, "num_spliced_dataset_bins": NUM_PARTS, **changes}
+    return preparation("pretrain", (input_dir,), tokenizer_dir, output_dir, **basic)
 
 
 def command(project_root, input_dir, output_dir, tokenizer_dir, *more) -> list[str]:
@@ -145,7 +146,7 @@ def test_other_arguments_input_or_tokenizer_are_refused_and_named(
 
     refused("max_length: 128 then, 64 now", max_length=64)
     refused("seed: 42 then, 1 now", seed=1)
-    refused(f"num_spliced_dataset_bins: {NUM_PARTS} then, 3 now", num_bins=3)
+    refused(f"num_spliced_dataset_bins: {NUM_PARTS} then, 3 now", num_spliced_dataset_bins=3)
     refused("tokenizer_fingerprint", tokenizer=shared_data / "tokenizers" / "llama3-base")
     (source / "c.jsonl").write_text(records(1))
     refused(r"c\.jsonl: absent then")
@@ -163,7 +164,7 @@ def test_fewer_parts_on_overwriting_leave_no_old_ones(tmp_path, input_dir, token
     output = tmp_path / "out"
     prepare(settings_for(input_dir, output, tokenizer_dir), opened)
     (output / "mine.txt").write_text("keep me")
-    prepare(settings_for(input_dir, output, tokenizer_dir, num_bins=2, overwrite=True), opened)
+    prepare(settings_for(input_dir, output, tokenizer_dir, num_spliced_dataset_bins=2, overwrite=True), opened)
     assert sorted(path.name for path in (output / "arrow").iterdir()) == ["part-00000", "part-00001"]
     assert sorted(path.name for path in (output / "jsonl").iterdir()) == ["part-00000.jsonl", "part-00001.jsonl"]
     assert (output / "mine.txt").read_text() == "keep me"
@@ -191,7 +192,9 @@ def test_a_change_is_seen_in_each_of_two_directories_of_one_name(tmp_path, token
     for directory in inputs:
         directory.mkdir(parents=True)
         (directory / "a.jsonl").write_text(records(20))
-    wanted = Settings("pretrain", tuple(inputs), tokenizer_dir, tmp_path / "out", max_length=128, num_bins=2)
+    wanted = preparation(
+        "pretrain", tuple(inputs), tokenizer_dir, tmp_path / "out", max_length=128, num_spliced_dataset_bins=2
+    )
     assert prepare(wanted, opened)["totals"]["documents"] == 40
     for directory in inputs:
         former = (directory / "a.jsonl").read_text()
@@ -389,7 +392,7 @@ def test_any_bytes_end_in_rows_or_in_counted_rejections(tmp_path, tokenizer_dir,
             on_bad_record="skip",
             overwrite=True,
             max_length=32,
-            num_bins=2,
+            num_spliced_dataset_bins=2,
         )
         try:
             manifest = prepare(wanted, opened)
@@ -430,13 +433,21 @@ CONVERSATIONS = st.one_of(
 
 def test_any_conversations_end_in_rows_or_in_counts(tmp_path, tokenizer_dir, opened):
     (tmp_path / "in").mkdir()
-    common = {"llama_version": 2, "on_bad_record": "skip", "overwrite": True, "max_length": 96, "num_bins": 2}
+    common = {
+        "llama_version": 2,
+        "on_bad_record": "skip",
+        "overwrite": True,
+        "max_length": 96,
+        "num_spliced_dataset_bins": 2,
+    }
 
     @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(lines=st.lists(CONVERSATIONS | LINES, min_size=1, max_size=8), fit=st.sampled_from(["truncate", "window"]))
     def check(lines, fit):
         (tmp_path / "in" / "a.jsonl").write_bytes(b"\n".join(lines))
-        wanted = Settings("sft", (tmp_path / "in",), tokenizer_dir, tmp_path / "out", long_conversations=fit, **common)
+        wanted = preparation(
+            "sft", (tmp_path / "in",), tokenizer_dir, tmp_path / "out", long_conversations=fit, **common
+        )
         try:
             totals = prepare(wanted, opened)["totals"]
         except UserError as error:

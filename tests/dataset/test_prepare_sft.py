@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from colossal_llama.dataset.chat_template import ChatTemplate, TemplateRefusal
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.long_conversations import truncated, windows
-from colossal_llama.dataset.prepare.config import Settings
 from colossal_llama.dataset.prepare.inspection import row_as_text
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.pipeline import prepare
 from colossal_llama.dataset.prepare.verification import verify
 from colossal_llama.utils.errors import UserError
+from tests.support.preparations import preparation
 
 CONTROL_STRINGS = ["<s>", "</s>", "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "Assistant: "]
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="▁\ufdd0")
@@ -59,8 +59,8 @@ def prepared(directory: Path, opened: OpenTokenizer, records, **changes) -> dict
     text = "".join(json.dumps(record) + "\n" for record in records)
     (directory / "in" / "a.jsonl").write_text(text)
     name = Path(opened.tokenizer.name_or_path)
-    basic = {"max_length": 512, "num_bins": 2, "overwrite": True, **changes}
-    return prepare(Settings("sft", (directory / "in",), name, directory / "out", **basic), opened)
+    basic = {"max_length": 512, "num_spliced_dataset_bins": 2, "overwrite": True, **changes}
+    return prepare(preparation("sft", (directory / "in",), name, directory / "out", **basic), opened)
 
 
 def rows_of(directory: Path) -> list[dict]:
@@ -283,7 +283,7 @@ def test_verify_finds_what_is_damaged(tmp_path, llama3, damage, message):
 
 
 def test_shown_rows_tell_targets_from_the_rest(tmp_path, llama3):
-    prepared(tmp_path, llama3, conversation_records(1), num_bins=1)
+    prepared(tmp_path, llama3, conversation_records(1), num_spliced_dataset_bins=1)
     (row,) = rows_of(tmp_path)
     shown = row_as_text(row, llama3.tokenizer, ["default"], with_brackets=True).plain
     assert "document 1 of 1: default" in shown
@@ -321,7 +321,7 @@ def test_the_script_prepares_shows_and_verifies(tmp_path, shared_data, project_r
 
 def test_rows_of_real_conversations_keep_their_rules(tmp_path, shared_data, llama3):
     name = Path(llama3.tokenizer.name_or_path)
-    wanted = Settings("sft", (shared_data / "sft",), name, tmp_path / "out", limit=60, num_bins=3)
+    wanted = preparation("sft", (shared_data / "sft",), name, tmp_path / "out", limit=60, num_spliced_dataset_bins=3)
     totals = prepare(wanted, llama3)["totals"]
     assert totals["documents"] == 60
     assert verify(tmp_path / "out")

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from colossal_llama.dataset.prepare.config import Settings
 from colossal_llama.training.arguments import TrainingArguments, parse_arguments
 from colossal_llama.training.command_line import build_parser
 from colossal_llama.training.loss_curves import Curve, draw_curves, read_curve
@@ -108,9 +107,6 @@ def test_every_option_is_read_somewhere(project_root):
     code = "\n".join(path.read_text() for path in sources)
     for field in dataclasses.fields(TrainingArguments):
         assert re.search(rf"arguments\.{field.name}\b", code), field.name
-    code = "\n".join(path.read_text() for path in (project_root / "colossal_llama" / "dataset").glob("*.py"))
-    for field in dataclasses.fields(Settings):  # what the options of both prepare scripts become, each of them
-        assert re.search(rf"settings\.{field.name}\b", code), field.name
 
 
 def test_every_option_of_the_other_scripts_is_read_somewhere(project_root):
@@ -131,7 +127,9 @@ def options_of(code: str) -> list[str]:
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     names = []
     for call in (call for call in calls if getattr(call.func, "attr", None) == "add_argument"):
-        flags = [argument.value for argument in call.args]
+        flags = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+        if not flags:  # utils/arguments.py, whose options are declared elsewhere
+            continue
         names.append(next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-"))
     return names
 

@@ -8,9 +8,9 @@ import pytest
 
 from colossal_llama.utils.arguments import (
     add_options,
+    declared_options,
     from_namespace,
     group,
-    needed_options,
     option,
     option_values,
     switch,
@@ -77,7 +77,8 @@ def test_help_is_that_of_the_same_calls_of_add_argument():
 
 
 def test_a_needed_option_has_its_advice_and_no_default():
-    assert dict(needed_options(_Arguments)) == {"save_dir": "name the directory"}
+    advice = {name: declared.needed for name, declared in declared_options(_Arguments).items() if declared.needed}
+    assert advice == {"save_dir": "name the directory"}
     with pytest.raises(TypeError):
         _Arguments(kind="a", rows=_Rows(), optimizer=_Optimizer())
 

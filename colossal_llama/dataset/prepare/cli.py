@@ -1,9 +1,13 @@
-"""What both prepare scripts do; imports what is heavy only when it is needed."""
+"""Command line of the prepare scripts: parses, checks and runs; imports slow libraries last."""
 
 import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
 
-from colossal_llama.dataset.prepare.arguments import parse
-from colossal_llama.dataset.prepare.config import Kind
+from colossal_llama.dataset.prepare.arguments import ARGUMENTS, InspectionArguments, Kind, PrepareArguments
+from colossal_llama.utils.arguments import add_options, declared_options, from_namespace
+from colossal_llama.utils.cli import CollectingArgumentParser
 
 
 def prepare_pretrain() -> None:
@@ -25,18 +29,18 @@ def _leave_torch_out() -> None:
 
 
 def run(kind: Kind) -> None:
-    """Does what the command line asks for and prints the outcome.
+    """Prepares or verifies a data set, as the command line asks, and prints the outcome.
 
     Raises:
-        UserError: see `preparation.prepare` and `verification.verify`.
+        UserError: see `pipeline.prepare` and `verification.verify`.
     """
-    request = parse(kind)
-    if request.verified_dir is not None:
+    arguments = parse_arguments(kind)
+    if isinstance(arguments, InspectionArguments):
         from colossal_llama.dataset.prepare.verification import verify
 
-        print(verify(request.verified_dir))
+        print(verify(arguments.verify))
         return
-    if request.settings.num_workers > 1:
+    if arguments.run.num_workers > 1:
         from colossal_llama.dataset.prepare.worker_pool import start_server
 
         start_server()
@@ -44,12 +48,57 @@ def run(kind: Kind) -> None:
     from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
     from colossal_llama.dataset.prepare.pipeline import prepare
 
-    opened = OpenTokenizer(request.settings.tokenizer_dir)
-    manifest = prepare(request.settings, opened)
+    opened = OpenTokenizer(arguments.paths.tokenizer_dir)
+    manifest = prepare(arguments, opened)
     if manifest is None:
         return
     print(summary(manifest))
-    if request.inspected_rows:
+    if arguments.inspection.inspect:
         from colossal_llama.dataset.prepare.inspection import show_rows
 
-        show_rows(request.settings.output_dir, opened.tokenizer, request.inspected_rows)
+        show_rows(arguments.output_dir, opened.tokenizer, arguments.inspection.inspect)
+
+
+def parse_arguments(kind: Kind, command: Sequence[str] | None = None) -> PrepareArguments | InspectionArguments:
+    """Parses and checks a command line; exits with code 2 and all problems when there is one.
+
+    Args:
+        kind: of the script.
+        command: arguments after the script's name; None reads the process's own.
+
+    Returns:
+        The arguments of a preparation, or with `--verify` the inspection's alone.
+    """
+    command = sys.argv[1:] if command is None else command
+    declared = ARGUMENTS[kind]
+    parser = CollectingArgumentParser(description=declared.description)
+    add_options(parser, declared)
+    namespace, unknown = parser.parse_known_args(command)
+    for argument in unknown:
+        parser.problem(f"{argument} is no argument of this script")
+    given = {argument.split("=")[0] for argument in command if argument.startswith("--")}
+    if "--verify" in given:
+        if len(given) > 1:
+            others = ", ".join(sorted(given - {"--verify"}))
+            parser.problem(f"--verify checks a finished directory and goes with no other argument, not with {others}")
+        parser.finish()
+        return from_namespace(InspectionArguments, namespace)
+    for name, option in declared_options(declared).items():
+        if option.needed and f"--{name}" not in given:
+            parser.problem(f"--{name} is missing: {option.needed}")
+    _check_combinations(parser, namespace, given)
+    parser.finish()
+    return from_namespace(declared, namespace)
+
+
+def _check_combinations(parser: CollectingArgumentParser, arguments: Namespace, given: set[str]) -> None:
+    """Adds a problem for every combination of arguments that cannot work."""
+    index, shards = arguments.shard_index, arguments.num_shards
+    if index is None and shards > 1:
+        parser.problem("--num_shards needs --shard_index: which of the jobs is this?")
+    if index is not None and index >= shards:
+        parser.problem(f"--shard_index {index} is beyond --num_shards {shards}: the indices go from 0 to {shards - 1}")
+    if getattr(arguments, "chat_template", None) is not None and "--llama_version" in given:
+        parser.problem("--llama_version has no effect with --chat_template, which decides the format: leave one out")
+    if index is not None and arguments.overwrite:
+        parser.problem("--overwrite would remove the other shards' work: remove the directory before the jobs start")

@@ -6,7 +6,7 @@ from pathlib import Path
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate
 from colossal_llama.dataset.document_splitting import CutRanks
-from colossal_llama.dataset.prepare.config import Settings
+from colossal_llama.dataset.prepare.arguments import ConversationRowArguments, PrepareArguments
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
@@ -43,26 +43,28 @@ class OpenTokenizer:
         return CutRanks(token_bytes(self._definition, len(self.tokenizer)))
 
 
-def sample_tokenizer(
-    settings: Settings, opened: OpenTokenizer
+def record_tokenizer(
+    arguments: PrepareArguments, opened: OpenTokenizer
 ) -> tuple[DocumentTokenizer | ConversationTokenizer, dict]:
     """What turns records into samples, and the facts by which its format is known."""
     tokenizer = opened.tokenizer
     facts = {"tokenizer_fingerprint": opened.fingerprint, "vocab_size": len(tokenizer)}
-    if settings.kind == "sft":
-        template = _template(settings, opened)
+    if arguments.kind == "sft":
+        template = _template(arguments.rows, opened)
         facts["template"] = template.describe()
-        samples = ConversationTokenizer(template, opened.encoder, settings.max_length, settings.long_conversations)
+        samples = ConversationTokenizer(
+            template, opened.encoder, arguments.rows.max_length, arguments.rows.long_conversations
+        )
         return samples, facts
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     facts |= {"bos_id": bos_id, "eos_id": eos_id}
     samples = DocumentTokenizer(
-        opened.encoder, bos_id, eos_id, opened.ranks, settings.max_length, settings.long_documents
+        opened.encoder, bos_id, eos_id, opened.ranks, arguments.rows.max_length, arguments.rows.long_documents
     )
     return samples, facts
 
 
-def _template(settings: Settings, opened: OpenTokenizer) -> ConversationTemplate | ChatTemplate:
-    if settings.chat_template is None:
-        return ConversationTemplate.for_llama(opened.tokenizer, settings.llama_version, opened.text_encoder)
-    return ChatTemplate.open(opened.tokenizer, settings.chat_template, opened.text_encoder)
+def _template(rows: ConversationRowArguments, opened: OpenTokenizer) -> ConversationTemplate | ChatTemplate:
+    if rows.chat_template is None:
+        return ConversationTemplate.for_llama(opened.tokenizer, rows.llama_version, opened.text_encoder)
+    return ChatTemplate.open(opened.tokenizer, rows.chat_template, opened.text_encoder)

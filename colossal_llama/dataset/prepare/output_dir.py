@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from colossal_llama.dataset.prepare.config import Settings
+from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.input_files import InputFile
 from colossal_llama.utils.atomic_io import temporary_path, write_json
 from colossal_llama.utils.errors import UserError, truncate_problems
@@ -29,13 +29,13 @@ _CANDIDATES = ".*run.json.tmp-*"  # for run.json, left behind by a killed run
 
 
 @contextmanager
-def locked(settings: Settings) -> Iterator[None]:
+def locked(arguments: PrepareArguments) -> Iterator[None]:
     """Holds the directory: alone, or beside the jobs of other shards.
 
     Raises:
         UserError: another run works in the directory.
     """
-    directory, is_alone = settings.output_dir, settings.shard_index is None
+    directory, is_alone = arguments.output_dir, arguments.shards.shard_index is None
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / ".lock").touch()
@@ -45,7 +45,7 @@ def locked(settings: Settings) -> Iterator[None]:
         try:
             locks.enter_context(file_lock(directory / ".lock", shared=not is_alone))
             if not is_alone:
-                shard = f"{settings.shard_index}-of-{settings.num_shards}"
+                shard = f"{arguments.shards.shard_index}-of-{arguments.shards.num_shards}"
                 locks.enter_context(file_lock(directory / f".lock-shard-{shard}"))
         except BlockingIOError:
             raise UserError(
@@ -61,20 +61,20 @@ def finishing(directory: Path) -> Iterator[None]:
         yield
 
 
-def identity(settings: Settings, files: Sequence[InputFile], format_facts: dict) -> dict:
+def identity(arguments: PrepareArguments, files: Sequence[InputFile], format_facts: dict) -> dict:
     """Everything that decides the rows, for comparing runs; `format_facts` are the tokenizer's and the template's."""
     return {
-        "arguments": settings.deciding(),
+        "arguments": arguments.deciding_options(),
         **format_facts,
         "input_files": [{"name": file.name, "size_bytes": file.size_bytes} for file in files],
     }
 
 
-def open_directory(settings: Settings, wanted: dict, files: Sequence[InputFile]) -> State:
+def open_directory(arguments: PrepareArguments, wanted: dict, files: Sequence[InputFile]) -> State:
     """Prepares the directory for the run and says in which state it is.
 
     Args:
-        settings: of the run.
+        arguments: of the run.
         wanted: its `identity`.
         files: its input files, whose times are noted: a file whose time has not changed need not be
             read again.
@@ -83,9 +83,9 @@ def open_directory(settings: Settings, wanted: dict, files: Sequence[InputFile])
         UserError: the directory was begun or completed with something else, or holds parts of
             unknown origin.
     """
-    directory = settings.output_dir
+    directory = arguments.output_dir
     _refuse_strange_cache(directory / "cache")
-    if settings.overwrite:
+    if arguments.run.overwrite:
         _remove_own(directory)
     for record, state in ((directory / "manifest.json", "complete"), (directory / "cache" / "run.json", "begun")):
         if record.is_file():
@@ -97,7 +97,7 @@ def open_directory(settings: Settings, wanted: dict, files: Sequence[InputFile])
                 f"{directory / name} is not empty, and nothing tells how it was made: give another --data_output_dirs, "
                 "or --overwrite to remove it"
             )
-    if settings.shard_index is None:
+    if arguments.shards.shard_index is None:
         _remove_own(directory)
     for name in ("arrow", "jsonl", "cache"):
         (directory / name).mkdir(exist_ok=True)
@@ -220,12 +220,12 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def abandon(settings: Settings) -> None:
+def abandon(arguments: PrepareArguments) -> None:
     """Leaves a directory in which nothing of worth was made as it was found."""
-    _remove_own(settings.output_dir)
+    _remove_own(arguments.output_dir)
     for name in ("arrow", "jsonl", "cache"):
         with suppress(OSError):
-            (settings.output_dir / name).rmdir()
+            (arguments.output_dir / name).rmdir()
 
 
 def empty_cache(directory: Path) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 import orjson
 
 from colossal_llama.dataset.prepare import output_dir
+from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.buckets import plan_parts
 from colossal_llama.dataset.prepare.cache import Plan, chunk_facts
 from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
-from colossal_llama.dataset.prepare.config import Settings
 from colossal_llama.dataset.prepare.input_files import Chunk, InputFile, content_digest, find_input_files, plan_chunks
 from colossal_llama.dataset.prepare.manifest import build_manifest, total_statistics
-from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer, sample_tokenizer
+from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer, record_tokenizer
 from colossal_llama.dataset.prepare.part_writer import PartTask, part_facts, write_part
 from colossal_llama.dataset.prepare.rejections import (
     SHOWN_BAD_RECORDS,
@@ -47,12 +47,12 @@ class Rates:
     total_s: float = 0.0
 
 
-def prepare(settings: Settings, opened: OpenTokenizer | None = None) -> dict | None:
+def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) -> dict | None:
     """Runs a preparation, or the rest of one that was interrupted.
 
     Args:
-        settings: what to do.
-        opened: the tokenizer of `settings.tokenizer_dir`, if it is open already.
+        arguments: of the script.
+        opened: the tokenizer of `--tokenizer_dir`, if it is open already.
 
     Returns:
         The manifest; None if this is one shard's job and the others have not finished tokenizing.
@@ -62,48 +62,48 @@ def prepare(settings: Settings, opened: OpenTokenizer | None = None) -> dict | N
             is full.
     """
     try:
-        with output_dir.locked(settings):
-            return _prepare_locked(settings, opened)
+        with output_dir.locked(arguments):
+            return _prepare_locked(arguments, opened)
     except PermissionError as error:
         raise UserError(f"{error.filename} may not be read or written: {error.strerror}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"the disk of {settings.output_dir} is full: free some space and run the same command again; "
+            f"the disk of {arguments.output_dir} is full: free some space and run the same command again; "
             "finished parts are intact and will be kept"
         ) from error
 
 
-def _prepare_locked(settings: Settings, opened: OpenTokenizer | None) -> dict | None:
+def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -> dict | None:
     started = time.perf_counter()
-    files = find_input_files(settings.data_input_dirs, excluded=settings.output_dir)
-    tokenizer, format_facts = sample_tokenizer(settings, opened or OpenTokenizer(settings.tokenizer_dir))
-    identity = output_dir.identity(settings, files, format_facts)
-    state = output_dir.open_directory(settings, identity, files)
-    run = _Run(settings, files, plan_chunks(files, settings.limit), identity, Rates())
+    files = find_input_files(arguments.paths.data_input_dirs, excluded=arguments.output_dir)
+    tokenizer, format_facts = record_tokenizer(arguments, opened or OpenTokenizer(arguments.paths.tokenizer_dir))
+    identity = output_dir.identity(arguments, files, format_facts)
+    state = output_dir.open_directory(arguments, identity, files)
+    preparation = _Preparation(arguments, files, plan_chunks(files, arguments.run.limit), identity, Rates())
     if state != "new":
-        _refuse_changed_content(run, state)
+        _refuse_changed_content(preparation, state)
     if state == "complete":
-        log_rank_zero(f"{settings.output_dir} is complete already, nothing is done")
-        manifest = orjson.loads((settings.output_dir / "manifest.json").read_bytes())
+        log_rank_zero(f"{arguments.output_dir} is complete already, nothing is done")
+        manifest = orjson.loads((arguments.output_dir / "manifest.json").read_bytes())
     else:
-        done = _do_what_is_left(run, tokenizer, new=state == "new")
+        done = _do_what_is_left(preparation, tokenizer, new=state == "new")
         if done is None:
             return None
-        run.rates.total_s = time.perf_counter() - started
-        manifest = _finish(run, *done)
-    if not settings.keep_cache:
-        with output_dir.finishing(settings.output_dir):
-            output_dir.empty_cache(settings.output_dir)
+        preparation.rates.total_s = time.perf_counter() - started
+        manifest = _finish(preparation, *done)
+    if not arguments.run.keep_cache:
+        with output_dir.finishing(arguments.output_dir):
+            output_dir.empty_cache(arguments.output_dir)
     return manifest
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Preparation:
     """A preparation in its directory."""
 
-    settings: Settings
+    arguments: PrepareArguments
     files: Sequence[InputFile]
     chunks: Sequence[Chunk]
     identity: dict
@@ -111,31 +111,27 @@ class _Run:
 
     @property
     def chunk_dir(self) -> Path:
-        return self.settings.output_dir / "cache" / "chunks"
-
-    def is_mine(self, index: int) -> bool:
-        """Whether a chunk or part is this job's to do."""
-        return self.settings.shard_index is None or index % self.settings.num_shards == self.settings.shard_index
+        return self.arguments.output_dir / "cache" / "chunks"
 
 
 def _do_what_is_left(
-    run: _Run, tokenizer: DocumentTokenizer | ConversationTokenizer, new: bool
+    preparation: _Preparation, tokenizer: DocumentTokenizer | ConversationTokenizer, new: bool
 ) -> tuple[list[dict], list[dict]] | None:
     """Tokenizes and writes parts; the facts of all chunks and of all parts, or None if other shards have not done their share."""
-    job = ChunkJob(tokenizer, run.chunk_dir, run.settings.on_bad_record == "stop", shared_flag())
-    with worker_pool(run.settings.num_workers, job) as pool:
+    job = ChunkJob(tokenizer, preparation.chunk_dir, preparation.arguments.run.on_bad_record == "stop", shared_flag())
+    with worker_pool(preparation.arguments.run.num_workers, job) as pool:
         try:
-            _tokenize(run, pool)
-            facts = [chunk_facts(run.chunk_dir, chunk.index) for chunk in run.chunks]
+            _tokenize(preparation, pool)
+            facts = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in preparation.chunks]
             if _left_to_others("chunks", facts):
                 return None
             if not sum(fact["segments"] for fact in facts):
                 raise BadInputError(_nothing_to_write(facts))
         except BadInputError:
-            if new and run.settings.shard_index is None:
-                output_dir.abandon(run.settings)
+            if new and preparation.arguments.shards.shard_index is None:
+                output_dir.abandon(preparation.arguments)
             raise
-        parts = _write_parts(run, pool, facts)
+        parts = _write_parts(preparation, pool, facts)
     return None if _left_to_others("parts", parts) else (facts, parts)
 
 
@@ -158,30 +154,30 @@ def _nothing_to_write(facts: Sequence[dict]) -> str:
     return f"--data_input_dirs: no record could be used, so that there is nothing to write ({told})"
 
 
-def _finish(run: _Run, facts: Sequence[dict], parts: Sequence[dict]) -> dict:
+def _finish(preparation: _Preparation, facts: Sequence[dict], parts: Sequence[dict]) -> dict:
     """Writes what lies beside the parts, unless another shard's job has done it meanwhile, and returns the manifest."""
-    directory = run.settings.output_dir
+    directory = preparation.arguments.output_dir
     with output_dir.finishing(directory):
         if (directory / "manifest.json").is_file():
             return orjson.loads((directory / "manifest.json").read_bytes())
-        write_rejected(directory, run.chunk_dir, run.chunks, facts)
-        manifest = build_manifest(run.identity, facts, parts, [chunk.file.name for chunk in run.chunks])
-        _write_records(run, manifest)
+        write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
+        manifest = build_manifest(preparation.identity, facts, parts, [chunk.file.name for chunk in preparation.chunks])
+        _write_records(preparation, manifest)
     return manifest
 
 
-def _write_records(run: _Run, manifest: dict) -> None:
+def _write_records(preparation: _Preparation, manifest: dict) -> None:
     """Writes what tells how the run went, and last the manifest, which makes the preparation complete."""
-    times = output_dir.modification_times(run.files)
-    last_run = {"num_workers": run.settings.num_workers, **vars(run.rates), "modified_ns": times}
-    write_json(run.settings.output_dir / "last_run.json", last_run)
-    write_json(run.settings.output_dir / "manifest.json", manifest)
+    times = output_dir.modification_times(preparation.files)
+    last_run = {"num_workers": preparation.arguments.run.num_workers, **vars(preparation.rates), "modified_ns": times}
+    write_json(preparation.arguments.output_dir / "last_run.json", last_run)
+    write_json(preparation.arguments.output_dir / "manifest.json", manifest)
 
 
-def _refuse_changed_content(run: _Run, state: output_dir.State) -> None:
+def _refuse_changed_content(preparation: _Preparation, state: output_dir.State) -> None:
     """Compares what has been read with what the files hold now, where their times do not say that it is the same."""
-    directory, chunks = run.settings.output_dir, run.chunks
-    suspects = output_dir.changed_times(directory, run.files)
+    directory, chunks = preparation.arguments.output_dir, preparation.chunks
+    suspects = output_dir.changed_times(directory, preparation.files)
     if not suspects:
         return
     if state == "complete":
@@ -190,7 +186,7 @@ def _refuse_changed_content(run: _Run, state: output_dir.State) -> None:
         known = {entry["name"]: iter(entry["chunk_sha256"]) for entry in manifest["input_files"]}
         readings = [(chunk, rows[chunk.file.name], next(known[chunk.file.name])) for chunk in chunks]
     else:
-        facts = [chunk_facts(run.chunk_dir, chunk.index) for chunk in chunks]
+        facts = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in chunks]
         readings = [(chunk, fact["rows"], fact["sha256"]) for chunk, fact in zip(chunks, facts, strict=True) if fact]
     changed = {
         chunk.file.name: None
@@ -203,12 +199,15 @@ def _refuse_changed_content(run: _Run, state: output_dir.State) -> None:
 # ----------------------------------------------------------------------------------------------------- tokenizing
 
 
-def _tokenize(run: _Run, pool: WorkerPool) -> None:
+def _tokenize(preparation: _Preparation, pool: WorkerPool) -> None:
     """Tokenizes the chunks of this job that are not done."""
     waiting = [
-        chunk for chunk in run.chunks if run.is_mine(chunk.index) and chunk_facts(run.chunk_dir, chunk.index) is None
+        chunk
+        for chunk in preparation.chunks
+        if preparation.arguments.shards.includes(chunk.index)
+        and chunk_facts(preparation.chunk_dir, chunk.index) is None
     ]
-    rates = run.rates
+    rates = preparation.rates
     started = time.perf_counter()
     bad: list[tuple[Chunk, dict]] = []
     with progress_bar(total=sum(map(_chunk_bytes, waiting)), desc="tokenize", unit="B", unit_scale=True) as bar:
@@ -238,24 +237,28 @@ def _chunk_bytes(chunk: Chunk) -> int:
 # ---------------------------------------------------------------------------------------------------------- parts
 
 
-def _write_parts(run: _Run, pool: WorkerPool, facts: Sequence[dict]) -> list[dict | None]:
+def _write_parts(preparation: _Preparation, pool: WorkerPool, facts: Sequence[dict]) -> list[dict | None]:
     """Writes the parts of this job that are not done; returns the facts of all parts, None for those that are not done."""
-    settings, output_dir = run.settings, run.settings.output_dir
-    indices = range(settings.num_bins)
-    mine = [index for index in indices if run.is_mine(index) and part_facts(output_dir, index) is None]
+    arguments, directory = preparation.arguments, preparation.arguments.output_dir
+    indices = range(arguments.rows.num_spliced_dataset_bins)
+    mine = [
+        index
+        for index in indices
+        if preparation.arguments.shards.includes(index) and part_facts(directory, index) is None
+    ]
     if mine:
         categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
-        splicing = settings.splicing if settings.kind == "pretrain" else "none"
-        row_tokens = settings.max_length if splicing == "best_fit" else None
-        plan = plan_parts(run.chunk_dir, facts, categories, settings.num_bins, row_tokens)
-        plan.save(output_dir / "cache" / "plan")
-        common = {"kind": settings.kind, "max_length": settings.max_length, "seed": settings.seed}
-        common |= {name: run.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
-        task = PartTask(output_dir, splicing, settings.max_length, settings.seed, categories, common)
-        _run_part_tasks(pool, [(task, index) for index in mine], plan, run.rates)
+        splicing = arguments.rows.splicing
+        row_tokens = arguments.rows.max_length if splicing == "best_fit" else None
+        plan = plan_parts(preparation.chunk_dir, facts, categories, arguments.rows.num_spliced_dataset_bins, row_tokens)
+        plan.save(directory / "cache" / "plan")
+        common = {"kind": arguments.kind, "max_length": arguments.rows.max_length, "seed": arguments.rows.seed}
+        common |= {name: preparation.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
+        task = PartTask(directory, splicing, arguments.rows.max_length, arguments.rows.seed, categories, common)
+        _run_part_tasks(pool, [(task, index) for index in mine], plan, preparation.rates)
         for name in ("arrow", "jsonl"):
-            fsync_path(output_dir / name)
-    return [part_facts(output_dir, index) for index in indices]
+            fsync_path(directory / name)
+    return [part_facts(directory, index) for index in indices]
 
 
 def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], plan: Plan, rates: Rates) -> None:

@@ -1,0 +1,36 @@
+"""Options of the prepare scripts: each is used, and what cannot work is said at once, all of it."""
+
+import re
+
+import pytest
+
+from colossal_llama.dataset.prepare.arguments import ARGUMENTS
+from colossal_llama.dataset.prepare.cli import parse_arguments
+from colossal_llama.utils.arguments import declared_options
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_every_option_is_read_somewhere(project_root, kind):
+    """An option that is parsed and used nowhere would be a promise that nobody keeps."""
+    sources = (project_root / "colossal_llama" / "dataset" / "prepare").glob("*.py")
+    code = "\n".join(path.read_text() for path in sources)
+    for name in declared_options(ARGUMENTS[kind]):
+        assert re.search(rf"\b(arguments|paths|rows|run|shards|inspection|self)\.{name}\b", code), name
+
+
+def test_all_problems_of_a_command_are_named_together(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments("pretrain", ["--max_length=4", "--num_shards=2", "--splicing=none", "--unknown=1"])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    for problem in ("4 is less than 8", "invalid choice: 'none'", "--unknown=1 is no argument", "needs --shard_index"):
+        assert problem in message
+    for name in ("data_input_dirs", "tokenizer_dir", "data_output_dirs"):
+        assert f"--{name} is missing: name the directory" in message.replace("directories", "directory")
+
+
+def test_verify_goes_with_no_other_argument(tmp_path, capsys):
+    assert parse_arguments("sft", ["--verify", str(tmp_path)]).verify == tmp_path
+    with pytest.raises(SystemExit):
+        parse_arguments("sft", ["--verify", str(tmp_path), "--limit", "3"])
+    assert "not with --limit" in capsys.readouterr().err
