@@ -4,7 +4,7 @@ import importlib.util
 
 import torch
 
-from colossal_llama.model.kernels.adamw import adamw, changing_numbers
+from colossal_llama.model.kernels.adamw import adamw, step_scalars
 
 
 class _Kernel:
@@ -86,7 +86,7 @@ class TorchCudaAdam(_Kernel):
                 fused_adam([lists[0].to(lists[1].dtype)], *([tensor] for tensor in lists[1:]), *hyper)
             return
         factor = 1.0 / div_scale if div_scale > 0 else 1.0
-        changing = changing_numbers(lr, beta1, beta2, step, factor, parameters[0].device)
+        changing = step_scalars(lr, beta1, beta2, step, factor, parameters[0].device)
         for gradient, parameter, exp_avg, exp_avg_sq in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):
             adamw(parameter, gradient, exp_avg, exp_avg_sq, None, changing, beta1, beta2, eps, weight_decay)
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from colossalai.zero.low_level import LowLevelZeroOptimizer
 
-from colossal_llama.model.kernels.adamw import adamw, changing_numbers
+from colossal_llama.model.kernels.adamw import adamw, step_scalars
 
 
 def why_no_fused_step(optimizer: torch.optim.Optimizer, device: torch.device) -> str | None:
@@ -99,7 +99,7 @@ def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
         key = (id(update.group), state["step"])
         if key not in changing:
             group = update.group
-            changing[key] = changing_numbers(group["lr"], *group["betas"], state["step"], factor)
+            changing[key] = step_scalars(group["lr"], *group["betas"], state["step"], factor)
         _apply(state, update, changing[key])
     gather_working_weights(updates)
 

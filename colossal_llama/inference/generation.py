@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-from colossal_llama.model.loading import load_whole
+from colossal_llama.model.loading import load_complete_model
 from colossal_llama.model.weights.adapter_files import adapter_base_path, is_adapter
 from colossal_llama.model.weights.weight_files import check_safetensors
 from colossal_llama.tokenizer.loading import load_tokenizer
@@ -97,7 +97,7 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
     check_safetensors(base)
     try:
         torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
-        model = load_whole(AutoModelForCausalLM, base, torch_dtype=torch_dtype, device_map={"": device})
+        model = load_complete_model(AutoModelForCausalLM, base, torch_dtype=torch_dtype, device_map={"": device})
         if adapter:
             from peft import PeftModel
 

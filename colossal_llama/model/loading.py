@@ -49,7 +49,7 @@ def load_model(
     config = load_config(path)
     config.use_cache = False
     try:
-        model = load_whole(
+        model = load_complete_model(
             LlamaForCausalLM,
             path,
             config=config,
@@ -68,7 +68,7 @@ def load_model(
     return model
 
 
-def load_whole(model_class: type, path: str | Path, **settings: Any) -> PreTrainedModel:
+def load_complete_model(model_class: type, path: str | Path, **settings: Any) -> PreTrainedModel:
     """`from_pretrained` of a model class, which gives tensors that are missing random numbers, for weights that are complete.
 
     Raises:

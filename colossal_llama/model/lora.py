@@ -1,4 +1,9 @@
-"""LoRA: low-rank adapters beside frozen weights (Hu et al., https://arxiv.org/abs/2106.09685), by the peft library."""
+"""Parameter-efficient fine-tuning: LoRA adapters, or the embeddings alone.
+
+LoRA trains low-rank adapters next to frozen weights (Hu et al., https://arxiv.org/abs/2106.09685),
+through the peft library. Training only the embeddings aligns the rows of new tokens with an
+otherwise finished model.
+"""
 
 from pathlib import Path
 
@@ -6,18 +11,18 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import LlamaForCausalLM
 
-from colossal_llama.model.loading import load_whole
+from colossal_llama.model.loading import load_complete_model
 from colossal_llama.model.weights.generation_config import save_model
 
 
 def lora_config(rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...]) -> LoraConfig:
-    """Peft's configuration of an adapter.
+    """Builds peft's configuration of an adapter.
 
     Args:
         rank: of the two factors.
         alpha: the adapter's output is scaled by alpha / rank.
-        dropout: on the adapter's input, while training.
-        target_modules: names of the linear layers that get one (`q_proj`, `up_proj` …).
+        dropout: on the adapter's input, in training.
+        target_modules: names of the linear layers that get an adapter (`q_proj`, `up_proj` …).
     """
     return LoraConfig(
         r=rank,
@@ -30,12 +35,19 @@ def lora_config(rank: int, alpha: float, dropout: float, target_modules: tuple[s
 
 
 def merge_adapter(base_path: Path, adapter_path: Path, target: Path) -> None:
-    """Writes the base model with an adapter added to its weights, in the base's dtype, computed on the CPU.
+    """Merges an adapter into its base model's weights and writes the result, in the base's dtype, computed on the CPU.
 
     Raises:
         UserError: weights of the base are missing.
     """
-    base = load_whole(LlamaForCausalLM, base_path, torch_dtype="auto", low_cpu_mem_usage=True)
+    base = load_complete_model(LlamaForCausalLM, base_path, torch_dtype="auto", low_cpu_mem_usage=True)
     with torch.no_grad():
         merged = PeftModel.from_pretrained(base, adapter_path).merge_and_unload()
     save_model(merged, target)
+
+
+def freeze_all_but_embeddings(model: LlamaForCausalLM) -> None:
+    """Freezes every parameter but those of the input and output embeddings, in place."""
+    model.requires_grad_(False)
+    model.get_input_embeddings().requires_grad_(True)
+    model.get_output_embeddings().requires_grad_(True)

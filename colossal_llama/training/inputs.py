@@ -8,7 +8,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from colossal_llama.dataset.part_reader import Part, data_fingerprint, open_parts
 from colossal_llama.model.loading import load_config
-from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS, adapter_base_path, adapter_settings, is_adapter
+from colossal_llama.model.weights.adapter_files import (
+    ADAPTER_WEIGHTS,
+    adapter_base_path,
+    is_adapter,
+    load_adapter_config,
+)
 from colossal_llama.model.weights.weight_files import check_safetensors, read_metadata
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training.arguments import TrainingArguments
@@ -220,7 +225,7 @@ def _check_what_is_overwritten(
 
 def _check_adapter(arguments: TrainingArguments, path: Path) -> None:
     """Refuses LoRA options that are not those of the adapter that the run goes on with: peft takes the adapter's."""
-    saved = adapter_settings(path)
+    saved = load_adapter_config(path)
     problems = []
     if (path / ADAPTER_WEIGHTS).is_file():
         read_metadata(path / ADAPTER_WEIGHTS)

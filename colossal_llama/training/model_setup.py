@@ -12,12 +12,11 @@ from colossal_llama.engine.launch import current_device
 from colossal_llama.engine.plugins import PRECISIONS, PluginConfig, build_backend
 from colossal_llama.model.activation_checkpointing import recompute_layers
 from colossal_llama.model.attention.varlen import choose_attention
-from colossal_llama.model.freezing import freeze_all_but_embeddings
-from colossal_llama.model.kernels.apply import use_fused_kernels, why_no_fused_kernels
-from colossal_llama.model.kernels.fp8_linear import use_fp8, why_no_fp8
-from colossal_llama.model.kernels.per_token_loss import give_token_losses
+from colossal_llama.model.kernels.apply import fused_kernels_unavailable_reason, use_fused_kernels
+from colossal_llama.model.kernels.fp8_linear import fp8_unavailable_reason, use_fp8
+from colossal_llama.model.kernels.per_token_loss import return_token_losses
 from colossal_llama.model.loading import load_config, load_model
-from colossal_llama.model.lora import lora_config
+from colossal_llama.model.lora import freeze_all_but_embeddings, lora_config
 from colossal_llama.model.param_count import flops_per_token
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.command_line import GPU_ONLY_PLUGINS
@@ -73,7 +72,7 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     )
     with consensus.together():
         model = load_model(data.model_path, backend.parameter_dtype, attention, _place_to_load(arguments, device))
-    give_token_losses(model)
+    return_token_losses(model)
     notes = [attention_note, _use_kernels(arguments, model, device)]
     if arguments.fp8:
         notes.append(_use_fp8(model, device))
@@ -125,7 +124,7 @@ def _recompute(arguments: TrainingArguments, backend: Backend, model: LlamaForCa
     layers, frugal = choose_recomputation(arguments, model.config, device, backend.data_parallel_size)
     # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs;
     # Gemini's hooks around each operation would then be left open.
-    recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS, frugal=frugal)
+    recompute_layers(model, layers, reentrant=arguments.plugin in GPU_ONLY_PLUGINS, selective=frugal)
     words = recomputed_in_words(layers, model.config.num_hidden_layers, frugal)
     if layers and device.type == "cuda" and may_be_frugal(arguments) and not segments_grow():
         words += (
@@ -135,13 +134,13 @@ def _recompute(arguments: TrainingArguments, backend: Backend, model: LlamaForCa
 
 
 def _fuses_loss(arguments: TrainingArguments, device: torch.device) -> bool:
-    return arguments.fused_kernels and arguments.tp == 1 and why_no_fused_kernels(device) is None
+    return arguments.fused_kernels and arguments.tp == 1 and fused_kernels_unavailable_reason(device) is None
 
 
 def _use_kernels(arguments: TrainingArguments, model: LlamaForCausalLM, device: torch.device) -> str:
     if not arguments.fused_kernels:
         return "fused kernels: off (--fused_kernels False)"
-    reason = why_no_fused_kernels(device)
+    reason = fused_kernels_unavailable_reason(device)
     if reason is not None:
         return f"fused kernels: off, {reason}"
     fuse_loss = _fuses_loss(arguments, device)
@@ -150,7 +149,7 @@ def _use_kernels(arguments: TrainingArguments, model: LlamaForCausalLM, device: 
 
 
 def _use_fp8(model: LlamaForCausalLM, device: torch.device) -> str:
-    reason = why_no_fp8(device, model.config)
+    reason = fp8_unavailable_reason(device, model.config)
     if reason is not None:
         raise UserError(f"--fp8 cannot be used: {reason}")
     use_fp8(model)

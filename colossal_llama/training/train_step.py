@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from colossal_llama.dataset.collator import MicroBatch
 from colossal_llama.engine.backend import Backend
-from colossal_llama.model.attention.varlen import boundaries_of
+from colossal_llama.model.attention.document_mask import encode_document_mask
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.training.category_losses import CategorySums
 
@@ -256,7 +256,7 @@ class TrainStep:
 
     def _arguments(self, batch: MicroBatch, moved: MicroBatch) -> dict[str, torch.Tensor]:
         """The model's arguments; the loss over them is a finite number also when there are no targets."""
-        boundaries = boundaries_of(batch.document_lengths, batch.input_ids.shape[1])
+        document_mask = encode_document_mask(batch.document_lengths, batch.input_ids.shape[1])
         labels = moved.labels
         if batch.target_tokens == 0:
             # The mean over no targets is 0/0, and NaN survives the weight 0: let one token count,
@@ -264,7 +264,7 @@ class TrainStep:
             labels = labels.clone()
             labels[0, 1] = moved.input_ids[0, 1]
         # Copied as the few numbers that it is; expanded again on the device.
-        on_device = boundaries[:, :1, :1].to(self.device, non_blocking=True).expand(boundaries.shape)
+        on_device = document_mask[:, :1, :1].to(self.device, non_blocking=True).expand(document_mask.shape)
         return {
             "input_ids": moved.input_ids,
             "attention_mask": on_device,

@@ -5,7 +5,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model.activation_checkpointing import recompute_layers
-from colossal_llama.model.attention.varlen import CUDNN, SDPA, VARLEN, boundaries_of
+from colossal_llama.model.attention.document_mask import encode_document_mask
+from colossal_llama.model.attention.varlen import CUDNN, SDPA, VARLEN
 from colossal_llama.model.kernels.apply import use_fused_kernels
 from colossal_llama.training.memory.estimate import activation_bytes_per_layer
 
@@ -44,8 +45,8 @@ def spliced_batch() -> tuple[torch.Tensor, torch.Tensor]:
 def forward(
     model: LlamaForCausalLM, ids: torch.Tensor, positions: torch.Tensor, lengths: list[list[int]]
 ) -> torch.Tensor:
-    boundaries = boundaries_of(lengths, ids.shape[1]).cuda()
-    return model(input_ids=ids, position_ids=positions, attention_mask=boundaries, use_cache=False).logits
+    document_mask = encode_document_mask(lengths, ids.shape[1]).cuda()
+    return model(input_ids=ids, position_ids=positions, attention_mask=document_mask, use_cache=False).logits
 
 
 @pytest.mark.parametrize("attention", [CUDNN, VARLEN, SDPA])
@@ -145,7 +146,7 @@ def test_fused_loss_gives_the_plain_loss_and_gradients(share):
 @pytest.mark.parametrize("width", [2048, 1000])
 def test_norms_with_the_residual_stream_give_the_plain_results_and_gradients(width):
     """Against fp32 arithmetic on the same bf16 numbers."""
-    from colossal_llama.model.kernels.rms_norm import add_and_norm, norm_beside
+    from colossal_llama.model.kernels.rms_norm import add_rms_norm, rms_norm_with_residual
 
     generator = torch.Generator().manual_seed(5)
     tensors = [
@@ -154,8 +155,8 @@ def test_norms_with_the_residual_stream_give_the_plain_results_and_gradients(wid
     factors = torch.randn(2, 3000, width, generator=generator).cuda()
 
     def fused(added, hidden, weight):
-        first, hidden = norm_beside(hidden, weight, eps=1e-6)
-        second, total = add_and_norm(added, hidden, weight, eps=1e-6)
+        first, hidden = rms_norm_with_residual(hidden, weight, eps=1e-6)
+        second, total = add_rms_norm(added, hidden, weight, eps=1e-6)
         return first.float() + second.float() * factors[0] + total.float() * factors[1]
 
     def plain(added, hidden, weight):
@@ -184,9 +185,9 @@ def test_fused_kernels_give_the_plain_loss_and_gradients():
         model = make_model(VARLEN).train()
         if fused:
             use_fused_kernels(model)
-        boundaries = boundaries_of(LENGTHS, WIDTH).cuda()
+        document_mask = encode_document_mask(LENGTHS, WIDTH).cuda()
         loss = model(
-            input_ids=ids, position_ids=positions, attention_mask=boundaries, labels=labels, use_cache=False
+            input_ids=ids, position_ids=positions, attention_mask=document_mask, labels=labels, use_cache=False
         ).loss
         loss.backward()
         results.append((loss.item(), {name: p.grad.float() for name, p in model.named_parameters()}))
@@ -203,12 +204,16 @@ def test_layers_that_do_not_keep_what_is_cheap_compute_the_same():
     tests/support/kernels_in_interpreter.py compares bits.
     """
     ids, positions = spliced_batch()
-    settings = {"position_ids": positions, "attention_mask": boundaries_of(LENGTHS, WIDTH).cuda(), "use_cache": False}
+    settings = {
+        "position_ids": positions,
+        "attention_mask": encode_document_mask(LENGTHS, WIDTH).cuda(),
+        "use_cache": False,
+    }
     gradients, kept_bytes = [], []
     for frugal in (True, False, True):
         model = make_model(VARLEN).train()
         use_fused_kernels(model)
-        recompute_layers(model, 0, reentrant=False, frugal=frugal)
+        recompute_layers(model, 0, reentrant=False, selective=frugal)
         before = torch.cuda.memory_allocated()
         loss = model(input_ids=ids, labels=ids, **settings).loss
         kept_bytes.append(torch.cuda.memory_allocated() - before)

@@ -28,12 +28,12 @@ def able():
 @pytest.mark.parametrize("shape", [(64, 64), (150, 80), (1000, 4096)])
 @pytest.mark.parametrize("layouts", [(True, True), (True, False), (False, True)])
 def test_kernel_rounds_as_pytorch_does(able, shape, layouts):
-    from colossal_llama.model.kernels.fp8_cast import GRADIENTS, VALUES, _rounded_by_pytorch, largest_magnitude, rounded
+    from colossal_llama.model.kernels.fp8_cast import E4M3, E5M2, _quantize_by_pytorch, amax, quantize
 
     matrix = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-    for dtype in (VALUES, GRADIENTS):
-        given = (matrix, largest_magnitude(matrix), dtype, *layouts)
-        ours, theirs = rounded(*given), _rounded_by_pytorch(*given)
+    for dtype in (E4M3, E5M2):
+        given = (matrix, amax(matrix), dtype, *layouts)
+        ours, theirs = quantize(*given), _quantize_by_pytorch(*given)
         assert float(ours.scale) == pytest.approx(float(theirs.scale), rel=1e-6)
         for mine, other in ((ours.rows, theirs.rows), (ours.transposed, theirs.transposed)):
             assert (mine is None) == (other is None)
@@ -46,8 +46,9 @@ def test_kernel_rounds_as_pytorch_does(able, shape, layouts):
             torch.testing.assert_close(mine.float(), other.float(), rtol=0.26, atol=1e-2)
 
 
-def test_what_is_no_number_stays_none(able):
-    from colossal_llama.model.kernels.fp8_linear import SharedInput, fp8_linear
+def test_a_non_finite_input_gives_a_non_finite_output(able):
+    from colossal_llama.model.kernels.fp8_linear import fp8_linear
+    from colossal_llama.model.kernels.grouped_linear import SharedInput
 
     for bad in (float("inf"), float("nan")):
         hidden = torch.ones(16, 32, dtype=torch.bfloat16, device="cuda")

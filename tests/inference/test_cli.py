@@ -22,7 +22,7 @@ from colossal_llama.inference.prompts import (
     PretrainedPrompt,
     pretrained_prompt,
 )
-from colossal_llama.model.weights.adapter_files import adapter_base_path, adapter_settings
+from colossal_llama.model.weights.adapter_files import adapter_base_path, load_adapter_config
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
 
@@ -253,7 +253,7 @@ def test_an_interrupted_file_of_answers_is_kept(random_model, llama2, tmp_path, 
 def test_a_damaged_configuration_of_an_adapter_is_named(content, message, tmp_path):
     (tmp_path / "adapter_config.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        adapter_settings(tmp_path)
+        load_adapter_config(tmp_path)
     with pytest.raises(UserError, match=r"adapter_config\.json cannot be"):
         adapter_base_path(tmp_path)
 

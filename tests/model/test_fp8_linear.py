@@ -1,11 +1,12 @@
-"""Products in 8 bits: how far they are from exact ones, what they share, and what --fp8 refuses. On the CPU, which computes the same."""
+"""fp8 products: their error, the quantization they share, and what --fp8 refuses. On the CPU, which computes the same."""
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model.kernels import fp8_linear as fp8
-from colossal_llama.model.kernels.fp8_cast import GRADIENTS, VALUES, largest_magnitude, rounded
+from colossal_llama.model.kernels.fp8_cast import E4M3, E5M2, amax, quantize
+from colossal_llama.model.kernels.grouped_linear import SharedInput
 
 # A relative rounding error is at most 2^-4 with 3 bits of mantissa and 2^-3 with 2, its mean square
 # a third of that; two factors.
@@ -27,7 +28,7 @@ def test_product_and_gradients_are_as_close_as_eight_bits_allow(tokens, dtype):
     for way in ("exact", "fp8"):
         inputs = [t.to(dtype).float() if way == "exact" else t.to(dtype) for t in (hidden, weight, gradient)]
         x, w = inputs[0].requires_grad_(), inputs[1].requires_grad_()
-        y = x @ w.t() if way == "exact" else fp8.fp8_linear(x, w, shared=fp8.SharedInput(1))
+        y = x @ w.t() if way == "exact" else fp8.fp8_linear(x, w, shared=SharedInput(1))
         y.backward(inputs[2])
         results.append((y, x.grad, w.grad))
     (y, dx, dw), (y8, dx8, dw8) = results
@@ -39,18 +40,18 @@ def test_product_and_gradients_are_as_close_as_eight_bits_allow(tokens, dtype):
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_what_is_no_number_stays_none(bad):
-    """A bad step must be seen as one."""
+def test_a_non_finite_input_gives_a_non_finite_output(bad):
+    """A non-finite step must be detected as one."""
     hidden = torch.ones(16, 32, dtype=torch.bfloat16)
     hidden[3, 5] = bad
-    output = fp8.fp8_linear(hidden, torch.ones(16, 32, dtype=torch.bfloat16), shared=fp8.SharedInput(1))
+    output = fp8.fp8_linear(hidden, torch.ones(16, 32, dtype=torch.bfloat16), shared=SharedInput(1))
     assert not output[3].isfinite().any()
 
 
-@pytest.mark.parametrize("dtype", [VALUES, GRADIENTS])
-def test_both_layouts_hold_the_same_numbers(dtype):
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+def test_both_layouts_hold_the_same_values(dtype):
     matrix = torch.randn(21, 32, dtype=torch.bfloat16)
-    both = rounded(matrix, largest_magnitude(matrix), dtype)
+    both = quantize(matrix, amax(matrix), dtype)
     assert both.rows.shape == (32, 32)
     assert not both.rows[21:].float().any()
     assert torch.equal(both.rows.float().t(), both.transposed.float())
@@ -90,7 +91,7 @@ def test_recomputed_layers_give_the_same_gradients(reentrant):
 
 
 class HandedThrough(torch.autograd.Function):
-    """What Gemini does with the arguments of each operation: the same memory in another tensor object."""
+    """As Gemini does with the arguments of each operation: the same memory in another tensor object."""
 
     @staticmethod
     def forward(ctx, tensor):
@@ -102,29 +103,30 @@ class HandedThrough(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("plugin", ["zero2", "gemini"])
-def test_an_input_is_rounded_once_for_the_layers_that_share_it(monkeypatch, plugin):
+def test_an_input_is_quantized_once_for_the_layers_that_share_it(monkeypatch, plugin):
     model, calls, linear = small_model(), [], fp8.fp8_linear
     if plugin == "gemini":
-        monkeypatch.setattr(fp8, "fp8_linear", lambda x, w, shared: linear(HandedThrough.apply(x), w, shared=shared))
+        monkeypatch.setattr(fp8, "fp8_linear", lambda x, w, **settings: linear(HandedThrough.apply(x), w, **settings))
 
     def counted(matrix, *arguments, **settings):
         calls.append(tuple(matrix.shape))
-        return rounded(matrix, *arguments, **settings)
+        return quantize(matrix, *arguments, **settings)
 
-    monkeypatch.setattr(fp8, "rounded", counted)
+    monkeypatch.setattr(fp8, "quantize", counted)
     fp8.use_fp8(model)
     gradients_of(model)
     tokens = 3 * 21
     inputs_and_gradients = [shape for shape in calls if shape[0] == tokens]
-    # A layer rounds 4 inputs (for q k v, o, gate up, down) and 7 gradients.
+    # A layer quantizes 4 inputs (for q k v, o, gate up, down) and 7 gradients.
     assert len(inputs_and_gradients) == 2 * (4 + 7)
 
 
-def test_an_input_of_the_same_tensor_object_with_new_numbers_is_rounded_again():
-    shared, tensor = fp8.SharedInput(1), torch.ones(16, 32, dtype=torch.bfloat16)
-    before = shared.rounded(tensor, for_backward=False).scale
-    tensor.mul_(2)
-    assert float(shared.rounded(tensor, for_backward=False).scale) == pytest.approx(2 * float(before))
+def test_an_input_of_the_same_tensor_object_with_new_values_is_quantized_again():
+    shared, tensor, scales = SharedInput(1), torch.ones(16, 32, dtype=torch.bfloat16), []
+    for _ in range(2):
+        scales.append(float(shared.result(0, tensor, lambda: quantize(tensor, amax(tensor))).scale))
+        tensor.mul_(2)
+    assert scales[1] == pytest.approx(2 * scales[0])
 
 
 @pytest.mark.parametrize(
@@ -150,4 +152,4 @@ def test_a_width_that_the_units_do_not_take_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(fp8.importlib.util, "find_spec", lambda name: object())
     config = small_model(hidden_size=64, intermediate_size=100).config
-    assert "multiples of 16, and it has 100" in fp8.why_no_fp8(torch.device("cuda"), config)
+    assert "multiples of 16, and it has 100" in fp8.fp8_unavailable_reason(torch.device("cuda"), config)

@@ -4,7 +4,7 @@ import torch
 from colossalai.tensor.colo_parameter import ColoParameter
 from colossalai.tensor.param_op_hook import ColoParamOpHook, ColoParamOpHookManager
 
-from colossal_llama.model.kernels.apply import why_no_fused_kernels
+from colossal_llama.model.kernels.apply import fused_kernels_unavailable_reason
 from colossal_llama.model.kernels.torch_function import through_torch_function
 
 
@@ -70,4 +70,4 @@ def test_plain_tensors_pass_straight_through():
 
 
 def test_a_cpu_has_no_fused_kernels():
-    assert "cpu" in why_no_fused_kernels(torch.device("cpu"))
+    assert "cpu" in fused_kernels_unavailable_reason(torch.device("cpu"))

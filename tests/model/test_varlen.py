@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model.attention import cudnn, varlen
-from colossal_llama.model.attention.varlen import CUDNN, FLASH, SDPA, boundaries_of, choose_attention, offsets_of
+from colossal_llama.model.attention.document_mask import cu_seqlens_of, encode_document_mask
+from colossal_llama.model.attention.varlen import CUDNN, FLASH, SDPA, choose_attention
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +32,16 @@ def test_together_equals_apart(model, rows_of_lengths, random):
     ids = torch.randint(0, 64, (len(rows_of_lengths), width))
     where = torch.stack([positions(lengths, width) for lengths in rows_of_lengths])
     model.zero_grad()
-    together = model(input_ids=ids, position_ids=where, attention_mask=boundaries_of(rows_of_lengths, width)).logits
+    together = model(
+        input_ids=ids, position_ids=where, attention_mask=encode_document_mask(rows_of_lengths, width)
+    ).logits
     kept = [(row, begin, length) for row, lengths in enumerate(rows_of_lengths) for begin, length in spans(lengths)]
     torch.stack([together[row, begin : begin + length].square().sum() for row, begin, length in kept]).sum().backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     for row, begin, length in kept:
         piece = ids[row : row + 1, begin : begin + length]
-        alone = model(input_ids=piece, attention_mask=boundaries_of([[length]], length)).logits[0]
+        alone = model(input_ids=piece, attention_mask=encode_document_mask([[length]], length)).logits[0]
         torch.testing.assert_close(together[row, begin : begin + length], alone)
         alone.square().sum().backward()
     for gradient, parameter in zip(gradients, model.parameters(), strict=True):
@@ -51,31 +54,31 @@ def spans(lengths: list[int]) -> list[tuple[int, int]]:
 
 def test_one_document_equals_plain_causal_attention(model):
     ids = torch.randint(0, 64, (2, 11))
-    ours = model(input_ids=ids, attention_mask=boundaries_of([[11], [11]], 11)).logits
+    ours = model(input_ids=ids, attention_mask=encode_document_mask([[11], [11]], 11)).logits
     model.config._attn_implementation = "eager"
     theirs = model(input_ids=ids).logits
     model.config._attn_implementation = SDPA
     torch.testing.assert_close(ours, theirs)
 
 
-def test_boundaries_carry_the_longest_document_without_taking_memory():
-    boundaries = boundaries_of([[3, 2], [3]], 5)
-    assert offsets_of(boundaries).tolist() == [0, 3, 5, 8, 10]
-    assert boundaries.shape == (1, 3, 1, 13)
-    assert boundaries.untyped_storage().nbytes() == 13 * 4
+def test_the_mask_carries_the_longest_document_without_taking_memory():
+    mask = encode_document_mask([[3, 2], [3]], 5)
+    assert cu_seqlens_of(mask).tolist() == [0, 3, 5, 8, 10]
+    assert mask.shape == (1, 3, 1, 13)
+    assert mask.untyped_storage().nbytes() == 13 * 4
 
 
-def test_boundaries_list_the_long_documents_first():
-    boundaries = boundaries_of([[3, 1500, 40], [2000]], 2100)
-    assert boundaries.shape[2] == 1 + 2
-    starts, lengths = boundaries[0, 0, 0, 7:].view(2, 6).tolist()
+def test_the_mask_lists_the_long_documents_first():
+    mask = encode_document_mask([[3, 1500, 40], [2000]], 2100)
+    assert mask.shape[2] == 1 + 2
+    starts, lengths = mask[0, 0, 0, 7:].view(2, 6).tolist()
     assert lengths == [2000, 1500, 557, 100, 40, 3]
     assert starts == [2100, 3, 1543, 4100, 1503, 0]
 
 
 def test_documents_that_do_not_fit_are_an_error():
     with pytest.raises(ValueError, match="do not fit"):
-        boundaries_of([[3, 3]], 5)
+        encode_document_mask([[3, 3]], 5)
 
 
 def test_flash_attention_on_a_cpu_falls_back_and_says_so():
@@ -86,7 +89,7 @@ def test_flash_attention_on_a_cpu_falls_back_and_says_so():
 
 
 def test_dropout_takes_a_kernel_that_has_it(monkeypatch):
-    monkeypatch.setattr(cudnn, "why_not", lambda *_: None)
+    monkeypatch.setattr(cudnn, "cudnn_unavailable_reason", lambda *_: None)
     setting = (torch.device("cuda"), torch.bfloat16, (4, 2, 16))
     for has_flash_attn, without, with_dropout in ((False, CUDNN, SDPA), (True, CUDNN, FLASH)):
         monkeypatch.setattr(varlen, "_has_flash_attn", lambda has=has_flash_attn: has)

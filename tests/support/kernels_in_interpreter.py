@@ -13,9 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.count_memory import LiveBytes
 from colossal_llama.model.activation_checkpointing import recompute_layers
-from colossal_llama.model.attention.varlen import SDPA, boundaries_of
+from colossal_llama.model.attention.document_mask import encode_document_mask
+from colossal_llama.model.attention.varlen import SDPA
 from colossal_llama.model.kernels import rms_norm
-from colossal_llama.model.kernels.adamw import adamw_in_one_kernel, adamw_plainly
+from colossal_llama.model.kernels.adamw import adamw_fused, adamw_reference
 from colossal_llama.model.kernels.apply import use_fused_kernels
 from colossal_llama.training.memory.estimate import activation_bytes_per_layer
 
@@ -51,8 +52,8 @@ def norms() -> None:
     factors = torch.randn(2, 1, ROWS, WIDTH)
 
     def fused(added, hidden, weight):
-        first, hidden = rms_norm.norm_beside(hidden, weight, eps=1e-6)
-        second, total = rms_norm.add_and_norm(added, hidden, weight, eps=1e-6)
+        first, hidden = rms_norm.rms_norm_with_residual(hidden, weight, eps=1e-6)
+        second, total = rms_norm.add_rms_norm(added, hidden, weight, eps=1e-6)
         return rms_norm.rms_norm(first + second * factors[0], weight, eps=1e-6) + total * factors[1]
 
     def plain(added, hidden, weight):
@@ -120,14 +121,14 @@ def network_of(fused: bool, recomputed: int, frugal: bool, dtype: torch.dtype) -
     network.config._attn_implementation = SDPA
     if fused:
         use_fused_kernels(network, fuse_loss=False)
-    recompute_layers(network, recomputed, reentrant=False, frugal=frugal)
+    recompute_layers(network, recomputed, reentrant=False, selective=frugal)
     return network
 
 
 def logits_of(network: LlamaForCausalLM, counter: LiveBytes) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 50, (2, LENGTH), generator=generator)
-    settings = {"attention_mask": boundaries_of([[4, 5], [9]], LENGTH), "use_cache": False}
+    settings = {"attention_mask": encode_document_mask([[4, 5], [9]], LENGTH), "use_cache": False}
     counter.enter("forward")
     with counter:
         logits = network(input_ids=ids, position_ids=torch.arange(LENGTH).repeat(2, 1), **settings).logits
@@ -143,8 +144,8 @@ def update() -> None:
         tensors.append(tensors[0].clone())
         changing = torch.tensor([1e-2, 0.1, 0.05, factor])
         expected = [tensor.clone() for tensor in tensors]
-        adamw_plainly((*expected, changing), (0.9, 0.95, 1e-8, 0.1))
-        adamw_in_one_kernel((*tensors, changing), (0.9, 0.95, 1e-8, 0.1))
+        adamw_reference((*expected, changing), (0.9, 0.95, 1e-8, 0.1))
+        adamw_fused((*tensors, changing), (0.9, 0.95, 1e-8, 0.1))
         for mine, theirs in zip(tensors, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 

@@ -119,7 +119,7 @@ def test_layers_that_keep_everything_are_called_as_ever():
     model = LlamaForCausalLM(tiny)
     recompute_layers(model, 0, reentrant=False)
     assert not model.is_gradient_checkpointing
-    recompute_layers(model, 0, reentrant=False, frugal=True)
+    recompute_layers(model, 0, reentrant=False, selective=True)
     assert model.is_gradient_checkpointing
 
 

@@ -1,14 +1,14 @@
 """Variable-length causal attention by cuDNN, through its Python front end (package nvidia-cudnn-frontend).
 
 On Hopper cuDNN's attention is about half again as fast as the flash kernel that PyTorch carries,
-but PyTorch offers it for rows of equal length only; its variable-length way plans the computation
-anew in every call, 100 ms each. Here plans are kept, one for each (number of documents, longest
-document), both rounded up so that few are needed: documents of length 0 fill up the number. Long
-and short documents are computed apart, since the kernel's grid is as if all were as long as the
-longest.
+but PyTorch offers it for rows of equal length only; its variable-length form builds a new execution
+plan in every call, 100 ms each. Here plans are cached, one for each (number of documents,
+max_seqlen). Both are rounded up so that few plans are needed: documents of length 0 fill up the
+number. Long and short documents are computed in separate calls, since the kernel's grid is sized as
+if all were as long as the longest.
 
-The flattened batch (tokens, heads, width) is described to cuDNN as "ragged": a tensor (documents,
-heads, longest, width) whose documents begin at given offsets
+The flattened batch (tokens, heads, width) is described to cuDNN as a ragged tensor (documents,
+heads, max_seqlen, width) whose documents begin at given offsets
 (https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html).
 """
 
@@ -19,21 +19,23 @@ from typing import Any
 import torch
 
 LONG_TOKENS = 1024
-"""Documents beyond it are computed apart from the others."""
-# The longest length and the numbers of documents are rounded up to these.
+"""Longer documents are computed in a call of their own."""
+# max_seqlen and the numbers of documents are rounded up to these.
 _LENGTH_STEP, _LONG_STEP, _SHORT_STEP = 1024, 8, 32
 _QUERY, _KEY, _VALUE, _OUTPUT, _STATS, _GRADIENT, _LENGTHS, _OFFSETS = range(1, 9)
 _KEY_OFFSETS, _STATS_OFFSETS, _QUERY_GRADIENT, _KEY_GRADIENT, _VALUE_GRADIENT = range(9, 14)
 
 
 @functools.cache
-def why_not(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int) -> str | None:
-    """The reason why `varlen_attention` cannot be used, found by trying it on a few tokens, or None when it can.
+def cudnn_unavailable_reason(
+    device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int
+) -> str | None:
+    """Names the reason why `varlen_attention` cannot be used, found by trying it on a few tokens; None when it can.
 
     Args:
         device: where the model computes.
         dtype: of queries, keys and values.
-        heads, key_heads, width: of the model's attention.
+        heads, key_heads, width: query heads, key-value heads and head dimension.
     """
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return "it needs a CUDA device and fp16 or bf16"
@@ -43,7 +45,7 @@ def why_not(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int
         shapes = [(1100, count, width) for count in (heads, key_heads, key_heads)]
         states = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
         starts, lengths = torch.tensor([[49, 0, 15], [1051, 15, 34]], dtype=torch.int32, device=device)
-        output = varlen_attention(*states, Documents(starts, lengths, long=1, longest=1051))
+        output = varlen_attention(*states, Documents(starts, lengths, long=1, max_seqlen=1051))
         output.float().square().sum().backward()
         gradients = [state.grad for state in states]
         with torch.no_grad():
@@ -52,9 +54,9 @@ def why_not(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int
                 *plain, is_causal=True, enable_gqa=heads != key_heads
             )
         if not all(bool(tensor.isfinite().all()) for tensor in (output, *gradients)):
-            return "it gives numbers that are not finite"
+            return "it gives non-finite values"
         if not torch.allclose(output[15:49].transpose(0, 1), expected, rtol=0.05, atol=0.05):
-            return "it gives other numbers than PyTorch's attention"
+            return "it gives other values than PyTorch's attention"
     except Exception as error:  # the package, the library or a plan is missing: each raises its own
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
@@ -62,20 +64,20 @@ def why_not(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int
 
 @dataclass(frozen=True)
 class Documents:
-    """Where a flattened batch's documents lie."""
+    """Positions of the documents in a flattened batch, longest first."""
 
     starts: torch.Tensor
-    """int32 (documents,), on the device, in order of falling length."""
+    """int32 (documents,), on the device: the offset of each document's first token."""
     lengths: torch.Tensor
-    """int32 (documents,), likewise."""
+    """int32 (documents,), on the device: tokens of each document."""
     long: int
-    """How many are longer than `LONG_TOKENS`."""
-    longest: int
-    """Tokens of the longest."""
+    """Number of documents longer than `LONG_TOKENS`."""
+    max_seqlen: int
+    """Tokens of the longest document."""
 
     def groups(self) -> list["_Group"]:
-        """The long ones and the others."""
-        bound = -(-self.longest // _LENGTH_STEP) * _LENGTH_STEP
+        """Groups for separate calls: the long documents and the others."""
+        bound = -(-self.max_seqlen // _LENGTH_STEP) * _LENGTH_STEP
         groups = [_group(self.starts[: self.long], self.lengths[: self.long], bound, _LONG_STEP)] if self.long else []
         if self.long < self.lengths.shape[0]:
             groups.append(_group(self.starts[self.long :], self.lengths[self.long :], LONG_TOKENS, _SHORT_STEP))
@@ -84,29 +86,30 @@ class Documents:
 
 @dataclass(frozen=True)
 class _Group:
-    """Documents that are computed together, with empty ones up to a round number."""
+    """Documents of one call, padded with empty ones to a multiple."""
 
     starts: torch.Tensor
-    """int32 (documents + 1,); cuDNN wants one more."""
+    """int32 (documents + 1,); cuDNN expects one more."""
     lengths: torch.Tensor
-    longest: int
+    """int32 (documents,)."""
+    max_seqlen: int
 
 
-def _group(starts: torch.Tensor, lengths: torch.Tensor, longest: int, step: int) -> _Group:
+def _group(starts: torch.Tensor, lengths: torch.Tensor, max_seqlen: int, step: int) -> _Group:
     missing = -lengths.shape[0] % step
     pad = torch.nn.functional.pad
-    return _Group(pad(starts, (0, missing + 1)), pad(lengths, (0, missing)), longest)
+    return _Group(pad(starts, (0, missing + 1)), pad(lengths, (0, missing)), max_seqlen)
 
 
 def varlen_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scaling: float | None = None
 ) -> torch.Tensor:
-    """Causal attention within each document.
+    """Causal attention with document masking.
 
     Args:
         query: (tokens, heads, width), fp16 or bf16.
-        key, value: (tokens, key heads, width).
-        documents: all tokens must be of some document.
+        key, value: (tokens, key-value heads, width).
+        documents: must cover all tokens.
         scaling: factor on the scores; 1 / sqrt(width) when None.
 
     Returns:
@@ -125,7 +128,7 @@ class _Attention(torch.autograd.Function):
         tensors = {_QUERY: query, _KEY: key, _VALUE: value, _OUTPUT: output, _STATS: stats}
         for group in groups:
             shape = _shape_of(query, key, group, scaling)
-            _run(_forward_plan(shape), {**tensors, **_places(group, shape)})
+            _run(_forward_plan(shape), {**tensors, **_lengths_and_offsets(group, shape)})
         ctx.save_for_backward(query, key, value, output, stats)
         ctx.groups, ctx.scaling = groups, scaling
         return output
@@ -139,16 +142,16 @@ class _Attention(torch.autograd.Function):
         tensors |= {_KEY_GRADIENT: gradients[1], _VALUE_GRADIENT: gradients[2]}
         for group in ctx.groups:
             shape = _shape_of(query, key, group, ctx.scaling)
-            _run(_backward_plan(shape), {**tensors, **_places(group, shape)})
+            _run(_backward_plan(shape), {**tensors, **_lengths_and_offsets(group, shape)})
         return *gradients, None, None
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """What a plan depends on."""
+    """Parameters that identify an execution plan."""
 
     documents: int
-    longest: int
+    max_seqlen: int
     heads: int
     key_heads: int
     width: int
@@ -160,11 +163,11 @@ class _Shape:
 def _shape_of(query: torch.Tensor, key: torch.Tensor, group: _Group, scaling: float) -> _Shape:
     _, heads, width = query.shape
     count = group.lengths.shape[0]
-    return _Shape(count, group.longest, heads, key.shape[1], width, query.dtype, query.device.index, scaling)
+    return _Shape(count, group.max_seqlen, heads, key.shape[1], width, query.dtype, query.device.index, scaling)
 
 
-def _places(group: _Group, shape: _Shape) -> dict[int, torch.Tensor]:
-    """Lengths of the documents, and where they begin in numbers of elements."""
+def _lengths_and_offsets(group: _Group, shape: _Shape) -> dict[int, torch.Tensor]:
+    """Lengths of the documents in tokens, and their offsets in elements."""
     return {
         _LENGTHS: group.lengths,
         _OFFSETS: group.starts * (shape.heads * shape.width),
@@ -192,7 +195,7 @@ def _handle(device_index: int) -> Any:
 
 @functools.lru_cache(maxsize=128)
 def _forward_plan(shape: _Shape) -> Any:
-    graph, tensors = _described(shape)
+    graph, tensors = _graph_with_inputs(shape)
     output, stats = graph.sdpa(
         name="attention",
         q=tensors[_QUERY],
@@ -201,23 +204,23 @@ def _forward_plan(shape: _Shape) -> Any:
         generate_stats=True,
         **_settings(shape, tensors),
     )
-    _describe_result(output, _OUTPUT, shape, shape.heads, tensors[_OFFSETS])
-    longest, heads = shape.longest, shape.heads
+    _set_output(output, _OUTPUT, shape, shape.heads, tensors[_OFFSETS])
+    max_seqlen, heads = shape.max_seqlen, shape.heads
     stats.set_output(True).set_uid(_STATS).set_data_type(_types().FLOAT)
-    stats.set_dim([shape.documents, heads, longest, 1]).set_stride([longest * heads, 1, heads, 1])
+    stats.set_dim([shape.documents, heads, max_seqlen, 1]).set_stride([max_seqlen * heads, 1, heads, 1])
     stats.set_ragged_offset(tensors[_STATS_OFFSETS])
-    return _planned(graph)
+    return _built(graph)
 
 
 @functools.lru_cache(maxsize=128)
 def _backward_plan(shape: _Shape) -> Any:
-    graph, tensors = _described(shape)
+    graph, tensors = _graph_with_inputs(shape)
     output = _ragged(graph, _OUTPUT, shape, shape.heads, tensors[_OFFSETS])
     gradient = _ragged(graph, _GRADIENT, shape, shape.heads, tensors[_OFFSETS])
-    longest, heads = shape.longest, shape.heads
+    max_seqlen, heads = shape.max_seqlen, shape.heads
     stats = graph.tensor(
-        dim=[shape.documents, heads, longest, 1],
-        stride=[longest * heads, 1, heads, 1],
+        dim=[shape.documents, heads, max_seqlen, 1],
+        stride=[max_seqlen * heads, 1, heads, 1],
         data_type=_types().FLOAT,
         ragged_offset=tensors[_STATS_OFFSETS],
         uid=_STATS,
@@ -232,10 +235,10 @@ def _backward_plan(shape: _Shape) -> Any:
         stats=stats,
         **_settings(shape, tensors),
     )
-    _describe_result(gradients[0], _QUERY_GRADIENT, shape, shape.heads, tensors[_OFFSETS])
-    _describe_result(gradients[1], _KEY_GRADIENT, shape, shape.key_heads, tensors[_KEY_OFFSETS])
-    _describe_result(gradients[2], _VALUE_GRADIENT, shape, shape.key_heads, tensors[_KEY_OFFSETS])
-    return _planned(graph)
+    _set_output(gradients[0], _QUERY_GRADIENT, shape, shape.heads, tensors[_OFFSETS])
+    _set_output(gradients[1], _KEY_GRADIENT, shape, shape.key_heads, tensors[_KEY_OFFSETS])
+    _set_output(gradients[2], _VALUE_GRADIENT, shape, shape.key_heads, tensors[_KEY_OFFSETS])
+    return _built(graph)
 
 
 def _types() -> Any:
@@ -244,8 +247,8 @@ def _types() -> Any:
     return cudnn.data_type
 
 
-def _described(shape: _Shape) -> tuple[Any, dict[int, Any]]:
-    """A graph with queries, keys, values, lengths and offsets."""
+def _graph_with_inputs(shape: _Shape) -> tuple[Any, dict[int, Any]]:
+    """Creates a graph with queries, keys, values, lengths and offsets."""
     import cudnn
 
     types = cudnn.data_type
@@ -257,12 +260,12 @@ def _described(shape: _Shape) -> tuple[Any, dict[int, Any]]:
         handle=_handle(shape.device_index),
     )
 
-    def numbers(uid: int, count: int) -> Any:
+    def int32_vector(uid: int, count: int) -> Any:
         return graph.tensor(dim=[count, 1, 1, 1], stride=[1, 1, 1, 1], data_type=types.INT32, uid=uid)
 
-    tensors = {_LENGTHS: numbers(_LENGTHS, shape.documents)}
+    tensors = {_LENGTHS: int32_vector(_LENGTHS, shape.documents)}
     for uid in (_OFFSETS, _KEY_OFFSETS, _STATS_OFFSETS):
-        tensors[uid] = numbers(uid, shape.documents + 1)
+        tensors[uid] = int32_vector(uid, shape.documents + 1)
     tensors[_QUERY] = _ragged(graph, _QUERY, shape, shape.heads, tensors[_OFFSETS])
     tensors[_KEY] = _ragged(graph, _KEY, shape, shape.key_heads, tensors[_KEY_OFFSETS])
     tensors[_VALUE] = _ragged(graph, _VALUE, shape, shape.key_heads, tensors[_KEY_OFFSETS])
@@ -270,9 +273,9 @@ def _described(shape: _Shape) -> tuple[Any, dict[int, Any]]:
 
 
 def _layout(shape: _Shape, heads: int) -> tuple[list[int], list[int]]:
-    """Sizes and strides of (documents, heads, longest, width) in a flattened batch (tokens, heads, width)."""
+    """Sizes and strides of (documents, heads, max_seqlen, width) in a flattened batch (tokens, heads, width)."""
     row = heads * shape.width
-    return [shape.documents, heads, shape.longest, shape.width], [shape.longest * row, shape.width, row, 1]
+    return [shape.documents, heads, shape.max_seqlen, shape.width], [shape.max_seqlen * row, shape.width, row, 1]
 
 
 def _ragged(graph: Any, uid: int, shape: _Shape, heads: int, offsets: Any) -> Any:
@@ -280,7 +283,7 @@ def _ragged(graph: Any, uid: int, shape: _Shape, heads: int, offsets: Any) -> An
     return graph.tensor(dim=sizes, stride=strides, data_type=shape.dtype, ragged_offset=offsets, uid=uid)
 
 
-def _describe_result(tensor: Any, uid: int, shape: _Shape, heads: int, offsets: Any) -> None:
+def _set_output(tensor: Any, uid: int, shape: _Shape, heads: int, offsets: Any) -> None:
     sizes, strides = _layout(shape, heads)
     tensor.set_output(True).set_uid(uid).set_dim(sizes).set_stride(strides)
     tensor.set_ragged_offset(offsets)
@@ -296,7 +299,7 @@ def _settings(shape: _Shape, tensors: dict[int, Any]) -> dict[str, Any]:
     }
 
 
-def _planned(graph: Any) -> Any:
+def _built(graph: Any) -> Any:
     import cudnn
 
     graph.validate()

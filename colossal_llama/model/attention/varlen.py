@@ -1,29 +1,22 @@
-"""Attention by document: the documents spliced into one row do not see each other.
-
-The boundaries of a batch's documents reach every layer as the model's `attention_mask`:
-transformers and ColossalAI (tensor parallel and gradient checkpointing included) hand a 4-D mask
-through to the attention function untouched, and the function registered here reads boundaries where
-others read a mask. So no mask of length × length is ever built.
-
-    rows    [a a a b b]        boundaries, over the flattened rows: 0 3 5 8 10
-            [c c c . .]        padding (.) is a document of its own that nobody labels
+"""Attention functions with document masking, and the choice among them.
 
 Four functions are registered with transformers' `AttentionInterface`
-(https://huggingface.co/docs/transformers/attention_interface): `documents_cudnn`
-(model.attention.cudnn), `documents_varlen` (`torch.nn.attention.varlen`) and `documents_flash` (the
-flash-attn package) compute all documents in a variable-length kernel, `documents_sdpa` calls
+(https://huggingface.co/docs/transformers/attention_interface) and read the document mask that
+`model.attention.document_mask` encodes as the model's `attention_mask`. Three compute all documents
+in one variable-length kernel: cuDNN's (model.attention.cudnn), PyTorch's
+(`torch.nn.attention.varlen`) or the flash-attn package's. The fourth calls
 `scaled_dot_product_attention` document by document, on any device.
 
 Where every row is one whole document all of them call the plain causal kernel once. Measured on an
-H200, 8 rows of 4,096 tokens, 32 heads of 64, 4 of keys, forward and backward, in ms: one document a
-row: cuDNN 5.1, PyTorch's flash kernel 7.7, its variable-length one 8.0; sixteen documents a row:
-1.9 in the last; real pre-training rows (51 to 115 documents): 6.2 to 7.0.
+H200, 8 rows of 4,096 tokens, 32 heads of 64, 4 key-value heads, forward and backward, in ms: one
+document a row: cuDNN 5.1, PyTorch's flash kernel 7.7, its variable-length one 8.0; sixteen
+documents a row: 1.9 in the last; real pre-training rows (51 to 115 documents): 6.2 to 7.0.
 """
 
 import importlib.util
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,59 +24,28 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from colossal_llama.model.attention import cudnn
-from colossal_llama.model.attention.cudnn import LONG_TOKENS
+from colossal_llama.model.attention.document_mask import (
+    cu_seqlens_of,
+    documents_of,
+    has_one_document_per_row,
+    max_seqlen_of,
+)
 
 FLASH = "documents_flash"
 VARLEN = "documents_varlen"
 CUDNN = "documents_cudnn"
 SDPA = "documents_sdpa"
 
-
-def boundaries_of(lengths: Sequence[Sequence[int]], row_length_tokens: int) -> torch.Tensor:
-    """Boundaries of the documents of a batch, in the form in which the model takes them as `attention_mask`.
-
-    Args:
-        lengths: the lengths in tokens of each row's documents, in order; what is missing to
-            `row_length_tokens` is padding.
-        row_length_tokens: the padded length of every row.
-
-    Returns:
-        int32, shape (1, longest, 1 + long, 3 documents + 1). The last dimension holds the offsets
-            of the documents in the flattened
-        batch and its end; then where they start and how long they are, in order of falling length.
-            The others repeat that without
-        taking memory: their sizes carry the longest document and the number of documents longer
-            than `LONG_TOKENS` to the
-        kernel, which needs both as host numbers: reading them from a GPU tensor would stop the host
-            once a layer.
-
-    >>> boundaries_of([[3, 2], [3]], row_length_tokens=5)[0, 0, 0]
-    tensor([ 0,  3,  5,  8, 10,  0,  5,  3,  8,  3,  3,  2,  2], dtype=torch.int32)
-    """
-    segments: list[int] = []
-    for row in lengths:
-        segments.extend(row)
-        padding = row_length_tokens - sum(row)
-        if padding < 0:
-            raise ValueError(f"documents of {sum(row)} tokens do not fit into a row of {row_length_tokens}")
-        if padding:
-            segments.append(padding)
-    documents = torch.tensor(segments, dtype=torch.int32)
-    offsets = torch.zeros(len(segments) + 1, dtype=torch.int32)
-    torch.cumsum(documents, 0, out=offsets[1:])
-    falling, order = torch.sort(documents, descending=True, stable=True)
-    numbers = torch.cat([offsets, offsets[:-1][order], falling])
-    long = sum(length > LONG_TOKENS for length in segments)
-    return numbers.view(1, 1, 1, -1).expand(1, max(segments), 1 + long, -1)
-
-
-def offsets_of(boundaries: torch.Tensor) -> torch.Tensor:
-    """int32 (documents + 1,): where the documents begin in the flattened batch, and its end."""
-    return boundaries[0, 0, 0, : _documents(boundaries) + 1]
-
-
-def _documents(boundaries: torch.Tensor) -> int:
-    return (boundaries.shape[3] - 1) // 3
+_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]  # in this order where the device has them
+_BACKENDS_WITHOUT_PLANS = _BACKENDS[1:]
+"""For varying lengths, for each of which cuDNN seems to build a new execution plan. With PyTorch's
+own choice, steps of 190 M parameters on real rows took 1.8 s at first and 0.7 after 200 steps on an
+H200, when most lengths had been seen; in a process that had seen them all, 0.3 s."""
 
 
 def choose_attention(
@@ -94,50 +56,47 @@ def choose_attention(
     heads: tuple[int, int, int],
     dropout: float = 0.0,
 ) -> tuple[str, str]:
-    """Name of the attention function to use, and a sentence that says which kernel computes it.
+    """Chooses the attention function; returns its registered name and a sentence that names its kernel.
 
     Args:
-        use_flash: whether the user asked for flash attention: the flash-attn package is used where
-            it is installed.
-        fast: whether variable-length kernels are used without being asked for.
+        use_flash: the user asked for flash attention: the flash-attn package is used where it is
+            installed.
+        fast: use variable-length kernels without being asked for them.
         device: where the model computes.
         dtype: of its activations; the kernels take fp16 and bf16.
-        heads: query heads, key-value heads, width of a head.
-        dropout: of the attention weights, in training; of the variable-length kernels flash-attn's
-            alone has it.
+        heads: query heads, key-value heads, head dimension.
+        dropout: of the attention weights, in training. Of the variable-length kernels only
+            flash-attn's has it.
     """
-    able = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    supported = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     plain = "scaled_dot_product_attention, document by document"
-    if (use_flash or (fast and dropout)) and able and _has_flash_attn():
+    if (use_flash or (fast and dropout)) and supported and _has_flash_attn():
         return FLASH, "attention: variable-length kernel of the flash-attn package"
-    if (use_flash or fast) and able and dropout:
+    if (use_flash or fast) and supported and dropout:
         return SDPA, (
             f"attention: {plain}, which is slower: attention_dropout is {dropout} in config.json, and the "
-            "variable-length kernels of "
-            "cuDNN and PyTorch have no dropout (flash-attn's has it; or set it to 0)"
+            "variable-length kernels of cuDNN and PyTorch have no dropout (flash-attn's has it; or set it to 0)"
         )
-    if (use_flash or fast) and able:
+    if (use_flash or fast) and supported:
         absent = "; the flash-attn package is not installed" if use_flash else ""
-        reason = cudnn.why_not(device, dtype, *heads)
+        reason = cudnn.cudnn_unavailable_reason(device, dtype, *heads)
         if reason is None:
             return CUDNN, f"attention: cuDNN's variable-length kernel{absent}"
         if _has_torch_varlen():
             return VARLEN, f"attention: PyTorch's own variable-length kernel (cuDNN's: {reason}{absent})"
     if not use_flash:
         return SDPA, f"attention: PyTorch's {plain}"
-    if able:
-        return (
-            SDPA,
-            f"attention: neither flash-attn nor torch.nn.attention.varlen (PyTorch 2.10) is here; using {plain}",
+    if supported:
+        return SDPA, (
+            f"attention: neither flash-attn nor torch.nn.attention.varlen (PyTorch 2.10) is installed; using {plain}"
         )
     return SDPA, (
         f"attention: --use_flash_attn needs a CUDA device and fp16 or bf16 (here: {device.type}, {dtype}); using "
-        f"{plain}, which "
-        "computes the same"
+        f"{plain}, which computes the same"
     )
 
 
-def documents_sdpa(
+def sdpa_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -147,26 +106,26 @@ def documents_sdpa(
     scaling: float | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document, one `scaled_dot_product_attention` a document.
+    """Causal attention with document masking, one `scaled_dot_product_attention` a document.
 
     Args:
         module: the attention layer (unused; part of the interface).
-        query: (rows, heads, length, width).
-        key, value: (rows, key-value heads, length, width).
-        attention_mask: what `boundaries_of` gives.
+        query: (rows, heads, length, head dimension).
+        key, value: (rows, key-value heads, length, head dimension).
+        attention_mask: from `encode_document_mask`.
         dropout: probability of dropping an attention weight.
-        scaling: factor on the scores; 1 / sqrt(width) when None.
+        scaling: factor on the scores; 1 / sqrt(head dimension) when None.
 
     Returns:
-        (rows, length, heads, width), and None in place of the weights.
+        (rows, length, heads, head dimension), and None in place of the attention weights.
     """
     rows, heads, length, width = query.shape
-    if is_one_document_a_row(attention_mask, rows, length):
-        return _whole_rows(query, key, value, dropout, scaling), None
+    if has_one_document_per_row(attention_mask, rows, length):
+        return _plain_causal(query, key, value, dropout, scaling), None
     # (1, heads, rows * length, width): documents never cross rows, so each is one slice of the
     # flattened batch.
     flat = [states.transpose(0, 1).reshape(1, states.shape[1], rows * length, width) for states in (query, key, value)]
-    offsets = offsets_of(attention_mask).tolist()
+    offsets = cu_seqlens_of(attention_mask).tolist()
     with sdpa_kernel(_BACKENDS_WITHOUT_PLANS, set_priority=True):
         outputs = [
             scaled_dot_product_attention(
@@ -181,58 +140,34 @@ def documents_sdpa(
     return torch.cat(outputs, dim=2).view(heads, rows, length, width).permute(1, 2, 0, 3), None
 
 
-def documents_flash(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document by the flash-attn package; arguments and result as `documents_sdpa`."""
-    return _variable_length(_flash_attn_package, query, key, value, attention_mask, dropout, scaling), None
+def _varlen_attention(kernel: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, None]]:
+    """Makes an attention function of a variable-length kernel; its arguments and result are `sdpa_attention`'s.
 
-
-def documents_cudnn(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document by cuDNN's variable-length kernel; arguments and result as `documents_sdpa`."""
-    return _variable_length(_cudnn_varlen, query, key, value, attention_mask, dropout, scaling), None
-
-
-def documents_varlen(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document by PyTorch's variable-length kernel; arguments and result as `documents_sdpa`."""
-    return _variable_length(_torch_varlen, query, key, value, attention_mask, dropout, scaling), None
-
-
-def is_one_document_a_row(boundaries: torch.Tensor, rows: int, length: int) -> bool:
-    """Whether every row is one document from end to end, read off the shape of `boundaries_of`, so without a look at the device.
-
-    As many documents as rows, the longest as long as a row: since they add up to all rows, all are
-    that long.
+    Args:
+        kernel: takes queries, keys and values flattened to (rows * length, heads, head dimension),
+            the document mask, dropout and scaling.
     """
-    return boundaries.shape[1] == length and _documents(boundaries) == rows
+
+    def attention(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **_: object,
+    ) -> tuple[torch.Tensor, None]:
+        rows, heads, length, width = query.shape
+        if has_one_document_per_row(attention_mask, rows, length):
+            return _plain_causal(query, key, value, dropout, scaling), None
+        flat = [states.transpose(1, 2).reshape(rows * length, states.shape[1], width) for states in (query, key, value)]
+        return kernel(*flat, attention_mask, dropout, scaling).view(rows, length, heads, width), None
+
+    return attention
 
 
-def _whole_rows(query, key, value, dropout, scaling):
+def _plain_causal(query, key, value, dropout, scaling):
     """Plain causal attention; (rows, heads, length, width) in, (rows, length, heads, width) out."""
     with sdpa_kernel(_BACKENDS, set_priority=True):
         output = scaled_dot_product_attention(
@@ -247,52 +182,38 @@ def _whole_rows(query, key, value, dropout, scaling):
     return output.transpose(1, 2)
 
 
-_BACKENDS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]  # in this order where the device has them
-_BACKENDS_WITHOUT_PLANS = _BACKENDS[1:]
-"""For lengths that keep changing, for each of which cuDNN seems to plan anew. With PyTorch's own
-choice, steps of 190 M parameters on real rows took 1.8 s at first and 0.7 after 200 steps on an
-H200, when most lengths had been seen; in a process that had seen them all, 0.3 s."""
-
-
-def _variable_length(kernel, query, key, value, boundaries, dropout, scaling):
-    rows, heads, length, width = query.shape
-    if is_one_document_a_row(boundaries, rows, length):
-        return _whole_rows(query, key, value, dropout, scaling)
-    flat = [states.transpose(1, 2).reshape(rows * length, states.shape[1], width) for states in (query, key, value)]
-    return kernel(*flat, boundaries, dropout, scaling).view(rows, length, heads, width)
-
-
-def _flash_attn_package(query, key, value, boundaries, dropout, scaling):
+def _flash_attn_kernel(query, key, value, mask, dropout, scaling):
     from flash_attn import flash_attn_varlen_func
 
-    offsets, longest = offsets_of(boundaries), boundaries.shape[1]
+    cu_seqlens, max_seqlen = cu_seqlens_of(mask), max_seqlen_of(mask)
     return flash_attn_varlen_func(
-        query, key, value, offsets, offsets, longest, longest, dropout_p=dropout, softmax_scale=scaling, causal=True
+        query,
+        key,
+        value,
+        cu_seqlens,
+        cu_seqlens,
+        max_seqlen,
+        max_seqlen,
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        causal=True,
     )
 
 
-def _torch_varlen(query, key, value, boundaries, dropout, scaling):
+def _torch_kernel(query, key, value, mask, dropout, scaling):
     from torch.nn.attention.varlen import varlen_attn
 
     _refuse_dropout(dropout)
-    settings = {"scale": scaling, "window_size": (-1, 0)}
+    settings = {"scale": scaling, "window_size": (-1, 0)}  # a window to the left only: causal
     if query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters:
         settings["enable_gqa"] = True  # PyTorch 2.11 has no such option and takes fewer key heads without it
-    offsets, longest = offsets_of(boundaries), boundaries.shape[1]
-    return varlen_attn(query, key, value, offsets, offsets, longest, longest, **settings)
+    cu_seqlens, max_seqlen = cu_seqlens_of(mask), max_seqlen_of(mask)
+    return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **settings)
 
 
-def _cudnn_varlen(query, key, value, boundaries, dropout, scaling):
+def _cudnn_kernel(query, key, value, mask, dropout, scaling):
     _refuse_dropout(dropout)
-    documents = _documents(boundaries)
-    starts, lengths = boundaries[0, 0, 0, documents + 1 :].split(documents)
-    places = cudnn.Documents(starts, lengths, long=boundaries.shape[2] - 1, longest=boundaries.shape[1])
-    return cudnn.varlen_attention(query, key, value, places, scaling)
+    return cudnn.varlen_attention(query, key, value, documents_of(mask), scaling)
 
 
 def _refuse_dropout(dropout: float) -> None:
@@ -311,7 +232,7 @@ def _has_torch_varlen() -> bool:
     return importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
-AttentionInterface.register(FLASH, documents_flash)
-AttentionInterface.register(VARLEN, documents_varlen)
-AttentionInterface.register(CUDNN, documents_cudnn)
-AttentionInterface.register(SDPA, documents_sdpa)
+AttentionInterface.register(FLASH, _varlen_attention(_flash_attn_kernel))
+AttentionInterface.register(VARLEN, _varlen_attention(_torch_kernel))
+AttentionInterface.register(CUDNN, _varlen_attention(_cudnn_kernel))
+AttentionInterface.register(SDPA, sdpa_attention)

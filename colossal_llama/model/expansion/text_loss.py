@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from colossal_llama.model.loading import load_whole
+from colossal_llama.model.loading import load_complete_model
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.console import progress_bar
@@ -155,5 +155,5 @@ def compare_initialisations(
 
 def _load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_whole(AutoModelForCausalLM, directory, torch_dtype="auto")
+    model = load_complete_model(AutoModelForCausalLM, directory, torch_dtype="auto")
     return model.to(device).eval(), load_tokenizer(directory)

@@ -27,17 +27,17 @@ def adamw(
         master, first_moment, second_moment: fp32, contiguous, of one length; updated.
         gradient: any floating dtype, before scaling.
         working: the weights in half precision, overwritten; or None.
-        changing: what `changing_numbers` gives. Where its factor on the gradient is NaN nothing is
+        changing: what `step_scalars` gives. Where its factor on the gradient is NaN nothing is
             changed: a bad step (training.nonfinite_steps), decided here because the host does not
             know the norm yet.
         beta1, beta2, eps, weight_decay: as in the paper.
     """
-    step = adamw_in_one_kernel if master.is_cuda else adamw_plainly
+    step = adamw_fused if master.is_cuda else adamw_reference
     tensors = (master, gradient, first_moment, second_moment, working, changing)
     step(tensors, (beta1, beta2, eps, weight_decay))
 
 
-def changing_numbers(
+def step_scalars(
     rate: float, beta1: float, beta2: float, step: int, factor: torch.Tensor | float, device: torch.device | None = None
 ) -> torch.Tensor:
     """The numbers of a step as one tensor on the device, (4,) in fp32: learning rate, 1 − beta1^step, 1 − beta2^step, factor.
@@ -60,7 +60,7 @@ def changing_numbers(
     return torch.cat([tensor, factor.view(1)]) if isinstance(factor, torch.Tensor) else tensor
 
 
-def adamw_in_one_kernel(tensors: tuple[torch.Tensor | None, ...], numbers: tuple[float, ...]) -> None:
+def adamw_fused(tensors: tuple[torch.Tensor | None, ...], numbers: tuple[float, ...]) -> None:
     """`adamw` by a Triton kernel; its tensors and its numbers in the order that they have there."""
     import triton
 
@@ -78,7 +78,7 @@ def adamw_in_one_kernel(tensors: tuple[torch.Tensor | None, ...], numbers: tuple
     )
 
 
-def adamw_plainly(tensors: tuple[torch.Tensor | None, ...], numbers: tuple[float, ...]) -> None:
+def adamw_reference(tensors: tuple[torch.Tensor | None, ...], numbers: tuple[float, ...]) -> None:
     """`adamw` operation by operation; arguments as for the kernel."""
     master, gradient, first_moment, second_moment, working, changing = tensors
     beta1, beta2, eps, weight_decay = numbers

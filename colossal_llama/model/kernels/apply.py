@@ -18,14 +18,14 @@ from transformers import Cache, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
+from colossal_llama.model.activation_checkpointing import mark_recomputable
 from colossal_llama.model.kernels.grouped_linear import share_input_gradients
 from colossal_llama.model.kernels.linear_cross_entropy import linear_cross_entropy, next_token_labels
-from colossal_llama.model.kernels.rms_norm import add_and_norm, norm_beside, rms_norm
+from colossal_llama.model.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_with_residual
 from colossal_llama.model.kernels.torch_function import through_torch_function
-from colossal_llama.model.selective_recomputation import can_be_made_again
 
 
-def why_no_fused_kernels(device: torch.device) -> str | None:
+def fused_kernels_unavailable_reason(device: torch.device) -> str | None:
     """The reason why the fused kernels cannot be used on a device, or None when they can."""
     if device.type != "cuda":
         return f"they are for CUDA devices, this is {device.type}"
@@ -93,7 +93,7 @@ def _layer_forward(
 ) -> tuple[torch.Tensor, ...]:
     """`LlamaDecoderLayer.forward` with each norm fused with the residual stream beside it; arguments in the order of that one."""
     before, after = self.input_layernorm, self.post_attention_layernorm
-    normed, hidden = norm_beside(hidden_states, before.weight, eps=before.variance_epsilon)
+    normed, hidden = rms_norm_with_residual(hidden_states, before.weight, eps=before.variance_epsilon)
     attended, weights = self.self_attn(
         hidden_states=normed,
         attention_mask=attention_mask,
@@ -105,7 +105,7 @@ def _layer_forward(
         position_embeddings=position_embeddings,
         **settings,
     )
-    normed, hidden = add_and_norm(attended, hidden, after.weight, eps=after.variance_epsilon)
+    normed, hidden = add_rms_norm(attended, hidden, after.weight, eps=after.variance_epsilon)
     hidden = hidden + self.mlp(normed)
     return (hidden, weights) if output_attentions else (hidden,)
 
@@ -119,7 +119,7 @@ def _mlp_forward(self: LlamaMLP, hidden_states: torch.Tensor) -> torch.Tensor:
     # Its backward pass overwrites both, but only after that of `down_proj`, which asks for the
     # product.
     inputs = gate.detach(), up.detach()
-    can_be_made_again(product, lambda: swiglu_forward(*inputs)[2])
+    mark_recomputable(product, lambda: swiglu_forward(*inputs)[2])
     return self.down_proj(product)
 
 

@@ -11,7 +11,7 @@ from colossal_llama.model.kernels.linear_cross_entropy import next_token_labels
 from colossal_llama.utils.labels import IGNORED_LABEL
 
 
-def give_token_losses(model: LlamaForCausalLM) -> None:
+def return_token_losses(model: LlamaForCausalLM) -> None:
     """Replaces the forward function of a model by one whose output has `token_losses`; the mean is taken from them, in fp32."""
     model.forward = MethodType(_forward_with_token_losses, model)
 

@@ -1,10 +1,10 @@
 """Root-mean-square norm in fp32 as LLaMA computes it, fused with the residual stream.
 
-    hidden ──┬────────────────────────────► kept        `norm_beside`: the gradients of both are added in the norm's own backward
+    hidden ──┬────────────────────────────► kept        `rms_norm_with_residual`: the gradients of both are added in the norm's own backward
              └─► norm ─► result
 
     added ───┐
-    hidden ──┴─► + ──┬────────────────────► total       `add_and_norm`: likewise, and the sum is made in the norm's own forward
+    hidden ──┴─► + ──┬────────────────────► total       `add_rms_norm`: likewise, and the sum is made in the norm's own forward
                      └─► norm ─► result
 
 Autograd would add the two gradients in a pass of its own. And Liger's backward kernel runs one
@@ -17,8 +17,8 @@ from functools import partial
 
 import torch
 
+from colossal_llama.model.activation_checkpointing import mark_recomputable
 from colossal_llama.model.kernels.torch_function import through_torch_function
-from colossal_llama.model.selective_recomputation import can_be_made_again
 
 _PROGRAMS_PER_MULTIPROCESSOR = 16
 """Of 1 to 16 tried, with two to eight warps: within 4 % the fastest at widths of 2,048 and
@@ -38,20 +38,20 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
 
 
 @through_torch_function
-def norm_beside(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def rms_norm_with_residual(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """`(rms_norm(hidden), hidden)`; read `hidden` through the second from then on."""
     result, hidden = _NormBeside.apply(hidden, weight, eps)
-    can_be_made_again(result, partial(_made_again, hidden.detach(), weight.detach(), eps))
+    mark_recomputable(result, partial(_made_again, hidden.detach(), weight.detach(), eps))
     return result, hidden
 
 
 @through_torch_function
-def add_and_norm(
+def add_rms_norm(
     added: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`(rms_norm(hidden + added), hidden + added)`, the sum rounded to the dtype of `hidden`."""
     result, total = _AddAndNorm.apply(added, hidden, weight, eps)
-    can_be_made_again(result, partial(_made_again, total.detach(), weight.detach(), eps))
+    mark_recomputable(result, partial(_made_again, total.detach(), weight.detach(), eps))
     return result, total
 
 

@@ -15,7 +15,7 @@ def is_adapter(path: Path) -> bool:
     return (path / ADAPTER_CONFIG).is_file()
 
 
-def adapter_settings(path: Path) -> dict[str, Any]:
+def load_adapter_config(path: Path) -> dict[str, Any]:
     """The configuration of the adapter in a directory: `r`, `lora_alpha`, `lora_dropout`, `target_modules` and more.
 
     Raises:

@@ -6,7 +6,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 
-def write_generation_settings(model: PreTrainedModel, directory: Path) -> None:
+def write_generation_config(model: PreTrainedModel, directory: Path) -> None:
     """Writes the file, if the model has such settings, also those that `GenerationConfig.save_pretrained` refuses.
 
     It refuses a temperature or top_p without do_sample, which the files of many published models
@@ -22,4 +22,4 @@ def save_model(model: PreTrainedModel, directory: Path) -> None:
     model.generation_config = GenerationConfig()
     model.save_pretrained(directory)
     model.generation_config = settings
-    write_generation_settings(model, directory)
+    write_generation_config(model, directory)

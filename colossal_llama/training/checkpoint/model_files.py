@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from colossal_llama.model.weights.generation_config import write_generation_settings
+from colossal_llama.model.weights.generation_config import write_generation_config
 from colossal_llama.model.weights.weight_files import SAFETENSORS_INDEX, find_weight_files
 from colossal_llama.utils.atomic_io import write_bytes, write_json
 
@@ -36,7 +36,7 @@ def _write_configurations(target: Path, network: PreTrainedModel, dtype: torch.d
     config.architectures = ["LlamaForCausalLM"]
     config.torch_dtype = dtype
     config.save_pretrained(target)
-    write_generation_settings(network, target)
+    write_generation_config(network, target)
 
 
 def complete_model_directory(

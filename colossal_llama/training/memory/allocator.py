@@ -2,7 +2,7 @@
 
 With segments of fixed sizes gaps remain between what is kept and what was freed: 6.0 GiB beside
 131.6 allocated on an H200, a model of 7 B whose layers keep as little as they can
-(model.selective_recomputation), and the run ended for want of 0.5 GiB. Imports no torch.
+(model.activation_checkpointing), and the run ended for want of 0.5 GiB. Imports no torch.
 """
 
 import os

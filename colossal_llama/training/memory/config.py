@@ -35,7 +35,7 @@ class Setup:
     """So many layers, the first ones, keep only their input and are computed again in the
     backward pass."""
     frugal: bool = False
-    """The other layers do not keep what is cheap to make again (model.selective_recomputation)."""
+    """The other layers do not keep what is cheap to make again (model.activation_checkpointing)."""
     fused_kernels: bool = True
     fp8: bool = False
     flash_attention: bool = True

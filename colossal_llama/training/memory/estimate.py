@@ -81,7 +81,7 @@ def activation_bytes_per_layer(
     Returns:
         `(all, kept if frugal, kept if recomputed)`: all that the backward pass needs, that without
             the results of norms and SwiGLU
-        (model.selective_recomputation), the layer's input alone.
+        (model.activation_checkpointing), the layer's input alone.
     """
     width, inner = config.hidden_size, config.intermediate_size // tensor_parallel_size
     queries, keys = (share // tensor_parallel_size for share in attention_widths(config))

@@ -1,6 +1,6 @@
 """What is recomputed in the backward pass: as little as the device's memory demands, by the estimate of `memory_estimate`.
 
-Nothing where a step fits; else first what is cheap to make again (model.selective_recomputation),
+Nothing where a step fits; else first what is cheap to make again (model.activation_checkpointing),
 then whole layers, as few as it takes. Where the user says how many layers, it is only chosen
 whether the others are frugal.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from colossal_llama.model.kernels.apply import why_no_fused_kernels
+from colossal_llama.model.kernels.apply import fused_kernels_unavailable_reason
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.memory.config import Setup, setup_of
 from colossal_llama.training.memory.estimate import estimate
@@ -53,7 +53,7 @@ def choose_recomputation(
     As many as were asked for, else the fewest on a GPU, all on a CPU. The same on every rank, since
     tensor parallelism communicates in a recomputation too.
     """
-    fused = arguments.fused_kernels and why_no_fused_kernels(device) is None
+    fused = arguments.fused_kernels and fused_kernels_unavailable_reason(device) is None
     setup = setup_of(arguments, config, data_parallel_size, fused, flash_attention=True)
     if device.type != "cuda":
         return setup.recomputed_layers, False
