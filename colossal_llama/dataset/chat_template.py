@@ -32,7 +32,7 @@ _MARK = "\ufdd0"  # a noncharacter: Unicode promises that no text needs it
 _PROBE = (Message("human", "a question"), Message("assistant", "an answer"))
 
 
-class TemplateRefusal(Exception):
+class ChatTemplateError(Exception):
     """The template cannot render a conversation (or marks other spans than its answers)."""
 
 
@@ -87,11 +87,11 @@ class ChatTemplate:
         """See `ConversationTemplate.encode`; `message_ends` holds the answers' ends only.
 
         Raises:
-            TemplateRefusal: the template does not take these messages.
+            ChatTemplateError: the template does not take these messages.
         """
         text, spans = self._rendered(messages, for_prompt=False)
         if len(spans) != sum(message.role == "assistant" for message in messages):
-            raise TemplateRefusal(f"{self._name} marks {len(spans)} answers in {len(messages)} messages")
+            raise ChatTemplateError(f"{self._name} marks {len(spans)} answers in {len(messages)} messages")
         input_ids, positions = self._ids(text, [border for span in spans for border in span])
         targets = [(positions[start], positions[end]) for start, end in spans]
         return EncodedConversation(input_ids, targets, [end for _, end in targets])
@@ -112,7 +112,7 @@ class ChatTemplate:
         spans = np.array(targets, np.int64).reshape(-1, 2)
         return EncodedBatch(ids, ends, spans, spans[:, 0], spans[:, 1])
 
-    def encoder_of_parts(
+    def subset_encoder(
         self, messages: Sequence[Message], batch: EncodedBatch, number: int
     ) -> Callable[[Sequence[Message]], EncodedConversation]:
         """`encode`: a template may render a part otherwise than within the whole."""
@@ -130,7 +130,7 @@ class ChatTemplate:
     def _encode_or_nothing(self, messages: Sequence[Message]) -> EncodedConversation:
         try:
             return self.encode(messages)
-        except TemplateRefusal:
+        except ChatTemplateError:
             return EncodedConversation([], [], [])
 
     # ------------------------------------------------------------------------------------------------ rendering
@@ -162,12 +162,12 @@ class ChatTemplate:
                 self._compiled, rendered_messages, None, None, for_prompt, **self._token_names
             )
         except TemplateError as error:
-            raise TemplateRefusal(f"{self._name}: {error}") from error
+            raise ChatTemplateError(f"{self._name}: {error}") from error
 
     def _hidden(self, content: str) -> str:
         """The text with the mark in every control token that it spells out, or begins or ends to spell out."""
         if _MARK in content:
-            raise TemplateRefusal(
+            raise ChatTemplateError(
                 f"{self._name}: a message holds the noncharacter U+FDD0, which is used to hide control tokens"
             )
         content = self._special.sub(lambda match: match.group()[0] + _MARK + match.group()[1:], content)
@@ -204,7 +204,7 @@ class ChatTemplate:
         """Whether prompts are prefixes of conversations; the id of the control token that ends an answer."""
         try:
             whole, prompt = self.encode(_PROBE), self.prompt_ids(_PROBE[:1])
-        except TemplateRefusal as error:
+        except ChatTemplateError as error:
             raise UserError(f"--chat_template: {error}") from error
         start, end = whole.target_spans[0]
         if whole.input_ids[:start] != prompt:

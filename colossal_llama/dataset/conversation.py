@@ -175,7 +175,7 @@ class ConversationTemplate:
         """
         return self._put_together(conversations, lambda texts: self._encoded_contents(texts, batch_encoder))
 
-    def encoder_of_parts(
+    def subset_encoder(
         self, messages: Sequence[Message], batch: EncodedBatch, number: int
     ) -> Callable[[Sequence[Message]], EncodedConversation]:
         """`encode` for parts of a conversation that is number `number` of an encoded batch: nothing is tokenized again.

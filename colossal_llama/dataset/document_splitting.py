@@ -17,7 +17,7 @@ _SENTENCE_ENDS = ("。", "！", "？", "；", "…")
 _ASCII_SENTENCE_ENDS = (b".", b"!", b"?", b'."', b'!"', b'?"', b".)", b":", b";")
 
 
-class CutRanks:
+class CutScores:
     """What every token of a vocabulary tells about the places before and after it.
 
     Built once from the bytes that each token stands for; ranking the places of a text is then a few
@@ -49,8 +49,8 @@ class CutRanks:
         self._wide_sentence_end = flags(wide_last, lambda piece: piece.endswith(wide_ends))
         self._ascii_sentence_end = flags(ascii_last, lambda piece: piece.endswith(_ASCII_SENTENCE_ENDS))
 
-    def rank(self, tokens: np.ndarray) -> np.ndarray:
-        """The rank of every place between two tokens: element i is the place before token i + 2 of the given ids.
+    def score(self, tokens: np.ndarray) -> np.ndarray:
+        """The score of every place between two tokens: element i is the place before token i + 2 of the given ids.
 
             ids        a   .   \\n  \\n  B
             places            ^       ^        element 0 is before the first \\n (SENTENCE), 2 is before B (PARAGRAPH)
@@ -62,20 +62,20 @@ class CutRanks:
             (n - 2,) uint8.
         """
         before_last, last, following = tokens[:-2], tokens[1:-1], tokens[2:]
-        rank = np.full(len(following), ANYWHERE, np.uint8)
-        rank[self._starts_with_space[following] > 0] = WORD
+        score = np.full(len(following), ANYWHERE, np.uint8)
+        score[self._starts_with_space[following] > 0] = WORD
         sentence = (self._ascii_sentence_end[last] & self._starts_with_space[following]) | self._wide_sentence_end[last]
-        rank[sentence > 0] = SENTENCE
+        score[sentence > 0] = SENTENCE
         newlines = self._newlines_at_end[last]
         joined = newlines + self._only_newlines[last] * self._newlines_at_end[before_last]
         complete = self._starts_with_newline[following] == 0
-        rank[(newlines > 0) & complete] = LINE
-        rank[(joined > 1) & complete] = PARAGRAPH
-        rank[self._inside_character[following] > 0] = INSIDE_CHARACTER
-        return rank
+        score[(newlines > 0) & complete] = LINE
+        score[(joined > 1) & complete] = PARAGRAPH
+        score[self._inside_character[following] > 0] = INSIDE_CHARACTER
+        return score
 
 
-def cut_places(tokens: np.ndarray, max_length: int, ranks: CutRanks, first_cut_after: int = 0) -> list[int]:
+def cut_positions(tokens: np.ndarray, max_length: int, scores: CutScores, first_cut_after: int = 0) -> list[int]:
     """Where to cut a document so that every segment has 2 to `max_length` tokens.
 
     Near the limit the best place is taken, the last one among equals: after a paragraph, a line, a
@@ -84,7 +84,7 @@ def cut_places(tokens: np.ndarray, max_length: int, ranks: CutRanks, first_cut_a
     Args:
         tokens: (n,) ids of the document.
         max_length: longest segment, at least 4.
-        ranks: of the tokenizer's vocabulary.
+        scores: of the tokenizer's vocabulary.
         first_cut_after: the first segment is longer than this (it must reach into the target).
 
     Returns:
@@ -94,13 +94,13 @@ def cut_places(tokens: np.ndarray, max_length: int, ranks: CutRanks, first_cut_a
     while len(tokens) - start > max_length:
         latest = min(start + max_length, len(tokens) - 2)
         earliest = max(latest - max_length // SEARCHED_SHARE, start + 2, first_cut_after + 1)
-        rank = ranks.rank(tokens[earliest - 2 : latest + 1])
-        if not rank.any():  # bytes of one character after the other: a row of them has a border, if any, further ahead
+        score = scores.score(tokens[earliest - 2 : latest + 1])
+        if not score.any():  # bytes of one character after the other: a row of them has a border, if any, further ahead
             earliest = max(start + 2, first_cut_after + 1)
-            rank = ranks.rank(tokens[earliest - 2 : latest + 1])
+            score = scores.score(tokens[earliest - 2 : latest + 1])
         unfillable = max_length // UNFILLABLE_SHARE
-        if len(rank) > unfillable + 1:
-            rank[-1 - unfillable : -1] = INSIDE_CHARACTER
-        start = latest - int(np.argmax(rank[::-1]))
+        if len(score) > unfillable + 1:
+            score[-1 - unfillable : -1] = INSIDE_CHARACTER
+        start = latest - int(np.argmax(score[::-1]))
         cuts.append(start)
     return cuts

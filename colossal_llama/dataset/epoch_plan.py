@@ -65,7 +65,7 @@ def plan_epoch(
         _pack(order[begin:end], lengths, row_length_tokens, None if shuffle == "none" else (seed, epoch, index))
         for index, (begin, end) in enumerate(itertools.pairwise(borders))
     ]
-    segments = np.concatenate([rows.segments for rows in packed])
+    segments = np.concatenate([rows.items for rows in packed])
     counts = np.concatenate([np.diff(rows.starts) for rows in packed])
     return Rows(segments, np.concatenate([[0], np.cumsum(counts)]))
 
@@ -77,9 +77,9 @@ def _pack(samples: np.ndarray, lengths: np.ndarray, row_length_tokens: int, seed
         # Packed in shuffled order, so that samples of equal length meet others in every epoch; then
         # the rows are shuffled, since packing puts the longest first.
         rows = shuffle_rows(splice_best_fit(lengths[samples], row_length_tokens), seed)
-    return Rows(samples[rows.segments], rows.starts)
+    return Rows(samples[rows.items], rows.starts)
 
 
-def fill(rows: Rows, lengths: np.ndarray, row_length_tokens: int) -> float:
+def fill_ratio(rows: Rows, lengths: np.ndarray, row_length_tokens: int) -> float:
     """Share of the rows' room that tokens take."""
-    return float(lengths[rows.segments].sum() / (len(rows) * row_length_tokens)) if len(rows) else 0.0
+    return float(lengths[rows.items].sum() / (len(rows) * row_length_tokens)) if len(rows) else 0.0

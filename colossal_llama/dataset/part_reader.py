@@ -37,7 +37,7 @@ class Part:
         column = self.rows.data.column("input_ids")
         return pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
 
-    def longest_span_tokens(self, across_documents: bool) -> int:
+    def max_document_tokens(self, across_documents: bool) -> int:
         """Tokens of the longest document, or of the longest row."""
         if across_documents:
             return int(self.row_lengths_tokens().max(initial=0))

@@ -10,7 +10,7 @@ import numpy as np
 class Rows:
     """Rows as lists of segment numbers, flat: row r is `segments[starts[r]:starts[r + 1]]`."""
 
-    segments: np.ndarray
+    items: np.ndarray
     starts: np.ndarray
 
     def __len__(self) -> int:
@@ -18,7 +18,7 @@ class Rows:
 
     def row(self, number: int) -> np.ndarray:
         """The segment numbers of a row, in order."""
-        return self.segments[self.starts[number] : self.starts[number + 1]]
+        return self.items[self.starts[number] : self.starts[number + 1]]
 
 
 def splice_best_fit(lengths: Sequence[int] | np.ndarray, max_length: int) -> Rows:
@@ -78,13 +78,13 @@ def splice_greedy(lengths: Sequence[int] | np.ndarray, max_length: int) -> Rows:
     return Rows(np.arange(len(lengths)), _starts(np.array(counts, np.int64)))
 
 
-def one_segment_a_row(lengths: Sequence[int] | np.ndarray, max_length: int) -> Rows:
+def one_item_per_row(lengths: Sequence[int] | np.ndarray, max_length: int) -> Rows:
     """No splicing: every segment is a row of its own."""
     lengths = _checked(lengths, max_length)
     return Rows(np.arange(len(lengths)), np.arange(len(lengths) + 1))
 
 
-SPLICINGS = {"best_fit": splice_best_fit, "greedy": splice_greedy, "none": one_segment_a_row}
+SPLICINGS = {"best_fit": splice_best_fit, "greedy": splice_greedy, "none": one_item_per_row}
 
 
 def shuffle_rows(rows: Rows, seed: Sequence[int]) -> Rows:

@@ -16,7 +16,7 @@ import numpy as np
 
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, EncodedBatch, EncodedConversation, Message
-from colossal_llama.dataset.document_splitting import CutRanks, cut_places
+from colossal_llama.dataset.document_splitting import CutScores, cut_positions
 from colossal_llama.dataset.long_conversations import Encode, truncated, windows
 from colossal_llama.dataset.records import Conversation, Document
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
@@ -29,7 +29,7 @@ SEGMENT = np.dtype([("length_tokens", "<i4"), ("document", "<i4"), ("category", 
 
 
 @dataclass
-class Samples:
+class TokenizedBatch:
     """What a batch of records becomes.
 
     Attributes:
@@ -53,7 +53,7 @@ def labels_of(marked: np.ndarray) -> np.ndarray:
     return np.where(marked & TARGET_BIT, marked & ID_MASK, np.int32(IGNORED_LABEL))
 
 
-class _SampleCollector:
+class _SegmentCollector:
     """Gathers the segments of a batch and counts by category."""
 
     def __init__(self) -> None:
@@ -75,10 +75,10 @@ class _SampleCollector:
         self._pieces += segments
         self._documents += 1
 
-    def samples(self) -> Samples:
+    def batch(self) -> TokenizedBatch:
         tokens = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int32)
         segments = np.array(self._segments, SEGMENT)
-        return Samples(tokens, segments, list(self._category_numbers), self._documents, self.statistics)
+        return TokenizedBatch(tokens, segments, list(self._category_numbers), self._documents, self.statistics)
 
 
 # --------------------------------------------------------------------------------------------------- pre-training
@@ -92,17 +92,17 @@ class DocumentTokenizer:
         encoder: BatchEncoder,
         bos_id: int,
         eos_id: int,
-        ranks: CutRanks,
+        cut_scores: CutScores,
         max_length: int,
         long_documents: Literal["split", "truncate"] = "split",
     ):
-        self._encoder, self._ranks = encoder, ranks
+        self._encoder, self._cut_scores = encoder, cut_scores
         self._bos_id, self._eos_id = bos_id, eos_id
         self._max_length, self._long_documents = max_length, long_documents
 
-    def samples(self, documents: Sequence[Document]) -> Samples:
-        """Tokenizes documents (see `Samples`)."""
-        collector = _SampleCollector()
+    def tokenize(self, documents: Sequence[Document]) -> TokenizedBatch:
+        """Tokenizes documents (see `TokenizedBatch`)."""
+        collector = _SegmentCollector()
         tokens, ends, target_starts = self._marked_tokens(documents)
         starts = np.concatenate([[0], ends[:-1]])
         for document, start, end, target_start in zip(
@@ -117,7 +117,7 @@ class DocumentTokenizer:
                 segments = self._fit(tokens[start:end], target_start - start, counter)
             collector.add(document.category, segments)
             counter["segments"] += len(segments)
-        return _with_token_counts(collector.samples())
+        return _with_token_counts(collector.batch())
 
     def _marked_tokens(self, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All documents as one marked array, the end of each in it and the start of each one's target."""
@@ -153,7 +153,7 @@ class DocumentTokenizer:
             counter["documents_cut.source_too_long"] += 1
             tokens = np.concatenate([tokens[:1], tokens[target_start - kept_source :]])
             target_start = 1 + kept_source
-        cuts = cut_places(tokens & ID_MASK, self._max_length, self._ranks, first_cut_after=target_start)
+        cuts = cut_positions(tokens & ID_MASK, self._max_length, self._cut_scores, first_cut_after=target_start)
         if not cuts:
             return [tokens]
         if self._long_documents == "truncate":
@@ -180,9 +180,9 @@ class ConversationTokenizer:
         self._template, self._encoder = template, encoder
         self._max_length, self._long_conversations = max_length, long_conversations
 
-    def samples(self, conversations: Sequence[Conversation]) -> Samples:
-        """Tokenizes conversations (see `Samples`)."""
-        collector = _SampleCollector()
+    def tokenize(self, conversations: Sequence[Conversation]) -> TokenizedBatch:
+        """Tokenizes conversations (see `TokenizedBatch`)."""
+        collector = _SegmentCollector()
         batch = self._template.encode_batch([conversation.messages for conversation in conversations], self._encoder)
         tokens = batch.ids | np.where(batch.is_target, TARGET_BIT, np.int32(0))
         for number, conversation in enumerate(conversations):
@@ -200,12 +200,12 @@ class ConversationTokenizer:
             counter["segments"] += len(samples)
             if samples:
                 collector.add(conversation.category, samples)
-        return _with_token_counts(collector.samples())
+        return _with_token_counts(collector.batch())
 
     def _fit(self, messages: Sequence[Message], batch: EncodedBatch, number: int, counter: Counter) -> list[np.ndarray]:
         """The samples of a conversation, number `number` of the batch, that is longer than a row."""
         start, end = batch.range_of(number)
-        encode = self._template.encoder_of_parts(messages, batch, number)
+        encode = self._template.subset_encoder(messages, batch, number)
         if self._long_conversations == "window":
             found = self._windows(messages, encode, end - start, batch.target_spans(number), counter)
         else:
@@ -258,7 +258,7 @@ def _marked(sample: EncodedConversation) -> np.ndarray:
     return tokens
 
 
-def _with_token_counts(samples: Samples) -> Samples:
+def _with_token_counts(samples: TokenizedBatch) -> TokenizedBatch:
     """Adds the tokens and targets that came out, by category."""
     ends = np.cumsum(samples.segments["length_tokens"], dtype=np.int64)
     targets = np.concatenate([[0], np.cumsum((samples.tokens & TARGET_BIT) != 0)])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from colossal_llama.dataset.chat_template import ChatTemplate, TemplateRefusal
+from colossal_llama.dataset.chat_template import ChatTemplate, ChatTemplateError
 from colossal_llama.dataset.conversation import TURN_END_TOKENS, ConversationTemplate, Message
 from colossal_llama.dataset.records import RecordError, conversation_of, document_of
 from colossal_llama.tokenizer.encoding import TextEncoder
@@ -62,7 +62,7 @@ def conversation_prompt_ids(template: Template, messages: Sequence[Message]) -> 
     """
     try:
         return template.prompt_ids(messages)
-    except TemplateRefusal as error:
+    except ChatTemplateError as error:
         raise UserError(str(error)) from error
 
 

@@ -111,7 +111,7 @@ def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> D
 
 
 def _warn_of_long_documents(arguments: TrainingArguments, config: PretrainedConfig, parts: list[Part]) -> None:
-    longest = max(part.longest_span_tokens(arguments.cross_document_attention) for part in parts)
+    longest = max(part.max_document_tokens(arguments.cross_document_attention) for part in parts)
     if longest > config.max_position_embeddings:
         log_rank_zero(
             f"warning: the data have {'rows' if arguments.cross_document_attention else 'documents'} of up to "

@@ -88,7 +88,7 @@ def tokens_of_run(
     while steps > 0 and epoch < schedule.num_epochs:
         plan = plan_epoch(part_lengths, origin.seed, epoch, origin.shuffle, origin.packed_to_tokens)
         end = min(len(plan), begin + steps * geometry.rows_per_step)
-        tokens += int(lengths[plan.segments[plan.starts[begin] : plan.starts[end]]].sum())
+        tokens += int(lengths[plan.items[plan.starts[begin] : plan.starts[end]]].sum())
         steps -= geometry.steps_for(end - begin)
         epoch, begin = epoch + 1, 0
     return tokens

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 import colossal_llama
 from colossal_llama.dataset.collator import Collator
-from colossal_llama.dataset.epoch_plan import fill, plan_epoch
+from colossal_llama.dataset.epoch_plan import fill_ratio, plan_epoch
 from colossal_llama.dataset.loader import RowReader, StepGeometry
 from colossal_llama.dataset.part_reader import Part, categories_of
 from colossal_llama.engine.backend import Backend
@@ -283,7 +283,7 @@ def say_plan(arguments: TrainingArguments, data: Data, plan: Plan, run: Run) -> 
         packed = plan_epoch(
             run.part_lengths, data.origin.seed, run.progress.epoch, data.origin.shuffle, arguments.max_length
         )
-        filled = fill(packed, np.concatenate(run.part_lengths), arguments.max_length)
+        filled = fill_ratio(packed, np.concatenate(run.part_lengths), arguments.max_length)
         log_rank_zero(
             f"packed into {len(packed):,} rows of up to {arguments.max_length} tokens, {filled:.1%} full"
             f"{'' if arguments.cross_document_attention else '; samples do not see each other'}"

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.epoch_plan import fill, plan_epoch, row_order
+from colossal_llama.dataset.epoch_plan import fill_ratio, plan_epoch, row_order
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=5)
 
@@ -45,7 +45,7 @@ def test_every_sample_is_in_exactly_one_row_that_fits(lengths, seed, epoch, shuf
     lengths = [part.astype(np.int64) for part in lengths]
     plan = plan_epoch(lengths, seed, epoch, shuffle, row_length)
     flat = np.concatenate(lengths)
-    assert sorted(plan.segments.tolist()) == list(range(len(flat)))
+    assert sorted(plan.items.tolist()) == list(range(len(flat)))
     rows = [plan.row(number) for number in range(len(plan))]
     assert all(len(row) for row in rows)
     if row_length is None:
@@ -53,7 +53,7 @@ def test_every_sample_is_in_exactly_one_row_that_fits(lengths, seed, epoch, shuf
     else:
         assert all(flat[row].sum() <= row_length for row in rows)
     again = plan_epoch(lengths, seed, epoch, shuffle, row_length)
-    assert (again.segments == plan.segments).all()
+    assert (again.items == plan.items).all()
     assert (again.starts == plan.starts).all()
 
 
@@ -69,13 +69,13 @@ def test_packed_rows_stay_in_their_bucket_and_buckets_in_order(lengths, seed):
 
 def test_rows_of_many_short_samples_are_nearly_full():
     lengths = np.random.default_rng(0).integers(20, 400, 2000)
-    assert fill(plan_epoch([lengths], 0, 0, "bucket", 4096), lengths, 4096) > 0.99
+    assert fill_ratio(plan_epoch([lengths], 0, 0, "bucket", 4096), lengths, 4096) > 0.99
 
 
 def test_without_shuffling_the_order_is_kept():
     lengths = np.array([3, 9, 2, 8, 5, 7])
     plan = plan_epoch([lengths], 0, 0, "none", 12)
-    assert plan.segments.tolist() == list(range(6))
+    assert plan.items.tolist() == list(range(6))
 
 
 def test_epochs_pack_differently():

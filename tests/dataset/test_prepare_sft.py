@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.chat_template import ChatTemplate, TemplateRefusal
+from colossal_llama.dataset.chat_template import ChatTemplate, ChatTemplateError
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.long_conversations import truncated, windows
 from colossal_llama.dataset.prepare.inspection import row_as_text
@@ -109,7 +109,7 @@ def test_rows_are_what_the_template_says_and_targets_are_the_answers(tmp_path, o
 def test_windows_train_every_answer_that_fits_once_and_truncation_keeps_a_prefix(llama2_template, turns, max_length):
     messages = [Message("system", "Be brief."), *alternating(turns)]
     batch = llama2_template.encode_batch([messages[:3], messages])
-    encode = llama2_template.encoder_of_parts(messages, batch, 1)
+    encode = llama2_template.subset_encoder(messages, batch, 1)
     whole = llama2_template.encode(messages)
     for end in range(1, len(messages) + 1):
         assert encode(messages[:end]) == llama2_template.encode(messages[:end])
@@ -234,7 +234,7 @@ def test_what_a_template_refuses_is_counted(tmp_path, llama3):
     manifest = prepared(tmp_path, llama3, records, chat_template=str(tmp_path / "t.jinja"))
     assert manifest["totals"]["dropped_documents.refused_by_chat_template"] == 1
     assert manifest["totals"]["rows"] == 1
-    with pytest.raises(TemplateRefusal, match="no system"):
+    with pytest.raises(ChatTemplateError, match="no system"):
         ChatTemplate(llama3.tokenizer, strict, "strict", llama3.text_encoder).encode(
             [Message("system", "s"), *alternating([("a", "b")])]
         )

@@ -16,9 +16,9 @@ from colossal_llama.dataset.prepare.input_files import (
     Chunk,
     InputFile,
     find_input_files,
-    first_row_number,
     plan_chunks,
     read_rows,
+    rows_before,
 )
 from colossal_llama.dataset.records import (
     DEFAULT_CATEGORY,
@@ -52,7 +52,7 @@ def test_chunks_of_any_size_give_every_line_once(tmp_path_factory, content, size
     for chunk in chunks:
         rows = _rows(chunk)
         if rows:
-            assert first_row_number(chunk) == len(seen)
+            assert rows_before(chunk) == len(seen)
         seen += rows
     assert seen == expected
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.document_splitting import CutRanks, cut_places
+from colossal_llama.dataset.document_splitting import CutScores, cut_positions
 from colossal_llama.dataset.splicing import SPLICINGS, shuffle_rows, splice_best_fit, splice_greedy
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=60)
@@ -18,7 +18,7 @@ def test_every_segment_is_in_exactly_one_row_and_no_row_is_too_long(splice, leng
     rows = splice(lengths, 64)
     shuffled = shuffle_rows(rows, (seed, 0))
     for result in (rows, shuffled):
-        assert sorted(result.segments.tolist()) == list(range(len(lengths)))
+        assert sorted(result.items.tolist()) == list(range(len(lengths)))
         for number in range(len(result)):
             assert 1 <= sum(lengths[segment] for segment in result.row(number)) <= 64
     as_sets = [{tuple(result.row(number)) for number in range(len(result))} for result in (rows, shuffled)]
@@ -52,9 +52,9 @@ def test_best_fit_takes_the_fullest_row_with_room(lengths):
 @settings(max_examples=100, deadline=None)
 def test_greedy_keeps_the_order_and_opens_a_row_only_when_it_must(lengths):
     rows = splice_greedy(lengths, 64)
-    assert rows.segments.tolist() == list(range(len(lengths)))
+    assert rows.items.tolist() == list(range(len(lengths)))
     for number in range(len(rows) - 1):
-        following = rows.segments[rows.starts[number + 1]]
+        following = rows.items[rows.starts[number + 1]]
         assert sum(lengths[segment] for segment in rows.row(number)) + lengths[following] > 64
 
 
@@ -64,7 +64,7 @@ def test_a_segment_that_fits_no_row_is_refused():
 
 
 PIECES = [b"", b"a", b" b", b".", b"\n", b"\n\n", "。".encode(), b"\xe4", b"\xbd", b"\xa0", b".\n\n", b" "]
-RANKS = CutRanks(PIECES)
+SCORES = CutScores(PIECES)
 
 
 @given(
@@ -75,7 +75,7 @@ RANKS = CutRanks(PIECES)
 @settings(max_examples=300, deadline=None)
 def test_segments_fit_and_can_all_hold_a_target(tokens, max_length, data):
     target_start = data.draw(st.integers(1, max_length // 2))
-    cuts = cut_places(np.array(tokens), max_length, RANKS, first_cut_after=target_start)
+    cuts = cut_positions(np.array(tokens), max_length, SCORES, first_cut_after=target_start)
     borders = [0, *cuts, len(tokens)]
     lengths = np.diff(borders)
     assert lengths.sum() == len(tokens)
@@ -89,7 +89,7 @@ def test_segments_fit_and_can_all_hold_a_target(tokens, max_length, data):
 
 def _only_cut(tokens: list[bytes], max_length: int) -> bytes:
     ids = np.array([PIECES.index(piece) for piece in tokens])
-    (cut,) = cut_places(ids, max_length, RANKS)
+    (cut,) = cut_positions(ids, max_length, SCORES)
     return b"".join(tokens[:cut])
 
 
@@ -108,13 +108,13 @@ def test_no_gap_is_left_that_hardly_any_document_would_fill():
     for offset, expected in ((20, 1024 - 20), (5, 1024)):  # 1,024 // 64 = 16 tokens are the shortest gap
         tokens = [b" b"] * (1024 - offset - 2) + [b"\n", b"\n"] + [b" b"] * 200
         ids = np.array([PIECES.index(piece) for piece in tokens])
-        assert cut_places(ids, 1024, RANKS) == [expected]
+        assert cut_positions(ids, 1024, SCORES) == [expected]
 
 
 def test_no_character_is_cut_in_two():
     character = [b"\xe4", b"\xbd", b"\xa0"]
     for max_length in range(8, 14):
         ids = np.array([PIECES.index(piece) for piece in character * 20])
-        cuts = cut_places(ids, max_length, RANKS)
+        cuts = cut_positions(ids, max_length, SCORES)
         assert cuts
         assert all(cut % 3 == 0 for cut in cuts[:-1])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from colossal_llama.dataset.prepare.cache import Plan, chunk_segments
+from colossal_llama.dataset.prepare.cache import PartPlan, chunk_segments
 
 
 def assign_bins(categories: np.ndarray, num_bins: int) -> np.ndarray:
@@ -104,7 +104,7 @@ def _best_exchange(
 
 def plan_parts(
     chunk_dir: Path, facts: Sequence[dict], categories: Sequence[str], num_bins: int, row_tokens: int | None
-) -> Plan:
+) -> PartPlan:
     """Deals all documents to the parts and orders each part's segments by category, then length, then place in the input.
 
     Args:
@@ -134,7 +134,7 @@ def plan_parts(
     bins = bins[documents]
     order = np.lexsort((lengths, segment_categories, bins))
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    return Plan(
+    return PartPlan(
         starts=starts[order],
         lengths=lengths[order],
         categories=segment_categories[order],

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from colossal_llama.dataset.tokenization import SEGMENT, Samples
+from colossal_llama.dataset.tokenization import SEGMENT, TokenizedBatch
 from colossal_llama.utils.atomic_io import fsync_path, temporary_path, write_bytes
 from colossal_llama.utils.errors import UserError
 
@@ -36,7 +36,7 @@ class ChunkWriter:
         self._statistics: dict[str, Counter] = {}
         self._documents = self._tokens = 0
 
-    def add(self, samples: Samples) -> None:
+    def add(self, samples: TokenizedBatch) -> None:
         """Appends what a batch of records became."""
         self._tokens_file.write(samples.tokens.data)
         self._tokens += len(samples.tokens)
@@ -137,7 +137,7 @@ class TokenStore:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PartPlan:
     """Which segments each part takes.
 
     Attributes:
@@ -165,6 +165,6 @@ class Plan:
             temporary.replace(directory / f"{name}.npy")
 
     @classmethod
-    def load(cls, directory: Path) -> "Plan":
+    def load(cls, directory: Path) -> "PartPlan":
         """Maps the arrays that `save` wrote."""
         return cls(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__))

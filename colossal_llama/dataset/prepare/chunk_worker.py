@@ -38,13 +38,13 @@ class ChunkJob:
         return document_of if isinstance(self.tokenizer, DocumentTokenizer) else conversation_of
 
     @property
-    def only_checks(self) -> bool:
+    def checks_only(self) -> bool:
         """Whether tokenizing has become pointless."""
         return self.stop_on_bad_record and self.bad_record_seen is not None and bool(self.bad_record_seen.value)
 
 
 @dataclass
-class _Reading:
+class _ChunkCounts:
     """What has been read of a chunk so far."""
 
     rows: int = 0
@@ -69,7 +69,7 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
             `rejected` lists this
         chunk's bad records and nothing is left on the disk.
     """
-    digest, reading = hashlib.sha256(), _Reading()
+    digest, reading = hashlib.sha256(), _ChunkCounts()
     writer = ChunkWriter(job.chunk_dir, chunk.index)
     batch: list[Any] = []
     batch_bytes = 0
@@ -77,17 +77,17 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
         for number, row in _checked_rows(chunk, digest, reading):
             reading.rows = number + 1
             record = _checked(job, reading, number, row)
-            if record is None or job.only_checks:
+            if record is None or job.checks_only:
                 continue
             batch.append(record)
             batch_bytes += len(row) if isinstance(row, bytes) else len(str(row))
             if batch_bytes >= BATCH_BYTES:
-                writer.add(job.tokenizer.samples(batch))
+                writer.add(job.tokenizer.tokenize(batch))
                 batch, batch_bytes = [], 0
-        if job.only_checks:
+        if job.checks_only:
             return {"index": chunk.index, "finished": False, "rows": reading.rows, "rejected": reading.rejected}
         if batch:
-            writer.add(job.tokenizer.samples(batch))
+            writer.add(job.tokenizer.tokenize(batch))
         facts = {
             "index": chunk.index,
             "finished": True,
@@ -102,7 +102,7 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
         writer.discard()
 
 
-def _checked_rows(chunk: Chunk, digest: Any, reading: _Reading) -> Iterator[tuple[int, bytes | dict]]:
+def _checked_rows(chunk: Chunk, digest: Any, reading: _ChunkCounts) -> Iterator[tuple[int, bytes | dict]]:
     """`read_rows` up to the record limit; damage to the file becomes a bad record after the last good row."""
     if chunk.record_limit == 0:
         return
@@ -117,7 +117,7 @@ def _checked_rows(chunk: Chunk, digest: Any, reading: _Reading) -> Iterator[tupl
         reading.reject(reading.rows, b"", RecordError("damaged_file", message))
 
 
-def _checked(job: ChunkJob, reading: _Reading, number: int, row: bytes | dict) -> Any:
+def _checked(job: ChunkJob, reading: _ChunkCounts, number: int, row: bytes | dict) -> Any:
     """The checked record of a row; None if the row is empty or bad, which is counted."""
     if isinstance(row, bytes) and not row.strip():
         reading.empty_lines += 1

@@ -41,9 +41,9 @@ def run(kind: Kind) -> None:
         print(verify(arguments.verify))
         return
     if arguments.run.num_workers > 1:
-        from colossal_llama.dataset.prepare.worker_pool import start_server
+        from colossal_llama.dataset.prepare.worker_pool import start_fork_server
 
-        start_server()
+        start_fork_server()
     from colossal_llama.dataset.prepare.manifest import summary
     from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
     from colossal_llama.dataset.prepare.pipeline import prepare

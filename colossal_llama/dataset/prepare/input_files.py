@@ -170,7 +170,7 @@ def content_digest(chunk: Chunk, rows: int) -> str:
     return digest.hexdigest()
 
 
-def first_row_number(chunk: Chunk) -> int:
+def rows_before(chunk: Chunk) -> int:
     """How many lines of the file begin before the chunk (counted by reading them)."""
     if not chunk.start:
         return 0

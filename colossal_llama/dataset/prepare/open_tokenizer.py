@@ -5,7 +5,7 @@ from pathlib import Path
 
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate
-from colossal_llama.dataset.document_splitting import CutRanks
+from colossal_llama.dataset.document_splitting import CutScores
 from colossal_llama.dataset.prepare.arguments import ConversationRowArguments, PrepareArguments
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
@@ -38,9 +38,9 @@ class OpenTokenizer:
         return BatchEncoder(self.text_encoder, self._definition)
 
     @cached_property
-    def ranks(self) -> CutRanks:
+    def cut_scores(self) -> CutScores:
         """Tells where long documents are cut."""
-        return CutRanks(token_bytes(self._definition, len(self.tokenizer)))
+        return CutScores(token_bytes(self._definition, len(self.tokenizer)))
 
 
 def record_tokenizer(
@@ -59,7 +59,7 @@ def record_tokenizer(
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     facts |= {"bos_id": bos_id, "eos_id": eos_id}
     samples = DocumentTokenizer(
-        opened.encoder, bos_id, eos_id, opened.ranks, arguments.rows.max_length, arguments.rows.long_documents
+        opened.encoder, bos_id, eos_id, opened.cut_scores, arguments.rows.max_length, arguments.rows.long_documents
     )
     return samples, facts
 

@@ -29,7 +29,7 @@ _CANDIDATES = ".*run.json.tmp-*"  # for run.json, left behind by a killed run
 
 
 @contextmanager
-def locked(arguments: PrepareArguments) -> Iterator[None]:
+def output_dir_lock(arguments: PrepareArguments) -> Iterator[None]:
     """Holds the directory: alone, or beside the jobs of other shards.
 
     Raises:
@@ -55,7 +55,7 @@ def locked(arguments: PrepareArguments) -> Iterator[None]:
 
 
 @contextmanager
-def finishing(directory: Path) -> Iterator[None]:
+def finishing_lock(directory: Path) -> Iterator[None]:
     """Waits until no other shard's job finishes the preparation, and keeps others waiting."""
     with file_lock(directory / ".lock-finishing", wait=True):
         yield

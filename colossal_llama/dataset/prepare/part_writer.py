@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from colossal_llama.dataset.prepare.cache import Plan, TokenStore
+from colossal_llama.dataset.prepare.cache import PartPlan, TokenStore
 from colossal_llama.dataset.splicing import SPLICINGS, Rows, shuffle_rows
 from colossal_llama.dataset.tokenization import ID_MASK, TARGET_BIT, labels_of
 from colossal_llama.utils.atomic_io import fsync_tree
@@ -57,7 +57,7 @@ def write_part(task: PartTask, index: int) -> dict:
     The jsonl file gets its name first and the arrow directory last: a part whose directory is there
     is complete.
     """
-    plan = Plan.load(task.output_dir / "cache" / "plan")
+    plan = PartPlan.load(task.output_dir / "cache" / "plan")
     store = TokenStore(task.output_dir / "cache" / "chunks", plan.chunk_starts)
     first, last = plan.part_starts[index : index + 2]
     lengths = np.array(plan.lengths[first:last])
@@ -72,7 +72,7 @@ def write_part(task: PartTask, index: int) -> dict:
     data_path, jsonl_path = scratch / name / DATA_FILE, scratch / f"{name}.jsonl"
     with data_path.open("wb") as data, jsonl_path.open("wb") as lines, pa.ipc.new_stream(data, schema) as writer:
         for batch in _batches(rows, lengths):
-            segments = rows.segments[rows.starts[batch.start] : rows.starts[batch.stop]] + first
+            segments = rows.items[rows.starts[batch.start] : rows.starts[batch.stop]] + first
             columns = _columns(plan, store, segments, rows.starts[batch.start : batch.stop + 1])
             writer.write_batch(_record_batch(columns, schema))
             lines.writelines(_json_lines(columns))
@@ -111,7 +111,7 @@ def _batches(rows: Rows, lengths: np.ndarray) -> Iterator[range]:
     """Ranges of rows of about BATCH_TOKENS tokens."""
     if not len(rows):
         return
-    ends = np.cumsum(lengths[rows.segments])[rows.starts[1:] - 1]
+    ends = np.cumsum(lengths[rows.items])[rows.starts[1:] - 1]
     start = 0
     while start < len(rows):
         limit = (ends[start - 1] if start else 0) + BATCH_TOKENS
@@ -131,7 +131,7 @@ class _Columns:
     row_segments: np.ndarray
 
 
-def _columns(plan: Plan, store: TokenStore, segments: np.ndarray, row_segments: np.ndarray) -> _Columns:
+def _columns(plan: PartPlan, store: TokenStore, segments: np.ndarray, row_segments: np.ndarray) -> _Columns:
     lengths = plan.lengths[segments]
     tokens = store.gather(plan.starts[segments], lengths)
     row_segments = row_segments - row_segments[0]

@@ -16,7 +16,7 @@ import orjson
 from colossal_llama.dataset.prepare import output_dir
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.buckets import plan_parts
-from colossal_llama.dataset.prepare.cache import Plan, chunk_facts
+from colossal_llama.dataset.prepare.cache import PartPlan, chunk_facts
 from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
 from colossal_llama.dataset.prepare.input_files import Chunk, InputFile, content_digest, find_input_files, plan_chunks
 from colossal_llama.dataset.prepare.manifest import build_manifest, total_statistics
@@ -62,7 +62,7 @@ def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) ->
             is full.
     """
     try:
-        with output_dir.locked(arguments):
+        with output_dir.output_dir_lock(arguments):
             return _prepare_locked(arguments, opened)
     except PermissionError as error:
         raise UserError(f"{error.filename} may not be read or written: {error.strerror}") from error
@@ -94,7 +94,7 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
         preparation.rates.total_s = time.perf_counter() - started
         manifest = _finish(preparation, *done)
     if not arguments.run.keep_cache:
-        with output_dir.finishing(arguments.output_dir):
+        with output_dir.finishing_lock(arguments.output_dir):
             output_dir.empty_cache(arguments.output_dir)
     return manifest
 
@@ -157,7 +157,7 @@ def _nothing_to_write(facts: Sequence[dict]) -> str:
 def _finish(preparation: _Preparation, facts: Sequence[dict], parts: Sequence[dict]) -> dict:
     """Writes what lies beside the parts, unless another shard's job has done it meanwhile, and returns the manifest."""
     directory = preparation.arguments.output_dir
-    with output_dir.finishing(directory):
+    with output_dir.finishing_lock(directory):
         if (directory / "manifest.json").is_file():
             return orjson.loads((directory / "manifest.json").read_bytes())
         write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
@@ -261,7 +261,7 @@ def _write_parts(preparation: _Preparation, pool: WorkerPool, facts: Sequence[di
     return [part_facts(directory, index) for index in indices]
 
 
-def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], plan: Plan, rates: Rates) -> None:
+def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], plan: PartPlan, rates: Rates) -> None:
     started = time.perf_counter()
     ranges = [slice(*plan.part_starts[index : index + 2]) for _, index in tasks]
     tokens = [int(plan.lengths[segments].sum()) for segments in ranges]

@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 
 from colossal_llama.dataset.prepare.cache import chunk_rejected
-from colossal_llama.dataset.prepare.input_files import Chunk, first_row_number
+from colossal_llama.dataset.prepare.input_files import Chunk, rows_before
 from colossal_llama.utils.atomic_io import write_bytes
 from colossal_llama.utils.errors import UserError
 
@@ -20,7 +20,7 @@ class BadInputError(UserError):
 
 def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
     """Messages for the first bad records (with their chunks): file:line, the reason, and how the record begins."""
-    first_rows = {chunk.index: first_row_number(chunk) for chunk, _ in bad[:SHOWN_BAD_RECORDS]}
+    first_rows = {chunk.index: rows_before(chunk) for chunk, _ in bad[:SHOWN_BAD_RECORDS]}
     messages = []
     for chunk, record in bad[:SHOWN_BAD_RECORDS]:
         line = first_rows[chunk.index] + record["row"] + 1

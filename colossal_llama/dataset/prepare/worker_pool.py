@@ -62,7 +62,7 @@ class WorkerPool:
                 future.cancel()
 
 
-def start_server() -> None:
+def start_fork_server() -> None:
     """Starts the process from which workers will be forked: it imports what they need while this one opens the tokenizer.
 
     Without this call it starts with the first pool.
@@ -99,7 +99,7 @@ def worker_pool(num_workers: int, state: Any) -> Iterator[WorkerPool]:
     if num_workers == 1:
         yield WorkerPool(None, state, 1)
         return
-    start_server()
+    start_fork_server()
     executor = ProcessPoolExecutor(num_workers, _context, _start_worker, (state,))
     try:
         yield WorkerPool(executor, state, num_workers)
