@@ -1,1 +1,1 @@
-"""Running a model: prompts, a chat on the terminal, a file of prompts. Sees dataset, model and tokenizer."""
+"""Inference: prompts, generation, a chat on the terminal, files of prompts."""

@@ -1,33 +1,37 @@
-"""A file of prompts to a file of answers."""
+"""Generates answers for a file of prompts."""
 
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from colossal_llama.dataset.records import BYTE_ORDER_MARK, RecordError, parse_row
-from colossal_llama.inference.generation import TextGenerator
+from colossal_llama.inference.generation import Completion, TextGenerator
 from colossal_llama.utils.atomic_io import fsync_path, temporary_path, write_json
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError, truncate_problems
 
+Prompt = TypeVar("Prompt")
 
-def read_prompts(path: Path, prompt_of: Callable[[dict], Any]) -> list[tuple[dict, Any]]:
-    """Reads a .jsonl file of prompts; an empty line is skipped.
+
+def read_prompts(path: Path, prompt_of: Callable[[dict], Prompt]) -> list[tuple[dict, Prompt]]:
+    """Reads a .jsonl file of prompts; empty lines are skipped.
 
     Args:
-        prompt_of: gives a record's prompt, or raises `RecordError`.
+        path: the file.
+        prompt_of: returns a record's prompt, or raises `RecordError`.
 
     Returns:
         Records and their prompts.
 
     Raises:
-        UserError: lines are no such records (all are named, up to 20), or there is none.
+        UserError: names the lines that are no such records (up to 20), or there is no record.
     """
     prompts, problems = [], []
     for number, line in enumerate(path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n"), start=1):
@@ -45,24 +49,56 @@ def read_prompts(path: Path, prompt_of: Callable[[dict], Any]) -> list[tuple[dic
     return prompts
 
 
-def answer_all(
+@dataclass
+class _Totals:
+    prompts: int = 0
+    prompt_tokens: int = 0
+    reused_prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, completion: Completion) -> None:
+        self.prompts += 1
+        self.prompt_tokens += completion.prompt_tokens
+        self.reused_prompt_tokens += completion.reused_tokens
+        self.generated_tokens += len(completion.token_ids)
+        self.finish_reasons[completion.finish_reason] += 1
+
+    def report(self, duration_s: float) -> dict[str, Any]:
+        return {
+            "prompts": self.prompts,
+            "prompt_tokens": self.prompt_tokens,
+            "reused_prompt_tokens": self.reused_prompt_tokens,
+            "generated_tokens": self.generated_tokens,
+            "stopped": dict(self.finish_reasons),
+            "seconds": round(duration_s, 3),
+            "tokens_per_second": round(self.generated_tokens / duration_s, 2),
+        }
+
+
+def generate_file(
     generator: TextGenerator, records: list[dict], prompts: list[list[int]], output: Path, seed: int | None
 ) -> dict[str, Any]:
-    """Writes every record with `generated`, `generated_tokens` and `stopped`, in order; the file appears when all are
-    done. What there is of it when that fails, or is interrupted, is kept as `OUTPUT.partial.jsonl`.
+    """Writes every record with `generated`, `generated_tokens` and `stopped`, in order.
+
+    The file appears when all answers are there. After a failure or an interrupt, the answers so far
+    are kept as `OUTPUT.partial.jsonl`.
 
     Args:
+        generator: generates the answers.
+        records: the records to extend.
         prompts: token ids of each record's prompt.
-        seed: prompt i is sampled with seed + i, whatever came before.
+        output: the file to write.
+        seed: prompt i is sampled with seed + i, so that its answer does not depend on the others.
 
     Returns:
-        What there is to report, also written to `OUTPUT.report.json`.
+        The report, also written to `OUTPUT.report.json`.
 
     Raises:
-        UserError: prompts leave no room for an answer; found before the first is generated.
+        UserError: prompts leave no position for an answer; raised before the first is generated.
     """
     _refuse_too_long(prompts, generator.max_positions)
-    started, tokens, reused, stopped = time.monotonic(), 0, 0, Counter()
+    started, totals = time.monotonic(), _Totals()
     temporary = temporary_path(output)
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -70,12 +106,10 @@ def answer_all(
             for index, (record, prompt_ids) in enumerate(bar):
                 if seed is not None:
                     torch.manual_seed(seed + index)
-                answer = generator.generate(prompt_ids)
-                extra = {"generated": answer.text, "generated_tokens": len(answer.token_ids), "stopped": answer.stopped}
-                file.write(json.dumps({**record, **extra}, ensure_ascii=False) + "\n")
-                tokens, reused = tokens + len(answer.token_ids), reused + answer.reused_tokens
-                stopped[answer.stopped] += 1
-                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.1f} tokens/s")
+                completion = generator.generate(prompt_ids)
+                file.write(_extended_record(record, completion))
+                totals.add(completion)
+                bar.set_postfix_str(f"{totals.generated_tokens / (time.monotonic() - started):.1f} tokens/s")
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(output)
@@ -83,22 +117,23 @@ def answer_all(
         _keep_partial(temporary, output)
         raise
     fsync_path(output.parent)
-    seconds = time.monotonic() - started
-    report = {
-        "prompts": len(records),
-        "prompt_tokens": sum(map(len, prompts)),
-        "reused_prompt_tokens": reused,
-        "generated_tokens": tokens,
-        "stopped": dict(stopped),
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(tokens / seconds, 2),
-    }
+    report = totals.report(time.monotonic() - started)
     write_json(output.with_suffix(".report.json"), report)
     return report
 
 
+def _extended_record(record: dict, completion: Completion) -> str:
+    """Formats a line of the output file."""
+    added = {
+        "generated": completion.text,
+        "generated_tokens": len(completion.token_ids),
+        "stopped": completion.finish_reason,
+    }
+    return json.dumps({**record, **added}, ensure_ascii=False) + "\n"
+
+
 def _keep_partial(temporary: Path, output: Path) -> None:
-    """Keeps the answers that there are; the last line may be cut where the disk was full."""
+    """Keeps the answers so far; the last line may be incomplete if the disk was full."""
     if temporary.exists() and temporary.stat().st_size:
         partial = output.with_suffix(".partial.jsonl")
         temporary.replace(partial)

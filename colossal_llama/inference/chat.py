@@ -1,11 +1,11 @@
-"""A conversation on the terminal."""
+"""Chats on the terminal, with the conversation's history."""
 
 import sys
 from collections.abc import Callable
 
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.inference.generation import Answer, TextGenerator
-from colossal_llama.inference.prompts import Template, conversation_prompt_ids, within_positions
+from colossal_llama.inference.generation import Completion, TextGenerator
+from colossal_llama.inference.prompts import Template, conversation_prompt_ids, drop_oldest_exchanges
 from colossal_llama.utils.cli import is_decodable
 from colossal_llama.utils.errors import UserError
 
@@ -16,52 +16,55 @@ def chat(
     generator: TextGenerator,
     template: Template,
     system: str | None,
-    show: Callable[[str], None],
-    notice: Callable[[str], None],
-) -> list[Answer]:
-    """Answers the lines of standard input until its end or `/exit`; `/reset` forgets the conversation.
+    print_text: Callable[[str], None],
+    print_notice: Callable[[str], None],
+) -> list[Completion]:
+    """Answers the lines of standard input until its end or `/exit`; `/reset` clears the history.
 
     When the conversation fills three quarters of the model's positions, its oldest exchanges are
-    left out, with a notice. Ctrl-C ends an answer; the exchange it belongs to is forgotten.
+    dropped, with a notice. Ctrl-C ends an answer; its exchange is removed from the history.
 
     Args:
-        show: shows a piece of the answer.
-        notice: tells the user something.
+        generator: generates the answers.
+        template: the conversation format.
+        system: the system message; None: the template's own.
+        print_text: prints a piece of the answer.
+        print_notice: prints a line for the user that is not part of the answer.
 
     Returns:
         All answers.
     """
-    opening = [Message("system", system)] if system is not None else []
-    messages, answers = list(opening), []
-    notice(f"an empty line is skipped, {RESET} begins a new conversation, {EXIT} or Ctrl-D ends")
+    initial_messages = [Message("system", system)] if system is not None else []
+    messages, answers = list(initial_messages), []
+    print_notice(f"an empty line is skipped, {RESET} begins a new conversation, {EXIT} or Ctrl-D ends")
     while (line := _next_line()) is not None:
         if not is_decodable(line):
-            notice(f"that line holds bytes that are not {sys.stdin.encoding} and is left out")
+            print_notice(f"that line holds bytes that are not {sys.stdin.encoding} and is left out")
             continue
         if line == RESET:
-            messages = list(opening)
-            notice("a new conversation")
+            messages = list(initial_messages)
+            print_notice("a new conversation")
             continue
-        former, messages = messages, [*messages, Message("human", line)]
+        history, messages = messages, [*messages, Message("human", line)]
         try:
-            messages, left_out = within_positions(template, messages, generator.max_positions * 3 // 4)
-            if left_out:
-                notice(f"the conversation is too long for the model: its oldest {left_out} messages are forgotten")
+            messages, dropped = drop_oldest_exchanges(template, messages, generator.max_positions * 3 // 4)
+            if dropped:
+                print_notice(f"the conversation is too long for the model: its oldest {dropped} messages are dropped")
             prompt_ids = conversation_prompt_ids(template, messages)
-            show("Assistant: ")
-            answer = generator.generate(prompt_ids, show)
+            print_text("Assistant: ")
+            answer = generator.generate(prompt_ids, print_text)
         except (UserError, KeyboardInterrupt) as error:
-            notice(str(error) or "interrupted")
-            messages = former
+            print_notice(str(error) or "interrupted")
+            messages = history
             continue
-        show("\n")
+        print_text("\n")
         messages.append(Message("assistant", answer.text))
         answers.append(answer)
     return answers
 
 
 def _next_line() -> str | None:
-    """The next line that is not empty; None at the end of the input, at `/exit` and at Ctrl-C."""
+    """Reads the next non-empty line; None at the end of the input, at `/exit` and at Ctrl-C."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         import readline  # noqa: F401 (gives input() its line editing)

@@ -2,70 +2,98 @@
 
 import sys
 import warnings
-from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colossal_llama.inference.arguments import parse_arguments
+from colossal_llama.inference.arguments import InferenceArguments, PromptArguments, parse_arguments
 from colossal_llama.utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    from colossal_llama.dataset.chat_template import ChatTemplate
-    from colossal_llama.dataset.conversation import ConversationTemplate, Message
-    from colossal_llama.inference.generation import Answer
+    from colossal_llama.dataset.conversation import Message
+    from colossal_llama.inference.generation import Completion, TextGenerator
+    from colossal_llama.inference.prompts import Template
 
 
 def main() -> None:
-    """Parse, choose the device, load, and run one of the three ways."""
+    """Parses the arguments, loads the model, and completes, chats or answers a file."""
     arguments = parse_arguments()
-    # Of the model's generation_config.json, which decides nothing here.
+    # About the model's generation_config.json, which is not used.
     warnings.filterwarnings("ignore", message="`do_sample` is set to `False`")
-    import torch
+    prompt = arguments.prompt
+    device = select_device(arguments.model.device)
+    requests = read_requests(prompt)
+    generator, prompt_ids, template = _load(arguments, device)
 
-    from colossal_llama.inference.generation import Sampling, TextGenerator, find_model, load_for_inference, stop_ids_of
-
-    device = choose_device(arguments.device)
-    requests = read_requests(arguments)
-    model, tokenizer = load_for_inference(find_model(arguments.model_path), arguments.dtype, device)
-    prompt_ids, template = prompt_builder(arguments, tokenizer)
-    stop_ids = stop_ids_of(model, tokenizer, *([template.turn_end_id] if template else []))
-    sampling = Sampling(arguments.do_sample, arguments.temperature, arguments.top_k, arguments.top_p)
-    generator = TextGenerator(model, tokenizer, stop_ids, sampling, arguments.max_new_tokens)
-    if arguments.seed is not None:
-        torch.manual_seed(arguments.seed)
-
-    if arguments.interactive:
+    if prompt.interactive:
         from colossal_llama.inference.chat import chat
 
-        report_speed(chat(generator, template, arguments.system, show, notice))
-    elif arguments.input_file:
-        from colossal_llama.inference.batch import answer_all
+        print_throughput(chat(generator, template, prompt.system, print_text, print_notice))
+    elif prompt.input_file:
+        from colossal_llama.inference.batch import generate_file
 
         records = [record for record, _ in requests]
-        prompts = [prompt_ids(prompt) for _, prompt in requests]
-        report = answer_all(generator, records, prompts, arguments.output_file, arguments.seed)
-        notice(
+        prompts = [prompt_ids(request) for _, request in requests]
+        report = generate_file(generator, records, prompts, prompt.output_file, arguments.generation.seed)
+        print_notice(
             f"{report['prompts']:,} answers, {report['generated_tokens']:,} tokens in {report['seconds']:.1f} s: "
-            f"{report['tokens_per_second']:.1f} tokens/s → {arguments.output_file}"
+            f"{report['tokens_per_second']:.1f} tokens/s → {prompt.output_file}"
         )
     else:
-        answer = generator.generate(prompt_ids(requests), show)
-        show("\n")
-        report_speed([answer])
+        completion = generator.generate(prompt_ids(requests), print_text)
+        print_text("\n")
+        print_throughput([completion])
 
 
-def choose_device(name: str | None) -> "torch.device":
-    """The device asked for, else cuda:0, else the CPU with a notice."""
+def _load(
+    arguments: InferenceArguments, device: "torch.device"
+) -> "tuple[TextGenerator, Callable[[str | list[Message]], list[int]], Template | None]":
+    """Loads the model.
+
+    Returns:
+        The generator, the function from a text or messages to prompt ids, and the conversation
+        template (None for base models).
+    """
+    import torch
+
+    from colossal_llama.inference.generation import Sampling, TextGenerator
+    from colossal_llama.model.pretrained import load_for_inference, stop_token_ids
+
+    model, tokenizer = load_for_inference(_model_directory(arguments.model.model_path), arguments.model.dtype, device)
+    prompt_ids, template = prompt_builder(arguments.prompt, tokenizer)
+    stop_ids = stop_token_ids(model, tokenizer, *([template.turn_end_id] if template else []))
+    given = arguments.generation
+    sampling = Sampling(given.do_sample, given.temperature, given.top_k, given.top_p)
+    if given.seed is not None:
+        torch.manual_seed(given.seed)
+    return TextGenerator(model, tokenizer, stop_ids, sampling, given.max_new_tokens), prompt_ids, template
+
+
+def _model_directory(name: str) -> Path:
+    from colossal_llama.model.pretrained import find_model
+
+    try:
+        return find_model(name)
+    except UserError as error:
+        raise UserError(f"--model_path {error}") from error
+
+
+def select_device(name: str | None) -> "torch.device":
+    """Returns the named device; without a name cuda:0, or the CPU with a notice.
+
+    Raises:
+        UserError: the device cannot be used.
+    """
     import torch
 
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda:0")
-        notice("there is no CUDA device here: running on the CPU")
+        print_notice("there is no CUDA device here: running on the CPU")
         return torch.device("cpu")
     try:
         device = torch.device(name)
@@ -75,22 +103,31 @@ def choose_device(name: str | None) -> "torch.device":
     return device
 
 
-def read_requests(arguments: Namespace) -> "str | list[Message] | list[tuple[dict, str | list[Message]]] | None":
-    """What is asked, before any model is loaded: a text or messages; of a file records with these; None for a chat."""
+def read_requests(
+    arguments: PromptArguments,
+) -> "str | list[Message] | list[tuple[dict, str | list[Message]]] | None":
+    """Reads what the model shall answer, before any model is loaded.
+
+    Returns:
+        A text or messages; for a file its records, each with its text or messages; None for a chat.
+
+    Raises:
+        UserError: lines of the file hold no prompt.
+    """
     from colossal_llama.dataset.conversation import Message
     from colossal_llama.inference.batch import read_prompts
-    from colossal_llama.inference.prompts import messages_of, pretrained_prompt, source_of
+    from colossal_llama.inference.prompts import pretrained_prompt, prompt_messages, prompt_source
 
     is_sft = arguments.prompt_style == "sft"
     system = [Message("system", arguments.system)] if arguments.system is not None else []
 
     def messages(record: dict) -> list[Message]:
-        given = messages_of(record)
+        given = prompt_messages(record)
         return given if given[0].role == "system" else [*system, *given]
 
     if arguments.input_file:
         return read_prompts(
-            arguments.input_file, messages if is_sft else lambda record: pretrained_prompt(source_of(record))
+            arguments.input_file, messages if is_sft else lambda record: pretrained_prompt(prompt_source(record))
         )
     if arguments.interactive:
         return None
@@ -98,9 +135,12 @@ def read_requests(arguments: Namespace) -> "str | list[Message] | list[tuple[dic
 
 
 def prompt_builder(
-    arguments: Namespace, tokenizer: "PreTrainedTokenizerFast"
-) -> "tuple[Callable[[str | list[Message]], list[int]], ConversationTemplate | ChatTemplate | None]":
-    """The function from a text or messages to prompt ids, and the conversation template (None for base models)."""
+    arguments: PromptArguments, tokenizer: "PreTrainedTokenizerFast"
+) -> "tuple[Callable[[str | list[Message]], list[int]], Template | None]":
+    """Returns the function from a text or messages to prompt ids, and the conversation template.
+
+    The template is None for base models.
+    """
     from colossal_llama.inference.prompts import PretrainedPrompt, conversation_prompt_ids, open_template
 
     if arguments.prompt_style == "pretrained":
@@ -109,23 +149,25 @@ def prompt_builder(
     return partial(conversation_prompt_ids, template), template
 
 
-def show(text: str) -> None:
+def print_text(text: str) -> None:
     """Prints a piece of an answer at once."""
     print(text, end="", flush=True)
 
 
-def notice(text: str) -> None:
-    """Tells the user something beside the answer, on standard error."""
+def print_notice(text: str) -> None:
+    """Prints a line that is not part of the answer to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
-def report_speed(answers: "list[Answer]") -> None:
+def print_throughput(completions: "list[Completion]") -> None:
     """Prints tokens per second over all answers."""
-    tokens, seconds = sum(len(answer.token_ids) for answer in answers), sum(answer.seconds for answer in answers)
-    prompts, reused = sum(a.prompt_tokens for a in answers), sum(a.reused_tokens for a in answers)
-    if answers:
-        notice(
-            f"{tokens:,} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s (prompts: {prompts:,} tokens, "
-            f"{reused:,} of "
-            "them still in the key-value cache)"
-        )
+    if not completions:
+        return
+    tokens = sum(len(completion.token_ids) for completion in completions)
+    duration_s = sum(completion.duration_s for completion in completions)
+    prompt_tokens = sum(completion.prompt_tokens for completion in completions)
+    reused_tokens = sum(completion.reused_tokens for completion in completions)
+    print_notice(
+        f"{tokens:,} tokens in {duration_s:.2f} s: {tokens / duration_s:.1f} tokens/s (prompts: {prompt_tokens:,} "
+        f"tokens, {reused_tokens:,} of them still in the key-value cache)"
+    )

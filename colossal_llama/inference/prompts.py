@@ -1,4 +1,4 @@
-"""From what a person asks to the token ids of a prompt: the same ids that preparation gives the model to learn from."""
+"""Builds the token ids of prompts, equal to the ids that preparation makes of the same text."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,33 +17,34 @@ Template = ConversationTemplate | ChatTemplate
 
 
 def pretrained_prompt(text: str) -> str:
-    """What a base model completes: the text, a blank line, `->`, a blank line."""
+    """Returns what a base model completes: the text, a blank line, `->` and a blank line."""
     return text + PRETRAINED_SEPARATOR
 
 
 class PretrainedPrompt:
-    """Prompts for a base model: BOS and the ids of a source, as `prepare_pretrain_dataset.py` begins a document."""
+    """Prompts for a base model: BOS and the ids of a source, as a prepared document begins."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         self._encoder, self._bos_id = TextEncoder(tokenizer), tokenizer.bos_token_id
 
     def ids(self, source: str) -> list[int]:
-        """Ids of BOS and `source`."""
+        """Returns BOS and the ids of `source`."""
         return [self._bos_id, *self._encoder.encode_beginning([source])[0]]
 
 
-def llama_version_of(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """3 if the tokenizer has LLaMA-3's turn end, else 2."""
+def detect_llama_version(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Returns 3 if the tokenizer has LLaMA-3's turn-end token, else 2."""
     return 3 if TURN_END_TOKENS[3] in tokenizer.get_vocab() else 2
 
 
 def open_template(
     tokenizer: "PreTrainedTokenizerFast", llama_version: int | None, chat_template: str | None
 ) -> Template:
-    """The conversation format of `prepare_sft_dataset.py` under the same two options.
+    """Opens the conversation format of `prepare_sft_dataset.py` under the same two options.
 
     Args:
-        llama_version: 2 or 3; None: what the tokenizer is.
+        tokenizer: the model's tokenizer.
+        llama_version: 2 or 3; None: detected from the tokenizer.
         chat_template: a Jinja file, "tokenizer" for the tokenizer's own template, or None.
 
     Raises:
@@ -51,14 +52,14 @@ def open_template(
     """
     if chat_template is not None:
         return ChatTemplate.open(tokenizer, chat_template)
-    return ConversationTemplate.for_llama(tokenizer, llama_version or llama_version_of(tokenizer))
+    return ConversationTemplate.for_llama(tokenizer, llama_version or detect_llama_version(tokenizer))
 
 
 def conversation_prompt_ids(template: Template, messages: Sequence[Message]) -> list[int]:
-    """Ids of the prompt for the assistant's next answer.
+    """Returns the ids of the prompt for the assistant's next answer.
 
     Raises:
-        UserError: a chat template does not take these messages (many take no system message).
+        UserError: a chat template refuses these messages (many take no system message).
     """
     try:
         return template.prompt_ids(messages)
@@ -66,35 +67,36 @@ def conversation_prompt_ids(template: Template, messages: Sequence[Message]) -> 
         raise UserError(str(error)) from error
 
 
-def source_of(record: dict) -> str:
-    """The source of a pre-training record; its target and category are not looked at.
+def prompt_source(record: dict) -> str:
+    """Returns the source of a pre-training record; its target and category are ignored.
 
     Raises:
-        RecordError: there is no such string.
+        RecordError: the record has no `source`, or one that is not a string.
     """
     return document_of(
         {"source": record["source"], "target": "?", "category": "?"} if "source" in record else {}
     ).source
 
 
-def messages_of(record: dict) -> list[Message]:
-    """The messages of a fine-tuning record, in any form that preparation takes, up to the last human one.
+def prompt_messages(record: dict) -> list[Message]:
+    """Returns the messages of a fine-tuning record up to the last human one.
 
-    An answer that the record ends with is left out: it is what the model is asked for.
+    The record has any form that preparation takes. A final answer of the assistant is dropped: it
+    is what the model shall generate.
 
     Raises:
         RecordError: the record has none of these forms, or no human message.
     """
-    # Preparation's checks demand that the assistant speaks; here it has not yet.
+    # Preparation requires an answer of the assistant, which is missing here.
     if "instruction" in record:
-        asked = {**record, "output": "?"}
+        answered = {**record, "output": "?"}
     else:
         name = "conversations" if "conversations" in record else "messages"
         listed = record.get(name)
-        asked = record
+        answered = record
         if isinstance(listed, list):
-            asked = {**record, name: [*listed, {"from": "assistant", "content": "?"}]}
-    messages = list(conversation_of(asked).messages)
+            answered = {**record, name: [*listed, {"from": "assistant", "content": "?"}]}
+    messages = list(conversation_of(answered).messages)
     while messages and messages[-1].role == "assistant":
         messages.pop()
     if not messages or messages[-1].role != "human":
@@ -102,17 +104,19 @@ def messages_of(record: dict) -> list[Message]:
     return messages
 
 
-def within_positions(template: Template, messages: Sequence[Message], most_tokens: int) -> tuple[list[Message], int]:
-    """The conversation without its oldest exchanges, as many as must go for the prompt to have at most `most_tokens`.
+def drop_oldest_exchanges(
+    template: Template, messages: Sequence[Message], max_tokens: int
+) -> tuple[list[Message], int]:
+    """Drops as many of the oldest exchanges as needed for a prompt of at most `max_tokens`.
 
-    A system message stays, and so does the last human message, even when it alone is too long.
+    The system message is kept, and so is the last human message, even if it is too long by itself.
 
     Returns:
-        The messages, and how many were left out.
+        The messages kept, and the number of messages dropped.
     """
-    kept, left_out = list(messages), 0
+    kept, dropped = list(messages), 0
     first = 1 if kept and kept[0].role == "system" else 0
-    while len(kept) > first + 1 and len(conversation_prompt_ids(template, kept)) > most_tokens:
+    while len(kept) > first + 1 and len(conversation_prompt_ids(template, kept)) > max_tokens:
         del kept[first : first + 2]
-        left_out += 2
-    return kept, left_out
+        dropped += 2
+    return kept, dropped

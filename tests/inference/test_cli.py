@@ -1,4 +1,4 @@
-"""inference_example.py as users run it: three ways to ask, adapters, templates, and models that are damaged or not there."""
+"""inference_example.py as users run it: kinds of prompts, adapters, templates, damaged models."""
 
 import functools
 import json
@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
-from colossal_llama.inference.batch import answer_all
-from colossal_llama.inference.generation import Sampling, TextGenerator, find_model, load_for_inference
+from colossal_llama.inference.batch import generate_file
+from colossal_llama.inference.generation import Sampling, TextGenerator
 from colossal_llama.inference.prompts import (
     PretrainedPrompt,
     pretrained_prompt,
 )
+from colossal_llama.model.pretrained import find_model, load_for_inference
 from colossal_llama.model.weights.adapter_files import adapter_base_path, load_adapter_config
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
@@ -236,7 +237,7 @@ def test_an_interrupted_file_of_answers_is_kept(random_model, llama2, tmp_path, 
     monkeypatch.setattr(generator, "generate", interrupted)
     records = [{"id": number} for number in range(4)]
     with pytest.raises(KeyboardInterrupt):
-        answer_all(generator, records, [[1, 5, 6]] * 4, tmp_path / "out.jsonl", seed=0)
+        generate_file(generator, records, [[1, 5, 6]] * 4, tmp_path / "out.jsonl", seed=0)
     (kept,) = tmp_path.iterdir()
     assert kept.name == "out.partial.jsonl"
     assert [json.loads(line)["id"] for line in kept.read_text("utf-8").splitlines()] == [0, 1]
@@ -282,7 +283,7 @@ def test_a_missing_directory_is_named(name):
 def test_hub_names_use_the_local_copy_and_are_refused_without_one(
     project_root, tmp_path, random_model_directory, monkeypatch
 ):
-    """The hub's cache layout, offline: a name whose copy is there runs, another is refused with one message."""
+    """The hub's cache layout, offline: a name with a local copy runs, another is refused."""
     repository = tmp_path / "hub" / "models--someone--random"
     snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)

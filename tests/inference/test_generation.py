@@ -1,4 +1,4 @@
-"""Inference: prompts as in preparation, whole characters, a cache that changes nothing, long chats."""
+"""Prompts as in preparation, whole characters, a cache that changes nothing, long chats."""
 
 import functools
 import io
@@ -18,9 +18,9 @@ from colossal_llama.inference.generation import Sampling, StreamingDecoder, Text
 from colossal_llama.inference.prompts import (
     PretrainedPrompt,
     conversation_prompt_ids,
-    messages_of,
+    drop_oldest_exchanges,
     pretrained_prompt,
-    within_positions,
+    prompt_messages,
 )
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
@@ -34,7 +34,7 @@ cached_tokenizer = functools.cache(load_tokenizer)
 cached_encoder = functools.cache(lambda directory: TextEncoder(cached_tokenizer(directory)))
 
 
-# ------------------------------------------------------------------------------------------------------ streaming
+# streaming
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,7 +65,7 @@ def test_a_character_is_shown_when_its_last_byte_is_there(llama2):
     assert decoder.push(ids[8]) == " x"
 
 
-# ------------------------------------------------------------------------------------------------ generation, cache
+# generation, cache
 
 
 def test_answers_equal_plain_generation(random_model, llama2):
@@ -77,7 +77,7 @@ def test_answers_equal_plain_generation(random_model, llama2):
     plain = random_model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0, len(prompt) :].tolist()
     assert answer.token_ids == plain
     assert "".join(shown) == answer.text
-    assert (answer.stopped, len(answer.token_ids)) == ("length", 40)
+    assert (answer.finish_reason, len(answer.token_ids)) == ("length", 40)
 
 
 def test_only_the_command_line_decides_how_tokens_are_chosen(random_model, llama2, monkeypatch):
@@ -93,7 +93,7 @@ def test_only_the_command_line_decides_how_tokens_are_chosen(random_model, llama
 
 
 def test_the_cache_is_reused_and_changes_nothing(random_model, llama2):
-    """Turns of a chat: the second prompt continues the first one's tokens; then one that shares the opening only."""
+    """Turns of a chat: prompts that continue the one before; then one that shares the beginning."""
     tokenizer = cached_tokenizer(llama2)
     template = ConversationTemplate.for_llama(tokenizer, 2)
     stop_ids = {tokenizer.eos_token_id, template.turn_end_id}
@@ -126,7 +126,7 @@ def test_a_stop_token_ends_the_answer_and_is_not_shown(random_model, llama2):
     first = free.token_ids.index(stop)
     stopped = TextGenerator(random_model, tokenizer, {stop}, GREEDY, 8).generate(prompt)
     assert stopped.token_ids == free.token_ids[: first + 1]
-    assert stopped.stopped == "end"
+    assert stopped.finish_reason == "end"
     assert free.text.startswith(stopped.text)
 
 
@@ -154,7 +154,7 @@ def test_a_prompt_beyond_the_models_positions_is_refused(random_model, llama2):
     assert len(generator.generate([1] * 398).token_ids) == 2
 
 
-# --------------------------------------------------------------------------------------------------------- prompts
+# prompts
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -194,7 +194,7 @@ def test_pretrained_prompt_is_the_beginning_of_the_prepared_document(project_roo
 )
 def test_sft_prompt_is_the_beginning_of_the_prepared_conversation(llama2, record):
     template = ConversationTemplate.for_llama(cached_tokenizer(llama2), 2)
-    messages = messages_of(record)
+    messages = prompt_messages(record)
     assert messages[-1].role == "human"
     prompt = template.prompt_ids(messages)
     answered = [*messages, Message("assistant", "A1")]
@@ -203,16 +203,16 @@ def test_sft_prompt_is_the_beginning_of_the_prepared_conversation(llama2, record
         assert template.encode(list(conversation_of(record).messages)).input_ids[: len(prompt)] == prompt
 
 
-def test_a_long_chat_forgets_its_oldest_exchanges(llama2):
+def test_a_long_chat_drops_its_oldest_exchanges(llama2):
     template = ConversationTemplate.for_llama(cached_tokenizer(llama2), 2)
     exchange = [Message("human", "What is this? " * 5), Message("assistant", "A long answer. " * 5)]
     messages = [Message("system", "Be brief."), *exchange * 6, Message("human", "And now?")]
-    kept, left_out = within_positions(template, messages, 200)
+    kept, dropped = drop_oldest_exchanges(template, messages, 200)
     assert (kept[0], kept[-1]) == (messages[0], messages[-1])
     assert len(template.prompt_ids(kept)) <= 200 < len(template.prompt_ids([kept[0], *exchange, *kept[1:]]))
-    assert left_out == len(messages) - len(kept)
-    assert left_out % 2 == 0
-    assert within_positions(template, messages, 10**6) == (messages, 0)
+    assert dropped == len(messages) - len(kept)
+    assert dropped % 2 == 0
+    assert drop_oldest_exchanges(template, messages, 10**6) == (messages, 0)
 
 
 def test_a_question_that_is_too_long_leaves_the_conversation_as_it_was(random_model, llama2, monkeypatch):

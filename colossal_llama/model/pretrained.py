@@ -1,0 +1,99 @@
+"""Finds a model by directory or hub name and loads it for inference, with its tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from colossal_llama.model.loading import load_complete_model
+from colossal_llama.model.weights.adapter_files import adapter_base_path, is_adapter
+from colossal_llama.model.weights.weight_files import check_safetensors
+from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.errors import UserError
+
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
+
+
+def find_model(name: str) -> Path:
+    """Returns a model's directory: `name` itself, or the local copy of a hub model.
+
+    A hub model without a local copy is downloaded.
+
+    Raises:
+        UserError: `name` is neither a directory nor a hub model that can be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name).exists()
+    if looks_like_a_path:
+        raise UserError(f"{name} is not a directory")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{name} is neither a directory nor a model of the Hugging Face hub that can be reached: {reason}"
+        ) from error
+
+
+def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tuple[Any, PreTrainedTokenizerFast]:
+    """Loads a model directory, or a peft adapter on the base model that its configuration names.
+
+    Args:
+        directory: of a model or an adapter.
+        dtype: "auto" (as stored), "float32", "float16" or "bfloat16".
+        device: where the weights are put.
+
+    Returns:
+        The model on `device`, in evaluation mode, and its tokenizer (an adapter's own, if it has
+        one).
+
+    Raises:
+        UserError: model, base model or tokenizer cannot be loaded.
+    """
+    adapter = directory if is_adapter(directory) else None
+    base = _base_model_of(adapter) if adapter else directory
+    has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    tokenizer = load_tokenizer(directory if has_tokenizer else base)
+    if not (base / "config.json").is_file():
+        raise UserError(f"{base} holds no model: config.json is not there")
+    check_safetensors(base)
+    try:
+        torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
+        model = load_complete_model(AutoModelForCausalLM, base, torch_dtype=torch_dtype, device_map={"": device})
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(adapter))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the model in {directory} cannot be loaded: {error}") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(f"the tokenizer has {len(tokenizer):,} tokens, the model in {base} rows for {rows:,} only")
+    return model.eval(), tokenizer
+
+
+def _base_model_of(adapter: Path) -> Path:
+    base = adapter_base_path(adapter)
+    try:
+        return find_model(str(base))
+    except UserError as error:
+        raise UserError(
+            f"the base model of the adapter {adapter}, base_model_name_or_path in its adapter_config.json, cannot be "
+            f"found: {base}"
+        ) from error
+
+
+def stop_token_ids(model: Any, tokenizer: PreTrainedTokenizerFast, *more: int) -> set[int]:
+    """Collects the tokens that end an answer.
+
+    These are the tokenizer's EOS, those of the model's generation config (LLaMA-3 names several),
+    and `more`.
+    """
+    configured = model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    return {tokenizer.eos_token_id, *listed, *more}
