@@ -197,7 +197,7 @@ def test_fused_kernels_give_the_plain_loss_and_gradients():
         assert (gradient - fused_gradients[name]).norm() < 0.03 * gradient.norm(), name
 
 
-def test_layers_that_do_not_keep_what_is_cheap_compute_the_same():
+def test_selective_recomputation_computes_the_same():
     """In the memory that the estimate says, after the first time (Triton's compiler, cuBLAS's workspace).
 
     The same bits but for the attention kernel's, which adds in any order;
@@ -210,10 +210,10 @@ def test_layers_that_do_not_keep_what_is_cheap_compute_the_same():
         "use_cache": False,
     }
     gradients, kept_bytes = [], []
-    for frugal in (True, False, True):
+    for selective in (True, False, True):
         model = make_model(VARLEN).train()
         use_fused_kernels(model)
-        recompute_layers(model, 0, reentrant=False, selective=frugal)
+        recompute_layers(model, 0, reentrant=False, selective=selective)
         before = torch.cuda.memory_allocated()
         loss = model(input_ids=ids, labels=ids, **settings).loss
         kept_bytes.append(torch.cuda.memory_allocated() - before)

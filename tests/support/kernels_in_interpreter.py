@@ -1,4 +1,4 @@
-"""Started with TRITON_INTERPRET=1: Triton's kernels on a host without GPU, against plain PyTorch in fp32. Prints what was compared."""
+"""Compares the Triton kernels with plain PyTorch in fp32 on a host without GPU; run with TRITON_INTERPRET=1."""
 
 import gc
 import itertools
@@ -33,10 +33,10 @@ CONFIG = LlamaConfig(
 
 
 def main() -> None:
-    """Norms, a whole model, layers that keep little, and the update."""
+    """Norms, a whole model, selective recomputation, and the update."""
     rms_norm._multiprocessors = lambda device: 1
     rms_norm._PROGRAMS_PER_MULTIPROCESSOR = 4  # fewer than rows
-    for check in (norms, model, frugal, update):
+    for check in (norms, model, selective_recomputation, update):
         check()
         print(f"{check.__name__}: equal", flush=True)
 
@@ -72,34 +72,34 @@ def norms() -> None:
 
 def model() -> None:
     """Loss and gradients of a model with all fused kernels, its first layer recomputed."""
-    results = [computed(fused, recomputed=1, frugal=False)[0] for fused in (False, True)]
+    results = [computed(fused, recomputed=1, selective=False)[0] for fused in (False, True)]
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
-def frugal() -> None:
-    """Layers that do not keep results of norms and SwiGLU: the same bits, and as many bytes less as the estimate says.
+def selective_recomputation() -> None:
+    """Selective recomputation: the same bits, and as many bytes less as the estimate predicts.
 
     Nothing is left alive of a forward pass that no backward pass follows.
     """
     for recomputed, dtype in itertools.product((0, 1), (torch.float32, torch.float16)):
-        (plain, plain_bytes), (frugal, frugal_bytes) = (
-            computed(True, recomputed, frugal, dtype) for frugal in (False, True)
+        (plain, plain_bytes), (selective, selective_bytes) = (
+            computed(True, recomputed, selective, dtype) for selective in (False, True)
         )
-        for mine, theirs in zip(frugal, plain, strict=True):
+        for mine, theirs in zip(selective, plain, strict=True):
             assert torch.equal(mine, theirs)
         sizes = activation_bytes_per_layer(CONFIG, 2 * LENGTH, fused_kernels=True, value_bytes=dtype.itemsize)
         layers = CONFIG.num_hidden_layers - recomputed
-        assert plain_bytes - frugal_bytes == layers * (sizes[0] - sizes[1]) > 0, (plain_bytes, frugal_bytes)
-    left_bytes = [left_alive(frugal) for frugal in (False, True)]
+        assert plain_bytes - selective_bytes == layers * (sizes[0] - sizes[1]) > 0, (plain_bytes, selective_bytes)
+    left_bytes = [bytes_alive_after(selective) for selective in (False, True)]
     assert left_bytes[0] == left_bytes[1], left_bytes
 
 
 def computed(
-    fused: bool, recomputed: int, frugal: bool, dtype: torch.dtype = torch.float32
+    fused: bool, recomputed: int, selective: bool, dtype: torch.dtype = torch.float32
 ) -> tuple[list[torch.Tensor], int]:
     """Logits and gradients of a model, and the bytes that were alive between its forward and its backward pass."""
-    network, counter = network_of(fused, recomputed, frugal, dtype), LiveBytes()
+    network, counter = network_of(fused, recomputed, selective, dtype), LiveBytes()
     logits = logits_of(network, counter)
     between = counter.live
     logits.float().square().mean().backward()
@@ -107,21 +107,21 @@ def computed(
     return [logits.detach(), *(parameter.grad for parameter in network.parameters())], between
 
 
-def left_alive(frugal: bool) -> int:
+def bytes_alive_after(selective: bool) -> int:
     """Bytes alive when a forward pass is over and its result forgotten."""
-    network, counter = network_of(True, 0, frugal, torch.float32), LiveBytes()
+    network, counter = network_of(True, 0, selective, torch.float32), LiveBytes()
     logits_of(network, counter)
     gc.collect()
     return counter.live
 
 
-def network_of(fused: bool, recomputed: int, frugal: bool, dtype: torch.dtype) -> LlamaForCausalLM:
+def network_of(fused: bool, recomputed: int, selective: bool, dtype: torch.dtype) -> LlamaForCausalLM:
     torch.manual_seed(0)
     network = LlamaForCausalLM(CONFIG).train().to(dtype)
     network.config._attn_implementation = SDPA
     if fused:
         use_fused_kernels(network, fuse_loss=False)
-    recompute_layers(network, recomputed, reentrant=False, selective=frugal)
+    recompute_layers(network, recomputed, reentrant=False, selective=selective)
     return network
 
 
@@ -137,15 +137,15 @@ def logits_of(network: LlamaForCausalLM, counter: LiveBytes) -> torch.Tensor:
 
 
 def update() -> None:
-    """The update's kernel against the function that it computes, also where it must change nothing."""
+    """The update's kernel against the function that it computes, also in a non-finite step, which changes nothing."""
     for factor in (0.5, math.nan):
         torch.manual_seed(0)
         tensors = [torch.randn(1500), torch.randn(1500), torch.randn(1500), torch.rand(1500)]
         tensors.append(tensors[0].clone())
-        changing = torch.tensor([1e-2, 0.1, 0.05, factor])
+        scalars = torch.tensor([1e-2, 0.1, 0.05, factor])
         expected = [tensor.clone() for tensor in tensors]
-        adamw_reference((*expected, changing), (0.9, 0.95, 1e-8, 0.1))
-        adamw_fused((*tensors, changing), (0.9, 0.95, 1e-8, 0.1))
+        adamw_reference((*expected, scalars), (0.9, 0.95, 1e-8, 0.1))
+        adamw_fused((*tensors, scalars), (0.9, 0.95, 1e-8, 0.1))
         for mine, theirs in zip(tensors, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 

@@ -1,1 +1,1 @@
-"""Fused kernels, and their place in a model."""
+"""Fused kernels, and their use in a model."""

@@ -1,12 +1,14 @@
-"""Fused kernels that need no CUDA toolkit, put into a model.
+"""Fused kernels that need no CUDA toolkit, and which part of a LLaMA each of them replaces.
 
-Rotary embedding and SwiGLU are Liger's Triton kernels (https://github.com/linkedin/Liger-Kernel),
-within a fifth and a twentieth of what an H200's memory allows; norms with the residual stream, and
-the output layer with its cross-entropy, are ours (model.kernels.rms_norm,
-model.kernels.linear_cross_entropy), and so is how gradients of a shared input are added up
-(model.kernels.grouped_linear). `torch.compile` of each layer in place of Liger's kernels was no
-faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms against 517), takes longer to
-start and does not go with Gemini.
+    norm, with the residual addition before it      ours      model.kernels.rms_norm
+    q, k, v and gate, up projections                ours      model.kernels.grouped_linear
+    rotary embedding                                Liger     within a fifth of an H200's memory bandwidth
+    SwiGLU                                          Liger     within a twentieth of it
+    output layer and cross-entropy                  ours      model.kernels.linear_cross_entropy
+
+Liger's are Triton kernels (https://github.com/linkedin/Liger-Kernel). `torch.compile` of each layer
+in place of them was no faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms
+against 517), takes longer to start and does not work with Gemini.
 """
 
 import importlib.util
@@ -26,7 +28,7 @@ from colossal_llama.model.kernels.torch_function import through_torch_function
 
 
 def fused_kernels_unavailable_reason(device: torch.device) -> str | None:
-    """The reason why the fused kernels cannot be used on a device, or None when they can."""
+    """Names the reason why the fused kernels cannot be used on a device; None when they can."""
     if device.type != "cuda":
         return f"they are for CUDA devices, this is {device.type}"
     if importlib.util.find_spec("liger_kernel") is None:
@@ -35,15 +37,13 @@ def fused_kernels_unavailable_reason(device: torch.device) -> str | None:
 
 
 def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
-    """Replaces norms with their residual additions, rotary embedding and MLPs of a loaded model by fused kernels, in place.
-
-    Layers that read the same input become one operation (model.kernels.grouped_linear).
+    """Replaces the parts of a loaded model named above by fused kernels, in place.
 
     Args:
         model: as `from_pretrained` gives it, before any plugin wraps it.
-        fuse_loss: also fuse output layer and cross-entropy. Only where the output layer's weight is
-            whole and not padded: tensor parallelism splits it, so it must be off there. The model
-            then returns a loss and no logits when it trains.
+        fuse_loss: also fuse output layer and cross-entropy; the model then returns a loss and no
+            logits in training. It needs the output layer's weight whole and without padding, so it
+            must be off under tensor parallelism, which shards it.
     """
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
@@ -53,7 +53,7 @@ def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
         layer.forward = MethodType(_layer_forward, layer)
         layer.mlp.forward = MethodType(_mlp_forward, layer.mlp)
     share_input_gradients(model)
-    model.fuses_loss = fuse_loss  # for the forward of a model divided over ranks (engine.patches.llama_parallel)
+    model.fuses_loss = fuse_loss  # for a parallelised model's forward (engine.patches.llama_parallel)
     if fuse_loss:
         model.forward = MethodType(_forward_with_fused_loss, model)
 
@@ -62,17 +62,16 @@ def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
 def fused_linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`linear_cross_entropy`, announced to the plugins."""
+    """Computes `linear_cross_entropy` as an overridable function."""
     return linear_cross_entropy(hidden, weight, labels, positions)
 
 
 @dataclass
 class LossOutput(CausalLMOutputWithPast):
-    """The model's output with the loss of every token, (rows, length) in fp32: at a position that of the token after it, without
-    gradient; 0 where that is no target.
-    """
+    """Model output with per-token losses."""
 
     token_losses: torch.Tensor | None = None
+    """(rows, length) in fp32, without gradient: the loss of the next token, 0 where that is no target."""
 
 
 def _norm_forward(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -91,7 +90,7 @@ def _layer_forward(
     position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
     **settings: object,
 ) -> tuple[torch.Tensor, ...]:
-    """`LlamaDecoderLayer.forward` with each norm fused with the residual stream beside it; arguments in the order of that one."""
+    """Replaces `LlamaDecoderLayer.forward`; each norm is fused with the residual stream. The arguments keep their order."""
     before, after = self.input_layernorm, self.post_attention_layernorm
     normed, hidden = rms_norm_with_residual(hidden_states, before.weight, eps=before.variance_epsilon)
     attended, weights = self.self_attn(
@@ -111,12 +110,12 @@ def _layer_forward(
 
 
 def _mlp_forward(self: LlamaMLP, hidden_states: torch.Tensor) -> torch.Tensor:
-    """`LlamaMLP.forward` with Liger's SwiGLU, whose product need not be kept."""
+    """Replaces `LlamaMLP.forward` by Liger's SwiGLU, whose product is recomputable."""
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction, swiglu_forward
 
     gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
     product = LigerSiLUMulFunction.apply(gate, up)
-    # Its backward pass overwrites both, but only after that of `down_proj`, which asks for the
+    # Its backward pass overwrites both, but only after that of `down_proj`, which needs the
     # product.
     inputs = gate.detach(), up.detach()
     mark_recomputable(product, lambda: swiglu_forward(*inputs)[2])
@@ -131,13 +130,13 @@ def _forward_with_fused_loss(
     labels: torch.Tensor | None = None,
     target_positions: torch.Tensor | None = None,
     **settings: object,
-) -> "LossOutput":
-    """`LlamaForCausalLM.forward` with the loss computed straight from the hidden states.
+) -> LossOutput:
+    """Replaces `LlamaForCausalLM.forward`; computes the loss from the hidden states without logits of all tokens.
 
     Args:
-        input_ids, attention_mask, position_ids, labels: as there.
+        input_ids, attention_mask, position_ids, labels: as in the original.
         target_positions: (targets,) int64: the positions in the flattened batch whose next token is
-            a target. Without them the output layer computes every position.
+            a target. Without them the output layer computes all.
     """
     outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **settings)
     hidden = outputs[0]

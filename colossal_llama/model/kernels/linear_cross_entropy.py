@@ -1,12 +1,13 @@
-"""The output layer and its cross-entropy in one, without the logits of all tokens.
+"""Fused linear cross-entropy: the output layer and the loss in one, without the logits of all tokens.
 
 At a vocabulary of 69,104 the logits of 32,768 tokens are 4.5 GB in bf16, and their gradient as much
-again. Here a few thousand rows of logits exist at a time; they are turned into their own gradient
-in place, and the gradients of hidden states and weight are taken from them at once, in the forward
-pass, as Liger's fused cross-entropy does it (arXiv 2410.10989). Against that one: chunks that fill
-the matrix units, the weight's gradient summed in fp32 inside the matrix product, tokens without a
-target left out, and no number read back from the device. On an H200 with 32,768 × 2,048 · 69,104:
-47 ms against 71 ms.
+again. Here the logits are computed in chunks of a few thousand rows. Each chunk is overwritten by
+its own gradient, and the gradients of hidden states and weight are computed from it at once, in the
+forward pass, as in Liger's fused linear cross-entropy (arXiv 2410.10989).
+
+Differences to that one: chunks large enough to fill the matrix units; the weight's gradient
+accumulated in fp32 inside the matrix product; tokens without a target left out; no device
+synchronisation. On an H200 with 32,768 × 2,048 · 69,104: 47 ms against 71 ms.
 """
 
 import torch
@@ -14,14 +15,14 @@ import torch
 from colossal_llama.utils.labels import IGNORED_LABEL
 
 CHUNK_ROWS = 4096
-"""Rows of logits at a time: 0.6 GB in bf16 at a vocabulary of 69,104; measured as fast as 2,048,
+"""Rows of logits in a chunk: 0.6 GB in bf16 at a vocabulary of 69,104; measured as fast as 2,048,
 8,192 and 16,384."""
-# Of Liger's kernel on these rows: 1.1 ms a chunk of 8,192; its own 32768, 32: 1.9 ms.
+# Launch settings of Liger's kernel: 1.1 ms per 8,192 rows; with its own (32768, 32) 1.9 ms.
 _KERNEL_BLOCK, _KERNEL_WARPS = 4096, 8
 
 
 def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
-    """(rows, length) int64: at each position the label of the token after it, IGNORED_LABEL at the end.
+    """Shifts labels left: at each position the label of the next token, IGNORED_LABEL at the end; (rows, length) int64.
 
     >>> next_token_labels(torch.tensor([[-100, 7, 8]]))
     tensor([[   7,    8, -100]])
@@ -32,50 +33,46 @@ def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy in nats of `hidden @ weight.T` against labels.
+    """Computes the cross-entropy in nats of `hidden @ weight.T` against labels.
 
     Args:
         hidden: (tokens, width).
-        weight: (vocabulary, width), the output layer's, in the same dtype; under autocast both are
-            computed with in its dtype.
-        labels: (tokens,) int64; -100 where a token does not count.
-        positions: (targets,) int64, where labels are not -100: only these rows are computed. None:
-            all rows are.
+        weight: (vocabulary, width), the output layer's, in the same dtype; autocast casts both.
+        labels: (tokens,) int64; -100 where a token is ignored.
+        positions: (targets,) int64, where labels are not -100: only these rows are computed; all
+            rows when None.
 
     Returns:
-        The mean over the targets, a scalar in fp32, and each token's loss without gradient,
-            (tokens,) in fp32, 0 where it does not count.
+        The mean over the targets, a scalar in fp32, and each token's loss, (tokens,) in fp32
+        without gradient, 0 where the token is ignored.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     grads = torch.is_grad_enabled()
-    wanted = (grads and hidden.requires_grad, grads and weight.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, weight, labels, positions, wanted)
+    needed = (grads and hidden.requires_grad, grads and weight.requires_grad)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, positions, needed)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, positions, wanted):
-        """Mean loss and each token's; the gradients for a loss summed over the tokens are computed on the way and kept."""
-        wants_hidden, wants_weight = wanted
+    def forward(ctx, hidden, weight, labels, positions, needed):
+        """Computes mean and per-token losses, and saves the gradients of the loss summed over the tokens."""
+        needs_hidden, needs_weight = needed
         losses = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
-        hidden_gradient = _like(hidden, filled=positions is not None) if wants_hidden else None
-        weight_gradient = _like(weight, filled=True, dtype=torch.float32) if wants_weight else None
+        hidden_gradient = _like(hidden, filled=positions is not None) if needs_hidden else None
+        weight_gradient = _like(weight, filled=True, dtype=torch.float32) if needs_weight else None
         rows = hidden.shape[0] if positions is None else positions.shape[0]
         for begin in range(0, rows, CHUNK_ROWS):
-            chosen = (
-                slice(begin, min(begin + CHUNK_ROWS, rows))
-                if positions is None
-                else positions[begin : begin + CHUNK_ROWS]
-            )
-            part = hidden[chosen]
-            logits = part @ weight.t()
-            losses[chosen] = _to_gradient_in_place(logits, labels[chosen])
-            if wants_hidden:
+            end = min(begin + CHUNK_ROWS, rows)
+            chosen = slice(begin, end) if positions is None else positions[begin:end]
+            chunk = hidden[chosen]
+            logits = chunk @ weight.t()
+            losses[chosen] = _logits_to_gradient(logits, labels[chosen])
+            if needs_hidden:
                 hidden_gradient[chosen] = logits @ weight
-            if wants_weight:
-                _add_product(weight_gradient, logits.t(), part)
+            if needs_weight:
+                _add_product(weight_gradient, logits.t(), chunk)
         targets = (labels != IGNORED_LABEL).sum().clamp(min=1)
         ctx.gradients, ctx.targets, ctx.weight_dtype = (hidden_gradient, weight_gradient), targets, weight.dtype
         ctx.mark_non_differentiable(losses)
@@ -83,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, _):
-        """The kept gradients times the incoming one over the number of targets."""
+        """Scales the saved gradients by the incoming one over the number of targets."""
         hidden_gradient, weight_gradient = ctx.gradients
         ctx.gradients = None  # the graph, and this with it, lives as long as the step's loss does
         factor = gradient.float() / ctx.targets
@@ -91,19 +88,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_gradient = hidden_gradient * factor.to(hidden_gradient.dtype)
         if weight_gradient is not None:
             # One pass from fp32 to the weight's dtype.
-            rounded = torch.empty(weight_gradient.shape, dtype=ctx.weight_dtype, device=weight_gradient.device)
-            weight_gradient = torch.mul(weight_gradient, factor, out=rounded)
+            cast = torch.empty(weight_gradient.shape, dtype=ctx.weight_dtype, device=weight_gradient.device)
+            weight_gradient = torch.mul(weight_gradient, factor, out=cast)
         return hidden_gradient, weight_gradient, None, None, None
 
 
 def _like(tensor: torch.Tensor, filled: bool, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A plain tensor of the same shape (a plugin's parameter class is not passed on), of zeros when `filled`."""
+    """Creates a plain tensor of the same shape, not of a plugin's parameter class; of zeros when `filled`."""
     make = torch.zeros if filled else torch.empty
     return make(tensor.shape, dtype=dtype or tensor.dtype, device=tensor.device)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """`total += left @ right` for a `total` in fp32, added up in fp32 within the product where the device can."""
+    """Computes `total += left @ right` for an fp32 `total`, accumulated in fp32 within the product where the device can."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif total.is_cuda:
@@ -112,8 +109,8 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total.addmm_(left.to(total.dtype), right.to(total.dtype))
 
 
-def _to_gradient_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Replaces logits (rows, vocabulary) by the gradient of their summed loss, and returns each row's loss in fp32.
+def _logits_to_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Overwrites logits (rows, vocabulary) with the gradient of their summed loss; returns each row's loss in fp32.
 
     Softmax minus one at the label; zeros and loss 0 where the label is -100.
     """
@@ -128,7 +125,7 @@ def _to_gradient_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.T
 
 
 def _liger_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Liger's Triton kernel (0.6.5), called directly: its Python wrapper counts the targets with a read-back from the device."""
+    """Calls Liger's Triton kernel (0.6.5) directly: its Python wrapper synchronises with the device to count targets."""
     from liger_kernel.ops.cross_entropy import liger_cross_entropy_kernel
 
     rows, vocabulary = logits.shape

@@ -1,4 +1,4 @@
-"""The loss of every token beside the mean, without the fused kernels: what losses by category and by row are taken from."""
+"""Per-token losses without the fused kernels, from which losses by category and by row are computed."""
 
 from types import MethodType
 
@@ -12,7 +12,7 @@ from colossal_llama.utils.labels import IGNORED_LABEL
 
 
 def return_token_losses(model: LlamaForCausalLM) -> None:
-    """Replaces the forward function of a model by one whose output has `token_losses`; the mean is taken from them, in fp32."""
+    """Replaces a model's forward function by one that also returns `token_losses`; the loss is their mean, in fp32."""
     model.forward = MethodType(_forward_with_token_losses, model)
 
 

@@ -1,16 +1,16 @@
-"""Root-mean-square norm in fp32 as LLaMA computes it, fused with the residual stream.
+"""RMSNorm in fp32 as LLaMA computes it, fused with the residual stream.
 
-    hidden ──┬────────────────────────────► kept        `rms_norm_with_residual`: the gradients of both are added in the norm's own backward
-             └─► norm ─► result
+    hidden ──┬────────────────────────────► hidden      `rms_norm_with_residual`: the gradients of both outputs are
+             └─► norm ─► result                         added in the norm's own backward
 
     added ───┐
-    hidden ──┴─► + ──┬────────────────────► total       `add_rms_norm`: likewise, and the sum is made in the norm's own forward
-                     └─► norm ─► result
+    hidden ──┴─► + ──┬────────────────────► total       `add_rms_norm`: likewise, and the sum is computed in the
+                     └─► norm ─► result                 norm's own forward
 
 Autograd would add the two gradients in a pass of its own. And Liger's backward kernel runs one
-program a multiprocessor, too few for the memory: at 32,768 × 2,048 in bf16 on an H200 it takes 0.32
-ms and this one 0.12, or 0.16 with the addition, which alone takes 0.10. So a step of 1.25 B has 45
-such norms and loses 11 ms less to them.
+program per multiprocessor, too few to saturate the memory: at 32,768 × 2,048 in bf16 on an H200 it
+takes 0.32 ms and this one 0.12, or 0.16 with the addition, which alone takes 0.10. A step of 1.25 B
+has 45 such norms and so takes 11 ms less.
 """
 
 from functools import partial
@@ -21,13 +21,12 @@ from colossal_llama.model.activation_checkpointing import mark_recomputable
 from colossal_llama.model.kernels.torch_function import through_torch_function
 
 _PROGRAMS_PER_MULTIPROCESSOR = 16
-"""Of 1 to 16 tried, with two to eight warps: within 4 % the fastest at widths of 2,048 and
-4,096."""
+"""The fastest within 4 % of 1 to 16 with two to eight warps, at widths of 2,048 and 4,096."""
 
 
 @through_torch_function
 def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`weight * hidden / rms(hidden)` over the last dimension.
+    """Computes `weight * hidden / rms(hidden)` over the last dimension.
 
     Args:
         hidden: (…, width), any floating dtype, on a CUDA device.
@@ -39,9 +38,9 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
 
 @through_torch_function
 def rms_norm_with_residual(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(rms_norm(hidden), hidden)`; read `hidden` through the second from then on."""
-    result, hidden = _NormBeside.apply(hidden, weight, eps)
-    mark_recomputable(result, partial(_made_again, hidden.detach(), weight.detach(), eps))
+    """Returns `(rms_norm(hidden), hidden)`; later operations must read `hidden` through the second."""
+    result, hidden = _NormWithResidual.apply(hidden, weight, eps)
+    mark_recomputable(result, partial(_recompute_norm, hidden.detach(), weight.detach(), eps))
     return result, hidden
 
 
@@ -49,13 +48,13 @@ def rms_norm_with_residual(hidden: torch.Tensor, weight: torch.Tensor, eps: floa
 def add_rms_norm(
     added: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(rms_norm(hidden + added), hidden + added)`, the sum rounded to the dtype of `hidden`."""
-    result, total = _AddAndNorm.apply(added, hidden, weight, eps)
-    mark_recomputable(result, partial(_made_again, total.detach(), weight.detach(), eps))
+    """Returns `(rms_norm(hidden + added), hidden + added)`, the sum rounded to the dtype of `hidden`."""
+    result, total = _AddNorm.apply(added, hidden, weight, eps)
+    mark_recomputable(result, partial(_recompute_norm, total.detach(), weight.detach(), eps))
     return result, total
 
 
-def _made_again(total: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def _recompute_norm(total: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     result, _, _ = _forward(total, None, weight, eps)
     return result
 
@@ -73,7 +72,7 @@ class _Norm(torch.autograd.Function):
         return hidden_gradient, weight_gradient, None
 
 
-class _NormBeside(torch.autograd.Function):
+class _NormWithResidual(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, eps):
         result, contiguous, inverse_rms = _forward(hidden, None, weight, eps)
@@ -81,12 +80,12 @@ class _NormBeside(torch.autograd.Function):
         return result, hidden.view_as(hidden)
 
     @staticmethod
-    def backward(ctx, gradient, passing):
-        hidden_gradient, weight_gradient = _backward(ctx, gradient, passing)
+    def backward(ctx, gradient, residual_gradient):
+        hidden_gradient, weight_gradient = _backward(ctx, gradient, residual_gradient)
         return hidden_gradient, weight_gradient, None
 
 
-class _AddAndNorm(torch.autograd.Function):
+class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, added, hidden, weight, eps):
         result, total, inverse_rms = _forward(hidden, added, weight, eps)
@@ -94,15 +93,15 @@ class _AddAndNorm(torch.autograd.Function):
         return result, total
 
     @staticmethod
-    def backward(ctx, gradient, passing):
-        total_gradient, weight_gradient = _backward(ctx, gradient, passing)
+    def backward(ctx, gradient, residual_gradient):
+        total_gradient, weight_gradient = _backward(ctx, gradient, residual_gradient)
         return total_gradient, total_gradient, weight_gradient, None
 
 
 def _forward(
     hidden: torch.Tensor, added: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The norm's result, what it was taken of, and (rows,) 1 / rms in fp32."""
+    """Returns the norm's result, its input (the sum where something is added), and (rows,) 1 / rms in fp32."""
     import triton
 
     from colossal_llama.model.kernels.rms_norm_triton import norm_forward_kernel
@@ -131,40 +130,42 @@ def _forward(
     return result, total, inverse_rms
 
 
-def _backward(ctx, gradient: torch.Tensor, passing: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Gradients of what the norm was taken of, with `passing` added, and of the weight where it is wanted."""
+def _backward(
+    ctx, gradient: torch.Tensor, residual_gradient: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns the gradients of the norm's input, with `residual_gradient` added, and of the weight where it is needed."""
     import triton
 
     from colossal_llama.model.kernels.rms_norm_triton import norm_backward_kernel
 
     total, weight, inverse_rms = ctx.saved_tensors
     gradient = gradient.contiguous()
-    passing = None if passing is None else passing.contiguous()
+    residual_gradient = None if residual_gradient is None else residual_gradient.contiguous()
     width, rows = total.shape[-1], inverse_rms.shape[0]
     block = triton.next_power_of_2(width)
     total_gradient = torch.empty_like(total)
     programs = min(rows, _PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(total.device))
-    parts = torch.empty(programs, width, dtype=torch.float32, device=total.device)
+    partial_sums = torch.empty(programs, width, dtype=torch.float32, device=total.device)
     norm_backward_kernel[(programs,)](
         gradient,
-        passing,
+        residual_gradient,
         total,
         weight,
         inverse_rms,
         total_gradient,
-        parts,
+        partial_sums,
         rows,
         width,
-        PASSES=passing is not None,
+        HAS_RESIDUAL_GRADIENT=residual_gradient is not None,
         BLOCK=block,
         num_warps=_warps(block),
     )
-    wants_weight = ctx.needs_input_grad[-2]
-    return total_gradient, parts.sum(dim=0).to(weight.dtype) if wants_weight else None
+    needs_weight = ctx.needs_input_grad[-2]
+    return total_gradient, partial_sums.sum(dim=0).to(weight.dtype) if needs_weight else None
 
 
 def _warps(block: int) -> int:
-    """Enough for a row to stay in the registers: at most 32 elements a thread."""
+    """Number of warps that keeps a row in registers: at most 32 elements a thread."""
     return min(32, max(4, block // 1024))
 
 

@@ -1,4 +1,4 @@
-"""Triton kernels of root-mean-square norm together with the residual stream that flows past it (model.kernels.rms_norm)."""
+"""Triton kernels of RMSNorm fused with the residual stream (model.kernels.rms_norm)."""
 
 import triton
 import triton.language as tl
@@ -17,27 +17,27 @@ def norm_forward_kernel(
     ADDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row: `total = hidden + added` (where ADDS), `result = weight * total / rms(total)`."""
+    """Normalizes one row: `total = hidden + added` (where ADDS), `result = weight * total / rms(total)`."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    here = column < width
-    value = tl.load(hidden + row * width + column, mask=here, other=0.0)
+    mask = column < width
+    value = tl.load(hidden + row * width + column, mask=mask, other=0.0)
     if ADDS:
-        other = tl.load(added + row * width + column, mask=here, other=0.0)
+        other = tl.load(added + row * width + column, mask=mask, other=0.0)
         value = (value.to(tl.float32) + other.to(tl.float32)).to(value.dtype)
-        tl.store(total + row * width + column, value, mask=here)
-    exact = value.to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(exact * exact, axis=0) / width + eps)
+        tl.store(total + row * width + column, value, mask=mask)
+    value_fp32 = value.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(value_fp32 * value_fp32, axis=0) / width + eps)
     tl.store(inverse_rms + row, inverse)
-    scaled = (exact * inverse).to(value.dtype)  # rounded before the weight, as LLaMA does
-    factor = tl.load(weight + column, mask=here, other=0.0).to(tl.float32)
-    tl.store(result + row * width + column, scaled.to(tl.float32) * factor, mask=here)
+    scaled = (value_fp32 * inverse).to(value.dtype)  # rounded before the weight, as LLaMA does
+    factor = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    tl.store(result + row * width + column, scaled.to(tl.float32) * factor, mask=mask)
 
 
 @triton.jit
 def norm_backward_kernel(
     gradient,
-    passing,
+    residual_gradient,
     total,
     weight,
     inverse_rms,
@@ -45,25 +45,25 @@ def norm_backward_kernel(
     weight_gradients,
     rows,
     width,
-    PASSES: tl.constexpr,
+    HAS_RESIDUAL_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Every so many rows: the gradient of `total`, with what passes by on the residual stream added, and a part of the weight's."""
+    """Computes the gradient of `total`, with the residual stream's added, and a partial sum of the weight's, for every n-th row."""
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK)
-    here = column < width
-    factor = tl.load(weight + column, mask=here, other=0.0).to(tl.float32)
-    mine = tl.zeros((BLOCK,), dtype=tl.float32)
+    mask = column < width
+    factor = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    weight_gradient = tl.zeros((BLOCK,), dtype=tl.float32)
     for index in range(program, rows, tl.num_programs(0)):
         row = tl.cast(index, tl.int64)
-        incoming = tl.load(gradient + row * width + column, mask=here, other=0.0)
-        value = tl.load(total + row * width + column, mask=here, other=0.0)
+        output_gradient = tl.load(gradient + row * width + column, mask=mask, other=0.0)
+        value = tl.load(total + row * width + column, mask=mask, other=0.0)
         inverse = tl.load(inverse_rms + row)
         scaled = value.to(tl.float32) * inverse
-        mine += incoming.to(tl.float32) * scaled.to(value.dtype).to(tl.float32)
-        weighted = incoming.to(tl.float32) * factor
+        weight_gradient += output_gradient.to(tl.float32) * scaled.to(value.dtype).to(tl.float32)
+        weighted = output_gradient.to(tl.float32) * factor
         outgoing = inverse * (weighted - scaled * (tl.sum(weighted * scaled, axis=0) / width))
-        if PASSES:
-            outgoing += tl.load(passing + row * width + column, mask=here, other=0.0).to(tl.float32)
-        tl.store(total_gradient + row * width + column, outgoing, mask=here)
-    tl.store(weight_gradients + program.to(tl.int64) * width + column, mine, mask=here)
+        if HAS_RESIDUAL_GRADIENT:
+            outgoing += tl.load(residual_gradient + row * width + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(total_gradient + row * width + column, outgoing, mask=mask)
+    tl.store(weight_gradients + program.to(tl.int64) * width + column, weight_gradient, mask=mask)

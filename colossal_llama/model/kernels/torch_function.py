@@ -1,4 +1,4 @@
-"""Functions of parameters that take part in PyTorch's `__torch_function__` protocol."""
+"""Overridable functions: custom functions that take part in PyTorch's `__torch_function__` protocol."""
 
 import functools
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 
 def through_torch_function(function: Callable) -> Callable:
-    """Lets a function of parameters take part in the protocol, as PyTorch's own functions do.
+    """Makes a function of parameters overridable by `__torch_function__`, as PyTorch's own functions are.
 
-    Gemini keeps parameters apart in chunks and learns from that protocol which are about to be
-    used; a custom autograd function called directly would find their memory empty
+    Gemini keeps parameters in chunks and learns from that protocol which are about to be used. A
+    custom autograd function called directly would find their memory empty
     (https://pytorch.org/docs/stable/notes/extending.html#extending-torch).
     """
 
