@@ -1,1 +1,1 @@
-"""The network: initialising new rows, loading, attention, kernels, NEFTune, freezing."""
+"""LLaMA: loading, new embedding rows, attention, kernels, checkpointing, LoRA and NEFTune."""

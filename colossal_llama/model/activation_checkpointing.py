@@ -1,4 +1,4 @@
-"""Activation checkpointing: decoder layers recomputed whole, and selective activation recomputation in the others.
+"""Activation checkpointing of whole decoder layers, and selective recomputation in the others.
 
 **Whole layers** (arXiv 1604.06174). A checkpointed layer keeps its input alone and runs again in
 the backward pass, a third more work for that layer. The number of such layers is a choice, not all
@@ -8,8 +8,8 @@ difference to the peak at the end of the forward pass; the first ones are taken.
 **Selective activation recomputation** (arXiv 2205.05198) in the layers that are not checkpointed.
 They do not save what one pass over memory recomputes from tensors that are saved anyway:
 
-    hidden ──► norm ──► result ──► q, k, v        saved: hidden, q, k, v        recomputed: result
-    gate, up ──► silu(gate) * up ──► down         saved: gate, up               recomputed: the product
+    hidden ──► norm ──► result ──► q, k, v      saved: hidden, q, k, v      recomputed: result
+    gate, up ──► silu(gate) * up ──► down       saved: gate, up             recomputed: the product
 
 At the widths of LLaMA 7 B these are 29 % of a layer's activations, so fewer layers need be
 checkpointed in the same memory: with 4 rows of 4,096 tokens on H200s 5 of 32 where it was 14, and
@@ -56,7 +56,7 @@ def recompute_layers(model: LlamaForCausalLM, layers: int, reentrant: bool, sele
 
 
 def _checkpoint_some(checkpoint: Callable, checkpointed: list[nn.Module], context_of_others: Callable) -> Callable:
-    """Returns a checkpoint function that checkpoints the given layers and runs the others within a context.
+    """Returns a checkpoint function for the given layers; it runs the others within a context.
 
     It is called with `layer.__call__`: transformers passes it within a `partial`, ColossalAI's
     tensor parallelism as it is.

@@ -35,7 +35,7 @@ def lora_config(rank: int, alpha: float, dropout: float, target_modules: tuple[s
 
 
 def merge_adapter(base_path: Path, adapter_path: Path, target: Path) -> None:
-    """Merges an adapter into its base model's weights and writes the result, in the base's dtype, computed on the CPU.
+    """Merges an adapter into its base model on the CPU and writes the result in the base's dtype.
 
     Raises:
         UserError: weights of the base are missing.

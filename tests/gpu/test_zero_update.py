@@ -106,10 +106,10 @@ def test_one_kernel_equals_the_operations(dtype, factor):
     tensors = [torch.rand(100_003, device="cuda")[2:] for _ in range(4)]
     tensors[1] = (tensors[1] - 0.5).to(dtype)
     tensors.append(tensors[0].bfloat16())
-    changing = torch.tensor([1e-2, 0.1, 0.05, factor], device="cuda")
+    scalars = torch.tensor([1e-2, 0.1, 0.05, factor], device="cuda")
     expected = [tensor.clone() for tensor in tensors]
-    adamw_reference((*expected, changing), (0.9, 0.95, 1e-8, 0.1))
-    adamw_fused((*tensors, changing), (0.9, 0.95, 1e-8, 0.1))
+    adamw_reference((*expected, scalars), (0.9, 0.95, 1e-8, 0.1))
+    adamw_fused((*tensors, scalars), (0.9, 0.95, 1e-8, 0.1))
     for mine, theirs in zip(tensors[:4], expected[:4], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=5e-6)
     torch.testing.assert_close(tensors[4], expected[4], rtol=2**-7, atol=0.0)

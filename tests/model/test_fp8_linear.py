@@ -1,4 +1,4 @@
-"""fp8 products: their error, the quantization they share, and what --fp8 refuses. On the CPU, which computes the same."""
+"""fp8 products on the CPU, which computes the same: error, shared quantization, refusals."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ def test_recomputed_layers_give_the_same_gradients(reentrant):
 
 
 class HandedThrough(torch.autograd.Function):
-    """As Gemini does with the arguments of each operation: the same memory in another tensor object."""
+    """As Gemini does with arguments of operations: the same memory in another tensor object."""
 
     @staticmethod
     def forward(ctx, tensor):

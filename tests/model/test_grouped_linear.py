@@ -1,4 +1,4 @@
-"""Layers that add up their input's gradient inside their products give the gradients that autograd gives."""
+"""Grouped linear layers give the gradients that autograd gives."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_gradients_are_the_same(settings):
 
 
 def test_additions_are_inside_the_products():
-    """What it is for: no addition of whole gradients of an input is left but those of the residual stream."""
+    """No addition of whole input gradients is left but those of the residual stream."""
     counts = []
     for shared in (True, False):
         with torch.profiler.profile() as profiler:

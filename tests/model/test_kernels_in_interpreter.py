@@ -1,4 +1,4 @@
-"""Triton's kernels compute what plain PyTorch does; Triton interprets them on hosts without GPU (tests/gpu compiles them)."""
+"""Triton kernels, interpreted on a host without GPU, compute what plain PyTorch does."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What of the fused kernels can be tested without a GPU: that a plugin's parameters announce themselves."""
+"""A custom function announces a plugin's parameters, as PyTorch's own functions do."""
 
 import torch
 from colossalai.tensor.colo_parameter import ColoParameter
@@ -28,7 +28,7 @@ class Recorder(ColoParamOpHook):
 
 
 class Scaling(torch.autograd.Function):
-    """A custom autograd function, as the fused kernels are: PyTorch itself announces nothing of its arguments."""
+    """A custom autograd function, as the fused kernels are: PyTorch announces no arguments."""
 
     @staticmethod
     def forward(ctx, hidden, weight):
@@ -57,7 +57,7 @@ def test_a_custom_function_announces_its_parameters():
 
 
 def test_without_the_protocol_nothing_is_announced():
-    """Why `through_torch_function` exists; fails when PyTorch announces custom functions by itself."""
+    """Fails when PyTorch announces custom functions: then `through_torch_function` can go."""
     recorder = Recorder()
     with ColoParamOpHookManager.use_hooks(recorder):
         Scaling.apply(torch.randn(3, 4, requires_grad=True), ColoParameter(torch.randn(4))).sum().backward()

@@ -1,4 +1,4 @@
-"""Documents spliced into one row do not see each other: logits and gradients are those of the documents apart."""
+"""Document masking: logits and gradients of a packed row are those of separate documents."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Compares the Triton kernels with plain PyTorch in fp32 on a host without GPU; run with TRITON_INTERPRET=1."""
+"""Compares Triton kernels with plain PyTorch on a host without GPU, under TRITON_INTERPRET=1."""
 
 import gc
 import itertools
@@ -46,7 +46,7 @@ def plain_norm(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def norms() -> None:
-    """Results and gradients of the three forms, with something of its own read from the residual stream."""
+    """Results and gradients of the three forms; the residual stream is read on its own, too."""
     torch.manual_seed(0)
     tensors = [torch.randn(1, ROWS, WIDTH), torch.randn(1, ROWS, WIDTH), torch.randn(WIDTH)]
     factors = torch.randn(2, 1, ROWS, WIDTH)
@@ -98,7 +98,7 @@ def selective_recomputation() -> None:
 def computed(
     fused: bool, recomputed: int, selective: bool, dtype: torch.dtype = torch.float32
 ) -> tuple[list[torch.Tensor], int]:
-    """Logits and gradients of a model, and the bytes that were alive between its forward and its backward pass."""
+    """Logits and gradients of a model, and the bytes alive between forward and backward."""
     network, counter = network_of(fused, recomputed, selective, dtype), LiveBytes()
     logits = logits_of(network, counter)
     between = counter.live
@@ -137,7 +137,7 @@ def logits_of(network: LlamaForCausalLM, counter: LiveBytes) -> torch.Tensor:
 
 
 def update() -> None:
-    """The update's kernel against the function that it computes, also in a non-finite step, which changes nothing."""
+    """The AdamW kernel against its reference, also in a non-finite step, which changes nothing."""
     for factor in (0.5, math.nan):
         torch.manual_seed(0)
         tensors = [torch.randn(1500), torch.randn(1500), torch.randn(1500), torch.rand(1500)]

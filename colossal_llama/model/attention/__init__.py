@@ -1,1 +1,1 @@
-"""Attention by document over packed rows."""
+"""Attention over packed rows with document masking."""

@@ -1,4 +1,4 @@
-"""Variable-length causal attention by cuDNN, through its Python front end (package nvidia-cudnn-frontend).
+"""Variable-length causal attention by cuDNN (package nvidia-cudnn-frontend).
 
 On Hopper cuDNN's attention is about half again as fast as the flash kernel that PyTorch carries,
 but PyTorch offers it for rows of equal length only; its variable-length form builds a new execution
@@ -30,12 +30,14 @@ _KEY_OFFSETS, _STATS_OFFSETS, _QUERY_GRADIENT, _KEY_GRADIENT, _VALUE_GRADIENT = 
 def cudnn_unavailable_reason(
     device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int
 ) -> str | None:
-    """Names the reason why `varlen_attention` cannot be used, found by trying it on a few tokens; None when it can.
+    """Names the reason why `varlen_attention` cannot be used; None when a trial on a few works.
 
     Args:
         device: where the model computes.
         dtype: of queries, keys and values.
-        heads, key_heads, width: query heads, key-value heads and head dimension.
+        heads: query heads.
+        key_heads: key-value heads.
+        width: head dimension.
     """
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return "it needs a CUDA device and fp16 or bf16"
@@ -108,7 +110,8 @@ def varlen_attention(
 
     Args:
         query: (tokens, heads, width), fp16 or bf16.
-        key, value: (tokens, key-value heads, width).
+        key: (tokens, key-value heads, width).
+        value: as `key`.
         documents: must cover all tokens.
         scaling: factor on the scores; 1 / sqrt(width) when None.
 
@@ -273,7 +276,7 @@ def _graph_with_inputs(shape: _Shape) -> tuple[Any, dict[int, Any]]:
 
 
 def _layout(shape: _Shape, heads: int) -> tuple[list[int], list[int]]:
-    """Sizes and strides of (documents, heads, max_seqlen, width) in a flattened batch (tokens, heads, width)."""
+    """Sizes and strides of the ragged tensor (documents, heads, max_seqlen, width)."""
     row = heads * shape.width
     return [shape.documents, heads, shape.max_seqlen, shape.width], [shape.max_seqlen * row, shape.width, row, 1]
 

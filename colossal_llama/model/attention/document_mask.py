@@ -21,7 +21,7 @@ from colossal_llama.model.attention.cudnn import LONG_TOKENS, Documents
 
 
 def encode_document_mask(document_lengths: Sequence[Sequence[int]], row_length_tokens: int) -> torch.Tensor:
-    """Encodes the document mask of a batch of packed rows, in the form that the model takes as `attention_mask`.
+    """Encodes the document mask of packed rows in the form of the model's `attention_mask`.
 
     Args:
         document_lengths: tokens of each row's documents, in order; what is missing to
@@ -32,8 +32,8 @@ def encode_document_mask(document_lengths: Sequence[Sequence[int]], row_length_t
         int32, shape (1, max_seqlen, 1 + long documents, 3 documents + 1), an expanded view of its
         last dimension, which takes all the memory there is:
 
-            cu_seqlens (documents + 1)                 offsets of the documents in the flattened rows, and their end
-            starts, lengths (documents each)           of the documents, longest first
+            cu_seqlens (documents + 1)        offsets of the documents in the flattened rows, end
+            starts, lengths (documents each)  of the documents, longest first
 
         The sizes of the other dimensions carry max_seqlen and the number of documents longer than
         `LONG_TOKENS`. The kernels need both as host numbers: reading them from a GPU tensor would
@@ -80,10 +80,11 @@ def documents_of(mask: torch.Tensor) -> Documents:
 
 
 def has_one_document_per_row(mask: torch.Tensor, rows: int, length: int) -> bool:
-    """True when every row is one document from end to end, read off the mask's shape without a device synchronisation.
+    """True when every row is one document from end to end.
 
-    There are as many documents as rows, and the longest is as long as a row. Since their lengths
-    add up to all rows, all are that long.
+    It is read off the mask's shape, without a device synchronisation. There are as many documents
+    as rows, and the longest is as long as a row; since their lengths add up to all rows, all are
+    that long.
     """
     return max_seqlen_of(mask) == length and _document_count(mask) == rows
 

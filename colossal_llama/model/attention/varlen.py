@@ -56,7 +56,7 @@ def choose_attention(
     heads: tuple[int, int, int],
     dropout: float = 0.0,
 ) -> tuple[str, str]:
-    """Chooses the attention function; returns its registered name and a sentence that names its kernel.
+    """Chooses the attention function; returns its registered name and a note that names its kernel.
 
     Args:
         use_flash: the user asked for flash attention: the flash-attn package is used where it is
@@ -111,7 +111,8 @@ def sdpa_attention(
     Args:
         module: the attention layer (unused; part of the interface).
         query: (rows, heads, length, head dimension).
-        key, value: (rows, key-value heads, length, head dimension).
+        key: (rows, key-value heads, length, head dimension).
+        value: as `key`.
         attention_mask: from `encode_document_mask`.
         dropout: probability of dropping an attention weight.
         scaling: factor on the scores; 1 / sqrt(head dimension) when None.
@@ -141,7 +142,7 @@ def sdpa_attention(
 
 
 def _varlen_attention(kernel: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, None]]:
-    """Makes an attention function of a variable-length kernel; its arguments and result are `sdpa_attention`'s.
+    """Makes an attention function like `sdpa_attention` of a variable-length kernel.
 
     Args:
         kernel: takes queries, keys and values flattened to (rows * length, heads, head dimension),

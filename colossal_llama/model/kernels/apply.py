@@ -1,10 +1,10 @@
 """Fused kernels that need no CUDA toolkit, and which part of a LLaMA each of them replaces.
 
-    norm, with the residual addition before it      ours      model.kernels.rms_norm
-    q, k, v and gate, up projections                ours      model.kernels.grouped_linear
-    rotary embedding                                Liger     within a fifth of an H200's memory bandwidth
-    SwiGLU                                          Liger     within a twentieth of it
-    output layer and cross-entropy                  ours      model.kernels.linear_cross_entropy
+    norm, and the residual addition before it   ours    model.kernels.rms_norm
+    q, k, v and gate, up projections            ours    model.kernels.grouped_linear
+    rotary embedding                            Liger   within 1/5 of an H200's memory bandwidth
+    SwiGLU                                      Liger   within 1/20 of it
+    output layer and cross-entropy              ours    model.kernels.linear_cross_entropy
 
 Liger's are Triton kernels (https://github.com/linkedin/Liger-Kernel). `torch.compile` of each layer
 in place of them was no faster on an H200 (1.25 B, 32,768 tokens, forward and backward: 528 ms
@@ -71,7 +71,7 @@ class LossOutput(CausalLMOutputWithPast):
     """Model output with per-token losses."""
 
     token_losses: torch.Tensor | None = None
-    """(rows, length) in fp32, without gradient: the loss of the next token, 0 where that is no target."""
+    """(rows, length) in fp32, without gradient: the next token's loss, 0 where it is no target."""
 
 
 def _norm_forward(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ def _layer_forward(
     position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
     **settings: object,
 ) -> tuple[torch.Tensor, ...]:
-    """Replaces `LlamaDecoderLayer.forward`; each norm is fused with the residual stream. The arguments keep their order."""
+    """Replaces `LlamaDecoderLayer.forward`, with the arguments in its order; fuses the norms."""
     before, after = self.input_layernorm, self.post_attention_layernorm
     normed, hidden = rms_norm_with_residual(hidden_states, before.weight, eps=before.variance_epsilon)
     attended, weights = self.self_attn(
@@ -131,12 +131,10 @@ def _forward_with_fused_loss(
     target_positions: torch.Tensor | None = None,
     **settings: object,
 ) -> LossOutput:
-    """Replaces `LlamaForCausalLM.forward`; computes the loss from the hidden states without logits of all tokens.
+    """Replaces `LlamaForCausalLM.forward`; computes the loss from the hidden states.
 
-    Args:
-        input_ids, attention_mask, position_ids, labels: as in the original.
-        target_positions: (targets,) int64: the positions in the flattened batch whose next token is
-            a target. Without them the output layer computes all.
+    `target_positions`, if given, are the positions in the flattened batch whose next token is a
+    target, (targets,) int64. Without them the output layer computes all positions.
     """
     outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **settings)
     hidden = outputs[0]

@@ -40,7 +40,7 @@ class Quantized:
 
 
 def amax(matrix: torch.Tensor) -> torch.Tensor:
-    """Largest absolute value, an fp32 scalar on the device; non-finite when a value of the matrix is."""
+    """Largest absolute value, an fp32 scalar on the device; non-finite where a value is."""
     return torch.linalg.vector_norm(matrix, float("inf"), dtype=torch.float32)
 
 
@@ -57,7 +57,8 @@ def quantize(
         matrix: (rows, columns), contiguous, bf16 or fp16; columns a multiple of 16.
         matrix_amax: its `amax`, an fp32 scalar on the same device.
         dtype: `E4M3` or `E5M2`.
-        rows, transposed: the requested layouts.
+        rows: request the row-major layout.
+        transposed: request the transposed layout.
     """
     if not matrix.is_cuda:
         return _quantize_by_pytorch(matrix, matrix_amax, dtype, rows, transposed)

@@ -1,4 +1,4 @@
-"""Triton kernel of `fp8_cast.quantize`: a tile is read once, scaled, and written in one or both layouts."""
+"""Triton kernel of `fp8_cast.quantize`: reads a tile once and writes it in one or both layouts."""
 
 import triton
 import triton.language as tl
@@ -21,7 +21,7 @@ def quantize_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Quantizes one tile of (count, columns), with zeros in rows beyond `count`; the first tile also writes the scale."""
+    """Quantizes one tile, with zeros in rows beyond `count`; the first also writes the scale."""
     row = tl.program_id(1).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(0).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     magnitude = tl.maximum(tl.load(amax), MIN_AMAX, propagate_nan=tl.PropagateNan.ALL)

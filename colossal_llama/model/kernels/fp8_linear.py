@@ -28,7 +28,7 @@ MIN_CAPABILITY = (8, 9)
 
 
 def fp8_unavailable_reason(device: torch.device, config: PretrainedConfig) -> str | None:
-    """Names the reason why a model's products cannot be computed in fp8 on a device; None when they can."""
+    """Names the reason why a model cannot compute in fp8 on a device; None when it can."""
     if device.type != "cuda":
         return f"it needs a CUDA device, this is {device.type}"
     if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
@@ -87,7 +87,7 @@ def fp8_linear(hidden: torch.Tensor, weight: torch.Tensor, shared: SharedInput, 
 
 
 def _quantize_input(hidden: torch.Tensor, for_backward: bool) -> Quantized:
-    """Quantizes an input (…, width) as (tokens, width); transposed as well where a backward pass will follow."""
+    """Quantizes an input (…, width) as (tokens, width); also transposed for a backward pass."""
     flat = hidden.detach().reshape(-1, hidden.shape[-1]).contiguous()
     return quantize(flat, amax(flat), transposed=for_backward)
 

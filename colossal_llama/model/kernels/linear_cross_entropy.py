@@ -1,4 +1,4 @@
-"""Fused linear cross-entropy: the output layer and the loss in one, without the logits of all tokens.
+"""Fused linear cross-entropy: output layer and loss in one, without the logits of all tokens.
 
 At a vocabulary of 69,104 the logits of 32,768 tokens are 4.5 GB in bf16, and their gradient as much
 again. Here the logits are computed in chunks of a few thousand rows. Each chunk is overwritten by
@@ -22,7 +22,7 @@ _KERNEL_BLOCK, _KERNEL_WARPS = 4096, 8
 
 
 def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
-    """Shifts labels left: at each position the label of the next token, IGNORED_LABEL at the end; (rows, length) int64.
+    """Shifts labels (rows, length) left to the next token's, with IGNORED_LABEL at the end.
 
     >>> next_token_labels(torch.tensor([[-100, 7, 8]]))
     tensor([[   7,    8, -100]])
@@ -57,7 +57,7 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, positions, needed):
-        """Computes mean and per-token losses, and saves the gradients of the loss summed over the tokens."""
+        """Computes mean and per-token losses, and saves the gradients of the summed loss."""
         needs_hidden, needs_weight = needed
         losses = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         hidden_gradient = _like(hidden, filled=positions is not None) if needs_hidden else None
@@ -94,13 +94,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _like(tensor: torch.Tensor, filled: bool, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Creates a plain tensor of the same shape, not of a plugin's parameter class; of zeros when `filled`."""
+    """Creates a plain tensor of that shape, not a plugin's parameter; of zeros when `filled`."""
     make = torch.zeros if filled else torch.empty
     return make(tensor.shape, dtype=dtype or tensor.dtype, device=tensor.device)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Computes `total += left @ right` for an fp32 `total`, accumulated in fp32 within the product where the device can."""
+    """Adds `left @ right` to an fp32 `total`, in fp32 within the product where the device can."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif total.is_cuda:
@@ -110,9 +110,10 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 
 
 def _logits_to_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Overwrites logits (rows, vocabulary) with the gradient of their summed loss; returns each row's loss in fp32.
+    """Overwrites logits with the gradient of their summed loss; returns each row's loss in fp32.
 
-    Softmax minus one at the label; zeros and loss 0 where the label is -100.
+    Logits are (rows, vocabulary). The gradient is softmax minus one at the label; gradient and loss
+    are 0 where the label is -100.
     """
     if logits.is_cuda:
         return _liger_in_place(logits, labels)
@@ -125,7 +126,7 @@ def _logits_to_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 
 def _liger_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Calls Liger's Triton kernel (0.6.5) directly: its Python wrapper synchronises with the device to count targets."""
+    """Calls Liger's Triton kernel (0.6.5) directly, since its wrapper synchronises the device."""
     from liger_kernel.ops.cross_entropy import liger_cross_entropy_kernel
 
     rows, vocabulary = logits.shape

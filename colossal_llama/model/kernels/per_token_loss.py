@@ -1,4 +1,4 @@
-"""Per-token losses without the fused kernels, from which losses by category and by row are computed."""
+"""Per-token losses without the fused kernels, for losses by category and by row."""
 
 from types import MethodType
 
@@ -12,7 +12,7 @@ from colossal_llama.utils.labels import IGNORED_LABEL
 
 
 def return_token_losses(model: LlamaForCausalLM) -> None:
-    """Replaces a model's forward function by one that also returns `token_losses`; the loss is their mean, in fp32."""
+    """Makes a model also return `token_losses`; its loss is their mean, in fp32."""
     model.forward = MethodType(_forward_with_token_losses, model)
 
 

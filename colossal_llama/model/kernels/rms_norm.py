@@ -1,11 +1,13 @@
 """RMSNorm in fp32 as LLaMA computes it, fused with the residual stream.
 
-    hidden ──┬────────────────────────────► hidden      `rms_norm_with_residual`: the gradients of both outputs are
-             └─► norm ─► result                         added in the norm's own backward
+    hidden ──┬────────────────────────────► hidden      `rms_norm_with_residual`
+             └─► norm ─► result
 
     added ───┐
-    hidden ──┴─► + ──┬────────────────────► total       `add_rms_norm`: likewise, and the sum is computed in the
-                     └─► norm ─► result                 norm's own forward
+    hidden ──┴─► + ──┬────────────────────► total       `add_rms_norm`
+                     └─► norm ─► result
+
+The norm's backward adds the gradients of both outputs, and its forward computes the sum.
 
 Autograd would add the two gradients in a pass of its own. And Liger's backward kernel runs one
 program per multiprocessor, too few to saturate the memory: at 32,768 × 2,048 in bf16 on an H200 it
@@ -38,7 +40,7 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
 
 @through_torch_function
 def rms_norm_with_residual(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns `(rms_norm(hidden), hidden)`; later operations must read `hidden` through the second."""
+    """Returns `(rms_norm(hidden), hidden)`; the second replaces `hidden` from then on."""
     result, hidden = _NormWithResidual.apply(hidden, weight, eps)
     mark_recomputable(result, partial(_recompute_norm, hidden.detach(), weight.detach(), eps))
     return result, hidden
@@ -48,7 +50,7 @@ def rms_norm_with_residual(hidden: torch.Tensor, weight: torch.Tensor, eps: floa
 def add_rms_norm(
     added: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns `(rms_norm(hidden + added), hidden + added)`, the sum rounded to the dtype of `hidden`."""
+    """Returns `(rms_norm(hidden + added), hidden + added)`, the sum in the dtype of `hidden`."""
     result, total = _AddNorm.apply(added, hidden, weight, eps)
     mark_recomputable(result, partial(_recompute_norm, total.detach(), weight.detach(), eps))
     return result, total
@@ -101,7 +103,7 @@ class _AddNorm(torch.autograd.Function):
 def _forward(
     hidden: torch.Tensor, added: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns the norm's result, its input (the sum where something is added), and (rows,) 1 / rms in fp32."""
+    """Returns the norm's result, its input or the sum, and 1 / rms, (rows,) in fp32."""
     import triton
 
     from colossal_llama.model.kernels.rms_norm_triton import norm_forward_kernel
@@ -133,7 +135,7 @@ def _forward(
 def _backward(
     ctx, gradient: torch.Tensor, residual_gradient: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns the gradients of the norm's input, with `residual_gradient` added, and of the weight where it is needed."""
+    """Returns the gradients of the norm's input, `residual_gradient` included, and the weight."""
     import triton
 
     from colossal_llama.model.kernels.rms_norm_triton import norm_backward_kernel

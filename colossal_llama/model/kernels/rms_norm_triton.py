@@ -17,7 +17,7 @@ def norm_forward_kernel(
     ADDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Normalizes one row: `total = hidden + added` (where ADDS), `result = weight * total / rms(total)`."""
+    """Normalizes one row: `total = hidden (+ added)`, `result = weight * total / rms(total)`."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < width
@@ -48,7 +48,10 @@ def norm_backward_kernel(
     HAS_RESIDUAL_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Computes the gradient of `total`, with the residual stream's added, and a partial sum of the weight's, for every n-th row."""
+    """Computes, for every n-th row, the gradient of `total` and a partial sum of the weight's.
+
+    The residual stream's gradient is added to the first.
+    """
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     mask = column < width

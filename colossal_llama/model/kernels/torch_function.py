@@ -1,4 +1,4 @@
-"""Overridable functions: custom functions that take part in PyTorch's `__torch_function__` protocol."""
+"""Custom functions that take part in PyTorch's `__torch_function__` protocol."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 
 def through_torch_function(function: Callable) -> Callable:
-    """Makes a function of parameters overridable by `__torch_function__`, as PyTorch's own functions are.
+    """Makes a function of parameters overridable by `__torch_function__`, as PyTorch's own are.
 
     Gemini keeps parameters in chunks and learns from that protocol which are about to be used. A
     custom autograd function called directly would find their memory empty
