@@ -13,7 +13,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["README.md", "train.example.sh", "train_sft.example.sh", "quickstart.sh"]
 FLAG = re.compile(r"(?<![\w-])--?[a-z]\w*(?:[-_]\w+)*")
 OTHERS_FLAGS = {"--standalone", "--nproc_per_node", "--hostfile", "--master_port", "-m", "-k", "-p", "--rcfile", "-n"}
-OTHERS_FLAGS |= {"--signal", "--no-deps"}  # of sbatch and scancel; of pip
+OTHERS_FLAGS |= {"--signal", "--no-deps", "-e"}  # of sbatch and scancel; of pip
 
 
 @cache
