@@ -1,6 +1,7 @@
 """Console output of rank 0: log lines, progress bars and tables."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,6 +59,4 @@ def _show(cell: Any) -> str:
 
 def _width(text: str) -> int:
     """Columns on a terminal, where wide East Asian characters take two (Unicode, UAX #11)."""
-    import unicodedata
-
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
