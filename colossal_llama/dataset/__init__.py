@@ -1,1 +1,1 @@
-"""The data: records, conversations, tokenization, splicing, buckets, and the loader that training reads."""
+"""Data sets: records, chat formats, tokenization, splicing, and the loader of training."""

@@ -1,13 +1,14 @@
-"""Conversations in somebody else's format: a tokenizer's own chat template or a Jinja file, with generation spans.
+"""Encodes conversations by a Jinja chat template: the tokenizer's own, or one from a file.
 
-The rendered text is cut at its control tokens and at the borders of the spans, and each piece is
-encoded by itself, so that targets are known by construction and prompts are exact prefixes:
+The rendered text is split at its control tokens and at the boundaries of the generation spans, and
+each fragment is encoded by itself. So targets are known by construction and prompts are exact
+prefixes:
 
     <|start|>user⏎Hi<|end|><|start|>assistant⏎Hello<|end|>
     control  text  control  control  text     [ target    )
 
-A control token that a message writes out is hidden while the template is rendered, so that it stays
-text.
+A control token that is spelled out in a message is escaped while the template is rendered, so that
+it stays text.
 """
 
 import re
@@ -26,32 +27,33 @@ from colossal_llama.utils.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-OWN = "tokenizer"  # as --chat_template: the tokenizer's own
+TOKENIZERS_OWN = "tokenizer"  # value of --chat_template that selects the tokenizer's template
 ROLE_NAMES = {"human": "user", "assistant": "assistant", "system": "system"}
-_MARK = "\ufdd0"  # a noncharacter: Unicode promises that no text needs it
+_ESCAPE = "\ufdd0"  # a noncharacter: Unicode promises that no text needs it
 _PROBE = (Message("human", "a question"), Message("assistant", "an answer"))
 
 
 class ChatTemplateError(Exception):
-    """The template cannot render a conversation (or marks other spans than its answers)."""
+    """The template cannot render a conversation, or marks other spans than its answers."""
 
 
 class ChatTemplate:
-    """A Jinja chat template with the interface of `ConversationTemplate`."""
+    """Chat format given by a Jinja template, with the interface of `ConversationTemplate`."""
 
     def __init__(
         self, tokenizer: "PreTrainedTokenizerFast", source: str, name: str, encoder: TextEncoder | None = None
     ):
-        """Args:
-            tokenizer: gives the control tokens.
-            source: the template; its answers stand between {% generation %} and {% endgeneration
-                %}.
-            name: what it is called in messages.
-            encoder: the tokenizer's, if it is there already.
+        """Compiles and checks the template.
+
+        Args:
+            tokenizer: defines the control tokens.
+            source: the template, which encloses answers in a `generation` block.
+            name: of the template, for messages.
+            encoder: of the tokenizer, if it has been built.
 
         Raises:
-            UserError: the template cannot be rendered, marks no answers, or begins them otherwise
-                than its prompts end.
+            UserError: the template cannot be rendered, marks no answers, or a prompt is not a
+                prefix of the conversation.
         """
         self._source, self._name = source, name
         self._encoder = encoder or TextEncoder(tokenizer)
@@ -61,22 +63,27 @@ class ChatTemplate:
         self._token_names = {name: tokenizer.special_tokens_map.get(name, "") for name in ("bos_token", "eos_token")}
         if not re.search(r"{%-?\s*generation\s*-?%}", source):
             raise UserError(
-                f"--chat_template: {name} does not mark what the assistant says: put it between {{% generation %}} and "
-                "{% endgeneration %} in a copy of the template, and give that file"
+                f"--chat_template: {name} does not mark the assistant's answers: put them between {{% generation %}} "
+                "and {% endgeneration %} in a copy of the template, and give that file"
             )
         self.turn_end_id = self._check_with_probe()
 
     @classmethod
     def open(
-        cls, tokenizer: "PreTrainedTokenizerFast", wanted: str, encoder: TextEncoder | None = None
+        cls, tokenizer: "PreTrainedTokenizerFast", source: str, encoder: TextEncoder | None = None
     ) -> "ChatTemplate":
-        """The template called `tokenizer` (its own), or that of a file.
+        """Opens the tokenizer's own template, or that of a file.
+
+        Args:
+            tokenizer: see `ChatTemplate`.
+            source: the value of `--chat_template`: `tokenizer` or a path.
+            encoder: see `ChatTemplate`.
 
         Raises:
-            UserError: there is none, or it cannot be used.
+            UserError: there is no template, or it cannot be used.
         """
-        if wanted != OWN:
-            return cls(tokenizer, Path(wanted).read_text(encoding="utf-8"), wanted, encoder)
+        if source != TOKENIZERS_OWN:
+            return cls(tokenizer, Path(source).read_text(encoding="utf-8"), source, encoder)
         if not isinstance(tokenizer.chat_template, str):
             raise UserError(
                 f"--chat_template: the tokenizer in {tokenizer.name_or_path} has no chat template of its own"
@@ -84,23 +91,23 @@ class ChatTemplate:
         return cls(tokenizer, tokenizer.chat_template, "the tokenizer's template", encoder)
 
     def encode(self, messages: Sequence[Message]) -> EncodedConversation:
-        """See `ConversationTemplate.encode`; `message_ends` holds the answers' ends only.
+        """Encodes one conversation; its `message_ends` are those of the answers alone.
 
         Raises:
-            ChatTemplateError: the template does not take these messages.
+            ChatTemplateError: the template refuses these messages.
         """
         text, spans = self._rendered(messages, for_prompt=False)
         if len(spans) != sum(message.role == "assistant" for message in messages):
             raise ChatTemplateError(f"{self._name} marks {len(spans)} answers in {len(messages)} messages")
-        input_ids, positions = self._ids(text, [border for span in spans for border in span])
+        input_ids, positions = self._ids(text, [boundary for span in spans for boundary in span])
         targets = [(positions[start], positions[end]) for start, end in spans]
         return EncodedConversation(input_ids, targets, [end for _, end in targets])
 
     def encode_batch(
         self, conversations: Sequence[Sequence[Message]], batch_encoder: BatchEncoder | None = None
     ) -> EncodedBatch:
-        """`encode` for many conversations; those that the template refuses have no token."""
-        encoded = [self._encode_or_nothing(messages) for messages in conversations]
+        """Encodes many conversations; one that the template refuses has no tokens."""
+        encoded = [self._encode_or_empty(messages) for messages in conversations]
         ends = np.cumsum([len(conversation.input_ids) for conversation in encoded], dtype=np.int64)
         starts = (ends - np.diff(ends, prepend=0)).tolist()
         targets = [
@@ -115,25 +122,25 @@ class ChatTemplate:
     def subset_encoder(
         self, messages: Sequence[Message], batch: EncodedBatch, number: int
     ) -> Callable[[Sequence[Message]], EncodedConversation]:
-        """`encode`: a template may render a part otherwise than within the whole."""
+        """Returns `encode`: a template may render a subset differently from the whole."""
         return self.encode
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """See `ConversationTemplate.prompt_ids`."""
+        """Encodes a prompt, up to where the answer begins."""
         text, spans = self._rendered(messages, for_prompt=True)
-        return self._ids(text, [border for span in spans for border in span])[0]
+        return self._ids(text, [boundary for span in spans for boundary in span])[0]
 
     def describe(self) -> dict:
-        """See `ConversationTemplate.describe`."""
+        """Describes the format for a manifest: formats with equal descriptions give equal ids."""
         return {"kind": "jinja", "template": self._source, "turn_end_id": self.turn_end_id}
 
-    def _encode_or_nothing(self, messages: Sequence[Message]) -> EncodedConversation:
+    def _encode_or_empty(self, messages: Sequence[Message]) -> EncodedConversation:
         try:
             return self.encode(messages)
         except ChatTemplateError:
             return EncodedConversation([], [], [])
 
-    # ------------------------------------------------------------------------------------------------ rendering
+    # ------------------------------------------------------------------------------------ rendering
 
     def __getstate__(self) -> dict:
         # A compiled template cannot be pickled.
@@ -150,12 +157,12 @@ class ChatTemplate:
         return re.compile("|".join(map(re.escape, sorted(self._special_ids, key=len, reverse=True))))
 
     def _rendered(self, messages: Sequence[Message], for_prompt: bool) -> tuple[str, list[tuple[int, int]]]:
-        """The text, in which a hidden control token holds the mark, and the spans of the answers in it."""
+        """Renders the template: text with escaped control tokens, and the spans of the answers."""
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import _render_with_assistant_indices
 
         rendered_messages = [
-            {"role": ROLE_NAMES[message.role], "content": self._hidden(message.content)} for message in messages
+            {"role": ROLE_NAMES[message.role], "content": self._escaped(message.content)} for message in messages
         ]
         try:
             return _render_with_assistant_indices(
@@ -164,44 +171,52 @@ class ChatTemplate:
         except TemplateError as error:
             raise ChatTemplateError(f"{self._name}: {error}") from error
 
-    def _hidden(self, content: str) -> str:
-        """The text with the mark in every control token that it spells out, or begins or ends to spell out."""
-        if _MARK in content:
+    def _escaped(self, content: str) -> str:
+        """Escapes every control token in a message.
+
+        Also escaped is an incomplete one at an end of the message: the text around it in the
+        template could complete it.
+        """
+        if _ESCAPE in content:
             raise ChatTemplateError(
-                f"{self._name}: a message holds the noncharacter U+FDD0, which is used to hide control tokens"
+                f"{self._name}: a message holds the noncharacter U+FDD0, which is used to escape control tokens"
             )
-        content = self._special.sub(lambda match: match.group()[0] + _MARK + match.group()[1:], content)
+        content = self._special.sub(lambda match: match.group()[0] + _ESCAPE + match.group()[1:], content)
         cut = any(content.endswith(token[:size]) for token in self._special_ids for size in range(1, len(token)))
         begun = any(content.startswith(token[size:]) for token in self._special_ids for size in range(1, len(token)))
-        return _MARK * begun + content + _MARK * cut
+        return _ESCAPE * begun + content + _ESCAPE * cut
 
-    def _ids(self, text: str, borders: Sequence[int]) -> tuple[list[int], dict[int, int]]:
-        """Ids of a rendered text, and for each border (a position in the text) its position among them."""
-        pieces = list(self._pieces(text, sorted({*borders, len(text)})))
-        plain = [piece.replace(_MARK, "") for _, _, piece in pieces if piece is not None]
+    def _ids(self, text: str, boundaries: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+        """Encodes a rendered text; maps boundaries, positions in the text, to token positions."""
+        fragments = list(self._fragments(text, sorted({*boundaries, len(text)})))
+        plain = [text.replace(_ESCAPE, "") for _, _, text in fragments if text is not None]
         encoded = iter([*self._encoder.encode_beginning(plain[:1]), *self._encoder.encode_continuation(plain[1:])])
         ids: list[int] = []
         positions = {0: 0}
-        for end, token, piece in pieces:
-            ids += [self._special_ids[token]] if piece is None else next(encoded)
+        for end, token, plain_text in fragments:
+            ids += [self._special_ids[token]] if plain_text is None else next(encoded)
             positions[end] = len(ids)
         return ids, positions
 
-    def _pieces(self, text: str, borders: Sequence[int]) -> Iterator[tuple[int, str, str | None]]:
-        """(end in the text, control token, None) or (end, "", text between control tokens and borders)."""
+    def _fragments(self, text: str, boundaries: Sequence[int]) -> Iterator[tuple[int, str, str | None]]:
+        """Splits a text at its control tokens and at boundaries.
+
+        Yields:
+            (end in the text, control token, None) or (end in the text, "", text).
+        """
         start = 0
-        for border in borders:
-            for match in self._special.finditer(text, start, border):
+        for boundary in boundaries:
+            for match in self._special.finditer(text, start, boundary):
                 if start < match.start():
                     yield match.start(), "", text[start : match.start()]
                 yield match.end(), match.group(), None
                 start = match.end()
-            if start < border:
-                yield border, "", text[start:border]
-                start = border
+            if start < boundary:
+                yield boundary, "", text[start:boundary]
+                start = boundary
 
     def _check_with_probe(self) -> int:
-        """Whether prompts are prefixes of conversations; the id of the control token that ends an answer."""
+        """Checks that a prompt is a prefix of its conversation; returns the end-of-turn id."""
         try:
             whole, prompt = self.encode(_PROBE), self.prompt_ids(_PROBE[:1])
         except ChatTemplateError as error:
@@ -217,6 +232,6 @@ class ChatTemplate:
             raise UserError(
                 f"--chat_template: with {self._name} an answer is not closed by a control token inside of the "
                 "generation "
-                "block, so that the model would not learn to stop: move {% endgeneration %} behind the token"
+                "block, so that the model would not learn to stop: move {% endgeneration %} after the token"
             )
         return whole.input_ids[end - 1]

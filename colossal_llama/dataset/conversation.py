@@ -1,11 +1,11 @@
-"""Turns the messages of a conversation into token ids and target spans: for preparation and for inference alike.
+"""Encodes conversations as token ids and target spans, for preparation and inference.
 
-    <bos>A chat between … polite answers to the human's questions.⏎⏎Human: <bos>Hi<end>Assistant: <bos>Hello!<end>
-                                                                                                  ^^^^^^^^^^^ target
+    <bos>A conversation … politely.⏎⏎Human: <bos>Hi<end>Assistant: <bos>Hello!<end>
+                                                                        ^^^^^^^^^^^ target
 
-`<end>` is `</s>` on LLaMA-2 and `<|eot_id|>` on LLaMA-3. The sequence is put together from ids:
-labels and contents are encoded apart and control tokens are inserted as ids, so that no text can
-imitate or shift one.
+`<end>` is `</s>` on LLaMA-2 and `<|eot_id|>` on LLaMA-3. The sequence is assembled from ids: role
+labels and contents are encoded separately, and control tokens are inserted as ids. So no text can
+imitate a control token or shift one.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 Role = Literal["human", "assistant", "system"]
 
 DEFAULT_SYSTEM = (
-    "A conversation between a human who is curious about many things and an artificial intelligence assistant. "
-    "The assistant answers the human's questions helpfully, in detail and politely."
+    "A conversation between a human who is curious about many things and an artificial intelligence assistant. The "
+    "assistant answers the human's questions helpfully, in detail and politely."
 )
 LABELS = {"human": "Human: ", "assistant": "Assistant: "}
 TURN_END_TOKENS = {2: "</s>", 3: "<|eot_id|>"}
 
 
 class Message(NamedTuple):
-    """What one side says. A `system` message may only come first; it replaces the default system sentence.
+    """A message of a conversation.
 
-    A tuple, because a corpus has millions of them: one is made in a third of a frozen dataclass's
-    time.
+    A `system` message may only come first; it replaces the default system prompt. The class is a
+    tuple, because a corpus has millions of messages: constructing one takes a third of a frozen
+    dataclass's time.
     """
 
     role: Role
@@ -48,8 +49,10 @@ class EncodedConversation:
 
     Attributes:
         input_ids: all ids, beginning with BOS.
-        target_spans: for every assistant message the half-open range [start, end) of its content and its turn end.
-        message_ends: for every message but the system's the position just after its turn end.
+        target_spans: for every assistant message the half-open range [start, end) of its content
+            and its end-of-turn token.
+        message_ends: for every message but the system message the position just after its
+            end-of-turn token.
 
         input_ids     <bos> A chat … Human: <bos> Hi <end> Assistant: <bos> Hello ! <end>
         target_spans                                                       [          )
@@ -63,14 +66,16 @@ class EncodedConversation:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Many conversations as flat arrays, one after the other.
+    """Conversations as token ids in flat arrays, one after the other.
 
     Attributes:
         ids: int32 [tokens].
-        ends: int64 [conversations], the position just after each; one without a token could not be encoded.
+        ends: int64 [conversations], the position just after each; one without any token could not
+            be encoded.
         targets: int64 [answers, 2], half-open ranges of positions, in order.
-        content_starts: int64 [messages], the position of each message's first token, in order; not of system messages.
-        message_ends: int64 [messages], the position just after each message's turn end.
+        content_starts: int64 [messages], the position of the first content token of every message,
+            in order; system messages are left out.
+        message_ends: int64 [messages], the position just after each message's end-of-turn token.
     """
 
     ids: np.ndarray
@@ -81,30 +86,30 @@ class EncodedBatch:
 
     @property
     def is_target(self) -> np.ndarray:
-        """Bool [tokens]: what is in the loss."""
+        """Target mask: bool [tokens], True for tokens in the loss."""
         steps = np.zeros(len(self.ids) + 1, np.int8)
         steps[self.targets[:, 0]] += 1
         steps[self.targets[:, 1]] -= 1
         return np.cumsum(steps[:-1], dtype=np.int8) > 0
 
     def range_of(self, number: int) -> tuple[int, int]:
-        """The half-open range of positions of a conversation."""
+        """Half-open range of the positions of a conversation."""
         return int(self.ends[number - 1]) if number else 0, int(self.ends[number])
 
     def target_spans(self, number: int) -> list[tuple[int, int]]:
-        """The targets of a conversation, counted from its beginning."""
+        """Target spans of a conversation, relative to its beginning."""
         start, end = self.range_of(number)
         first, last = np.searchsorted(self.targets[:, 0], (start, end))
         return [(begin - start, stop - start) for begin, stop in self.targets[first:last].tolist()]
 
     def contents(self, number: int) -> list[np.ndarray]:
-        """The ids of each message's content in a conversation."""
+        """Content ids of each message of a conversation."""
         chosen = self._messages_of(number)
-        places = zip(self.content_starts[chosen].tolist(), self.message_ends[chosen].tolist(), strict=True)
-        return [self.ids[start : end - 1] for start, end in places]
+        ranges = zip(self.content_starts[chosen].tolist(), self.message_ends[chosen].tolist(), strict=True)
+        return [self.ids[start : end - 1] for start, end in ranges]
 
     def conversation(self, number: int) -> EncodedConversation:
-        """One conversation."""
+        """Extracts one conversation."""
         start, end = self.range_of(number)
         ends = self.message_ends[self._messages_of(number)] - start
         return EncodedConversation(self.ids[start:end].tolist(), self.target_spans(number), ends.tolist())
@@ -114,18 +119,18 @@ class EncodedBatch:
 
 
 class ConversationTemplate:
-    """The project's conversation format for one tokenizer."""
+    """The project's chat format, for one tokenizer."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", turn_end: str, encoder: TextEncoder | None = None):
-        """Prepares the ids of everything that does not depend on the messages.
+        """Encodes everything that does not depend on the messages.
 
         Args:
             tokenizer: a tokenizer with a BOS token.
-            turn_end: the control token that closes every turn.
-            encoder: the tokenizer's, if it is there already (LLaMA-3's takes 1.5 s to build).
+            turn_end: the end-of-turn token, a control token.
+            encoder: of the tokenizer, if it has been built (LLaMA-3's takes 1.5 s to build).
 
         Raises:
-            UserError: the tokenizer lacks the turn end.
+            UserError: the tokenizer lacks the end-of-turn token.
         """
         self._encoder = encoder or TextEncoder(tokenizer)
         self._bos_id = tokenizer.bos_token_id
@@ -134,62 +139,66 @@ class ConversationTemplate:
         self._label_ids = {
             role: [*self._encoder.encode_continuation([label])[0], self._bos_id] for role, label in LABELS.items()
         }
-        self._default_opening = self._encoded_openings([DEFAULT_SYSTEM])[0]
+        self._default_prefix = self._encoded_prefixes([DEFAULT_SYSTEM])[0]
 
     @classmethod
     def for_llama(
         cls, tokenizer: "PreTrainedTokenizerFast", llama_version: int, encoder: TextEncoder | None = None
     ) -> "ConversationTemplate":
-        """The project's format (see the head of this module): turns end with `</s>` on LLaMA-2 and with `<|eot_id|>` on LLaMA-3.
+        """Chooses the end-of-turn token: `</s>` for LLaMA-2, `<|eot_id|>` for LLaMA-3.
 
-        A LLaMA-3 base tokenizer, whose EOS is `<|end_of_text|>`, works too: the turn end does not
-        depend on the EOS.
+        A LLaMA-3 base tokenizer, whose EOS is `<|end_of_text|>`, works too: the end-of-turn token
+        does not depend on the EOS.
 
         Raises:
-            UserError: the tokenizer is not of that version's family (it lacks the turn end), or the
-                version is unknown.
+            UserError: the tokenizer is not of that version's family (it lacks the end-of-turn
+                token), or the version is unknown.
         """
         if llama_version not in TURN_END_TOKENS:
             raise UserError(f"LLaMA version {llama_version} has no conversation format here: give 2 or 3")
         return cls(tokenizer, TURN_END_TOKENS[llama_version], encoder)
 
     def encode(self, messages: Sequence[Message]) -> EncodedConversation:
-        """Ids and target spans of one conversation (see `EncodedConversation`).
+        """Encodes one conversation.
 
         Raises:
-            ValueError: a system message stands elsewhere than at the beginning, or a role is
-                unknown.
+            ValueError: a system message is not the first one, or a role is unknown.
         """
         return self.encode_batch([messages]).conversation(0)
 
     def encode_batch(
         self, conversations: Sequence[Sequence[Message]], batch_encoder: BatchEncoder | None = None
     ) -> "EncodedBatch":
-        """`encode` for many conversations with one call of the tokenizer, or of a faster encoder that agrees with it.
+        """Encodes many conversations with one call of the tokenizer or of an equivalent encoder.
 
-        The ids are put together for all turns at once: 0.3 s for 270,000 turns, of which one by one
-        took 1.1 s.
+        The ids are assembled for all turns at once: 0.3 s for 270,000 turns, which took 1.1 s one
+        by one.
 
         Raises:
             ValueError: see `encode`.
         """
-        return self._put_together(conversations, lambda texts: self._encoded_contents(texts, batch_encoder))
+        return self._assemble(conversations, lambda texts: self._encoded_contents(texts, batch_encoder))
 
     def subset_encoder(
         self, messages: Sequence[Message], batch: EncodedBatch, number: int
     ) -> Callable[[Sequence[Message]], EncodedConversation]:
-        """`encode` for parts of a conversation that is number `number` of an encoded batch: nothing is tokenized again.
+        """Returns an encoder of subsets of an encoded conversation, which tokenizes nothing again.
 
-        Fitting long conversations into rows tries several parts of each; that took 5 of 16 s on
+        Fitting a long conversation into rows tries several subsets. That took 5 of 16 s on
         conversations of which 2 % are long.
+
+        Args:
+            messages: of the whole conversation.
+            batch: the encoded batch.
+            number: of the conversation in the batch.
         """
         turns = _split_system(messages)[1]
         known = {turn.content: ids for turn, ids in zip(turns, batch.contents(number), strict=True)}
-        return lambda part: self._put_together(
-            [part], lambda texts: _flat([known[text] for text in texts])
+        return lambda subset: self._assemble(
+            [subset], lambda texts: _flat([known[text] for text in texts])
         ).conversation(0)
 
-    def _put_together(
+    def _assemble(
         self,
         conversations: Sequence[Sequence[Message]],
         encode_contents: Callable[[list[str]], tuple[np.ndarray, np.ndarray]],
@@ -197,27 +206,27 @@ class ConversationTemplate:
         split = [_split_system(messages) for messages in conversations]
         turns = [turn for _, of_conversation in split for turn in of_conversation]
         content_ids, content_lengths = encode_contents([turn.content for turn in turns])
-        openings = self._openings([system for system, _ in split])
-        opening_lengths = np.fromiter(map(len, openings), np.int64, len(openings))
+        prefixes = self._prefixes([system for system, _ in split])
+        prefix_lengths = np.fromiter(map(len, prefixes), np.int64, len(prefixes))
         turns_of = np.array([len(of_conversation) for _, of_conversation in split], np.int64)
 
         is_answer = np.array([turn.role == "assistant" for turn in turns], bool)
         label_lengths = np.where(is_answer, len(self._label_ids["assistant"]), len(self._label_ids["human"]))
         turn_lengths = label_lengths + content_lengths + 1
-        turn_starts = np.cumsum(turn_lengths) - turn_lengths + np.repeat(np.cumsum(opening_lengths), turns_of)
+        turn_starts = np.cumsum(turn_lengths) - turn_lengths + np.repeat(np.cumsum(prefix_lengths), turns_of)
         turn_ends = turn_starts + turn_lengths
         turns_until = np.concatenate([[0], np.cumsum(turn_lengths)])[np.cumsum(turns_of)]
-        ends = np.cumsum(opening_lengths) + turns_until
+        ends = np.cumsum(prefix_lengths) + turns_until
 
         ids = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
         is_content = np.ones(len(ids), bool)
-        for start, opening in zip((ends - np.diff(ends, prepend=0)).tolist(), openings, strict=True):
-            ids[start : start + len(opening)] = opening
-            is_content[start : start + len(opening)] = False
+        for start, prefix in zip((ends - np.diff(ends, prepend=0)).tolist(), prefixes, strict=True):
+            ids[start : start + len(prefix)] = prefix
+            is_content[start : start + len(prefix)] = False
         for role, chosen in (("human", ~is_answer), ("assistant", is_answer)):
             label = self._label_ids[role]
-            places = turn_starts[chosen][:, None] + np.arange(len(label))
-            ids[places], is_content[places] = label, False
+            positions = turn_starts[chosen][:, None] + np.arange(len(label))
+            ids[positions], is_content[positions] = label, False
         ids[turn_ends - 1], is_content[turn_ends - 1] = self.turn_end_id, False
         ids[is_content] = content_ids
         content_starts = turn_starts + label_lengths
@@ -232,7 +241,7 @@ class ConversationTemplate:
         return _flat(self._encoder.encode_continuation(texts))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids up to and including `Assistant: <bos>`, where the answer to `messages` is to begin.
+        """Encodes a prompt: ids up to and including `Assistant: <bos>`, where the answer begins.
 
         They are the prefix of `encode([*messages, Message("assistant", answer)]).input_ids` for
         every answer.
@@ -240,7 +249,7 @@ class ConversationTemplate:
         return [*self.encode(messages).input_ids, *self._label_ids["assistant"]]
 
     def describe(self) -> dict:
-        """What decides the ids, for a manifest: two preparations with equal descriptions have equal formats."""
+        """Describes the format for a manifest: formats with equal descriptions give equal ids."""
         return {
             "kind": "llama",
             "system": DEFAULT_SYSTEM,
@@ -249,24 +258,24 @@ class ConversationTemplate:
             "turn_end_id": self.turn_end_id,
         }
 
-    def _openings(self, systems: Sequence[str | None]) -> list[list[int]]:
-        """BOS and system text of each conversation; None stands for the default text."""
-        own = iter(self._encoded_openings([system for system in systems if system is not None]))
-        return [self._default_opening if system is None else next(own) for system in systems]
+    def _prefixes(self, systems: Sequence[str | None]) -> list[list[int]]:
+        """BOS and system prompt of each conversation; None stands for the default system prompt."""
+        own = iter(self._encoded_prefixes([system for system in systems if system is not None]))
+        return [self._default_prefix if system is None else next(own) for system in systems]
 
-    def _encoded_openings(self, systems: Sequence[str]) -> list[list[int]]:
+    def _encoded_prefixes(self, systems: Sequence[str]) -> list[list[int]]:
         return [[self._bos_id, *ids] for ids in self._encoder.encode_beginning([f"{text}\n\n" for text in systems])]
 
 
 def _flat(lists: Sequence[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids one after the other (int32), and the length of each list (int64)."""
+    """Concatenated ids (int32), and the length of each list (int64)."""
     arrays = [np.asarray(ids, np.int32) for ids in lists]
     flat = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
     return flat, np.array([len(ids) for ids in arrays], np.int64)
 
 
 def control_token_id(tokenizer: "PreTrainedTokenizerFast", token: str) -> int:
-    """The id of a control token.
+    """Looks up the id of a control token.
 
     Raises:
         UserError: the tokenizer has no such control token.
@@ -280,11 +289,11 @@ def control_token_id(tokenizer: "PreTrainedTokenizerFast", token: str) -> int:
 
 
 def _split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
-    """The text of the leading system message (None without one) and the turns."""
+    """Content of the leading system message (None without one), and the other messages."""
     system, turns = None, messages
     if messages and messages[0].role == "system":
         system, turns = messages[0].content, messages[1:]
     for turn in turns:
         if turn.role not in LABELS:
-            raise ValueError(f"role {turn.role!r} at a place where only {' or '.join(LABELS)} may be")
+            raise ValueError(f"role {turn.role!r} where only {' or '.join(LABELS)} is allowed")
     return system, turns

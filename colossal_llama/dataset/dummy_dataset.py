@@ -1,4 +1,4 @@
-"""Rows of random tokens, for benchmarks: as full as can be, cut into documents of equal length."""
+"""Makes full rows of random tokens for benchmarks, divided into documents of equal length."""
 
 import datasets
 import numpy as np
@@ -12,13 +12,13 @@ FIRST_ORDINARY_ID = 3
 def random_rows(
     rows: int, length_tokens: int, vocabulary: int, documents_per_row: int = 1, seed: int = 0
 ) -> datasets.Dataset:
-    """Prepared rows as the prepare scripts write them.
+    """Makes rows of random tokens with the columns that the prepare scripts write.
 
     Args:
-        rows: how many.
-        length_tokens: of each.
-        vocabulary: ids are drawn from 3 up to it.
-        documents_per_row: must divide `length_tokens`.
+        rows: number of rows.
+        length_tokens: length of each row.
+        vocabulary: number of ids; they are drawn from 3 on.
+        documents_per_row: number of documents in each row; must divide `length_tokens`.
         seed: of the ids.
 
     Returns:

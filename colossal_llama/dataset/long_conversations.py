@@ -1,4 +1,4 @@
-"""Fits conversations that are longer than a row: whole turns are left out, or windows are made of them."""
+"""Fits long conversations into rows: by leaving out turns, or as overlapping windows."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -10,7 +10,16 @@ Encode = Callable[[Sequence[Message]], EncodedConversation]
 
 
 def truncated(messages: Sequence[Message], encode: Encode, max_length: int) -> tuple[EncodedConversation | None, int]:
-    """The conversation up to its last answer that fits, and how many turns were left out; None if no answer fits."""
+    """Truncates a conversation after its last answer that fits into a row.
+
+    Args:
+        messages: of the conversation.
+        encode: encodes a subset of them.
+        max_length: maximum length of a row in tokens.
+
+    Returns:
+        The encoded conversation and the number of turns left out; (None, 0) if no answer fits.
+    """
     ends = [number for number, message in enumerate(messages, 1) if message.role == "assistant"]
     encoded: dict[int, EncodedConversation] = {}
 
@@ -28,19 +37,24 @@ def truncated(messages: Sequence[Message], encode: Encode, max_length: int) -> t
 def windows(
     messages: Sequence[Message], encode: Encode, max_length: int
 ) -> tuple[list[EncodedConversation], list[int]]:
-    """Overlapping windows in which every answer that fits with its question is a target exactly once.
+    """Divides a conversation into overlapping windows in which every answer is a target once.
 
-    A window begins with a question, as early as its first new answer lets the context fill at most
-    half of the row, and goes on as far as the row does. Answers that an earlier window trained are
-    context.
+    A window begins with a question: the earliest for which the context and the first new answer
+    fill at most half of the row. It extends to the end of the row. Answers that are targets in an
+    earlier window are context.
 
         turns      h a h a h a h a h a          (a system message goes with every window)
         window 1   h A h A h A
-        window 2       h a h a h A h A          capital: a target
+        window 2       h a h a h A h A          (capital: a target)
+
+    Args:
+        messages: of the conversation.
+        encode: encodes a subset of them.
+        max_length: maximum length of a row in tokens.
 
     Returns:
-        The windows, and the numbers (among the answers, from 0) of those that do not fit even with
-            nothing but their question.
+        The windows, and the numbers (among the answers, from 0) of the answers that do not fit into
+            a row together with their question alone.
     """
     system = list(messages[:1]) if messages and messages[0].role == "system" else []
     turns = list(messages[len(system) :])
@@ -49,7 +63,7 @@ def windows(
         n for n, turn in enumerate(turns) if n == 0 or (turn.role == "human" and turns[n - 1].role == "assistant")
     ]
 
-    def part(start: int, end: int) -> EncodedConversation:
+    def window_of(start: int, end: int) -> EncodedConversation:
         return encode([*system, *turns[start:end]])
 
     found: list[EncodedConversation] = []
@@ -58,17 +72,19 @@ def windows(
     while following < len(answers):
         answer = answers[following]
         possible = [start for start in starts if start <= answer]
-        if len(part(possible[-1], answer + 1).input_ids) > max_length:
+        if len(window_of(possible[-1], answer + 1).input_ids) > max_length:
             too_long.append(following)
             following += 1
             continue
-        # the shorter the part, the later its start: count the starts, from the last on, whose part
-        # fills half a row at most
-        roomy = bisect_right(possible[::-1], max_length // 2, key=lambda start: len(part(start, answer + 1).input_ids))
+        # The later the start, the shorter the window: counts the starts, from the last on, whose
+        # window fills at most half a row.
+        roomy = bisect_right(
+            possible[::-1], max_length // 2, key=lambda start: len(window_of(start, answer + 1).input_ids)
+        )
         start = possible[-max(roomy, 1)]
         later = answers[following:]
-        fitting = bisect_right(later, max_length, key=lambda end: len(part(start, end + 1).input_ids))
-        window = part(start, later[fitting - 1] + 1)
+        fitting = bisect_right(later, max_length, key=lambda end: len(window_of(start, end + 1).input_ids))
+        window = window_of(start, later[fitting - 1] + 1)
         found.append(replace(window, target_spans=window.target_spans[-fitting:]))
         following += fitting
     return found, too_long

@@ -1,4 +1,4 @@
-"""Opening the parts that the prepare scripts wrote, memory-mapped, and what is known of them before a row is read."""
+"""Opens the parts that the prepare scripts wrote, memory-mapped, and reads their metadata."""
 
 import json
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 
 _FACTS = {"kind": str, "fingerprint": str, "tokens": int, "max_length": int}
-"""What part.json must say."""
+"""Required fields of part.json."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One prepared bucket (`arrow/part-0000i`)."""
+    """A part of a prepared data set (`arrow/part-0000i`)."""
 
     path: Path
     rows: datasets.Dataset
@@ -29,45 +29,55 @@ class Part:
     tokenizer_fingerprint: str | None
     tokens: int
     max_length: int
-    """No row of the part is longer (tokens)."""
+    """Maximum length of a row in tokens, as the part was prepared."""
     categories: tuple[str, ...]
 
     def row_lengths_tokens(self) -> np.ndarray:
-        """int64, shape (rows,): tokens of each row."""
+        """Lengths of all rows in tokens: int64 (rows,)."""
         column = self.rows.data.column("input_ids")
         return pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
 
-    def max_document_tokens(self, across_documents: bool) -> int:
-        """Tokens of the longest document, or of the longest row."""
-        if across_documents:
+    def max_document_tokens(self, cross_document_attention: bool) -> int:
+        """Length of the longest document; of the longest row where attention crosses documents."""
+        if cross_document_attention:
             return int(self.row_lengths_tokens().max(initial=0))
         lengths = pyarrow.compute.list_flatten(self.rows.data.column("document_lengths"))
         return pyarrow.compute.max(lengths).as_py() or 0
 
 
 def full_row_tokens(parts: Sequence[Part], max_length: int, packed_to_tokens: int | None) -> int:
-    """How long a full row in training is: what samples are packed to, else the longest row that there is, cut at `max_length`."""
+    """Length of a full row in training.
+
+    Args:
+        parts: of the run.
+        max_length: of the run, in tokens; no row is longer.
+        packed_to_tokens: row length that samples are packed to; None where they are not packed, and
+            the longest row of the data counts.
+    """
     return packed_to_tokens or min(max_length, max(int(part.row_lengths_tokens().max(initial=0)) for part in parts))
 
 
 def categories_of(parts: Sequence[Part]) -> tuple[str, ...]:
-    """The categories of all parts together, each once, in the order in which they are first named; none if some part names none."""
+    """Categories of all parts, each once, in order of first appearance.
+
+    Empty if any part has none.
+    """
     if not all(part.categories for part in parts):
         return ()
     return tuple(dict.fromkeys(name for part in parts for name in part.categories))
 
 
 def open_parts(paths: Sequence[str | Path], max_length: int, option: str = "--dataset") -> list[Part]:
-    """Opens prepared part directories, memory-mapped, whose rows have at most `max_length` tokens.
+    """Opens part directories, memory-mapped, and checks them.
 
     Args:
         paths: the directories.
-        max_length: the most tokens of a row.
-        option: by which the user gave them, for messages.
+        max_length: maximum length of a row in tokens.
+        option: that names the paths on the command line, for messages.
 
     Raises:
-        UserError: some are missing or are not what the prepare scripts write; all of them are
-            named.
+        UserError: parts are missing, damaged, not written by the prepare scripts, of longer rows or
+            of several kinds; every one of them is named.
     """
     parts, problems = [], []
     for path in map(Path, paths):
@@ -76,7 +86,7 @@ def open_parts(paths: Sequence[str | Path], max_length: int, option: str = "--da
         except UserError as error:
             problems += error.problems
     if not problems and not sum(len(part.rows) for part in parts):
-        problems.append(f"{option}: the parts hold no rows at all, so there is nothing to work with")
+        problems.append(f"{option}: the parts hold no rows")
     if not problems and len({part.kind for part in parts}) > 1:
         problems.append(f"{option} mixes pre-training and conversation parts: use one kind, then the other")
     if problems:
@@ -87,16 +97,15 @@ def open_parts(paths: Sequence[str | Path], max_length: int, option: str = "--da
 def _open_part(path: Path, max_length: int, option: str) -> Part:
     if reason := directory_problem(path):
         raise UserError(f"{option}: {path} {reason}")
-    note = path / "part.json"
-    if not note.is_file():
+    facts_path = path / "part.json"
+    if not facts_path.is_file():
         raise UserError(
             f"{option}: {path} is not a part written by prepare_pretrain_dataset.py or prepare_sft_dataset.py (no "
-            "part.json); "
-            "give the directories arrow/part-00000 and so on, one by one"
+            "part.json); give the directories arrow/part-00000 and so on, one by one"
         )
     try:
         rows = datasets.load_from_disk(str(path))
-        facts = json.loads(note.read_text(encoding="utf-8"))
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
     except Exception as error:  # pyarrow, datasets and json each raise their own on a damaged file
         raise UserError(f"{option}: {path} cannot be read: {error}") from error
     missing = {"input_ids", "labels", "document_lengths"} - set(rows.column_names)
@@ -107,15 +116,13 @@ def _open_part(path: Path, max_length: int, option: str) -> Part:
     ]
     if wrong:
         raise UserError(
-            f"{option}: {note} lacks {', '.join(wrong)}, or has something else under that name: it was changed or cut "
-            "off; copy the part "
-            "again, or prepare the data again"
+            f"{option}: {facts_path} lacks {', '.join(wrong)}, or has values of other types there: the file was "
+            "changed or truncated; copy the part again, or prepare the data again"
         )
     if facts["max_length"] > max_length:
         raise UserError(
             f"{option}: {path} was prepared for rows of up to {facts['max_length']} tokens, more than --max_length "
-            f"{max_length}: "
-            "raise --max_length, or prepare the data again with the shorter one"
+            f"{max_length}: raise --max_length, or prepare the data again with the shorter one"
         )
     categories: tuple[str, ...] = ()
     feature = rows.features.get("document_categories")
@@ -134,5 +141,5 @@ def _open_part(path: Path, max_length: int, option: str) -> Part:
 
 
 def data_fingerprint(parts: Sequence[Part]) -> str:
-    """SHA-256 over the parts' own fingerprints, in order: names the data of a run wherever the files lie."""
+    """SHA-256 over the parts' fingerprints, in order: identifies the data wherever they are."""
     return fingerprint_bytes(*(part.fingerprint.encode() for part in parts))

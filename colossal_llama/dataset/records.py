@@ -1,4 +1,4 @@
-"""Checked records: documents and conversations as people write them, and what is wrong with those that cannot be used."""
+"""Parses and checks input records: documents and conversations; names what is wrong with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,11 @@ class Conversation:
 
 
 class RecordError(Exception):
-    """A record that cannot be used: `reason` is one word for counting, the message is for people."""
+    """A record that cannot be used.
+
+    Attributes:
+        reason: one word, for counting.
+    """
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -38,7 +42,7 @@ class RecordError(Exception):
 
 
 def parse_row(row: bytes | dict) -> dict:
-    """The JSON object of a line; a parquet row is one already.
+    """Parses a line as a JSON object; a Parquet row is one already.
 
     Raises:
         RecordError: the line is not UTF-8, not JSON, or not an object.
@@ -60,7 +64,7 @@ def parse_row(row: bytes | dict) -> dict:
 
 
 def document_of(record: dict) -> Document:
-    """The checked pre-training document of a record.
+    """Checks a pre-training record.
 
     Raises:
         RecordError: a field is missing, null, not a string; the target or the category is empty.
@@ -77,16 +81,16 @@ ROLES = {"human": "human", "user": "human", "assistant": "assistant", "gpt": "as
 
 
 def conversation_of(record: dict) -> Conversation:
-    """The checked conversation of a record, in any of the forms people have.
+    """Checks a fine-tuning record, in any of the common formats.
 
         {"messages" or "conversations": [{"from" or "role": …, "content" or "value": …}, …]}
-        {"instruction": …, "input": …, "output": …}                            (alpaca)
+        {"instruction": …, "input": …, "output": …}                            (Alpaca)
 
-    Each may have a "category" and a "system" text, which may be empty.
+    Each may have a "category" and a "system" message, which may be empty.
 
     Raises:
-        RecordError: it has none of these forms, a message is empty or of an unknown role, or the
-            assistant never speaks.
+        RecordError: it has none of these formats, a message is empty or of an unknown role, or
+            there is no assistant message.
     """
     system = [Message("system", _string(record, "system"))] if record.get("system") not in (None, "") else []
     category = _string(record, "category") if record.get("category") is not None else DEFAULT_CATEGORY
@@ -111,7 +115,7 @@ def _messages(listed: Any, name: str) -> list[Message]:
         raise RecordError("wrong_type", f'"{name}" is {_kind(listed)}, a list is needed')
     messages = []
     for number, item in enumerate(listed, 1):
-        if isinstance(item, dict) and len(item) == 2:  # the common form, checked in a fifth of the time
+        if isinstance(item, dict) and len(item) == 2:  # the common format, checked in a fifth of the time
             role, content = item.get("from"), item.get("content")
             if isinstance(role, str) and isinstance(content, str) and role in ROLES:
                 messages.append(Message(ROLES[role], content))
@@ -151,14 +155,14 @@ def _check_messages(messages: Sequence[Message]) -> None:
 
 
 def _string(record: dict, name: str, where: str = "") -> str:
-    place = f'"{name}" of {where}' if where else f'"{name}"'
+    field = f'"{name}" of {where}' if where else f'"{name}"'
     if name not in record:
-        raise RecordError("missing_field", f"{place} is missing")
+        raise RecordError("missing_field", f"{field} is missing")
     value = record[name]
     if value is None:
-        raise RecordError("null_field", f"{place} is null, a string is needed")
+        raise RecordError("null_field", f"{field} is null, a string is needed")
     if not isinstance(value, str):
-        raise RecordError("wrong_type", f"{place} is {_kind(value)}, a string is needed")
+        raise RecordError("wrong_type", f"{field} is {_kind(value)}, a string is needed")
     return value
 
 

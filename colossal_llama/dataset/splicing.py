@@ -1,4 +1,7 @@
-"""Packs segments into rows: pure functions of their lengths."""
+"""Packs items into rows of limited length: pure functions of the items' lengths.
+
+Preparation packs segments of documents; training packs samples (conversations).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as lists of segment numbers, flat: row r is `segments[starts[r]:starts[r + 1]]`."""
+    """Rows as lists of item numbers, stored flat.
+
+    Attributes:
+        items: (items,) item numbers; row r is `items[starts[r]:starts[r + 1]]`.
+        starts: (rows + 1,) positions in `items`.
+    """
 
     items: np.ndarray
     starts: np.ndarray
@@ -17,35 +25,34 @@ class Rows:
         return len(self.starts) - 1
 
     def row(self, number: int) -> np.ndarray:
-        """The segment numbers of a row, in order."""
+        """Item numbers of a row, in order."""
         return self.items[self.starts[number] : self.starts[number + 1]]
 
 
 def splice_best_fit(lengths: Sequence[int] | np.ndarray, max_length: int) -> Rows:
-    """Best-fit-decreasing bin packing: the longest segment first, each into the fullest row that has room for it.
+    """Packs by best-fit decreasing: the longest item first, each into the fullest row with room.
 
-    Used for packing documents in "Fewer Truncations Improve Language Modeling" (arXiv 2404.10830).
+    "Fewer Truncations Improve Language Modeling" (arXiv 2404.10830) packs documents in this way.
 
         lengths 5 4 3 2 1 1, max_length 8   →   rows [5 3] [4 2 1 1]
 
     Args:
-        lengths: tokens of each segment, each in [1, max_length].
-        max_length: tokens a row can take.
+        lengths: (items,) lengths in tokens, each in [1, max_length].
+        max_length: maximum length of a row in tokens.
 
     Returns:
-        Rows in the order in which they were opened, segments in the order in which they were put
-            in. Every segment is in
-        exactly one row.
+        Rows in the order in which they were opened, with items in the order in which they were
+            added. Every item is in exactly one row.
     """
     lengths = _checked(lengths, max_length)
     order = np.argsort(-lengths, kind="stable")
     row_of = np.empty(len(lengths), np.int64)
     rows_with_room: list[list[int]] = [[] for _ in range(max_length + 1)]
-    # Bit r is set while some row has room for exactly r tokens: the best fit is the lowest bit from
-    # `length` on.
+    # Bit r is set while some row has room for exactly r tokens: the lowest set bit from `length` on
+    # is the best fit.
     rooms = 0
     opened = 0
-    for segment, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+    for item, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = rooms >> length
         if fitting:
             room = length + (fitting & -fitting).bit_length() - 1
@@ -55,7 +62,7 @@ def splice_best_fit(lengths: Sequence[int] | np.ndarray, max_length: int) -> Row
         else:
             room, row = max_length, opened
             opened += 1
-        row_of[segment] = row
+        row_of[item] = row
         left = room - length
         if left:
             rows_with_room[left].append(row)
@@ -65,7 +72,10 @@ def splice_best_fit(lengths: Sequence[int] | np.ndarray, max_length: int) -> Row
 
 
 def splice_greedy(lengths: Sequence[int] | np.ndarray, max_length: int) -> Rows:
-    """Keeps the order: a row takes segments until the next one does not fit, and no partial row is thrown away."""
+    """Packs in the given order: a row takes items until the next one does not fit.
+
+    Partly filled rows are kept.
+    """
     lengths = _checked(lengths, max_length)
     counts: list[int] = []
     filled = max_length
@@ -79,7 +89,7 @@ def splice_greedy(lengths: Sequence[int] | np.ndarray, max_length: int) -> Rows:
 
 
 def one_item_per_row(lengths: Sequence[int] | np.ndarray, max_length: int) -> Rows:
-    """No splicing: every segment is a row of its own."""
+    """Puts every item into a row of its own: no splicing."""
     lengths = _checked(lengths, max_length)
     return Rows(np.arange(len(lengths)), np.arange(len(lengths) + 1))
 
@@ -88,7 +98,7 @@ SPLICINGS = {"best_fit": splice_best_fit, "greedy": splice_greedy, "none": one_i
 
 
 def shuffle_rows(rows: Rows, seed: Sequence[int]) -> Rows:
-    """The rows in a random order that depends on the seed alone."""
+    """Permutes the rows at random; the order depends on the seed and the number of rows alone."""
     order = np.random.Generator(np.random.PCG64(list(seed))).permutation(len(rows))
     if not len(order):
         return rows
@@ -98,7 +108,7 @@ def shuffle_rows(rows: Rows, seed: Sequence[int]) -> Rows:
 def _checked(lengths: Sequence[int] | np.ndarray, max_length: int) -> np.ndarray:
     lengths = np.asarray(lengths, np.int64)
     if len(lengths) and (lengths.min() < 1 or lengths.max() > max_length):
-        raise ValueError(f"segments of {lengths.min()} to {lengths.max()} tokens do not fit rows of 1 to {max_length}")
+        raise ValueError(f"items of {lengths.min()} to {lengths.max()} tokens do not fit rows of 1 to {max_length}")
     return lengths
 
 

@@ -1,7 +1,7 @@
-"""Turns checked records into samples: ids with a mark on every target, cut into segments that fit a row.
+"""Tokenizes checked records into segments that fit a row, with a target flag on every token.
 
-Tokens travel as int32 in which bit 30 says "is a target", so that ids and labels are one array
-until they are written:
+Tokens are int32 whose bit 30 is the target flag, so that ids and labels are one array until they
+are written:
 
     BOS  source…  target…  EOS          one document
      .   . . . .  T T T T   T           bit 30
@@ -30,15 +30,17 @@ SEGMENT = np.dtype([("length_tokens", "<i4"), ("document", "<i4"), ("category", 
 
 @dataclass
 class TokenizedBatch:
-    """What a batch of records becomes.
+    """A batch of tokenized records.
 
     Attributes:
-        tokens: (total,) int32, marked ids of all segments, one after the other.
-        segments: (segments,) of dtype SEGMENT: length, number of the document in the batch, number of its category.
-        categories: the names that the category numbers stand for.
-        documents: how many records gave at least one segment; their numbers in `segments` are consecutive from 0.
-        statistics: by category name, counts of documents, characters, tokens in and out, targets, splits, and by reason
-            of what was cut (`cut_tokens.REASON`) and dropped (`dropped_documents.REASON`, `dropped_tokens.REASON`).
+        tokens: int32 (tokens,), flagged ids of all segments, one after the other.
+        segments: (segments,) of dtype SEGMENT: length, number of the document in the batch, number
+            of its category.
+        categories: names of the categories, by number.
+        documents: number of records with at least one segment; `segments` numbers them from 0.
+        statistics: by category name, counts of documents, characters, tokens in and out, targets,
+            splits, and by reason of what was cut (`cut_tokens.REASON`) and dropped
+            (`dropped_documents.REASON`, `dropped_tokens.REASON`).
     """
 
     tokens: np.ndarray
@@ -48,16 +50,16 @@ class TokenizedBatch:
     statistics: dict[str, Counter] = field(default_factory=dict)
 
 
-def labels_of(marked: np.ndarray) -> np.ndarray:
-    """The labels of marked tokens: the id of a target, -100 elsewhere; int32, not shifted."""
-    return np.where(marked & TARGET_BIT, marked & ID_MASK, np.int32(IGNORED_LABEL))
+def labels_of(flagged: np.ndarray) -> np.ndarray:
+    """Labels of flagged tokens: the id of a target, -100 elsewhere; int32, not shifted."""
+    return np.where(flagged & TARGET_BIT, flagged & ID_MASK, np.int32(IGNORED_LABEL))
 
 
 class _SegmentCollector:
-    """Gathers the segments of a batch and counts by category."""
+    """Collects the segments of a batch and counts by category."""
 
     def __init__(self) -> None:
-        self._pieces: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
         self._segments: list[tuple[int, int, int]] = []
         self._category_numbers: dict[str, int] = {}
         self._documents = 0
@@ -67,25 +69,25 @@ class _SegmentCollector:
         return self.statistics.setdefault(category, Counter())
 
     def add(self, category: str, segments: Sequence[np.ndarray]) -> None:
-        """Adds the segments of one document; its first tokens get no target mark, they have no context."""
+        """Adds a document's segments; their first tokens have no context and are no targets."""
         number = self._category_numbers.setdefault(category, len(self._category_numbers))
         for segment in segments:
             segment[0] &= ID_MASK
             self._segments.append((len(segment), self._documents, number))
-        self._pieces += segments
+        self._tokens += segments
         self._documents += 1
 
     def batch(self) -> TokenizedBatch:
-        tokens = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int32)
+        tokens = np.concatenate(self._tokens) if self._tokens else np.empty(0, np.int32)
         segments = np.array(self._segments, SEGMENT)
         return TokenizedBatch(tokens, segments, list(self._category_numbers), self._documents, self.statistics)
 
 
-# --------------------------------------------------------------------------------------------------- pre-training
+# ------------------------------------------------------------------------------------ pre-training
 
 
 class DocumentTokenizer:
-    """Pre-training documents to segments: BOS + source + target + EOS, cut where they exceed a row."""
+    """Tokenizes pre-training documents as BOS + source + target + EOS, split to fit rows."""
 
     def __init__(
         self,
@@ -101,9 +103,9 @@ class DocumentTokenizer:
         self._max_length, self._long_documents = max_length, long_documents
 
     def tokenize(self, documents: Sequence[Document]) -> TokenizedBatch:
-        """Tokenizes documents (see `TokenizedBatch`)."""
+        """Tokenizes documents into segments."""
         collector = _SegmentCollector()
-        tokens, ends, target_starts = self._marked_tokens(documents)
+        tokens, ends, target_starts = self._flagged_tokens(documents)
         starts = np.concatenate([[0], ends[:-1]])
         for document, start, end, target_start in zip(
             documents, starts.tolist(), ends.tolist(), target_starts.tolist(), strict=True
@@ -119,8 +121,8 @@ class DocumentTokenizer:
             counter["segments"] += len(segments)
         return _with_token_counts(collector.batch())
 
-    def _marked_tokens(self, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All documents as one marked array, the end of each in it and the start of each one's target."""
+    def _flagged_tokens(self, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Flagged tokens of all documents, the end of each, and the start of each target."""
         texts = [text for document in documents for text in (document.source, document.target)]
         beginnings = [flag for document in documents for flag in (True, not document.source)]
         ids, lengths = self._encoder.encode(texts, beginnings)
@@ -140,11 +142,10 @@ class DocumentTokenizer:
         return tokens, ends, target_starts
 
     def _fit(self, tokens: np.ndarray, target_start: int, counter: Counter) -> list[np.ndarray]:
-        """The segments of a document that is longer than a row.
+        """Splits or truncates a document that is longer than a row.
 
-        A source that would fill more than half of the first row, though the document does not fit,
-        loses its beginning: the target's first segment keeps the nearest context, and every segment
-        has targets.
+        A source that would fill more than half of the first row is cut at its beginning. So the
+        first segment keeps the context nearest to the target, and every segment has targets.
         """
         source_length, target_length = target_start - 1, len(tokens) - target_start
         kept_source = max(self._max_length - 1 - target_length, self._max_length // 2 - 1)
@@ -164,11 +165,11 @@ class DocumentTokenizer:
         return np.split(tokens, cuts)
 
 
-# ---------------------------------------------------------------------------------------------------- fine-tuning
+# ------------------------------------------------------------------------------------- fine-tuning
 
 
 class ConversationTokenizer:
-    """Conversations to samples, one a conversation, or one a window of a long one."""
+    """Tokenizes conversations into segments: one each, or one for each window of a long one."""
 
     def __init__(
         self,
@@ -181,7 +182,7 @@ class ConversationTokenizer:
         self._max_length, self._long_conversations = max_length, long_conversations
 
     def tokenize(self, conversations: Sequence[Conversation]) -> TokenizedBatch:
-        """Tokenizes conversations (see `TokenizedBatch`)."""
+        """Tokenizes conversations into segments."""
         collector = _SegmentCollector()
         batch = self._template.encode_batch([conversation.messages for conversation in conversations], self._encoder)
         tokens = batch.ids | np.where(batch.is_target, TARGET_BIT, np.int32(0))
@@ -194,23 +195,23 @@ class ConversationTokenizer:
                 continue
             counter["characters"] += sum(len(message.content) for message in conversation.messages)
             counter["tokens_in"] += end - start
-            samples = [tokens[start:end]]
+            segments = [tokens[start:end]]
             if end - start > self._max_length:
-                samples = self._fit(conversation.messages, batch, number, counter)
-            counter["segments"] += len(samples)
-            if samples:
-                collector.add(conversation.category, samples)
+                segments = self._fit(conversation.messages, batch, number, counter)
+            counter["segments"] += len(segments)
+            if segments:
+                collector.add(conversation.category, segments)
         return _with_token_counts(collector.batch())
 
     def _fit(self, messages: Sequence[Message], batch: EncodedBatch, number: int, counter: Counter) -> list[np.ndarray]:
-        """The samples of a conversation, number `number` of the batch, that is longer than a row."""
+        """Truncates a conversation that is longer than a row, or divides it into windows."""
         start, end = batch.range_of(number)
         encode = self._template.subset_encoder(messages, batch, number)
         if self._long_conversations == "window":
             found = self._windows(messages, encode, end - start, batch.target_spans(number), counter)
         else:
             found = self._truncated(messages, encode, end - start, counter)
-        return [_marked(sample) for sample in found]
+        return [_flagged(conversation) for conversation in found]
 
     def _truncated(
         self, messages: Sequence[Message], encode: Encode, length: int, counter: Counter
@@ -240,7 +241,7 @@ class ConversationTokenizer:
             counter["cut_answers.answer_too_long"] += len(too_long)
             counter["cut_tokens.answer_too_long"] += cut
         surplus = sum(len(window.input_ids) for window in found) + cut - length
-        counter["repeated_tokens"] += max(surplus, 0)  # context and openings that stand in several windows
+        counter["repeated_tokens"] += max(surplus, 0)  # context and prefixes that are in several windows
         counter["cut_tokens.turns_without_a_fitting_answer"] += max(-surplus, 0)
         counter["documents_split"] += len(found) > 1
         return found
@@ -251,15 +252,15 @@ class ConversationTokenizer:
         return []
 
 
-def _marked(sample: EncodedConversation) -> np.ndarray:
-    tokens = np.array(sample.input_ids, np.int32)
-    for start, end in sample.target_spans:
+def _flagged(conversation: EncodedConversation) -> np.ndarray:
+    tokens = np.array(conversation.input_ids, np.int32)
+    for start, end in conversation.target_spans:
         tokens[start:end] |= TARGET_BIT
     return tokens
 
 
 def _with_token_counts(samples: TokenizedBatch) -> TokenizedBatch:
-    """Adds the tokens and targets that came out, by category."""
+    """Adds the numbers of output tokens and targets to the statistics."""
     ends = np.cumsum(samples.segments["length_tokens"], dtype=np.int64)
     targets = np.concatenate([[0], np.cumsum((samples.tokens & TARGET_BIT) != 0)])
     targets_of_segment = targets[ends] - targets[ends - samples.segments["length_tokens"]]

@@ -1,4 +1,4 @@
-"""The plan of an epoch: every sample once, rows that fit, buckets in order, the same plan again for a resumed run."""
+"""The plan of an epoch: every sample once, rows that fit, buckets in order, the same when resumed."""
 
 import itertools
 
@@ -6,28 +6,28 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.epoch_plan import fill_ratio, plan_epoch, row_order
+from colossal_llama.dataset.epoch_plan import fill_ratio, plan_epoch, sample_order
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=5)
 
 
 @given(sizes, st.integers(0, 5), st.integers(0, 3), st.sampled_from(["bucket", "global", "none"]))
 def test_an_epoch_visits_every_row_once(part_sizes, seed, epoch, shuffle):
-    order = row_order(part_sizes, seed, epoch, shuffle)
+    order = sample_order(part_sizes, seed, epoch, shuffle)
     assert sorted(order) == list(range(sum(part_sizes)))
-    assert (order == row_order(part_sizes, seed, epoch, shuffle)).all()
+    assert (order == sample_order(part_sizes, seed, epoch, shuffle)).all()
 
 
 @given(sizes, st.integers(0, 5), st.integers(0, 3))
 def test_buckets_follow_each_other_in_order(part_sizes, seed, epoch):
-    order = row_order(part_sizes, seed, epoch, "bucket")
+    order = sample_order(part_sizes, seed, epoch, "bucket")
     bounds = np.cumsum([0, *part_sizes])
     for begin, end in itertools.pairwise(bounds):
         assert set(order[begin:end]) == set(range(begin, end))
 
 
 def test_epochs_and_seeds_shuffle_differently():
-    orders = {tuple(row_order([50, 50], seed, epoch)) for seed in range(2) for epoch in range(2)}
+    orders = {tuple(sample_order([50, 50], seed, epoch)) for seed in range(2) for epoch in range(2)}
     assert len(orders) == 4
 
 

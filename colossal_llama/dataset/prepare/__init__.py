@@ -1,1 +1,1 @@
-"""Preparation: from raw files to bucketed parts on disk."""
+"""Preparation of data sets: from raw files to parts on disk."""

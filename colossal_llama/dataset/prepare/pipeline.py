@@ -70,8 +70,8 @@ def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) ->
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"the disk of {arguments.output_dir} is full: free some space and run the same command again; "
-            "finished parts are intact and will be kept"
+            f"the disk of {arguments.output_dir} is full: free some space and run the same command again; finished "
+            "parts are intact and will be kept"
         ) from error
 
 
@@ -140,8 +140,7 @@ def _left_to_others(what: str, facts: Sequence[dict | None]) -> bool:
     if missing:
         log_rank_zero(
             f"{missing} of {len(facts)} {what} are left to the other shards. When their jobs have ended, run this "
-            "command "
-            "again, or the command without --num_shards and --shard_index, which does what is left."
+            "command again, or the command without --num_shards and --shard_index, which does what is left."
         )
     return bool(missing)
 

@@ -30,8 +30,7 @@ def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
     return [
         *messages,
         f"{count} bad record{'s' if len(bad) > 1 else ''}, so that no part was written. Correct them, or pass them "
-        "over with "
-        "--on_bad_record skip, which counts them by reason and lists them in rejected.jsonl.",
+        "over with --on_bad_record skip, which counts them by reason and lists them in rejected.jsonl.",
     ]
 
 
