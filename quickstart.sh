@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # From nothing to a LLaMA that was expanded, continued, fine-tuned and answers, on the small example in examples/.
 #
-#   bash quickstart.sh [WORK_DIR]     everything made goes under WORK_DIR, by default quickstart_output/ beside this script
+#   bash quickstart.sh [WORK_DIR]     WORK_DIR gets all output; by default quickstart_output/ next to this script
 #
 # Takes at most five minutes on two cores after the installation, and uses the GPUs when there are any. A run that was
-# interrupted goes on where it stopped. The environment is made by setup_environment.sh in .venv, or in
+# interrupted is resumed where it stopped. The environment is created by setup_environment.sh in .venv, or in
 # $COLOSSAL_LLAMA_VENV; COLOSSAL_LLAMA_PYTHON names an interpreter that has everything already.
 set -euo pipefail
 
@@ -35,7 +35,7 @@ set_up() {
     fi
 }
 
-# WORK_DIR is new, empty, or a quick start's that was made by these scripts from these texts.
+# WORK_DIR is new, empty, or that of an earlier quick start with the same scripts and texts.
 open_work_directory() {
     work=${1:-$project/quickstart_output}
     [[ ! -e $work || -d $work ]] || fail "$work is a file: name a directory"
@@ -43,9 +43,9 @@ open_work_directory() {
     version=$(cd "$project" && cat quickstart.sh examples/*.* examples/*/* | "$python" -c \
         'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
     if [[ -d $work && -n $(ls -A "$work") ]]; then
-        [[ -f $work/.quickstart ]] || fail "$work holds other things: name a new directory, bash quickstart.sh WORK_DIR"
+        [[ -f $work/.quickstart ]] || fail "$work contains other files: name a new directory, bash quickstart.sh WORK_DIR"
         [[ $(cat "$work/.quickstart") == "$version" ]] ||
-            fail "$work was made by another version of the quick start: delete it, or name another directory"
+            fail "$work belongs to another version of the quick start: delete it, or name another directory"
     fi
     mkdir -p "$work"
     work=$(cd "$work" && pwd)
@@ -57,14 +57,14 @@ choose_devices() {
     local gpus
     gpus=$("$python" -c 'import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)')
     if ((gpus)); then
-        processes=$gpus precision=bf16 device=cuda:0 place="$gpus GPU(s)"
+        processes=$gpus precision=bf16 device=cuda:0 devices="$gpus GPU(s)"
     else
-        processes=2 precision=fp32 device=cpu place="2 processes on the CPU"
+        processes=2 precision=fp32 device=cpu devices="2 processes on the CPU"
         export OMP_NUM_THREADS=1 # a thread each
     fi
 }
 
-# step NAME TITLE OUTPUT COMMAND…: runs a command once; OUTPUT is what it makes, removed first if an earlier try left a part.
+# step NAME TITLE OUTPUT COMMAND…: runs a command once; OUTPUT is its output, deleted first if an interrupted run left it.
 step() {
     local name=$1 title=$2 output=$work/$3 start=$SECONDS
     shift 3
@@ -78,7 +78,7 @@ step() {
     if ! "$@" >"$work/logs/$name.log" 2>&1 </dev/null; then
         echo "the last lines of $work/logs/$name.log:" >&2
         tr '\r' '\n' <"$work/logs/$name.log" | tail -n 30 >&2
-        fail "step $number ($title) failed; once the reason is gone, run this command again: it goes on from here"
+        fail "step $number ($title) failed; solve the problem and run this command again: it resumes with this step"
     fi
     touch "$work/.done/$name"
     printf '%2d  %-64s  %3d s\n' "$number" "$title" $((SECONDS - start))
@@ -114,9 +114,9 @@ main() {
     open_work_directory "$@"
     cd "$project"
     choose_devices
-    echo "quick start in $work, $place"
+    echo "quick start in $work, $devices"
 
-    step base_model "make a tiny base model that knows a little English" base_model \
+    step base_model "train a tiny base model on a little English" base_model \
         "$python" examples/make_base_model.py --output_dir "$work/base_model"
     step learn "learn which Chinese pieces are worth adding" pieces \
         "$python" colossal_llama/tokenizer/learn_pieces.py --source_tokenizer_dir "$work/base_model" \
@@ -128,10 +128,10 @@ main() {
         "$python" colossal_llama/tokenizer/report.py --tokenizers before="$work/base_model" after="$work/tokenizer" \
         --data_input_dirs examples/pretrain --output_file "$work/compression.json"
     report compression "$work/compression.json"
-    step initialise "give the model rows for the new pieces" model \
+    step initialise "initialise the embeddings of the new pieces" model \
         "$python" colossal_llama/model/init_model.py --source_model_and_tokenizer_path "$work/base_model" \
         --target_tokenizer_path "$work/tokenizer" --target_model_path "$work/model"
-    step prepare_pretrain "prepare the texts: tokenize, splice, put in buckets" data_pretrain \
+    step prepare_pretrain "prepare the texts: tokenize, pack, write parts" data_pretrain \
         "$python" prepare_pretrain_dataset.py --data_input_dirs examples/pretrain --tokenizer_dir "$work/model" \
         --data_output_dirs "$work/data_pretrain" --max_length $max_length --num_spliced_dataset_bins 4
     step pretrain "continue the pre-training: $pretrain_epochs epochs, zero2" pretrain \
@@ -144,22 +144,22 @@ main() {
         train sft data_sft $sft_epochs $sft_lr $conversations_per_step \
         --load_checkpoint "$work/pretrain/checkpoints/modelling"
     report loss "$work/sft/tensorboard"
-    step plot "draw the losses by step and by tokens" loss.png \
+    step plot "plot the losses by step and by tokens" loss.png \
         "$python" colossal_llama/training/plot_training.py "$work/pretrain/tensorboard" "$work/sft/tensorboard" \
         --labels pre-training fine-tuning --output "$work/loss.png"
-    step ask "ask it every question of the example" answers.jsonl ask
+    step ask "generate an answer to every question of the example" answers.jsonl ask
     report answers "$work/answers.jsonl"
 
     cat <<SUMMARY
 
 done after $SECONDS s (installation not counted); in $work:
   base_model/ tokenizer/ model/    the base model, the expanded tokenizer, the expanded model
-  pieces/ compression.json         the pieces it was expanded by, and what they save
+  pieces/ compression.json         the added pieces, and the compression before and after
   data_pretrain/ data_sft/         prepared parts (arrow/, jsonl/) with their manifest.json
   pretrain/ sft/                   config.json, tensorboard/ (also metrics.jsonl), checkpoints/modelling/ (the model)
   loss.png                         the losses by step and by tokens
-  answers.jsonl                    what it answers to every question of examples/sft
-  logs/                            what every step printed
+  answers.jsonl                    its answers to the questions of examples/sft
+  logs/                            the output of every step
 Ask it yourself: $python inference_example.py --model_path $work/sft/checkpoints/modelling \\
     --prompt_style sft --do_sample False --input_txt '谁是云桥镇的铁匠？'
 SUMMARY

@@ -3,11 +3,11 @@
 #
 #   bash run_tests.sh [PYTEST ARGUMENTS]     for instance: bash run_tests.sh -k tokenizer
 #
-# Two files of tests run at a time, as much of the time is starts and waits; `-n 0` runs one test after the other, which
-# is also what happens where there are GPUs, whose memory and time the tests measure.
+# Two test files run at a time, since much of the time is start-up and waiting; `-n 0` runs one test after the other. So
+# do hosts with GPUs, whose memory and time the tests measure.
 #
-# The environment is made by setup_environment.sh in .venv, or in $COLOSSAL_LLAMA_VENV. COLOSSAL_LLAMA_PYTHON names an
-# interpreter that has everything already (a cluster's image, say); nothing is installed then.
+# The environment is created by setup_environment.sh in .venv, or in $COLOSSAL_LLAMA_VENV. COLOSSAL_LLAMA_PYTHON names an
+# interpreter that has everything already (that of a cluster's image, for instance); nothing is installed then.
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -22,7 +22,7 @@ else
 fi
 cd "$project"
 
-# tests/support/hosts.py starts real sshds; what is fetched for that lies beside the environment.
+# tests/support/hosts.py starts real sshds; the sshd that is fetched for that is next to the environment.
 if [[ -z ${COLOSSAL_LLAMA_SSHD:-} ]]; then
     COLOSSAL_LLAMA_SSHD=$(bash tests/fetch_sshd.sh "${venv:-${TMPDIR:-/tmp}/colossal-llama-$UID}/sshd")
     export COLOSSAL_LLAMA_SSHD

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes the virtual environment in which everything here runs.
+# Creates the virtual environment of the project.
 #
-#   bash setup_environment.sh [VENV]     VENV: the environment's directory, by default .venv beside this script
+#   bash setup_environment.sh [VENV]     VENV: the environment's directory, by default .venv next to this script
 #   PYTHON=/path/to/python bash setup_environment.sh     chooses the interpreter (3.11 or 3.12)
 #
-# Installs requirements.txt, then requirements-engine.txt without its dependencies, checks the result, and notes in the
-# environment what it installed: a second run finds it done in a blink, changed requirements are installed, and a run that
-# was interrupted is repaired by the next. pip's own settings (PIP_INDEX_URL and the like) apply as always.
+# Installs requirements.txt, then requirements-engine.txt without its dependencies, checks the result, and records in the
+# environment what it installed: a second run returns at once, changed requirements are installed, and an interrupted
+# run is repaired by the next. pip's own settings (PIP_INDEX_URL and the like) apply as always.
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -26,7 +26,7 @@ python=$venv/bin/python
 stamp=$venv/.setup-complete     # what was installed; written last
 unfinished=$venv/.setup-started # there from the first change to the last: an interrupted run leaves it behind
 
-# The fingerprint of what the environment must hold: both files and the interpreter's version.
+# The fingerprint of the contents that the environment must have: both files and the interpreter's version.
 fingerprint() {
     "$python" - "$project/requirements.txt" "$project/requirements-engine.txt" <<'PYTHON'
 import hashlib, sys
@@ -66,13 +66,13 @@ make_environment() {
         fail "$venv is a file: name another directory for the environment"
     fi
     if [[ -d $venv && ! -e $unfinished && ! -f $venv/pyvenv.cfg && -n $(ls -A "$venv") ]]; then
-        fail "$venv holds something else than a virtual environment: name another directory, or empty it"
+        fail "$venv is not empty and not a virtual environment: name another directory, or empty it"
     fi
     if [[ -f $venv/pyvenv.cfg ]] && "$python" -c '' 2>/dev/null; then
-        suits "$python" || fail "$venv was made with $("$python" --version 2>&1), and 3.11 or 3.12 is needed:" \
+        suits "$python" || fail "$venv was created with $("$python" --version 2>&1), and 3.11 or 3.12 is needed:" \
             "delete it or name another directory"
         touch "$unfinished"
-    else # absent, half-made, or made with an interpreter that is gone
+    else # absent, incomplete, or with an interpreter that no longer exists
         local interpreter
         interpreter=$(find_interpreter)
         mkdir -p "$venv"
@@ -84,8 +84,8 @@ make_environment() {
 }
 
 # An interrupted pip leaves packages half-copied, and takes them for installed the next time. Every package whose own list
-# of files (RECORD, written last) is missing or does not match the disk is struck off, so that pip installs it again.
-strike_off_broken_packages() {
+# of files (RECORD, written last) is missing or does not match the disk is removed, so that pip installs it again.
+remove_broken_packages() {
     "$python" - <<'PYTHON'
 import csv, pathlib, shutil, sysconfig
 
@@ -107,7 +107,7 @@ for info in site.glob("*.dist-info"):
 PYTHON
 }
 
-# The project runs with torch 2.11 to 2.13: one that is there already (your CUDA build, say) stays; prints its version.
+# The project runs with torch 2.11 to 2.13: one that is installed already (your CUDA build, for instance) is kept; prints its version.
 torch_to_keep() {
     "$python" - <<'PYTHON'
 from importlib.metadata import PackageNotFoundError, version
@@ -127,7 +127,7 @@ install() {
     kept=$(torch_to_keep)
     pinned=$(sed -n 's/^torch==//p' "$project/requirements.txt")
     if [[ -n $kept && ${kept%%+*} != "$pinned" ]]; then
-        echo "keeping torch $kept, which is there already and suits (a fresh environment gets $pinned)"
+        echo "keeping torch $kept, which is installed already and supported (a fresh environment gets $pinned)"
         sed "s/^torch==.*/torch==$kept/" "$project/requirements.txt" >"$requirements"
     else
         cp "$project/requirements.txt" "$requirements"
@@ -135,7 +135,8 @@ install() {
     "$python" -m pip install --quiet --no-compile --requirement "$requirements"
     "$python" -m pip install --quiet --no-compile --no-deps --requirement "$project/requirements-engine.txt"
     rm "$requirements"
-    # On all cores, which pip does not, and without what nobody imports: 25 s of processor time, where all would be 39.
+    # Compiles on all cores, which pip does not, and leaves out modules that are never imported: 25 s of processor time
+    # instead of 39.
     local site
     site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     "$python" -W ignore -m compileall -q -q -j 0 -x '/tests?/|/transformers/models/(?!llama|auto)' "$site" || true
@@ -175,7 +176,7 @@ main() {
         fi
     fi
     touch "$unfinished"
-    strike_off_broken_packages
+    remove_broken_packages
     echo "installing the requirements into $venv (some minutes; 2.8 GB, with a CUDA build of torch 5.6 GB)"
     install
     check

@@ -21,7 +21,7 @@ NPROC_PER_NODE="${NPROC_PER_NODE:-8}"
 HOSTFILE="${HOSTFILE:-hostfile}"
 PLUGIN="${PLUGIN:-zero2}"
 
-# Parts given as arguments take the place of the list above.
+# Parts given as arguments replace the list above.
 if [[ $# -gt 0 ]]; then
     dataset=("$@")
 fi
@@ -40,7 +40,7 @@ if [[ -z ${CUDA_VISIBLE_DEVICES:-} ]]; then
     export CUDA_VISIBLE_DEVICES="\$(bash colossal_llama/cluster/least_used_gpus.sh $NPROC_PER_NODE)"
 fi
 
-# A run that was stopped goes on under its own name: FULL_PROJECT_NAME=sft-2026-01-31-12-00-00 bash train_sft.example.sh …
+# To resume a run that was stopped, give its name: FULL_PROJECT_NAME=sft-2026-01-31-12-00-00 bash train_sft.example.sh …
 FULL_PROJECT_NAME="${FULL_PROJECT_NAME:-${PROJECT_NAME}-$(date +%Y-%m-%d-%H-%M-%S)}"
 SAVE_DIR="${PARENT_SAVE_DIR}/${FULL_PROJECT_NAME}"
 mkdir -p "$SAVE_DIR" "$PARENT_TENSORBOARD_DIR" "$PARENT_CONFIG_FILE"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Signals the ranks of one launch on this host and prints their process ids: bash signal_ranks.sh LAUNCH SIGNAL (0: only prints).
 #
-# The environment of each rank has LAUNCH as COLOSSAL_LLAMA_LAUNCH and torchrun's LOCAL_RANK. What a rank has forked has a rank as parent.
+# The environment of each rank has LAUNCH as COLOSSAL_LLAMA_LAUNCH and torchrun's LOCAL_RANK. The children of a
+# rank have these variables, too, and a rank as parent: they get no signal.
 set -uo pipefail
 
 launch=$1 signal=$2

@@ -139,7 +139,7 @@ def decodable_text(given: str) -> str:
     """
     if not is_decodable(given):
         raise argparse.ArgumentTypeError(
-            f"{given!r} holds bytes that are not {sys.getfilesystemencoding()}: convert it"
+            f"{given!r} contains bytes that are not {sys.getfilesystemencoding()}: convert it"
         )
     return given
 

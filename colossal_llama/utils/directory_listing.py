@@ -29,5 +29,5 @@ def list_files(directory: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], 
             if path.is_file():
                 files.append(path)
             elif path.is_symlink():
-                problems.append(f"{path} is a link to {path.readlink()}, which is not there: is a file system missing?")
+                problems.append(f"{path} is a link to {path.readlink()}, which does not exist: is a file system not mounted?")
     return sorted(files), problems

@@ -99,7 +99,7 @@ def test_linked_directories_are_read_once_and_links_to_nothing_are_named(tmp_pat
     files = find_input_files([corpus], tmp_path / "out")
     assert [file.name for file in files] == ["corpus/linked/y.jsonl", "corpus/own/x.jsonl"]
     (corpus / "z.jsonl").symlink_to(tmp_path / "not_mounted" / "z.jsonl")
-    with pytest.raises(UserError, match=r"z\.jsonl is a link to .*not_mounted/z\.jsonl, which is not there"):
+    with pytest.raises(UserError, match=r"z\.jsonl is a link to .*not_mounted/z\.jsonl, which does not exist"):
         find_input_files([corpus], tmp_path / "out")
 
 

@@ -150,7 +150,7 @@ def test_a_signal_reaches_ranks_on_another_host_than_the_template_s(cluster, pro
     script.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, output + errors
-    assert "passed on to the ranks of node-2" in errors
+    assert "forwarded to the ranks of node-2" in errors
     assert "saved" in output
     assert "node-2: success" in output
 

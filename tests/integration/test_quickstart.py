@@ -55,7 +55,7 @@ def test_quick_start_refuses_directories_that_are_not_its_own(project_root: Path
     (tmp_path / "mine.txt").write_text("mine")
     refused = quick_start(project_root, sys.executable, tmp_path)
     assert refused.returncode == 2
-    assert f"{tmp_path} holds other things" in refused.stderr
+    assert f"{tmp_path} contains other files" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
     refused = quick_start(project_root, sys.executable, tmp_path / "mine.txt")

@@ -63,7 +63,7 @@ def test_bytes_that_are_no_text_are_refused(project_root):
         b"hi \xff".decode("utf-8", "surrogateescape"),
     )
     assert done.returncode == 2
-    assert "argument --input_txt: 'hi \\udcff' holds bytes that are not utf-8: convert it" in done.stderr.decode()
+    assert "argument --input_txt: 'hi \\udcff' contains bytes that are not utf-8: convert it" in done.stderr.decode()
 
 
 @pytest.mark.parametrize("script", ["train.py", "inference_example.py"])
