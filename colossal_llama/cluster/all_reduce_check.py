@@ -12,15 +12,16 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import torch
-import torch.distributed as dist
-
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.errors import run_main
+
+if TYPE_CHECKING:
+    import torch
 
 _ROUNDS = 5
 
@@ -36,6 +37,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     parser.finish()
+    import torch
+    import torch.distributed as dist
+
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -46,7 +50,7 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-def timed_all_reduce(size_bytes: int, device: torch.device) -> dict[str, float | int | str]:
+def timed_all_reduce(size_bytes: int, device: "torch.device") -> dict[str, float | int | str]:
     """Times all-reduces of a float32 tensor, after a first one that opens the connections.
 
     Args:
@@ -59,6 +63,9 @@ def timed_all_reduce(size_bytes: int, device: torch.device) -> dict[str, float |
     Raises:
         RuntimeError: the sum is wrong.
     """
+    import torch
+    import torch.distributed as dist
+
     world, seconds = dist.get_world_size(), []
     for _ in range(_ROUNDS + 1):
         tensor = torch.full((size_bytes // 4,), float(dist.get_rank() + 1), dtype=torch.float32, device=device)

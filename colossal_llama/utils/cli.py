@@ -74,7 +74,7 @@ class CollectingArgumentParser(argparse.ArgumentParser):
         raise InvalidArguments(self._problems)
 
     def error(self, message: str) -> NoReturn:
-        """Ends parsing: argparse calls it for what it cannot parse beyond.
+        """Reports an error that ends the parsing; argparse calls this method.
 
         Raises:
             InvalidArguments: always.

@@ -29,5 +29,7 @@ def list_files(directory: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], 
             if path.is_file():
                 files.append(path)
             elif path.is_symlink():
-                problems.append(f"{path} is a link to {path.readlink()}, which does not exist: is a file system not mounted?")
+                problems.append(
+                    f"{path} is a link to {path.readlink()}, which does not exist: is a file system not mounted?"
+                )
     return sorted(files), problems
