@@ -1,5 +1,6 @@
-"""Gives a model the rows of an expanded tokenizer: each new row is the mean of the rows of the token's former pieces.
+"""Initialises the embedding rows of an expanded tokenizer's new tokens by means of existing rows.
 
+A new row is the mean of the rows of the pieces into which the source tokenizer splits the token.
 Weight files are rewritten one by one, tensor by tensor: the model is never loaded, and no GPU is
 needed.
 """
@@ -29,16 +30,18 @@ _MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pyt
 
 
 def main() -> None:
-    """Parse, plan, write, report, and evaluate if asked."""
+    """Plans, writes and reports the initialisation, and evaluates it under --eval_file."""
     arguments = parse_arguments()
     started = time.monotonic()
     if arguments.eval_file is None:
-        os.environ.setdefault("USE_TORCH", "0")  # transformers then opens tokenizers without torch: 180 MB less
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # and does not complain that there is none
+        os.environ.setdefault("USE_TORCH", "0")  # transformers then loads tokenizers without torch: 180 MB less
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # and does not warn that torch is missing
     from colossal_llama.model.expansion.resize_embeddings import create_model, plan_expansion
     from colossal_llama.utils.atomic_io import write_json
 
-    documents = _evaluation_documents(arguments)  # read first: a mistake in it should not wait for the weights
+    documents = _evaluation_documents(
+        arguments
+    )  # read first, so that an error in it is reported before the weights are written
     plan = plan_expansion(arguments.source_model_and_tokenizer_path, arguments.target_tokenizer_path)
     report = create_model(plan, arguments.init_method, arguments.target_model_path)
     report["seconds"] = round(time.monotonic() - started, 2)
@@ -51,7 +54,7 @@ def main() -> None:
 
 
 def parse_arguments() -> Namespace:
-    """The command line, checked; imports nothing heavy."""
+    """Parses and checks the command line; imports nothing heavy."""
     parser = CollectingArgumentParser(description=__doc__.splitlines()[0])
     files = parser.add_argument_group("directories")
     files.add_argument(
@@ -67,7 +70,7 @@ def parse_arguments() -> Namespace:
         "--target_model_path",
         type=creatable_directory,
         required=True,
-        help="where the new model goes: a new directory, or the target tokenizer's own, which is completed to a model",
+        help="output: a new directory, or the target tokenizer's own, which then holds model and tokenizer",
     )
     method = parser.add_argument_group("initialisation")
     method.add_argument(
@@ -76,18 +79,18 @@ def parse_arguments() -> Namespace:
         default="mean",
         help="norm_matched_mean rescales each mean to the average norm of its constituents: averaging shortens vectors",
     )
-    evaluation = parser.add_argument_group("evaluation (this loads the whole model, on a GPU if there is one)")
+    evaluation = parser.add_argument_group("evaluation (loads the whole model, on a GPU if there is one)")
     evaluation.add_argument(
         "--eval_file",
         type=existing_file,
-        help='text, or .jsonl with "text" or "source" and "target": prints the loss per byte on it of the source '
-        "model, of the new one, and of the new one with two kinds of random rows",
+        help='text, or .jsonl with "text" or "source" and "target": reports the loss per byte on it of the source '
+        "model, of the new model, and of two random initialisations of its new rows",
     )
     evaluation.add_argument(
         "--eval_bytes",
         type=number_in_range(int, minimum=1),
         default=100_000,
-        help="bytes of the file's beginning to evaluate on",
+        help="evaluate on this many bytes from the beginning of the file",
     )
     arguments = parser.parse_args()
     _check_target(parser, arguments)
@@ -98,7 +101,7 @@ def parse_arguments() -> Namespace:
 def _check_target(parser: CollectingArgumentParser, arguments: Namespace) -> None:
     target = arguments.target_model_path
     if target is None or arguments.target_tokenizer_path is None or not target.exists():
-        return  # argparse has noted what is missing
+        return  # argparse has reported the missing argument
     if target.resolve() != arguments.target_tokenizer_path.resolve():
         parser.problem(
             f"--target_model_path {target} exists already: give a new directory, or the target tokenizer's own"
@@ -107,8 +110,8 @@ def _check_target(parser: CollectingArgumentParser, arguments: Namespace) -> Non
     present = sorted(path.name for pattern in _MODEL_FILES for path in target.glob(pattern))
     if present:
         parser.problem(
-            f"--target_model_path {target} already holds a model, or what an interrupted run left of "
-            f"one ({', '.join(present)}): give another directory, or remove these files"
+            f"--target_model_path {target} already holds a model, or files of an interrupted "
+            f"run ({', '.join(present)}): give another directory, or remove these files"
         )
 
 
@@ -121,16 +124,16 @@ def _evaluation_documents(arguments: Namespace) -> list[str]:
 
 
 def peak_memory_bytes() -> int:
-    """The greatest resident memory of this process so far.
+    """Returns the peak resident memory of this process so far.
 
-    Linux's ru_maxrss will not do: it starts at the memory of the process that started this one
-    (getrusage(2), execve(2)).
+    Linux's ru_maxrss is not used: it starts at the memory of the parent process (getrusage(2),
+    execve(2)).
     """
     return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def print_summary(report: dict[str, Any], directory: Path) -> None:
-    """Prints what was done."""
+    """Prints the report in sentences."""
     rows = report["rows"]
     parts = [f"{rows['kept']:,} kept", f"{rows['new']:,} new"]
     if rows["padding"]:
@@ -138,7 +141,7 @@ def print_summary(report: dict[str, Any], directory: Path) -> None:
     log_rank_zero(f"{rows['total']:,} rows: {', '.join(parts)}; {', '.join(report['matrices'])}; {report['dtype']}")
     if rows["dropped_source_padding"]:
         log_rank_zero(
-            f"{rows['dropped_source_padding']:,} rows of the source beyond its tokenizer are not vocabulary: dropped"
+            f"{rows['dropped_source_padding']:,} padding rows of the source (beyond its tokenizer) are dropped"
         )
     if rows["new_without_constituents"]:
         log_rank_zero(
@@ -160,7 +163,7 @@ def print_summary(report: dict[str, Any], directory: Path) -> None:
 
 
 def evaluate(plan: Any, directory: Path, documents: list[str]) -> dict[str, Any]:
-    """Prints the loss per byte of the source model, of the new one, and of the new one with two kinds of random rows."""
+    """Prints the losses per byte of source, new and randomly initialised models; returns them."""
     from dataclasses import asdict
 
     from colossal_llama.model.expansion.text_loss import compare_initialisations

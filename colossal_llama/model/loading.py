@@ -1,4 +1,4 @@
-"""Opens a LLaMA."""
+"""Loading of LLaMA models and their configurations."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ def load_config(path: str | Path) -> PretrainedConfig:
     """Reads a model directory's config.json.
 
     Raises:
-        UserError: there is none, or it is not a LLaMA's.
+        UserError: it does not exist, cannot be read, or is not a LLaMA's.
     """
     if not Path(path).is_dir():
         raise UserError(f"model directory {path} does not exist")
@@ -34,17 +34,19 @@ def load_model(
     attention: str,
     device: torch.device,
 ) -> LlamaForCausalLM:
-    """Loads the weights of a model directory (safetensors, or .bin files, of which PyTorch unpickles tensors and nothing else).
+    """Loads a model directory's weights.
+
+    They are safetensors or .bin files; of the latter PyTorch unpickles tensors only.
 
     Args:
         path: directory in Hugging Face format.
         dtype: of the parameters.
-        attention: name of a registered attention function (colossal_llama.model.attention.varlen).
-        device: where the parameters are put, tensor by tensor, so that the host never holds them
+        attention: name of a registered attention function (model.attention.varlen).
+        device: where the parameters are loaded, tensor by tensor, so that the host never holds them
             all.
 
     Raises:
-        UserError: files are missing or damaged, or do not fit the configuration.
+        UserError: files are missing or damaged, or do not match the configuration.
     """
     config = load_config(path)
     config.use_cache = False
@@ -69,7 +71,9 @@ def load_model(
 
 
 def load_complete_model(model_class: type, path: str | Path, **settings: Any) -> PreTrainedModel:
-    """`from_pretrained` of a model class, which gives tensors that are missing random numbers, for weights that are complete.
+    """Calls a model class's `from_pretrained`, and refuses weights that are incomplete.
+
+    `from_pretrained` itself initialises missing tensors at random.
 
     Raises:
         UserError: tensors are missing.

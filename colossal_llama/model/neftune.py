@@ -7,17 +7,17 @@ from torch import nn
 
 
 class NeftuneNoise:
-    """Adds uniform noise to what the embedding layer gives, while the model trains.
+    """Adds uniform noise to the output of the embedding layer in training.
 
     For a sample of L tokens and width d every component gets noise from [−1, 1] times alpha /
-    sqrt(L · d). L is the sample's own length: padding and the samples spliced beside it do not
-    count. The noise is a function of a seed given for each row, not of a generator that runs on,
-    nor of the rows beside it or their padding: a resumed run draws the same noise as one that was
-    never stopped, and so does one on another number of ranks.
+    sqrt(L · d). L is the sample's own length, without padding and the other samples of its row. The
+    noise depends only on a seed per row, not on the state of a generator, other rows or padding. So
+    a resumed run draws the same noise as an uninterrupted one, and so does one on another number of
+    ranks.
 
         noise = NeftuneNoise(alpha=5.0)
         noise.attach(model.get_input_embeddings())
-        noise.prepare(document_lengths_of_each_token, row_lengths, row_seeds)   # before each forward
+        noise.prepare(document_lengths_of_tokens, row_lengths, row_seeds)   # before each forward
     """
 
     def __init__(self, alpha: float):
@@ -26,17 +26,17 @@ class NeftuneNoise:
         self._rows: list[tuple[int, int]] = []
 
     def attach(self, embedding: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        """Hooks the noise onto an embedding layer; the handle's `remove()` takes it off."""
+        """Registers the forward hook on an embedding layer; the handle's `remove()` removes it."""
         return embedding.register_forward_hook(self._add)
 
     def prepare(self, token_lengths: torch.Tensor, row_lengths: Sequence[int], row_seeds: Sequence[int]) -> None:
-        """Tells of the next micro-batch.
+        """Sets lengths and seeds of the next micro-batch.
 
         Args:
             token_lengths: (rows, length): for each token, the length of the document that it
                 belongs to.
             row_lengths: tokens of each row without padding, which gets no noise.
-            row_seeds: decide the rows' noise; must differ between rows and agree within a
+            row_seeds: of each row's noise; must differ between rows and be equal within a
                 tensor-parallel group.
         """
         self._lengths = token_lengths

@@ -1,4 +1,4 @@
-"""The model's new rows: right means, old rows untouched, every layout of weight files, and a result that loads as it stands."""
+"""New embedding rows: right means, old rows unchanged, every file layout, a loadable result."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ WIDTH = 64
 
 
 def expand_by_hand(source: Path, target: Path, pieces: list[str], padded_vocab_size: int | None = None) -> Path:
-    """A target tokenizer made by appending pieces to the files: enough to give rows to, not to encode with."""
+    """A target tokenizer made by appending pieces to the files; it cannot encode with them."""
     shutil.copytree(source, target)
     if (target / "tokenizer.model").is_file():
         model = ModelProto.FromString((target / "tokenizer.model").read_bytes())
@@ -92,7 +92,7 @@ cached_tokenizer = functools.cache(load_tokenizer)
 
 
 def expected_mean(matrix: torch.Tensor, tokenizer_directory: Path, piece: str) -> torch.Tensor:
-    """The reference: the piece's text is encoded after a line break, whose own tokens are cut off."""
+    """The reference: the piece's text encoded after a line break, whose tokens are dropped."""
     tokenizer = cached_tokenizer(tokenizer_directory)
     ids = tokenizer("\n" + piece.replace("▁", " "), add_special_tokens=False).input_ids
     line_break = tokenizer("\n", add_special_tokens=False).input_ids
@@ -154,7 +154,7 @@ def test_rows_in_every_layout(llama2, target_tokenizer, tmp_path, layout, dtype,
 
 
 def test_pieces_of_a_byte_level_vocabulary(shared_data, tmp_path):
-    """LLaMA-3: whole characters split as their text is encoded; a piece that ends within a character as its bytes."""
+    """LLaMA-3: a piece is split as its text; one that ends within a character, as bytes."""
     source_directory = shared_data / "tokenizers" / "llama3-base"
     source = load_tokenizer(source_directory)
     alphabet = byte_level_alphabet()
@@ -210,14 +210,14 @@ def test_mean_rows_equal_a_plain_loop(rows, dtype, method):
 def stored(tensor: torch.Tensor) -> StoredTensor:
     """A PyTorch tensor as a weight file would give it."""
     shape = shape_of(tensor)
-    return StoredTensor.of(bytes_of(tensor).view(shape.bit_type).reshape(shape.shape), shape.dtype)
+    return StoredTensor.of(bytes_of(tensor).view(shape.storage_dtype).reshape(shape.shape), shape.dtype)
 
 
-def test_means_do_not_depend_on_the_chunks(monkeypatch):
+def test_means_do_not_depend_on_the_block_size(monkeypatch):
     matrix = stored(torch.randn(50, 8))
     rows = Constituents.of([[i % 50, (3 * i) % 50] for i in range(40)] + [[]])
     whole = np.concatenate(list(mean_rows(matrix, rows, "mean", np.zeros(8))))
-    monkeypatch.setattr("colossal_llama.model.expansion.mean_init._ROWS_PER_CHUNK", 7)
+    monkeypatch.setattr("colossal_llama.model.expansion.mean_init._ROWS_PER_BLOCK", 7)
     pieces = list(mean_rows(matrix, rows, "mean", np.zeros(8)))
     assert len(pieces) == 6
     assert np.array_equal(np.concatenate(pieces), whole)
@@ -228,19 +228,19 @@ def test_means_do_not_depend_on_the_chunks(monkeypatch):
     values=st.lists(st.floats(width=32, allow_subnormal=True), min_size=1, max_size=50),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
 )
-def test_numbers_are_rounded_as_pytorch_rounds_them(values, dtype):
+def test_values_are_rounded_as_pytorch_rounds_them(values, dtype):
     wanted = torch.tensor(values, dtype=torch.float32).to(dtype)
     tensor = stored(torch.zeros(1, dtype=dtype))
-    bits = tensor.bits(np.array(values, np.float32))
+    bits = tensor.from_float(np.array(values, np.float32))
     assert torch.equal(
         torch.from_numpy(bits.view(np.uint8)).view(dtype).nan_to_num(nan=7.0), wanted.nan_to_num(nan=7.0)
     )
-    back = torch.from_numpy(tensor.values(bits).astype(np.float64))
+    back = torch.from_numpy(tensor.to_float(bits).astype(np.float64))
     assert torch.equal(back.nan_to_num(nan=7.0), wanted.double().nan_to_num(nan=7.0))
 
 
 def test_padded_source_and_padded_target(llama2, tmp_path):
-    """Source rows beyond its tokenizer give way; the target's padding is the mean of all rows of the vocabulary."""
+    """Padding of the source is dropped; the target's is the mean of all rows of the vocabulary."""
     source_model = tiny_model(32064, torch.float32)
     source = save_model(source_model, llama2, tmp_path / "source")
     tokenizer = expand_by_hand(llama2, tmp_path / "tokenizer", LLAMA2_PIECES, padded_vocab_size=32128)
@@ -313,7 +313,7 @@ def test_an_error_while_writing_leaves_nothing(llama2, tmp_path, same_directory,
 
 
 def test_special_ids_follow_the_tokenizer(llama2, target_tokenizer, tmp_path):
-    """Old conversions of LLaMA carry bos 0, eos 1 and pad -1; lists of end ids that hold the tokenizer's stay."""
+    """Old conversions of LLaMA have bos 0, eos 1, pad -1; eos lists with the right id stay."""
     source = save_model(tiny_model(32000), llama2, tmp_path / "source")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(
@@ -372,7 +372,7 @@ def test_a_missing_shard_is_named(llama2, target_tokenizer, tmp_path):
         plan_expansion(source, target_tokenizer)
 
 
-def test_bad_arguments_are_refused_together(project_root, llama2, target_tokenizer, tmp_path):
+def test_all_bad_arguments_are_reported_at_once(project_root, llama2, target_tokenizer, tmp_path):
     (tmp_path / "taken").mkdir()
     done = run_script(
         project_root,
@@ -403,7 +403,7 @@ def test_a_tokenizer_that_is_no_extension_is_refused(project_root, shared_data, 
 
 @pytest.mark.parametrize("family", ["llama2", "llama3-base"])
 def test_the_contracts_example_from_tokenizer_to_model(project_root, shared_data, tmp_path, family):
-    """init_tokenizer.py, then init_model.py into the same directory: the new tokens are used, and their rows are means."""
+    """init_tokenizer.py, then init_model.py into the same directory: new rows are means."""
     source_tokenizer = shared_data / "tokenizers" / family
     source_rows = len(cached_tokenizer(source_tokenizer))
     source = save_model(tiny_model(source_rows, torch.float32), source_tokenizer, tmp_path / "source")

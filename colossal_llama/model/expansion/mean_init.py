@@ -1,4 +1,4 @@
-"""New embedding rows as means of old ones: the arithmetic."""
+"""Mean initialisation: new embedding rows as means of existing ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ import numpy as np
 from colossal_llama.model.weights.stored_tensors import StoredTensor
 
 InitMethod = Literal["mean", "norm_matched_mean"]
-# 256 rows of about four constituents at width 4,096 are 16 MB of float32; larger chunks were not
+# 256 rows of about four constituents at width 4,096 are 16 MB of float32; larger blocks were not
 # faster.
-_ROWS_PER_CHUNK = 256
+_ROWS_PER_BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Constituents:
-    """For each new row, the source ids it is the mean of, flat.
+    """Source ids whose rows each new row is the mean of, flat.
 
     With 你好 → [30919, 31076] and 人工智能 → [30313, 31041, 31676, 30815]:
 
@@ -25,8 +25,8 @@ class Constituents:
 
     Attributes:
         ids: int64 [total number of constituents].
-        offsets: int64 [new rows + 1]; row i has ids[offsets[i]:offsets[i + 1]], and none at all when it has no
-        constituents.
+        offsets: int64 [new rows + 1]; row i has ids[offsets[i]:offsets[i + 1]], which may
+            be none.
     """
 
     ids: np.ndarray
@@ -34,7 +34,7 @@ class Constituents:
 
     @classmethod
     def of(cls, rows: list[list[int]]) -> "Constituents":
-        """From one list of source ids per new row."""
+        """Flattens one list of source ids per new row."""
         flat = np.array([index for ids in rows for index in ids], np.int64)
         return cls(flat, np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
@@ -47,7 +47,7 @@ class Constituents:
 def mean_rows(
     matrix: StoredTensor, constituents: Constituents, method: InitMethod, default: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """The new rows, in pieces of some hundred rows, float32 (float64 for a matrix of float64).
+    """Yields the new rows in blocks of 256, float32 (float64 for a matrix of float64).
 
     `mean` is the arithmetic mean, as published. Vectors that point in different directions partly
     cancel: the mean of n independent ones of norm r has the norm r / sqrt(n). `norm_matched_mean`
@@ -56,12 +56,12 @@ def mean_rows(
 
     Args:
         matrix: source rows [source rows, width].
-        constituents: what each new row is made of; ids are rows of `matrix`.
-        method: how.
+        constituents: of each new row; ids are rows of `matrix`.
+        method: `mean` or `norm_matched_mean`.
         default: [width], the row of a token without constituents.
     """
-    for begin in range(0, len(constituents.lengths), _ROWS_PER_CHUNK):
-        offsets = constituents.offsets[begin : begin + _ROWS_PER_CHUNK + 1]
+    for begin in range(0, len(constituents.lengths), _ROWS_PER_BLOCK):
+        offsets = constituents.offsets[begin : begin + _ROWS_PER_BLOCK + 1]
         used, positions = np.unique(constituents.ids[offsets[0] : offsets[-1]], return_inverse=True)
         rows, lengths = matrix.gather(used), np.diff(offsets)
         means = np.empty((len(lengths), rows.shape[1]), rows.dtype)
@@ -77,21 +77,21 @@ def mean_rows(
 
 
 def _bag_means(rows: np.ndarray, positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Means of the rows at the first lengths[0] positions, at the next lengths[1] positions, and so on; no length is 0."""
+    """Averages rows[positions] in consecutive groups of the given lengths; no length is 0."""
     sums = np.add.reduceat(rows[positions], np.cumsum(lengths) - lengths, axis=0)
     return sums / lengths[:, None].astype(rows.dtype)
 
 
 @dataclass
 class RowStatistics:
-    """Sums over rows that come in pieces, in float64."""
+    """Running sums over rows that arrive in blocks, in float64."""
 
     count: int = 0
     summed_norms: float = 0.0
     summed_rows: np.ndarray | float = 0.0
 
     def add(self, rows: np.ndarray) -> None:
-        """Counts a piece [rows, width]."""
+        """Adds a block [rows, width]."""
         self.count += len(rows)
         self.summed_norms += float(np.linalg.norm(rows, axis=1).sum(dtype=np.float64))
         self.summed_rows = self.summed_rows + rows.sum(axis=0, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""From a model and an expanded tokenizer to the model with a row per token: planned on headers, written as a stream."""
+"""Resizing of a model's embeddings to an expanded tokenizer: planned on headers, then streamed."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import numpy as np
 
 from colossal_llama.model.expansion.mean_init import Constituents, InitMethod, RowStatistics, mean_rows
 from colossal_llama.model.expansion.new_tokens import SPECIAL_IDS, read_new_tokens
-from colossal_llama.model.weights.stored_tensors import ARITHMETIC_TYPES, PIECE_BYTES, StoredTensor
+from colossal_llama.model.weights.stored_tensors import ARITHMETIC_TYPES, BLOCK_BYTES, StoredTensor
 from colossal_llama.model.weights.weight_files import (
     SAFETENSORS_INDEX,
     Replacement,
@@ -32,17 +32,19 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", *SETTINGS_FILES, REPORT_
 
 @dataclass(frozen=True)
 class ExpansionPlan:
-    """All that is decided before the first byte is written.
+    """Decisions taken before the first byte is written.
 
-        matrix row    0 … source_vocabulary     … target_vocabulary       … rows
-                      source rows, as they are    means of source rows      padding: mean of all source rows
+        matrix row    0 … source_vocabulary    … target_vocabulary      … rows
+                      source rows, copied        means of source rows     padding: mean of all rows
 
     Attributes:
-        source_rows: rows of the source's matrices; those from `source_vocabulary` on are padding and are dropped.
-        constituents: what each row from `source_vocabulary` to `target_vocabulary` is made of.
-        matrices: the tensors that get new rows; one when the embeddings are tied.
-        configs: `config.json` and, if the source has it, `generation_config.json`, as they will be written.
-        corrections: what was changed in the configs beside `vocab_size`, in words.
+        source_rows: rows of the source's matrices; those from `source_vocabulary` on are padding
+            and are dropped.
+        constituents: of each row from `source_vocabulary` to `target_vocabulary`.
+        matrices: names of the tensors that get new rows; one when the embeddings are tied.
+        configs: `config.json` and, if the source has it, `generation_config.json`, as they will be
+            written.
+        corrections: sentences on what was changed in the configs apart from `vocab_size`.
     """
 
     source: Path
@@ -59,7 +61,7 @@ class ExpansionPlan:
 
     @property
     def new_tokens(self) -> int:
-        """The number of tokens that the source does not know."""
+        """Number of tokens that the source does not have."""
         return self.target_vocabulary - self.source_vocabulary
 
     @property
@@ -73,7 +75,7 @@ class ExpansionPlan:
 
 
 def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionPlan:
-    """Reads tokenizers, configs and the headers of the weight files, and checks that they fit together.
+    """Reads tokenizers, configs and weight file headers, and checks that they match.
 
     Raises:
         UserError: files are missing or damaged, the target tokenizer does not extend the source's,
@@ -82,9 +84,9 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
     config = _read_json(source_path / "config.json")
     tokens = read_new_tokens(source_path, target_tokenizer_path)
     source_vocabulary = tokens.source_vocabulary
-    rows = _padded_rows(target_tokenizer_path, tokens.target_vocabulary)
+    rows = _padded_vocab_size(target_tokenizer_path, tokens.target_vocabulary)
     weights = find_weight_files(source_path)
-    matrices = _matrices(weights, config, source_path)
+    matrices = _embedding_names(weights, config, source_path)
     source_rows = weights.find(matrices[0]).shape[0]
     if source_vocabulary > source_rows:
         raise UserError(
@@ -107,8 +109,8 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
     )
 
 
-def _matrices(weights: WeightFiles, config: dict[str, Any], source_path: Path) -> tuple[str, ...]:
-    """The names of the matrices with one row per token; refuses weights in which they are not what they should be."""
+def _embedding_names(weights: WeightFiles, config: dict[str, Any], source_path: Path) -> tuple[str, ...]:
+    """Finds the embedding matrices by name, and checks their dtype and shape."""
     found = {name: weights.find(name) for name in (INPUT_MATRIX, OUTPUT_MATRIX)}
     if found[INPUT_MATRIX] is None:
         raise UserError(
@@ -134,8 +136,8 @@ def _matrices(weights: WeightFiles, config: dict[str, Any], source_path: Path) -
     return tuple(found)
 
 
-def _padded_rows(target_tokenizer_path: Path, target_vocabulary: int) -> int:
-    """The rows asked for by `padded_vocab_size` in the tokenizer's expansion_report.json, else one per token."""
+def _padded_vocab_size(target_tokenizer_path: Path, target_vocabulary: int) -> int:
+    """Reads `padded_vocab_size` of the tokenizer's expansion_report.json, or one row per token."""
     report = target_tokenizer_path / REPORT_FILE
     if not report.is_file():
         return target_vocabulary
@@ -164,7 +166,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _target_configs(
     source_path: Path, config: dict[str, Any], special_ids: Mapping[str, int | None], rows: int
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
-    """The model's configs with the new vocabulary size, and with special ids that are the tokenizer's."""
+    """Makes the configs with the new vocabulary size and special ids, and lists the corrections."""
     configs = {"config.json": {**config, "vocab_size": rows}}
     if (source_path / "generation_config.json").is_file():
         configs["generation_config.json"] = _read_json(source_path / "generation_config.json")
@@ -179,9 +181,10 @@ def _target_configs(
 
 
 def _special_id(configured: int | list[int] | None, tokenizers: int | None, rows: int) -> int | list[int] | None:
-    """The id to write: what is configured if it holds the tokenizer's (a list may hold more), else the tokenizer's.
+    """Returns the configured id if it is or includes the tokenizer's, else the tokenizer's.
 
-    Where the tokenizer has none (LLaMA has no padding token), an id that is a row is kept.
+    A list may hold more ids. Where the tokenizer has none (LLaMA has no padding token), a
+    configured id that is a row is kept.
     """
     ids = configured if isinstance(configured, list) else [configured]
     if tokenizers in ids:
@@ -192,29 +195,29 @@ def _special_id(configured: int | list[int] | None, tokenizers: int | None, rows
 
 
 def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, Any]:
-    """Writes the new model and returns what there is to report (see `describe`).
+    """Writes the new model and returns the report (see `describe`).
 
     A new directory appears when it is complete. In the target tokenizer's own directory the files
-    come one by one, config.json last: without it nothing loads. After an error the files written
+    appear one by one, config.json last: without it nothing loads. After an error the files written
     are removed.
 
     Raises:
-        UserError: there is too little room on the disk.
+        UserError: there is too little disk space.
     """
-    _refuse_without_room(plan, directory)
+    _check_disk_space(plan, directory)
     completes_tokenizer = directory.resolve() == plan.target_tokenizer.resolve()
-    with _removed_on_error(directory) if completes_tokenizer else atomic_directory(directory) as place:
-        norms = _write_weights(plan, method, place)
+    with _removed_on_error(directory) if completes_tokenizer else atomic_directory(directory) as output:
+        norms = _write_weights(plan, method, output)
         if not completes_tokenizer:
-            _copy_tokenizer(plan.target_tokenizer, place)
+            _copy_tokenizer(plan.target_tokenizer, output)
         report = describe(plan, method, norms)
-        write_json(place / "init_report.json", report)
+        write_json(output / "init_report.json", report)
         for name in sorted(plan.configs, reverse=True):  # generation_config.json, then config.json
-            write_json(place / name, plan.configs[name])
+            write_json(output / name, plan.configs[name])
     return report
 
 
-def _refuse_without_room(plan: ExpansionPlan, directory: Path) -> None:
+def _check_disk_space(plan: ExpansionPlan, directory: Path) -> None:
     parent = existing_ancestor(directory)
     free = shutil.disk_usage(parent).free
     if free < plan.total_bytes:
@@ -226,7 +229,7 @@ def _refuse_without_room(plan: ExpansionPlan, directory: Path) -> None:
 
 @contextmanager
 def _removed_on_error(directory: Path) -> Iterator[Path]:
-    """Gives `directory`; on an error, what has come into it since is removed."""
+    """Yields `directory`; on an error, removes the files that have appeared in it since."""
     before = set(directory.iterdir())
     try:
         yield directory
@@ -243,7 +246,7 @@ def _copy_tokenizer(tokenizer: Path, directory: Path) -> None:
 
 
 def _write_weights(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, dict[str, float]]:
-    """Writes all shards, then their index; returns the average norms of the old and new rows of each matrix."""
+    """Writes all shards and their index; returns the average norms of old and new rows."""
     norms: dict[str, dict[str, float]] = {}
     replacements = {
         name: Replacement(
@@ -266,22 +269,22 @@ def _write_weights(plan: ExpansionPlan, method: InitMethod, directory: Path) -> 
 def _expanded(
     plan: ExpansionPlan, method: InitMethod, stored: StoredTensor, norms: dict[str, float]
 ) -> Iterator[np.ndarray]:
-    """The rows of the new matrix in order: the source's, the means, the padding."""
+    """Yields the rows of the new matrix in order: the source's, the means, the padding."""
     known, new = RowStatistics(), RowStatistics()
-    step = max(1, PIECE_BYTES // (stored.shape.bytes // plan.source_rows))
+    step = max(1, BLOCK_BYTES // (stored.shape.bytes // plan.source_rows))
     for start in range(0, plan.source_vocabulary, step):
         rows = stored.rows(start, min(start + step, plan.source_vocabulary))
-        known.add(stored.values(rows))
+        known.add(stored.to_float(rows))
         yield rows
     for rows in mean_rows(stored, plan.constituents, method, known.mean):
         new.add(rows)
-        yield stored.bits(rows)
+        yield stored.from_float(rows)
     norms.update(source_rows=known.average_norm, new_rows=new.average_norm)
-    yield np.tile(stored.bits(known.mean), (plan.rows - plan.target_vocabulary, 1))
+    yield np.tile(stored.from_float(known.mean), (plan.rows - plan.target_vocabulary, 1))
 
 
 def describe(plan: ExpansionPlan, method: InitMethod, norms: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """The machine-readable record of an initialisation."""
+    """Builds the machine-readable report of an initialisation."""
     lengths = plan.constituents.lengths
     return {
         "source_model_and_tokenizer_path": str(plan.source),

@@ -1,4 +1,4 @@
-"""What a model's rows are worth on a text: its loss per byte, comparable between tokenizers."""
+"""Loss per byte of a model on a text, comparable between tokenizers."""
 
 import json
 from dataclasses import dataclass
@@ -26,11 +26,14 @@ class TextLoss:
 
 
 def read_evaluation_text(path: Path, limit_bytes: int) -> list[str]:
-    """The documents of a text file (one document) or a `.jsonl` file (`text`, or `source` and `target`, one a line).
+    """Reads the documents of a text file (one document) or a `.jsonl` file (one a line).
+
+    A line has `text`, or `source` and `target`.
 
     Args:
+        path: the file.
         limit_bytes: reading stops when the documents have this many UTF-8 bytes; the last one is
-            cut.
+            truncated.
 
     Raises:
         UserError: a line is not such a record, the file is not UTF-8, or there is no text in it.
@@ -78,9 +81,8 @@ def _read_jsonl(path: Path, limit_bytes: int) -> list[str]:
 def segments_of(documents: list[str], max_positions: int) -> list[str]:
     """Cuts documents into segments that fit the model under any tokenizer.
 
-    Every tokenizer sees the same segments, so that none is favoured by seeing more text in its
-    window. A character is at most 4 tokens (its UTF-8 bytes); BOS and LLaMA-2's leading ▁ come on
-    top.
+    All tokenizers encode the same segments, so that none is favoured by more text in its context. A
+    character is at most 4 tokens (its UTF-8 bytes); BOS and LLaMA-2's leading ▁ come on top.
     """
     length = max(1, min(_LONGEST_SEGMENT, (max_positions - 2) // 4))
     return [document[begin : begin + length] for document in documents for begin in range(0, len(document), length)]
@@ -90,14 +92,16 @@ def segments_of(documents: list[str], max_positions: int) -> list[str]:
 def loss_per_byte(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, documents: list[str], description: str
 ) -> TextLoss:
-    """The summed negative log-likelihood of all documents divided by their UTF-8 bytes.
+    """Computes the summed negative log-likelihood of all documents over their UTF-8 bytes.
 
     Tokenizers cut a text into different numbers of tokens, so a loss per token says nothing about
     which model predicts the text better; per byte it does. Documents are cut into segments, each
     after a BOS of its own.
 
     Args:
-        model: on its device; logits are taken to float32.
+        model: on its device; logits are converted to float32.
+        tokenizer: of the model.
+        documents: texts.
         description: for the progress bar.
     """
     segments = segments_of(documents, model.config.max_position_embeddings)
@@ -113,13 +117,16 @@ def loss_per_byte(
 
 @torch.no_grad()
 def randomise_rows(model: PreTrainedModel, first_row: int, around_mean: bool, seed: int = 0) -> None:
-    """Replaces the rows from `first_row` on by normal noise on the scale of those before; tied matrices once.
+    """Replaces the embedding rows from `first_row` on by normal noise of the scale of the others.
 
     Args:
+        model: changed in place; tied matrices once.
+        first_row: rows below it are kept.
         around_mean: False: one mean and one deviation for the whole matrix, as a fresh
             initialisation has. True: each column's own, so that the noise lies around the mean of
             all rows (Hewitt 2021, "Initializing new word embeddings for pretrained language
             models"); output rows there are as unlikely as the average token.
+        seed: of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
     matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
@@ -133,12 +140,14 @@ def randomise_rows(model: PreTrainedModel, first_row: int, around_mean: bool, se
 def compare_initialisations(
     source: Path, target: Path, documents: list[str], first_new_row: int
 ) -> dict[str, TextLoss]:
-    """Loss of the source model, of the expanded one, and of the expanded one with random new rows (two kinds).
+    """Computes the losses of source model, expanded model, and two random initialisations of it.
 
     Loads one whole model at a time, in the dtype it is stored in, on the GPU if there is one.
 
     Args:
-        source, target: directories of model and tokenizer.
+        source: directory of model and tokenizer.
+        target: the same of the expanded model.
+        documents: texts.
         first_new_row: rows below it are the source's vocabulary.
     """
     losses = {}

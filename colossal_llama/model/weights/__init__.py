@@ -1,1 +1,1 @@
-"""Weight files of a model directory."""
+"""Weight, adapter and generation configuration files of a model directory."""

@@ -1,4 +1,4 @@
-"""What the files of a LoRA adapter say, without loading peft, which takes a second."""
+"""Configuration of a LoRA adapter directory, read without peft, whose import takes a second."""
 
 import json
 from pathlib import Path
@@ -11,30 +11,31 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a directory holds an adapter rather than a whole model."""
+    """True when a directory holds an adapter, not a whole model."""
     return (path / ADAPTER_CONFIG).is_file()
 
 
 def load_adapter_config(path: Path) -> dict[str, Any]:
-    """The configuration of the adapter in a directory: `r`, `lora_alpha`, `lora_dropout`, `target_modules` and more.
+    """Reads the adapter's configuration.
 
     Raises:
-        UserError: it cannot be read, or lacks one of these.
+        UserError: it cannot be read, or lacks `r`, `lora_alpha`, `lora_dropout` or
+            `target_modules`.
     """
-    return _settings(path, ("r", "lora_alpha", "lora_dropout", "target_modules"))
+    return _read_config(path, ("r", "lora_alpha", "lora_dropout", "target_modules"))
 
 
 def adapter_base_path(path: Path) -> Path:
-    """The base model that an adapter directory names.
+    """Reads the path of the base model that an adapter names.
 
     Raises:
         UserError: its configuration cannot be read, or does not name one.
     """
     name = "base_model_name_or_path"
-    return Path(_settings(path, (name,))[name])
+    return Path(_read_config(path, (name,))[name])
 
 
-def _settings(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
+def _read_config(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     try:
         settings = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         absent = [name for name in needed if settings.get(name) is None]

@@ -1,4 +1,4 @@
-"""A model's generation_config.json, written as it was read."""
+"""Text generation settings (generation_config.json), written as they were read."""
 
 from pathlib import Path
 
@@ -7,17 +7,17 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 
 def write_generation_config(model: PreTrainedModel, directory: Path) -> None:
-    """Writes the file, if the model has such settings, also those that `GenerationConfig.save_pretrained` refuses.
+    """Writes the model's generation_config.json, if it has such settings.
 
-    It refuses a temperature or top_p without do_sample, which the files of many published models
-    have.
+    `GenerationConfig.save_pretrained` refuses a temperature or top_p without do_sample, which the
+    files of many published models have.
     """
     if model.generation_config is not None:
         (directory / GENERATION_CONFIG_NAME).write_text(model.generation_config.to_json_string(), encoding="utf-8")
 
 
 def save_model(model: PreTrainedModel, directory: Path) -> None:
-    """`PreTrainedModel.save_pretrained`, whatever the generation settings are."""
+    """Calls `PreTrainedModel.save_pretrained`, whatever the text generation settings are."""
     settings = model.generation_config
     model.generation_config = GenerationConfig()
     model.save_pretrained(directory)

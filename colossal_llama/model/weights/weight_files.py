@@ -1,9 +1,9 @@
-"""The weight files of a Hugging Face model directory, read lazily and rewritten shard by shard.
+"""Weight files of a Hugging Face model directory, read lazily and rewritten shard by shard.
 
 safetensors' own `save_file` needs every tensor of a shard in memory, the enlarged matrices
-included. The writer here takes a tensor as a sequence of pieces, so that a matrix of any size
-passes through a few megabytes; the format (an 8-byte length, a JSON header, the raw bytes;
-https://huggingface.co/docs/safetensors) is small enough for that.
+included. The writer here takes a tensor as a sequence of blocks, so that a matrix of any size
+passes through a few megabytes. The format is simple: an 8-byte length, a JSON header, the raw bytes
+(https://huggingface.co/docs/safetensors).
 """
 
 import json
@@ -32,7 +32,7 @@ _LAYOUTS = ((SAFETENSORS_INDEX, "model.safetensors"), ("pytorch_model.bin.index.
 
 @dataclass(frozen=True)
 class WeightShard:
-    """One weight file: what it holds and its metadata, not the values."""
+    """One weight file: names, shapes and dtypes of its tensors, and its metadata."""
 
     path: Path
     tensors: Mapping[str, TensorShape]
@@ -40,7 +40,10 @@ class WeightShard:
 
     @property
     def safetensors_name(self) -> str:
-        """The name as safetensors: `pytorch_model-00001-of-00002.bin` → `model-00001-of-00002.safetensors`."""
+        """File name as safetensors.
+
+        `pytorch_model-00001-of-00002.bin` → `model-00001-of-00002.safetensors`.
+        """
         return self.path.with_suffix(".safetensors").name.replace("pytorch_model", "model")
 
 
@@ -52,21 +55,23 @@ class WeightFiles:
     is_sharded: bool
 
     def find(self, name: str) -> TensorShape | None:
-        """The tensor `name`, or None when no shard holds it."""
+        """Returns the tensor `name`, or None when no shard holds it."""
         return next((shard.tensors[name] for shard in self.shards if name in shard.tensors), None)
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """What a tensor becomes: its new shape, and a function from the stored tensor to the new one's pieces in order."""
+    """New content of a tensor."""
 
     shape: TensorShape
-    pieces: Callable[[StoredTensor], Iterable[np.ndarray]]
+    blocks: Callable[[StoredTensor], Iterable[np.ndarray]]
+    """Maps the stored tensor to the new tensor's blocks, in order."""
 
 
 def find_weight_files(directory: Path) -> WeightFiles:
-    """Reads which tensors a model directory's weight files hold: safetensors or `.bin`, one file or an index and
-    shards.
+    """Lists the tensors of a model directory's weight files from their headers.
+
+    The files are safetensors or `.bin`, a single file or an index and shards.
 
     Raises:
         UserError: there are no weights, a shard is missing or damaged, or the index and the shards
@@ -82,14 +87,14 @@ def find_weight_files(directory: Path) -> WeightFiles:
 
 
 def check_safetensors(directory: Path) -> None:
-    """Finds out from headers and sizes whether the safetensors files that transformers would load are whole, without reading a weight.
+    """Checks by header and size that the safetensors files of a model directory are complete.
 
-    What is in them is left to who loads them: tensors of other types than `find_weight_files`
-    takes, and indexes that name a tensor too many or too few, as real models have. So is a
-    directory without safetensors.
+    These are the files that transformers would load. Their content is left to the loader: dtypes
+    that `find_weight_files` does not support, and indexes that name a tensor too many or too few,
+    as real models have. So is a directory without safetensors.
 
     Raises:
-        UserError: a file is absent, cut off or damaged.
+        UserError: a file is absent, truncated or damaged.
     """
     index_name, single_name = _LAYOUTS[0]
     if (directory / single_name).is_file():
@@ -100,10 +105,10 @@ def check_safetensors(directory: Path) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The free text in a safetensors file's header, which safetensors checks against the file's size.
+    """Reads a safetensors file's metadata; safetensors checks the header against the file's size.
 
     Raises:
-        UserError: the file is absent, cut off or damaged.
+        UserError: the file is absent, truncated or damaged.
     """
     try:
         with safe_open(path, framework="np") as file:
@@ -115,7 +120,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_index(index_path: Path) -> dict[str, str]:
-    """Name of tensor → name of the file in the same directory that holds it; all of them are there."""
+    """Reads an index: tensor name → name of its file in the same directory; all files exist."""
     try:
         weight_map = json.loads(index_path.read_text("utf-8"))["weight_map"]
         shard_names = sorted(set(weight_map.values()))
@@ -147,16 +152,16 @@ def _read_shard(path: Path) -> WeightShard:
     try:
         if path.suffix == ".safetensors":
             metadata = read_metadata(path)
-            return WeightShard(path, {name: shape for name, (shape, _) in _places(path).items()}, metadata)
+            return WeightShard(path, {name: shape for name, (shape, _) in _read_header(path).items()}, metadata)
         return WeightShard(path, {name: shape_of(tensor) for name, tensor in _load_bin(path).items()}, {})
     except OSError as error:
         raise UserError(f"weight file {path} cannot be read: {error}") from error
     except KeyError as error:
-        raise UserError(f"weight file {path} holds tensors of the type {error}, which is not supported") from error
+        raise UserError(f"weight file {path} holds tensors of the dtype {error}, which is not supported") from error
 
 
-def _places(path: Path) -> dict[str, tuple[TensorShape, int]]:
-    """Shape and position in the file of every tensor of a safetensors file, in its order."""
+def _read_header(path: Path) -> dict[str, tuple[TensorShape, int]]:
+    """Reads shape and file offset of every tensor of a safetensors file, in its order."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -168,7 +173,7 @@ def _places(path: Path) -> dict[str, tuple[TensorShape, int]]:
 
 
 def _load_bin(path: Path) -> dict[str, "torch.Tensor"]:
-    """The tensors of a `.bin` file, mapped from the disk; a file in torch's old format (before 1.6) is read whole."""
+    """Loads the tensors of a `.bin` file, mapped; torch's old format (before 1.6) is read whole."""
     import torch  # 200 MB, which only these files need
 
     try:
@@ -183,35 +188,35 @@ def _load_bin(path: Path) -> dict[str, "torch.Tensor"]:
 
 @contextmanager
 def open_tensors(shard: WeightShard) -> Iterator[Callable[[str], StoredTensor]]:
-    """Gives a function that opens one tensor of the shard by name.
+    """Yields a function that opens one tensor of the shard by name.
 
     Raises:
-        UserError: in the block: the file has become shorter since its header was read.
+        UserError: on reading: the file has become shorter since its header was read.
     """
     if shard.path.suffix != ".safetensors":
         loaded = _load_bin(shard.path)
         yield lambda name: StoredTensor(shard.tensors[name], _reader_of_array(bytes_of(loaded[name])))
         return
-    places = _places(shard.path)
+    header = _read_header(shard.path)
     with shard.path.open("rb", buffering=0) as file:
-        yield lambda name: StoredTensor(shard.tensors[name], _reader_of_file(file, places[name][1]))
+        yield lambda name: StoredTensor(shard.tensors[name], _reader_of_file(file, header[name][1]))
 
 
 def _reader_of_array(content: np.ndarray) -> Callable[[int, int], np.ndarray]:
-    return lambda position, count: content[position : position + count]
+    return lambda offset, count: content[offset : offset + count]
 
 
 def _reader_of_file(file: Any, begin: int) -> Callable[[int, int], bytearray]:
-    def read(position: int, count: int) -> bytearray:
+    def read(offset: int, count: int) -> bytearray:
         content = bytearray(count)
-        rest, place = memoryview(content), begin + position
+        rest, file_offset = memoryview(content), begin + offset
         while rest:
-            got = os.preadv(file.fileno(), [rest], place)
+            got = os.preadv(file.fileno(), [rest], file_offset)
             if not got:
                 raise UserError(
                     f"weight file {file.name} is incomplete: its size has changed since its header was read"
                 )
-            rest, place = rest[got:], place + got
+            rest, file_offset = rest[got:], file_offset + got
         return content
 
     return read
@@ -223,11 +228,13 @@ def rewrite_shard(
     replacements: Mapping[str, Replacement],
     on_bytes: Callable[[int], Any] = lambda count: None,
 ) -> Path:
-    """Writes a shard as safetensors into `directory`, atomically: tensors in `replacements` replaced, the others
-    copied.
+    """Writes a shard as safetensors, atomically, with some tensors replaced and the others copied.
 
     Args:
-        on_bytes: called with the number of bytes after each piece, for a progress bar.
+        shard: the source.
+        directory: where the file is written.
+        replacements: tensor name → new content.
+        on_bytes: called with the number of bytes after each block, for a progress bar.
 
     Returns:
         The file written.
@@ -236,59 +243,60 @@ def rewrite_shard(
         name: replacements[name].shape if name in replacements else shape for name, shape in shard.tensors.items()
     }
 
-    def tensor_pieces(name: str) -> Iterable[np.ndarray]:
+    def tensor_blocks(name: str) -> Iterable[np.ndarray]:
         stored = read(name)
-        return replacements[name].pieces(stored) if name in replacements else stored.pieces()
+        return replacements[name].blocks(stored) if name in replacements else stored.blocks()
 
     target = directory / shard.safetensors_name
     with open_tensors(shard) as read:
-        # transformers asks for {"format": "pt"}.
-        write_safetensors(target, shapes, tensor_pieces, {"format": "pt", **shard.metadata}, on_bytes)
+        # transformers requires {"format": "pt"}.
+        write_safetensors(target, shapes, tensor_blocks, {"format": "pt", **shard.metadata}, on_bytes)
     return target
 
 
 def write_safetensors(
     target: Path,
     shapes: Mapping[str, TensorShape],
-    pieces: Callable[[str], "Iterable[np.ndarray | torch.Tensor]"],
+    blocks: Callable[[str], "Iterable[np.ndarray | torch.Tensor]"],
     metadata: Mapping[str, str],
     on_bytes: Callable[[int], Any] = lambda count: None,
 ) -> None:
-    """Writes a safetensors file from tensors that come in pieces, atomically, holding one piece at a time.
+    """Writes a safetensors file atomically from blocks of tensors, one block in memory at a time.
 
     Args:
+        target: the file.
         shapes: name → shape and dtype of the whole tensor.
-        pieces: gives the pieces of a tensor, which together are its values in row-major order:
-            PyTorch tensors, or numpy arrays of the type's bits.
+        blocks: returns the blocks of a tensor, together its values in row-major order: PyTorch
+            tensors, or numpy arrays of the storage dtype.
         metadata: free text stored in the header.
+        on_bytes: called with the number of bytes after each block, for a progress bar.
 
     Raises:
-        ValueError: the pieces of a tensor have another type or do not add up to its shape.
+        ValueError: the blocks of a tensor have another dtype or do not add up to its shape.
     """
-    # Like safetensors: the widest types first, so that every tensor starts at a multiple of its
-    # item's size.
-    order = sorted(shapes, key=lambda name: (-shapes[name].bit_type.itemsize, name))
+    # As in safetensors, the widest dtypes first, so that every tensor is aligned to its item size.
+    order = sorted(shapes, key=lambda name: (-shapes[name].storage_dtype.itemsize, name))
     with atomic_file(target) as file:
         file.write(_header(order, shapes, metadata))
         for name in order:
             written = 0
-            for piece in pieces(name):
-                data = _checked_bytes(name, piece, shapes[name])
+            for block in blocks(name):
+                data = _checked_bytes(name, block, shapes[name])
                 file.write(data)
                 written += data.nbytes
                 on_bytes(data.nbytes)
             if written != shapes[name].bytes:
-                raise ValueError(f"{name}: the pieces have {written} bytes, the tensor {shapes[name].bytes}")
+                raise ValueError(f"{name}: the blocks have {written} bytes, the tensor {shapes[name].bytes}")
 
 
-def _checked_bytes(name: str, piece: "np.ndarray | torch.Tensor", shape: TensorShape) -> np.ndarray:
-    if isinstance(piece, np.ndarray):
-        if piece.dtype != shape.bit_type:
-            raise ValueError(f"{name}: a piece is {piece.dtype}, the tensor {shape.dtype}")
-        return np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
-    if shape_of(piece).dtype != shape.dtype:
-        raise ValueError(f"{name}: a piece is {piece.dtype}, the tensor {shape.dtype}")
-    return bytes_of(piece)
+def _checked_bytes(name: str, block: "np.ndarray | torch.Tensor", shape: TensorShape) -> np.ndarray:
+    if isinstance(block, np.ndarray):
+        if block.dtype != shape.storage_dtype:
+            raise ValueError(f"{name}: a block is {block.dtype}, the tensor {shape.dtype}")
+        return np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+    if shape_of(block).dtype != shape.dtype:
+        raise ValueError(f"{name}: a block is {block.dtype}, the tensor {shape.dtype}")
+    return bytes_of(block)
 
 
 def _header(order: list[str], shapes: Mapping[str, TensorShape], metadata: Mapping[str, str]) -> bytes:
