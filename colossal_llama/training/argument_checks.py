@@ -8,7 +8,7 @@ import argparse
 import os
 from pathlib import Path
 
-from colossal_llama.training.checkpoint.discovery import RUNNING_STATES, complete_checkpoints
+from colossal_llama.training.checkpoint.state import RUNNING_STATES, checkpoint_directories
 from colossal_llama.training.command_line import GPU_ONLY_PLUGINS
 from colossal_llama.training.parallel_layout import check_dimensions
 from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
@@ -58,7 +58,11 @@ def _check_data_source(parser: CollectingArgumentParser, options: argparse.Names
 def _check_model_source(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
     if options.pretrained is None and options.load_checkpoint is None:
         parser.problem("--pretrained is missing: give a model directory (or --load_checkpoint)")
-    if options.pretrained is None and options.load_checkpoint == "auto" and not complete_checkpoints(options.save_dir):
+    if (
+        options.pretrained is None
+        and options.load_checkpoint == "auto"
+        and not checkpoint_directories(options.save_dir)
+    ):
         parser.problem(
             f"--load_checkpoint auto starts fresh, since {options.save_dir} (--save_dir) holds no checkpoint: give "
             "--pretrained too"

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from colossal_llama.dataset.part_reader import Part
 from colossal_llama.model.param_count import parameters
 from colossal_llama.training.arguments import TrainingArguments
-from colossal_llama.training.checkpoint.discovery import Origin, Progress
+from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.lr_schedule import Schedule, plan_schedule, rows_of_epoch, step_geometry, tokens_of_run
 from colossal_llama.training.memory.config import Setup, setup_of, trained_parameters

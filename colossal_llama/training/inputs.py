@@ -18,15 +18,9 @@ from colossal_llama.model.weights.weight_files import check_safetensors, read_me
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.benchmark import random_part
-from colossal_llama.training.checkpoint.discovery import (
-    MERGED_MODEL,
-    MODEL,
-    Checkpoint,
-    Origin,
-    entry_written_by_a_run,
-    find_checkpoint,
-    open_checkpoint,
-)
+from colossal_llama.training.checkpoint.archive import entry_written_by_a_run
+from colossal_llama.training.checkpoint.discovery import find_checkpoint, read_checkpoint
+from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, Checkpoint, Origin
 from colossal_llama.training.command_line import LORA_LAYERS
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.metrics import refuse_other_record
@@ -61,7 +55,7 @@ class Data:
 def open_data(arguments: TrainingArguments) -> Data:
     """Opens parts and tokenizer, finds the checkpoint to resume from, and checks that they belong together, on all hosts alike."""
     checkpoint = _agreed_checkpoint(arguments)
-    with consensus.together():
+    with consensus.raise_on_all_ranks():
         data = _open_data(arguments, checkpoint)
         contents = {
             "the data (--dataset)": data.origin.data_fingerprint,
@@ -139,7 +133,7 @@ def packed_to_tokens(arguments: TrainingArguments, parts: list[Part]) -> int | N
 def _agreed_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
     """The checkpoint that rank 0 finds, opened by every rank: hosts that do not share --save_dir must not go different ways."""
     choice: list[Path | None] = [None]
-    with consensus.together():
+    with consensus.raise_on_all_ranks():
         if is_rank_zero():
             found = find_checkpoint(arguments.load_checkpoint, arguments.save_dir, log_rank_zero)
             if found is not None and not arguments.benchmark:
@@ -148,12 +142,12 @@ def _agreed_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
     dist.broadcast_object_list(choice, src=0)
     if choice[0] is None:
         return None
-    with consensus.together():
+    with consensus.raise_on_all_ranks():
         if not choice[0].is_dir():
             raise UserError(
                 f"{choice[0]}, from which rank 0 resumes, is absent: --save_dir must be shared by all hosts"
             )
-        return open_checkpoint(choice[0])
+        return read_checkpoint(choice[0])
 
 
 def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> tuple[Path, Path | None]:

@@ -9,7 +9,7 @@ import numpy as np
 from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import StepGeometry
 from colossal_llama.training.arguments import TrainingArguments
-from colossal_llama.training.checkpoint.discovery import Origin, Progress
+from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.utils.errors import UserError
 
 FINAL_FRACTION = 0.1

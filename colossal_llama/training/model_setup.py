@@ -70,7 +70,7 @@ def open_model(arguments: TrainingArguments, data: Data) -> Plan:
     attention, attention_note = choose_attention(
         arguments.use_flash_attn, arguments.fused_kernels, device, compute_dtype, heads, config.attention_dropout
     )
-    with consensus.together():
+    with consensus.raise_on_all_ranks():
         model = load_model(data.model_path, backend.parameter_dtype, attention, _place_to_load(arguments, device))
     return_token_losses(model)
     notes = [attention_note, _use_kernels(arguments, model, device)]

@@ -1,9 +1,7 @@
-"""Steps whose loss or gradient is no number: the weights stay as they are, the rows are written down, and too many in a row end the run.
+"""Non-finite steps: steps whose loss or gradient norm is NaN or Inf are recorded, and too many in a row end the run.
 
-Every plugin computes the norm of all gradients, over all ranks, before its inner AdamW changes a
-weight. There the update is refused (`engine.optimizer_step`): on every rank alike, since the norm is
-the same number everywhere, and without a pass of our own over the gradients. A step that fp16's
-loss scaler leaves out because a scaled gradient overflowed is not a bad one.
+The update of such a step is refused, on every rank alike (`engine.optimizer_step`). A step that the
+loss scaler of fp16 skips because a scaled gradient overflowed is not a non-finite step.
 """
 
 import json
@@ -17,73 +15,75 @@ import torch.distributed as dist
 
 from colossal_llama.dataset.collator import MicroBatch
 from colossal_llama.dataset.loader import RowReader
-from colossal_llama.training.distributed.consensus import AgreedError
+from colossal_llama.training.distributed.consensus import CollectiveError
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 
 RECORD = "bad_steps.jsonl"
+"""In the save directory: one line a non-finite step."""
 
 
 def finite(value: float | None) -> float | None:
-    """A loss or gradient norm if it is a number, else None, which JSON can hold."""
+    """A finite loss or gradient norm unchanged; None for NaN and Inf, which JSON cannot hold."""
     return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass
-class BadSteps:
-    """Keeps count of bad steps and writes them down, one a line."""
+class NonFiniteSteps:
+    """Counts non-finite steps and records them, one a line."""
 
     record: Path | None
-    """`SAVE_DIR/bad_steps.jsonl`; None: they are not written down (a benchmark)."""
+    """`SAVE_DIR/bad_steps.jsonl`; None: they are not recorded (a benchmark)."""
     reader: RowReader
-    most: int
-    """So many one after the other end the run."""
+    limit: int
+    """Steps in a row that end the run."""
     in_a_row: int = 0
     _last: str = ""
 
     @property
-    def are_too_many(self) -> bool:
-        """Whether the run must end, which `end_if_too_many` does."""
-        return self.in_a_row >= self.most
+    def limit_reached(self) -> bool:
+        """True when the run must end, which `raise_if_limit_reached` does."""
+        return self.in_a_row >= self.limit
 
-    def watch(self, step: int, loss: float, gradient_norm: float | None, micro_batches: Sequence[MicroBatch]) -> bool:
-        """Looks at a finished step, on every rank; whether it was bad, so that its update was left out.
+    def observe(self, step: int, loss: float, gradient_norm: float | None, micro_batches: Sequence[MicroBatch]) -> bool:
+        """Records a finished step if it was not finite, and counts it; all ranks call it.
 
         Args:
             step: its number, from 1.
-            loss, gradient_norm: over all ranks.
+            loss: over all ranks.
+            gradient_norm: over all ranks; None where the plugin computes none.
             micro_batches: this rank's.
+
+        Returns:
+            True when the step was not finite, so that its update was refused.
         """
-        # A norm that the plugin does not give is no cause for complaint.
         if math.isfinite(loss) and (gradient_norm is None or math.isfinite(gradient_norm)):
             self.in_a_row = 0
             return False
         self.in_a_row += 1
         rows = self._rows_of_all_ranks(micro_batches)
-        self._last = (
-            f"step {step}: the loss is {loss}, the gradient norm {gradient_norm}; the weights were left as they were"
-        )
+        self._last = f"step {step}: the loss is {loss}, the gradient norm {gradient_norm}; the weights were not changed"
         where = ""
         if self.record is not None:
-            where = f" are in {self.record}, the first of them {_place(rows)}"
+            first = f"row {rows[0]['row']} of {rows[0]['part']}" if rows else "none"
+            where = f" are in {self.record}, the first of them {first}"
             if is_rank_zero():
                 self._write({"step": step, "loss": str(loss), "gradient_norm": str(gradient_norm), "rows": rows})
         log_rank_zero(f"{self._last}. Its {len(rows)} rows{where or ' are random ones'}")
         return True
 
-    def end_if_too_many(self) -> None:
-        """Ends the run, on all ranks, after the last bad step that is put up with.
+    def raise_if_limit_reached(self) -> None:
+        """Ends the run, on all ranks, when the limit is reached.
 
         Raises:
-            AgreedError: it is reached.
+            CollectiveError: it is reached.
         """
-        if not self.are_too_many:
+        if not self.limit_reached:
             return
-        times = f"{self.in_a_row} such steps one after the other" if self.in_a_row > 1 else "such a step"
-        raise AgreedError(
-            f"{self._last}. --max_bad_steps {self.most} puts an end to the run after {times}; nothing was saved after "
-            "it, checkpoints "
-            "are of earlier steps. Usual causes: --lr too high, weights or rows that are no numbers, or fp16 overflow "
-            "(try --mixed_precision bf16)"
+        times = f"{self.in_a_row} such steps in a row" if self.in_a_row > 1 else "such a step"
+        raise CollectiveError(
+            f"{self._last}. --max_bad_steps {self.limit} ends the run after {times}; nothing was saved after it, "
+            "checkpoints are of earlier steps. Usual causes: --lr too high, NaN or Inf in the weights, or overflow of "
+            "fp16 (try --mixed_precision bf16)"
         )
 
     def _rows_of_all_ranks(self, micro_batches: Sequence[MicroBatch]) -> list[dict[str, Any]]:
@@ -91,8 +91,8 @@ class BadSteps:
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
         # Ranks that share a batch name the same rows.
-        places = dict.fromkeys(place for places in everyone for place in places)
-        return [{"part": str(part), "row": row} for part, row in places]
+        positions = dict.fromkeys(position for theirs in everyone for position in theirs)
+        return [{"part": str(part), "row": row} for part, row in positions]
 
     def _write(self, entry: dict[str, Any]) -> None:
         line = json.dumps(entry, ensure_ascii=False)
@@ -101,7 +101,3 @@ class BadSteps:
                 file.write(line + "\n")
         except OSError as error:
             log_rank_zero(f"WARNING: {self.record} could not be written ({error.strerror}); it lacks {line}")
-
-
-def _place(rows: Sequence[dict[str, Any]]) -> str:
-    return f"row {rows[0]['row']} of {rows[0]['part']}" if rows else "none"

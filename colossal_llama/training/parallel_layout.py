@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.training.checkpoint.discovery import complete_checkpoints
+from colossal_llama.training.checkpoint.state import checkpoint_directories
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 
 SP_MODES = ("split_gather", "ring", "all_to_all")
@@ -215,7 +215,7 @@ def check_dimensions(parser: CollectingArgumentParser, options: argparse.Namespa
     """Adds a problem to the parser for a division that is impossible, each with the nearest possible one."""
     model = options.pretrained
     if model is None and options.load_checkpoint == "auto":
-        found = complete_checkpoints(options.save_dir)
+        found = checkpoint_directories(options.save_dir)
         model = found[-1] if found else None
     elif model is None and options.load_checkpoint is not None:
         model = Path(options.load_checkpoint)

@@ -26,16 +26,11 @@ from colossal_llama.model.loading import load_config
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.benchmark import describe, speed
-from colossal_llama.training.checkpoint.discovery import (
-    MERGED_MODEL,
-    MODEL,
-    Progress,
-    entry_written_by_a_run,
-    set_aside,
-    set_aside_later,
-)
+from colossal_llama.training.checkpoint.archive import archive, archive_later_checkpoints, entry_written_by_a_run
+from colossal_llama.training.checkpoint.model_files import save_merged_model
 from colossal_llama.training.checkpoint.restore import restore
-from colossal_llama.training.checkpoint.saver import CheckpointSaver, save_merged_model
+from colossal_llama.training.checkpoint.saver import CheckpointSaver
+from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, Progress
 from colossal_llama.training.command_line import HOST_OPTIMIZER_PLUGINS
 from colossal_llama.training.distributed import consensus, watchdog
 from colossal_llama.training.dry_run import plan_run, report
@@ -45,7 +40,7 @@ from colossal_llama.training.lr_schedule import Schedule, plan_schedule, step_ge
 from colossal_llama.training.metrics import BENCHMARK_FILE, METRICS_FILE, MetricsWriter, begin_record
 from colossal_llama.training.model_setup import Plan
 from colossal_llama.training.nonfinite_steps import RECORD as BAD_STEPS_FILE
-from colossal_llama.training.nonfinite_steps import BadSteps
+from colossal_llama.training.nonfinite_steps import NonFiniteSteps
 from colossal_llama.training.train_step import TrainStep
 from colossal_llama.training.trainer import Run, resume_progress
 from colossal_llama.utils.atomic_io import clean_up_interrupted_writes
@@ -66,12 +61,12 @@ def sole_writer(arguments: TrainingArguments) -> Iterator[None]:
     save_dir, logs = arguments.save_dir, arguments.tensorboard_dir
     with ExitStack() as held:
         if not arguments.benchmark and not arguments.dry_run:
-            with consensus.together():
+            with consensus.raise_on_all_ranks():
                 if is_rank_zero():
                     _hold("--save_dir", save_dir, held)
             consensus.check_shared(save_dir, "--save_dir")
         if not arguments.dry_run and (arguments.benchmark or logs.resolve() != save_dir.resolve()):
-            with consensus.together():
+            with consensus.raise_on_all_ranks():
                 if is_rank_zero():
                     _hold("--tensorboard_dir", logs, held)
         yield
@@ -93,8 +88,8 @@ def _hold(option: str, directory: Path, held: ExitStack) -> None:
 def _tidy(save_dir: Path) -> None:
     for name in clean_up_interrupted_writes(save_dir):
         log_rank_zero(f"{save_dir / name} was being written when an earlier run ended: what there was of it is deleted")
-    for words in watchdog.last_words(save_dir):
-        log_rank_zero(f"an earlier run ended here: {words}")
+    for line in watchdog.take_failure_report(save_dir):
+        log_rank_zero(f"an earlier run ended here: {line}")
 
 
 def with_defaults_of(arguments: TrainingArguments, data: Data) -> TrainingArguments:
@@ -140,7 +135,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
     metrics = _metrics(arguments, kept_steps)
     if is_rank_zero() and saver is not None:
         begin_record(bad_steps, kept_steps)
-        _set_aside(arguments.save_dir, kept_steps, (data.model_path, data.adapter_path))
+        _archive(arguments.save_dir, kept_steps, (data.model_path, data.adapter_path))
     train_step = _train_step(arguments, data, plan, model, optimizer)
     return Run(
         train_step=train_step,
@@ -155,7 +150,7 @@ def boost(arguments: TrainingArguments, data: Data, plan: Plan) -> Run:
         save_each_epoch=not arguments.skip_save_each_epoch,
         saver=saver,
         flops_per_token=plan.flops_per_token,
-        bad_steps=BadSteps(bad_steps, reader, arguments.max_bad_steps),
+        nonfinite_steps=NonFiniteSteps(bad_steps, reader, arguments.max_bad_steps),
         categories=_categories(data),
         evaluator=_evaluator(arguments, data, train_step),
         progress=progress,
@@ -184,23 +179,21 @@ def _goes_on_in_place(arguments: TrainingArguments, data: Data) -> bool:
     return data.checkpoint is not None and data.checkpoint.path.resolve().parent == arguments.save_dir.resolve()
 
 
-def _set_aside(save_dir: Path, kept_steps: int, begun_from: Sequence[Path | None]) -> None:
+def _archive(save_dir: Path, kept_steps: int, begun_from: Sequence[Path | None]) -> None:
     """Renames what other runs left in `--save_dir` and this one would replace: their checkpoints, and their finished models."""
-    for path in set_aside_later(save_dir, kept_steps):
-        log_rank_zero(f"a checkpoint of an earlier run was in the way and is now {path}")
+    for path in archive_later_checkpoints(save_dir, kept_steps):
+        log_rank_zero(f"a checkpoint of an earlier run is archived as {path}")
     if kept_steps:
         return
     used = {entry_written_by_a_run(path, save_dir) for path in begun_from if path is not None}
     for name in {MODEL, MERGED_MODEL} - used:
         if (save_dir / name).exists():
-            log_rank_zero(
-                f"the finished model of an earlier run was in the way and is now {set_aside(save_dir / name)}"
-            )
+            log_rank_zero(f"the finished model of an earlier run is archived as {archive(save_dir / name)}")
 
 
 def _metrics(arguments: TrainingArguments, resumed_at_step: int) -> MetricsWriter:
     directory = arguments.tensorboard_dir
-    with consensus.together():
+    with consensus.raise_on_all_ranks():
         try:
             return MetricsWriter(directory, arguments.save_dir, resumed_at_step, arguments.benchmark)
         except OSError as error:

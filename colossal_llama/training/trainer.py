@@ -15,12 +15,12 @@ from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import RowReader, StepGeometry, step_batches
 from colossal_llama.engine.hybrid_adam import set_learning_rate
 from colossal_llama.training.category_losses import means_by_name
-from colossal_llama.training.checkpoint.discovery import Checkpoint, Origin, Progress
 from colossal_llama.training.checkpoint.saver import CheckpointSaver
+from colossal_llama.training.checkpoint.state import Checkpoint, Origin, Progress
 from colossal_llama.training.evaluation import Evaluation, Evaluator
 from colossal_llama.training.lr_schedule import Schedule
 from colossal_llama.training.metrics import MetricsWriter, peak_flops
-from colossal_llama.training.nonfinite_steps import BadSteps, finite
+from colossal_llama.training.nonfinite_steps import NonFiniteSteps, finite
 from colossal_llama.training.signals import StopRequest
 from colossal_llama.training.train_step import StepResult, TrainStep
 from colossal_llama.utils.console import log_rank_zero, progress_bar
@@ -49,7 +49,7 @@ class Run:
     saver: CheckpointSaver | None
     """None: nothing is saved (a benchmark)."""
     flops_per_token: float
-    bad_steps: BadSteps
+    nonfinite_steps: NonFiniteSteps
     categories: tuple[str, ...] = ()
     """Names of the data's categories."""
     evaluator: Evaluator | None = None
@@ -82,11 +82,11 @@ class Run:
             result = self.train_step.step(micro_batches, self.progress.step, stop.received)
             seconds = time.perf_counter() - begun + wait_s
             self.progress = self.progress.advanced(result.rows, result.samples, result.tokens, result.target_tokens)
-            self.bad_steps.watch(self.progress.step, result.loss, result.gradient_norm, micro_batches)
-            ends = result.stop_requested or self.bad_steps.are_too_many
+            self.nonfinite_steps.observe(self.progress.step, result.loss, result.gradient_norm, micro_batches)
+            ends = result.stop_requested or self.nonfinite_steps.limit_reached
             evaluation = None if ends else self._evaluate_if_due(stop)
             self._record(result, rate, seconds, wait_s, evaluation, bar)
-            self.bad_steps.end_if_too_many()
+            self.nonfinite_steps.raise_if_limit_reached()
             saved = self._save_at_interval()
             if result.stop_requested:
                 self._stop_early(saved)
@@ -130,7 +130,7 @@ class Run:
             "loss": finite(result.loss),
             "learning_rate": rate,
             "gradient_norm": finite(result.gradient_norm),
-            "bad_steps_in_a_row": self.bad_steps.in_a_row,
+            "bad_steps_in_a_row": self.nonfinite_steps.in_a_row,
             "loss_by_category": means_by_name(self.categories, result.category_losses, result.category_targets),
             "tokens_per_s": round(tokens_per_s, 1),
             "target_tokens_per_s": round(result.target_tokens / seconds, 1),
@@ -141,7 +141,7 @@ class Run:
             "samples_seen": self.progress.samples_seen,
             "tokens_seen": self.progress.tokens_seen,
             "target_tokens_seen": self.progress.target_tokens_seen,
-            **(self.saver.news() if self.saver else {}),
+            **(self.saver.metrics() if self.saver else {}),
             **(evaluation.numbers() if evaluation else {}),
         }
         self.metrics.write(self.progress.step, numbers)
@@ -159,7 +159,7 @@ class Run:
         step = self.progress.step
         is_due = step % self.save_interval == 0
         if not is_due and self.saver is not None and step % max(1, self.save_interval // RETRIES_PER_INTERVAL) == 0:
-            is_due = self.saver.must_try_again()
+            is_due = self.saver.must_retry()
         if is_due:
             self._save()
         return is_due

@@ -260,7 +260,7 @@ def test_a_host_that_goes_is_named_and_the_run_goes_on_without_it(cluster, hostf
         _, errors = process.communicate(timeout=60)
     assert time.monotonic() - pulled < 60
     assert process.returncode != 0
-    assert errors.count("no sign of life from node-2 (rank 1) within 6 s") == 1, errors[-6000:]
+    assert errors.count("no heartbeat from node-2 (rank 1) within 6 s") == 1, errors[-6000:]
 
     # The same command again. What the survivor's torchrun ends with is written down, for the
     # launcher that would tell it goes.
@@ -278,7 +278,7 @@ def test_a_host_that_goes_is_named_and_the_run_goes_on_without_it(cluster, hostf
         assert not other.processes("train.py")
         process.communicate()
         (said,) = (place / "save" / "why_it_ended.txt").read_text().splitlines()
-        assert "rank 1 on node-2: no sign of life from node-1 (rank 0) within 6 s" in said
+        assert "rank 1 on node-2: no heartbeat from node-1 (rank 0) within 6 s" in said
 
         hostfile.write_text("node-2\n")
         done = other.run(words)

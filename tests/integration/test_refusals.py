@@ -132,7 +132,7 @@ def test_the_base_of_an_adapter_is_not_overwritten_by_it(done, runner):
     save = runner.workspace / "stage" / "save"
     for name, base in (("lora_on_final", "modelling"), ("lora_on_checkpoint", "epoch-0_step-2/modelling")):
         kind, problem = done[name]
-        assert kind == "AgreedError"
+        assert kind == "CollectiveError"
         assert str(save / base) in problem
         assert "another --save_dir" in problem
     names = {path.name for path in save.iterdir() if not path.name.startswith(".")}
@@ -171,7 +171,7 @@ def test_two_runs_do_not_write_one_record(done, runner):
     assert [entry["step"] for entry in runner.metrics("stage")] == [1]
     assert len(list(logs.glob("events.*"))) == 1
     assert f"the record of an earlier run in {logs} is now metrics-0.jsonl and events-0/" in done["printed"]
-    assert done["finds_others_logs"][0] == "AgreedError"
+    assert done["finds_others_logs"][0] == "CollectiveError"
     assert f"{logs} holds the record of the run with --save_dir {save}" in done["finds_others_logs"][1]
     assert "another run is writing into" in done["held_logs"][1]
     assert "another --tensorboard_dir" in done["held_logs"][1]
@@ -185,7 +185,7 @@ def test_what_cannot_be_read_or_written_is_said(done, runner):
         "planned": "cannot be written: Is a directory",
     }.items():
         kind, problem = done[name]
-        assert kind == "AgreedError"
+        assert kind == "CollectiveError"
         assert said in problem
     assert str(runner.workspace / "cut" / "model.safetensors") in done["cut_weights"][1]
     assert problem.startswith(f"--config_file: {runner.workspace / 'planned' / 'config.json.dry_run.json'}")
@@ -193,7 +193,7 @@ def test_what_cannot_be_read_or_written_is_said(done, runner):
 
 def test_a_run_that_fails_while_it_begins_sets_nothing_aside(done, runner):
     kind, problem = done["no_config"]
-    assert kind == "AgreedError"
+    assert kind == "CollectiveError"
     assert "/proc/no_such_place" in problem
     assert [path.name for path in (runner.workspace / "third" / "save").iterdir() if path.is_dir()] == ["modelling"]
 

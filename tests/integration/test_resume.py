@@ -18,8 +18,9 @@ from tests.support.training_runs import ranks_of, wait_until
 prepare_engine()
 
 from colossal_llama.model.weights.weight_files import find_weight_files  # noqa: E402
-from colossal_llama.training.checkpoint.discovery import complete_checkpoints, open_checkpoint  # noqa: E402
+from colossal_llama.training.checkpoint.discovery import open_checkpoint  # noqa: E402
 from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer  # noqa: E402
+from colossal_llama.training.checkpoint.state import checkpoint_directories  # noqa: E402
 
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
 RUN = (*BATCH, "--num_epochs", "2", "--save_interval", "2", "--use_neft")
@@ -173,7 +174,7 @@ def wait_for_steps(runner, name: str, steps: int, process: subprocess.Popen) -> 
 
 def check_checkpoints(save_dir: Path) -> None:
     """Whatever has a checkpoint's name is one: all of its files are there and can be read."""
-    for path in complete_checkpoints(save_dir):
+    for path in checkpoint_directories(save_dir):
         checkpoint = open_checkpoint(path)
         SavedOptimizer(path / "optimizer").close()
         find_weight_files(checkpoint.model_path)

@@ -219,7 +219,7 @@ def test_too_many_bad_steps_end_the_run(two_ranks, poison, project_root):
     command = two_ranks.command("ended", *BATCH, "--shuffle", "none", "--pretrained", str(poison[0]))
     done = torchrun("train.py", command, 2, project_root)
     assert done.returncode != 0
-    assert "--max_bad_steps 1 puts an end to the run" in done.stderr
+    assert "--max_bad_steps 1 ends the run after such a step" in done.stderr
     assert "Traceback" not in done.stderr.split("torch/distributed")[0]
     assert not (two_ranks.workspace / "ended" / "save" / "modelling").exists()
     entries = two_ranks.metrics("ended")
@@ -264,15 +264,15 @@ from colossal_llama.engine import launch
 from colossal_llama.utils.errors import run_main
 
 launch.prepare_engine()
-from colossal_llama.training.checkpoint.commit import SharedWriting
+from colossal_llama.training.checkpoint.commit import DirectoryCommit
 
-write = SharedWriting._write
+write = DirectoryCommit._write
 
 def slowly(self, file):
     time.sleep(2)
     write(self, file)
 
-SharedWriting._write = slowly
+DirectoryCommit._write = slowly
 run_main(train.main)
 """
 
@@ -281,7 +281,7 @@ def test_a_checkpoint_that_is_being_written_survives_a_bad_step(two_ranks, poiso
     (tmp_path / "slow.py").write_text(SLOW_DISK.format(root=project_root))
     options = ("--shuffle", "none", "--save_interval", "2", "--pretrained", str(poison[0]))
     done = torchrun(str(tmp_path / "slow.py"), two_ranks.command("slow", *BATCH, *options), 2, project_root)
-    assert "--max_bad_steps 1 puts an end to the run" in done.stderr
+    assert "--max_bad_steps 1 ends the run after such a step" in done.stderr
     assert (two_ranks.workspace / "slow" / "save" / "epoch-0_step-2" / "running_states.json").is_file()
 
 

@@ -41,15 +41,15 @@ from colossal_llama.engine.optimizer_step import refuse_nonfinite_updates  # noq
 from colossal_llama.engine.plugins import PRECISIONS  # noqa: E402
 from colossal_llama.model.weights.stored_tensors import shape_of  # noqa: E402
 from colossal_llama.model.weights.weight_files import write_safetensors  # noqa: E402
-from colossal_llama.training.checkpoint.commit import HeldFile  # noqa: E402
 from colossal_llama.training.checkpoint.model_files import fp32_weights  # noqa: E402
 from colossal_llama.training.checkpoint.optimizer_io import (  # noqa: E402
-    INDEX,
     SavedOptimizer,
     index_of,
     restore_states,
     tensors_to_save,
 )
+from colossal_llama.training.checkpoint.staging import StagedFile  # noqa: E402
+from colossal_llama.training.checkpoint.state import OPTIMIZER_INDEX  # noqa: E402
 
 _SMALL_CHUNKS = {"min_chunk_size_m": 0.012, "search_range_m": 0.001, "hidden_dim": 8}
 _OFFLOADED = {"offload_optim_frac": 1.0, "offload_param_frac": 1.0}
@@ -213,16 +213,18 @@ class Training:
         """The files of a checkpoint that are about Gemini."""
         for folder in ("optimizer", "modelling"):
             (directory / folder).mkdir(parents=True, exist_ok=True)
-        file = HeldFile(f"rank-{dist.get_rank()}.safetensors")
+        file = StagedFile(f"rank-{dist.get_rank()}.safetensors")
         for name, tensor, note in tensors_to_save(self.shards()):
             file.add(name, shape_of(tensor), [tensor.clone()], note)
-        write_safetensors(directory / "optimizer" / file.name, file.shapes, file.pieces.__getitem__, file.metadata)
+        write_safetensors(directory / "optimizer" / file.name, file.shapes, file.slices.__getitem__, file.metadata)
         weights = {name: tensor.clone() for name, tensor in self.backend.weights_to_save(self.model)}
         if weights:
             save_file(weights, directory / "modelling" / "model.safetensors")
         if dist.get_rank() == 0:
             files = [f"rank-{rank}.safetensors" for rank in range(dist.get_world_size())]
-            (directory / "optimizer" / INDEX).write_text(json.dumps({**index_of(self.optimizer), "files": files}))
+            (directory / "optimizer" / OPTIMIZER_INDEX).write_text(
+                json.dumps({**index_of(self.optimizer), "files": files})
+            )
         dist.barrier()
 
     def restore(self, directory: Path) -> None:

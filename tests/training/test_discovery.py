@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from colossal_llama.training.checkpoint.discovery import (
-    Origin,
-    Progress,
-    entry_written_by_a_run,
-    find_checkpoint,
-    set_aside,
-)
+from colossal_llama.training.checkpoint.archive import archive, entry_written_by_a_run
+from colossal_llama.training.checkpoint.discovery import find_checkpoint
+from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.training.metrics import begin_record
 from colossal_llama.utils.errors import UserError
 
@@ -93,7 +89,7 @@ def test_auto_says_which_ones_another_run_has_set_aside(save_dir):
     notices: list[str] = []
     assert find_checkpoint("auto", save_dir, notices.append) is not None
     assert notices == []
-    moved = set_aside(save_dir / "epoch-0_step-2")
+    moved = archive(save_dir / "epoch-0_step-2")
     assert find_checkpoint("auto", save_dir, notices.append) is None
     assert len(notices) == 1
     assert "auto begins afresh" in notices[0]

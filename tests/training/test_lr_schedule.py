@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colossal_llama.dataset.loader import StepGeometry
-from colossal_llama.training.checkpoint.discovery import Progress
+from colossal_llama.training.checkpoint.state import Progress
 from colossal_llama.training.lr_schedule import default_warmup_steps, learning_rate, plan_steps
 
 

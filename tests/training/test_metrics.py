@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from colossal_llama.training.metrics import METRICS_FILE, MetricsWriter
-from colossal_llama.training.nonfinite_steps import BadSteps
+from colossal_llama.training.nonfinite_steps import NonFiniteSteps
 
 
 @contextmanager
@@ -46,10 +46,10 @@ def test_a_step_without_room_is_left_out_and_the_next_ones_are_not(tmp_path, cap
 def test_a_bad_step_without_room_is_printed(tmp_path, capsys):
     dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        steps = BadSteps(
+        steps = NonFiniteSteps(
             tmp_path / "no_such" / "bad_steps.jsonl", SimpleNamespace(locate=lambda sample: ("part", sample)), 3
         )
-        assert steps.watch(5, math.nan, None, [SimpleNamespace(sample_ids=[7, 9])])
+        assert steps.observe(5, math.nan, None, [SimpleNamespace(sample_ids=[7, 9])])
     finally:
         dist.destroy_process_group()
     printed = capsys.readouterr().out

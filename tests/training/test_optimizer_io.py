@@ -17,10 +17,12 @@ prepare_engine()
 from colossal_llama.engine.optimizer_shards import OptimizerShard, ShardRange, TensorShard  # noqa: E402
 from colossal_llama.model.weights.stored_tensors import shape_of  # noqa: E402
 from colossal_llama.model.weights.weight_files import write_safetensors  # noqa: E402
-from colossal_llama.training.checkpoint.commit import HeldFile  # noqa: E402
-from colossal_llama.training.checkpoint.discovery import open_checkpoint  # noqa: E402
+from colossal_llama.training.checkpoint.discovery import read_checkpoint  # noqa: E402
 from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer, restore_states, tensors_to_save  # noqa: E402
-from colossal_llama.training.checkpoint.staging import HostMemory  # noqa: E402
+from colossal_llama.training.checkpoint.staging import (
+    StagedFile,  # noqa: E402
+    StagingBuffer,  # noqa: E402
+)
 from colossal_llama.utils.atomic_io import (  # noqa: E402
     clean_up_interrupted_writes,
     remove_directory,
@@ -48,29 +50,29 @@ def divisions(draw, shape: tuple[int, int]) -> list[ShardRange]:
     return draw(st.permutations(ranges))
 
 
-def elements(whole: torch.Tensor, place: ShardRange) -> torch.Tensor:
-    shard = place.shard
+def elements(whole: torch.Tensor, range_: ShardRange) -> torch.Tensor:
+    shard = range_.shard
     part = whole if shard is None else whole.narrow(shard.dimension, shard.begin, shard.end - shard.begin)
-    return part.reshape(-1)[place.begin : place.end]
+    return part.reshape(-1)[range_.begin : range_.end]
 
 
-def shard_of(place: ShardRange, states: dict, master: torch.Tensor, padding: int = 0) -> OptimizerShard:
-    length = place.end - place.begin + padding
+def shard_of(range_: ShardRange, states: dict, master: torch.Tensor, padding: int = 0) -> OptimizerShard:
+    length = range_.end - range_.begin + padding
     key = torch.zeros(length)
-    return OptimizerShard("weight", place, key, key.shape, states, master, keeps_master=True, is_written_here=True)
+    return OptimizerShard("weight", range_, key, key.shape, states, master, keeps_master=True, is_written_here=True)
 
 
 def written(directory, shards: list[OptimizerShard], tensors_per_file: int = 3) -> SavedOptimizer:
     """The shards saved, each by a rank of its own, in files of so many tensors."""
     directory.mkdir()
-    memory, names = HostMemory(pinned=False, block_bytes=64), []
+    staging, names = StagingBuffer(pinned=False, block_bytes=64), []
     for rank, shard in enumerate(shards):
         tensors = list(tensors_to_save([shard]))
         for first in range(0, len(tensors), tensors_per_file):
-            file = HeldFile(f"rank-{rank}-{first}.safetensors")
-            for name, tensor, note in tensors[first : first + tensors_per_file]:
-                file.add(name, shape_of(tensor), memory.keep(tensor), note)
-            write_safetensors(directory / file.name, file.shapes, file.pieces.__getitem__, file.metadata)
+            file = StagedFile(f"rank-{rank}-{first}.safetensors")
+            for name, tensor, entry in tensors[first : first + tensors_per_file]:
+                file.add(name, shape_of(tensor), staging.stage(tensor), entry)
+            write_safetensors(directory / file.name, file.shapes, file.slices.__getitem__, file.metadata)
             names.append(file.name)
     index = {"format": "colossal_llama.optimizer.1", "param_groups": [], "files": dict.fromkeys(names, 0)}
     (directory / "index.json").write_text(json.dumps(index))
@@ -83,22 +85,22 @@ def test_any_division_is_read_by_any_other(tmp_path_factory, data, shape, paddin
     whole = {name: torch.randn(shape) for name in ("exp_avg", "exp_avg_sq", "master_weight")}
     shards = [
         shard_of(
-            place,
-            {"step": 7, **{name: elements(whole[name], place) for name in ("exp_avg", "exp_avg_sq")}},
-            elements(whole["master_weight"], place).clone(),
+            range_,
+            {"step": 7, **{name: elements(whole[name], range_) for name in ("exp_avg", "exp_avg_sq")}},
+            elements(whole["master_weight"], range_).clone(),
         )
-        for place in data.draw(divisions(shape))
+        for range_ in data.draw(divisions(shape))
     ]
     saved = written(tmp_path_factory.mktemp("saved") / "optimizer", shards, data.draw(st.integers(1, 3)))
-    for place in data.draw(divisions(shape)):
-        length = place.end - place.begin
-        shard = shard_of(place, {}, torch.full((length + padding,), 5.0), padding)
+    for range_ in data.draw(divisions(shape)):
+        length = range_.end - range_.begin
+        shard = shard_of(range_, {}, torch.full((length + padding,), 5.0), padding)
         restore_states(saved, [shard], {})
         assert shard.states["step"] == 7
-        assert torch.equal(shard.master[:length], elements(whole["master_weight"], place))
+        assert torch.equal(shard.master[:length], elements(whole["master_weight"], range_))
         assert torch.equal(shard.master[length:], torch.full((padding,), 5.0))
         for name in ("exp_avg", "exp_avg_sq"):
-            assert torch.equal(shard.states[name][:length], elements(whole[name], place))
+            assert torch.equal(shard.states[name][:length], elements(whole[name], range_))
             assert not shard.states[name][length:].any()
     saved.close()
 
@@ -124,20 +126,20 @@ def test_what_is_missing_is_said(tmp_path):
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.uint8, torch.int64]),
     block_bytes=st.sampled_from([8, 16, 64, 4096]),
 )
-def test_host_memory_keeps_every_tensor_and_is_used_again(counts, dtype, block_bytes):
-    memory, generator = HostMemory(pinned=False, block_bytes=block_bytes), np.random.default_rng(len(counts))
+def test_the_staging_buffer_copies_every_tensor_and_is_reused(counts, dtype, block_bytes):
+    staging, generator = StagingBuffer(pinned=False, block_bytes=block_bytes), np.random.default_rng(len(counts))
     held = None
     for _ in range(2):
-        memory.clear()
+        staging.reset()
         tensors = [torch.from_numpy(generator.integers(0, 100, count)).to(dtype) for count in counts]
-        kept = [memory.keep(tensor) for tensor in tensors]
+        kept = [staging.stage(tensor) for tensor in tensors]
         expected = [tensor.clone() for tensor in tensors]
         for tensor in tensors:
             tensor += 1  # training goes on; the copies stay
         for tensor, pieces in zip(expected, kept, strict=True):
             assert torch.equal(torch.cat([*pieces, torch.empty(0, dtype=dtype)]), tensor)
-        assert held in (None, memory.held_bytes)
-        held = memory.held_bytes
+        assert held in (None, staging.allocated_bytes)
+        held = staging.allocated_bytes
 
 
 def test_directories_appear_and_vanish_whole(tmp_path):
@@ -159,7 +161,7 @@ def test_pickled_checkpoints_of_earlier_versions_are_refused(tmp_path):
     for folder in ("modelling", "optimizer"):
         (tmp_path / folder).mkdir()
     (tmp_path / "running_states.json").write_text(json.dumps({"progress": {"step": 3}, "origin": {}, "world_size": 1}))
-    assert open_checkpoint(tmp_path).progress.step == 3
+    assert read_checkpoint(tmp_path).progress.step == 3
     (tmp_path / "optimizer" / "pytorch_optim.bin.index.json").touch()
     with pytest.raises(UserError, match="pickles are not loaded"):
-        open_checkpoint(tmp_path)
+        read_checkpoint(tmp_path)

@@ -10,16 +10,17 @@ from tests.support.training_runs import ranks_of, torchrun, wait_until
 
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2", "--mixed_precision", "bf16")
 
-SHARED_WRITING = """
+COMMITS = """
 import datetime, json, os, sys
 from pathlib import Path
 sys.path.insert(0, "{root}")
 import torch, torch.distributed as dist
 from colossal_llama.model.weights.stored_tensors import TensorShape
 from colossal_llama.training.checkpoint import commit
-from colossal_llama.training.checkpoint.commit import HeldFile, SharedWriting, own_stores
+from colossal_llama.training.checkpoint.commit import DirectoryCommit, commit_stores
+from colossal_llama.training.checkpoint.staging import StagedFile
 
-commit._DEAD_AFTER_S = 2.0
+commit._HEARTBEAT_TIMEOUT_S = 2.0
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
 rank, place = dist.get_rank(), Path("{place}")
 said = []
@@ -28,15 +29,15 @@ def write(number, name, start=True):
     def complete(directory, written):
         (directory / "complete.json").write_text(json.dumps(written))
 
-    writing = SharedWriting(place / "checkpoint", own_stores(f"test-{{number}}"), complete)
+    pending = DirectoryCommit(place / "checkpoint", commit_stores(f"test-{{number}}"), complete)
     held = torch.full((4,), float(number))
-    file = HeldFile(name)
+    file = StagedFile(name)
     file.add("numbers", TensorShape((4,), "F32"), [held[:3], held[3:]], {{}})
-    writing.add(file)
+    pending.add(file)
     if not start:
         return
-    writing.start()
-    said.append(writing.wait().error)
+    pending.start()
+    said.append(pending.wait().error)
 
 write(1, f"parts/rank-{{rank}}.safetensors")
 # A name that no file system takes, on rank 1
@@ -53,7 +54,7 @@ def test_all_ranks_hear_the_same_and_a_failure_changes_nothing(project_root, tmp
     from safetensors.torch import load_file
 
     script = tmp_path / "script.py"
-    script.write_text(SHARED_WRITING.format(root=project_root, place=tmp_path))
+    script.write_text(COMMITS.format(root=project_root, place=tmp_path))
     done = torchrun(str(script), [], 2, project_root)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2))
@@ -61,7 +62,7 @@ def test_all_ranks_hear_the_same_and_a_failure_changes_nothing(project_root, tmp
     assert first[1] == second[1]
     assert first[1].startswith("rank 1 on ")
     assert first[1].endswith("File name too long")
-    assert "rank 1 has not been heard of" in first[2]
+    assert "no heartbeat from rank 1" in first[2]
     names = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert names == {"checkpoint"}, "something half-written was left"
     for rank in range(2):

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.dataset.loader import StepGeometry
-from colossal_llama.training.checkpoint.discovery import Origin, Progress
+from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.training.lr_schedule import Schedule, default_warmup_steps, plan_steps, rows_of_epoch
-from colossal_llama.training.nonfinite_steps import BadSteps
+from colossal_llama.training.nonfinite_steps import NonFiniteSteps
 from colossal_llama.training.train_step import StepResult
 from colossal_llama.training.trainer import Run
 
@@ -105,7 +105,7 @@ def walk(setting: Setting, rank: int = 0, progress: Progress | None = None) -> N
         save_each_epoch=setting.save_each_epoch,
         saver=_Saver(notes),
         flops_per_token=1.0,
-        bad_steps=BadSteps(None, None, 1),
+        nonfinite_steps=NonFiniteSteps(None, None, 1),
         evaluator=_Evaluator(notes),
         progress=progress,
     )
@@ -124,10 +124,10 @@ class _Saver:
     def __exit__(self, *_):
         return None
 
-    def news(self):
+    def metrics(self):
         return {}
 
-    def must_try_again(self, *_):
+    def must_retry(self, *_):
         return False
 
     def save(self, progress, schedule):

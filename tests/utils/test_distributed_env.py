@@ -170,17 +170,17 @@ def work(name):
             raise error
     match name:
         case "all is well":
-            with consensus.together():
+            with consensus.raise_on_all_ranks():
                 pass
             consensus.check_same({"the data": "a"})
         case "only rank 1 lacks a file":
-            with consensus.together():
+            with consensus.raise_on_all_ranks():
                 fails_on(1, UserError("x does not exist"))
         case "rank 0 meets something unforeseen":
-            with consensus.together():
+            with consensus.raise_on_all_ranks():
                 fails_on(0, ValueError("unforeseen"))
         case "both have the same problem":
-            consensus.agree(["y is wrong"])
+            consensus.raise_problems(["y is wrong"])
         case "a copy is stale":
             consensus.check_same({"the data": "a" if rank == 0 else "b", "the model": "c"})
 
@@ -188,7 +188,7 @@ for name in sys.argv[1:]:
     try:
         work(name)
         said.append(None)
-    except consensus.AgreedError as error:
+    except consensus.CollectiveError as error:
         said.append(error.problems)
 print(json.dumps(said))
 dist.barrier()

@@ -1,1 +1,1 @@
-"""Checkpoints: state, way to disk and way back."""
+"""Checkpoints: state, saving, discovery and restoring."""

@@ -1,33 +1,37 @@
 """Model directory of a checkpoint: small files, names and index of the weight files, fp32 weights to read."""
 
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from colossal_llama.model.weights.generation_config import write_generation_config
 from colossal_llama.model.weights.weight_files import SAFETENSORS_INDEX, find_weight_files
-from colossal_llama.utils.atomic_io import write_bytes, write_json
+from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL
+from colossal_llama.utils.atomic_io import fsync_tree, replace_directory, unfinished_path, write_bytes, write_json
+from colossal_llama.utils.console import is_rank_zero
 
 
 def small_files(
     network: PreTrainedModel | PeftModel, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, bytes]:
-    """Configurations and tokenizer, file by file; the same in every checkpoint of a run."""
-    with tempfile.TemporaryDirectory() as place:
+    """Content of the configuration and tokenizer files, by name; the same in every checkpoint of a run."""
+    with tempfile.TemporaryDirectory() as directory:
         if isinstance(network, PeftModel):
-            network.save_pretrained(place)
-            (Path(place) / ADAPTER_WEIGHTS).unlink()
+            network.save_pretrained(directory)
+            (Path(directory) / ADAPTER_WEIGHTS).unlink()
         else:
-            _write_configurations(Path(place), network, dtype)
-        tokenizer.save_pretrained(place)
-        return {path.name: path.read_bytes() for path in Path(place).iterdir()}
+            _write_configurations(Path(directory), network, dtype)
+        tokenizer.save_pretrained(directory)
+        return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
 
 def _write_configurations(target: Path, network: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -42,7 +46,7 @@ def _write_configurations(target: Path, network: PreTrainedModel, dtype: torch.d
 def complete_model_directory(
     directory: Path, weights: Mapping[str, Mapping[str, int]], others: Mapping[str, bytes]
 ) -> None:
-    """Gives the weight files that the ranks wrote their usual names, and adds the index and the small files.
+    """Renames the ranks' weight files to their usual names, and adds the index and the small files.
 
     Args:
         directory: holds the weight files.
@@ -64,10 +68,10 @@ def complete_model_directory(
         write_bytes(directory / name, content)
 
 
-def fp32_weights(directory: Path) -> dict[str, Any]:
+def fp32_weights(directory: Path) -> dict[str, Callable[[], torch.Tensor]]:
     """Functions that read the fp32 weights of a model directory, by name."""
 
-    def reader(path: Path, name: str) -> Any:
+    def reader(path: Path, name: str) -> Callable[[], torch.Tensor]:
         def read() -> torch.Tensor:
             with safe_open(path, framework="pt") as file:
                 return file.get_tensor(name)
@@ -82,3 +86,20 @@ def fp32_weights(directory: Path) -> dict[str, Any]:
         for name, tensor in shard.tensors.items()
         if tensor.dtype == "F32"
     }
+
+
+def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Writes `SAVE_DIR/modelling_merged`, the base model with the adapter of `SAVE_DIR/modelling` merged.
+
+    Rank 0 computes and writes it; a collective.
+    """
+    target = save_dir / MERGED_MODEL
+    if is_rank_zero():
+        temporary = unfinished_path(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        merge_adapter(base_path, save_dir / MODEL, temporary)
+        tokenizer.save_pretrained(temporary)
+        fsync_tree(temporary)
+        replace_directory(temporary, target)
+    dist.barrier()
+    return target

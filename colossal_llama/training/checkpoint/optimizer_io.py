@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from colossal_llama.engine.optimizer_shards import OptimizerShard, ShardRange, TensorShard, hyperparameters
-from colossal_llama.training.checkpoint.commit import NOTES
-from colossal_llama.training.checkpoint.discovery import OPTIMIZER_INDEX as INDEX
+from colossal_llama.training.checkpoint.staging import HEADER_ENTRIES
+from colossal_llama.training.checkpoint.state import OPTIMIZER_INDEX
 from colossal_llama.utils.errors import UserError
 
 _FORMAT = "colossal_llama.optimizer.1"
@@ -87,10 +87,10 @@ class SavedOptimizer:
         self._open = ExitStack()
         self._shards: dict[str, list[_StoredShard]] = defaultdict(list)
         try:
-            index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+            index = json.loads((directory / OPTIMIZER_INDEX).read_text(encoding="utf-8"))
             if index["format"] != _FORMAT:
                 raise UserError(
-                    f"{directory / INDEX}: the format is {index['format']}, but this version reads {_FORMAT}"
+                    f"{directory / OPTIMIZER_INDEX}: the format is {index['format']}, but this version reads {_FORMAT}"
                 )
             for name in index["files"]:
                 self._read_header(directory / name)
@@ -108,7 +108,7 @@ class SavedOptimizer:
         except SafetensorError as error:
             raise UserError(f"{path} cannot be read: it is incomplete or damaged ({error})") from error
         self._files[path] = file, set(file.keys())
-        for name, entry in json.loads(file.metadata()[NOTES]).items():
+        for name, entry in json.loads(file.metadata()[HEADER_ENTRIES]).items():
             self._shards[name].append(_StoredShard(_range_from_json(entry), entry["step"], path))
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:

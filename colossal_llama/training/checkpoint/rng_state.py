@@ -1,4 +1,4 @@
-"""States of the random generators in a checkpoint."""
+"""States of the random generators in a checkpoint: `random_states/rank-00000-00000.safetensors`, one file a rank."""
 
 from pathlib import Path
 
@@ -6,16 +6,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from colossal_llama.training.checkpoint.state import RANDOM_STATES, rank_file
 from colossal_llama.utils.errors import UserError
 
 
-def random_states_file(rank: int) -> str:
-    """Name of a rank's file, relative to the checkpoint."""
-    return f"random_states/rank-{rank:05d}-00000.safetensors"
-
-
 def random_states() -> dict[str, torch.Tensor]:
-    """The states of this process's generators, uint8."""
+    """States of this process's random generators, uint8."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -23,12 +19,12 @@ def random_states() -> dict[str, torch.Tensor]:
 
 
 def restore_random_states(checkpoint: Path, rank: int) -> None:
-    """Sets this process's generators as a rank's were.
+    """Sets this process's random generators to the states that a rank saved.
 
     Raises:
         UserError: the rank's file is missing or damaged.
     """
-    path = checkpoint / random_states_file(rank)
+    path = checkpoint / RANDOM_STATES / rank_file(rank)
     try:
         states = load_file(path)
         torch.set_rng_state(states["cpu"])

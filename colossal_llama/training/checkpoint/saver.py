@@ -1,9 +1,8 @@
-"""Saves checkpoints beside the training: the state is copied, the run goes on, and the copy is written in the background."""
+"""Saves checkpoints in the background: copies the state to the host, and writes the copy while training goes on."""
 
 import contextlib
 import itertools
 import math
-import shutil
 import socket
 import time
 from collections import defaultdict
@@ -21,43 +20,47 @@ from colossal_llama.engine.backend import Backend
 from colossal_llama.engine.launch import current_device
 from colossal_llama.engine.loss_scale import loss_scale_state
 from colossal_llama.engine.optimizer_shards import OptimizerShard
-from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.weights.stored_tensors import shape_of
-from colossal_llama.training.checkpoint.commit import HeldFile, Outcome, SharedWriting, Written, own_stores
-from colossal_llama.training.checkpoint.discovery import (
-    MERGED_MODEL,
+from colossal_llama.training.checkpoint.commit import CommitOutcome, DirectoryCommit, WrittenFiles, commit_stores
+from colossal_llama.training.checkpoint.model_files import complete_model_directory, small_files
+from colossal_llama.training.checkpoint.optimizer_io import index_of, tensors_to_save
+from colossal_llama.training.checkpoint.rng_state import random_states
+from colossal_llama.training.checkpoint.staging import StagedFile, StagingBuffer, available_bytes
+from colossal_llama.training.checkpoint.state import (
+    LR_SCHEDULER,
     MODEL,
+    OPTIMIZER,
+    OPTIMIZER_INDEX,
+    RANDOM_STATES,
     RUNNING_STATES,
     Origin,
     Progress,
-    complete_checkpoints,
+    checkpoint_directories,
+    checkpoint_name,
+    rank_file,
 )
-from colossal_llama.training.checkpoint.model_files import complete_model_directory, small_files
-from colossal_llama.training.checkpoint.optimizer_io import INDEX, index_of, tensors_to_save
-from colossal_llama.training.checkpoint.rng_state import random_states
-from colossal_llama.training.checkpoint.staging import HostMemory, available_bytes
-from colossal_llama.training.distributed.consensus import AgreedError
-from colossal_llama.utils.atomic_io import fsync_tree, remove_directory, replace_directory, unfinished_path, write_json
+from colossal_llama.training.distributed.consensus import CollectiveError
+from colossal_llama.utils.atomic_io import remove_directory, write_json
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 
 _FILE_BYTES = 2**30
 _MEMORY_SHARE = 0.8
-"""Of the available host memory that copies may take."""
-_GIVE_UP_WITHIN_S = 10.0
-_SAVERS = itertools.count()  # the same on all ranks, which make them together
+"""Largest share of the available host memory that copies may take."""
+_ABORT_WITHIN_S = 10.0
+_SAVERS = itertools.count()  # the same on all ranks, which create savers in the same order
 
-Completion = Callable[[Path, Written], None]
-"""Adds to a directory, in which all weights are, what rank 0 alone writes."""
+Completion = Callable[[Path, WrittenFiles], None]
+"""Adds rank 0's files to a directory that has all weights."""
 Tensors = Iterable[tuple[str, torch.Tensor, dict[str, Any]]]
-"""Name, tensor, and what the file's header says of it."""
+"""Name, tensor, and the entry in the file's header about it."""
 
 
 class CheckpointSaver(contextlib.AbstractContextManager):
-    """Writes the checkpoints and the final model of one run; its methods are called by all ranks together.
+    """Saves the checkpoints and the final model of one run; its methods are collectives.
 
     One checkpoint is written at a time: the next one, and the end of the run, wait for it. One that
-    cannot be written (a full disk) is deleted and announced, and the run goes on: the state in
-    memory is worth more than an early end, the former checkpoints are intact, and it is tried again
+    cannot be written (a full disk) is deleted and reported, and training goes on: the state in
+    memory is worth more than an early end, the former checkpoints are intact, and saving is retried
     soon. Only an end without a saved state is an error.
     """
 
@@ -75,15 +78,15 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._save_dir, self._keep_last, self._origin = save_dir, keep_last, origin
         self._backend, self._model, self._optimizer = backend, model, optimizer
         self._in_background, self._memory_is_checked = in_background, False
-        self._memory = HostMemory(pinned=torch.cuda.is_available())
+        self._staging = StagingBuffer(pinned=torch.cuda.is_available())
         network = backend.unwrap(model)
         self._model_file_bytes = math.inf if isinstance(network, PeftModel) else _FILE_BYTES  # an adapter is one file
         self._small_files = small_files(network, backend.parameter_dtype, tokenizer) if is_rank_zero() else {}
-        self._number, self._writings = next(_SAVERS), itertools.count()
-        self._pending: SharedWriting | None = None
-        self._outcome: Outcome | None = None
+        self._number, self._commits = next(_SAVERS), itertools.count()
+        self._pending: DirectoryCommit | None = None
+        self._outcome: CommitOutcome | None = None
         self._stall_s = 0.0
-        self._news: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
 
     def save(self, progress: Progress, schedule: dict[str, Any]) -> None:
         """Copies the state of the run; `SAVE_DIR/epoch-E_step-S` appears as soon as the copy is on disk."""
@@ -91,56 +94,54 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self.wait()
         shards = self._backend.optimizer_shards(self._model, self._optimizer)
         self._decide_where_to_write(shards)
-        target = self._save_dir / f"epoch-{progress.epoch}_step-{progress.step}"
-        writing = self._begin(target, self._records(progress, schedule))
-        self._hold(writing, "modelling", self._weights(), self._in_background, self._model_file_bytes)
-        self._hold(writing, "optimizer", tensors_to_save(shards), self._in_background, _FILE_BYTES)
-        self._hold(writing, "random_states", _random_states(), self._in_background, _FILE_BYTES)
-        self._start(writing)
+        target = self._save_dir / checkpoint_name(progress.epoch, progress.step)
+        commit = self._begin(target, self._completion(progress, schedule))
+        self._stage(commit, MODEL, self._weights(), self._in_background, self._model_file_bytes)
+        self._stage(commit, OPTIMIZER, tensors_to_save(shards), self._in_background, _FILE_BYTES)
+        self._stage(commit, RANDOM_STATES, _random_states(), self._in_background, _FILE_BYTES)
+        self._start(commit)
         if not self._in_background:
-            writing.wait()
+            commit.wait()
         self._stall_s = time.perf_counter() - begun
-        self._news["save_stall_s"] = round(self._stall_s + self._news.get("save_stall_s", 0.0), 4)
-        self.look()
+        self._metrics["save_stall_s"] = round(self._stall_s + self._metrics.get("save_stall_s", 0.0), 4)
+        self.poll()
 
-    def look(self) -> None:
-        """Announces the pending checkpoint if it has been written, or could not be. Waits for nothing."""
+    def poll(self) -> None:
+        """Logs the pending checkpoint's outcome if it is known; does not wait."""
         if self._pending is None or not self._pending.is_done:
             return
         outcome, self._pending = self._pending.wait(), None
         self._outcome = outcome
-        self._news["save_write_s"] = round(outcome.write_s, 4)
-        self._news["save_failed"] = float(outcome.error is not None)
+        self._metrics["save_write_s"] = round(outcome.write_s, 4)
+        self._metrics["save_failed"] = float(outcome.error is not None)
         if outcome.error is None:
             log_rank_zero(
                 f"saved {outcome.target}: training waited {self._stall_s:.2f} s, {outcome.written_bytes / 1e9:.2f} GB "
-                "were written in "
-                f"{outcome.write_s:.1f} s"
+                f"were written in {outcome.write_s:.1f} s"
             )
             return
-        found = complete_checkpoints(self._save_dir)
         log_rank_zero(
             f"WARNING: {outcome.target} COULD NOT BE SAVED: {outcome.error}\n"
-            "WARNING: training goes on and tries again within a tenth of --save_interval, and when it is told to end "
+            "WARNING: training goes on and retries within a tenth of --save_interval, and when a signal ends it "
             "(SIGTERM, Ctrl-C). "
-            f"Former checkpoints are intact; the newest is {found[-1] if found else 'none'}"
+            f"Former checkpoints are intact; the newest is {self._newest() or 'none'}"
         )
 
-    def news(self) -> dict[str, float]:
-        """What happened since the last call, for the records: `save_stall_s`, `save_write_s`, `save_failed` (0 or 1)."""
-        self.look()
-        news, self._news = self._news, {}
-        return news
+    def metrics(self) -> dict[str, float]:
+        """Metrics since the last call: `save_stall_s`, `save_write_s`, `save_failed` (0 or 1)."""
+        self.poll()
+        metrics, self._metrics = self._metrics, {}
+        return metrics
 
     def wait(self) -> bool:
-        """Waits for the pending checkpoint and announces it; returns whether the latest checkpoint was written."""
+        """Waits for the pending checkpoint and logs it; returns True when the latest checkpoint was written."""
         if self._pending is not None:
             self._pending.wait()
-            self.look()
+            self.poll()
         return self._outcome is not None and self._outcome.error is None
 
-    def must_try_again(self) -> bool:
-        """Whether the latest checkpoint could not be written, as rank 0 knows by now; the ranks hear of it at different steps."""
+    def must_retry(self) -> bool:
+        """True when the latest checkpoint failed, as rank 0 knows by now; ranks learn of it at different steps."""
         has_failed = self._pending is None and self._outcome is not None and self._outcome.error is not None
         answer = torch.tensor(int(has_failed), device=current_device())
         dist.broadcast(answer, src=0)
@@ -150,82 +151,82 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         """Waits for the pending checkpoint.
 
         Raises:
-            AgreedError: it could not be written.
+            CollectiveError: it could not be written.
         """
         if not self.wait():
-            found = complete_checkpoints(self._save_dir)
-            raise AgreedError(
-                f"{self._outcome.target} could not be saved: {self._outcome.error}. What was trained "
-                f"after {found[-1].name if found else 'the start'} is lost. Make room, then go on with the same "
-                "command and "
+            newest = self._newest()
+            raise CollectiveError(
+                f"{self._outcome.target} could not be saved: {self._outcome.error}. What was trained after "
+                f"{newest.name if newest else 'the start'} is lost. Free disk space, then give the same command with "
                 "--load_checkpoint auto"
             )
 
     def save_model(self) -> Path:
-        """Writes `SAVE_DIR/modelling`, the finished model; one from an earlier stage is replaced.
+        """Writes `SAVE_DIR/modelling`, the finished model; one of an earlier stage is replaced.
 
         Raises:
-            AgreedError: it could not be written.
+            CollectiveError: it could not be written.
         """
         self.wait()
 
-        def complete(directory: Path, written: Written) -> None:
-            complete_model_directory(directory, _inside("", written), self._small_files)
+        def complete(directory: Path, written: WrittenFiles) -> None:
+            complete_model_directory(directory, _files_in("", written), self._small_files)
 
-        writing = self._begin(self._save_dir / MODEL, complete)
-        self._hold(writing, ".", self._weights(), False, self._model_file_bytes)
-        self._start(writing)
-        outcome = writing.wait()
+        commit = self._begin(self._save_dir / MODEL, complete)
+        self._stage(commit, ".", self._weights(), False, self._model_file_bytes)
+        self._start(commit)
+        outcome = commit.wait()
         self._pending = None
         if outcome.error is not None:
-            found = complete_checkpoints(self._save_dir)
-            raise AgreedError(
-                f"the finished model {outcome.target} could not be saved: {outcome.error}. Make room, then give the "
-                "same command with "
-                "--load_checkpoint auto; it goes on from "
-                f"{found[-1] if found else 'the start, since there is no checkpoint'}"
+            raise CollectiveError(
+                f"the finished model {outcome.target} could not be saved: {outcome.error}. Free disk space, then give "
+                "the same command with --load_checkpoint auto; it resumes from "
+                f"{self._newest() or 'the start, since there is no checkpoint'}"
             )
         return outcome.target
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        """Waits for the pending checkpoint, which is whole in memory; gives it up when the run ends by an error of this rank alone."""
-        if kind is None or issubclass(kind, AgreedError):
+        """Waits for the pending checkpoint, whose copy is complete; aborts it when this rank alone has an error."""
+        if kind is None or issubclass(kind, CollectiveError):
             self.wait()
         elif self._pending is not None and not self._pending.is_done:
-            self._pending.give_up(_GIVE_UP_WITHIN_S)
-            found = complete_checkpoints(self._save_dir)
+            self._pending.abort(_ABORT_WITHIN_S)
             log_rank_zero(
-                f"{self._pending.target.name} was still being written and is given up; the newest checkpoint is "
-                f"{found[-1] if found else 'none'}"
+                f"{self._pending.target.name} was still being written and is aborted; the newest checkpoint is "
+                f"{self._newest() or 'none'}"
             )
 
-    def _begin(self, target: Path, complete: Completion) -> SharedWriting:
-        self._memory.clear()
-        prefix = f"saving-{self._number}-{next(self._writings)}"
-        return SharedWriting(target, own_stores(prefix), complete, self._forget_old)
+    def _newest(self) -> Path | None:
+        found = checkpoint_directories(self._save_dir)
+        return found[-1] if found else None
 
-    def _start(self, writing: SharedWriting) -> None:
+    def _begin(self, target: Path, complete: Completion) -> DirectoryCommit:
+        self._staging.reset()
+        prefix = f"saving-{self._number}-{next(self._commits)}"
+        return DirectoryCommit(target, commit_stores(prefix), complete, self._delete_old)
+
+    def _start(self, commit: DirectoryCommit) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies are complete
-        writing.start()
-        self._pending = writing
+        commit.start()
+        self._pending = commit
 
-    def _records(self, progress: Progress, schedule: dict[str, Any]) -> Completion:
-        """A function that adds to a checkpoint what rank 0 alone writes, all of it known now."""
+    def _completion(self, progress: Progress, schedule: dict[str, Any]) -> Completion:
+        """A function that adds rank 0's files to a checkpoint; their content is that of now."""
         states = {
             "progress": asdict(progress),
             "origin": asdict(self._origin),
             "loss_scale": loss_scale_state(self._optimizer),
             "world_size": dist.get_world_size(),
         }
-        records = {"lr_scheduler": schedule, RUNNING_STATES: states}
+        contents = {LR_SCHEDULER: schedule, RUNNING_STATES: states}
         index = index_of(self._optimizer)
 
-        def complete(directory: Path, written: Written) -> None:
-            complete_model_directory(directory / "modelling", _inside("modelling", written), self._small_files)
-            sizes = {name: sum(tensors.values()) for name, tensors in _inside("optimizer", written).items()}
-            write_json(directory / "optimizer" / INDEX, {**index, "files": sizes})
-            for name, content in records.items():
+        def complete(directory: Path, written: WrittenFiles) -> None:
+            complete_model_directory(directory / MODEL, _files_in(MODEL, written), self._small_files)
+            sizes = {name: sum(tensors.values()) for name, tensors in _files_in(OPTIMIZER, written).items()}
+            write_json(directory / OPTIMIZER / OPTIMIZER_INDEX, {**index, "files": sizes})
+            for name, content in contents.items():
                 write_json(directory / name, content)
 
         return complete
@@ -233,41 +234,41 @@ class CheckpointSaver(contextlib.AbstractContextManager):
     def _weights(self) -> Tensors:
         return ((name, tensor, {}) for name, tensor in self._backend.weights_to_save(self._model))
 
-    def _hold(
+    def _stage(
         self,
-        writing: SharedWriting,
+        commit: DirectoryCommit,
         folder: str,
         tensors: Tensors,
         in_background: bool,
         file_bytes: float,
     ) -> None:
-        """Copies tensors to the host, as files of limited size; each is written at once unless there is memory for all."""
-        numbers = itertools.count()
-        file = _new_file(folder, next(numbers))
-        for name, tensor, note in tensors:
+        """Copies tensors to the staging buffer, as files of limited size; without background, writes each at once."""
+        names = (f"{folder}/{rank_file(dist.get_rank(), number)}" for number in itertools.count())
+        file = StagedFile(next(names))
+        for name, tensor, entry in tensors:
             if file.bytes and file.bytes + tensor.nbytes > file_bytes:
-                self._hand_over(writing, file, in_background)
-                file = _new_file(folder, next(numbers))
-            if writing.failed:
+                self._write(commit, file, in_background)
+                file = StagedFile(next(names))
+            if commit.has_failed:
                 continue  # but go through all tensors: other ranks may need this one to gather them
             try:
-                file.add(name, shape_of(tensor), self._memory.keep(tensor), note)
+                file.add(name, shape_of(tensor), self._staging.stage(tensor), entry)
             except (RuntimeError, MemoryError) as error:
-                writing.fail(f"no host memory for a copy of {name}: {error}")
+                commit.fail(f"no host memory for a copy of {name}: {error}")
         if file.bytes:
-            self._hand_over(writing, file, in_background)
+            self._write(commit, file, in_background)
 
-    def _hand_over(self, writing: SharedWriting, file: HeldFile, in_background: bool) -> None:
+    def _write(self, commit: DirectoryCommit, file: StagedFile, in_background: bool) -> None:
         if in_background:
-            writing.add(file)
+            commit.add(file)
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        writing.write_now(file)
-        self._memory.clear()
+        commit.write_now(file)
+        self._staging.reset()
 
     def _decide_where_to_write(self, shards: list[OptimizerShard]) -> None:
-        """Before the first checkpoint: writes in the foreground when some host has no room for copies of what its ranks write."""
+        """Before the first checkpoint: chooses the foreground when some host has no memory for its ranks' copies."""
         if self._memory_is_checked or not self._in_background:
             return
         self._memory_is_checked = True
@@ -281,8 +282,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
                 self._in_background = False
                 log_rank_zero(
                     f"checkpoints are written while training waits: copies of the state take {needed[host] / 1e9:.1f} "
-                    "GB of host "
-                    f"memory, and {host} has {available / 1e9:.1f} GB"
+                    f"GB of host memory, and {host} has {available / 1e9:.1f} GB"
                 )
                 return
 
@@ -291,42 +291,24 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         parameters = self._backend.unwrap(self._model).parameters()
         trained = sum(math.prod(shard.range.shape) for shard in shards) * self._backend.parameter_dtype.itemsize
         weights = max(sum(parameter.nbytes for parameter in parameters), trained)  # Gemini's are empty between steps
-        copies, _ = self._backend.replicas(over_data=True, over_tensor=False)
-        return states + weights // copies
+        replicas, _ = self._backend.replicas(over_data=True, over_tensor=False)
+        return states + weights // replicas
 
-    def _forget_old(self) -> None:
-        """Keeps the newest `--keep_last`."""
+    def _delete_old(self) -> None:
+        """Deletes all checkpoints but the newest `--keep_last`."""
         if self._keep_last is None:
             return
-        for old in complete_checkpoints(self._save_dir)[: -self._keep_last]:
+        for old in checkpoint_directories(self._save_dir)[: -self._keep_last]:
             try:
                 remove_directory(old)
             except OSError as error:
                 log_rank_zero(f"WARNING: {old} could not be deleted (--keep_last): {error.strerror}")
 
 
-def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Writes `SAVE_DIR/modelling_merged`: the base model with the adapter of `SAVE_DIR/modelling` added, by rank 0 alone."""
-    target = save_dir / MERGED_MODEL
-    if is_rank_zero():
-        temporary = unfinished_path(target)
-        shutil.rmtree(temporary, ignore_errors=True)
-        merge_adapter(base_path, save_dir / MODEL, temporary)
-        tokenizer.save_pretrained(temporary)
-        fsync_tree(temporary)
-        replace_directory(temporary, target)
-    dist.barrier()
-    return target
-
-
-def _new_file(folder: str, number: int) -> HeldFile:
-    return HeldFile(f"{folder}/rank-{dist.get_rank():05d}-{number:05d}.safetensors")
-
-
 def _random_states() -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
     return ((name, state, {}) for name, state in random_states().items())
 
 
-def _inside(folder: str, written: Written) -> Written:
+def _files_in(folder: str, written: WrittenFiles) -> WrittenFiles:
     """The files in a folder, by their names there."""
     return {Path(name).name: tensors for name, tensors in written.items() if Path(name).parent.name == folder}

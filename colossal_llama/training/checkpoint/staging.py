@@ -1,20 +1,52 @@
-"""Host memory that holds a copy of the training state while it is written in the background."""
+"""Staging buffer: host memory that holds a copy of the training state while it is written in the background."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
+from colossal_llama.model.weights.stored_tensors import TensorShape
+
+HEADER_ENTRIES = "notes"
+"""Key in a file's header (part of the format) under which `StagedFile.entries` are stored."""
 _BLOCK_BYTES = 256 * 2**20
-_ALIGNMENT_BYTES = 8  # the widest item; every piece then starts and ends between two items
+_ALIGNMENT_BYTES = 8  # the widest item; every slice then starts and ends between two items
 
 
-class HostMemory:
-    """Blocks of (on a GPU host page-locked) memory, filled one after the other, kept and filled again.
+@dataclass
+class StagedFile:
+    """A safetensors file to be written, whose tensors are in the staging buffer."""
 
-    Page-locked memory is what a GPU copies to at full speed and without being waited for, but the
-    system takes long to give it. PyTorch rounds each such allocation up to a power of two, hence
-    equal blocks, over whose borders tensors are laid:
+    name: str
+    """Relative to the checkpoint's directory."""
+    shapes: dict[str, TensorShape] = field(default_factory=dict)
+    slices: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    entries: dict[str, Any] = field(default_factory=dict)
+    """JSON values about the tensors, for the header."""
+    bytes: int = 0
+
+    def add(self, name: str, shape: TensorShape, slices: list[torch.Tensor], entries: Mapping[str, Any]) -> None:
+        """Adds a tensor, given as consecutive flat slices."""
+        self.shapes[name], self.slices[name] = shape, slices
+        self.entries |= entries
+        self.bytes += shape.bytes
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Metadata of the header."""
+        return {"format": "pt"} | ({HEADER_ENTRIES: json.dumps(self.entries)} if self.entries else {})
+
+
+class StagingBuffer:
+    """Blocks of (on a GPU host page-locked) memory, filled one after the other and reused for every checkpoint.
+
+    A GPU copies to page-locked memory at full speed, and the host need not wait for it; but the
+    system takes long to allocate it. PyTorch rounds each such allocation up to a power of two,
+    hence equal blocks, across whose borders tensors are laid:
 
         | a a a a b b | b b b b b b | b c c . . . |        three blocks, three tensors
     """
@@ -25,36 +57,37 @@ class HostMemory:
         self._filled_bytes = 0
 
     @property
-    def held_bytes(self) -> int:
-        """Memory taken from the system, in use or not."""
+    def allocated_bytes(self) -> int:
+        """Memory allocated from the system, in use or not."""
         return len(self._blocks) * self._block_bytes
 
-    def clear(self) -> None:
-        """Declares everything free; pieces given out before will be written over."""
+    def reset(self) -> None:
+        """Frees everything for reuse; slices returned before will be overwritten."""
         self._filled_bytes = 0
 
-    def keep(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """Copies a tensor here; from a GPU the copy may still be under way (`torch.cuda.synchronize` waits for it).
+    def stage(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Copies a tensor; from a GPU asynchronously (`torch.cuda.synchronize` waits for the copy).
 
         Returns:
-            Flat pieces of the tensor's dtype, in order.
+            Flat slices of the tensor's dtype, in order.
         """
         flat = tensor.detach().reshape(-1)
         if flat.stride(0) != 1:
             flat = flat.clone(memory_format=torch.contiguous_format)
         source = flat.view(torch.uint8)
-        pieces, done = [], 0
+        slices, done = [], 0
         while done < source.numel():
-            block, offset = self._free_place()
+            block, offset = self._next_free()
             taken = min(self._block_bytes - offset, source.numel() - done)
-            place = block[offset : offset + taken]
-            place.copy_(source[done : done + taken], non_blocking=True)
-            pieces.append(place.view(tensor.dtype))
+            target = block[offset : offset + taken]
+            target.copy_(source[done : done + taken], non_blocking=True)
+            slices.append(target.view(tensor.dtype))
             done += taken
             self._filled_bytes += taken + -taken % _ALIGNMENT_BYTES
-        return pieces
+        return slices
 
-    def _free_place(self) -> tuple[torch.Tensor, int]:
+    def _next_free(self) -> tuple[torch.Tensor, int]:
+        """The block with the next free byte, and that byte's offset in it."""
         index, offset = divmod(self._filled_bytes, self._block_bytes)
         if index == len(self._blocks):
             self._blocks.append(torch.empty(self._block_bytes, dtype=torch.uint8, pin_memory=self._pinned))
@@ -62,7 +95,7 @@ class HostMemory:
 
 
 def available_bytes() -> int:
-    """Memory that this host can still give: what the system calls available, or less where a container has a limit."""
+    """Available host memory: the system's figure, or less where a container (cgroup v2) has a limit."""
     available = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
@@ -72,6 +105,6 @@ def available_bytes() -> int:
     except (OSError, ValueError):
         return available
     if limit.isdigit():
-        # Cached files count as used until somebody else wants the memory.
+        # Cached files count as used, but are evicted when memory is needed.
         available = min(available, int(limit) - used + int(statistics.get("inactive_file", 0)))
     return max(0, available)

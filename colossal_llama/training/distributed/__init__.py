@@ -1,1 +1,1 @@
-"""What ranks must know of each other."""
+"""Distributed runs: collective errors, heartbeats and the watchdog of hosts."""

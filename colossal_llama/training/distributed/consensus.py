@@ -1,10 +1,10 @@
-"""All ranks go on, or all end with the same message: what is wrong on one host is known to every rank at once.
+"""Consensus of the ranks on errors: all go on, or all end with the same message.
 
 A rank that ends alone leaves the others waiting in their next collective, for minutes, and then
-with a message about sockets. So whatever may fail on one host only (a missing mount, a stale copy)
-is tried by all ranks first, and they compare notes:
+with a message about sockets. So whatever may fail on one host only (a missing mount, an outdated
+copy) is tried by all ranks first, and they exchange their errors:
 
-    with agreement.together():
+    with consensus.raise_on_all_ranks():
         parts = open_parts(arguments.dataset, arguments.max_length)     # no collective inside
 """
 
@@ -28,27 +28,27 @@ from colossal_llama.utils.distributed_env import is_multi_host
 from colossal_llama.utils.environment import code_fingerprint, installed_packages
 from colossal_llama.utils.errors import UserError
 
-# Network file systems show a new file late; a name nobody asked for before is not cached as absent.
-_SEES_WITHIN_S = 5.0
+_VISIBLE_WITHIN_S = 5.0
+"""Network file systems show a new file late; they do not cache as absent a name that nobody looked up before."""
 
 Arguments = TypeVar("Arguments")
 
 
-class AgreedError(UserError):
-    """An error that every rank raises together."""
+class CollectiveError(UserError):
+    """An error that every rank raises."""
 
 
 def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Arguments], int]) -> Arguments:
-    """Parses and joins the process group; on several hosts, bad arguments or other versions of one end all of them.
+    """Parses the arguments and joins the process group; arguments or versions that are wrong on one host end all.
 
-    On one host all ranks find the same, and end before anything is launched.
+    On one host all ranks find the same problems, and end before anything is launched.
 
     Args:
         parse: gives the arguments, or ends with `InvalidArguments`.
-        seed_of: the seed among them.
+        seed_of: returns the seed among them.
 
     Raises:
-        AgreedError: arguments, packages or this project's files are wrong on some host.
+        CollectiveError: arguments, packages or this project's files are wrong on some host.
     """
     arguments, problems = None, []
     try:
@@ -59,12 +59,12 @@ def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Argument
         problems = error.problems
     problems += _launch(seed_of(arguments) if arguments else 0)
     if is_multi_host():
-        agree([*problems, *_other_versions()])
+        raise_problems([*problems, *_version_differences()])
     return arguments
 
 
 def _launch(seed: int) -> list[str]:
-    """Launches the engine; where one host of several cannot even import it, it joins all the same, to say so."""
+    """Launches the engine; a host of several that cannot import it joins the process group to report that."""
     try:
         launch.prepare_engine()
     except Exception as error:
@@ -77,10 +77,10 @@ def _launch(seed: int) -> list[str]:
     return []
 
 
-def _other_versions() -> list[str]:
-    """What this host's packages and code have that rank 0's have not. A collective."""
+def _version_differences() -> list[str]:
+    """Differences of this host's packages and code from those of rank 0's host; a collective."""
     mine = (socket.gethostname(), installed_packages(), code_fingerprint())
-    first_host, packages, code = _gathered(mine)[0]
+    first_host, packages, code = _all_gather(mine)[0]
     problems = [
         f"{name} is {mine[1].get(name) or 'missing'}, on {first_host} {version or 'missing'}: run "
         "setup_environment.sh there"
@@ -92,34 +92,34 @@ def _other_versions() -> list[str]:
     return problems
 
 
-def agree(problems: list[str]) -> None:
-    """Ends all ranks when one has problems. A collective.
+def raise_problems(problems: list[str]) -> None:
+    """Raises on all ranks when one has problems; a collective.
 
     Raises:
-        AgreedError: with every rank's problems and the hosts that have them.
+        CollectiveError: with every rank's problems and the hosts that have them.
     """
-    found = _gathered((socket.gethostname(), problems))
+    found = _all_gather((socket.gethostname(), problems))
     if not any(theirs for _, theirs in found):
         return
     hosts = {host for host, _ in found}
-    who_has = defaultdict(set)  # keeps the order in which problems are found
+    hosts_with = defaultdict(set)  # keeps the order in which problems are found
     for host, theirs in found:
         for problem in theirs:
-            who_has[problem].add(host)
-    raise AgreedError(
+            hosts_with[problem].add(host)
+    raise CollectiveError(
         [
             problem if having == hosts else f"on {', '.join(sorted(having))}: {problem}"
-            for problem, having in who_has.items()
+            for problem, having in hosts_with.items()
         ]
     )
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Work that may fail on one rank alone; it must hold no collective. All ranks leave the block, or all raise.
+def raise_on_all_ranks() -> Iterator[None]:
+    """Makes all ranks raise when the block fails on one; a collective, and the block must hold none.
 
     Raises:
-        AgreedError: the block raised a `UserError` on some rank, or anything else: then that rank
+        CollectiveError: the block raised a `UserError` on some rank, or anything else: then that rank
             has printed its traceback.
     """
     problems = []
@@ -132,19 +132,21 @@ def together() -> Iterator[None]:
             raise
         traceback.print_exc()
         problems = [f"{type(error).__name__}: {error}"]
-    agree(problems)
+    raise_problems(problems)
 
 
 def write_record(option: str, file: Path, content: Any) -> None:
-    """Rank 0 writes a JSON file, in a directory that may be new; all ranks end when it cannot. A collective.
+    """Writes a JSON file on rank 0, in a directory that may be new; a collective.
 
     Args:
-        option: the argument that names it, or from which its name follows.
+        option: the argument that names it, or from which its name is derived.
+        file: its path.
+        content: JSON values.
 
     Raises:
-        AgreedError: the file cannot be written.
+        CollectiveError: the file cannot be written.
     """
-    with together():
+    with raise_on_all_ranks():
         if is_rank_zero():
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -154,16 +156,15 @@ def write_record(option: str, file: Path, content: Any) -> None:
 
 
 def check_same(values: Mapping[str, str]) -> None:
-    """Ends all ranks when hosts do not have the same: copies on file systems that are not shared grow stale. A collective.
+    """Raises on all ranks when hosts have different inputs, as outdated copies are; a collective.
 
     Args:
-        values: for each name of a thing, something that differs when the thing does; the same names
-            on every rank.
+        values: a fingerprint of each input, by its name; the same names on every rank.
 
     Raises:
-        AgreedError: naming what differs from rank 0's, and where.
+        CollectiveError: names the inputs that differ from rank 0's, and the hosts.
     """
-    found = _gathered((socket.gethostname(), dict(values)))
+    found = _all_gather((socket.gethostname(), dict(values)))
     first_host, first = found[0]
     problems = {
         f"{name} on {host} is not the same as on {first_host}: copy it again, or use a file system that both share"
@@ -172,18 +173,18 @@ def check_same(values: Mapping[str, str]) -> None:
         if theirs[name] != first[name]
     }
     if problems:
-        raise AgreedError(sorted(problems))
+        raise CollectiveError(sorted(problems))
 
 
 def check_shared(directory: Path, option: str) -> None:
-    """Ends all ranks when a host does not see what rank 0 writes into a directory. A collective.
+    """Raises on all ranks when a host does not see a file that rank 0 writes into a directory; a collective.
 
     Args:
         directory: rank 0 can write there.
         option: the argument that names it.
 
     Raises:
-        AgreedError: naming the hosts.
+        CollectiveError: names the hosts.
     """
     if not is_multi_host():
         return
@@ -191,23 +192,22 @@ def check_shared(directory: Path, option: str) -> None:
     owner = socket.gethostname()
     if dist.get_rank() == 0:
         mark.touch()
-    owner, mark = _gathered((owner, mark))[0]
+    owner, mark = _all_gather((owner, mark))[0]
     problems = []
-    if not _appears(mark):
+    if not _becomes_visible(mark):
         problems = [
             f"{option} {directory} is not what {owner} has under that name. Rank 0 writes checkpoints there and all "
-            "ranks read them "
-            "when the run is resumed: mount the same file system on every host"
+            "ranks read them when the run is resumed: mount the same file system on every host"
         ]
     try:
-        agree(problems)
+        raise_problems(problems)
     finally:
         if dist.get_rank() == 0:
             mark.unlink()
 
 
-def _appears(path: Path) -> bool:
-    deadline = time.monotonic() + _SEES_WITHIN_S
+def _becomes_visible(path: Path) -> bool:
+    deadline = time.monotonic() + _VISIBLE_WITHIN_S
     while not path.exists():
         if time.monotonic() > deadline:
             return False
@@ -215,8 +215,8 @@ def _appears(path: Path) -> bool:
     return True
 
 
-def _gathered(mine: Any) -> list[Any]:
-    """Every rank's object, by rank."""
+def _all_gather(mine: Any) -> list[Any]:
+    """Objects of all ranks, by rank; a collective."""
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return everyone
