@@ -1,4 +1,4 @@
-"""prepare_sft_dataset.py from conversations to rows; long conversations; other people's chat templates; looking at the result."""
+"""prepare_sft_dataset.py from conversations to rows; long conversations; other chat templates; inspection."""
 
 import json
 import subprocess
@@ -165,7 +165,7 @@ def test_long_conversations_are_counted_to_the_token(tmp_path, opened_and_versio
     assert verify(tmp_path / "out")
 
 
-# -------------------------------------------------------------------------------------------------------- chat templates
+# ---------------------------------------------------------------------------------- chat templates
 
 
 def test_a_chat_template_marks_its_answers_and_no_text_becomes_a_control_token(llama3):
@@ -240,7 +240,7 @@ def test_what_a_template_refuses_is_counted(tmp_path, llama3):
         )
 
 
-# ---------------------------------------------------------------------------------------------------- looking at the result
+# ------------------------------------------------------------------------ inspection of the result
 
 
 def conversation_records(count: int) -> list[dict]:
@@ -270,12 +270,12 @@ def replace_arrow(path: Path, change) -> None:
         (lambda part, line: part.unlink(), "arrow/part-00001/data-00000-of-00001.arrow is missing"),
         (lambda part, line: (part.parent / "part.json").unlink(), "part.json is missing"),
         (lambda part, line: part.write_bytes(part.read_bytes()[:100]), "cannot be read"),
-        (lambda part, line: (part.parent.parent / "part-00002").mkdir(), "does not belong"),
+        (lambda part, line: (part.parent.parent / "part-00002").mkdir(), "is not in the manifest"),
     ],
 )  # fmt: skip
 def test_verify_finds_what_is_damaged(tmp_path, llama3, damage, message):
     prepared(tmp_path, llama3, conversation_records(6))
-    assert "all as it says" in verify(tmp_path / "out")
+    assert "all as in the manifest" in verify(tmp_path / "out")
     part = tmp_path / "out" / "arrow" / "part-00001" / "data-00000-of-00001.arrow"
     damage(part, tmp_path / "out" / "jsonl" / "part-00001.jsonl")
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Distributes documents over bins, so that every bucket has the whole mixture, and plans the parts accordingly."""
+"""Distributes documents over parts, so that each has the whole mixture of categories."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,21 +9,20 @@ from colossal_llama.dataset.prepare.cache import PartPlan, chunk_segments
 
 
 def assign_bins(categories: np.ndarray, num_bins: int) -> np.ndarray:
-    """Deals the documents of every category to the bins in turn, like cards.
+    """Assigns the documents of every category to the bins round-robin.
 
-    Bin sizes differ by at most one document in every category. The deal of a category begins where
-    that of the previous one ended, so that the bins' total sizes differ by at most one document as
-    well:
+    Bin sizes differ by at most one document in every category. A category begins where the previous
+    one ended, so that the bins' total sizes differ by at most one document as well:
 
         documents   a0 a1 a2 b0 b1      3 bins
         bins         0  1  2  0  1      (with a fourth `a` in bin 0, b0 would go to bin 1)
 
     Args:
         categories: (documents,) category number of each document, in input order.
-        num_bins: how many bins.
+        num_bins: number of bins.
 
     Returns:
-        (documents,) int32 bin of each document.
+        int32 (documents,), bin of each document.
     """
     by_category = np.argsort(categories, kind="stable")
     bins = np.empty(len(categories), np.int32)
@@ -39,7 +38,7 @@ KEPT_FREE = 7e-4  # of a bin's tokens: packing leaves about 2.5 of 4,096 tokens 
 def fill_last_rows(
     bins: np.ndarray, categories: np.ndarray, document_tokens: np.ndarray, num_bins: int, row_tokens: int
 ) -> np.ndarray:
-    """Exchanges a document with the next bin, so that the tokens of a bin fill whole rows.
+    """Exchanges documents between neighbouring bins, so that a bin's tokens fill whole rows.
 
     Dealt at random a bin's last row is half empty: 0.12 % of all tokens with 425 rows a bin. One
     exchange of two documents of the same category whose lengths differ by what is missing makes it
@@ -81,8 +80,10 @@ def fill_last_rows(
 def _best_exchange(
     order: np.ndarray, starts: np.ndarray, left: int, num_categories: int, document_tokens: np.ndarray, missing: int
 ) -> np.ndarray | None:
-    """Places in `order` of a document in the left bin and one in the next, of the same category, whose lengths differ by
-    nearly what is missing on the left; None if leaving them is better.
+    """Finds two documents of a category, in the left bin and the next, whose exchange fills best.
+
+    Returns:
+        Their positions in `order`; None if no exchange is better.
     """
     best, best_error = None, abs(missing)
     for category in range(num_categories):
@@ -105,14 +106,15 @@ def _best_exchange(
 def plan_parts(
     chunk_dir: Path, facts: Sequence[dict], categories: Sequence[str], num_bins: int, row_tokens: int | None
 ) -> PartPlan:
-    """Deals all documents to the parts and orders each part's segments by category, then length, then place in the input.
+    """Assigns all documents to parts; orders a part's segments by category, length, then position.
 
     Args:
         chunk_dir: of the finished chunks.
         facts: of all chunks.
-        categories: the names of all categories, in the order of their numbers.
-        num_bins: how many parts.
-        row_tokens: tokens a row can take, if documents are exchanged to fill each part's last row.
+        categories: names of all categories, by number.
+        num_bins: number of parts.
+        row_tokens: maximum length of a row in tokens, if documents are exchanged to fill each
+            part's last row.
     """
     number_of = {name: number for number, name in enumerate(categories)}
     tables, first_document = [], 0

@@ -1,9 +1,9 @@
-"""The files under cache/: each chunk's tokens and segments, written when it is done, and the plan of the parts.
+"""Reads and writes the files under cache/: tokens and segments of chunks, and the part plan.
 
-cache/chunks/chunk-00000.tokens     marked ids of all segments, int32
+cache/chunks/chunk-00000.tokens     flagged ids of all segments, int32
 cache/chunks/chunk-00000.segments   one SEGMENT record each
 cache/chunks/chunk-00000.rejected   the bad records, jsonl (only where there are any)
-cache/chunks/chunk-00000.json       counts; written last: it says that the chunk is done
+cache/chunks/chunk-00000.json       counts; written last: the chunk is finished
 cache/plan/*.npy                    all segments in the order in which the parts take them
 """
 
@@ -23,7 +23,7 @@ from colossal_llama.utils.errors import UserError
 
 
 class ChunkWriter:
-    """Writes a chunk's files batch by batch; `finish` makes the chunk count as done."""
+    """Writes a chunk's files batch by batch; `finish` completes the chunk."""
 
     def __init__(self, directory: Path, index: int):
         directory.mkdir(parents=True, exist_ok=True)
@@ -36,21 +36,21 @@ class ChunkWriter:
         self._statistics: dict[str, Counter] = {}
         self._documents = self._tokens = 0
 
-    def add(self, samples: TokenizedBatch) -> None:
-        """Appends what a batch of records became."""
-        self._tokens_file.write(samples.tokens.data)
-        self._tokens += len(samples.tokens)
-        numbers = [self._categories.setdefault(name, len(self._categories)) for name in samples.categories]
-        segments = samples.segments.copy()
+    def add(self, batch: TokenizedBatch) -> None:
+        """Appends a tokenized batch."""
+        self._tokens_file.write(batch.tokens.data)
+        self._tokens += len(batch.tokens)
+        numbers = [self._categories.setdefault(name, len(self._categories)) for name in batch.categories]
+        segments = batch.segments.copy()
         segments["category"] = np.array(numbers, np.int32)[segments["category"]] if len(segments) else 0
         segments["document"] += self._documents
         self._segments.append(segments)
-        self._documents += samples.documents
-        for name, counter in samples.statistics.items():
+        self._documents += batch.documents
+        for name, counter in batch.statistics.items():
             self._statistics.setdefault(name, Counter()).update(counter)
 
     def finish(self, facts: dict, rejected: Sequence[dict]) -> dict:
-        """Closes the files and returns the chunk's facts, with what is counted here added to those given."""
+        """Completes the files; returns the given facts of the chunk with the writer's counts."""
         self._tokens_file.close()
         fsync_path(self._temporary)
         self._temporary.replace(self._tokens_path)
@@ -71,13 +71,13 @@ class ChunkWriter:
         return facts
 
     def discard(self) -> None:
-        """Removes what was written."""
+        """Removes unfinished files."""
         self._tokens_file.close()
         self._temporary.unlink(missing_ok=True)
 
 
 def chunk_facts(directory: Path, index: int) -> dict | None:
-    """The facts of a finished chunk, None while it is not finished."""
+    """Facts of a finished chunk; None for an unfinished one."""
     try:
         return json.loads((directory / f"chunk-{index:05d}.json").read_bytes())
     except FileNotFoundError:
@@ -85,51 +85,53 @@ def chunk_facts(directory: Path, index: int) -> dict | None:
 
 
 def chunk_rejected(directory: Path, index: int) -> list[dict]:
-    """The bad records of a finished chunk; their line numbers count within the chunk from 0."""
+    """Bad records of a finished chunk; their row numbers count within the chunk from 0."""
     path = directory / f"chunk-{index:05d}.rejected"
     return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
 def chunk_segments(directory: Path, index: int) -> np.ndarray:
-    """The segments of a finished chunk, of dtype SEGMENT."""
+    """Segments of a finished chunk, of dtype SEGMENT."""
     return np.fromfile(directory / f"chunk-{index:05d}.segments", SEGMENT)
 
 
 class TokenStore:
-    """Reads marked tokens by their position in all chunks.
+    """Reads flagged tokens by their position among the tokens of all chunks.
 
-    By plain reads, not through memory maps: a map of scattered short documents brings 64 KiB into
-    memory for each of them (900 MB in a worker on a 1.2 GB corpus).
+    Reads files instead of mapping them: a memory map of scattered short documents loads 64 KiB for
+    each of them (900 MB in a worker on a 1.2 GB corpus).
     """
 
     def __init__(self, directory: Path, chunk_starts: np.ndarray):
-        """Args:
-        directory: of the chunks.
-        chunk_starts: (chunks + 1,) position of each chunk's first token among all tokens, and
-            their number.
+        """Locates the chunks.
+
+        Args:
+            directory: of the chunks.
+            chunk_starts: (chunks + 1,) position of each chunk's first token among all tokens, and
+                the number of all tokens.
         """
         self._directory, self._chunk_starts = directory, chunk_starts
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The tokens of segments, one after the other.
+        """Gathers the tokens of segments, one after the other.
 
         Args:
             starts: (segments,) position of each among all tokens.
-            lengths: (segments,) in tokens.
+            lengths: (segments,) length of each in tokens.
         """
         ends = np.cumsum(lengths, dtype=np.int64)
         tokens = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
         buffer = memoryview(tokens).cast("B") if len(tokens) else memoryview(b"")
         chunks = np.searchsorted(self._chunk_starts, starts, side="right") - 1
-        order = np.argsort(starts, kind="stable")  # so that every chunk is opened once
-        borders = np.flatnonzero(np.diff(chunks[order])) + 1
-        for group in np.split(order, borders) if len(order) else []:
+        order = np.argsort(starts, kind="stable")  # every chunk is opened once
+        boundaries = np.flatnonzero(np.diff(chunks[order])) + 1
+        for group in np.split(order, boundaries) if len(order) else []:
             chunk = int(chunks[group[0]])
             with (self._directory / f"chunk-{chunk:05d}.tokens").open("rb", buffering=0) as file:
                 offsets = 4 * (starts[group] - self._chunk_starts[chunk])
-                places, sizes = 4 * (ends[group] - lengths[group]), 4 * lengths[group].astype(np.int64)
-                for place, size, offset in zip(places.tolist(), sizes.tolist(), offsets.tolist(), strict=True):
-                    if os.preadv(file.fileno(), [buffer[place : place + size]], offset) != size:
+                targets, sizes = 4 * (ends[group] - lengths[group]), 4 * lengths[group].astype(np.int64)
+                for target, size, offset in zip(targets.tolist(), sizes.tolist(), offsets.tolist(), strict=True):
+                    if os.preadv(file.fileno(), [buffer[target : target + size]], offset) != size:
                         raise UserError(
                             f"{file.name} is shorter than it was when it was written: start afresh with --overwrite"
                         )
@@ -138,12 +140,15 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class PartPlan:
-    """Which segments each part takes.
+    """Assignment of all segments to parts.
+
+    Segments are in the order of the parts, inside a part by category, then length.
 
     Attributes:
-        starts, lengths, categories: for every segment, in the order of the parts (inside a part by category, then length):
-            position among all tokens, tokens, category number.
-        first_of_document: for every segment whether it begins its document.
+        starts: (segments,) position of each segment among the tokens of all chunks.
+        lengths: (segments,) length of each in tokens.
+        categories: (segments,) category number of each.
+        first_of_document: (segments,) True where a segment begins its document.
         part_starts: (parts + 1,) segments of part i are part_starts[i] to part_starts[i + 1].
         chunk_starts: see `TokenStore`.
     """
@@ -156,11 +161,11 @@ class PartPlan:
     chunk_starts: np.ndarray
 
     def save(self, directory: Path) -> None:
-        """Writes the arrays for the workers, which map them."""
+        """Writes the arrays; the workers map them."""
         directory.mkdir(parents=True, exist_ok=True)
         for name in self.__dataclass_fields__:
             temporary = temporary_path(directory / f"{name}.npy")
-            with temporary.open("wb") as file:  # given a name, np.save would add .npy to it
+            with temporary.open("wb") as file:  # np.save would append .npy to a path
                 np.save(file, getattr(self, name))
             temporary.replace(directory / f"{name}.npy")
 

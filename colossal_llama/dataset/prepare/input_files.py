@@ -1,7 +1,7 @@
-"""From input directories to the rows of their files: which files, in which order, in which chunks.
+"""Finds the input files, divides them into chunks and reads their rows.
 
-A plain .jsonl file is cut into byte ranges (a line belongs to the range its first byte lies in),
-any other file is one chunk. Chunks depend on the input alone, never on the number of workers:
+A plain .jsonl file is divided into byte ranges; a line belongs to the range of its first byte. Any
+other file is one chunk. Chunks depend on the input alone, never on the number of workers:
 
     corpus.jsonl   |line|line|li ne|line|line|
                    ^ chunk 0    ^ chunk 1       the third line belongs to chunk 0
@@ -25,12 +25,12 @@ from colossal_llama.utils.errors import UserError
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 CHUNK_BYTES = 4 << 20
-MOST_CHUNKS = 16_384  # larger inputs get larger chunks: 64 MiB for 1 TiB
+MAX_CHUNKS = 16_384  # larger inputs get larger chunks: 64 MiB for 1 TiB
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of records; `name` (directory name and path below it) decides its place in the order."""
+    """A file of records; `name`, the directory's name and the path below it, decides the order."""
 
     path: Path
     name: str
@@ -40,7 +40,15 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a file that one task reads: lines that begin in [start, end), at most `record_limit` records of them."""
+    """A range of a file, read by one task.
+
+    Attributes:
+        index: number of the chunk in the preparation.
+        file: that the chunk belongs to.
+        start: first byte; lines that begin in [start, end) belong to the chunk.
+        end: byte after the last; None to read to the end of the file.
+        record_limit: maximum number of records; None without a limit.
+    """
 
     index: int
     file: InputFile
@@ -54,12 +62,12 @@ class DamagedFileError(Exception):
 
 
 def find_input_files(directories: Sequence[Path], excluded: Path) -> list[InputFile]:
-    """Every input file below the directories, in the order of their names.
+    """Lists all input files below the directories, in the order of their names.
 
     Args:
-        directories: searched with their subdirectories (`utils.directory_listing.list_files`); the order
-            in which they are given does not matter.
-        excluded: the output directory, whose files are no input even if it lies inside one of the
+        directories: searched with their subdirectories (`utils.directory_listing.list_files`); the
+            order in which they are given does not matter.
+        excluded: the output directory, whose files are not read even if it is inside one of the
             directories.
 
     Raises:
@@ -90,7 +98,9 @@ def _input_file(path: Path, name: str) -> InputFile:
 
 
 def _names_of(files: Iterable[tuple[Path, Path]]) -> list[str]:
-    """For each (file, input directory) the directory's name and the path below it; with more of the directory's path where two are alike.
+    """Names each (file, input directory): the directory's name and the path below it.
+
+    Equal names get more of the directory's path:
 
     /corpus/zh/data/a.jsonl, /corpus/en/data/a.jsonl  →  zh/data/a.jsonl, en/data/a.jsonl
     """
@@ -105,13 +115,18 @@ def _names_of(files: Iterable[tuple[Path, Path]]) -> list[str]:
 
 
 def plan_chunks(files: Sequence[InputFile], limit: int | None) -> list[Chunk]:
-    """Cuts the files into chunks. With a `limit`, at most that many records are read, as evenly from all files as it goes."""
+    """Divides the files into chunks.
+
+    Args:
+        files: in order.
+        limit: maximum number of records, read as evenly as possible from all files; None for all.
+    """
     if limit is not None:
         shares = [limit // len(files) + (index < limit % len(files)) for index in range(len(files))]
         return [
             Chunk(index, file, 0, None, share) for index, (file, share) in enumerate(zip(files, shares, strict=True))
         ]
-    chunk_bytes = max(CHUNK_BYTES, sum(file.size_bytes for file in files) // MOST_CHUNKS)
+    chunk_bytes = max(CHUNK_BYTES, sum(file.size_bytes for file in files) // MAX_CHUNKS)
     chunks: list[Chunk] = []
     for file in files:
         if file.path.suffix != ".jsonl":
@@ -123,14 +138,18 @@ def plan_chunks(files: Sequence[InputFile], limit: int | None) -> list[Chunk]:
 
 
 def read_rows(chunk: Chunk, digest: Any) -> Iterator[tuple[int, bytes | dict]]:
-    """The rows of a chunk: (number within the chunk from 0, line of bytes without its end, or parquet row).
+    """Reads the rows of a chunk.
 
     Args:
-        digest: a hashlib object, which is fed with everything that is read.
+        chunk: to read.
+        digest: a hashlib object, updated with everything that is read.
+
+    Yields:
+        Number of the row in the chunk, from 0, and a line without its end, or a Parquet row.
 
     Raises:
         DamagedFileError: the file cannot be read to its end; the rows before the damage have been
-            given.
+            yielded.
     """
     if chunk.file.path.suffix == ".parquet":
         yield from _parquet_rows(chunk, digest)
@@ -157,24 +176,25 @@ def read_rows(chunk: Chunk, digest: Any) -> Iterator[tuple[int, bytes | dict]]:
 
 
 def content_digest(chunk: Chunk, rows: int) -> str:
-    """SHA-256 of what `read_rows` reads for a chunk's first rows, for comparing with an earlier reading."""
+    """SHA-256 of what `read_rows` reads for a chunk's first rows, to detect changed content."""
     digest = hashlib.sha256()
     if chunk.record_limit == 0:
-        return digest.hexdigest()  # nothing was read of it
+        return digest.hexdigest()  # nothing was read
     try:
         for number, _ in read_rows(chunk, digest):
             if number + 1 == rows or chunk.file.path.suffix == ".parquet":
                 break
     except DamagedFileError:
-        pass  # what could be read is compared
+        pass  # the readable content is compared
     return digest.hexdigest()
 
 
 def rows_before(chunk: Chunk) -> int:
-    """How many lines of the file begin before the chunk (counted by reading them)."""
+    """Number of lines that begin before the chunk in its file, counted by reading them."""
     if not chunk.start:
         return 0
-    count, left = 1, chunk.start - 1  # a line feed just before the chunk begins the chunk's own first line
+    # A line feed just before the chunk begins the chunk's own first line.
+    count, left = 1, chunk.start - 1
     with chunk.file.path.open("rb") as file:
         while left:
             block = file.read(min(left, 1 << 20))
@@ -193,7 +213,10 @@ def _open_lines(chunk: Chunk) -> io.BufferedIOBase:
 
 
 class _ZstandardFile(io.RawIOBase):
-    """Reads all frames of a file, and complains, as gzip does, when the last one is cut off: `zstandard.open` ends there in silence."""
+    """Reads all frames of a .zst file and raises, as gzip does, when the last one is truncated.
+
+    `zstandard.open` stops there without an error.
+    """
 
     def __init__(self, path: Path):
         self._file = path.open("rb")
@@ -204,8 +227,10 @@ class _ZstandardFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Raises:
-        EOFError: the file ends inside a frame.
+        """Reads decompressed bytes into a buffer.
+
+        Raises:
+            EOFError: the file ends inside a frame.
         """
         while not self._content:
             self._compressed = self._compressed or self._file.read(zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE)

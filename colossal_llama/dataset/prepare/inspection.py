@@ -1,4 +1,4 @@
-"""Shows rows as people read them: what is a target, what is not, and where a document ends."""
+"""Prints rows as text, with targets and document boundaries marked."""
 
 import json
 from itertools import pairwise
@@ -13,16 +13,19 @@ from transformers import PreTrainedTokenizerFast
 from colossal_llama.dataset.prepare.part_writer import DATA_FILE
 from colossal_llama.utils.labels import IGNORED_LABEL
 
-TARGET_STYLE, CONTEXT_STYLE, BORDER_STYLE = "bold green", "dim", "yellow"
+TARGET_STYLE, CONTEXT_STYLE, BOUNDARY_STYLE = "bold green", "dim", "yellow"
 
 
 def show_rows(directory: Path, tokenizer: PreTrainedTokenizerFast, count: int, console: Console | None = None) -> None:
-    """Prints the first rows of the parts in turn: targets green, the rest dim; without colours targets stand in ⟦ ⟧.
+    """Prints the first rows of the parts in turn: targets green, the rest dim.
+
+    Without colours targets are enclosed in ⟦ ⟧.
 
     Args:
         directory: of a finished preparation.
-        tokenizer: the one it was made with.
-        count: how many rows.
+        tokenizer: of the preparation.
+        count: number of rows.
+        console: to print on; None for standard output.
     """
     console = console or Console(soft_wrap=True, highlight=False)
     manifest = json.loads((directory / "manifest.json").read_bytes())
@@ -48,21 +51,21 @@ def _row(path: Path, number: int) -> dict:
 
 
 def row_as_text(row: dict, tokenizer: PreTrainedTokenizerFast, categories: list[str], with_brackets: bool) -> Text:
-    """A row with its targets and the borders of its documents marked."""
+    """Decodes a row, with its targets and document boundaries marked."""
     text, start = Text(), 0
     documents = list(zip(row["document_lengths"], row["document_categories"], strict=True))
     for number, (length, category) in enumerate(documents, 1):
-        border = f"── document {number} of {len(documents)}: {categories[category]}, {length} tokens ──\n"
-        text.append(border, style=BORDER_STYLE)
+        boundary = f"── document {number} of {len(documents)}: {categories[category]}, {length} tokens ──\n"
+        text.append(boundary, style=BOUNDARY_STYLE)
         ids, labels = (np.array(row[name][start : start + length]) for name in ("input_ids", "labels"))
         targets = labels != IGNORED_LABEL
-        borders = [0, *(np.flatnonzero(np.diff(targets)) + 1).tolist(), length]
-        for first, last in pairwise(borders):
-            piece = tokenizer.decode(ids[first:last].tolist(), clean_up_tokenization_spaces=False)
+        boundaries = [0, *(np.flatnonzero(np.diff(targets)) + 1).tolist(), length]
+        for first, last in pairwise(boundaries):
+            decoded = tokenizer.decode(ids[first:last].tolist(), clean_up_tokenization_spaces=False)
             if targets[first]:
-                text.append(f"⟦{piece}⟧" if with_brackets else piece, style=TARGET_STYLE)
+                text.append(f"⟦{decoded}⟧" if with_brackets else decoded, style=TARGET_STYLE)
             else:
-                text.append(piece, style=CONTEXT_STYLE)
+                text.append(decoded, style=CONTEXT_STYLE)
         text.append("\n")
         start += length
     return text

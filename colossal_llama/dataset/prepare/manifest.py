@@ -1,4 +1,4 @@
-"""What a preparation tells: `manifest.json`, and the same as tables on the screen."""
+"""Builds `manifest.json`, and prints it as tables."""
 
 import platform
 from collections import Counter
@@ -8,18 +8,20 @@ from importlib.metadata import version
 from colossal_llama.utils.console import table
 
 MANIFEST_VERSION = 1
-PACKAGES = ("numpy", "orjson", "pyarrow", "tokenizers")  # those that have a hand in the bytes
+PACKAGES = ("numpy", "orjson", "pyarrow", "tokenizers")  # those that may change the bytes
 
 
 def build_manifest(
     identity: dict, chunks: Sequence[dict], parts: Sequence[dict], files_of_chunks: Sequence[str]
 ) -> dict:
-    """The manifest of a complete preparation: the same for the same input, whatever the workers, shards and times were.
+    """Builds the manifest of a complete preparation.
+
+    Equal input gives an equal manifest, whatever the workers, shards and times were.
 
     Args:
-        identity: what decides the rows (`run_directory.identity`).
-        chunks: the facts of all chunks.
-        parts: the facts of all parts.
+        identity: of the run, see `output_dir.identity`.
+        chunks: facts of all chunks.
+        parts: facts of all parts.
         files_of_chunks: for every chunk the name of its file.
     """
     statistics = total_statistics(chunks)
@@ -47,7 +49,7 @@ def build_manifest(
 
 
 def total_statistics(chunks: Sequence[dict]) -> dict[str, Counter]:
-    """Statistics by category over all chunks."""
+    """Sums the statistics of all chunks, by category."""
     statistics: dict[str, Counter] = {}
     for chunk in chunks:
         for name, counts in chunk["statistics"].items():
@@ -70,7 +72,7 @@ def _part_entry(part: dict) -> dict:
 
 
 def summary(manifest: dict) -> str:
-    """The manifest as tables: by category, by part, and what was lost for which reason."""
+    """Formats the manifest as tables: categories, parts, and losses by reason."""
     blocks = [_category_table(manifest), _part_table(manifest), *_loss_lines(manifest)]
     return "\n\n".join(block for block in blocks if block)
 
@@ -130,8 +132,8 @@ def _loss_lines(manifest: dict) -> list[str]:
     lines = [f"rejected records: {reason}  {count:,}" for reason, count in totals["rejected_records"].items()]
     for key, count in totals.items():
         if key.startswith(("cut_", "dropped_")):
-            what, reason = key.split(".")
-            lines.append(f"{what.replace('_', ' ')}: {reason}  {count:,}")
+            lost, reason = key.split(".")
+            lines.append(f"{lost.replace('_', ' ')}: {reason}  {count:,}")
     if totals["empty_lines"]:
-        lines.append(f"empty lines passed over: {totals['empty_lines']:,}")
+        lines.append(f"empty lines skipped: {totals['empty_lines']:,}")
     return ["\n".join(lines)] if lines else ["nothing was rejected, cut or dropped"]

@@ -34,19 +34,19 @@ class OpenTokenizer:
 
     @cached_property
     def encoder(self) -> BatchEncoder:
-        """Encodes many texts."""
+        """Encoder of batches of texts."""
         return BatchEncoder(self.text_encoder, self._definition)
 
     @cached_property
     def cut_scores(self) -> CutScores:
-        """Tells where long documents are cut."""
+        """Scores of the positions where long documents are cut."""
         return CutScores(token_bytes(self._definition, len(self.tokenizer)))
 
 
 def record_tokenizer(
     arguments: PrepareArguments, opened: OpenTokenizer
 ) -> tuple[DocumentTokenizer | ConversationTokenizer, dict]:
-    """What turns records into samples, and the facts by which its format is known."""
+    """Builds the tokenizer of records, and the facts that identify its format."""
     tokenizer = opened.tokenizer
     facts = {"tokenizer_fingerprint": opened.fingerprint, "vocab_size": len(tokenizer)}
     if arguments.kind == "sft":

@@ -1,9 +1,9 @@
-"""The output directory: who may write into it, whether a run in it may go on, and how a finished one is left.
+"""Manages the output directory: its locks, whether a run in it may be resumed, and its clean-up.
 
 DIR/manifest.json     written last: the preparation is complete
 DIR/arrow, DIR/jsonl  finished parts only
-DIR/cache/run.json    what a begun preparation was begun with
-DIR/.lock             held while a run works here (the system lets go of it when the process ends, however it ends)
+DIR/cache/run.json    identity of an incomplete preparation
+DIR/.lock             locked while a run writes here; the system releases it when the process ends
 """
 
 import json
@@ -20,20 +20,21 @@ from colossal_llama.utils.atomic_io import temporary_path, write_json
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.file_lock import file_lock
 
-State = Literal["new", "begun", "complete"]
+State = Literal["new", "incomplete", "complete"]
 _CACHED = ("chunks", "plan", "parts", "run.json")
-"""What the scripts write under cache/, a common name that may be somebody else's; run.json goes
-last, for without it nobody could tell
-what the rest belongs to."""
-_CANDIDATES = ".*run.json.tmp-*"  # for run.json, left behind by a killed run
+"""Names that the scripts write under cache/, which may hold other files.
+
+run.json is removed last: it identifies the rest.
+"""
+_TEMPORARY_RUN_RECORDS = ".*run.json.tmp-*"  # left behind by killed runs
 
 
 @contextmanager
 def output_dir_lock(arguments: PrepareArguments) -> Iterator[None]:
-    """Holds the directory: alone, or beside the jobs of other shards.
+    """Locks the directory: exclusively, or together with the jobs of other shards.
 
     Raises:
-        UserError: another run works in the directory.
+        UserError: another run is writing into the directory.
     """
     directory, is_alone = arguments.output_dir, arguments.shards.shard_index is None
     try:
@@ -56,13 +57,19 @@ def output_dir_lock(arguments: PrepareArguments) -> Iterator[None]:
 
 @contextmanager
 def finishing_lock(directory: Path) -> Iterator[None]:
-    """Waits until no other shard's job finishes the preparation, and keeps others waiting."""
+    """Locks the final stage, which one job runs at a time; waits for the lock."""
     with file_lock(directory / ".lock-finishing", wait=True):
         yield
 
 
 def identity(arguments: PrepareArguments, files: Sequence[InputFile], format_facts: dict) -> dict:
-    """Everything that decides the rows, for comparing runs; `format_facts` are the tokenizer's and the template's."""
+    """Everything that decides the rows: equal for runs that give the same rows.
+
+    Args:
+        arguments: of the run.
+        files: its input files.
+        format_facts: of the tokenizer and the chat format, see `open_tokenizer.record_tokenizer`.
+    """
     return {
         "arguments": arguments.deciding_options(),
         **format_facts,
@@ -70,75 +77,78 @@ def identity(arguments: PrepareArguments, files: Sequence[InputFile], format_fac
     }
 
 
-def open_directory(arguments: PrepareArguments, wanted: dict, files: Sequence[InputFile]) -> State:
-    """Prepares the directory for the run and says in which state it is.
+def open_directory(arguments: PrepareArguments, requested: dict, files: Sequence[InputFile]) -> State:
+    """Prepares the directory for the run and returns its state.
 
     Args:
         arguments: of the run.
-        wanted: its `identity`.
-        files: its input files, whose times are noted: a file whose time has not changed need not be
-            read again.
+        requested: its `identity`.
+        files: its input files. Their modification times are recorded: a file whose time has not
+            changed need not be read again.
 
     Raises:
-        UserError: the directory was begun or completed with something else, or holds parts of
-            unknown origin.
+        UserError: the directory holds a preparation of another identity, or parts of unknown
+            origin.
     """
     directory = arguments.output_dir
-    _refuse_strange_cache(directory / "cache")
+    _check_cache(directory / "cache")
     if arguments.run.overwrite:
-        _remove_own(directory)
-    for record, state in ((directory / "manifest.json", "complete"), (directory / "cache" / "run.json", "begun")):
+        _remove_outputs(directory)
+    for record, state in ((directory / "manifest.json", "complete"), (directory / "cache" / "run.json", "incomplete")):
         if record.is_file():
-            _refuse_differences(directory, json.loads(record.read_bytes())["identity"], wanted, state)
+            _check_identity(directory, json.loads(record.read_bytes())["identity"], requested, state)
             return state
     for name in ("arrow", "jsonl"):
         if (directory / name).is_dir() and any((directory / name).iterdir()):
             raise UserError(
-                f"{directory / name} is not empty, and nothing tells how it was made: give another --data_output_dirs, "
+                f"{directory / name} is not empty, and it is unknown how it was made: give another --data_output_dirs, "
                 "or --overwrite to remove it"
             )
     if arguments.shards.shard_index is None:
-        _remove_own(directory)
+        _remove_outputs(directory)
     for name in ("arrow", "jsonl", "cache"):
         (directory / name).mkdir(exist_ok=True)
-    return _begin(directory, wanted, files)
+    return _record_run(directory, requested, files)
 
 
-def _refuse_strange_cache(cache: Path) -> None:
-    strange = [path.name for path in cache.iterdir() if not _is_cached(path)] if cache.is_dir() else []
-    if strange:
+def _check_cache(cache: Path) -> None:
+    foreign = [path.name for path in cache.iterdir() if not _is_cached(path)] if cache.is_dir() else []
+    if foreign:
         raise UserError(
-            f"{cache} holds {strange[0]}, which these scripts did not write: give another --data_output_dirs, or move "
+            f"{cache} holds {foreign[0]}, which these scripts did not write: give another --data_output_dirs, or move "
             "it away"
         )
 
 
 def _is_cached(path: Path) -> bool:
-    return path.name in _CACHED or path.match(_CANDIDATES)
+    return path.name in _CACHED or path.match(_TEMPORARY_RUN_RECORDS)
 
 
-def _begin(directory: Path, wanted: dict, files: Sequence[InputFile]) -> State:
-    """Notes with what the run begins; of several shards' jobs that start together, one notes it and the others compare."""
+def _record_run(directory: Path, requested: dict, files: Sequence[InputFile]) -> State:
+    """Records the identity of the run.
+
+    Of several shards' jobs that start at once, one records it and the others compare.
+    """
     record = directory / "cache" / "run.json"
     candidate = temporary_path(record)
-    write_json(candidate, {"identity": wanted, "modified_ns": modification_times(files)})
+    write_json(candidate, {"identity": requested, "modified_ns": modification_times(files)})
     try:
         os.link(candidate, record)
     except FileExistsError:
-        _refuse_differences(directory, json.loads(record.read_bytes())["identity"], wanted, "begun")
-        return "begun"
+        _check_identity(directory, json.loads(record.read_bytes())["identity"], requested, "incomplete")
+        return "incomplete"
     finally:
         candidate.unlink()
     return "new"
 
 
-def _refuse_differences(directory: Path, begun: dict, wanted: dict, state: State) -> None:
-    differences = list(_differences("", begun, wanted))
+def _check_identity(directory: Path, recorded: dict, requested: dict, state: State) -> None:
+    differences = list(_differences("", recorded, requested))
     if differences:
         verb = "was prepared" if state == "complete" else "was begun"
         raise UserError(
             [
-                f"{directory} {verb} with something else; --overwrite starts afresh, or give another "
+                f"{directory} {verb} with other arguments or input; --overwrite starts afresh, or give another "
                 "--data_output_dirs:",
                 *(f"  {line}" for line in differences),
             ]
@@ -146,12 +156,12 @@ def _refuse_differences(directory: Path, begun: dict, wanted: dict, state: State
 
 
 def modification_times(files: Sequence[InputFile]) -> dict[str, int]:
-    """The files' times by name."""
+    """Modification times of the files, by name, in nanoseconds."""
     return {file.name: file.modified_ns for file in files}
 
 
-def changed_times(directory: Path, files: Sequence[InputFile]) -> set[str]:
-    """The names of the files that were written anew, as far as their times tell, since the directory's run read them."""
+def files_with_changed_times(directory: Path, files: Sequence[InputFile]) -> set[str]:
+    """Names of the files whose modification time has changed since the directory's run."""
     for record in (directory / "last_run.json", directory / "cache" / "run.json"):
         if record.is_file():
             known = json.loads(record.read_bytes())["modified_ns"]
@@ -160,10 +170,11 @@ def changed_times(directory: Path, files: Sequence[InputFile]) -> set[str]:
 
 
 def refuse_changed_content(directory: Path, names: Sequence[str]) -> None:
-    """Refuses to go on with input of which files have changed.
+    """Refuses to resume with changed input.
 
     Args:
-        names: of these files.
+        directory: the output directory.
+        names: of the input files whose content has changed.
 
     Raises:
         UserError: there is one.
@@ -178,19 +189,19 @@ def refuse_changed_content(directory: Path, names: Sequence[str]) -> None:
         )
 
 
-def _differences(place: str, begun: object, wanted: object) -> Iterator[str]:
-    if place == "input_files":
-        yield from _file_differences(begun, wanted)
-    elif isinstance(begun, dict) and isinstance(wanted, dict):
-        for name in sorted({*begun, *wanted}):
-            yield from _differences(name, begun.get(name), wanted.get(name))
-    elif begun != wanted:
-        yield f"{place}: {begun} then, {wanted} now"
+def _differences(name: str, recorded: object, requested: object) -> Iterator[str]:
+    if name == "input_files":
+        yield from _file_differences(recorded, requested)
+    elif isinstance(recorded, dict) and isinstance(requested, dict):
+        for key in sorted({*recorded, *requested}):
+            yield from _differences(key, recorded.get(key), requested.get(key))
+    elif recorded != requested:
+        yield f"{name}: {recorded} then, {requested} now"
 
 
-def _file_differences(begun: list, wanted: list) -> Iterator[str]:
-    then = {file["name"]: file["size_bytes"] for file in begun}
-    now = {file["name"]: file["size_bytes"] for file in wanted}
+def _file_differences(recorded: list, requested: list) -> Iterator[str]:
+    then = {file["name"]: file["size_bytes"] for file in recorded}
+    now = {file["name"]: file["size_bytes"] for file in requested}
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     yield from truncate_problems(
         [f"input file {name}: {_size(then.get(name))} then, {_size(now.get(name))} now" for name in changed], 10
@@ -201,8 +212,11 @@ def _size(size_bytes: int | None) -> str:
     return "absent" if size_bytes is None else f"{size_bytes:,} bytes"
 
 
-def _remove_own(directory: Path) -> None:
-    """Removes what the scripts write, and nothing else; the manifest first, so that nothing half-removed looks complete."""
+def _remove_outputs(directory: Path) -> None:
+    """Removes what the scripts write, and nothing else.
+
+    The manifest goes first, so that a partly removed preparation does not look complete.
+    """
     for name in ("manifest.json", "last_run.json", "rejected.jsonl"):
         (directory / name).unlink(missing_ok=True)
     for name in ("arrow", "jsonl"):
@@ -220,17 +234,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def abandon(arguments: PrepareArguments) -> None:
-    """Leaves a directory in which nothing of worth was made as it was found."""
-    _remove_own(arguments.output_dir)
+def discard_run(arguments: PrepareArguments) -> None:
+    """Removes everything that a failed run has written, empty directories too."""
+    _remove_outputs(arguments.output_dir)
     for name in ("arrow", "jsonl", "cache"):
         with suppress(OSError):
             (arguments.output_dir / name).rmdir()
 
 
 def empty_cache(directory: Path) -> None:
-    """Removes the intermediates."""
-    for leftover in (directory / "cache").glob(_CANDIDATES):
+    """Removes the intermediates under cache/."""
+    for leftover in (directory / "cache").glob(_TEMPORARY_RUN_RECORDS):
         leftover.unlink(missing_ok=True)
     for name in _CACHED:
         _remove(directory / "cache" / name)

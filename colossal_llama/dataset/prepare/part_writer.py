@@ -1,8 +1,8 @@
-"""Writes one part: `arrow/part-00000/` (loads with `datasets.load_from_disk`) and `jsonl/part-00000.jsonl`.
+"""Writes one part: `arrow/part-00000/`, for `datasets.load_from_disk`, and a jsonl file.
 
-The Arrow file is built from flat buffers without a Python object per token, and the two small JSON
-files that make a directory a saved dataset are written here: importing `datasets` would take longer
-than writing a part.
+The Arrow file is built from flat buffers, without a Python object per token. The two small JSON
+files that make a directory a saved data set are written here: importing `datasets` would take
+longer than writing a part.
 """
 
 import json
@@ -28,7 +28,7 @@ DATA_FILE = "data-00000-of-00001.arrow"
 
 @dataclass(frozen=True)
 class PartTask:
-    """What all parts of a preparation have in common; `facts` goes into every part.json as it is."""
+    """Settings of all parts of a preparation; `facts` is copied into every part.json."""
 
     output_dir: Path
     splicing: str
@@ -39,23 +39,26 @@ class PartTask:
 
 
 def part_name(index: int) -> str:
-    """`part-00000` and so on."""
+    """Name of a part: `part-00000` and so on."""
     return f"part-{index:05d}"
 
 
 def part_facts(output_dir: Path, index: int) -> dict | None:
-    """The content of a finished part's part.json, None while it is not finished."""
-    note = output_dir / "arrow" / part_name(index) / "part.json"
-    if not note.is_file() or not (output_dir / "jsonl" / f"{part_name(index)}.jsonl").is_file():
+    """Content of a finished part's part.json; None for an unfinished part."""
+    facts_path = output_dir / "arrow" / part_name(index) / "part.json"
+    if not facts_path.is_file() or not (output_dir / "jsonl" / f"{part_name(index)}.jsonl").is_file():
         return None
-    return json.loads(note.read_bytes())
+    return json.loads(facts_path.read_bytes())
 
 
 def write_part(task: PartTask, index: int) -> dict:
-    """Packs and writes a part from the plan and the tokens under cache/; returns the content of its part.json.
+    """Packs and writes a part from the plan and the tokens under cache/.
 
-    The jsonl file gets its name first and the arrow directory last: a part whose directory is there
-    is complete.
+    The jsonl file is renamed first and the Arrow directory last: a part whose directory exists is
+    complete.
+
+    Returns:
+        The content of its part.json.
     """
     plan = PartPlan.load(task.output_dir / "cache" / "plan")
     store = TokenStore(task.output_dir / "cache" / "chunks", plan.chunk_starts)
@@ -94,7 +97,7 @@ def _publish(task: PartTask, scratch: Path, index: int, facts: dict) -> dict:
     name = part_name(index)
     described = json.dumps([facts["kind"], facts["jsonl_sha256"], facts["categories"]])
     facts = {**facts, "fingerprint": fingerprint_bytes(described.encode())}
-    _write_dataset_notes(scratch / name, task.categories, facts["fingerprint"])
+    _write_dataset_metadata(scratch / name, task.categories, facts["fingerprint"])
     _write_json(scratch / name / "part.json", facts)
     fsync_tree(scratch)
     arrow, jsonl = task.output_dir / "arrow", task.output_dir / "jsonl"
@@ -122,7 +125,15 @@ def _batches(rows: Rows, lengths: np.ndarray) -> Iterator[range]:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Some rows as flat arrays: marked tokens, where each row begins in them, segments and where each row begins there."""
+    """Rows as flat arrays.
+
+    Attributes:
+        tokens: (tokens,) flagged ids.
+        row_starts: (rows + 1,) positions of the rows in `tokens`.
+        lengths: (segments,) length of each segment in tokens.
+        categories: (segments,) category number of each segment.
+        row_segments: (rows + 1,) positions of the rows in `lengths`.
+    """
 
     tokens: np.ndarray
     row_starts: np.ndarray
@@ -153,7 +164,7 @@ def _record_batch(columns: _Columns, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _numbers(values: np.ndarray) -> pa.Array:
-    """An Arrow array over the same memory; `pa.array` would import pandas, just to see whether it was given one of its."""
+    """Arrow array over the same memory; `pa.array` would import pandas to check for its types."""
     values = np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
@@ -174,7 +185,7 @@ def _json_lines(columns: _Columns) -> Iterator[bytes]:
         yield orjson.dumps(content, option=option)
 
 
-# ------------------------------------------------------------------------------------ the format of `datasets`
+# ------------------------------------------------------------------------ the format of `datasets`
 
 
 def _features(categories: tuple[str, ...]) -> dict:
@@ -190,8 +201,8 @@ def _schema(categories: tuple[str, ...]) -> pa.Schema:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _write_dataset_notes(directory: Path, categories: tuple[str, ...], fingerprint: str) -> None:
-    """The files beside the data by which `datasets.load_from_disk` (4.x and 5.x) knows a dataset."""
+def _write_dataset_metadata(directory: Path, categories: tuple[str, ...], fingerprint: str) -> None:
+    """Writes the metadata files that `datasets.load_from_disk` (4.x and 5.x) reads."""
     state = {
         "_data_files": [{"filename": DATA_FILE}],
         "_fingerprint": fingerprint[:16],
@@ -207,5 +218,5 @@ def _write_dataset_notes(directory: Path, categories: tuple[str, ...], fingerpri
 
 
 def _write_json(path: Path, content: dict) -> None:
-    """Without an fsync of its own: the scratch directory is flushed once, as a whole."""
+    """Writes without an fsync of its own: the scratch directory is flushed once, as a whole."""
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Prepares a data set: tokenize the input chunk by chunk, plan the buckets, write the parts, tell what was done.
+"""Prepares a data set: tokenizes the input chunk by chunk, plans the parts and writes them.
 
-input files → chunks → cache/chunks → plan → arrow/part-0000i, jsonl/part-0000i.jsonl →
+input files → chunks → cache/chunks → cache/plan → arrow/part-0000i, jsonl/part-0000i.jsonl →
 manifest.json
 """
 
@@ -36,8 +36,8 @@ from colossal_llama.utils.errors import UserError
 
 
 @dataclass
-class Rates:
-    """Seconds, and what was done in them, of each stage of this run (not of earlier ones that it went on with)."""
+class StageTimes:
+    """Duration and throughput of each stage of this run, without the runs that it resumes."""
 
     tokenize_s: float = 0.0
     tokenized_documents: int = 0
@@ -48,18 +48,18 @@ class Rates:
 
 
 def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) -> dict | None:
-    """Runs a preparation, or the rest of one that was interrupted.
+    """Runs a preparation, or resumes one that was interrupted.
 
     Args:
         arguments: of the script.
-        opened: the tokenizer of `--tokenizer_dir`, if it is open already.
+        opened: the tokenizer of `--tokenizer_dir`, if it has been opened.
 
     Returns:
-        The manifest; None if this is one shard's job and the others have not finished tokenizing.
+        The manifest; None if this is one shard's job and others have not finished theirs.
 
     Raises:
-        UserError: the input, the tokenizer or the output directory is not as it must be; the disk
-            is full.
+        UserError: the input, the tokenizer or the output directory cannot be used; the disk is
+            full.
     """
     try:
         with output_dir.output_dir_lock(arguments):
@@ -81,17 +81,17 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
     tokenizer, format_facts = record_tokenizer(arguments, opened or OpenTokenizer(arguments.paths.tokenizer_dir))
     identity = output_dir.identity(arguments, files, format_facts)
     state = output_dir.open_directory(arguments, identity, files)
-    preparation = _Preparation(arguments, files, plan_chunks(files, arguments.run.limit), identity, Rates())
+    preparation = _Preparation(arguments, files, plan_chunks(files, arguments.run.limit), identity, StageTimes())
     if state != "new":
         _refuse_changed_content(preparation, state)
     if state == "complete":
-        log_rank_zero(f"{arguments.output_dir} is complete already, nothing is done")
+        log_rank_zero(f"{arguments.output_dir} is complete already: nothing to do")
         manifest = orjson.loads((arguments.output_dir / "manifest.json").read_bytes())
     else:
-        done = _do_what_is_left(preparation, tokenizer, new=state == "new")
+        done = _resume(preparation, tokenizer, new=state == "new")
         if done is None:
             return None
-        preparation.rates.total_s = time.perf_counter() - started
+        preparation.times.total_s = time.perf_counter() - started
         manifest = _finish(preparation, *done)
     if not arguments.run.keep_cache:
         with output_dir.finishing_lock(arguments.output_dir):
@@ -101,82 +101,90 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
 
 @dataclass(frozen=True)
 class _Preparation:
-    """A preparation in its directory."""
+    """A preparation and its output directory."""
 
     arguments: PrepareArguments
     files: Sequence[InputFile]
     chunks: Sequence[Chunk]
     identity: dict
-    rates: Rates
+    times: StageTimes
 
     @property
     def chunk_dir(self) -> Path:
         return self.arguments.output_dir / "cache" / "chunks"
 
 
-def _do_what_is_left(
+def _resume(
     preparation: _Preparation, tokenizer: DocumentTokenizer | ConversationTokenizer, new: bool
 ) -> tuple[list[dict], list[dict]] | None:
-    """Tokenizes and writes parts; the facts of all chunks and of all parts, or None if other shards have not done their share."""
+    """Tokenizes the chunks and writes the parts that are not finished.
+
+    Returns:
+        The facts of all chunks and of all parts; None if some are left to other shards.
+    """
     job = ChunkJob(tokenizer, preparation.chunk_dir, preparation.arguments.run.on_bad_record == "stop", shared_flag())
     with worker_pool(preparation.arguments.run.num_workers, job) as pool:
         try:
             _tokenize(preparation, pool)
             facts = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in preparation.chunks]
-            if _left_to_others("chunks", facts):
+            if _log_left_to_others("chunks", facts):
                 return None
             if not sum(fact["segments"] for fact in facts):
-                raise BadInputError(_nothing_to_write(facts))
+                raise BadInputError(_no_records_message(facts))
         except BadInputError:
             if new and preparation.arguments.shards.shard_index is None:
-                output_dir.abandon(preparation.arguments)
+                output_dir.discard_run(preparation.arguments)
             raise
         parts = _write_parts(preparation, pool, facts)
-    return None if _left_to_others("parts", parts) else (facts, parts)
+    return None if _log_left_to_others("parts", parts) else (facts, parts)
 
 
-def _left_to_others(what: str, facts: Sequence[dict | None]) -> bool:
+def _log_left_to_others(units: str, facts: Sequence[dict | None]) -> bool:
     missing = sum(fact is None for fact in facts)
     if missing:
         log_rank_zero(
-            f"{missing} of {len(facts)} {what} are left to the other shards. When their jobs have ended, run this "
+            f"{missing} of {len(facts)} {units} are left to the other shards. When their jobs have ended, run this "
             "command again, or the command without --num_shards and --shard_index, which does what is left."
         )
     return bool(missing)
 
 
-def _nothing_to_write(facts: Sequence[dict]) -> str:
+def _no_records_message(facts: Sequence[dict]) -> str:
     reasons = sum((Counter(fact["rejected_records"]) for fact in facts), Counter())
     for counts in total_statistics(facts).values():
         reasons += Counter({key: count for key, count in counts.items() if key.startswith("dropped_documents.")})
-    told = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())) or "the files are empty"
-    return f"--data_input_dirs: no record could be used, so that there is nothing to write ({told})"
+    counted = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())) or "the files are empty"
+    return f"--data_input_dirs: no record could be used, so that there is nothing to write ({counted})"
 
 
 def _finish(preparation: _Preparation, facts: Sequence[dict], parts: Sequence[dict]) -> dict:
-    """Writes what lies beside the parts, unless another shard's job has done it meanwhile, and returns the manifest."""
+    """Writes the manifest and the reports, unless another shard's job has; returns the manifest."""
     directory = preparation.arguments.output_dir
     with output_dir.finishing_lock(directory):
         if (directory / "manifest.json").is_file():
             return orjson.loads((directory / "manifest.json").read_bytes())
         write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
         manifest = build_manifest(preparation.identity, facts, parts, [chunk.file.name for chunk in preparation.chunks])
-        _write_records(preparation, manifest)
+        _write_reports(preparation, manifest)
     return manifest
 
 
-def _write_records(preparation: _Preparation, manifest: dict) -> None:
-    """Writes what tells how the run went, and last the manifest, which makes the preparation complete."""
-    times = output_dir.modification_times(preparation.files)
-    last_run = {"num_workers": preparation.arguments.run.num_workers, **vars(preparation.rates), "modified_ns": times}
+def _write_reports(preparation: _Preparation, manifest: dict) -> None:
+    """Writes the report of the run, then the manifest, which makes the preparation complete."""
+    modified_ns = output_dir.modification_times(preparation.files)
+    last_run = {
+        "num_workers": preparation.arguments.run.num_workers,
+        **vars(preparation.times),
+        "modified_ns": modified_ns,
+    }
     write_json(preparation.arguments.output_dir / "last_run.json", last_run)
     write_json(preparation.arguments.output_dir / "manifest.json", manifest)
 
 
 def _refuse_changed_content(preparation: _Preparation, state: output_dir.State) -> None:
-    """Compares what has been read with what the files hold now, where their times do not say that it is the same."""
+    """Compares the hashes of what was read with those of files whose modification times differ."""
     directory, chunks = preparation.arguments.output_dir, preparation.chunks
-    suspects = output_dir.changed_times(directory, preparation.files)
+    suspects = output_dir.files_with_changed_times(directory, preparation.files)
     if not suspects:
         return
     if state == "complete":
@@ -195,36 +203,36 @@ def _refuse_changed_content(preparation: _Preparation, state: output_dir.State) 
     output_dir.refuse_changed_content(directory, list(changed))
 
 
-# ----------------------------------------------------------------------------------------------------- tokenizing
+# ------------------------------------------------------------------------------------- tokenizing
 
 
 def _tokenize(preparation: _Preparation, pool: WorkerPool) -> None:
-    """Tokenizes the chunks of this job that are not done."""
-    waiting = [
+    """Tokenizes this job's chunks that are not finished."""
+    pending = [
         chunk
         for chunk in preparation.chunks
         if preparation.arguments.shards.includes(chunk.index)
         and chunk_facts(preparation.chunk_dir, chunk.index) is None
     ]
-    rates = preparation.rates
+    times = preparation.times
     started = time.perf_counter()
     bad: list[tuple[Chunk, dict]] = []
-    with progress_bar(total=sum(map(_chunk_bytes, waiting)), desc="tokenize", unit="B", unit_scale=True) as bar:
-        for chunk, facts in zip(waiting, pool.map(process_chunk, waiting), strict=True):
+    with progress_bar(total=sum(map(_chunk_bytes, pending)), desc="tokenize", unit="B", unit_scale=True) as bar:
+        for chunk, facts in zip(pending, pool.map(process_chunk, pending), strict=True):
             bar.update(_chunk_bytes(chunk))
             if not facts["finished"]:
                 bad += [(chunk, record) for record in facts["rejected"]]
                 if len(bad) > SHOWN_BAD_RECORDS:
                     break
                 continue
-            rates.tokenized_documents += facts["documents"]
-            rates.tokenized_tokens += facts["tokens"]
+            times.tokenized_documents += facts["documents"]
+            times.tokenized_tokens += facts["tokens"]
             elapsed = time.perf_counter() - started
             bar.set_postfix_str(
-                f"{rates.tokenized_documents / elapsed:,.0f} documents/s, {rates.tokenized_tokens / elapsed:,.0f} "
+                f"{times.tokenized_documents / elapsed:,.0f} documents/s, {times.tokenized_tokens / elapsed:,.0f} "
                 "tokens/s"
             )
-    rates.tokenize_s = time.perf_counter() - started
+    times.tokenize_s = time.perf_counter() - started
     if bad:
         raise BadInputError(bad_record_messages(bad))
 
@@ -233,19 +241,19 @@ def _chunk_bytes(chunk: Chunk) -> int:
     return chunk.file.size_bytes if chunk.end is None else chunk.end - chunk.start
 
 
-# ---------------------------------------------------------------------------------------------------------- parts
+# ------------------------------------------------------------------------------------------ parts
 
 
 def _write_parts(preparation: _Preparation, pool: WorkerPool, facts: Sequence[dict]) -> list[dict | None]:
-    """Writes the parts of this job that are not done; returns the facts of all parts, None for those that are not done."""
+    """Writes this job's unfinished parts; returns the facts of all, None for unfinished ones."""
     arguments, directory = preparation.arguments, preparation.arguments.output_dir
     indices = range(arguments.rows.num_spliced_dataset_bins)
-    mine = [
+    pending = [
         index
         for index in indices
         if preparation.arguments.shards.includes(index) and part_facts(directory, index) is None
     ]
-    if mine:
+    if pending:
         categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
         splicing = arguments.rows.splicing
         row_tokens = arguments.rows.max_length if splicing == "best_fit" else None
@@ -254,13 +262,13 @@ def _write_parts(preparation: _Preparation, pool: WorkerPool, facts: Sequence[di
         common = {"kind": arguments.kind, "max_length": arguments.rows.max_length, "seed": arguments.rows.seed}
         common |= {name: preparation.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
         task = PartTask(directory, splicing, arguments.rows.max_length, arguments.rows.seed, categories, common)
-        _run_part_tasks(pool, [(task, index) for index in mine], plan, preparation.rates)
+        _run_part_tasks(pool, [(task, index) for index in pending], plan, preparation.times)
         for name in ("arrow", "jsonl"):
             fsync_path(directory / name)
     return [part_facts(directory, index) for index in indices]
 
 
-def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], plan: PartPlan, rates: Rates) -> None:
+def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], plan: PartPlan, times: StageTimes) -> None:
     started = time.perf_counter()
     ranges = [slice(*plan.part_starts[index : index + 2]) for _, index in tasks]
     tokens = [int(plan.lengths[segments].sum()) for segments in ranges]
@@ -270,7 +278,7 @@ def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], pla
             bar.update(count)
             written += int(plan.first_of_document[segments].sum())
             bar.set_postfix_str(f"{written / (time.perf_counter() - started):,.0f} documents/s")
-    rates.write_s, rates.written_tokens = time.perf_counter() - started, sum(tokens)
+    times.write_s, times.written_tokens = time.perf_counter() - started, sum(tokens)
 
 
 def _write_one_part(_: ChunkJob, task: tuple[PartTask, int]) -> None:

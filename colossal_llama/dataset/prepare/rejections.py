@@ -1,4 +1,4 @@
-"""Tells of the records that could not be used: on the screen when they stop the run, else in rejected.jsonl."""
+"""Reports bad records: as error messages where they stop the run, else in rejected.jsonl."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ SHOWN_RECORD_CHARACTERS = 80
 
 
 class BadInputError(UserError):
-    """The input itself is the problem: nothing that was made of it is of use."""
+    """The input cannot be used, and neither can anything written from it."""
 
 
 def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
-    """Messages for the first bad records (with their chunks): file:line, the reason, and how the record begins."""
+    """Messages for the first bad records: file:line, the reason, and the record's beginning."""
     first_rows = {chunk.index: rows_before(chunk) for chunk, _ in bad[:SHOWN_BAD_RECORDS]}
     messages = []
     for chunk, record in bad[:SHOWN_BAD_RECORDS]:
@@ -29,13 +29,13 @@ def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
     count = f"more than {SHOWN_BAD_RECORDS}" if len(bad) > SHOWN_BAD_RECORDS else f"{len(bad)}"
     return [
         *messages,
-        f"{count} bad record{'s' if len(bad) > 1 else ''}, so that no part was written. Correct them, or pass them "
-        "over with --on_bad_record skip, which counts them by reason and lists them in rejected.jsonl.",
+        f"{count} bad record{'s' if len(bad) > 1 else ''}, so that no part was written. Correct them, or skip them "
+        "with --on_bad_record skip, which counts them by reason and lists them in rejected.jsonl.",
     ]
 
 
 def write_rejected(output_dir: Path, chunk_dir: Path, chunks: Sequence[Chunk], facts: Sequence[dict]) -> None:
-    """Gathers the bad records of all chunks in rejected.jsonl, with line numbers that count within their files."""
+    """Writes the bad records of all chunks to rejected.jsonl, with line numbers in their files."""
     lines, first_row = [], 0
     for chunk, fact in zip(chunks, facts, strict=True):
         first_row = 0 if chunk.start == 0 else first_row

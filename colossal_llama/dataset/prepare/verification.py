@@ -1,4 +1,4 @@
-"""Re-reads a finished preparation and checks it against its manifest and against the rules that every row keeps."""
+"""Verifies a finished preparation: re-reads it and checks its manifest and the rules of rows."""
 
 import json
 from collections.abc import Iterator
@@ -19,15 +19,16 @@ ROWS_AT_ONCE = 256
 
 
 def verify(directory: Path) -> str:
-    """Checks every part; the message of success.
+    """Checks every part; returns a message of success.
 
     Raises:
-        UserError: there is no complete preparation in the directory, or it is not as its manifest
-            says.
+        UserError: the directory holds no complete preparation, or it differs from its manifest.
     """
     path = directory / "manifest.json"
     if not path.is_file():
-        raise UserError(f"{directory} has no manifest.json: it is no finished preparation; run the same command again")
+        raise UserError(
+            f"{directory} has no manifest.json: the preparation is not finished; run the same command again"
+        )
     manifest = json.loads(path.read_bytes())
     problems = [*_name_problems(directory, manifest), *_total_problems(manifest)]
     for index, entry in enumerate(progress_bar(manifest["parts"], desc="verify", unit=" parts")):
@@ -35,7 +36,8 @@ def verify(directory: Path) -> str:
     if problems:
         raise UserError(truncate_problems(problems))
     totals = manifest["totals"]
-    return f"{directory}: {len(manifest['parts'])} parts, {totals['rows']:,} rows, {totals['tokens_out']:,} tokens: all as it says"
+    counts = f"{len(manifest['parts'])} parts, {totals['rows']:,} rows, {totals['tokens_out']:,} tokens"
+    return f"{directory}: {counts}: all as in the manifest"
 
 
 def _name_problems(directory: Path, manifest: dict) -> Iterator[str]:
@@ -46,7 +48,7 @@ def _name_problems(directory: Path, manifest: dict) -> Iterator[str]:
         found = {path.name for path in (directory / folder).iterdir()} if (directory / folder).is_dir() else set()
         wanted = {name + suffix for name in expected}
         yield from (f"{folder}/{name} is missing" for name in sorted(wanted - found))
-        yield from (f"{folder}/{name} does not belong there" for name in sorted(found - wanted))
+        yield from (f"{folder}/{name} is not in the manifest" for name in sorted(found - wanted))
 
 
 def _total_problems(manifest: dict) -> Iterator[str]:
@@ -58,21 +60,22 @@ def _total_problems(manifest: dict) -> Iterator[str]:
     lost = sum(count for name, count in totals.items() if name.startswith(("cut_tokens.", "dropped_tokens.")))
     repeated = totals.get("repeated_tokens", 0)
     if totals["tokens_in"] + repeated != totals["tokens_out"] + lost:
-        yield f"manifest.json: {totals['tokens_in']:,} tokens went in, {totals['tokens_out']:,} came out, {lost:,} were cut"
+        tokens_in, tokens_out = totals["tokens_in"], totals["tokens_out"]
+        yield f"manifest.json: {tokens_in:,} tokens went in, {tokens_out:,} came out, {lost:,} were cut"
 
 
 def _part_problems(directory: Path, index: int, entry: dict, manifest: dict) -> Iterator[str]:
     arrow, jsonl = directory / "arrow" / entry["name"], directory / "jsonl" / f"{entry['name']}.jsonl"
     for path, name in ((arrow / DATA_FILE, "arrow_sha256"), (jsonl, "jsonl_sha256")):
         if not path.is_file():
-            if path.parent.is_dir() and path != jsonl:  # a whole part that is missing has been named
+            if path.parent.is_dir() and path != jsonl:  # a whole part that is missing is named elsewhere
                 yield f"{path.relative_to(directory)} is missing"
             return
         if fingerprint_file(path) != entry[name]:
             yield f"{path.name} has changed since it was written"
     facts = part_facts(directory, index)
     if facts is None or any(facts[name] != entry[name] for name in entry if name != "name"):
-        yield "part.json is missing, or not as the manifest says"
+        yield "part.json is missing, or differs from the manifest"
     try:
         dataset = datasets.load_from_disk(str(arrow))
         with jsonl.open("rb") as lines:
@@ -121,7 +124,7 @@ def _rule_problems(
     ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, max_length: int, vocab_size: int
 ) -> Iterator[str]:
     if not len(ids) == len(labels) == lengths.sum():
-        yield f"{len(ids)} ids, {len(labels)} labels, documents of {lengths.sum()} tokens together"
+        yield f"{len(ids)} ids, {len(labels)} labels, documents of {lengths.sum()} tokens in total"
         return
     if len(ids) > max_length:
         yield f"{len(ids)} tokens, more than {max_length}"

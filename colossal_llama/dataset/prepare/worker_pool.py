@@ -1,4 +1,4 @@
-"""Runs tasks on worker processes, a few ahead, and gives their results in the order of the tasks."""
+"""Runs tasks on worker processes, a bounded number ahead, and yields results in order."""
 
 import multiprocessing
 import os
@@ -16,8 +16,8 @@ from typing import Any
 
 from colossal_llama.utils.errors import UserError
 
-TASKS_AHEAD = 3  # per worker: enough that none waits, few enough that an error stops the rest soon
-# What workers run, imported once in the process that they are forked from.
+TASKS_AHEAD = 3  # per worker: enough that none is idle, few enough that an error stops the rest soon
+# Modules of the workers, imported once in the process that they are forked from.
 _PRELOADED = ("colossal_llama.dataset.prepare.chunk_worker", "colossal_llama.dataset.prepare.part_writer")
 
 _context = multiprocessing.get_context("forkserver")
@@ -25,17 +25,17 @@ _state: Any = None
 
 
 class WorkerPool:
-    """Runs `function(state, task)` for tasks; with one worker in this process, else in others.
+    """Runs `function(state, task)` for tasks: in this process with one worker, else in others.
 
-    Workers are forked from a server process rather than from this one: a fork of a process whose
-    tokenizer has threads can hang, and holds a copy of everything this process has imported.
+    Workers are forked from a server process rather than from this one. A fork of a process whose
+    tokenizer has threads can hang, and holds a copy of everything that this process has imported.
     """
 
     def __init__(self, executor: ProcessPoolExecutor | None, state: Any, num_workers: int):
         self._executor, self._state, self._num_workers = executor, state, num_workers
 
     def map(self, function: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
-        """Results in the order of the tasks.
+        """Yields results in the order of the tasks.
 
         Raises:
             UserError: a worker was killed, most likely for want of memory.
@@ -44,37 +44,38 @@ class WorkerPool:
             for task in tasks:
                 yield function(self._state, task)
             return
-        waiting: deque[Future] = deque()
+        pending: deque[Future] = deque()
         try:
             for task in tasks:
-                waiting.append(self._executor.submit(_call, function, task))
-                if len(waiting) > TASKS_AHEAD * self._num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(self._executor.submit(_call, function, task))
+                if len(pending) > TASKS_AHEAD * self._num_workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool:
             raise UserError(
                 "a worker process was killed, probably because memory ran out: run the same command again with fewer "
-                f"--num_workers than {self._num_workers}; what is done is kept"
+                f"--num_workers than {self._num_workers}; finished work is kept"
             ) from None
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
 
 def start_fork_server() -> None:
-    """Starts the process from which workers will be forked: it imports what they need while this one opens the tokenizer.
+    """Starts the server process from which workers are forked.
 
-    Without this call it starts with the first pool.
+    It imports what they need while this process opens the tokenizer. Without this call it starts
+    with the first pool.
     """
     _context.set_forkserver_preload(list(_PRELOADED))
-    # The server is `python -c …`: it would look for modules in the working directory first, where
-    # other copies may lie.
+    # The server is `python -c …`, which would search the working directory for modules first, where
+    # other copies may be.
     settings = {
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         # Only a process of one thread is forked safely: no matrix is multiplied here, and pyarrow's
-        # allocator can do alone.
+        # allocator needs no background thread.
         "OPENBLAS_NUM_THREADS": "1",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "TOKENIZERS_PARALLELISM": "false",  # the processes are the parallelism
@@ -89,13 +90,16 @@ def start_fork_server() -> None:
 
 
 def shared_flag() -> Synchronized:
-    """A number that all workers of a pool see, 0 at first; it travels in the pool's state."""
+    """Creates an integer that all workers of a pool share, 0 at first, for the pool's state."""
     return _context.Value("b", 0)
 
 
 @contextmanager
 def worker_pool(num_workers: int, state: Any) -> Iterator[WorkerPool]:
-    """A pool whose workers each hold a copy of `state`; they end with the block, or when this process dies."""
+    """Starts a pool whose workers each hold a copy of `state`.
+
+    The workers end with the block, or when this process dies.
+    """
     if num_workers == 1:
         yield WorkerPool(None, state, 1)
         return
@@ -110,11 +114,11 @@ def worker_pool(num_workers: int, state: Any) -> Iterator[WorkerPool]:
 def _start_worker(state: Any) -> None:
     global _state
     _state = state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def _exit_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
 
