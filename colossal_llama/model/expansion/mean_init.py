@@ -51,8 +51,8 @@ def mean_rows(
 
     `mean` is the arithmetic mean, as published. Vectors that point in different directions partly
     cancel: the mean of n independent ones of norm r has the norm r / sqrt(n). `norm_matched_mean`
-    keeps the mean's direction and rescales it to the average norm of the constituents, so that a
-    new row is as long as the rows the model knows.
+    keeps the mean's direction and rescales it to the average norm of the constituents. A new row is
+    then as long as the rows the model knows.
 
     Args:
         matrix: source rows [source rows, width].
@@ -98,10 +98,10 @@ class RowStatistics:
 
     @property
     def average_norm(self) -> float:
-        """The average Euclidean norm, 0 for no rows."""
+        """Average Euclidean norm, 0 for no rows."""
         return self.summed_norms / max(1, self.count)
 
     @property
     def mean(self) -> np.ndarray:
-        """float64 [width]: the mean of all rows."""
+        """Mean of all rows, float64 [width]."""
         return self.summed_rows / max(1, self.count)

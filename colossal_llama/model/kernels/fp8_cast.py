@@ -11,7 +11,7 @@ backward sum over different dimensions, so most matrices are needed row-major an
     backward     dx     (tokens, in)     = dy (tokens, out)     · w transposed (in, out)
                  dw     (out, in)        = dy transposed        · x transposed (in, tokens)
 
-On an H200 both layouts of 16,384 × 4,096 take 0.073 ms and the amax 0.053 ms, next to products of
+On an H200 both layouts of 16,384 × 4,096 take 0.073 ms and the amax 0.053 ms. A product takes
 0.43 ms in fp8 and 0.79 ms in bf16.
 """
 
@@ -29,7 +29,7 @@ _BLOCK_ROWS, _BLOCK_COLUMNS, _WARPS = 128, 64, 4  # within 5 % of five other sha
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix (rows, columns) in fp8, with rows of zeros up to a multiple of 16."""
+    """Quantized matrix (rows, columns) in fp8, with rows of zeros up to a multiple of 16."""
 
     rows: torch.Tensor | None
     """(padded rows, columns), or None where it was not requested."""

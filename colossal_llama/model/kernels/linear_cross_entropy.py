@@ -2,8 +2,8 @@
 
 At a vocabulary of 69,104 the logits of 32,768 tokens are 4.5 GB in bf16, and their gradient as much
 again. Here the logits are computed in chunks of a few thousand rows. Each chunk is overwritten by
-its own gradient, and the gradients of hidden states and weight are computed from it at once, in the
-forward pass, as in Liger's fused linear cross-entropy (arXiv 2410.10989).
+its own gradient, from which the gradients of hidden states and weight are computed at once. All of
+this happens in the forward pass, as in Liger's fused linear cross-entropy (arXiv 2410.10989).
 
 Differences to that one: chunks large enough to fill the matrix units; the weight's gradient
 accumulated in fp32 inside the matrix product; tokens without a target left out; no device

@@ -23,7 +23,7 @@ from colossal_llama.model.activation_checkpointing import mark_recomputable
 from colossal_llama.model.kernels.torch_function import through_torch_function
 
 _PROGRAMS_PER_MULTIPROCESSOR = 16
-"""The fastest within 4 % of 1 to 16 with two to eight warps, at widths of 2,048 and 4,096."""
+"""Within 4 % the fastest of 1 to 16 with two to eight warps, at widths of 2,048 and 4,096."""
 
 
 @through_torch_function

@@ -61,7 +61,7 @@ class TensorShape:
 
     @property
     def dtype_name(self) -> str:
-        """The dtype's name in PyTorch and in config.json (`bfloat16`)."""
+        """Name of the dtype in PyTorch and in config.json (`bfloat16`)."""
         return _TYPES[self.dtype][1]
 
     @property
@@ -92,7 +92,7 @@ def bytes_of(tensor: "torch.Tensor") -> np.ndarray:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that is read in part.
+    """Tensor of a weight file, read in part.
 
     Attributes:
         shape: its shape and dtype.
