@@ -1,12 +1,14 @@
 """Grouped linear layers give the gradients that autograd gives."""
 
+import weakref
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model.activation_checkpointing import recompute_layers
-from colossal_llama.model.kernels.grouped_linear import share_input_gradients
+from colossal_llama.model.kernels.grouped_linear import SharedInput, share_input_gradients
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -67,3 +69,23 @@ def test_additions_are_inside_the_products():
         counts.append(sum(event.count for event in profiler.key_averages() if event.key in ("aten::add", "aten::add_")))
     two_layers_twice = 2 * 2
     assert counts[1] - counts[0] == two_layers_twice * (2 + 1)
+
+
+def test_a_result_is_computed_once_for_all_readers_and_then_forgotten():
+    """A second read, another input or another key computes again; another tensor object does not."""
+    shared, first, second, calls = SharedInput(2), torch.ones(3), torch.ones(3), []
+
+    def read(layer, hidden, key=None):
+        return shared.result(layer, hidden, lambda: calls.append(key) or len(calls), key)
+
+    assert [read(0, first), read(1, first.view_as(first))] == [1, 1]
+    assert [read(0, first), read(0, first), read(1, second), read(1, second, "key"), read(0, second, "key")] == [
+        2,
+        3,
+        4,
+        5,
+        5,
+    ]
+    reference = weakref.ref(second)
+    del second
+    assert reference() is None

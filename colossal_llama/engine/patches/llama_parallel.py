@@ -27,8 +27,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from colossal_llama.model.kernels.apply import LossOutput, fused_linear_cross_entropy
+from colossal_llama.model.kernels.apply import fused_linear_cross_entropy
 from colossal_llama.model.kernels.linear_cross_entropy import next_token_labels
+from colossal_llama.model.kernels.per_token_loss import LossOutput
 from colossal_llama.utils.labels import IGNORED_LABEL
 
 

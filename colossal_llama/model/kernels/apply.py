@@ -12,17 +12,16 @@ against 517), takes longer to start and does not work with Gemini.
 """
 
 import importlib.util
-from dataclasses import dataclass
 from types import MethodType
 
 import torch
 from transformers import Cache, LlamaForCausalLM
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 from colossal_llama.model.activation_checkpointing import mark_recomputable
 from colossal_llama.model.kernels.grouped_linear import share_input_gradients
 from colossal_llama.model.kernels.linear_cross_entropy import linear_cross_entropy, next_token_labels
+from colossal_llama.model.kernels.per_token_loss import LossOutput
 from colossal_llama.model.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_with_residual
 from colossal_llama.model.kernels.torch_function import through_torch_function
 
@@ -64,14 +63,6 @@ def fused_linear_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes `linear_cross_entropy` as an overridable function."""
     return linear_cross_entropy(hidden, weight, labels, positions)
-
-
-@dataclass
-class LossOutput(CausalLMOutputWithPast):
-    """Model output with per-token losses."""
-
-    token_losses: torch.Tensor | None = None
-    """(rows, length) in fp32, without gradient: the next token's loss, 0 where it is no target."""
 
 
 def _norm_forward(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:

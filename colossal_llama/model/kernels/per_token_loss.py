@@ -1,14 +1,23 @@
 """Per-token losses without the fused kernels, for losses by category and by row."""
 
+from dataclasses import dataclass
 from types import MethodType
 
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from colossal_llama.model.kernels.apply import LossOutput
 from colossal_llama.model.kernels.linear_cross_entropy import next_token_labels
 from colossal_llama.utils.labels import IGNORED_LABEL
+
+
+@dataclass
+class LossOutput(CausalLMOutputWithPast):
+    """Model output with per-token losses."""
+
+    token_losses: torch.Tensor | None = None
+    """(rows, length) in fp32, without gradient: the next token's loss, 0 where it is no target."""
 
 
 def return_token_losses(model: LlamaForCausalLM) -> None:
