@@ -1,6 +1,6 @@
-"""Expands a tokenizer: appends pieces so that each of them is really produced, and proves it.
+r"""Expands a tokenizer by new pieces, each of which is verified to be reachable.
 
-python colossal_llama/tokenizer/init_tokenizer.py \\
+python colossal_llama/tokenizer/init_tokenizer.py \
         --source_tokenizer_dir LLAMA --target_tokenizer_dir NEW --expand_tokens_file pieces.jsonl
 """
 
@@ -14,40 +14,42 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory, existing_file, number_in_range
 from colossal_llama.utils.errors import UserError, run_main, truncate_problems
 
-LEFT_OUT_SHOWN = 10
+MAX_IMPOSSIBLE_SHOWN = 10
 
 
 def main() -> None:
-    """Reads the pieces, expands the source, proves every piece, writes the target."""
+    """Reads the pieces, expands the source, verifies every piece and writes the target."""
     arguments = parse_arguments()
     from colossal_llama.tokenizer.expansion.pieces import read_pieces
-    from colossal_llama.tokenizer.expansion.reachability import prove
-    from colossal_llama.tokenizer.expansion.result import expansion_record, record_table, write_expansion
+    from colossal_llama.tokenizer.expansion.reachability import verify_reachability
+    from colossal_llama.tokenizer.expansion.result import expansion_report, report_table, write_expansion
     from colossal_llama.tokenizer.expansion.source import open_source
     from colossal_llama.utils.console import log_rank_zero
 
     source = open_source(arguments.source_tokenizer_dir)
-    asked = read_pieces(arguments.expand_tokens_file, source.control_tokens)
-    expansion = source.expand(asked.pieces)
-    proof = prove(expansion.wanted, expansion.encoders, expansion.merge_alone)
-    record = expansion_record(expansion, asked, proof, arguments.pad_to_multiple_of)
-    log_rank_zero(record_table(record))
-    for piece, reason in expansion.impossible[:LEFT_OUT_SHOWN]:
-        log_rank_zero(f"left out: {piece.where}: {piece.text!r}: {reason}")
-    if len(expansion.impossible) > LEFT_OUT_SHOWN:
-        log_rank_zero(f"left out: {len(expansion.impossible) - LEFT_OUT_SHOWN} more, listed in expansion_report.json")
-    if proof.unreachable:
-        problems = truncate_problems(
-            [f"no text was found that produces the new piece {piece!r}" for piece in proof.unreachable]
+    requested = read_pieces(arguments.expand_tokens_file, source.control_tokens)
+    expansion = source.expand(requested.pieces)
+    reachability = verify_reachability(expansion.piece_ids, expansion.encoders, expansion.encode_by_merges)
+    report = expansion_report(expansion, requested, reachability, arguments.pad_to_multiple_of)
+    log_rank_zero(report_table(report))
+    for piece, reason in expansion.impossible[:MAX_IMPOSSIBLE_SHOWN]:
+        log_rank_zero(f"left out: {piece.location}: {piece.text!r}: {reason}")
+    if len(expansion.impossible) > MAX_IMPOSSIBLE_SHOWN:
+        log_rank_zero(
+            f"left out: {len(expansion.impossible) - MAX_IMPOSSIBLE_SHOWN} more, listed in expansion_report.json"
         )
-        problems.append(f"{len(proof.unreachable)} of {proof.wanted} new pieces are unreachable: nothing was written")
+    if unreachable := reachability.unreachable:
+        problems = truncate_problems(
+            [f"no text was found that produces the new piece {piece!r}" for piece in unreachable]
+        )
+        problems.append(f"{len(unreachable)} of {reachability.checked} new pieces are unreachable: nothing was written")
         raise UserError(problems)
-    write_expansion(arguments.source_tokenizer_dir, arguments.target_tokenizer_dir, expansion, record)
+    write_expansion(arguments.source_tokenizer_dir, arguments.target_tokenizer_dir, expansion, report)
     log_rank_zero(f"written to {arguments.target_tokenizer_dir}")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, checked; all problems are reported at once."""
+    """Parses and checks the command line; all problems are reported at once."""
     parser = CollectingArgumentParser(
         description="Expand a LLaMA tokenizer by new pieces, every one of them reachable."
     )
@@ -57,8 +59,7 @@ def parse_arguments() -> argparse.Namespace:
         required=True,
         metavar="DIR",
         help="tokenizer to expand: tokenizer.model (LLaMA-2, sentencepiece) or tokenizer.json (LLaMA-3, byte-level "
-        "BPE), and "
-        "tokenizer_config.json",
+        "BPE), and tokenizer_config.json",
     )
     parser.add_argument(
         "--target_tokenizer_dir",
@@ -81,8 +82,7 @@ def parse_arguments() -> argparse.Namespace:
         default=1,
         metavar="ROWS",
         help="record in expansion_report.json a number of embedding rows rounded up to a multiple of this, for "
-        "example 64 or "
-        "128; the tokenizer itself gets no filler tokens",
+        "example 64 or 128; the tokenizer itself gets no padding tokens",
     )
     arguments = parser.parse_args()
     target, source = arguments.target_tokenizer_dir, arguments.source_tokenizer_dir
@@ -96,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def missing_files(source: Path) -> list[str]:
-    """What a source directory lacks."""
+    """Lists the problems of a source directory: files that are missing."""
     problems = []
     if not any((source / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         problems.append("neither tokenizer.model (LLaMA-2) nor tokenizer.json (LLaMA-3) is there")

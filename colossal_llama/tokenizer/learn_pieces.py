@@ -1,6 +1,6 @@
-"""Learns from the user's own texts which pieces to add to a tokenizer, and how many of them are worth their rows.
+r"""Learns from texts which pieces to add to a tokenizer, and how many of them.
 
-    python colossal_llama/tokenizer/learn_pieces.py \\
+    python colossal_llama/tokenizer/learn_pieces.py \
         --source_tokenizer_dir LLAMA --data_input_dirs CORPUS --output_dir PIECES --scripts Han
 
 OUTPUT_DIR holds pieces.jsonl (for init_tokenizer.py), curve.png and learning_report.json.
@@ -23,39 +23,38 @@ from colossal_llama.utils.cli import (
 )
 from colossal_llama.utils.errors import UserError, run_main
 
-HELD_OUT_BYTES = 2_000_000  # encoding it ten times for the curve takes seconds
-HELD_OUT_SHARE = 1 / 20  # of a corpus that is smaller than twenty times that
-HELD_OUT_BLOCKS = 10  # at least, so that not one subject alone is measured on: longer documents are cut
-
 
 def main() -> None:
-    """Counts words, learns pieces, measures the curve of compression against rows, chooses, writes."""
+    """Learns pieces, measures compression against their number, chooses it and writes the files."""
     arguments = parse_arguments()
     from colossal_llama.tokenizer.expansion.source import open_source
     from colossal_llama.tokenizer.learning.bpe_continuation import learn_pieces
-    from colossal_llama.tokenizer.learning.vocabulary_size_curve import choose, curve_table, measure_curve
+    from colossal_llama.tokenizer.learning.training_corpus import read_training_corpus
+    from colossal_llama.tokenizer.learning.vocabulary_size_curve import choose_size, curve_table, measure_curve
     from colossal_llama.tokenizer.loading import load_tokenizer
     from colossal_llama.utils.console import log_rank_zero
 
     source = open_source(arguments.source_tokenizer_dir)
     tokenizer = load_tokenizer(arguments.source_tokenizer_dir)
-    words, held_out, figures = read_corpus(arguments)
+    corpus = read_training_corpus(arguments.data_input_dirs, arguments.sample_mb, arguments.seed, arguments.scripts)
+    words = corpus.words
     log_rank_zero(
-        f"read {figures['characters']:,} characters: {sum(words.values()):,} words, {len(words):,} different; "
-        "learning …"
+        f"read {corpus.characters:,} characters: {sum(words.values()):,} words, {len(words):,} different; learning …"
     )
-    pieces = learn_pieces(words, tokenizer, limits_of(arguments, source.control_tokens))
+    pieces = learn_pieces(words, tokenizer, learning_limits(arguments, source.control_tokens))
     if not pieces:
         raise UserError(
             f"no piece was learned: the texts hold {sum(words.values()):,} words of {','.join(arguments.scripts)}, "
-            "and none is "
-            f"seen {arguments.min_frequency} times; change --scripts, lower --min_frequency or give more text"
+            f"and none is seen {arguments.min_frequency} times; change --scripts, lower --min_frequency or give more "
+            "text"
         )
-    log_rank_zero(f"learned {len(pieces):,} pieces; measuring on {sum(map(len, held_out)):,} held-out characters …")
-    points = measure_curve(source, tokenizer, pieces, held_out)
-    chosen = choose(points, arguments.num_pieces, arguments.min_saving)
+    log_rank_zero(
+        f"learned {len(pieces):,} pieces; measuring on {sum(map(len, corpus.held_out)):,} held-out characters …"
+    )
+    points = measure_curve(source, tokenizer, pieces, corpus.held_out)
+    chosen = choose_size(points, arguments.num_pieces, arguments.min_saving)
     log_rank_zero(curve_table(points, chosen))
-    write_result(arguments, pieces[: chosen.pieces], points, chosen, figures)
+    write_result(arguments, pieces[: chosen.pieces], points, chosen, corpus.figures())
     log_rank_zero(
         f"chosen: {chosen.pieces:,} pieces, written to {arguments.output_dir / 'pieces.jsonl'}; the curve is in "
         "curve.png"
@@ -63,7 +62,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, checked; all problems are reported at once."""
+    """Parses and checks the command line; all problems are reported at once."""
     parser = CollectingArgumentParser(description="Learn new pieces for a LLaMA tokenizer from texts.")
     parser.add_argument(
         "--source_tokenizer_dir", type=existing_directory, required=True, metavar="DIR", help="tokenizer to be expanded"
@@ -135,13 +134,13 @@ def parse_arguments() -> argparse.Namespace:
         help="keep growing while 1,000 more rows save at least this percentage of the held-out text's tokens",
     )
     arguments = parser.parse_args()
-    check(parser, arguments)
+    check_arguments(parser, arguments)
     parser.finish()
     return arguments
 
 
-def check(parser: CollectingArgumentParser, arguments: argparse.Namespace) -> None:
-    """Problems between arguments, and those that need the disk."""
+def check_arguments(parser: CollectingArgumentParser, arguments: argparse.Namespace) -> None:
+    """Checks combinations of arguments, and existing files."""
     from colossal_llama.tokenizer.learning.bpe_continuation import word_pattern
 
     if arguments.output_dir is not None and arguments.output_dir.exists():
@@ -158,75 +157,19 @@ def check(parser: CollectingArgumentParser, arguments: argparse.Namespace) -> No
         parser.problem(f"--scripts: {error}")
 
 
-def limits_of(arguments: argparse.Namespace, control_tokens: frozenset[str]):
-    """The limits for learning; control tokens are blocked like the lines of --blocklist_file."""
-    from colossal_llama.tokenizer.learning.bpe_continuation import Limits
+def learning_limits(arguments: argparse.Namespace, control_tokens: frozenset[str]):
+    """Returns the limits of learning; control tokens are blocked like lines of --blocklist_file."""
+    from colossal_llama.tokenizer.learning.bpe_continuation import LearningLimits
 
     blocked = set(control_tokens)
     if arguments.blocklist_file is not None:
         lines = arguments.blocklist_file.read_text("utf-8").splitlines()
         blocked |= {line.strip() for line in lines if line.strip()}
-    return Limits(arguments.max_pieces, arguments.min_frequency, arguments.max_piece_length, frozenset(blocked))
-
-
-def read_corpus(arguments: argparse.Namespace) -> tuple:
-    """Reads a sample of the texts once.
-
-    Returns:
-        (words, held_out, figures): word → how often it occurs in the texts to learn from; texts
-            kept apart for the curve (every
-        twentieth document, of a large input fewer, spread over all of it; long documents count in
-            blocks); how much was read.
-
-    Raises:
-        UserError: there is too little text to keep any apart.
-    """
-    from colossal_llama.tokenizer.corpus import blocks_of, find_files, read_texts, total_bytes
-    from colossal_llama.tokenizer.learning.bpe_continuation import count_words, word_pattern
-    from colossal_llama.utils.console import progress_bar
-
-    files = find_files(arguments.data_input_dirs)
-    size_bytes = total_bytes(files)
-    share = min(1.0, arguments.sample_mb * 1e6 / max(1, size_bytes))
-    held_out_bytes = min(HELD_OUT_BYTES, share * size_bytes * HELD_OUT_SHARE)
-    keep_every = round(share * size_bytes / max(1.0, held_out_bytes))
-    # In characters of three bytes, as Chinese ones. Blocks are no shorter than a sentence, however
-    # little text there is.
-    block_characters = max(64, int(held_out_bytes / HELD_OUT_BLOCKS / 3))
-    held_out: list[str] = []
-    figures = {"files": len(files), "share": share, "documents": 0, "characters": 0}
-
-    def blocks():
-        """The texts block by block, counted."""
-        texts = read_texts(files, share, arguments.seed, block_characters)
-        place = None
-        with progress_bar(texts, unit="text", desc="reading") as bar:
-            for text in bar:
-                figures["documents"] += text.place != place
-                figures["characters"] += len(text.text)
-                place = text.place
-                yield from blocks_of(text.text, block_characters)
-
-    def learned_from():
-        for place, block in enumerate(blocks()):
-            if place % keep_every == keep_every // 2:
-                held_out.append(block)
-            else:
-                yield block
-
-    words = count_words(learned_from(), word_pattern(arguments.scripts))
-    if not any(map(str.strip, held_out)):
-        sampled = f"--sample_mb {arguments.sample_mb:g} leaves" if share < 1.0 else "--data_input_dirs has"
-        raise UserError(
-            f"nothing can be held out to measure on: {sampled} {figures['characters']:,} characters in "
-            f"{figures['documents']:,} "
-            f"documents; {'raise it' if share < 1.0 else 'give more text'}"
-        )
-    return words, held_out, figures
+    return LearningLimits(arguments.max_pieces, arguments.min_frequency, arguments.max_piece_length, frozenset(blocked))
 
 
 def write_result(arguments: argparse.Namespace, pieces: list[str], points: list, chosen, figures: dict) -> None:
-    """Writes pieces.jsonl, curve.png and learning_report.json, all or none."""
+    """Writes pieces.jsonl, curve.png and learning_report.json atomically."""
     from dataclasses import asdict
 
     import orjson

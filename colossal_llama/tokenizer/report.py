@@ -1,6 +1,7 @@
-"""Compares tokenizers on a corpus: vocabulary, compression, average length, characters cut into bytes, texts that do not come back.
+r"""Compares tokenizers on a corpus: compression, characters split into bytes, failed round trips.
 
-python colossal_llama/tokenizer/report.py --tokenizers base=LLAMA new=NEW --data_input_dirs CORPUS --output_file report.json
+python colossal_llama/tokenizer/report.py \
+        --tokenizers base=LLAMA new=NEW --data_input_dirs CORPUS --output_file report.json
 """
 
 import argparse
@@ -15,13 +16,13 @@ from colossal_llama.utils.cli import CollectingArgumentParser, existing_director
 from colossal_llama.utils.errors import run_main
 
 if TYPE_CHECKING:
-    from colossal_llama.tokenizer.compression import Counts
+    from colossal_llama.tokenizer.compression import TokenizationCounts
 
 
 def main() -> None:
-    """Reads the corpus once, encodes it with every tokenizer, prints the tables."""
+    """Reads the corpus once, encodes it with every tokenizer and prints the tables."""
     arguments = parse_arguments()
-    from colossal_llama.tokenizer.compression import measure
+    from colossal_llama.tokenizer.compression import count_corpus
     from colossal_llama.tokenizer.corpus import find_files, read_texts
     from colossal_llama.tokenizer.loading import load_tokenizer
     from colossal_llama.utils.atomic_io import write_json
@@ -31,18 +32,18 @@ def main() -> None:
     tokenizers = {name: load_tokenizer(path) for name, path in arguments.tokenizers}
     with progress_bar(unit="char", unit_scale=True, desc="measuring") as bar:
         texts = read_texts(files, arguments.sample_share, arguments.seed)
-        counts = measure(texts, tokenizers, bar)
+        counts = count_corpus(texts, tokenizers, bar)
     sizes = {name: len(tokenizer) for name, tokenizer in tokenizers.items()}
     log_rank_zero(overall_table(sizes, counts))
     log_rank_zero("")
     log_rank_zero(category_table(counts))
     if arguments.output_file is not None:
-        write_json(arguments.output_file, report_record(arguments, sizes, counts))
+        write_json(arguments.output_file, report_content(arguments, sizes, counts))
         log_rank_zero(f"\nwritten to {arguments.output_file}")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, checked; all problems are reported at once."""
+    """Parses and checks the command line; all problems are reported at once."""
     parser = CollectingArgumentParser(description="Compare tokenizers on a corpus.")
     parser.add_argument(
         "--tokenizers",
@@ -83,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def named_directory(text: str) -> tuple[str, Path]:
-    """`NAME=DIR` or `DIR` (argparse `type=`)."""
+    """Parses `NAME=DIR` or `DIR` (argparse `type=`)."""
     name, separator, directory = text.rpartition("=")
     path = Path(directory)
     if not path.is_dir():
@@ -92,7 +93,7 @@ def named_directory(text: str) -> tuple[str, Path]:
 
 
 def overall_table(sizes: dict, counts: dict) -> str:
-    """A row for each tokenizer, over the whole corpus."""
+    """Formats a row for each tokenizer, over the whole corpus."""
     from colossal_llama.utils.console import table
 
     header = [
@@ -122,7 +123,7 @@ def overall_table(sizes: dict, counts: dict) -> str:
 
 
 def category_table(counts: dict) -> str:
-    """A row for each category: its size, and tokens (tokens per character) with each tokenizer."""
+    """Formats a row for each category: its size, and tokens (tokens per character) by tokenizer."""
     from colossal_llama.utils.console import table
 
     first = next(iter(counts.values()))
@@ -134,23 +135,26 @@ def category_table(counts: dict) -> str:
     return table(["category", "documents", "characters", *(f"{name}: tokens (per char)" for name in counts)], rows)
 
 
-def total_of(categories: "dict[str, Counts]") -> "Counts":
-    """The sum over categories."""
-    from colossal_llama.tokenizer.compression import Counts
+def total_of(categories: "dict[str, TokenizationCounts]") -> "TokenizationCounts":
+    """Sums the counts over categories."""
+    from colossal_llama.tokenizer.compression import TokenizationCounts
 
-    total = Counts()
+    total = TokenizationCounts()
     for counts in categories.values():
         total.add(counts)
     return total
 
 
-def report_record(arguments: argparse.Namespace, sizes: dict, counts: dict) -> dict:
-    """All figures, for the file."""
+def report_content(arguments: argparse.Namespace, sizes: dict, counts: dict) -> dict:
+    """Returns all figures, for the output file."""
     from dataclasses import asdict
 
-    def figures(one) -> dict:
-        ratios = {"tokens_per_character": one.tokens_per_character, "tokens_per_document": one.tokens_per_document}
-        return {**asdict(one), **ratios}
+    def figures(counted: "TokenizationCounts") -> dict:
+        ratios = {
+            "tokens_per_character": counted.tokens_per_character,
+            "tokens_per_document": counted.tokens_per_document,
+        }
+        return {**asdict(counted), **ratios}
 
     return {
         "data_input_dirs": [str(path) for path in arguments.data_input_dirs],
@@ -161,7 +165,7 @@ def report_record(arguments: argparse.Namespace, sizes: dict, counts: dict) -> d
                 "directory": str(path),
                 "vocab_size": sizes[name],
                 "total": figures(total_of(counts[name])),
-                "categories": {category: figures(one) for category, one in sorted(counts[name].items())},
+                "categories": {category: figures(counted) for category, counted in sorted(counts[name].items())},
             }
             for name, path in arguments.tokenizers
         },

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from colossal_llama.tokenizer.expansion.byte_level_bpe import expand_bytelevel
+from colossal_llama.tokenizer.expansion.byte_level_bpe import expand_byte_level
 from colossal_llama.tokenizer.expansion.pieces import Piece
-from colossal_llama.tokenizer.expansion.reachability import prove
+from colossal_llama.tokenizer.expansion.reachability import verify_reachability
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 
@@ -77,25 +77,25 @@ def test_old_ids_stay_and_new_ones_follow_the_special_tokens(expanded, source):
     assert tokenizer.model_max_length == source.model_max_length
 
 
-def test_every_piece_is_reachable_or_cut_by_the_pre_tokenizer(expanded, real_pieces):
+def test_every_piece_is_reachable_or_split_by_the_pre_tokenizer(expanded, real_pieces):
     """Alone, and inside longer words, where LLaMA-3's look-up of whole words does not help."""
     target, tokenizer = expanded
     report = json.loads((target / "expansion_report.json").read_text("utf-8"))
     impossible = {entry["piece"] for entry in report["impossible_pieces"]}
-    words_of = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
-    assert all(len(words_of(piece)) > 1 for piece in impossible)
-    names = {piece: words_of(piece)[0][0] for piece in real_pieces if piece not in impossible}
+    pre_tokenize = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    assert all(len(pre_tokenize(piece)) > 1 for piece in impossible)
+    names = {piece: pre_tokenize(piece)[0][0] for piece in real_pieces if piece not in impossible}
     vocabulary = tokenizer.get_vocab()
     id_of = {piece: vocabulary[name] for piece, name in names.items()}
     new = {piece: token_id for piece, token_id in id_of.items() if token_id >= 128_256}
     assert len(new) == report["new"] > 14_000
     assert report["new"] + report["already_known"] + report["impossible"] == len(real_pieces)
     for contexts in ([("", ""), ("。", "\n")], [("，", "k"), ("k", "k"), ("。", "“")]):
-        dead = new
+        unreachable = new
         for before, after in contexts:
-            found = ids_of(tokenizer, [before + piece + after for piece in dead])
-            dead = {p: i for (p, i), ids in zip(dead.items(), found, strict=True) if i not in ids}
-        assert dead == {}
+            found = ids_of(tokenizer, [before + piece + after for piece in unreachable])
+            unreachable = {p: i for (p, i), ids in zip(unreachable.items(), found, strict=True) if i not in ids}
+        assert unreachable == {}
 
 
 def test_texts_are_decoded_and_keep_old_tokens_where_nothing_new_applies(expanded, source, corpus, tmp_path):
@@ -151,8 +151,8 @@ def test_a_damaged_definition_is_one_message(project_root, shared_data, tmp_path
     assert not (tmp_path / "new").exists()
 
 
-def bytelevel_definition(pairs):
-    """A byte-level BPE over 256 bytes with the given merges, as far as they can be made, and one control token behind them."""
+def byte_level_definition(pairs):
+    """A byte-level BPE with those of the given merges that are possible, and one control token."""
     vocabulary = {symbol: token_id for token_id, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges = []
     for left, right in pairs:
@@ -167,19 +167,19 @@ def bytelevel_definition(pairs):
 
 
 PAIRS = st.lists(st.tuples(st.text("abĠ", min_size=1, max_size=3), st.text("abĠ", min_size=1, max_size=3)), max_size=10)
-ASKED = st.lists(st.text("abé 1.", min_size=1, max_size=6).filter(str.strip), min_size=1, max_size=12, unique=True)
+REQUESTED = st.lists(st.text("abé 1.", min_size=1, max_size=6).filter(str.strip), min_size=1, max_size=12, unique=True)
 TEXTS = st.lists(st.text("abé 1.\n", max_size=20), min_size=1, max_size=5)
 
 
 @settings(max_examples=100, deadline=None)
-@given(pairs=PAIRS, asked=ASKED, texts=TEXTS)
-def test_any_byte_level_vocabulary_is_expanded_without_dead_pieces(pairs, asked, texts):
-    definition = bytelevel_definition(pairs)
+@given(pairs=PAIRS, requested=REQUESTED, texts=TEXTS)
+def test_any_byte_level_vocabulary_is_expanded_without_unreachable_pieces(pairs, requested, texts):
+    definition = byte_level_definition(pairs)
     source = Tokenizer.from_str(json.dumps(definition))
-    expansion = expand_bytelevel(definition, source, [Piece(text, "") for text in asked])
-    proof = prove(expansion.wanted, expansion.encoders, expansion.merge_alone)
-    assert proof.unreachable == ()
-    assert len(expansion.pieces) + len(expansion.known) + len(expansion.impossible) == len(asked)
+    expansion = expand_byte_level(definition, source, [Piece(text, "") for text in requested])
+    reachability = verify_reachability(expansion.piece_ids, expansion.encoders, expansion.encode_by_merges)
+    assert reachability.unreachable == ()
+    assert len(expansion.pieces) + len(expansion.known) + len(expansion.impossible) == len(requested)
     expanded = Tokenizer.from_buffer(expansion.files["tokenizer.json"])
     assert expanded.token_to_id("<|end|>") == source.token_to_id("<|end|>")
     for text in texts:

@@ -62,7 +62,7 @@ def expanded(project_root, shared_data, llama2, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(shared_data):
-    """Real texts of every part of the corpus, about 1 MB; with COLOSSAL_LLAMA_ALL_TEXTS all of them, whole."""
+    """Real texts of each part of the corpus, about 1 MB; all with COLOSSAL_LLAMA_ALL_TEXTS."""
     every = bool(os.environ.get("COLOSSAL_LLAMA_ALL_TEXTS"))
     lines, characters = (slice(None), None) if every else (slice(0, 400, 16), 20_000)
     texts = []
@@ -101,8 +101,8 @@ def test_the_two_lines_of_the_contract_become_one_token_each(project_root, llama
 
 
 @pytest.mark.parametrize("expanded_by", [17_953, 37_104])
-def test_no_real_piece_is_dead(expanded_by, request, project_root, shared_data, llama2, tmp_path):
-    """Looks for every piece's id with transformers' two tokenizers, in texts of its own rather than the script's."""
+def test_no_real_piece_is_unreachable(expanded_by, request, project_root, shared_data, llama2, tmp_path):
+    """Looks for every id with transformers' two tokenizers, in other texts than the script's."""
     real_pieces = pieces_of(shared_data, expanded_by)
     assert len(real_pieces) == expanded_by
     if expanded_by == 17_953:
@@ -113,12 +113,12 @@ def test_no_real_piece_is_dead(expanded_by, request, project_root, shared_data, 
     id_of = {piece: slow.convert_tokens_to_ids(piece) for piece in real_pieces}
     assert sorted(id_of.values()) == list(range(32_000, 32_000 + len(real_pieces)))
     for tokenizer in (slow, fast):
-        dead = dict(id_of)
+        unreachable = dict(id_of)
         for before, after in (("", ""), ("。", "。"), ("\n", "\n"), ("a", "a")):
-            texts = [before + piece.replace("▁", " ") + after for piece in dead]
+            texts = [before + piece.replace("▁", " ") + after for piece in unreachable]
             found = ids_of(tokenizer, texts)
-            dead = {p: i for (p, i), ids in zip(dead.items(), found, strict=True) if i not in ids}
-        assert dead == {}
+            unreachable = {p: i for (p, i), ids in zip(unreachable.items(), found, strict=True) if i not in ids}
+        assert unreachable == {}
     report = json.loads((target / "expansion_report.json").read_text("utf-8"))
     assert report["unreachable"] == 0
     assert report["new"] == len(real_pieces)
@@ -130,7 +130,7 @@ def test_no_real_piece_is_dead(expanded_by, request, project_root, shared_data, 
 
 @pytest.fixture(scope="module")
 def implementations(expanded, tmp_path_factory):
-    """The expanded tokenizer, slow, fast, converted from tokenizer.model alone, and saved and loaded again."""
+    """The expanded tokenizer: slow, fast, converted from tokenizer.model, saved and reloaded."""
     target, _ = expanded
     fast = AutoTokenizer.from_pretrained(target)
     again = tmp_path_factory.mktemp("again")
@@ -169,7 +169,7 @@ def test_slow_and_fast_agree_on_random_unicode(implementations, real_pieces):
 
 
 def test_old_text_keeps_its_old_ids(project_root, llama2, real_pieces, corpus, tmp_path):
-    """With pieces that hold no ASCII, ASCII text is untouched; and elsewhere new pieces only join old tokens."""
+    """Pieces without ASCII leave ASCII text unchanged; elsewhere they only join old tokens."""
     pieces = [piece for piece in real_pieces if not any(character.isascii() or character == "▁" for character in piece)]
     run = expand(project_root, llama2, tmp_path / "new", write_pieces(tmp_path / "pieces.jsonl", pieces))
     assert run.returncode == 0, run.stderr

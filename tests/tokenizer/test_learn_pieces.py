@@ -1,6 +1,5 @@
 """learn_pieces.py and report.py as a user runs them."""
 
-import argparse
 import codecs
 import gzip
 import json
@@ -15,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from colossal_llama.tokenizer import learn_pieces
-from colossal_llama.tokenizer.compression import Measure
-from colossal_llama.tokenizer.corpus import blocks_of, find_files, read_texts
+from colossal_llama.tokenizer.compression import DocumentCounter
+from colossal_llama.tokenizer.corpus import find_files, read_texts, split_into_blocks
+from colossal_llama.tokenizer.learning import training_corpus
 from colossal_llama.tokenizer.learning.bpe_continuation import word_pattern
-from colossal_llama.tokenizer.learning.vocabulary_size_curve import Point, choose
+from colossal_llama.tokenizer.learning.vocabulary_size_curve import CurvePoint, choose_size
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
 
@@ -37,7 +36,7 @@ def read_jsonl(path):
 
 @pytest.fixture(scope="module")
 def corpus(shared_data, tmp_path_factory):
-    """A small part of the real corpus, about 1.5 MB: Chinese documents, English documents, conversations, a text file."""
+    """About 1.5 MB of the real corpus: Chinese and English documents, conversations, a file."""
     directory = tmp_path_factory.mktemp("corpus")
     for name, number in (("pretrain/zh_docs", 120), ("pretrain/zh_articles", 60), ("pretrain/en_docs", 4)):
         lines = sorted((shared_data / name).glob("*.jsonl"))[0].read_text("utf-8").splitlines()[:number]
@@ -53,7 +52,7 @@ def corpus(shared_data, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def learned(request, project_root, shared_data, corpus, tmp_path_factory):
-    """What learn_pieces.py makes of the corpus for a family: (source directory, output directory, printed text)."""
+    """learn_pieces.py on the corpus: (source directory, output directory, printed text)."""
     work = tmp_path_factory.mktemp("learned")
     (work / "blocked.txt").write_text("可以\n\n", "utf-8")
     source = shared_data / "tokenizers" / request.param
@@ -111,9 +110,9 @@ def test_the_choice_follows_the_arguments(project_root, shared_data, corpus, tmp
     assert run.returncode == 0, run.stderr
     assert len(read_jsonl(tmp_path / "out" / "pieces.jsonl")) == 123
     report = json.loads((tmp_path / "out" / "learning_report.json").read_text("utf-8"))
-    points = [Point(**point) for point in report["curve"]]
+    points = [CurvePoint(**point) for point in report["curve"]]
     for least in (0.1, 1.0, 5.0, 20.0):
-        kept = points.index(choose(points, None, least))
+        kept = points.index(choose_size(points, None, least))
         assert all(point.saving_percent_per_1000_rows >= least for point in points[2 : kept + 1])
         assert kept + 1 == len(points) or points[kept + 1].saving_percent_per_1000_rows < least
 
@@ -130,52 +129,50 @@ DOCUMENTS = {
 
 @pytest.mark.parametrize("lengths", DOCUMENTS.values(), ids=DOCUMENTS.keys())
 def test_a_twentieth_of_the_text_is_held_out_however_few_the_documents(lengths, tmp_path, monkeypatch):
-    monkeypatch.setattr(learn_pieces, "HELD_OUT_BYTES", 40_000)
+    monkeypatch.setattr(training_corpus, "HELD_OUT_BYTES", 40_000)
     line = "一二三四 five six\n"
     texts = [(line * (length // len(line) + 1))[:length] for length in lengths]
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
-    words, held_out, figures = learn_pieces.read_corpus(arguments_for(tmp_path))
+    corpus = read(tmp_path)
     expected = sum(lengths) * min(1 / 20, 40_000 / file.stat().st_size)
-    assert 0.5 * expected <= sum(map(len, held_out)) <= 2 * expected
-    assert figures["documents"] == len(lengths)
-    learned = "".join(texts).count("四") - "".join(held_out).count("四")
-    assert sum(count for word, count in words.items() if "四" in word) == learned
+    assert 0.5 * expected <= sum(map(len, corpus.held_out)) <= 2 * expected
+    assert corpus.documents == len(lengths)
+    learned = "".join(texts).count("四") - "".join(corpus.held_out).count("四")
+    assert sum(count for word, count in corpus.words.items() if "四" in word) == learned
 
 
-def arguments_for(directory, sample_mb=500.0, seed=0):
-    return argparse.Namespace(data_input_dirs=[directory], sample_mb=sample_mb, seed=seed, scripts=["Han"])
+def read(directory, sample_mb=500.0, seed=0) -> training_corpus.TrainingCorpus:
+    return training_corpus.read_training_corpus([directory], sample_mb, seed, ["Han"])
 
 
-def test_a_small_sample_is_of_the_size_asked_for_also_of_few_and_huge_records(tmp_path):
+def test_a_small_sample_has_the_requested_size_also_of_few_and_huge_records(tmp_path):
     """And taken by the seed, from the beginning and the end of long records alike."""
     halves = ["一二三四。\n", "五六七八。\n"]
     texts = ["".join(half * 20_000 for half in halves)] * 2 + [half * 3 for half in halves] * 500
     lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
     (tmp_path / "a.jsonl").write_text("".join(lines))
-    asked = 0.02 * sum(len(line.encode()) for line in lines) / 1e6
+    sample_mb = 0.02 * sum(len(line.encode()) for line in lines) / 1e6
     counts = []
     for seed in (0, 0, 1, 2, 3):
-        words, held_out, figures = learn_pieces.read_corpus(arguments_for(tmp_path, asked, seed))
-        assert figures["characters"] == pytest.approx(0.02 * sum(map(len, texts)), rel=0.25)
-        assert len("".join(held_out)) == pytest.approx(figures["characters"] / 20, rel=0.5)
-        assert (
-            2 <= figures["documents"] <= 2 + 40
-        )  # of the 500 short ones a fiftieth, and both long ones, however many blocks
-        counts.append([sum(count for word, count in words.items() if half[0] in word) for half in halves])
+        corpus = read(tmp_path, sample_mb, seed)
+        assert corpus.characters == pytest.approx(0.02 * sum(map(len, texts)), rel=0.25)
+        assert len("".join(corpus.held_out)) == pytest.approx(corpus.characters / 20, rel=0.5)
+        # Of the 500 short ones a fiftieth, and both long ones, however many blocks.
+        assert 2 <= corpus.documents <= 2 + 40
+        counts.append([sum(count for word, count in corpus.words.items() if half[0] in word) for half in halves])
     assert counts[0] == counts[1] != counts[2]
     first, second = (sum(found) for found in zip(*counts[1:], strict=True))
     assert first == pytest.approx(second, rel=0.2)
 
 
-def test_a_sample_of_compressed_texts_is_of_the_size_asked_for(tmp_path):
+def test_a_sample_of_compressed_texts_has_the_requested_size(tmp_path):
     """Of their content, not of their bytes on the disk, which are a sixth of it here."""
     numbers = random.Random(0)
     texts = ["".join(numbers.choices("一二三四五六。", k=2_000)) for _ in range(3_000)]
     content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content, compresslevel=6))
-    _, _, figures = learn_pieces.read_corpus(arguments_for(tmp_path, sample_mb=2.0))
-    assert figures["characters"] == pytest.approx(2e6 / 3, rel=0.15)
+    assert read(tmp_path, sample_mb=2.0).characters == pytest.approx(2e6 / 3, rel=0.15)
 
 
 def test_a_byte_order_mark_is_no_text_and_files_of_other_kinds_are_named(tmp_path, capsys):
@@ -183,28 +180,26 @@ def test_a_byte_order_mark_is_no_text_and_files_of_other_kinds_are_named(tmp_pat
     (tmp_path / "b.parquet").touch()
     files = find_files([tmp_path])
     assert [text.text for text in read_texts(files)] == ["one", "two"]
-    assert (
-        f"left out: 1 files of kinds that are read in preparation alone, the first of them {tmp_path / 'b.parquet'}"
-        in capsys.readouterr().out
-    )
+    message = f"left out: 1 files of formats that only preparation reads, the first of them {tmp_path / 'b.parquet'}"
+    assert message in capsys.readouterr().out
 
 
 def test_a_damaged_file_is_named(tmp_path):
     content = gzip.compress(b'{"text": "one two three"}\n' * 1000)
     (tmp_path / "a.jsonl.gz").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"a\.jsonl\.gz is damaged"):
-        learn_pieces.read_corpus(arguments_for(tmp_path))
+        read(tmp_path)
 
 
 def test_nothing_to_hold_out_is_said(tmp_path):
     (tmp_path / "a.txt").write_text("一二三四\n" * 20)
     with pytest.raises(UserError, match="nothing can be held out"):
-        learn_pieces.read_corpus(arguments_for(tmp_path))
+        read(tmp_path)
 
 
 @given(st.text("ab \n"), st.integers(1, 9))
 def test_blocks_are_the_text(text, length):
-    blocks = list(blocks_of(text, length))
+    blocks = list(split_into_blocks(text, length))
     assert "".join(blocks) == text
     assert all(len(block) <= length for block in blocks)
     assert all(block[-1] in " \n" or not set(block) & set(" \n") for block in blocks[:-1])
@@ -257,8 +252,9 @@ def test_the_report_counts_what_there_is(project_root, shared_data, corpus, tmp_
 def test_bad_arguments_and_bad_records_are_one_message(project_root, shared_data, corpus, tmp_path):
     source = shared_data / "tokenizers" / "llama2"
     run = run_script(
-        project_root, "learn_pieces.py", "--source_tokenizer_dir", tmp_path / "absent", "--data_input_dirs", tmp_path / "none",
-        "--output_dir", tmp_path, "--scripts", "Klingon", "--max_pieces", 5, "--num_pieces", 6,
+        project_root, "learn_pieces.py", "--source_tokenizer_dir", tmp_path / "absent",
+        "--data_input_dirs", tmp_path / "none", "--output_dir", tmp_path, "--scripts", "Klingon",
+        "--max_pieces", 5, "--num_pieces", 6,
     )  # fmt: skip
     assert run.returncode == 2
     for complaint in (
@@ -299,10 +295,10 @@ def test_words_take_a_space_along_where_their_script_is_written_with_spaces(scri
 
 
 def test_an_added_token_counts_with_its_bytes(shared_data):
-    """One that is not ASCII is longer in bytes than in characters: what follows it would be taken for its bytes."""
+    """If one that is not ASCII counted in characters, what follows would be taken for its bytes."""
     tokenizer = load_tokenizer(shared_data / "tokenizers" / "llama3-base")
     tokenizer.add_tokens(["工具"])
     texts = ("你好", "😀龘", "你好工具😀龘")
-    before, after, whole = (counts.characters_in_bytes for counts in Measure(tokenizer).count(texts))
+    before, after, whole = (counts.characters_in_bytes for counts in DocumentCounter(tokenizer).count(texts))
     assert (before, after) == (0, 2)
     assert whole == before + after

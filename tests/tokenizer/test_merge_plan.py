@@ -1,4 +1,4 @@
-"""The plan of merges leaves no piece dead, whatever was asked; an expanded sentencepiece model agrees with its fast twin."""
+"""Merge plans leave no piece unreachable; expanded sentencepiece models agree, slow and fast."""
 
 import random
 
@@ -7,54 +7,54 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from colossal_llama.tokenizer.expansion.merge_plan import derive, is_reachable, plan_merges
+from colossal_llama.tokenizer.expansion.merge_plan import apply_merges, is_reachable, plan_merges
 from colossal_llama.tokenizer.expansion.pieces import Piece
-from colossal_llama.tokenizer.expansion.reachability import prove
+from colossal_llama.tokenizer.expansion.reachability import verify_reachability
 from colossal_llama.tokenizer.expansion.sentencepiece_bpe import expand_sentencepiece
 
-ASKED = st.lists(st.text("abcd", min_size=1, max_size=7), max_size=40, unique=True)
+REQUESTED = st.lists(st.text("abcd", min_size=1, max_size=7), max_size=40, unique=True)
 
 
 def ranks(plan):
-    return {piece: float(place) for place, piece in enumerate(plan.order)}
+    return {piece: float(number) for number, piece in enumerate(plan.order)}
 
 
 @settings(max_examples=300, deadline=None)
-@given(asked=ASKED)
-def test_every_piece_is_derived_from_its_segments_by_its_split(asked):
-    plan = plan_merges({piece: tuple(piece) for piece in asked}, {})
+@given(requested=REQUESTED)
+def test_every_piece_is_merged_from_its_tokens_by_its_merge_pair(requested):
+    plan = plan_merges({piece: tuple(piece) for piece in requested}, {})
     rank = ranks(plan)
-    for piece in [piece for piece in asked if len(piece) > 1] + list(plan.bridges):
-        merges = derive(piece, rank)
+    for piece in [piece for piece in requested if len(piece) > 1] + list(plan.intermediates):
+        merges = apply_merges(piece, rank)
         assert is_reachable(piece, rank)
-        assert merges[-1] == plan.splits[piece]
-    assert set(plan.order) == {piece for piece in asked if len(piece) > 1} | set(plan.bridges)
-    assert not set(plan.bridges) & set(asked)
+        assert merges[-1] == plan.merge_pairs[piece]
+    assert set(plan.order) == {piece for piece in requested if len(piece) > 1} | set(plan.intermediates)
+    assert not set(plan.intermediates) & set(requested)
 
 
 @settings(max_examples=200, deadline=None)
-@given(asked=ASKED)
-def test_every_bridge_is_needed(asked):
-    plan = plan_merges({piece: tuple(piece) for piece in asked}, {})
-    for bridge in plan.bridges:
-        rank = {piece: place for piece, place in ranks(plan).items() if piece != bridge}
-        assert not all(is_reachable(piece, rank) for piece in asked)
+@given(requested=REQUESTED)
+def test_every_intermediate_piece_is_needed(requested):
+    plan = plan_merges({piece: tuple(piece) for piece in requested}, {})
+    for intermediate in plan.intermediates:
+        rank = {piece: rank for piece, rank in ranks(plan).items() if piece != intermediate}
+        assert not all(is_reachable(piece, rank) for piece in requested)
 
 
-def test_a_piece_that_comes_too_early_is_moved_rather_than_bridged():
+def test_a_piece_that_merges_too_early_is_moved_and_needs_no_intermediate():
     plan = plan_merges({piece: tuple(piece) for piece in ["bc", "ab", "cd", "abcd"]}, {})
-    assert plan.bridges == ()
+    assert plan.intermediates == ()
     assert plan.order.index("bc") > min(plan.order.index("ab"), plan.order.index("cd"))
 
 
-def test_one_bridge_serves_several_pieces():
+def test_one_intermediate_piece_serves_several_pieces():
     plan = plan_merges({piece: tuple(piece) for piece in ["意大利", "澳大利亚", "大利是"]}, {})
-    assert plan.bridges[0] == "大利"
-    assert len(plan.bridges) == 2  # 澳大利亚 needs 澳大利 or 大利亚 as well
+    assert plan.intermediates[0] == "大利"
+    assert len(plan.intermediates) == 2  # 澳大利亚 needs 澳大利 or 大利亚 as well
 
 
 def sentencepiece_model(pieces, scores):
-    """A BPE model over a, b, c with byte fallback, as LLaMA-2's: control tokens, bytes, characters, longer pieces."""
+    """A BPE model over a, b, c with byte fallback, like LLaMA-2's."""
     proto = sentencepiece_model_pb2.ModelProto()
     kind = sentencepiece_model_pb2.ModelProto.SentencePiece.Type
     for name, type_ in (("<unk>", kind.UNKNOWN), ("<s>", kind.CONTROL), ("</s>", kind.CONTROL)):
@@ -70,8 +70,8 @@ def sentencepiece_model(pieces, scores):
     return proto
 
 
-def fast_shell():
-    """A fast tokenizer with LLaMA-2's settings and no vocabulary of its own: the expansion supplies it."""
+def fast_without_vocabulary():
+    """A fast tokenizer with LLaMA-2's settings, whose vocabulary the expansion supplies."""
     fast = Tokenizer(models.BPE({"<unk>": 0}, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     fast.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -84,22 +84,24 @@ WORDS = st.lists(st.text("abcdéx \n", max_size=30), min_size=1, max_size=20)
 
 
 @settings(max_examples=150, deadline=None)
-@given(old=OLD, asked=NEW, texts=WORDS, seed=st.integers(0, 2**16))
-def test_any_expanded_model_is_reachable_agrees_with_its_fast_twin_and_only_joins_old_tokens(old, asked, texts, seed):
+@given(old=OLD, requested=NEW, texts=WORDS, seed=st.integers(0, 2**16))
+def test_any_expanded_model_is_reachable_agrees_with_its_fast_twin_and_only_joins_old_tokens(
+    old, requested, texts, seed
+):
     random.Random(seed).shuffle(old)
-    source = sentencepiece_model(old, [-float(place) for place in range(len(old))])
-    expansion = expand_sentencepiece(source, fast_shell(), [Piece(text, "") for text in asked])
+    source = sentencepiece_model(old, [-float(number) for number in range(len(old))])
+    expansion = expand_sentencepiece(source, fast_without_vocabulary(), [Piece(text, "") for text in requested])
     slow, fast = expansion.encoders
-    proof = prove(expansion.wanted, [slow, fast])
-    assert set(proof.unreachable) == set()
-    assert len(expansion.wanted) + len(expansion.known) == len(asked)
+    reachability = verify_reachability(expansion.piece_ids, [slow, fast])
+    assert set(reachability.unreachable) == set()
+    assert len(expansion.piece_ids) + len(expansion.known) == len(requested)
 
     texts = [text.lstrip(" ") for text in texts]
     slow_ids, fast_ids = slow(texts), fast(texts)
     assert slow_ids == fast_ids
     old_processor = SentencePieceProcessor(model_proto=source.SerializeToString())
     names = [piece.piece for piece in source.pieces]
-    names += [text.replace(" ", "▁") for text in expansion.pieces] + list(expansion.bridges)
+    names += [text.replace(" ", "▁") for text in expansion.pieces] + list(expansion.intermediates)
     for text, ids, old_tokens in zip(texts, fast_ids, old_processor.encode(texts, out_type=str), strict=True):
         assert boundaries(text, [names[token_id] for token_id in ids]) <= boundaries(text, old_tokens), text
 

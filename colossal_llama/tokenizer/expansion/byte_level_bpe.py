@@ -1,9 +1,10 @@
 """Expands a byte-level BPE vocabulary (LLaMA-3): the vocabulary and the merges of `tokenizer.json`.
 
-A text is cut into words by the pre-tokenizer's pattern, each word's UTF-8 bytes become 256 symbols,
-and merges, listed pair by pair, build tokens inside a word. Hence a piece across words (`3.5`,
-`的，`) can never be produced, whatever is added: it is left out, with the reason. The others get one
-merge each, behind all old merges; their ids follow the special tokens.
+The pre-tokenizer's regular expression splits a text into pre-tokens. The UTF-8 bytes of each are
+its symbols, and merges, listed pair by pair, build tokens inside a pre-token. Hence a piece that
+extends over several pre-tokens (`3.5`, `的，`) is never produced, whatever is added. It is left
+out, with the reason. The others get one merge each, ranked after all old merges; their ids follow
+the special tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,23 +13,23 @@ from pathlib import Path
 import orjson
 from tokenizers import Tokenizer, pre_tokenizers
 
-from colossal_llama.tokenizer.expansion.merge_plan import plan_merges
+from colossal_llama.tokenizer.expansion.merge_plan import SourceTokens, plan_merges
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.result import Expansion
 from colossal_llama.utils.errors import UserError
 
 _BYTES_AS_CHARACTERS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-# Neighbours that may keep a piece in one word when it is not one by itself: nothing, a letter, a
-# space, a punctuation mark.
-_NEIGHBOURS = (("", ""), ("的", ""), ("", "的"), (" ", ""), ("", "。"), ("。", ""), ("", "\n"))
+# Text before and after a piece that may keep it in one pre-token: nothing, a letter, a space, a
+# punctuation mark.
+_CONTEXTS = (("", ""), ("的", ""), ("", "的"), (" ", ""), ("", "。"), ("。", ""), ("", "\n"))
 
 
 def read_definition(path: Path) -> dict | None:
-    """Reads a `tokenizer.json`, or gives None if there is none or it belongs to a `tokenizer.model` beside it.
+    """Reads a `tokenizer.json`; None if it is absent or belongs to a `tokenizer.model` next to it.
 
     Raises:
-        UserError: it is no tokenizer definition, or of another kind than byte-level BPE with no
-            `tokenizer.model` beside it.
+        UserError: it is not a tokenizer definition, or neither byte-level BPE nor next to a
+            `tokenizer.model`.
     """
     if not path.is_file():
         return None
@@ -44,14 +45,13 @@ def read_definition(path: Path) -> dict | None:
     if path.with_name("tokenizer.model").is_file():
         return None
     raise UserError(
-        f"{path} defines a {kind} tokenizer that is not byte-level, and no tokenizer.model is beside it: only "
-        "sentencepiece BPE "
-        "(LLaMA-2) and byte-level BPE (LLaMA-3) can be expanded"
+        f"{path} defines a {kind} tokenizer that is not byte-level, and no tokenizer.model is next to it: only "
+        "sentencepiece BPE (LLaMA-2) and byte-level BPE (LLaMA-3) can be expanded"
     )
 
 
 def control_tokens(definition: dict) -> set[str]:
-    """The tokens that are cut out of a text before anything else: `<|begin_of_text|>` …"""
+    """Returns the tokens that are matched before pre-tokenization, such as `<|begin_of_text|>`."""
     return {token["content"] for token in definition["added_tokens"]}
 
 
@@ -59,7 +59,7 @@ def load_definition(content: bytes) -> Tokenizer:
     """Builds the tokenizer of a `tokenizer.json`.
 
     Raises:
-        UserError: the library refuses it.
+        UserError: the tokenizers library refuses it.
     """
     try:
         return Tokenizer.from_buffer(content)
@@ -67,13 +67,13 @@ def load_definition(content: bytes) -> Tokenizer:
         raise UserError(f"the source's tokenizer.json cannot be loaded: {error}") from error
 
 
-def expand_bytelevel(definition: dict, source: Tokenizer, pieces: Sequence[Piece]) -> Expansion:
-    """Adds pieces and the bridges they need to a definition.
+def expand_byte_level(definition: dict, source: Tokenizer, pieces: Sequence[Piece]) -> Expansion:
+    """Adds pieces, and the intermediate pieces they need, to a definition.
 
     Args:
         definition: the source's `tokenizer.json`.
         source: the tokenizer built from it.
-        pieces: what to add.
+        pieces: the requested pieces.
     """
     vocabulary: dict[str, int] = definition["model"]["vocab"]
     source_size = 1 + max(*vocabulary.values(), *(token["id"] for token in definition["added_tokens"]))
@@ -83,13 +83,14 @@ def expand_bytelevel(definition: dict, source: Tokenizer, pieces: Sequence[Piece
     left_out = {piece for piece, _ in impossible}
     new = {_name(piece): piece.text for piece in unknown if piece not in left_out}
 
-    plan = plan_merges(_segment(source, new), known_rank={})
-    bridges = [bridge for bridge in plan.bridges if bridge not in vocabulary]  # one that is there needs its merge only
-    new_ids = {name: source_size + place for place, name in enumerate([*new, *bridges])}
+    plan = plan_merges(_source_tokens(source, new), source_ranks={})
+    # An intermediate piece that is in the vocabulary already needs its merge only.
+    intermediates = [piece for piece in plan.intermediates if piece not in vocabulary]
+    new_ids = {name: source_size + number for number, name in enumerate([*new, *intermediates])}
     model = {
         **definition["model"],
-        "vocab": vocabulary | _controls_for_holes(definition, source) | new_ids,
-        "merges": _with_merges(definition["model"]["merges"], [plan.splits[name] for name in plan.order]),
+        "vocab": vocabulary | _control_token_entries(definition, source) | new_ids,
+        "merges": _with_merges(definition["model"]["merges"], [plan.merge_pairs[name] for name in plan.order]),
     }
     content = orjson.dumps({**definition, "model": model})
     expanded = load_definition(content)
@@ -98,68 +99,76 @@ def expand_bytelevel(definition: dict, source: Tokenizer, pieces: Sequence[Piece
         files={"tokenizer.json": content},
         source_size=source_size,
         pieces=list(new.values()),
-        bridges=bridges,
+        intermediates=intermediates,
         known=known,
         impossible=impossible,
         encoders=[lambda texts: [e.ids for e in expanded.encode_batch_fast(list(texts), add_special_tokens=False)]],
-        merge_alone=lambda texts: _merge_alone(expanded, texts),
+        encode_by_merges=lambda texts: _encode_by_merges(expanded, texts),
     )
 
 
 def _name(piece: Piece) -> str:
-    """A piece as the vocabulary writes it: a character for each byte."""
+    """Returns a piece as the vocabulary writes it: a character for each byte."""
     return _BYTES_AS_CHARACTERS.pre_tokenize_str(piece.text)[0][0]
 
 
 def _why_impossible(text: str, source: Tokenizer) -> str | None:
-    """The reason why no text produces a piece, or None."""
+    """Returns the reason why no text can produce a piece, or None."""
     if source.normalizer is not None and (normal := source.normalizer.normalize_str(text)) != text:
         return f"the tokenizer's text normalisation turns it into {normal!r}"
-    for before, after in _NEIGHBOURS:
+    for before, after in _CONTEXTS:
         start, end = len(before), len(before) + len(text)
-        words = source.pre_tokenizer.pre_tokenize_str(before + text + after)
-        if any(word_start <= start and end <= word_end for _, (word_start, word_end) in words):
+        spans = [span for _, span in source.pre_tokenizer.pre_tokenize_str(before + text + after)]
+        if any(span_start <= start and end <= span_end for span_start, span_end in spans):
             return None
-    words = [text[start:end] for _, (start, end) in source.pre_tokenizer.pre_tokenize_str(text)]
-    return f"the pre-tokenizer always cuts it into {' | '.join(words)}"
+    pre_tokens = [text[start:end] for _, (start, end) in source.pre_tokenizer.pre_tokenize_str(text)]
+    return f"the pre-tokenizer always splits it into {' | '.join(pre_tokens)}"
 
 
-def _merge_alone(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Ids by merges alone: each text is one word, and no word is looked up as a whole.
+def _encode_by_merges(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Encodes texts by merges alone, each as one pre-token that is not looked up as a whole.
 
-    LLaMA-3 looks up a whole word in the vocabulary before it merges anything (`ignore_merges`); a
-    piece that is found in no other way than that would be dead inside of longer words.
+    LLaMA-3 looks up a whole pre-token in the vocabulary before it merges anything
+    (`ignore_merges`). A piece that is found only so would be unreachable inside longer pre-tokens.
     """
-    alone = Tokenizer(tokenizer.model)  # shares the model with `tokenizer`
-    alone.pre_tokenizer = _BYTES_AS_CHARACTERS
-    looks_up_words = tokenizer.model.ignore_merges
-    alone.model.ignore_merges = False
+    by_merges = Tokenizer(tokenizer.model)  # shares the model with `tokenizer`
+    by_merges.pre_tokenizer = _BYTES_AS_CHARACTERS
+    ignore_merges = tokenizer.model.ignore_merges
+    by_merges.model.ignore_merges = False
     try:
-        return [encoding.ids for encoding in alone.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in by_merges.encode_batch_fast(list(texts), add_special_tokens=False)]
     finally:
-        alone.model.ignore_merges = looks_up_words
+        by_merges.model.ignore_merges = ignore_merges
 
 
-def _segment(source: Tokenizer, new: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Name → the source's tokens of its text, for all of `new` (name → text)."""
-    ids = _merge_alone(source, list(new.values()))
+def _source_tokens(source: Tokenizer, new: Mapping[str, str]) -> dict[str, SourceTokens]:
+    """Encodes new pieces by the source.
+
+    Args:
+        source: the source tokenizer.
+        new: name → text.
+
+    Returns:
+        Name → source tokens.
+    """
+    ids = _encode_by_merges(source, list(new.values()))
     token_of = {token_id: source.id_to_token(token_id) for token_id in {token_id for row in ids for token_id in row}}
     return {name: tuple(token_of[token_id] for token_id in row) for name, row in zip(new, ids, strict=True)}
 
 
-def _controls_for_holes(definition: dict, source: Tokenizer) -> dict[str, int]:
-    """The control tokens, which live behind the vocabulary, as entries of it.
+def _control_token_entries(definition: dict, source: Tokenizer) -> dict[str, int]:
+    """Returns the control tokens, whose ids follow the vocabulary's, as entries of the vocabulary.
 
-    With new ids behind them they would leave a hole in the vocabulary, and the tokenizers library
-    then warns on every save that it "could be corrupted". Only a token that is no word by itself
-    may be put there: one that is would be looked up.
+    With new ids behind them they would leave a gap, and the tokenizers library then warns on every
+    save that the vocabulary "could be corrupted". Only a token that is split into several
+    pre-tokens may be an entry: a single pre-token would be looked up in ordinary text.
     """
     tokens = {token["content"]: token["id"] for token in definition["added_tokens"]}
-    words_of = source.pre_tokenizer.pre_tokenize_str
-    return {token: token_id for token, token_id in tokens.items() if len(words_of(token)) > 1}
+    pre_tokenize = source.pre_tokenizer.pre_tokenize_str
+    return {token: token_id for token, token_id in tokens.items() if len(pre_tokenize(token)) > 1}
 
 
 def _with_merges(merges: list, pairs: Sequence[tuple[str, str]]) -> list:
-    """The list with more pairs, in the way it is written: `["a", "b"]`, or `"a b"` by older versions of the library."""
+    """Appends pairs in the list's notation: `["a", "b"]`, or `"a b"` in older files."""
     as_text = bool(merges) and isinstance(merges[0], str)
     return merges + [" ".join(pair) if as_text else list(pair) for pair in pairs]

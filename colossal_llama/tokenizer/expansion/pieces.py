@@ -1,4 +1,4 @@
-"""Reads the file of pieces to add: jsonl, one `{"piece": "…"}` a line."""
+"""Reads the file of requested pieces: jsonl, one `{"piece": "…"}` a line."""
 
 import json
 import re
@@ -12,20 +12,20 @@ import orjson
 from colossal_llama.tokenizer.token_bytes import SPACE_MARK
 from colossal_llama.utils.errors import UserError, truncate_problems
 
-_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece somebody asked for.
+    """A requested piece.
 
     Attributes:
         text: the text it stands for, spaces as spaces.
-        where: `file:line` of its first occurrence, for messages.
+        location: `file:line` of its first occurrence, for messages.
     """
 
     text: str
-    where: str
+    location: str
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class PieceFile:
     """The content of a file of pieces.
 
     Attributes:
-        asked: how many lines hold a piece.
-        pieces: the different pieces, in the order of the file.
+        lines: number of lines that hold a piece.
+        pieces: the distinct pieces, in the order of the file.
     """
 
-    asked: int
+    lines: int
     pieces: tuple[Piece, ...]
 
     @property
     def duplicates(self) -> int:
-        """Lines that repeat an earlier one."""
-        return self.asked - len(self.pieces)
+        """Number of lines that repeat an earlier one."""
+        return self.lines - len(self.pieces)
 
 
 def read_pieces(path: Path, control_tokens: Iterable[str]) -> PieceFile:
@@ -58,15 +58,15 @@ def read_pieces(path: Path, control_tokens: Iterable[str]) -> PieceFile:
             which no piece may contain.
 
     Raises:
-        UserError: lists, with file and line, what cannot be read, is not a string, is empty or all
-            spaces, or contains a control token; or the file holds no piece at all.
+        UserError: names file and line of what cannot be read, is not a string, is empty or all
+            spaces, or contains a control token; or the file holds no piece.
     """
     control = re.compile(
         "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True)) or r"(?!)"
     )
-    first_place: dict[str, str] = {}
+    first_location: dict[str, str] = {}
     problems = []
-    asked = 0
+    count = 0
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -79,20 +79,20 @@ def read_pieces(path: Path, control_tokens: Iterable[str]) -> PieceFile:
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
             continue
-        asked += 1
-        first_place.setdefault(text, f"{path}:{number}")
+        count += 1
+        first_location.setdefault(text, f"{path}:{number}")
     if problems:
         raise UserError(truncate_problems(problems))
-    if not asked:
+    if not count:
         raise UserError(f'{path} holds no piece: give one {{"piece": "…"}} a line')
-    return PieceFile(asked, tuple(Piece(text, where) for text, where in first_place.items()))
+    return PieceFile(count, tuple(Piece(text, location) for text, location in first_location.items()))
 
 
 def _piece_of_line(line: bytes, control: re.Pattern) -> str:
-    """The text of one line.
+    """Parses and checks one line.
 
     Raises:
-        ValueError: says what is wrong with the line.
+        ValueError: the line holds no usable piece; the message gives the reason.
     """
     record = _parse(line)
     if not isinstance(record, dict) or "piece" not in record:
@@ -118,13 +118,13 @@ def _piece_of_line(line: bytes, control: re.Pattern) -> str:
 def _parse(line: bytes) -> Any:
     try:
         return orjson.loads(line)
-    except orjson.JSONDecodeError:  # now the slower parser, which says what is wrong and where
+    except orjson.JSONDecodeError:  # the standard library's parser gives the reason and the position
         try:
             record = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise ValueError(f"is not UTF-8 (byte {error.start}): {error.reason}") from error
         except json.JSONDecodeError as error:
             raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from error
-        if _HALF_A_PAIR.search(json.dumps(record, ensure_ascii=False)):
-            raise ValueError("holds half a surrogate pair, which is no character") from None
+        if _SURROGATE.search(json.dumps(record, ensure_ascii=False)):
+            raise ValueError("holds half a surrogate pair, which is not a character") from None
         return record

@@ -1,4 +1,4 @@
-"""Proves that pieces are reachable: encodes real texts with the finished tokenizer and looks for each piece's id."""
+"""Verifies that new pieces are reachable: encodes texts and looks for each piece's id."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from colossal_llama.utils.errors import UserError
 
 Encode = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+"""A function from texts to token ids, without special tokens."""
 
-# Texts in which a piece may stand. LLaMA-2 puts a space before a text's first word, so that a piece
-# with a leading space stands at the beginning without it. (On a text that begins with a space
-# itself, transformers' slow and fast LLaMA-2 tokenizers differ, expanded or not: `▁▁a` and `▁a` for
-# " a". No such text is used.)
+# Texts that contain a piece. LLaMA-2 puts a space before a text's first word, so that a piece with
+# a leading space stands at the beginning without it. (On a text that begins with a space itself,
+# transformers' slow and fast LLaMA-2 tokenizers differ, expanded or not: `▁▁a` and `▁a` for " a".
+# No such text is used.)
 _BEGINNING: Mapping[str, Callable[[str], str]] = {
     "the piece alone": lambda piece: piece.removeprefix(" "),
     "then U+E000": lambda piece: piece.removeprefix(" ") + "\ue000",
 }
-# No piece joins the private-use character U+E000 to another character unless somebody asked for
-# such a piece: nothing merges across it, and what is not produced between two of them is produced
-# nowhere.
+# No piece joins the private-use character U+E000 to another character, unless such a piece was
+# requested: nothing merges across it. What is not produced between two of them is produced nowhere.
 _INSIDE: Mapping[str, Callable[[str], str]] = {
     "between Han characters": lambda piece: f"的{piece}了",
     "between Han punctuation": lambda piece: f"，{piece}。",
@@ -28,66 +28,71 @@ _INSIDE: Mapping[str, Callable[[str], str]] = {
 
 
 @dataclass(frozen=True)
-class Proof:
-    """Which pieces were produced by which texts.
+class Reachability:
+    """Counts of pieces by the context in which they were reached.
 
     Attributes:
-        wanted: how many pieces were looked for.
-        at_beginning, inside: kind of text → pieces first found there, at the beginning of a text and inside one.
+        checked: number of pieces looked for.
+        at_beginning: context at the beginning of a text → number of pieces first reached there.
+        inside: context inside a text → number of pieces first reached there.
         unreachable: pieces that no text produced.
     """
 
-    wanted: int
+    checked: int
     at_beginning: Mapping[str, int]
     inside: Mapping[str, int]
     unreachable: tuple[str, ...]
 
 
-def prove(wanted: Mapping[str, int], encoders: Sequence[Encode], merge_alone: Encode | None = None) -> Proof:
+def verify_reachability(
+    piece_ids: Mapping[str, int], encoders: Sequence[Encode], encode_by_merges: Encode | None = None
+) -> Reachability:
     """Looks for a text that produces each piece, at the beginning of a text and inside one.
 
     Args:
-        wanted: text of a piece → its id.
+        piece_ids: text of a piece → its id.
         encoders: functions from texts to ids (no special tokens added). All must give the same ids
             for every text tried.
-        merge_alone: gives ids by merges alone, where the encoders look up whole words too. A piece
-            must come out of it as its one id: what a look-up finds only as a word of its own is not
-            reachable.
+        encode_by_merges: gives ids by merges alone, where the encoders look up whole words too. A
+            piece must be encoded as its one id by this: a piece that is only looked up as a whole
+            word counts as unreachable.
 
     Raises:
         UserError: two encoders disagree on a text.
     """
-    at_beginning, missing_at_beginning = _search(wanted, _BEGINNING, encoders)
-    inside, missing_inside = _search(wanted, _INSIDE, encoders)
+    at_beginning, missing_at_beginning = _search(piece_ids, _BEGINNING, encoders)
+    inside, missing_inside = _search(piece_ids, _INSIDE, encoders)
     unreachable = set(missing_inside) & set(missing_at_beginning)
-    if merge_alone is not None:
-        merged = merge_alone(list(wanted))
-        unreachable |= {piece for piece, ids in zip(wanted, merged, strict=True) if list(ids) != [wanted[piece]]}
-    return Proof(len(wanted), at_beginning, inside, tuple(piece for piece in wanted if piece in unreachable))
+    if encode_by_merges is not None:
+        encoded = encode_by_merges(list(piece_ids))
+        unreachable |= {piece for piece, ids in zip(piece_ids, encoded, strict=True) if list(ids) != [piece_ids[piece]]}
+    return Reachability(
+        len(piece_ids), at_beginning, inside, tuple(piece for piece in piece_ids if piece in unreachable)
+    )
 
 
 def _search(
-    wanted: Mapping[str, int], contexts: Mapping[str, Callable[[str], str]], encoders: Sequence[Encode]
+    piece_ids: Mapping[str, int], contexts: Mapping[str, Callable[[str], str]], encoders: Sequence[Encode]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Tries the contexts in turn.
 
     Returns:
-        (found, missing): context → number of pieces first found there; the pieces that none
-            produced.
+        (reached, missing): context → number of pieces first reached there; ids of the pieces that
+        were not reached.
     """
-    found = {}
-    missing = dict(wanted)
-    for name, put in contexts.items():
+    reached = {}
+    missing = dict(piece_ids)
+    for name, embed in contexts.items():
         if not missing:
             break
-        texts = {piece: text for piece in missing if not (text := put(piece)).startswith(" ")}
+        texts = {piece: text for piece in missing if not (text := embed(piece)).startswith(" ")}
         encodings = _encode_with_all(list(texts.values()), encoders)
-        reached = [piece for piece, ids in zip(texts, encodings, strict=True) if missing[piece] in ids]
-        if reached:
-            found[name] = len(reached)
-        for piece in reached:
+        found = [piece for piece, ids in zip(texts, encodings, strict=True) if missing[piece] in ids]
+        if found:
+            reached[name] = len(found)
+        for piece in found:
             del missing[piece]
-    return found, missing
+    return reached, missing
 
 
 def _encode_with_all(texts: Sequence[str], encoders: Sequence[Encode]) -> Sequence[Sequence[int]]:
@@ -97,7 +102,6 @@ def _encode_with_all(texts: Sequence[str], encoders: Sequence[Encode]) -> Sequen
             if ids != other_ids:
                 raise UserError(
                     f"the slow and the fast tokenizer disagree on {text!r} ({ids} and {other_ids}): the source "
-                    "tokenizer's own "
-                    "files disagree, or this is a defect of the expansion; nothing was written"
+                    "tokenizer's own files disagree, or this is a defect of the expansion; nothing was written"
                 )
     return first

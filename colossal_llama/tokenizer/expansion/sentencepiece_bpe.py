@@ -1,21 +1,20 @@
-"""Expands a sentencepiece BPE vocabulary (LLaMA-2): `tokenizer.model` for the slow tokenizer, `tokenizer.json` for the fast.
+"""Expands a sentencepiece BPE vocabulary (LLaMA-2): `tokenizer.model` and `tokenizer.json`.
 
-Why slow and fast agree on every text. Sentencepiece merges the pair of neighbours whose
-concatenation has the highest score; the fast tokenizer has a list of pairs, converted from the
-model: for each piece every pair of pieces that makes it, sorted by the piece's score. Two things
-make them differ, and both are avoided here:
+tokenizer.model is for the slow tokenizer, tokenizer.json for the fast one. They agree on every
+text for the following reasons. Sentencepiece merges the adjacent pair whose concatenation has the
+highest score. The fast tokenizer has a list of pairs, converted from the model: for each piece
+every pair of pieces that makes it, sorted by the piece's score. Two things make them differ, and
+both are avoided here:
 
-- Equal scores. Sentencepiece then takes the leftmost pair, the fast tokenizer the one listed first.
-New scores are distinct.
-  (Two pairs that make one piece have equal scores too. That is harmless: a piece is always made from the same pair, see
-  `merge_plan.derive`.)
-- A character that is no piece. Sentencepiece merges it into a longer piece, the fast tokenizer has
-cut it into bytes before.
-  Each character of a new piece becomes a piece itself.
+- Equal scores: sentencepiece then takes the leftmost pair, the fast tokenizer the one listed first.
+  New scores are distinct. (Two pairs that make one piece have equal scores, too. That is harmless:
+  a piece is always made from the same pair, see `merge_plan.apply_merges`.)
+- A character that is not a piece: sentencepiece merges it into a longer piece, the fast tokenizer
+  has split it into bytes before. Each character of a new piece becomes a piece itself.
 """
 
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ import orjson
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
-from colossal_llama.tokenizer.expansion.merge_plan import plan_merges
+from colossal_llama.tokenizer.expansion.merge_plan import SourceTokens, plan_merges
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.reachability import Encode
 from colossal_llama.tokenizer.expansion.result import Expansion
@@ -32,8 +31,7 @@ from colossal_llama.utils.errors import UserError
 
 ModelProto = sentencepiece_model_pb2.ModelProto
 _Type = ModelProto.SentencePiece.Type
-# Read once: protobuf looks an enum's member up by name each time, which took 0.4 s for 69,000
-# pieces.
+# Read once: protobuf looks up an enum's member by name each time, 0.4 s for 69,000 pieces.
 _NORMAL, _USER_DEFINED, _UNUSED = _Type.NORMAL, _Type.USER_DEFINED, _Type.UNUSED
 _BPE = sentencepiece_model_pb2.TrainerSpec.BPE
 
@@ -42,7 +40,7 @@ def read_model(path: Path) -> ModelProto:
     """Reads a `tokenizer.model`.
 
     Raises:
-        UserError: it is no sentencepiece model, or one of another type than BPE.
+        UserError: the file is not a sentencepiece model, or its type is not BPE.
     """
     model = ModelProto()
     try:
@@ -60,17 +58,17 @@ def read_model(path: Path) -> ModelProto:
 
 
 def control_tokens(model: ModelProto) -> set[str]:
-    """The pieces that are no text: `<unk>`, `<s>`, `</s>`, the byte tokens."""
+    """Returns the pieces that stand for no text: `<unk>`, `<s>`, `</s>`, the byte tokens."""
     return {piece.piece for piece in model.pieces if piece.type not in (_NORMAL, _USER_DEFINED, _UNUSED)}
 
 
 def expand_sentencepiece(model: ModelProto, fast: Tokenizer, pieces: Sequence[Piece]) -> Expansion:
-    """Adds pieces, and the characters and bridges they need, to a model.
+    """Adds pieces, and the characters and intermediate pieces they need, to a model.
 
     Args:
         model: the source's `tokenizer.model`.
-        fast: the source's fast tokenizer, which lends everything but vocabulary and merges.
-        pieces: what to add.
+        fast: the source's fast tokenizer, from which all but vocabulary and merges is taken.
+        pieces: the requested pieces.
 
     Raises:
         UserError: a piece would make a control token appear in ordinary text, or ids of the source
@@ -79,15 +77,15 @@ def expand_sentencepiece(model: ModelProto, fast: Tokenizer, pieces: Sequence[Pi
     source = _with_added_tokens(model, fast)
     source_names = {piece.piece for piece in source.pieces}
     known = [piece for piece in pieces if _name(piece) in source_names]
-    segments, impossible = _segment(
+    source_tokens, impossible = _source_tokens(
         source, source_names, [piece for piece in pieces if _name(piece) not in source_names]
     )
 
-    characters = [character for character in dict.fromkeys("".join(segments)) if character not in source_names]
-    forbidden = _halves_of_control_tokens(source, source_names)
-    plan = plan_merges(segments, known_rank=_known_rank(source), forbidden=forbidden)
-    bridges = [*(character for character in characters if character not in segments), *plan.bridges]
-    expanded = _append(source, [*segments, *bridges], plan.order)
+    characters = [character for character in dict.fromkeys("".join(source_tokens)) if character not in source_names]
+    forbidden = _control_token_parts(source, source_names)
+    plan = plan_merges(source_tokens, source_ranks=_source_ranks(source), forbidden=forbidden)
+    intermediates = [*(character for character in characters if character not in source_tokens), *plan.intermediates]
+    expanded = _append(source, [*source_tokens, *intermediates], plan.order)
     _refuse_control_token_merges(expanded, len(source.pieces))
     expanded_fast = _replace_vocabulary(fast, expanded)
     return Expansion(
@@ -97,8 +95,8 @@ def expand_sentencepiece(model: ModelProto, fast: Tokenizer, pieces: Sequence[Pi
             "tokenizer.json": expanded_fast.to_str(pretty=False).encode(),
         },
         source_size=len(source.pieces),
-        pieces=[name.replace(SPACE_MARK, " ") for name in segments],
-        bridges=bridges,
+        pieces=[name.replace(SPACE_MARK, " ") for name in source_tokens],
+        intermediates=intermediates,
         known=known,
         impossible=impossible,
         encoders=[_slow_encoder(expanded, _adds_space(expanded_fast)), _fast_encoder(expanded_fast)],
@@ -106,18 +104,18 @@ def expand_sentencepiece(model: ModelProto, fast: Tokenizer, pieces: Sequence[Pi
 
 
 def _name(piece: Piece) -> str:
-    """A piece as the model writes it."""
+    """Returns a piece as the model writes it."""
     return piece.text.replace(" ", SPACE_MARK)
 
 
 def _with_added_tokens(model: ModelProto, fast: Tokenizer) -> ModelProto:
-    """A copy of the model that also holds the tokens which the source keeps outside of it, at their ids.
+    """Copies the model and adds the source's added tokens at their ids.
 
     A tokenizer that got a `<pad>` after its 32,000 pieces has it under id 32,000; the first new
     piece would take that id.
 
     Raises:
-        UserError: between the pieces and such a token there are ids that nothing takes.
+        UserError: between the pieces and an added token there are unused ids.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -134,14 +132,14 @@ def _with_added_tokens(model: ModelProto, fast: Tokenizer) -> ModelProto:
     return copy
 
 
-def _segment(
+def _source_tokens(
     model: ModelProto, source_names: set[str], pieces: Sequence[Piece]
-) -> tuple[dict[str, tuple[str, ...]], list[tuple[Piece, str]]]:
-    """Cuts new pieces into the source's tokens, where a character that the source lacks counts as one.
+) -> tuple[dict[str, SourceTokens], list[tuple[Piece, str]]]:
+    """Encodes new pieces by the source; a character that the source lacks counts as a token.
 
     Returns:
-        (segments, impossible): name → its segments; the pieces that cannot be added, with the
-            reason.
+        (source_tokens, impossible): name → its source tokens; the pieces that cannot be added, with
+        the reason.
     """
     characters = [
         character for character in dict.fromkeys("".join(map(_name, pieces))) if character not in source_names
@@ -149,30 +147,32 @@ def _segment(
     with_characters = _append(model, characters, ())
     with_characters.normalizer_spec.add_dummy_prefix = False
     processor = SentencePieceProcessor(model_proto=with_characters.SerializeToString())
-    segments, impossible = {}, []
+    source_tokens, impossible = {}, []
     for piece, parts in zip(pieces, processor.encode([piece.text for piece in pieces], out_type=str), strict=True):
         control = next((c for c in _name(piece) if c not in source_names and unicodedata.category(c) == "Cc"), None)
         if control is not None:
-            reason = f"the control character U+{ord(control):04X} is a byte token here; as a piece it would change every text"
+            name = f"U+{ord(control):04X}"
+            reason = f"the control character {name} is a byte token here; as a piece it would change every text"
             impossible.append((piece, reason))
         elif "".join(parts) != _name(piece):
             impossible.append((piece, f"the model's text normalisation turns it into {''.join(parts)!r}"))
         else:
-            segments[_name(piece)] = tuple(parts)
-    return segments, impossible
+            source_tokens[_name(piece)] = tuple(parts)
+    return source_tokens, impossible
 
 
-def _known_rank(model: ModelProto) -> dict[str, float]:
-    """The model's pieces of two or more characters by score; all ranks are negative, the best is lowest."""
+def _source_ranks(model: ModelProto) -> dict[str, float]:
+    """Ranks the model's pieces of two or more characters by score: negative, the best is lowest."""
     normal = [piece for piece in model.pieces if piece.type == _NORMAL and len(piece.piece) > 1]
     normal.sort(key=lambda piece: -piece.score)
-    return {piece.piece: float(place - len(normal)) for place, piece in enumerate(normal)}
+    return {piece.piece: float(number - len(normal)) for number, piece in enumerate(normal)}
 
 
 def _append(model: ModelProto, names: Sequence[str], order: Sequence[str]) -> ModelProto:
-    """A copy of a model with new pieces at its end, all scored below the old ones.
+    """Copies a model and appends new pieces, all scored below the old ones.
 
     Args:
+        model: the model.
         names: the new pieces in the order of their ids.
         order: those that need a merge, best first; the others (single characters, whose score has
             no effect) score lowest.
@@ -193,7 +193,7 @@ def _append(model: ModelProto, names: Sequence[str], order: Sequence[str]) -> Mo
 
 
 def _distinct_scores_below(lowest: float, count: int) -> list[float]:
-    """Falling scores that stay distinct as the model's 32-bit floats.
+    """Returns decreasing scores that stay distinct as the model's 32-bit floats.
 
     LLaMA-2's lowest score is -1e9, where neighbouring floats are 64 apart: steps of 1 would all
     round to the same score.
@@ -208,24 +208,27 @@ def _distinct_scores_below(lowest: float, count: int) -> list[float]:
     return scores.tolist()
 
 
-def _halves_of_control_tokens(model: ModelProto, names: set[str]) -> set[str]:
-    """Strings that, joined with a piece there is, spell a control token: `<s` and `>` make `<s>`."""
-    halves = set()
+def _control_token_parts(model: ModelProto, names: set[str]) -> set[str]:
+    """Returns strings that, joined with a piece, spell a control token: `<s` and `>` make `<s>`."""
+    parts = set()
     for control in control_tokens(model):
         for cut in range(1, len(control)):
             left, right = control[:cut], control[cut:]
             if right in names:
-                halves.add(left)
+                parts.add(left)
             if left in names:
-                halves.add(right)
-    return halves
+                parts.add(right)
+    return parts
 
 
 def _refuse_control_token_merges(model: ModelProto, source_size: int) -> None:
-    """Refuses new pieces that, joined with another, spell a control token.
+    """Refuses new pieces that, joined with another one, spell a control token.
 
-    Transformers' converter of a `tokenizer.model` makes a merge of every such pair, and then a
-    `</s>` that somebody wrote in a text ends it.
+    Transformers' converter of a `tokenizer.model` makes a merge of every such pair. A `</s>` spelt
+    out in a text would then become the control token.
+
+    Raises:
+        UserError: names these pieces.
     """
     names = {piece.piece for piece in model.pieces}
     new_names = {piece.piece for piece in model.pieces[source_size:]}
@@ -244,45 +247,41 @@ def _refuse_control_token_merges(model: ModelProto, source_size: int) -> None:
 
 
 def _replace_vocabulary(fast: Tokenizer, model: ModelProto) -> Tokenizer:
-    """The fast tokenizer with the model's vocabulary and merges, everything else (normalizer, decoder …) as it was."""
+    """Copies the fast tokenizer with the model's vocabulary and merges; the rest is unchanged."""
     definition = orjson.loads(fast.to_str())
     definition["model"]["vocab"] = {piece.piece: token_id for token_id, piece in enumerate(model.pieces)}
-    definition["model"]["merges"] = _all_merges(model)
+    definition["model"]["merges"] = merges_by_score(model)
     return Tokenizer.from_buffer(orjson.dumps(definition))
 
 
-def _all_merges(model: ModelProto) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, listed as by transformers' converter, but none that spells a control token."""
-    names = {piece.piece for piece in model.pieces}
-    return merges_by_score(names, {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL})
+def merges_by_score(model: ModelProto) -> list[tuple[str, str]]:
+    """Lists the pairs of pieces that make a normal piece, highest score first.
 
+    Among pairs of equal score the longer left part comes first, as in transformers' converter:
 
-def merges_by_score(vocabulary: Collection[str], scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The pairs of pieces that make a piece, the best score first: a sentencepiece model as a list of merges.
+        ▁the   ←   ▁th + e,  ▁t + he,  ▁ + the
 
-        ▁the   ←   ▁th + e,  ▁t + he,  ▁ + the      at equal scores the longer left part first
-
-    Args:
-        vocabulary: the pieces that a pair may consist of.
-        scores: the pieces that a pair may make, in the order of the ids, with their scores.
+    Pairs that spell a control token are left out.
     """
+    names = {piece.piece for piece in model.pieces}
+    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL}
     merges = [
         (score, cut, len(piece) - cut, piece[:cut], piece[cut:])
         for piece, score in scores.items()
         for cut in range(1, len(piece))
-        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+        if piece[:cut] in names and piece[cut:] in names
     ]
     merges.sort(key=lambda merge: merge[:3], reverse=True)
     return [(left, right) for *_, left, right in merges]
 
 
 def _adds_space(fast: Tokenizer) -> bool:
-    """Whether a text's first word gets a space before it: the source's setting `add_prefix_space`."""
+    """True when a space is put before a text's first word (the source's `add_prefix_space`)."""
     return fast.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE_MARK)
 
 
 def _slow_encoder(model: ModelProto, adds_space: bool) -> Encode:
-    """The slow tokenizer's ids, through sentencepiece itself."""
+    """Returns the slow tokenizer's encoding function, that of sentencepiece itself."""
     copy = ModelProto()
     copy.CopyFrom(model)
     copy.normalizer_spec.add_dummy_prefix = adds_space

@@ -1,1 +1,1 @@
-"""Learning which pieces to add from a corpus."""
+"""Learning new pieces of a BPE vocabulary from a corpus."""

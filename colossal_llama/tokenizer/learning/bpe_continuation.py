@@ -1,13 +1,14 @@
-"""Learns pieces by continuing a tokenizer's own BPE: the most frequent pair of neighbouring source tokens, again and again.
+"""Learns new pieces by continuing the BPE training of a tokenizer on new text.
 
-A vocabulary that is learned afresh and then appended holds pieces that the source's merges never
-build, and so needs bridges. Here each word is first encoded by the source; every source token
-becomes one private character; the `tokenizers` library's BPE trainer learns merges over those. Each
-learned piece is a merge of two symbols that exist before it, in the order of frequency, which is
-the very order in which init_tokenizer.py ranks new merges.
+BPE training merges the most frequent pair of adjacent symbols, again and again. A vocabulary that
+is trained from scratch and then appended holds pieces that the source's merges never build, and so
+needs intermediate pieces. Here the source first encodes each word, and every source token becomes
+one private character. The `tokenizers` library's BPE trainer learns merges over these. Each learned
+piece is a merge of two earlier symbols, in the order of frequency, by which init_tokenizer.py ranks
+new merges, too.
 
-    text       深度学习 深度          source tokens   深 度 学 习 | 深 度
-    trainer    sees  abcd ab        learns          a+b, ab+cd …   pieces  深度, 深度学习
+    text       深度学习 深度      source tokens   深 度 学 习 | 深 度
+    trainer    sees  abcd ab      learns          a+b, ab+cd …   pieces  深度, 深度学习
 """
 
 import json
@@ -27,37 +28,40 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _FIRST_PRIVATE = 0x10000  # token 0's character; the BPE trainer takes any code point as a symbol
+# A letter of each script that is written without spaces: Han, Hiragana, Katakana, Thai, Lao, Khmer,
+# Myanmar, Tibetan.
 _WITHOUT_SPACES = "一あアกກកကཀ"
-"""A letter of each script that is written without spaces: Han, Hiragana, Katakana, Thai, Lao,
-Khmer, Myanmar, Tibetan."""
 _BATCH_WORDS = 20_000
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a piece may be.
+class LearningLimits:
+    """Limits of the pieces to learn.
 
     Attributes:
-        pieces: how many at most.
-        minimum_frequency: a pair or character seen fewer times is not taken.
-        length_characters: the longest piece.
-        blocked: no piece contains one of these strings.
+        max_pieces: number of pieces, at most.
+        min_frequency: the least frequency of a pair or a character.
+        max_characters: length of a piece, at most.
+        blocked: strings that no piece may contain.
     """
 
-    pieces: int
-    minimum_frequency: int
-    length_characters: int
+    max_pieces: int
+    min_frequency: int
+    max_characters: int
     blocked: frozenset[str] = frozenset()
 
 
 def word_pattern(scripts: Iterable[str]) -> regex.Pattern:
-    """What counts as a word of the given Unicode scripts (`Han`, `Cyrillic` …; `any` means letters of all).
+    """Compiles the pattern of a word of the given Unicode scripts.
 
-    A word takes the space before it along, as LLaMA's own pieces do, unless the scripts are written
+    A word includes the space before it, as LLaMA's own pieces do, unless the scripts are written
     without spaces.
 
+    Args:
+        scripts: `Han`, `Cyrillic` and others; `any` means letters of all scripts.
+
     Raises:
-        ValueError: there is no script of such a name.
+        ValueError: a name is not that of a script.
     """
     scripts = list(scripts)
     if "any" in scripts:
@@ -66,86 +70,86 @@ def word_pattern(scripts: Iterable[str]) -> regex.Pattern:
         try:
             regex.compile(rf"\p{{Script={script}}}")
         except regex.error:
-            raise ValueError(f"{script} is no Unicode script") from None
+            raise ValueError(f"{script} is not a Unicode script") from None
     letters = "".join(rf"\p{{Script={script}}}" for script in scripts)
     space = "" if all(regex.search(rf"\p{{Script={script}}}", _WITHOUT_SPACES) for script in scripts) else " ?"
     return regex.compile(rf"{space}[{letters}][{letters}\p{{M}}]*")
 
 
 def count_words(texts: Iterable[str], pattern: regex.Pattern) -> Counter[str]:
-    """How often each word occurs."""
+    """Counts the frequency of each word."""
     words: Counter[str] = Counter()
     for text in texts:
         words.update(pattern.findall(text))
     return words
 
 
-def learn_pieces(words: Mapping[str, int], tokenizer: "PreTrainedTokenizerFast", limits: Limits) -> list[str]:
-    """Pieces that the source lacks, those that save the most tokens first.
+def learn_pieces(words: Mapping[str, int], tokenizer: "PreTrainedTokenizerFast", limits: LearningLimits) -> list[str]:
+    """Learns pieces that the source lacks; those that save the most tokens come first.
 
-    A merge saves one token each time it is applied, a character that the source cuts into n bytes
+    A merge saves one token each time it is applied, a character that the source splits into n bytes
     saves n - 1. A merge is never applied more often than the ones it builds on, so that this order
-    puts every piece behind its parts.
+    puts every piece after its parts.
 
     Args:
-        words: word → how often it occurs.
-        tokenizer: the source, of the LLaMA-2 or the LLaMA-3 kind.
-        limits: see `Limits`.
+        words: word → its frequency.
+        tokenizer: the source tokenizer (LLaMA-2 or LLaMA-3).
+        limits: limits of the pieces.
     """
     symbols = _Symbols(tokenizer)
-    rows: Counter[str] = Counter()
-    for word, row in zip(words, symbols.encode(list(words)), strict=True):
-        rows[row] += words[word]
-    savings: dict[str, int] = {}
-    for symbol, number in _symbol_counts(rows).items():
-        if symbols.is_new_character(symbol) and number >= limits.minimum_frequency:
+    sequences: Counter[str] = Counter()
+    for word, sequence in zip(words, symbols.encode(list(words)), strict=True):
+        sequences[sequence] += words[word]
+    saved_tokens: dict[str, int] = {}
+    for symbol, frequency in _symbol_frequencies(sequences).items():
+        if symbols.is_new_character(symbol) and frequency >= limits.min_frequency:
             character = symbols.text_of(symbol)
-            savings[character] = number * (len(character.encode()) - 1)
-    for merged, number in _train(rows, limits).items():
+            saved_tokens[character] = frequency * (len(character.encode()) - 1)
+    for merged, frequency in _train(sequences, limits).items():
         if text := symbols.text_of(merged):
-            savings.setdefault(text, number)
+            saved_tokens.setdefault(text, frequency)
     # Stable: characters and earlier merges before equals.
-    best_first = sorted(savings, key=savings.__getitem__, reverse=True)
-    return list(islice((piece for piece in best_first if _is_allowed(piece, limits)), limits.pieces))
+    best_first = sorted(saved_tokens, key=saved_tokens.__getitem__, reverse=True)
+    return list(islice((piece for piece in best_first if _is_allowed(piece, limits)), limits.max_pieces))
 
 
-def _is_allowed(piece: str, limits: Limits) -> bool:
-    return len(piece) <= limits.length_characters and not any(blocked in piece for blocked in limits.blocked)
+def _is_allowed(piece: str, limits: LearningLimits) -> bool:
+    return len(piece) <= limits.max_characters and not any(blocked in piece for blocked in limits.blocked)
 
 
-def _symbol_counts(rows: Mapping[str, int]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for row, number in rows.items():
-        for symbol in row:
-            counts[symbol] += number
-    return counts
+def _symbol_frequencies(sequences: Mapping[str, int]) -> Counter[str]:
+    frequencies: Counter[str] = Counter()
+    for sequence, frequency in sequences.items():
+        for symbol in sequence:
+            frequencies[symbol] += frequency
+    return frequencies
 
 
-def _train(rows: Mapping[str, int], limits: Limits) -> dict[str, int]:
-    """Trains BPE on rows of symbols (row → how often it occurs).
+def _train(sequences: Mapping[str, int], limits: LearningLimits) -> dict[str, int]:
+    """Trains BPE on sequences of symbols (sequence → its frequency).
 
     Returns:
-        merged symbols → how often that merge is applied to the rows, in the order of training. More
-            than asked for, as some
-        will be left out.
+        Merged symbols → how often that merge is applied to the sequences, in the order of training.
+        There are more than `limits.max_pieces`, as some will be left out.
     """
-    alphabet = {symbol for row in rows for symbol in row}
+    alphabet = {symbol for sequence in sequences for symbol in sequence}
     trainer = trainers.BpeTrainer(
-        vocab_size=len(alphabet) + 2 * limits.pieces,
-        min_frequency=limits.minimum_frequency,
-        max_token_length=limits.length_characters,
+        vocab_size=len(alphabet) + 2 * limits.max_pieces,
+        min_frequency=limits.min_frequency,
+        max_token_length=limits.max_characters,
         show_progress=False,
     )
     bpe = Tokenizer(models.BPE())
-    bpe.train_from_iterator((row for row, number in rows.items() for _ in range(number)), trainer)
+    repeated = (sequence for sequence, frequency in sequences.items() for _ in range(frequency))
+    bpe.train_from_iterator(repeated, trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
 
     applied = dict.fromkeys(("".join(pair) for pair in merges), 0)
-    for encoding, number in zip(bpe.encode_batch(list(rows)), rows.values(), strict=True):
+    for encoding, frequency in zip(bpe.encode_batch(list(sequences)), sequences.values(), strict=True):
         for token in encoding.tokens:
             if token in applied:
-                applied[token] += number
-    for left, right in reversed(merges):  # what is part of a longer piece was merged, too
+                applied[token] += frequency
+    for left, right in reversed(merges):  # the parts of a longer piece were merged, too
         for part in (left, right):
             if part in applied:
                 applied[part] += applied[left + right]
@@ -153,9 +157,9 @@ def _train(rows: Mapping[str, int], limits: Limits) -> dict[str, int]:
 
 
 class _Symbols:
-    """Source tokens as private characters.
+    """Encodes words as strings of private characters, one for each source token.
 
-    A character that a sentencepiece vocabulary lacks, and cuts into byte tokens, is one symbol of
+    A character that a sentencepiece vocabulary lacks, and splits into byte tokens, gets a symbol of
     its own: the expansion makes it a piece. A byte-level vocabulary has all bytes; its symbols may
     be parts of characters.
     """
@@ -170,26 +174,26 @@ class _Symbols:
         self._new_symbols: dict[str, str] = {}  # character → symbol
 
     def encode(self, words: list[str]) -> Iterator[str]:
-        """Each word as a string of symbols."""
+        """Yields each word as a string of symbols."""
         for start in range(0, len(words), _BATCH_WORDS):
             batch = words[start : start + _BATCH_WORDS]
             parts = [self._parts(word) for word in batch]
-            known = [part for row in parts for part, is_known in row if is_known]
+            known = [part for word_parts in parts for part, is_known in word_parts if is_known]
             ids = iter(self._encoder.encode_continuation(known))
-            for row in parts:
+            for word_parts in parts:
                 yield "".join(
                     "".join(chr(_FIRST_PRIVATE + token_id) for token_id in next(ids))
                     if is_known
                     else self._symbol_of(part)
-                    for part, is_known in row
+                    for part, is_known in word_parts
                 )
 
     def is_new_character(self, symbol: str) -> bool:
-        """Whether the symbol stands for a character that the source lacks."""
+        """True when the symbol stands for a character that the source lacks."""
         return symbol in self._new_characters
 
     def text_of(self, symbols: str) -> str:
-        """The text that symbols stand for; empty if they end inside of a character."""
+        """Returns the text that symbols stand for; empty if they end inside a character."""
         content = b"".join(self._bytes_of(symbol) for symbol in symbols)
         try:
             return content.decode()
@@ -197,7 +201,7 @@ class _Symbols:
             return ""
 
     def _parts(self, word: str) -> list[tuple[str, bool]]:
-        """The word cut at characters that the source lacks: (part, whether it is known)."""
+        """Splits a word at characters that the source lacks: (part, true if the source has it)."""
         if self._byte_level:
             return [(word, True)]
         parts: list[tuple[str, bool]] = []

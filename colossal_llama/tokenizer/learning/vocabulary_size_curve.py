@@ -1,4 +1,4 @@
-"""Compression against rows: what a growing number of new pieces saves, really measured, and how many are worth it."""
+"""Measures compression against the number of new pieces, and chooses that number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.expansion.pieces import Piece
-from colossal_llama.tokenizer.expansion.source import Source
+from colossal_llama.tokenizer.expansion.source import SourceTokenizer
 from colossal_llama.utils.console import progress_bar, table
 
 if TYPE_CHECKING:
@@ -17,15 +17,16 @@ _SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 
 
 @dataclass(frozen=True)
-class Point:
-    """One size of vocabulary.
+class CurvePoint:
+    """One vocabulary size.
 
     Attributes:
-        pieces: new pieces, the first of the learned list.
-        rows: rows they cost, with bridges.
+        pieces: number of new pieces, the first of the learned list.
+        rows: embedding rows they need, intermediate pieces included.
         tokens: tokens of the held-out text.
         tokens_per_character: compression.
-        saving_percent_per_1000_rows: tokens saved against the previous point, of the previous point's tokens.
+        saving_percent_per_1000_rows: tokens saved since the previous point, in percent of that
+            point's tokens, scaled to 1,000 rows.
     """
 
     pieces: int
@@ -36,18 +37,19 @@ class Point:
 
 
 def measure_curve(
-    source: Source, tokenizer: "PreTrainedTokenizerFast", pieces: Sequence[str], texts: Sequence[str]
-) -> list[Point]:
-    """Expands the source by growing parts of the list and encodes the texts with each result.
+    source: SourceTokenizer, tokenizer: "PreTrainedTokenizerFast", pieces: Sequence[str], texts: Sequence[str]
+) -> list[CurvePoint]:
+    """Expands the source by growing prefixes of the list and encodes the texts with each result.
 
     Args:
-        source, tokenizer: the tokenizer to expand, opened for expanding and loaded.
+        source: the tokenizer to expand.
+        tokenizer: the same tokenizer, loaded by transformers.
         pieces: learned pieces, best first.
         texts: held-out documents.
     """
     characters = max(1, sum(map(len, texts)))
     tokens = sum(map(len, TextEncoder(tokenizer).encode_beginning(texts)))
-    points = [Point(0, 0, tokens, tokens / characters, 0.0)]
+    points = [CurvePoint(0, 0, tokens, tokens / characters, 0.0)]
     sizes = sorted({max(1, round(share * len(pieces))) for share in _SHARES})
     for size in progress_bar(sizes, desc="measuring", unit="size"):
         expansion = source.expand([Piece(piece, "") for piece in pieces[:size]])
@@ -55,14 +57,19 @@ def measure_curve(
         tokens = sum(map(len, expansion.encoders[-1](texts)))
         before = points[-1]
         saved = 100 * (before.tokens - tokens) / max(1, before.tokens)
-        points.append(Point(size, rows, tokens, tokens / characters, 1000 * saved / max(1, rows - before.rows)))
+        points.append(CurvePoint(size, rows, tokens, tokens / characters, 1000 * saved / max(1, rows - before.rows)))
     return points
 
 
-def choose(points: Sequence[Point], num_pieces: int | None, min_saving_percent: float) -> Point:
-    """The size to keep: `num_pieces` if given, else the last point before 1,000 more rows save too little.
+def choose_size(points: Sequence[CurvePoint], num_pieces: int | None, min_saving_percent: float) -> CurvePoint:
+    """Chooses `num_pieces` if given, else the last point before the saving gets too small.
 
-    A given number between two points is placed on the straight line between them.
+    A given number between two points is interpolated linearly.
+
+    Args:
+        points: the curve.
+        num_pieces: the number of pieces to keep, or None.
+        min_saving_percent: the least `saving_percent_per_1000_rows`.
     """
     if num_pieces is not None:
         return _interpolate(points, min(num_pieces, points[-1].pieces))
@@ -74,22 +81,22 @@ def choose(points: Sequence[Point], num_pieces: int | None, min_saving_percent: 
     return chosen
 
 
-def _interpolate(points: Sequence[Point], pieces: int) -> Point:
+def _interpolate(points: Sequence[CurvePoint], pieces: int) -> CurvePoint:
     after = next(point for point in points if point.pieces >= pieces)
     if after.pieces == pieces:
         return after
     before = points[points.index(after) - 1]
-    part = (pieces - before.pieces) / (after.pieces - before.pieces)
+    fraction = (pieces - before.pieces) / (after.pieces - before.pieces)
 
     def between(name: str) -> float:
-        return getattr(before, name) + part * (getattr(after, name) - getattr(before, name))
+        return getattr(before, name) + fraction * (getattr(after, name) - getattr(before, name))
 
     rows, tokens = round(between("rows")), round(between("tokens"))
-    return Point(pieces, rows, tokens, between("tokens_per_character"), after.saving_percent_per_1000_rows)
+    return CurvePoint(pieces, rows, tokens, between("tokens_per_character"), after.saving_percent_per_1000_rows)
 
 
-def curve_table(points: Sequence[Point], chosen: Point) -> str:
-    """The curve as a table; the chosen size is marked."""
+def curve_table(points: Sequence[CurvePoint], chosen: CurvePoint) -> str:
+    """Formats the curve as a table; the chosen size is marked."""
     rows = []
     for point in sorted({*points, chosen}, key=lambda point: point.pieces):
         saved = 100 * (1 - point.tokens / max(1, points[0].tokens))
@@ -99,8 +106,8 @@ def curve_table(points: Sequence[Point], chosen: Point) -> str:
     return table(["pieces", "rows", "tokens/char", "tokens saved", "saved by 1,000 more rows", ""], rows)
 
 
-def draw_curve(points: Sequence[Point], chosen: Point, path: Path) -> None:
-    """Draws compression against rows as a PNG."""
+def draw_curve(points: Sequence[CurvePoint], chosen: CurvePoint, path: Path) -> None:
+    """Draws compression against embedding rows as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -112,13 +119,13 @@ def draw_curve(points: Sequence[Point], chosen: Point, path: Path) -> None:
     axes.annotate(
         f"{chosen.pieces:,} pieces, {chosen.rows:,} rows\n{chosen.tokens_per_character:.4f} tokens/character",
         (chosen.rows, chosen.tokens_per_character),
-        xytext=(0, 20),  # above the point: the curve falls, so that is empty
+        xytext=(0, 20),  # above the point, where a falling curve leaves space
         textcoords="offset points",
         ha="right" if chosen.rows > points[-1].rows / 2 else "left",
     )
-    axes.set_xlabel("new rows (pieces and bridges)")
+    axes.set_xlabel("new embedding rows (requested and intermediate pieces)")
     axes.set_ylabel("tokens per character on held-out text")
-    axes.set_title("What more pieces save")
+    axes.set_title("Compression against vocabulary size")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150, format="png")
     pyplot.close(figure)
