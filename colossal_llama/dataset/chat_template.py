@@ -34,7 +34,7 @@ _PROBE = (Message("human", "a question"), Message("assistant", "an answer"))
 
 
 class ChatTemplateError(Exception):
-    """The template cannot render a conversation, or marks other spans than its answers."""
+    """Raised when the template cannot render a conversation, or marks not exactly its answers."""
 
 
 class ChatTemplate:

@@ -54,7 +54,7 @@ class MicroBatch:
     samples_per_row: tuple[int, ...]
 
     def samples_of_rows(self) -> list[tuple[int, ...]]:
-        """The numbers of the samples that each row is made of."""
+        """Sample numbers of each row."""
         ends = list(itertools.accumulate(self.samples_per_row, initial=0))
         return [self.sample_ids[begin:end] for begin, end in itertools.pairwise(ends)]
 

@@ -98,7 +98,7 @@ def conversation_of(record: dict) -> Conversation:
         raise RecordError("unknown_form", '"history" is not read: write the conversation as "messages"')
     names = [name for name in ("messages", "conversations") if record.get(name) is not None]
     if len(names) > 1:
-        raise RecordError("unknown_form", '"messages" and "conversations" together: leave one')
+        raise RecordError("unknown_form", 'both "messages" and "conversations" are given: leave one')
     if names:
         messages = [*system, *_messages(record[names[0]], names[0])]
     elif "instruction" in record and "output" in record:

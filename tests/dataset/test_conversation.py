@@ -36,7 +36,7 @@ def tokenizer_and_template(request, shared_data):
 
 
 def decode_continuation(tokenizer, ids):
-    """The text of ids that follow other tokens: LLaMA-2's decoder takes the first space of a sequence away."""
+    """Decodes ids that follow others: LLaMA-2's decoder removes a sequence's first space."""
     before = tokenizer.encode("a", add_special_tokens=False)
     return tokenizer.decode([*before, *ids], clean_up_tokenization_spaces=False)[1:]
 

@@ -1,4 +1,4 @@
-"""The plan of an epoch: every sample once, rows that fit, buckets in order, the same when resumed."""
+"""The plan of an epoch: every sample once, rows that fit, parts in order, the same when resumed."""
 
 import itertools
 

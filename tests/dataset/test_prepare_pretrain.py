@@ -225,7 +225,7 @@ def run_script(project_root: Path, *arguments, cwd: Path | None = None) -> subpr
 
 
 def test_the_script_gives_the_same_bytes_with_two_workers(tmp_path, shared_data, project_root):
-    """Three files are three chunks, so that the two workers share this input; the plain call in this process has one.
+    """Three files are three chunks, which two workers share; the call in this process has one.
 
     The script is started in a directory with modules of the project's and of its libraries' names:
     nobody may import those.
@@ -239,7 +239,8 @@ def test_the_script_gives_the_same_bytes_with_two_workers(tmp_path, shared_data,
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", records)
     done = run_script(
         project_root, "--data_input_dirs", tmp_path / "in", "--tokenizer_dir", directory, "--data_output_dirs",
-        tmp_path / "two", "--num_workers", 2, "--num_spliced_dataset_bins", 3, "--max_length", 64, cwd=tmp_path / "trap",
+        tmp_path / "two", "--num_workers", 2, "--num_spliced_dataset_bins", 3, "--max_length", 64,
+        cwd=tmp_path / "trap",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "tokens/character" in done.stdout

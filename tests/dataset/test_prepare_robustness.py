@@ -1,4 +1,4 @@
-"""Preparation survives: kill -9, other arguments, two runs at once, a full disk, shards, and any input whatsoever."""
+"""Preparation under kill -9, other arguments, concurrent runs, a full disk, shards, bad input."""
 
 import gzip
 import json
@@ -214,7 +214,7 @@ def test_files_of_which_a_limit_leaves_nothing_may_be_touched(tmp_path, input_di
 
 
 def test_shards_that_end_together_finish_it_once(tmp_path, input_dir, tokenizer_dir, project_root, undisturbed):
-    """Both jobs of the last round save the same plan, find all parts written, and write the records."""
+    """Both jobs of the last round save the same plan, find all parts written, and write reports."""
     output = tmp_path / "out"
     calls = [
         command(
@@ -267,7 +267,7 @@ def test_a_second_run_into_the_same_directory_refuses(tmp_path, input_dir, token
 def test_a_full_disk_is_named_and_the_finished_parts_are_kept(
     tmp_path, input_dir, tokenizer_dir, project_root, undisturbed
 ):
-    """In a mount namespace of its own, on a file system of 500 kB (3 MB are needed), which then grows."""
+    """In its own mount namespace, on a file system of 500 kB (3 MB are needed) that then grows."""
     disk = tmp_path / "disk"
     disk.mkdir()
     call = command(project_root, input_dir, disk / "out", tokenizer_dir, "--num_workers", 2)
@@ -293,7 +293,7 @@ def test_a_full_disk_is_named_and_the_finished_parts_are_kept(
     assert content(tmp_path / "out") == undisturbed
 
 
-# ----------------------------------------------------------------------------------------------------------- bad input
+# --------------------------------------------------------------------------------------- bad input
 
 
 def test_bad_records_stop_the_run_before_anything_is_written(tmp_path, tokenizer_dir, project_root):

@@ -1,4 +1,4 @@
-"""prepare_sft_dataset.py from conversations to rows; long conversations; other chat templates; inspection."""
+"""prepare_sft_dataset.py from conversations to rows; long conversations, templates."""
 
 import json
 import subprocess
@@ -259,12 +259,16 @@ def replace_arrow(path: Path, change) -> None:
         writer.write_table(pa.Table.from_pylist(rows, schema=table.schema))
 
 
+def without_targets(rows: list[dict]) -> None:
+    rows[0].update(labels=[-100] * len(rows[0]["labels"]))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda part, line: replace_arrow(part, lambda rows: rows[0]["input_ids"].__setitem__(3, 7)), "changed since"),
         (lambda part, line: replace_arrow(part, lambda rows: rows.pop()), "the manifest says"),
-        (lambda part, line: replace_arrow(part, lambda rows: rows[0].update(labels=[-100] * len(rows[0]["labels"]))), "no target"),
+        (lambda part, line: replace_arrow(part, without_targets), "no target"),
         (lambda part, line: line.write_text(line.read_text().replace("-100", "-99", 1)), "other content"),
         (lambda part, line: line.unlink(), "is missing"),
         (lambda part, line: part.unlink(), "arrow/part-00001/data-00000-of-00001.arrow is missing"),

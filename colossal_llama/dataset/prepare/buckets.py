@@ -30,7 +30,7 @@ def assign_bins(categories: np.ndarray, num_bins: int) -> np.ndarray:
     return bins
 
 
-LOOKED_AT = 4096  # documents of a category in a bin among which a pair to exchange is looked for
+SEARCHED_DOCUMENTS = 4096  # of a category in a bin, among which a pair to exchange is searched
 ROWS_WORTH_FILLING = 8  # bins of fewer rows are left as they are dealt
 KEPT_FREE = 7e-4  # of a bin's tokens: packing leaves about 2.5 of 4,096 tokens of a row free on mixed real texts
 
@@ -42,18 +42,18 @@ def fill_last_rows(
 
     Dealt at random a bin's last row is half empty: 0.12 % of all tokens with 425 rows a bin. One
     exchange of two documents of the same category whose lengths differ by what is missing makes it
-    nearly full; what is left over moves on to the last bin. Every bin keeps its number of documents
+    nearly full; the remainder moves on to the last bin. Every bin keeps its number of documents
     of every category.
 
     Args:
         bins: (documents,) from `assign_bins`.
         categories: (documents,) category number of each document.
-        document_tokens: (documents,) tokens of each document.
-        num_bins: how many bins.
-        row_tokens: tokens a row can take.
+        document_tokens: (documents,) length of each document in tokens.
+        num_bins: number of bins.
+        row_tokens: maximum length of a row in tokens.
 
     Returns:
-        (documents,) int32, the new bin of each document.
+        int32 (documents,), new bin of each document.
     """
     totals = np.bincount(bins, weights=document_tokens, minlength=num_bins).astype(np.int64)
     if totals.min() < ROWS_WORTH_FILLING * row_tokens:
@@ -66,10 +66,10 @@ def fill_last_rows(
         kept_free = int(KEPT_FREE * totals[left])
         rows = max(round((totals[left] + kept_free) / row_tokens), 1)
         missing = int(rows * row_tokens - kept_free - totals[left])
-        places = _best_exchange(order, starts, left, num_categories, document_tokens, missing)
-        if places is not None:
-            gained = int(document_tokens[order[places[1]]] - document_tokens[order[places[0]]])
-            order[places] = order[places[::-1]]
+        positions = _best_exchange(order, starts, left, num_categories, document_tokens, missing)
+        if positions is not None:
+            gained = int(document_tokens[order[positions[1]]] - document_tokens[order[positions[0]]])
+            order[positions] = order[positions[::-1]]
             totals[left] += gained
             totals[left + 1] -= gained
     exchanged = np.empty_like(bins)
@@ -88,8 +88,8 @@ def _best_exchange(
     best, best_error = None, abs(missing)
     for category in range(num_categories):
         group = left * num_categories + category
-        own = np.arange(starts[group], starts[group + 1])[:LOOKED_AT]
-        other = np.arange(starts[group + num_categories], starts[group + num_categories + 1])[:LOOKED_AT]
+        own = np.arange(starts[group], starts[group + 1])[:SEARCHED_DOCUMENTS]
+        other = np.arange(starts[group + num_categories], starts[group + num_categories + 1])[:SEARCHED_DOCUMENTS]
         if not len(own) or not len(other):
             continue
         other = other[np.argsort(document_tokens[order[other]], kind="stable")]

@@ -15,7 +15,7 @@ from colossal_llama.tokenizer.token_bytes import token_bytes
 
 
 class OpenTokenizer:
-    """A tokenizer with what is computed from its vocabulary when it is needed."""
+    """A tokenizer, and what is computed from its vocabulary on demand."""
 
     def __init__(self, directory: Path):
         """Opens a tokenizer directory.

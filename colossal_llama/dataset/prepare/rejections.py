@@ -15,7 +15,7 @@ SHOWN_RECORD_CHARACTERS = 80
 
 
 class BadInputError(UserError):
-    """The input cannot be used, and neither can anything written from it."""
+    """Raised for input that cannot be used; nothing written from it is worth keeping."""
 
 
 def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
