@@ -72,7 +72,7 @@ def test_additions_are_inside_the_products():
 
 
 def test_a_result_is_computed_once_for_all_readers_and_then_forgotten():
-    """A second read, another input or another key computes again; another tensor object does not."""
+    """A second read, another input or another key computes anew; another tensor object does not."""
     shared, first, second, calls = SharedInput(2), torch.ones(3), torch.ones(3), []
 
     def read(layer, hidden, key=None):
