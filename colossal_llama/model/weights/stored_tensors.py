@@ -1,8 +1,8 @@
 """Lazily read tensors of weight files: in part, without mapping the file, and without PyTorch.
 
 Plain reads occupy memory only while their result is used; a mapped file's pages count as the
-process's memory until it is closed. PyTorch is not imported: with it init_model.py took 389 MB where
-it takes 219. Half precision is converted to float32 for arithmetic, and back by rounding to
+process's memory until it is closed. PyTorch is not imported: with it init_model.py took 389 MB
+where it takes 219. Half precision is converted to float32 for arithmetic, and back by rounding to
 nearest, ties to even, as PyTorch does. numpy has no bfloat16, so its bits are kept as uint16.
 """
 
