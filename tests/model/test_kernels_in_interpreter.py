@@ -7,7 +7,7 @@ import sys
 
 def test_kernels_equal_plain_pytorch(project_root):
     done = subprocess.run(
-        [sys.executable, "tests/support/kernels_in_interpreter.py"],
+        [sys.executable, "-m", "tests.support.kernels_in_interpreter"],
         cwd=project_root,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

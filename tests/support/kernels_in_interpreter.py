@@ -3,15 +3,13 @@
 import gc
 import itertools
 import math
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import weakref
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.count_memory import LiveBytes
 from colossal_llama.model.activation_checkpointing import recompute_layers
 from colossal_llama.model.attention.document_mask import encode_document_mask
 from colossal_llama.model.attention.varlen import SDPA
@@ -30,6 +28,31 @@ CONFIG = LlamaConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
 )
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that operations within it create, until they are freed."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self._sizes = 0, {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:  # once, however many tensors share it
+            self._sizes[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
 
 
 def main() -> None:
@@ -129,7 +152,6 @@ def logits_of(network: LlamaForCausalLM, counter: LiveBytes) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 50, (2, LENGTH), generator=generator)
     settings = {"attention_mask": encode_document_mask([[4, 5], [9]], LENGTH), "use_cache": False}
-    counter.enter("forward")
     with counter:
         logits = network(input_ids=ids, position_ids=torch.arange(LENGTH).repeat(2, 1), **settings).logits
     gc.collect()  # Triton's interpreter leaves cycles that hold a kernel's arguments

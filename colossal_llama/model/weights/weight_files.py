@@ -142,8 +142,8 @@ def _read_sharded(index_path: Path) -> WeightFiles:
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"{index_path} and the weight files disagree on {len(wrong)} tensors, for example {name}: the index says "
-            f"{weight_map.get(name, 'nothing')}, it is in {held.get(name, 'no file')}"
+            f"{index_path} and the weight files disagree on {len(wrong)} tensors, for example {name}: listed in "
+            f"{weight_map.get(name, 'no file')}, found in {held.get(name, 'no file')}"
         )
     return WeightFiles(shards, is_sharded=True)
 
