@@ -118,8 +118,8 @@ def _embedding_names(weights: WeightFiles, config: dict[str, Any], source_path: 
         )
     if found[OUTPUT_MATRIX] is None and not config.get("tie_word_embeddings", False):
         raise UserError(
-            f"the weights in {source_path} have no tensor {OUTPUT_MATRIX}, and config.json does not tie it to the input "
-            "embeddings (tie_word_embeddings): the output matrix is missing"
+            f"the weights in {source_path} have no tensor {OUTPUT_MATRIX}, and config.json does not tie it to the "
+            "input embeddings (tie_word_embeddings): the output matrix is missing"
         )
     found = {name: shape for name, shape in found.items() if shape is not None}
     for name, shape in found.items():
