@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from colossal_llama.engine import launch
-from colossal_llama.engine.patches.gemini import forget_finished_runs
+from colossal_llama.engine.patches.gemini import clear_gemini_caches
 from colossal_llama.training import train
 from colossal_llama.training.arguments import parse_arguments
 from colossal_llama.training.memory.allocator import let_segments_grow
@@ -41,7 +41,7 @@ def main() -> None:
 
 def free_memory() -> None:
     """Frees a run's tensors, so that the next run's peak is its own."""
-    forget_finished_runs()
+    clear_gemini_caches()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

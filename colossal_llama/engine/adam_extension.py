@@ -1,4 +1,7 @@
-"""PyTorch's fused AdamW in the places where ColossalAI has Adam kernels of its own, which nvcc would compile on first use."""
+"""Kernel extensions: PyTorch's fused AdamW in place of the Adam kernels of ColossalAI.
+
+Those are compiled by nvcc on first use (about 100 s, and a CUDA toolkit).
+"""
 
 import importlib.util
 
@@ -8,7 +11,7 @@ from colossal_llama.model.kernels.adamw import adamw, step_scalars
 
 
 class _Kernel:
-    """What ColossalAI's loaders ask of a kernel that is part of every PyTorch."""
+    """Interface that ColossalAI's kernel loaders require, for a kernel that every PyTorch has."""
 
     priority = 100
 
@@ -23,12 +26,15 @@ class _Kernel:
 
 
 class TorchCpuAdam(_Kernel):
-    """A kernel for `CPUAdamLoader`: PyTorch's fused AdamW for CPU tensors. Needs no compiler and no CUDA toolkit."""
+    """Extension for `CPUAdamLoader`: PyTorch's fused AdamW for CPU tensors.
+
+    It needs no compiler and no CUDA toolkit.
+    """
 
     name = "torch_cpu_adam"
 
     class CPUAdamOptimizer:
-        """What `HybridAdam` calls for parameters on the CPU (same constructor and `step` as ColossalAI's C++ class)."""
+        """Optimizer that `HybridAdam` calls for CPU parameters; ColossalAI's signatures."""
 
         def __init__(self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, adamw_mode: bool):
             self.adamw_mode = adamw_mode
@@ -48,14 +54,14 @@ class TorchCpuAdam(_Kernel):
             exp_avg_sq: torch.Tensor,
             div_scale: float,
         ) -> None:
-            """One AdamW step on one tensor, in place; the gradient is divided by `div_scale` when that is positive."""
+            """Updates one tensor in place, its gradient divided by a positive `div_scale`."""
             hyper = (lr, beta1, beta2, eps, step, self.adamw_mode, bias_correction, weight_decay, div_scale)
             # Gemini's gradients are in fp16.
             fused_adam([gradient.to(parameter.dtype)], [parameter], [exp_avg], [exp_avg_sq], *hyper)
 
 
 class TorchCudaAdam(_Kernel):
-    """A kernel for `FusedOptimizerLoader`: PyTorch's fused AdamW for CUDA tensors."""
+    """Extension for `FusedOptimizerLoader`: PyTorch's fused AdamW for CUDA tensors."""
 
     name = "torch_cuda_adam"
 
@@ -74,13 +80,16 @@ class TorchCudaAdam(_Kernel):
         weight_decay: float,
         div_scale: float,
     ) -> None:
-        """One AdamW step on lists of gradients, parameters, first and second moments (ColossalAI's signature)."""
+        """Updates lists of tensors in place; the signature is ColossalAI's.
+
+        `tensor_lists` are gradients, parameters, first and second moments.
+        """
         gradients, parameters, exp_avgs, exp_avg_sqs = tensor_lists
         hyper = (lr, beta1, beta2, eps, step, adamw_mode, bias_correction, weight_decay, div_scale)
         if all(gradient.dtype == parameter.dtype for gradient, parameter in zip(gradients, parameters, strict=True)):
             fused_adam(gradients, parameters, exp_avgs, exp_avg_sqs, *hyper)
             return
-        # Gemini hands half-precision gradients for fp32 parameters.
+        # Gemini passes half-precision gradients for fp32 parameters.
         if not (adamw_mode and bias_correction and importlib.util.find_spec("triton")):
             for lists in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):  # only one fp32 copy at a time
                 fused_adam([lists[0].to(lists[1].dtype)], *([tensor] for tensor in lists[1:]), *hyper)
@@ -106,20 +115,28 @@ def fused_adam(
     weight_decay: float,
     div_scale: float,
 ) -> None:
-    """One AdamW step on lists of tensors of one device and dtype, in place, by PyTorch's fused kernel.
+    """Updates lists of tensors of one device and dtype in place, by PyTorch's fused AdamW kernel.
 
     Args:
-        gradients, parameters, exp_avgs, exp_avg_sqs: of the same lengths and shapes.
-        lr, beta1, beta2, eps, weight_decay: as in arXiv 1711.05101.
-        step: counted from 1.
-        adamw_mode, bias_correction: must be true.
+        gradients: of the parameters.
+        parameters: updated.
+        exp_avgs: first moments; updated.
+        exp_avg_sqs: second moments; updated.
+        lr: learning rate; this and the next four as in arXiv 1711.05101.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the denominator.
+        step: from 1.
+        adamw_mode: must be true.
+        bias_correction: must be true.
+        weight_decay: factor on the weights, times the learning rate.
         div_scale: gradients are divided by it when it is positive.
 
     Raises:
-        NotImplementedError: another Adam is asked for.
+        NotImplementedError: another variant of Adam is requested.
     """
     if not adamw_mode or not bias_correction:
-        raise NotImplementedError("only AdamW with bias correction is offered here")
+        raise NotImplementedError("only AdamW with bias correction is implemented")
     device = parameters[0].device
     step_tensor = torch.full((), float(step), dtype=torch.float32, device=device)
     scale = torch.full((), div_scale, dtype=torch.float32, device=device) if div_scale > 0 else None

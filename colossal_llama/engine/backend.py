@@ -83,7 +83,7 @@ class Backend:
         return adapted.to(self.parameter_dtype)
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
-        """Wraps model and optimizer by the plugin (`Booster.boost`); non-finite updates are refused."""
+        """Wraps model and optimizer by the plugin (`Booster.boost`); refuses non-finite updates."""
         model, optimizer, *_ = self.booster.boost(model, optimizer)
         if isinstance(self.plugin, HybridParallelPlugin):
             complete_partial_gradients(model, self.plugin.tp_group)
@@ -118,7 +118,7 @@ class Backend:
         inputs: Iterator[dict[str, torch.Tensor]],
         loss_function: Callable[[Any], torch.Tensor],
     ) -> torch.Tensor | None:
-        """Runs micro-batches through the pipeline's stages: forward, and backward where gradients are enabled.
+        """Runs micro-batches through the pipeline, forward and (with gradients enabled) backward.
 
         Args:
             model: this process's stage.
@@ -145,7 +145,7 @@ class Backend:
         """Clips the gradients, updates the weights, and clears the gradients.
 
         Returns:
-            The norm of the gradients before clipping, without the loss scale; NaN or Inf where the
+            The norm of the gradients before clipping, without loss scale; NaN or Inf where the
             update was refused; None where the plugin computes none, or where the loss scaler of
             fp16 skipped the step because of an overflow.
         """
@@ -156,5 +156,5 @@ class Backend:
         return weights_to_save(self.plugin, model, self.parameter_dtype)
 
     def optimizer_shards(self, model: torch.nn.Module, optimizer: Any) -> list[OptimizerShard]:
-        """Shards of the optimizer states that this process holds, in the inner optimizer's order."""
+        """Shards of the optimizer states in this process, in the inner optimizer's order."""
         return optimizer_shards(self.plugin, model, optimizer)

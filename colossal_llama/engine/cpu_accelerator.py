@@ -1,4 +1,7 @@
-"""ColossalAI on a host without GPU: an accelerator that answers, and two patches (tests/engine/test_patches.py tells when they may go)."""
+"""ColossalAI on a host without GPU: an accelerator for the CPU, and two patches.
+
+tests/engine/test_patches.py fails when a patch is no longer needed.
+"""
 
 import contextlib
 
@@ -7,29 +10,29 @@ import torch.distributed as dist
 
 
 def prepare_cpu() -> None:
-    """Lets ColossalAI train on the CPU; idempotent."""
+    """Registers the CPU accelerator and applies the patches; idempotent."""
     import colossalai.accelerator
 
     colossalai.accelerator.set_accelerator(_cpu_accelerator())
     _allow_zero_on_cpu()
-    _say_that_there_is_no_hccl()
+    _define_is_hccl_available()
 
 
 def _cpu_accelerator() -> "colossalai.accelerator.CpuAccelerator":  # noqa: F821
-    """ColossalAI's CPU accelerator with the questions answered at which the original raises."""
+    """ColossalAI's CPU accelerator, with the methods implemented in which the original raises."""
     from colossalai.accelerator import CpuAccelerator
 
     class HostAccelerator(CpuAccelerator):
-        """A CPU as a device: one, without streams, whose memory is the host's."""
+        """The CPU as the only device, without streams, with the host's memory."""
 
         def current_device(self) -> int:
             return 0
 
         def set_device(self, device: object = None) -> None:
-            """There is one device."""
+            """Does nothing: there is one device."""
 
         def synchronize(self, device: object = None) -> None:
-            """Work on the CPU is done when the call returns."""
+            """Does nothing: work on the CPU is done when the call returns."""
 
         def device_count(self) -> int:
             return 1
@@ -50,7 +53,7 @@ def _cpu_accelerator() -> "colossalai.accelerator.CpuAccelerator":  # noqa: F821
             return torch.get_rng_state()
 
         def empty_cache(self) -> None:
-            """The host's allocator keeps nothing for us."""
+            """Does nothing: the host's allocator has no cache of ours."""
 
         def memory_allocated(self, device: object = None) -> int:
             return self.memory_reserved()
@@ -59,7 +62,7 @@ def _cpu_accelerator() -> "colossalai.accelerator.CpuAccelerator":  # noqa: F821
             return 1024 * self.max_memory_reserved()
 
         def reset_peak_memory_stats(self, device: object = None) -> None:
-            """The operating system's high-water mark cannot be reset."""
+            """Does nothing: the operating system's high-water mark cannot be reset."""
 
         def Stream(self, device: object = None, priority: int = 0, **settings: object) -> None:
             return None
@@ -77,9 +80,10 @@ def _cpu_accelerator() -> "colossalai.accelerator.CpuAccelerator":  # noqa: F821
 
 
 def _allow_zero_on_cpu() -> None:
-    """Patch: `LowLevelZeroOptimizer` refuses every accelerator not called cuda or npu, though it computes correctly on a CPU.
+    """Patch: `LowLevelZeroOptimizer` refuses every accelerator that is not named cuda or npu.
 
-    Its check of the parameters' dtypes is kept.
+    Cause: a check by name, though it computes correctly on a CPU. Remedy: the check is left out;
+    that of the parameters' dtypes stays.
     """
     from colossalai.zero import LowLevelZeroOptimizer
 
@@ -92,10 +96,11 @@ def _allow_zero_on_cpu() -> None:
     LowLevelZeroOptimizer._sanity_checks = check_dtypes
 
 
-def _say_that_there_is_no_hccl() -> None:
-    """Patch: where PyTorch was built without NCCL, ColossalAI asks for `torch.distributed.is_hccl_available`.
+def _define_is_hccl_available() -> None:
+    """Patch: a pipeline fails with AttributeError where PyTorch was built without NCCL.
 
-    That function exists in Huawei's build of PyTorch alone.
+    Cause: ColossalAI calls `torch.distributed.is_hccl_available`, which only Huawei's build of
+    PyTorch has. Remedy: the function is defined and returns False.
     """
     if not hasattr(dist, "is_hccl_available"):
         dist.is_hccl_available = lambda: False

@@ -1,8 +1,8 @@
-"""ColossalAI on this host: the launch, the device, and the kernels that need no compiler.
+"""Launch of ColossalAI on this host: process group, device, accelerator and kernel extensions.
 
-Everything here goes through doors that ColossalAI offers (`set_accelerator`,
-`KernelLoader.register_extension`), except the patches of cpu_engine.py, engine_patches.py and
-gemini_patches.py, each with its reason and a test that fails when it is no longer needed.
+ColossalAI's own interfaces are used (`set_accelerator`, `KernelLoader.register_extension`), except
+for the patches of engine/cpu_accelerator.py and engine/patches/, each with its reason and a test
+that fails when it is no longer needed.
 """
 
 import contextlib
@@ -27,39 +27,39 @@ from colossal_llama.utils.distributed_env import adopt_slurm_variables
 
 
 def has_gpu() -> bool:
-    """Whether this host trains on CUDA devices; without one the processes talk through gloo and compute on the CPU."""
+    """True when this host trains on CUDA devices; otherwise it computes on the CPU, with gloo."""
     return torch.cuda.is_available()
 
 
 def current_device() -> torch.device:
-    """The device of this process: `cuda:LOCAL_RANK` or `cpu`."""
+    """Device of this process: `cuda:LOCAL_RANK` or `cpu`."""
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
 
 
 def launch(seed: int) -> None:
-    """Joins the process group that `torchrun`, `colossalai run` or `srun` started, and prepares ColossalAI for this host.
+    """Joins the process group and prepares ColossalAI for this host.
 
-    Without a launcher the process is a world of one. On a GPU the backend is NCCL, else gloo.
+    The launcher is `torchrun`, `colossalai run` or `srun`; without one the process is a world of
+    one. On a GPU the backend is NCCL, else gloo.
 
     Args:
         seed: of every random generator, the same on all ranks.
     """
     adopt_slurm_variables()
     if "RANK" in os.environ:
-        _die_with_the_launcher()
+        _end_with_launcher()
     else:
-        _describe_a_world_of_one()
+        _set_single_process_variables()
     prepare_engine()
     import colossalai
 
-    place = os.environ
-    local_rank = int(place["LOCAL_RANK"])
+    local_rank = int(os.environ["LOCAL_RANK"])
     colossalai.launch(
-        rank=int(place["RANK"]),
-        world_size=int(place["WORLD_SIZE"]),
-        host=place["MASTER_ADDR"],
-        port=int(place["MASTER_PORT"]),
-        # SLURM may show each task its own GPU alone, which then is number 0 for all of them.
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        host=os.environ["MASTER_ADDR"],
+        port=int(os.environ["MASTER_PORT"]),
+        # SLURM may show each task its own GPU only, which then is number 0 for all of them.
         local_rank=local_rank % torch.cuda.device_count() if has_gpu() else local_rank,
         seed=seed,
         verbose=False,
@@ -67,29 +67,28 @@ def launch(seed: int) -> None:
 
 
 def join_without_engine() -> None:
-    """Joins the process group that `launch` would join, by PyTorch alone: for telling the others why ColossalAI is not there."""
-    place = os.environ
+    """Joins the process group without ColossalAI, to report that it is missing."""
     if has_gpu():
-        torch.cuda.set_device(int(place["LOCAL_RANK"]) % torch.cuda.device_count())
-    host = f"[{place['MASTER_ADDR']}]" if ":" in place["MASTER_ADDR"] else place["MASTER_ADDR"]
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    host = f"[{os.environ['MASTER_ADDR']}]" if ":" in os.environ["MASTER_ADDR"] else os.environ["MASTER_ADDR"]
     dist.init_process_group(
         "nccl" if has_gpu() else "gloo",
-        init_method=f"tcp://{host}:{place['MASTER_PORT']}",
-        rank=int(place["RANK"]),
-        world_size=int(place["WORLD_SIZE"]),
+        init_method=f"tcp://{host}:{os.environ['MASTER_PORT']}",
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
     )
 
 
 def prepare_engine() -> None:
-    """Registers our accelerator (on a host without GPU) and our Adam kernels with ColossalAI; idempotent."""
+    """Registers the Adam extensions and, without GPU, the CPU accelerator; patches; idempotent."""
     with _quiet_imports():
         import colossalai.booster.plugin  # noqa: F401
         from colossalai.kernel.kernel_loader import CPUAdamLoader, FusedOptimizerLoader
 
     for loader, extension in ((CPUAdamLoader, TorchCpuAdam), (FusedOptimizerLoader, TorchCudaAdam)):
-        # Alone in the registry: with several usable kernels the loader warns, and ColossalAI's own
-        # would be compiled by nvcc on first use (about 100 s, and a CUDA toolkit that many a host
-        # does not have).
+        # The only one in the registry: with several usable kernels the loader warns, and
+        # ColossalAI's own would be compiled by nvcc on first use (about 100 s, and a CUDA toolkit
+        # that many hosts lack).
         loader.REGISTRY.clear()
         loader.register_extension(extension)
     if not has_gpu():
@@ -97,7 +96,7 @@ def prepare_engine() -> None:
     else:
         apply_gemini_patches()
     apply_patches()
-    _silence_what_users_cannot_change()
+    _silence_internal_warnings()
 
 
 def colossalai_version() -> str:
@@ -108,21 +107,25 @@ def colossalai_version() -> str:
 
 
 def leave() -> None:
-    """Leaves the process group together with the other ranks, so that the process ends without complaints of the backend."""
+    """Leaves the process group with the other ranks, so that the backend prints no errors."""
     if dist.is_initialized():
-        dist.barrier()  # without torchrun rank 0 has the store, which others may still read
+        dist.barrier()  # without torchrun rank 0 hosts the store, which others may still read
     # HybridParallelPlugin's finaliser destroys its process groups; it fails when they, or the
-    # interpreter, have gone before it.
+    # interpreter, are gone before.
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def take_share_of_cores() -> int:
-    """Lets this process compute on its share of the host's cores, for optimizer states in host memory; returns how many threads it has.
+    """Sets the threads to this process's share of the cores, for an optimizer in host memory.
 
-    torchrun leaves one thread to each of several processes on a host (OMP_NUM_THREADS=1) unless the user says otherwise: then 15 of 16
-    cores would look on while the optimizer works. Another number in that variable is the user's, and stays.
+    torchrun gives one thread to each of several processes on a host (OMP_NUM_THREADS=1) unless the
+    user sets that variable: then 15 of 16 cores would be idle during the optimizer step. Another
+    number in the variable is the user's, and stays.
+
+    Returns:
+        The number of threads.
     """
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -130,18 +133,19 @@ def take_share_of_cores() -> int:
     return torch.get_num_threads()
 
 
-def _die_with_the_launcher() -> None:
-    """Asks Linux to end this process when its launcher is gone.
+def _end_with_launcher() -> None:
+    """Asks Linux to end this process when its launcher ends.
 
-    torchrun starts ranks in sessions of their own: after `kill -9` of the launcher they would train on, unseen, and write into the
-    directories of the run that is started next.
+    torchrun starts ranks in process sessions of their own: after `kill -9` of the launcher they
+    would continue to train, unnoticed, and write into the directories of the run that is started
+    next.
     """
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
 
 
-def _describe_a_world_of_one() -> None:
+def _set_single_process_variables() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -151,7 +155,10 @@ def _describe_a_world_of_one() -> None:
 
 @contextlib.contextmanager
 def _quiet_imports() -> Iterator[None]:
-    """ColossalAI warns about packages that training does not need (apex, nvtx, torch internals) while it is imported."""
+    """Suppresses the warnings of ColossalAI's import about packages that training does not need.
+
+    They are about apex, nvtx and internals of PyTorch.
+    """
     # galore_torch imports it; none of its kernels is used here.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
@@ -159,12 +166,12 @@ def _quiet_imports() -> Iterator[None]:
         yield
 
 
-def _silence_what_users_cannot_change() -> None:
-    """Notices of ColossalAI's, PyTorch's and transformers' internals, one a rank: deprecations inside the engine, and the like."""
+def _silence_internal_warnings() -> None:
+    """Silences notices about the libraries' internals, which every rank would print."""
     from colossalai.logging import get_dist_logger
 
     get_dist_logger().set_level("ERROR")
     for module in (r"colossalai\..*", r"torch\.distributed\..*"):
         warnings.filterwarnings("ignore", module=module)
-    # Of a model's generation_config.json, which training hands on as it is.
+    # About a model's generation_config.json, which training copies unchanged.
     warnings.filterwarnings("ignore", message="`do_sample` is set to `False`")

@@ -10,7 +10,7 @@ _COUNTERS = ("_growth_step", "_hysteresis_step")
 
 
 def loss_scale(optimizer: torch.optim.Optimizer) -> float:
-    """Factor on the gradients that the plugin's optimizer holds and whose norm it reports; 1 outside fp16."""
+    """Factor on the gradients in the optimizer and on the norm that it reports; 1 outside fp16."""
     return next((float(mixin.loss_scale) for mixin in _fp16_mixins(optimizer)), 1.0)
 
 
@@ -30,7 +30,7 @@ def loss_scale_state(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
 
 
 def restore_loss_scale(optimizer: torch.optim.Optimizer, state: dict[str, Any] | None) -> None:
-    """Restores the result of `loss_scale_state`, if both this run and the checkpoint have a scale."""
+    """Restores the result of `loss_scale_state`, if run and checkpoint both have a scale."""
     scaler = _loss_scaler(optimizer)
     if scaler is None or state is None:
         return

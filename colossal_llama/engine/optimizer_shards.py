@@ -1,6 +1,8 @@
-"""Optimizer shards: which elements of which parameter this process updates, for every plugin, without communication.
+"""Optimizer shards: the elements of each parameter that this process updates, for every plugin.
 
-a parameter             its tensor-parallel shards     a range of each (flat) shard, by ZeRO or Gemini
+They are found without communication.
+
+a parameter             its tensor-parallel shards     a range of each flat shard (ZeRO, Gemini)
 [ 0 1 2 3 ]             [ 0 1 | 2 3 ]                  rank A: 0 1 4 | rank B: 5 8 9
 [ 4 5 6 7 ]      ►      [ 4 5 | 6 7 ]      ►
 [ 8 9 . . ]             [ 8 9 | . . ]
@@ -39,7 +41,10 @@ class TensorShard:
 
 @dataclass(frozen=True)
 class ShardRange:
-    """Elements [begin, end) of a parameter's flattened tensor-parallel shard, or of the flattened parameter."""
+    """Elements [begin, end) of a parameter's flattened tensor-parallel shard.
+
+    Without tensor parallelism they are elements of the flattened parameter.
+    """
 
     shape: tuple[int, ...]
     """Of the whole parameter, without padding."""
@@ -94,7 +99,7 @@ def optimizer_shards(plugin: Plugin, model: torch.nn.Module, optimizer: torch.op
 
 
 def saved_name(network: torch.nn.Module, name: str) -> str | None:
-    """The name under which a parameter is saved; None for an output layer that is tied to the embedding.
+    """The name of a parameter in files; None for an output layer tied to the embedding.
 
     The last stage of a pipeline has such an output layer as a parameter of its own.
     """
@@ -136,7 +141,7 @@ def _shards(
 
 
 def _working_parameters(optimizer: torch.optim.Optimizer) -> Mapping[int, torch.Tensor]:
-    """From the id of the inner optimizer's parameter to the model's, where these are not the same."""
+    """The model's parameters by the id of the inner optimizer's, where they differ."""
     if isinstance(optimizer, LowLevelZeroOptimizer | MixedPrecisionOptimizer):
         return optimizer.get_master_to_working_map()
     return {}
@@ -156,7 +161,10 @@ def _tensor_parallel_shard(plugin: Plugin, local: torch.Tensor, shape: tuple[int
 
 
 def _gemini_shards(optimizer: GeminiOptimizer, names: Mapping[int, str]) -> Iterator[OptimizerShard]:
-    """Shards of Gemini, which concatenates parameters into chunks and divides these, at any element, over the ranks."""
+    """Shards of Gemini, which concatenates parameters to chunks and divides these over the ranks.
+
+    A chunk may be divided at any element.
+    """
     for number, (parameter_id, key) in enumerate(optimizer.id_to_fake_params.items()):
         chunk = optimizer.param_to_chunk16[key]
         begin_in_chunk, end_in_chunk = optimizer.param_to_range[key]

@@ -1,4 +1,4 @@
-"""The optimizer step of any plugin: gradient norm, clipping, loss scale, and refusal of non-finite updates.
+"""Optimizer step of any plugin: gradient norm, clipping, loss scale, refusal of non-finite updates.
 
 Every plugin computes the norm of all gradients, over all ranks, before its inner AdamW changes a
 weight. A step whose norm is NaN or Inf is refused there: on every rank alike, since all have the

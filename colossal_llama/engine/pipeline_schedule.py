@@ -1,4 +1,4 @@
-"""Pipeline schedule: one forward, one backward (1F1B) over a step's micro-batches as the loader makes them.
+"""Pipeline schedule: one forward, one backward (1F1B) over micro-batches of any shapes.
 
 2 stages, 4 micro-batches      stage 0:  F0 F1 B0 F2 B1 F3 B2    B3
                                stage 1:     F0 B0 F1 B1 F2 B2 F3 B3

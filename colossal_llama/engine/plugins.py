@@ -1,4 +1,4 @@
-"""Booster plugins: builds the `Backend` of a `PluginConfig`, all settings of a plugin in one function."""
+"""Booster plugins: builds the `Backend` of a `PluginConfig`, in one function a plugin."""
 
 from dataclasses import dataclass
 

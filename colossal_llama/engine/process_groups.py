@@ -16,7 +16,7 @@ def pipeline_stages(plugin: Plugin) -> int:
 
 
 def is_last_stage(plugin: Plugin) -> bool:
-    """True when this process has the model's last layers and so the loss; always so without a pipeline."""
+    """True when this process has the model's last layers, and so the loss."""
     return pipeline_stages(plugin) == 1 or plugin.stage_manager.is_last_stage()
 
 

@@ -47,9 +47,10 @@ def weights_to_save(
 
 
 def _update_working_weights(model: GeminiDDP) -> None:
-    """Copies the last update to half-precision weights in host memory, which Gemini does only when it next uses them.
+    """Copies the last update to half-precision weights in host memory.
 
-    It saves these weights when it accumulates gradients; else it saves the master weights.
+    Gemini itself does that only when it uses them next. It saves these weights when it accumulates
+    gradients; else it saves the master weights.
     """
     if model.chunk_manager.reuse_fp16_chunk:
         return

@@ -1,4 +1,4 @@
-"""Overlapped offload step: AdamW of ColossalAI's ZeRO with its states in host memory, with a fraction of the traffic.
+"""Overlapped offload step: ZeRO's AdamW with states in host memory, overlapped with the copies.
 
 The plugin copies all gradients to the host in fp32, one by one and each waiting for the last,
 scales them in another pass, updates, and copies fp32 weights back to be rounded on the device. Here
@@ -43,14 +43,17 @@ _BUFFERS = 3  # one is filled, one is used, one is emptied
 
 
 def why_no_overlapped_offload_step(optimizer: torch.optim.Optimizer) -> str | None:
-    """The reason why a prepared optimizer keeps another step; None when `use_overlapped_offload_step` can be called."""
+    """The reason why the overlapped offload step cannot be used; None without one."""
     if not isinstance(optimizer, LowLevelZeroOptimizer) or not optimizer._cpu_offload:
         return "the optimizer's states are not in host memory"
     return why_plugin_must_update(optimizer)
 
 
 def use_overlapped_offload_step(optimizer: LowLevelZeroOptimizer) -> None:
-    """Replaces the step of one prepared optimizer, in place; call it where `why_no_overlapped_offload_step` gives None."""
+    """Replaces the step of one prepared optimizer, in place.
+
+    Call it where `why_no_overlapped_offload_step` returns None.
+    """
     device = next(iter(optimizer._working_param_to_padded_working_param.values())).device
     pipeline = OffloadPipeline(device, optimizer._dtype)
 
@@ -62,7 +65,7 @@ def use_overlapped_offload_step(optimizer: LowLevelZeroOptimizer) -> None:
 
 
 def _step(optimizer: LowLevelZeroOptimizer, pipeline: "OffloadPipeline") -> None:
-    """Does what `LowLevelZeroOptimizer.step` does, for settings that `why_no_overlapped_offload_step` allows."""
+    """Takes the step of `LowLevelZeroOptimizer.step`, overlapped with the copies."""
     if not optimizer.require_grad_sync:
         return
     if optimizer.mixed_precision_mixin is not None and optimizer.mixed_precision_mixin.should_skip_step():
@@ -118,41 +121,41 @@ class OffloadPipeline:
             self.copies_in.wait_stream(torch.cuda.current_stream())  # backward has made the gradients
             self.copies_out.wait_stream(torch.cuda.current_stream())  # and has read the weights
         in_flight: deque[tuple[_Buffer, _Slice]] = deque()
-        for piece, buffer in zip(slices, cycle(self.buffers), strict=False):
+        for elements, buffer in zip(slices, cycle(self.buffers), strict=False):
             if len(in_flight) == len(self.buffers):
                 self._update(*in_flight.popleft(), factor)
-            buffer.fetch(piece)
-            in_flight.append((buffer, piece))
+            buffer.fetch(elements)
+            in_flight.append((buffer, elements))
         while in_flight:
             self._update(*in_flight.popleft(), factor)
         if self.on_gpu:
             torch.cuda.current_stream().wait_stream(self.copies_out)
 
-    def _update(self, buffer: "_Buffer", piece: _Slice, factor: float) -> None:
-        gradient = self.in_fp32[: len(piece.master)]
-        gradient.copy_(buffer.fetched(piece))
+    def _update(self, buffer: "_Buffer", elements: _Slice, factor: float) -> None:
+        gradient = self.in_fp32[: len(elements.master)]
+        gradient.copy_(buffer.fetched(elements))
         if factor != 1.0:
             gradient.mul_(factor)
-        group = piece.group
+        group = elements.group
         fused_adam(
             [gradient],
-            [piece.master],
-            [piece.exp_avg],
-            [piece.exp_avg_sq],
+            [elements.master],
+            [elements.exp_avg],
+            [elements.exp_avg_sq],
             group["lr"],
             *group["betas"],
             group["eps"],
-            piece.step,
+            elements.step,
             adamw_mode=True,
             bias_correction=True,
             weight_decay=group["weight_decay"],
             div_scale=-1,
         )
-        buffer.write_back(piece)
+        buffer.write_back(elements)
 
 
 class _Buffer:
-    """Page-locked memory for a slice's gradient and new weights, and the events after which each is free."""
+    """Page-locked memory for a slice's gradient and new weights, with events that free each."""
 
     def __init__(self, pipeline: OffloadPipeline, dtype: torch.dtype):
         self.pipeline = pipeline
@@ -161,27 +164,27 @@ class _Buffer:
         )
         self.gradient_copied, self.weights_copied = (torch.cuda.Event() if pipeline.on_gpu else None for _ in range(2))
 
-    def fetch(self, piece: _Slice) -> None:
+    def fetch(self, elements: _Slice) -> None:
         """Starts copying the gradient to the host."""
         with _on(self.pipeline.copies_in):
-            self.gradient[: len(piece.gradient)].copy_(piece.gradient, non_blocking=True)
+            self.gradient[: len(elements.gradient)].copy_(elements.gradient, non_blocking=True)
             if self.gradient_copied is not None:
                 self.gradient_copied.record()
 
-    def fetched(self, piece: _Slice) -> torch.Tensor:
+    def fetched(self, elements: _Slice) -> torch.Tensor:
         """The gradient; waits until it is copied."""
         if self.gradient_copied is not None:
             self.gradient_copied.synchronize()
-        return self.gradient[: len(piece.gradient)]
+        return self.gradient[: len(elements.gradient)]
 
-    def write_back(self, piece: _Slice) -> None:
+    def write_back(self, elements: _Slice) -> None:
         """Rounds the new weights and starts copying them to the device."""
         if self.weights_copied is not None:
             self.weights_copied.synchronize()
-        weights = self.weights[: len(piece.master)]
-        weights.copy_(piece.master)
+        weights = self.weights[: len(elements.master)]
+        weights.copy_(elements.master)
         with _on(self.pipeline.copies_out):
-            piece.working.copy_(weights, non_blocking=True)
+            elements.working.copy_(weights, non_blocking=True)
             if self.weights_copied is not None:
                 self.weights_copied.record()
 

@@ -22,7 +22,7 @@ from colossal_llama.model.kernels.adamw import adamw, step_scalars
 
 
 def why_no_fused_step(optimizer: torch.optim.Optimizer, device: torch.device) -> str | None:
-    """The reason why a prepared optimizer keeps the plugin's own step; None when `use_fused_step` can be called."""
+    """The reason why the fused ZeRO step cannot be used; None without one."""
     if not isinstance(optimizer, LowLevelZeroOptimizer):
         return "the plugin's optimizer is not ColossalAI's ZeRO"
     if device.type != "cuda":
@@ -34,7 +34,7 @@ def why_no_fused_step(optimizer: torch.optim.Optimizer, device: torch.device) ->
 
 
 def why_plugin_must_update(optimizer: LowLevelZeroOptimizer) -> str | None:
-    """The reason why neither the fused nor the overlapped offload step can replace the plugin's; None without one."""
+    """The reason why no step of ours can replace the plugin's; None without one."""
     if not optimizer._master_weights:
         return "there are no fp32 master weights (the weights themselves are fp32)"
     if optimizer._dtype not in (torch.bfloat16, torch.float16):
@@ -50,7 +50,10 @@ def why_plugin_must_update(optimizer: LowLevelZeroOptimizer) -> str | None:
 
 
 def use_fused_step(optimizer: LowLevelZeroOptimizer) -> None:
-    """Replaces the step of one prepared optimizer, in place; call it where `why_no_fused_step` gives None."""
+    """Replaces the step of one prepared optimizer, in place.
+
+    Call it where `why_no_fused_step` returns None.
+    """
     optimizer.step = MethodType(_step, optimizer)
     optimizer.uncount_last_step = MethodType(_uncount_last_step, optimizer)
     skip_communication_buckets(optimizer)
@@ -83,7 +86,7 @@ class ParameterUpdate:
 
 
 def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
-    """Does what `LowLevelZeroOptimizer.step` does, for the settings that `why_no_fused_step` allows."""
+    """Takes the step of `LowLevelZeroOptimizer.step`, one fused kernel a parameter."""
     if not self.require_grad_sync:
         return
     if self.mixed_precision_mixin is not None and self.mixed_precision_mixin.should_skip_step():
@@ -145,7 +148,7 @@ def gradient_factor(optimizer: LowLevelZeroOptimizer, norm: torch.Tensor) -> tor
 
 
 def state_for_next_step(state: dict, master: torch.Tensor) -> dict:
-    """The optimizer state with its step count incremented, and moments of zero before the first step."""
+    """Increments an optimizer state's step count; before the first step its moments are zeros."""
     if "exp_avg" not in state:
         state.update(step=0, exp_avg=torch.zeros_like(master), exp_avg_sq=torch.zeros_like(master))
     state["step"] += 1
@@ -173,7 +176,7 @@ def gather_working_weights(updates: list[ParameterUpdate]) -> None:
 
 
 def _keep_gradient(self: LowLevelZeroOptimizer, param: torch.nn.Parameter, group_id: int) -> None:
-    """Replaces `_add_to_bucket` where there is no other rank: the gradient is already the reduced one."""
+    """Replaces `_add_to_bucket` where there is no other rank: the gradient is reduced already."""
     gradient = param.grad.detach().view(-1)
     param.grad = None
     self._add_grad(gradient, 1, group_id, id(param))

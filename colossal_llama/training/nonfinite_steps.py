@@ -1,4 +1,4 @@
-"""Non-finite steps: steps whose loss or gradient norm is NaN or Inf are recorded, and too many in a row end the run.
+"""Non-finite steps, whose loss or gradient norm is NaN or Inf: recorded, and limited in a row.
 
 The update of such a step is refused, on every rank alike (`engine.optimizer_step`). A step that the
 loss scaler of fp16 skips because a scaled gradient overflowed is not a non-finite step.

@@ -1,4 +1,4 @@
-"""One optimizer step: the micro-batches' gradients, averaged over the step's target tokens, then the update."""
+"""Training step: gradients averaged over the step's target tokens, then the update; evaluation."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,28 +15,28 @@ from colossal_llama.model.attention.document_mask import encode_document_mask
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.training.category_losses import CategorySums
 
-WORTH_SKIPPING = 0.9
+SKIP_BELOW_TARGET_SHARE = 0.9
 """Share of targets below which the output layer computes their positions only."""
-ASKED_EVERY = 16
-"""Micro-batches of an evaluation between two looks at whether the run is to end."""
+STOP_POLL_INTERVAL = 16
+"""Micro-batches of an evaluation after which it is polled again whether the run is to end."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, over all ranks."""
+    """Results of a step over all ranks."""
 
     loss: float
     """Mean cross-entropy in nats: over the step's target tokens, or of the micro-batches' means."""
     gradient_norm: float | None
-    """Before clipping, without the loss scale; None where the plugin does not compute it, or
-    skipped an fp16 step that overflowed."""
+    """Before clipping, without the loss scale; None where the plugin does not compute it, or where
+    the loss scaler skipped an overflowed fp16 step."""
     tokens: int
     target_tokens: int
     rows: int
     samples: int
     """Prepared rows; more than `rows` where samples were packed together."""
     stop_requested: bool
-    """Whether some rank asked for the end of the run."""
+    """True when some rank requested the end of the run."""
     category_losses: tuple[float, ...]
     """Summed over the targets of each category."""
     category_targets: tuple[int, ...]
@@ -44,7 +44,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class EvaluationSums:
-    """Losses over a data set, and how many targets they are the sums of, over all ranks."""
+    """Sums of losses over a data set, and the numbers of their targets, over all ranks."""
 
     loss: float
     targets: float
@@ -56,10 +56,10 @@ class EvaluationSums:
 class TrainStep:
     """Computes optimizer steps of a prepared model.
 
-    Every micro-batch's mean loss is weighted with its target tokens over those of the whole step,
-    all ranks and micro-batches together, so a batch with few targets does not count as much as a
-    full one, and N accumulated micro-batches give the gradient of one batch of N.
-    `average="micro_batch"` restores the mean of means.
+    Every micro-batch's mean loss is weighted with its target tokens over those of the whole step
+    (all ranks and micro-batches). So a batch with few targets counts less than a full one, and N
+    accumulated micro-batches give the gradient of one batch of N. `average="micro_batch"` restores
+    the mean of means.
     """
 
     backend: Backend
@@ -70,31 +70,31 @@ class TrainStep:
     noise: NeftuneNoise | None = None
     seed: int = 0
     skips_ignored_positions: bool = False
-    """Whether the model's loss takes the positions of the targets, and leaves out the others."""
+    """True when the model's loss accepts the positions of the targets, and skips the others."""
     categories: int = 0
-    """Of the data; 0 where they name none."""
+    """Number of the data's categories; 0 without categories."""
 
     def step(self, micro_batches: Sequence[MicroBatch], step: int, stop_requested: bool = False) -> StepResult:
-        """Forward, backward and update.
+        """Runs forward, backward and update.
 
         Args:
             micro_batches: this rank's, on the host; every rank must have the same number.
             step: number of the step, which seeds the NEFTune noise.
-            stop_requested: whether this rank wants the run to end; shared with all ranks beside the
-                loss.
+            stop_requested: True when this rank requests the end of the run; summed over the ranks
+                with the losses.
         """
         counts = self._summed_counts(micro_batches, stop_requested)
         weights = [self._weight(batch, *counts[:2]) for batch in micro_batches]
         categories = CategorySums(self.categories, self.device)
         inputs = self._inputs(micro_batches, categories, step)
         if self.backend.pipeline_stages > 1:
-            loss_sum = self._through_pipeline(micro_batches, inputs, weights, categories)
+            loss_sum = self._run_pipeline(micro_batches, inputs, weights, categories)
         else:
-            loss_sum = self._one_by_one(inputs, weights, categories)
+            loss_sum = self._run_micro_batches(inputs, weights, categories)
         gradient_norm = self.backend.optimizer_step(self.model, self.optimizer)
         losses = torch.cat([loss_sum.view(1), categories.sums])
         dist.all_reduce(losses)
-        losses /= self._copies // self.backend.pipeline_stages  # the last stage alone has them
+        losses /= self._replicas // self.backend.pipeline_stages  # only the last stage has them
         numbers = torch.cat([counts, losses.to(counts.dtype)]).tolist()
         targets, _, tokens, rows, samples, stops, *by_category = numbers
         return StepResult(
@@ -110,13 +110,16 @@ class TrainStep:
         )
 
     @property
-    def _copies(self) -> int:
-        """Processes that share each batch: of one sum over all processes their shares are as many times too large."""
+    def _replicas(self) -> int:
+        """Number of processes that share each batch: sums over all processes count it as often."""
         return dist.get_world_size() // self.backend.data_parallel_size
 
     def _summed_counts(self, micro_batches: Sequence[MicroBatch], stop_requested: bool) -> torch.Tensor:
-        """Over all ranks, in float64: targets, micro-batches that have some, tokens, rows, samples, wishes to stop, and the targets of each
-        category.
+        """Counts of a step, summed over all ranks.
+
+        Returns:
+            float64: targets, micro-batches with targets, tokens, rows, samples, stop requests, and
+            the targets of each category.
         """
         counts = torch.tensor(
             [
@@ -131,16 +134,20 @@ class TrainStep:
             dtype=torch.float64,  # exact where float32 would not be: 16.8 million tokens, counted once a process
         ).to(self.device, non_blocking=True)
         dist.all_reduce(counts)
-        return counts / self._copies
+        return counts / self._replicas
 
     def _weight(
         self, batch: MicroBatch, step_targets: torch.Tensor, with_targets: torch.Tensor
     ) -> torch.Tensor | float:
-        """Factor on a micro-batch's mean loss. The plugins average gradients over data-parallel ranks, hence their number.
+        """Factor on a micro-batch's mean loss.
+
+        The plugins average gradients over data-parallel ranks, hence the factor of their number.
 
         Args:
-            step_targets, with_targets: the step's targets, and its micro-batches that have some: a
-                short last step has stand-ins.
+            batch: the micro-batch.
+            step_targets: targets of the step.
+            with_targets: micro-batches of the step that have targets: those that fill up a short
+                last step have none.
         """
         if batch.target_tokens == 0:
             return 0.0
@@ -149,50 +156,50 @@ class TrainStep:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch], stop_requested: Callable[[], bool]) -> EvaluationSums | None:
-        """Losses without training: dropout and noise off, weights and generators as they were.
+        """Computes losses without dropout and noise; weights and random generators do not change.
 
         Args:
             batches: this rank's; every rank must have the same number.
-            stop_requested: whether this rank wants the run to end; asked now and then, and shared
-                with all ranks.
+            stop_requested: True when this rank requests the end of the run; polled every
+                `STOP_POLL_INTERVAL` micro-batches, on all ranks.
 
         Returns:
-            The sums; None when a rank wanted the run to end before they were complete.
+            The sums; None when a rank requested the end of the run before they were complete.
         """
         self.model.eval()
         found = torch.zeros(2 + 2 * self.categories, dtype=torch.float64, device=self.device)
-        together = 4 * self.backend.pipeline_stages if self.backend.pipeline_stages > 1 else 1
+        group_size = 4 * self.backend.pipeline_stages if self.backend.pipeline_stages > 1 else 1
         batches = iter(batches)
         for number in itertools.count():
-            group = list(itertools.islice(batches, together))
+            group = list(itertools.islice(batches, group_size))
             if not group:
                 break
-            if number % ASKED_EVERY == 0 and self._any_rank(stop_requested()):
+            if number % STOP_POLL_INTERVAL == 0 and self._on_any_rank(stop_requested()):
                 self.model.train()
                 return None
             categories = CategorySums(self.categories, self.device)
             inputs = self._inputs(group, categories, step=0)
             targets = [float(batch.target_tokens) for batch in group]
             if self.backend.pipeline_stages > 1:
-                loss = self._through_pipeline(group, inputs, targets, categories)
+                loss = self._run_pipeline(group, inputs, targets, categories)
             else:
                 loss = sum(self._loss(arguments, categories) * t for arguments, t in zip(inputs, targets, strict=True))
             found[0] += loss.double()
             found[2 : 2 + self.categories] += categories.sums.double()
-            if self.backend.is_last_stage:  # which alone has the losses
+            if self.backend.is_last_stage:  # only it has the losses
                 found[1] += sum(targets)
                 found[2 + self.categories :] += found.new_tensor([batch.category_targets for batch in group]).sum(dim=0)
         dist.all_reduce(found)
         self.model.train()
-        loss, targets, *by_category = (found / (self._copies // self.backend.pipeline_stages)).tolist()
+        loss, targets, *by_category = (found / (self._replicas // self.backend.pipeline_stages)).tolist()
         return EvaluationSums(
             loss, targets, tuple(by_category[: self.categories]), tuple(by_category[self.categories :])
         )
 
-    def _any_rank(self, wish: bool) -> bool:
-        wishes = torch.tensor(int(wish), device=self.device)
-        dist.all_reduce(wishes)
-        return bool(wishes.item())
+    def _on_any_rank(self, flag: bool) -> bool:
+        flags = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(flags)
+        return bool(flags.item())
 
     def _loss(self, arguments: dict[str, torch.Tensor], categories: CategorySums) -> torch.Tensor:
         """Mean loss over a micro-batch's targets."""
@@ -201,13 +208,13 @@ class TrainStep:
         categories.add(outputs)
         return outputs.loss
 
-    def _one_by_one(
+    def _run_micro_batches(
         self,
         inputs: Iterator[dict[str, torch.Tensor]],
         weights: Sequence[torch.Tensor | float],
         categories: CategorySums,
     ) -> torch.Tensor:
-        """Forward and backward of each micro-batch; returns the sum of their weighted losses."""
+        """Runs forward and backward of each micro-batch; returns the sum of weighted losses."""
         loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
         for index, (arguments, weight) in enumerate(zip(inputs, weights, strict=True)):
             is_last = index == len(weights) - 1
@@ -217,16 +224,17 @@ class TrainStep:
             loss_sum += loss.detach().float()
         return loss_sum
 
-    def _through_pipeline(
+    def _run_pipeline(
         self,
         micro_batches: Sequence[MicroBatch],
         inputs: Iterator[dict[str, torch.Tensor]],
         weights: Sequence[torch.Tensor | float],
         categories: CategorySums,
     ) -> torch.Tensor:
-        """The same through the stages of a pipeline; the sum of the weighted losses on the last stage, zero on the others.
+        """Runs forward, and with gradients backward, of the micro-batches through the pipeline.
 
-        Without gradients only forward.
+        Returns:
+            The sum of the weighted losses on the last stage, zero on the others.
         """
         remaining = iter(weights)
 
@@ -241,7 +249,7 @@ class TrainStep:
     def _inputs(
         self, micro_batches: Sequence[MicroBatch], categories: CategorySums, step: int
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """The model's arguments for each micro-batch, on the device, each made when it is asked for."""
+        """The model's arguments for each micro-batch, moved to the device when they are needed."""
         for batch in micro_batches:
             moved = batch.to(self.device)
             categories.expect(moved.target_categories if batch.target_tokens else None)
@@ -251,19 +259,19 @@ class TrainStep:
             yield self._arguments(batch, moved)
 
     def _noise_seeds(self, batch: MicroBatch, step: int) -> list[int]:
-        """A seed for each row, by what it is made of: the same row has the same noise on any number of ranks."""
+        """Seeds of the rows by their samples: the same noise on any number of ranks."""
         return [hash((self.seed, step, samples[0])) % 2**63 for samples in batch.samples_of_rows()]
 
     def _arguments(self, batch: MicroBatch, moved: MicroBatch) -> dict[str, torch.Tensor]:
-        """The model's arguments; the loss over them is a finite number also when there are no targets."""
+        """The model's arguments; the loss is finite also without targets."""
         document_mask = encode_document_mask(batch.document_lengths, batch.input_ids.shape[1])
         labels = moved.labels
         if batch.target_tokens == 0:
-            # The mean over no targets is 0/0, and NaN survives the weight 0: let one token count,
-            # with that weight.
+            # The mean over no targets is 0/0, and NaN times the weight 0 is NaN: one token becomes
+            # a target, with that weight.
             labels = labels.clone()
             labels[0, 1] = moved.input_ids[0, 1]
-        # Copied as the few numbers that it is; expanded again on the device.
+        # Copied as the few values that differ; expanded again on the device.
         on_device = document_mask[:, :1, :1].to(self.device, non_blocking=True).expand(document_mask.shape)
         return {
             "input_ids": moved.input_ids,
@@ -274,9 +282,9 @@ class TrainStep:
         }
 
     def _positions(self, batch: MicroBatch, moved: MicroBatch) -> dict[str, torch.Tensor]:
-        """The positions to compute, where leaving out the rest is worth the copies of their rows."""
+        """Positions of the targets, where skipping the others saves more than the copies cost."""
         computed = batch.target_tokens / batch.labels.numel()
-        if not self.skips_ignored_positions or not 0 < computed < WORTH_SKIPPING:
+        if not self.skips_ignored_positions or not 0 < computed < SKIP_BELOW_TARGET_SHARE:
             return {}
         return {"target_positions": moved.target_positions}
 

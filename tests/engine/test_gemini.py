@@ -1,4 +1,4 @@
-"""Gemini's own classes with the host's memory in the part of the device's: what is saved, what goes on, what a bad step leaves."""
+"""Gemini with host memory as device memory: saved weights, resuming, non-finite steps."""
 
 import json
 import subprocess
@@ -33,12 +33,12 @@ def test_saved_weights_are_the_rounded_master_weights(found, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_restored_run_goes_on_bit_for_bit(found, case):
-    assert found[case]["goes_on_alike"]
+def test_a_restored_run_continues_bit_for_bit(found, case):
+    assert found[case]["continues_equally"]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_bad_step_changes_nothing_and_the_next_one_is_good(found, case):
+def test_a_nonfinite_step_changes_nothing_and_the_next_one_is_finite(found, case):
     assert found[case]["overflowed"] is case.startswith("fp16")
     assert found[case]["refuses"]
     assert found[case]["recovers"]
@@ -49,9 +49,9 @@ def test_gradients_are_the_same_however_they_are_kept(found, case):
     assert found[case]["norms"] == pytest.approx(found["chunks_accumulated"]["norms"], rel=1e-2)
 
 
-def test_finished_runs_are_kept_until_they_are_forgotten(found):
-    assert found["kept"] > 0, "Gemini lets them go by itself: forget_finished_runs is no longer needed"
-    assert found["kept_after_forgetting"] == 0
+def test_finished_runs_stay_in_memory_until_the_caches_are_cleared(found):
+    assert found["kept"] > 0, "Gemini frees them by itself: clear_gemini_caches is no longer needed"
+    assert found["kept_after_clearing"] == 0
 
 
 def test_a_peak_is_read_without_what_former_runs_left():

@@ -1,4 +1,4 @@
-"""An update that is refused leaves weights, moments and step counts alone: any plugin's inner optimizer."""
+"""A refused update leaves weights, moments and step counts unchanged."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The engine's patches: each is still needed, and does what it is for."""
+"""Patches of ColossalAI: each is still needed, and has its effect."""
 
 import inspect
 import json
@@ -27,7 +27,7 @@ def test_zero_still_refuses_a_cpu_by_name(unpatched):
     torch.distributed.is_nccl_available(), reason="this PyTorch has NCCL and needs no answer about HCCL"
 )
 def test_a_cpu_build_has_no_hccl_function(unpatched):
-    """Fails when PyTorch defines it: then `_say_that_there_is_no_hccl` can go."""
+    """Fails when PyTorch defines it: then `_define_is_hccl_available` can go."""
     assert unpatched["hccl function"] is False
 
 
@@ -45,7 +45,11 @@ from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModul
 module_init = HybridParallelModule.__init__
 from colossalai.amp.naive_amp.mixed_precision_mixin import FP16MixedPrecisionMixin
 unscaling = {name: getattr(FP16MixedPrecisionMixin, name) for name in ("should_skip_step", "get_grad_div_scale")}
-exchange = (HybridParallelZeroOptimizer.sync_dp_grads, LowLevelZeroOptimizer._sync_grad, LowLevelZeroOptimizer._run_reduction)
+exchange = (
+    HybridParallelZeroOptimizer.sync_dp_grads,
+    LowLevelZeroOptimizer._sync_grad,
+    LowLevelZeroOptimizer._run_reduction,
+)
 found["a pipeline's exchange"] = "".join(map(inspect.getsource, exchange))
 found["a chunk's reduction"] = inspect.getsource(Chunk.reduce) + inspect.getsource(Chunk._Chunk__scatter)
 original = _operation._ring_as_gather
@@ -54,7 +58,7 @@ found["adam's step"] = inspect.getsource(HybridAdam.step)
 found["a chunk's norm"] = inspect.getsource(Chunk.set_l2_norm)
 found["gemini"] = inspect.getsource(gemini_optimizer)
 launch(0)
-from colossal_llama.engine.hybrid_adam import Adam, build_optimizer
+from colossal_llama.engine.hybrid_adam import FusedHybridAdam, build_optimizer
 from colossalai.booster import Booster
 from colossalai.booster.plugin import HybridParallelPlugin
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,7 +89,7 @@ found["divisor"] = divisor()
 found["our norms"] = [norm_of_two_micro_batches(elements) for elements in (2**20, 2**9)]
 HybridParallelModule.__init__ = module_init
 found["norms"] = [norm_of_two_micro_batches(elements) for elements in (2**20, 2**9)]
-found["gemini takes our adam"] = Adam in gemini_optimizer._AVAIL_OPTIM_LIST
+found["gemini takes our adam"] = FusedHybridAdam in gemini_optimizer._AVAIL_OPTIM_LIST
 from colossalai.shardformer import ShardConfig
 from colossalai.shardformer.layer import dist_cross_entropy
 
@@ -93,7 +97,8 @@ labels, logits = torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, 8, 5, dtype
 loss = dist_cross_entropy(labels, logits, ShardConfig(enable_tensor_parallelism=False), 5, torch.bfloat16)
 
 other = torch.full((1, 2, 3), 7.0)  # what rank 1 would send to rank 0
-dist.get_world_size, dist.get_rank, dist.get_process_group_ranks = (lambda group=None: 2), (lambda group=None: 0), (lambda group: [0, 1])
+dist.get_world_size, dist.get_rank = (lambda group=None: 2), (lambda group=None: 0)
+dist.get_process_group_ranks = lambda group: [0, 1]
 dist.P2POp = lambda operation, tensor, peer, group=None: (operation, tensor)
 class Done:
     def wait(self): pass
@@ -113,7 +118,7 @@ print(json.dumps(found), flush=True)
 
 @pytest.fixture(scope="module")
 def unpatched() -> dict:
-    """What the engine does by itself, found in one process of its own."""
+    """Behaviour of ColossalAI without patches, observed in a process of its own."""
     return json.loads(run(UNPATCHED).splitlines()[-1])
 
 
@@ -124,21 +129,32 @@ def test_the_ring_still_forgets_what_it_received(unpatched):
 
 
 def test_zero_2_without_partners_still_counts_gradients_twice(unpatched):
-    """Fails when ColossalAI leaves out DistributedDataParallel where ZeRO is: then `_leave_out_useless_ddp` is about memory alone."""
+    """Fails when ColossalAI leaves DistributedDataParallel out where ZeRO is.
+
+    Then `_skip_ddp_without_partners` only saves memory.
+    """
     in_one_bucket, in_many = unpatched["norms"]
     assert in_many > 1.2 * in_one_bucket
     assert unpatched["our norms"] == pytest.approx([in_one_bucket] * 2, rel=1e-3)
 
 
 def test_gradients_are_still_divided_by_a_scale_that_they_were_not_made_with(unpatched):
-    """Fails when ColossalAI divides by the loss's own scale: then `_unscale_by_the_scale_of_the_loss` can go."""
+    """Fails when ColossalAI divides by the loss's own scale.
+
+    Then `_unscale_by_the_scale_of_the_loss` can go.
+    """
     assert unpatched["divisor"] == 2
     assert unpatched["our divisor"] == 1
 
 
 @pytest.mark.parametrize(("stages", "ranks", "overlaps"), [(1, 2, True), (1, 1, False), (2, 2, False)])
-def test_gradients_of_a_pipeline_are_not_exchanged_on_a_second_stream(monkeypatch, unpatched, stages, ranks, overlaps):
-    """The last assertion fails when ColossalAI waits for that stream there: then `_overlaps_communication` need not look at the stages."""
+def test_gradients_of_a_pipeline_are_not_communicated_on_a_second_stream(
+    monkeypatch, unpatched, stages, ranks, overlaps
+):
+    """The last assertion fails when ColossalAI waits for that stream there.
+
+    Then `_overlaps_communication` need not depend on the stages.
+    """
     launch.prepare_engine()
     from colossal_llama.engine import plugins
 
@@ -148,23 +164,23 @@ def test_gradients_of_a_pipeline_are_not_exchanged_on_a_second_stream(monkeypatc
     assert ".synchronize(" not in unpatched["a pipeline's exchange"]
 
 
-def test_the_loss_of_a_divided_model_is_still_computed_in_half_precision(unpatched):
-    """Fails when ColossalAI takes it in fp32: then `engine.patches.llama_parallel.causal_lm_forward` can go."""
+def test_the_loss_of_a_parallelised_model_is_still_computed_in_half_precision(unpatched):
+    """Fails when ColossalAI computes it in fp32: then `causal_lm_forward` can go."""
     assert unpatched["loss"] == "torch.bfloat16"
 
 
 def test_sequence_parallel_attention_still_knows_no_attention_function():
-    """Fails when ColossalAI calls the model's own attention function there: then `engine.patches.llama_parallel.attention_forward` can go."""
+    """Fails when ColossalAI calls that function: then `attention_forward` can go."""
     from colossalai.shardformer.modeling import llama
 
     assert "ALL_ATTENTION_FUNCTIONS" not in inspect.getsource(llama.get_llama_flash_attention_forward)
 
 
 def test_partial_gradients_are_still_summed_after_they_were_accumulated():
-    """Fails when ColossalAI's ZeRO sums them elsewhere than after a backward pass: then `complete_partial_gradients` may go.
+    """Fails when ColossalAI's ZeRO sums them elsewhere than after a backward pass.
 
-    tests/integration/test_parallel_dimensions.py, `split_gather_zero2`, shows whether it really
-    can.
+    Then `complete_partial_gradients` may go: `split_gather_zero2` in
+    tests/integration/test_parallel_dimensions.py shows whether it can.
     """
     from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelZeroOptimizer
 
@@ -189,7 +205,7 @@ def test_adam_kernel_equals_torch_adamw(div_scale):
 
 
 def test_cuda_kernel_signature_takes_half_precision_gradients():
-    """Gemini hands bf16 gradients for fp32 parameters; the same code path runs on CPU tensors."""
+    """Gemini passes bf16 gradients for fp32 parameters; the same code path runs on CPU tensors."""
     torch.manual_seed(0)
     gradient = torch.randn(50).bfloat16()
     lists = {
@@ -202,16 +218,16 @@ def test_cuda_kernel_signature_takes_half_precision_gradients():
 
 
 def host_parameter_after(kind: str, div_scale: float, steps: int = 800) -> torch.Tensor:
-    """An fp32 parameter in host memory after steps with bf16 gradients, as Gemini's offloading hands them to the optimizer."""
+    """An fp32 host parameter after steps with bf16 gradients, as in Gemini's offloading."""
     from colossalai.nn.optimizer import HybridAdam
 
-    from colossal_llama.engine.hybrid_adam import Adam
+    from colossal_llama.engine.hybrid_adam import FusedHybridAdam
 
     launch.prepare_engine()
     torch.manual_seed(0)
     parameter = torch.nn.Parameter(torch.randn(64))
     settings = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    made = {"torch": torch.optim.AdamW, "engine": HybridAdam, "ours": Adam}[kind]([parameter], **settings)
+    made = {"torch": torch.optim.AdamW, "engine": HybridAdam, "ours": FusedHybridAdam}[kind]([parameter], **settings)
     for step in range(steps):
         gradient = (torch.randn(64) * (1 + step % 7)).bfloat16()
         if kind == "torch":
@@ -229,8 +245,11 @@ def test_adam_in_host_memory_takes_half_precision_gradients_and_clips():
     torch.testing.assert_close(host_parameter_after("ours", 4.0), host_parameter_after("torch", 4.0))
 
 
-def test_the_engines_adam_still_forgets_to_clip_them(unpatched):
-    """Fails when HybridAdam heeds `div_scale` for half-precision gradients on the CPU: then `optimizer.Adam` is about speed alone."""
+def test_hybrid_adam_still_ignores_clipping_for_them(unpatched):
+    """Fails when HybridAdam applies `div_scale` to half-precision gradients on the CPU.
+
+    Then `hybrid_adam.FusedHybridAdam` is about speed alone.
+    """
     source = unpatched["adam's step"]
     begin = source.index("self.torch_adam_update(")
     assert "div_scale" not in source[begin : source.index(")", begin)]
@@ -243,7 +262,7 @@ def test_gemini_takes_our_adam_and_no_unlisted_one(unpatched):
 
 
 def test_gemini_adds_up_norms_that_stay_tensors():
-    """The engine's own sum over chunks, with what the patch leaves in them."""
+    """ColossalAI's sum over chunks, with the norms of the patch."""
     from colossalai.zero.gemini.chunk.chunk import Chunk
     from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
 
@@ -269,25 +288,28 @@ def test_gemini_adds_up_norms_that_stay_tensors():
 
 
 @pytest.mark.parametrize("function", ["reduce", "_Chunk__scatter"])
-def test_gemini_tells_who_reads_a_chunk_before_its_memory_is_given_back(monkeypatch, unpatched, function):
-    """tests/gpu/test_gemini_streams.py shows on a GPU what it is for. Fails when ColossalAI tells it: then the patch can go."""
+def test_gemini_records_the_stream_that_reads_a_chunk_before_its_memory_is_freed(monkeypatch, unpatched, function):
+    """Fails when ColossalAI records it: then the patch can go.
+
+    tests/gpu/test_gemini_streams.py shows its effect on a GPU.
+    """
     from colossalai.zero.gemini.chunk.chunk import Chunk
 
     from colossal_llama.engine.patches.gemini import keep_memory_until_it_is_read
 
     happened = []
     for name in ("reduce", "_Chunk__scatter"):
-        monkeypatch.setattr(Chunk, name, lambda chunk, **settings: happened.append(("the engine's", settings)))
+        monkeypatch.setattr(Chunk, name, lambda chunk, **settings: happened.append(("ColossalAI's", settings)))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "second stream")
     keep_memory_until_it_is_read()
     whole = SimpleNamespace(is_cuda=True, record_stream=lambda stream: happened.append(stream))
     getattr(Chunk, function)(SimpleNamespace(is_gathered=True, cuda_global_chunk=whole))
-    assert happened == ["second stream", ("the engine's", {"async_op": False} if function == "reduce" else {})]
+    assert happened == ["second stream", ("ColossalAI's", {"async_op": False} if function == "reduce" else {})]
     assert "record_stream" not in unpatched["a chunk's reduction"]
 
 
 def test_gemini_still_reads_every_norm_back(unpatched):
-    """Fails when ColossalAI keeps a chunk's norm on the device: then gemini_patches.keep_norms_on_the_device can go."""
+    """Fails when ColossalAI keeps a chunk's norm on the device: then the patch can go."""
     assert ".item()" in unpatched["a chunk's norm"]
 
 

@@ -1,4 +1,4 @@
-"""The fused and overlapped ZeRO steps on two ranks: the engine's own, with the same gradients, gives the same weights on both.
+"""Fused and overlapped ZeRO steps on two ranks equal ColossalAI's step with the same gradients.
 
 On GPUs one kernel computes it; here plain operations do, and everything around them is the same:
 partitioned gradients, the norm over all ranks, the weights gathered in place. Both ranks run this
@@ -15,7 +15,7 @@ STEPS = 3
 WAYS = ((1, False), (2, False), (1, True), (2, True))  # stage of ZeRO; whether its states are in host memory
 
 
-def test_equals_the_engines_update_on_two_ranks(project_root):
+def test_equals_the_plugins_step_on_two_ranks(project_root):
     done = run_ranks(str(Path(__file__)), [], 2, project_root)
     assert done.returncode == 0, done.stdout[-6000:]
     for way in WAYS:
@@ -23,7 +23,10 @@ def test_equals_the_engines_update_on_two_ranks(project_root):
 
 
 def trained(stage: int, offload: bool, ours: bool) -> tuple[list, list[float]]:
-    """Working weights and gradient norms after some steps with other rows on each rank; sizes that two ranks do not divide."""
+    """Working weights and gradient norms after some steps, with other rows on each rank.
+
+    Two ranks do not divide the sizes.
+    """
     import torch
     import torch.distributed as dist
     from colossalai.booster import Booster
@@ -57,7 +60,7 @@ def trained(stage: int, offload: bool, ours: bool) -> tuple[list, list[float]]:
 
 
 def main() -> None:
-    """Compares both updates for each way of ZeRO."""
+    """Compares both steps for each kind of ZeRO."""
     from colossal_llama.engine import launch, zero_offload_update
 
     launch.launch(seed=0)
@@ -70,7 +73,7 @@ def main() -> None:
 
 
 def check_reasons() -> None:
-    """A model that is divided over ranks keeps the engine's update, and that is said, also where its states are in host memory."""
+    """A parallelised model keeps the plugin's step, also with states in host memory."""
     import torch
     import torch.distributed as dist
     from colossalai.zero.low_level import LowLevelZeroOptimizer
@@ -92,7 +95,7 @@ def check_reasons() -> None:
 
 
 def compare(stage: int, offload: bool) -> None:
-    """Compares both updates on this rank, and this rank's weights with the other's."""
+    """Compares both steps on this rank, and this rank's weights with the other's."""
     import torch
     import torch.distributed as dist
 

@@ -1,10 +1,11 @@
-"""Runs Gemini on CPU processes and prints as JSON what came of it: `gemini_on_host.py RANKS` (tests/engine/test_gemini.py).
+"""Runs Gemini on CPU processes and prints the results as JSON (tests/engine/test_gemini.py).
+
+    python tests/support/gemini_on_host.py RANKS
 
 Gemini is made for devices that are not the host, and refuses the CPU as one. Its own classes run
-here, with the host's memory in the part of the device's: the accelerator is called cuda, its device
-is a string that PyTorch takes for the CPU, and streams and page-locked memory are left out. So this
-shows what Gemini keeps where and when it brings it up to date, and nothing of kernels, streams and
-speed.
+here, with host memory as device memory: the accelerator is named cuda, its device is a string that
+PyTorch takes for the CPU, and streams and page-locked memory are left out. So this shows where
+Gemini keeps its tensors and when it updates them, and nothing about kernels, streams and speed.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.engine.launch import prepare_engine
-from colossal_llama.engine.patches.gemini import apply_gemini_patches, forget_finished_runs
+from colossal_llama.engine.patches.gemini import apply_gemini_patches, clear_gemini_caches
 
 prepare_engine()
 apply_gemini_patches()
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def _run(rank: int, ranks: int, directory: str) -> None:
-    os.environ["RANK"] = str(rank)  # by which utils.console knows who speaks
+    os.environ["RANK"] = str(rank)  # by which utils.console knows which rank prints
     torch.set_num_threads(1)
     colossalai.accelerator.set_accelerator(_Accelerator())
     empty = torch.empty
@@ -105,21 +106,21 @@ def _run(rank: int, ranks: int, directory: str) -> None:
     dist.reduce_scatter_tensor = _reduce_scatter
     found = {name: _results_of(Path(directory) / name, dict(settings)) for name, settings in CASES.items()}
     found["kept"] = _chunk_managers()
-    forget_finished_runs()
-    found["kept_after_forgetting"] = _chunk_managers()
+    clear_gemini_caches()
+    found["kept_after_clearing"] = _chunk_managers()
     if rank == 0:
         (Path(directory) / "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
 def _chunk_managers() -> int:
-    """How many of the runs' chunk managers are still there: all weights hang on them."""
+    """Number of the runs' chunk managers in memory, which reference all weights."""
     gc.collect()
     return sum(isinstance(thing, ChunkManager) for thing in gc.get_objects())
 
 
 def _reduce_scatter(output: torch.Tensor, inputs: torch.Tensor, group: Any = None, async_op: bool = False) -> None:
-    """What gloo does not have for all dtypes."""
+    """Reduce-scatter for dtypes for which gloo has none."""
     whole = inputs.clone()
     dist.all_reduce(whole, group=group)
     output.copy_(whole.chunk(dist.get_world_size(group))[dist.get_rank(group)])
@@ -137,7 +138,7 @@ def _results_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "norms": norms,
         "dtypes": sorted({str(weight.dtype) for weight in weights.values()}),
         "not_the_masters": _not_the_masters(directory, weights),
-        "goes_on_alike": [again.step(number) for number in range(3, 6)] == later and again.equals(run),
+        "continues_equally": [again.step(number) for number in range(3, 6)] == later and again.equals(run),
     }
     run.step(6, factor=1e30 if run.is_fp16 else float("nan"))
     results["overflowed"] = skipped_last_step(run.optimizer)
@@ -147,7 +148,7 @@ def _results_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _not_the_masters(directory: Path, weights: dict[str, torch.Tensor]) -> list[str]:
-    """Saved weights that are not the saved master weights, rounded."""
+    """Names of saved weights that are not the rounded master weights."""
     saved = SavedOptimizer(directory / "optimizer")
     wrong = []
     for name, weight in weights.items():
@@ -202,7 +203,7 @@ class Training:
         return self.backend.optimizer_shards(self.model, self.optimizer)
 
     def equals(self, other: "Training") -> bool:
-        """Whether both have the same master weights and states."""
+        """True when both have the same master weights and states."""
         return all(
             torch.equal(a.master, b.master)
             and all(torch.equal(a.states[k], b.states[k]) for k in ("exp_avg", "exp_avg_sq"))
@@ -210,7 +211,7 @@ class Training:
         )
 
     def save(self, directory: Path) -> None:
-        """The files of a checkpoint that are about Gemini."""
+        """Writes the model and optimizer files of a checkpoint."""
         for folder in ("optimizer", "modelling"):
             (directory / folder).mkdir(parents=True, exist_ok=True)
         file = StagedFile(f"rank-{dist.get_rank()}.safetensors")
@@ -228,7 +229,7 @@ class Training:
         dist.barrier()
 
     def restore(self, directory: Path) -> None:
-        """What training.checkpoint.restore does for Gemini, the loss scale aside."""
+        """Restores as training.checkpoint.restore does, apart from the loss scale."""
         saved = SavedOptimizer(directory / "optimizer")
         restore_states(saved, self.shards(), fp32_weights(directory / "modelling"))
         saved.close()

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, what of a save directory it may not begin from, and records that go back with it."""
+"""Checkpoint discovery and archive; entries of a save directory; records truncated on resuming."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def write_states(checkpoint: Path, states: dict) -> None:
     (checkpoint / "running_states.json").write_text(json.dumps(kept))
 
 
-def test_auto_goes_on_to_the_newest_complete_one_and_says_what_it_skips(save_dir):
+def test_auto_resumes_the_newest_complete_checkpoint_and_logs_what_it_skips(save_dir):
     notices: list[str] = []
     found = find_checkpoint("auto", save_dir, notices.append)
     assert found.path == save_dir / "epoch-0_step-2"
@@ -82,7 +82,7 @@ def test_auto_goes_on_to_the_newest_complete_one_and_says_what_it_skips(save_dir
         assert reason in notice
 
 
-def test_auto_says_which_ones_another_run_has_set_aside(save_dir):
+def test_auto_logs_which_checkpoints_another_run_has_archived(save_dir):
     """One forgotten --load_checkpoint auto would else cost the run its past without a word."""
     for step in DAMAGES:
         shutil.rmtree(save_dir / f"epoch-0_step-{step}")
@@ -97,7 +97,7 @@ def test_auto_says_which_ones_another_run_has_set_aside(save_dir):
     assert moved.name in notices[0]
 
 
-def test_one_that_is_named_must_be_complete_and_so_must_one_of_all(save_dir):
+def test_a_named_checkpoint_must_be_complete_and_so_must_one_of_all(save_dir):
     for step in (4, 6):
         reason = re.escape(f"{DAMAGES[step][1]}") + ".*: copy it again, name another, or give auto"
         with pytest.raises(UserError, match=reason):

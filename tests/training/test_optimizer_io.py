@@ -19,10 +19,7 @@ from colossal_llama.model.weights.stored_tensors import shape_of  # noqa: E402
 from colossal_llama.model.weights.weight_files import write_safetensors  # noqa: E402
 from colossal_llama.training.checkpoint.discovery import read_checkpoint  # noqa: E402
 from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer, restore_states, tensors_to_save  # noqa: E402
-from colossal_llama.training.checkpoint.staging import (
-    StagedFile,  # noqa: E402
-    StagingBuffer,  # noqa: E402
-)
+from colossal_llama.training.checkpoint.staging import StagedFile, StagingBuffer  # noqa: E402
 from colossal_llama.utils.atomic_io import (  # noqa: E402
     clean_up_interrupted_writes,
     remove_directory,
@@ -36,7 +33,7 @@ shapes = st.tuples(st.integers(1, 9), st.integers(1, 7))
 
 @st.composite
 def divisions(draw, shape: tuple[int, int]) -> list[ShardRange]:
-    """Ranges that cover a parameter once: sharded along one dimension or not, each shard divided into ranges."""
+    """Ranges that cover a parameter once: whole or sharded along a dimension, then divided."""
     shards: list[TensorShard | None] = [None]
     dimension = draw(st.sampled_from([None, 0, 1]))
     if dimension is not None:
@@ -143,7 +140,7 @@ def test_the_staging_buffer_copies_every_tensor_and_is_reused(counts, dtype, blo
 
 
 def test_directories_appear_and_vanish_whole(tmp_path):
-    """Killed while it replaced, removed or wrote a directory, a process leaves a hidden name, and the next one tidies up."""
+    """A process killed while writing a directory leaves a hidden name, which the next deletes."""
     for name in ("replaced", "unfinished", "removed"):
         (tmp_path / f".step-{name}.{name}").mkdir()
         (tmp_path / f".step-{name}.{name}" / "file").write_text(name)

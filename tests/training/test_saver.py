@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be written: said on every rank, nothing of it left, the former ones intact, the run goes on."""
+"""A checkpoint that cannot be written: reported on every rank, deleted, and the run goes on."""
 
 import json
 import signal
@@ -83,7 +83,7 @@ def failures(metrics: Path) -> list[tuple[int, float]]:
 
 
 def test_a_full_disk_costs_no_checkpoint_and_no_run(runner):
-    """Rank 1 may write files of 100 kB only, then any, then again 100 kB, until a signal ends the run."""
+    """Rank 1 may write 100 kB files only, then any, then 100 kB again, until a signal ends it."""
     name, save_dir = "full", runner.workspace / "full" / "save"
     options = ("--num_epochs", "4000", "--save_interval", "10", "--skip_save_each_epoch", "--keep_last", "2")
     process = runner.start(runner.command(name, *BATCH, *options))

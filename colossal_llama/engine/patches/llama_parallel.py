@@ -1,11 +1,11 @@
-"""The model when its layers, weights or sequences are divided over processes: exact loss, and attention by document there too.
+"""Patches of a parallelised LLaMA: exact loss, and document masking.
 
 ColossalAI's `HybridParallelPlugin` replaces two of a LLaMA's forward functions when a dimension of
-parallelism is on. Both are replaced here by ones that compute what the undivided model computes;
-what is wrong with the originals (ColossalAI 0.5.0) is told at each.
+parallelism is on. Both are replaced here by functions that compute what the model computes on one
+process; the faults of the originals are stated at each.
 
-    sequence of 8 tokens, --sp 2        rank 0: t0 t1 t2 t3        rank 1: t4 t5 t6 t7
-    labels, shifted before the cut      rank 0: t1 t2 t3 t4        rank 1: t5 t6 t7 –
+    sequence of 8 tokens, --sp 2         rank 0: t0 t1 t2 t3        rank 1: t4 t5 t6 t7
+    labels, shifted before sharding      rank 0: t1 t2 t3 t4        rank 1: t5 t6 t7 –
 """
 
 from collections.abc import Callable
@@ -34,7 +34,10 @@ from colossal_llama.utils.labels import IGNORED_LABEL
 
 
 def install_sharded_forwards() -> None:
-    """Puts the functions of this file in the place of ColossalAI's; before the plugin boosts a model; idempotent."""
+    """Replaces ColossalAI's functions by those of this file; idempotent.
+
+    Call it before the plugin wraps a model.
+    """
     LlamaPipelineForwards.llama_for_causal_lm_forward = staticmethod(causal_lm_forward)
     llama_policy.get_llama_flash_attention_forward = attention_forward
 
@@ -52,11 +55,12 @@ def causal_lm_forward(
     shard_config: ShardConfig | None = None,
     **_: object,
 ) -> CausalLMOutputWithPast | dict[str, torch.Tensor]:
-    """Patch: the forward of a divided model, with the loss in fp32.
+    """Patch: the loss of a parallelised model is inexact.
 
-    The original takes cross-entropy, and the sum of a sequence's losses, in the precision of the
-    weights: in bf16 a count of 4,095 targets becomes 4,096, and the loss has 8 bits. Called on each
-    pipeline stage; all but the last return hidden states.
+    Cause: ColossalAI computes cross-entropy, and the sum of a sequence's losses, in the precision
+    of the weights: in bf16 a count of 4,095 targets becomes 4,096, and the loss has 8 bits. Remedy:
+    this forward function, which computes them in fp32. It is called on each pipeline stage; all but
+    the last return hidden states.
     """
     outputs = LlamaPipelineForwards.llama_model_forward(
         self.model,
@@ -86,28 +90,30 @@ def _mean_loss(
     shards: ShardConfig,
     positions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy over all targets of the batch, and each token's, the same numbers on every rank that shares the batch.
+    """Mean cross-entropy over all targets of the batch, and the loss of each token.
+
+    Both are the same on every rank that shares the batch.
 
     Args:
         model: its output layer holds this rank's rows of the vocabulary.
-        hidden: (rows, length, width), or this rank's stretch of the length in mode all_to_all.
-        labels: (rows, length), whole.
-        shards: how the model is divided.
-        positions: those of the targets, for a fused loss to leave out the others; see
+        hidden: (rows, length, width), or this rank's sequence shard in mode all_to_all.
+        labels: (rows, length), of whole sequences.
+        shards: parallelism of the model.
+        positions: of the targets, so that a fused loss skips the others; see
             `colossal_llama.model.kernels.apply`.
     """
     shifted = next_token_labels(labels)
     targets = (shifted != IGNORED_LABEL).sum().clamp(min=1)
-    divides_length = hidden.shape[1] != labels.shape[1]
+    is_sequence_sharded = hidden.shape[1] != labels.shape[1]
     group, ranks = shards.sequence_parallel_process_group, shards.sequence_parallel_size
-    if divides_length:
+    if is_sequence_sharded:
         shifted, positions = shifted.chunk(ranks, dim=1)[dist.get_rank(group)], None
     loss, token_losses = _summed_loss(model, hidden, shifted.reshape(-1), shards, positions)
     token_losses = token_losses.view(shifted.shape)
-    if divides_length:
-        stretches = [torch.empty_like(token_losses) for _ in range(ranks)]
-        dist.all_gather(stretches, token_losses.contiguous(), group=group)
-        token_losses = torch.cat(stretches, dim=1)
+    if is_sequence_sharded:
+        sequence_shards = [torch.empty_like(token_losses) for _ in range(ranks)]
+        dist.all_gather(sequence_shards, token_losses.contiguous(), group=group)
+        token_losses = torch.cat(sequence_shards, dim=1)
         # The plugin averages gradients over data-parallel and sequence-parallel ranks alike; the
         # scale undoes the latter.
         loss = reduce_forward(loss, group, grad_scale=ranks)
@@ -121,7 +127,11 @@ def _summed_loss(
     shards: ShardConfig,
     positions: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy (fp32) of this rank's tokens over the whole vocabulary: summed, and of each without gradient, 0 without a target."""
+    """Cross-entropy (fp32) of this rank's tokens over the whole vocabulary.
+
+    Returns:
+        The sum over the tokens, and the loss of each without gradient, 0 without a target.
+    """
     if getattr(model, "fuses_loss", False):
         flat = hidden.reshape(-1, hidden.shape[-1])
         mean, losses = fused_linear_cross_entropy(flat, model.lm_head.weight, labels, positions)
@@ -132,7 +142,7 @@ def _summed_loss(
         losses = cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
         return losses.sum(), losses.detach()
     group, columns = shards.tensor_parallel_process_group, model.lm_head.out_features
-    # Before the next, which writes into its logits.
+    # Before `cross_entropy_1d`, which overwrites its logits.
     losses = _split_token_losses(logits.detach(), labels, group, columns)
     loss = cross_entropy_1d(logits, labels, process_group=group, vocab_size=columns, dtype=torch.float32, mode="sum")
     return loss, losses
@@ -141,18 +151,20 @@ def _summed_loss(
 def _split_token_losses(
     logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup, columns: int
 ) -> torch.Tensor:
-    """Each token's loss where every rank has its columns of the logits; the engine's function gives their sum alone.
+    """Loss of each token where every rank has its columns of the logits.
+
+    ColossalAI's function returns their sum only.
 
     Args:
-        logits: (tokens, columns of this rank) in fp32; the last rank's lack those that are padding.
-        labels: (tokens,) over all columns.
-        group: the ranks, in the order of their columns.
-        columns: of all ranks, padding included.
+        logits: (tokens, columns of this rank) in fp32; the last rank's lack the padding.
+        labels: (tokens,), indices into the columns of all ranks.
+        group: ranks in the order of their columns.
+        columns: number over all ranks, padding included.
     """
     largest = logits.max(dim=-1).values
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
-    share = -(-columns // dist.get_world_size(group))
-    mine = labels - dist.get_rank(group) * share
+    columns_per_rank = -(-columns // dist.get_world_size(group))
+    mine = labels - dist.get_rank(group) * columns_per_rank
     is_mine = (mine >= 0) & (mine < logits.shape[-1])
     wanted = logits.gather(1, torch.where(is_mine, mine, 0).unsqueeze(1)).squeeze(1)
     sums = torch.stack([(logits - largest.unsqueeze(1)).exp().sum(dim=-1), torch.where(is_mine, wanted, 0.0)])
@@ -163,11 +175,11 @@ def _split_token_losses(
 def attention_forward(
     shard_config: ShardConfig, sp_mode: str | None = None, sp_size: int | None = None, sp_group: Any = None
 ) -> Callable:
-    """Patch: a LLaMA attention layer's forward under sequence parallelism that honours the model's attention function.
+    """Patch: under sequence parallelism attention ignores document boundaries.
 
-    The original builds a mask of length × length and scores of the same size, or calls kernels of
-    ColossalAI's own; both know padding only, so documents spliced into one row would see each
-    other.
+    Cause: ColossalAI builds a mask of length × length and scores of the same size, or calls kernels
+    of its own; both mask padding only, so documents spliced into one row attend to each other.
+    Remedy: this forward function of an attention layer, which calls the model's attention function.
     """
     return partial(_attention_forward, sp_group=sp_group if sp_mode == "all_to_all" else None)
 
@@ -180,7 +192,11 @@ def _attention_forward(
     sp_group: Any = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over whole sequences with a part of the heads; `sp_group` exchanges stretches of the sequence for heads."""
+    """Attention over whole sequences with this rank's heads.
+
+    `sp_group` exchanges sequence shards with all heads for whole sequences with this rank's heads
+    (all-to-all; DeepSpeed Ulysses, https://arxiv.org/abs/2309.14509).
+    """
     states = [project(hidden_states) for project in (self.q_proj, self.k_proj, self.v_proj)]
     if sp_group is not None:  # (rows, length / ranks, heads x width) -> (rows, length, heads / ranks x width)
         states = [all_to_all_comm(each, sp_group) for each in states]
@@ -197,15 +213,16 @@ def _attention_forward(
 
 
 def complete_partial_gradients(model: torch.nn.Module, tp_group: Any) -> None:
-    """Patch: sums the norms' gradients, of which each rank has its stretch's part in the modes split_gather and ring.
+    """Patch: in the modes split_gather and ring the gradients of the norms are wrong with ZeRO 2.
 
-    The engine does it after each backward pass, with what has been accumulated until then: with
-    ZeRO 2 and several micro-batches the parts of earlier ones are counted once more a rank. Here
-    each part is summed as it arises. (4 micro-batches a step, 20 steps of a tiny model: gradient
-    norms up to 6 % off, the norms' updates by 37 %.)
+    Each rank has the partial gradient of its sequence shard. Cause: ColossalAI sums the partial
+    gradients after each backward pass, added to what has been accumulated until then: with
+    ZeRO 2 and several micro-batches those of earlier ones are counted once more a rank. (4
+    micro-batches a step, 20 steps of a tiny model: gradient norms up to 6 % off, the norms' updates
+    by 37 %.) Remedy: each partial gradient is summed when it is computed.
 
     Args:
-        model: boosted; the plugin has marked the parameters.
+        model: prepared by the plugin, which has marked the parameters.
         tp_group: the ranks that share a sequence.
     """
 

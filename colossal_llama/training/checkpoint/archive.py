@@ -1,4 +1,4 @@
-"""Archives what earlier runs left in a save directory: renames it to `superseded-N-…`. Imports no torch."""
+"""Archive of what earlier runs left in a save directory: `superseded-N-…`. Imports no torch."""
 
 import itertools
 import os
@@ -10,13 +10,13 @@ ARCHIVED = "superseded-"
 
 
 def archive(path: Path) -> Path:
-    """Renames an entry of a save directory to `superseded-N-…`, with the first N that is free; returns the new path."""
+    """Renames a directory to `superseded-N-…` with the first free N; returns the new path."""
     names = (path.with_name(f"{ARCHIVED}{number}-{path.name}") for number in itertools.count())
     return path.rename(next(name for name in names if not name.exists()))
 
 
 def archive_later_checkpoints(save_dir: Path, step: int) -> list[Path]:
-    """Archives checkpoints of later steps than `step`, left by an earlier run; returns their new paths.
+    """Archives checkpoints of steps after `step`, left by an earlier run; returns their new paths.
 
     `--load_checkpoint auto` and `--keep_last` would take them for the newest of the run that begins
     now.
@@ -30,9 +30,11 @@ def archived_checkpoints(save_dir: Path) -> list[Path]:
 
 
 def entry_written_by_a_run(path: Path, save_dir: Path) -> str | None:
-    """The entry of a save directory that holds `path`, if runs that save there may replace, rename or delete it.
+    """The entry of a save directory that contains `path`, if runs that save there write it.
 
-        entry_written_by_a_run(Path("S/epoch-0_step-2/modelling"), Path("S"))    →    "epoch-0_step-2"
+    Such runs may replace, rename or delete it.
+
+        entry_written_by_a_run(Path("S/epoch-0_step-2/modelling"), Path("S"))  →  "epoch-0_step-2"
 
     Returns:
         None for a path elsewhere, and for an entry that no run writes; links count under their own

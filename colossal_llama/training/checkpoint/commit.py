@@ -5,10 +5,10 @@ key-value store of the process group. Rank 0 collects the votes; when all succee
 files, flushes and renames the directory, and publishes the decision. The training's collectives are
 never used here: they belong to the main threads.
 
-    rank 0   copy │ training …                                                         the main thread
-                  └ write a.safetensors ─ collect votes ─ complete, rename ─ decision ┐
-    rank 1   copy │ training …                 ▲                                      ▼
-                  └ write b.safetensors ─ vote ┘ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ decision
+    rank 0   copy │ training …                                                   main thread
+                  └ write a.safetensors ─ collect votes ─ complete, rename ─ decision
+    rank 1   copy │ training …                 ▲                                │
+                  └ write b.safetensors ─ vote ┘                                └ decision
 """
 
 import json
@@ -50,7 +50,9 @@ class CommitOutcome:
 
 
 def commit_stores(prefix: str) -> tuple[dist.Store, dist.Store]:
-    """Two connections of their own to the process group's store: waiting in a shared one would hold up the training.
+    """Opens two connections to the process group's store, for one commit.
+
+    Waiting in the connection of the training would hold up the training.
 
     Args:
         prefix: of all keys, the same on all ranks, and unique to one commit.
@@ -124,7 +126,7 @@ class DirectoryCommit:
         return self.outcome
 
     def abort(self, within_s: float) -> None:
-        """Stops writing and deletes what is written, on this rank alone: the run ends by an error."""
+        """Stops writing on this rank, and so fails the commit: the run ends by an error."""
         self._aborted.set()
         self._heartbeat.stop(0)
         self._thread.join(within_s)

@@ -25,11 +25,11 @@ from colossal_llama.utils.errors import UserError, truncate_problems
 
 
 class IncompleteCheckpoint(UserError):
-    """A directory with a checkpoint's name that lacks files, or parts of them: an interrupted copy, for instance."""
+    """A directory with a checkpoint's name that lacks files or parts of them."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a complete checkpoint: reads its running states, all indexes and all headers, and no tensors.
+    """Opens a complete checkpoint: reads its running states, indexes and headers, and no tensors.
 
     Raises:
         IncompleteCheckpoint: a file is missing or damaged.
@@ -112,7 +112,7 @@ def _verify_files(checkpoint: Checkpoint) -> None:
 def find_checkpoint(
     load_checkpoint: str | None, save_dir: Path, log: Callable[[str], None] = print
 ) -> Checkpoint | None:
-    """Finds the complete checkpoint to resume from; None where `--load_checkpoint` names none, but a model directory.
+    """Finds the complete checkpoint to resume from; None where the option names none.
 
     Args:
         load_checkpoint: the option's value; `auto` is the newest complete checkpoint in `save_dir`.

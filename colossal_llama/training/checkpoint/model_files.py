@@ -1,4 +1,4 @@
-"""Model directory of a checkpoint: small files, names and index of the weight files, fp32 weights to read."""
+"""Model directory of a checkpoint: weight files, their index, configurations and tokenizer."""
 
 import shutil
 import tempfile
@@ -23,7 +23,7 @@ from colossal_llama.utils.console import is_rank_zero
 def small_files(
     network: PreTrainedModel | PeftModel, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, bytes]:
-    """Content of the configuration and tokenizer files, by name; the same in every checkpoint of a run."""
+    """Content of the configuration and tokenizer files by name, the same for a whole run."""
     with tempfile.TemporaryDirectory() as directory:
         if isinstance(network, PeftModel):
             network.save_pretrained(directory)
@@ -89,7 +89,7 @@ def fp32_weights(directory: Path) -> dict[str, Callable[[], torch.Tensor]]:
 
 
 def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Writes `SAVE_DIR/modelling_merged`, the base model with the adapter of `SAVE_DIR/modelling` merged.
+    """Writes `SAVE_DIR/modelling_merged`: the base model with the run's adapter merged.
 
     Rank 0 computes and writes it; a collective.
     """

@@ -1,8 +1,9 @@
-"""Optimizer states on disk: each process writes its shards, and reads the elements of any shards it needs.
+"""Optimizer states on disk: each process writes its shards, and reads the elements it needs.
 
-    optimizer/index.json                         format, hyperparameters, files
-    optimizer/rank-00000-00000.safetensors       NAME.exp_avg, NAME.exp_avg_sq, NAME.master_weight: flat fp32 shards of parameters;
-                                                 the header says which elements of NAME they are, and its step count
+    optimizer/index.json                      format, hyperparameters, files
+    optimizer/rank-00000-00000.safetensors    NAME.exp_avg, NAME.exp_avg_sq, NAME.master_weight:
+                                              flat fp32 shards of parameters; the header has the
+                                              elements of NAME that they are, and its step count
 
 Nothing is gathered for a checkpoint. Since each stored shard names its elements, a run with another
 number of ranks or another plugin reshards them as it reads. ColossalAI's own checkpoints keep the
@@ -51,7 +52,10 @@ def tensors_to_save(shards: list[OptimizerShard]) -> Iterator[tuple[str, torch.T
 
 
 def index_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Content of index.json apart from the files: the hyperparameters, for people (a resumed run takes its own arguments)."""
+    """Content of index.json without the files: the hyperparameters.
+
+    They are for people; a resumed run uses its own arguments.
+    """
     return {"format": _FORMAT, "param_groups": hyperparameters(optimizer)}
 
 
@@ -75,7 +79,7 @@ class _StoredShard:
 
 
 class SavedOptimizer:
-    """Optimizer states of a checkpoint, read shard by shard (the files are mapped; only what is used is read)."""
+    """Optimizer states of a checkpoint, read shard by shard from memory-mapped files."""
 
     def __init__(self, directory: Path):
         """Reads the index and every file's header.
@@ -162,7 +166,7 @@ class SavedOptimizer:
         return whole
 
     def _read_range(self, parameter: str, state: str, stored: list[_StoredShard], begin: int, end: int) -> torch.Tensor:
-        """Elements [begin, end) of one flattened tensor-parallel shard, of which these are the stored ranges."""
+        """Elements [begin, end) of one flattened tensor-parallel shard, from its stored ranges."""
         values, found = torch.empty(end - begin), 0
         for shard in stored:
             first, last = max(begin, shard.range.begin), min(end, shard.range.end)

@@ -1,4 +1,4 @@
-"""States of the random generators in a checkpoint: `random_states/rank-00000-00000.safetensors`, one file a rank."""
+"""States of the random generators in a checkpoint, one file a rank."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Saves checkpoints in the background: copies the state to the host, and writes the copy while training goes on."""
+"""Saves checkpoints: copies the state to the host, and writes the copy while training goes on."""
 
 import contextlib
 import itertools
@@ -89,7 +89,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._metrics: dict[str, float] = {}
 
     def save(self, progress: Progress, schedule: dict[str, Any]) -> None:
-        """Copies the state of the run; `SAVE_DIR/epoch-E_step-S` appears as soon as the copy is on disk."""
+        """Copies the state; `SAVE_DIR/epoch-E_step-S` appears as soon as the copy is on disk."""
         begun = time.perf_counter()
         self.wait()
         shards = self._backend.optimizer_shards(self._model, self._optimizer)
@@ -134,14 +134,17 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         return metrics
 
     def wait(self) -> bool:
-        """Waits for the pending checkpoint and logs it; returns True when the latest checkpoint was written."""
+        """Waits for the pending checkpoint; returns True when the latest checkpoint was written."""
         if self._pending is not None:
             self._pending.wait()
             self.poll()
         return self._outcome is not None and self._outcome.error is None
 
     def must_retry(self) -> bool:
-        """True when the latest checkpoint failed, as rank 0 knows by now; ranks learn of it at different steps."""
+        """True when the latest checkpoint failed, as far as rank 0 knows.
+
+        The ranks learn of it at different steps.
+        """
         has_failed = self._pending is None and self._outcome is not None and self._outcome.error is not None
         answer = torch.tensor(int(has_failed), device=current_device())
         dist.broadcast(answer, src=0)
@@ -186,7 +189,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         return outcome.target
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        """Waits for the pending checkpoint, whose copy is complete; aborts it when this rank alone has an error."""
+        """Waits for the pending checkpoint; aborts it when this rank alone has an error."""
         if kind is None or issubclass(kind, CollectiveError):
             self.wait()
         elif self._pending is not None and not self._pending.is_done:
@@ -242,7 +245,10 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         in_background: bool,
         file_bytes: float,
     ) -> None:
-        """Copies tensors to the staging buffer, as files of limited size; without background, writes each at once."""
+        """Copies tensors to the staging buffer, as files of limited size.
+
+        In the foreground each file is written at once.
+        """
         names = (f"{folder}/{rank_file(dist.get_rank(), number)}" for number in itertools.count())
         file = StagedFile(next(names))
         for name, tensor, entry in tensors:
@@ -268,7 +274,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._staging.reset()
 
     def _decide_where_to_write(self, shards: list[OptimizerShard]) -> None:
-        """Before the first checkpoint: chooses the foreground when some host has no memory for its ranks' copies."""
+        """Chooses the foreground when some host has no memory for its ranks' copies; once a run."""
         if self._memory_is_checked or not self._in_background:
             return
         self._memory_is_checked = True

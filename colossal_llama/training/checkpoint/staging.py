@@ -1,4 +1,4 @@
-"""Staging buffer: host memory that holds a copy of the training state while it is written in the background."""
+"""Staging buffer: host memory for the copy of the training state that is being written."""
 
 import json
 from collections.abc import Mapping
@@ -42,11 +42,11 @@ class StagedFile:
 
 
 class StagingBuffer:
-    """Blocks of (on a GPU host page-locked) memory, filled one after the other and reused for every checkpoint.
+    """Blocks of host memory, filled one after the other and reused for every checkpoint.
 
-    A GPU copies to page-locked memory at full speed, and the host need not wait for it; but the
-    system takes long to allocate it. PyTorch rounds each such allocation up to a power of two,
-    hence equal blocks, across whose borders tensors are laid:
+    On a GPU host they are page-locked. A GPU copies to page-locked memory at full speed, and the
+    host need not wait for it; but the system takes long to allocate it. PyTorch rounds each such
+    allocation up to a power of two, hence equal blocks, across whose borders tensors are laid:
 
         | a a a a b b | b b b b b b | b c c . . . |        three blocks, three tensors
     """
@@ -95,7 +95,7 @@ class StagingBuffer:
 
 
 def available_bytes() -> int:
-    """Available host memory: the system's figure, or less where a container (cgroup v2) has a limit."""
+    """Available host memory: the system's figure, or less where cgroup v2 sets a limit."""
     available = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:

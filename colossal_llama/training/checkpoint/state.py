@@ -1,13 +1,13 @@
-"""A run's position and origin as a checkpoint holds them, and the names of a checkpoint's files. Imports no torch.
+"""Content of a checkpoint: the run's position and origin, and the names of its files.
 
     SAVE_DIR/epoch-0_step-200/
-        modelling/            a model directory that transformers opens by itself: safetensors, config, tokenizer
-        optimizer/            safetensors: both Adam moments, and the fp32 master weights (checkpoint/optimizer_io.py)
+        modelling/            a model directory for transformers: safetensors, config, tokenizer
+        optimizer/            safetensors: both Adam moments, fp32 master weights (optimizer_io.py)
         random_states/        safetensors: states of every rank's random generators
         lr_scheduler          JSON: learning rate schedule and position
         running_states.json   JSON: position in data and run, origin of the run
 
-Nothing in it is unpickled.
+Nothing in it is unpickled. This module imports no torch.
 """
 
 import re
@@ -45,9 +45,10 @@ def step_of_checkpoint(name: str) -> int | None:
 
 
 def checkpoint_directories(save_dir: Path) -> list[Path]:
-    """Directories with a checkpoint's name in a save directory, oldest first; their files are not verified.
+    """Directories with a checkpoint's name in a save directory, oldest first.
 
-    A directory that a killed run left half-written has another name.
+    Their files are not verified; `discovery.open_checkpoint` does that. A directory that a killed
+    run left half-written has another name.
     """
     if not save_dir.is_dir():
         return []

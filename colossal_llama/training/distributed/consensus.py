@@ -29,7 +29,8 @@ from colossal_llama.utils.environment import code_fingerprint, installed_package
 from colossal_llama.utils.errors import UserError
 
 _VISIBLE_WITHIN_S = 5.0
-"""Network file systems show a new file late; they do not cache as absent a name that nobody looked up before."""
+"""Network file systems show a new file late. They do not cache as absent a name that nobody has
+looked up before."""
 
 Arguments = TypeVar("Arguments")
 
@@ -39,12 +40,13 @@ class CollectiveError(UserError):
 
 
 def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Arguments], int]) -> Arguments:
-    """Parses the arguments and joins the process group; arguments or versions that are wrong on one host end all.
+    """Parses the arguments and joins the process group.
 
-    On one host all ranks find the same problems, and end before anything is launched.
+    Arguments or versions that are wrong on one host end the run on all. On a single host all ranks
+    find the same problems, and end before anything is launched.
 
     Args:
-        parse: gives the arguments, or ends with `InvalidArguments`.
+        parse: returns the arguments, or raises `InvalidArguments`.
         seed_of: returns the seed among them.
 
     Raises:
@@ -64,7 +66,10 @@ def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Argument
 
 
 def _launch(seed: int) -> list[str]:
-    """Launches the engine; a host of several that cannot import it joins the process group to report that."""
+    """Launches the engine.
+
+    Where one host of several cannot import it, it joins the process group to report that.
+    """
     try:
         launch.prepare_engine()
     except Exception as error:
@@ -116,11 +121,11 @@ def raise_problems(problems: list[str]) -> None:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """Makes all ranks raise when the block fails on one; a collective, and the block must hold none.
+    """Makes all ranks raise when the block, which must hold no collective, fails on one.
 
     Raises:
-        CollectiveError: the block raised a `UserError` on some rank, or anything else: then that rank
-            has printed its traceback.
+        CollectiveError: the block raised a `UserError` on some rank, or anything else: then that
+            rank has printed its traceback.
     """
     problems = []
     try:
@@ -156,7 +161,7 @@ def write_record(option: str, file: Path, content: Any) -> None:
 
 
 def check_same(values: Mapping[str, str]) -> None:
-    """Raises on all ranks when hosts have different inputs, as outdated copies are; a collective.
+    """Raises on all ranks when hosts have different inputs, like outdated copies; a collective.
 
     Args:
         values: a fingerprint of each input, by its name; the same names on every rank.
@@ -177,7 +182,7 @@ def check_same(values: Mapping[str, str]) -> None:
 
 
 def check_shared(directory: Path, option: str) -> None:
-    """Raises on all ranks when a host does not see a file that rank 0 writes into a directory; a collective.
+    """Raises on all ranks when a host does not see files that rank 0 writes; a collective.
 
     Args:
         directory: rank 0 can write there.

@@ -1,8 +1,8 @@
-"""Heartbeats: counters in a key-value store that ranks increment while they are alive, and whose silence others notice.
+"""Heartbeats: counters in a key-value store that ranks increment while they are alive.
 
     rank   0   1   2   3
     10 s   2   2   2   2
-    15 s   3   3   2   2          ranks 2 and 3 are silent since 10 s
+    15 s   3   3   2   2          ranks 2 and 3 are silent since 10 s, which a monitor notices
 
 The store is a torch.distributed.Store over a connection that the training does not use: one that a
 collective waits in is locked.
@@ -52,8 +52,8 @@ class Heartbeat:
     def stop(self, within_s: float) -> None:
         """Ends the thread, and waits for it.
 
-        A daemon thread that the interpreter's end finds inside the store, in C++, aborts the process
-        ("terminate called without an active exception").
+        A daemon thread that is inside the store, in C++, when the interpreter ends aborts the
+        process ("terminate called without an active exception").
         """
         self._stopped.set()
         if self._thread.ident is not None:

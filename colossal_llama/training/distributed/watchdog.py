@@ -48,7 +48,7 @@ _SYMPTOMS = ("gloo", "nccl", "connection closed", "connection reset", "broken pi
 
 @contextmanager
 def watched(save_dir: Path) -> Iterator[None]:
-    """Monitors the other hosts within the block, and tells them if it fails; does nothing on one host.
+    """Monitors the other hosts within the block, and tells them if it fails; nothing on one host.
 
     Args:
         save_dir: receives the failure report; named in the message, for resuming.
@@ -100,7 +100,11 @@ def take_failure_report(save_dir: Path) -> list[str]:
 
 
 class Watchdog:
-    """Two threads: the heartbeat's talks to the store, the other compares with the clock, for the first may hang."""
+    """Monitor of the other hosts, in two threads: heartbeat and clock.
+
+    The heartbeat's thread reads the store; the other compares with the clock, for the first may
+    hang in the store.
+    """
 
     def __init__(self, limit_s: float, save_dir: Path):
         self.limit_s, self.interval_s, self.save_dir = limit_s, limit_s / 6, save_dir
@@ -135,7 +139,7 @@ class Watchdog:
             traceback.print_exc()  # the store is lost too: the others notice that by themselves
 
     def write_report(self, cause: str) -> None:
-        """Appends to the failure report; does not wait long for a file system that the lost host had."""
+        """Appends to the failure report; does not hang where the file system is lost, too."""
         if not _is_first_of_host():
             return
         line = f"{time.strftime('%F %T')}, rank {self.rank} on {socket.gethostname()}: {cause}\n"
