@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from colossal_llama.engine import launch
-from colossal_llama.training.arguments import parse_arguments
+from colossal_llama.training.command_line import parse_arguments
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import is_rank_zero
 
@@ -62,24 +62,28 @@ class LiveBytes(TorchDispatchMode):
 
 def count(command: list[str]) -> dict:
     """Peaks of one run's last step, and the estimate for it."""
-    from colossal_llama.training import inputs, model_setup, run_builder
-    from colossal_llama.training.memory.config import setup_of
+    from colossal_llama.training.inputs import open_inputs, with_data_defaults
+    from colossal_llama.training.memory.config import memory_config_of
     from colossal_llama.training.memory.estimate import estimate
+    from colossal_llama.training.model_setup import set_up_model
+    from colossal_llama.training.run_builder import build_trainer
 
     arguments = parse_arguments(command, has_gpu=launch.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
     counter = LiveBytes()
     counter.enter("start")
-    data = inputs.open_data(arguments)
-    arguments = run_builder.with_defaults_of(arguments, data)
+    inputs = open_inputs(arguments)
+    arguments = with_data_defaults(arguments, inputs)
     with counter:
-        plan = model_setup.open_model(arguments, data)
-        for tensor in (*plan.model.parameters(), *plan.model.buffers()):
+        setup = set_up_model(arguments, inputs)
+        for tensor in (*setup.model.parameters(), *setup.model.buffers()):
             counter.note(tensor)
-        run = run_builder.boost(arguments, data, plan)
+        run = build_trainer(arguments, inputs, setup)
     _watch(run.train_step, counter)
     run.fit()
-    config = plan.model.config
-    setup = setup_of(arguments, config, run.geometry.data_parallel_size, fused_kernels=False, flash_attention=False)
+    config = setup.model.config
+    setup = memory_config_of(
+        arguments, config, run.geometry.data_parallel_size, fused_kernels=False, flash_attention=False
+    )
     expected = estimate(config, setup)
     counted = {phase: counter.peaks[phase] for phase in expected.moments}
     return {"counted": counted, "estimated": expected.moments, "estimated_host_bytes": expected.host_bytes}

@@ -74,15 +74,14 @@ def main() -> None:
         from colossal_llama.engine import launch
 
         launch.launch(seed=0)
-        from colossal_llama.training import run_builder
 
         results["device"] = device_name()
-        results["source"] = train_source(arguments, place, run_builder)
+        results["source"] = train_source(arguments, place)
         evaluate_source(results, place, held_out)
         record(arguments, results)
         evaluate_variants(arguments, results, place, held_out)
         for pair in _CONTINUED:
-            continue_training(arguments, results, place, run_builder, held_out, pair)
+            continue_training(arguments, results, place, held_out, pair)
             record(arguments, results)
         launch.leave()
     report(arguments, results)
@@ -129,7 +128,7 @@ def parse_arguments() -> Namespace:
 # ---------------------------------------------------------------------------------------------------- the training
 
 
-def train(run_builder: Any, place: Path, model: Path, data: Path, *options: Any) -> list[dict]:
+def train(place: Path, model: Path, data: Path, *options: Any) -> list[dict]:
     """Runs train.py's story in this process; returns the entries of its metrics."""
     import gc
 
@@ -137,7 +136,7 @@ def train(run_builder: Any, place: Path, model: Path, data: Path, *options: Any)
 
     from colossal_llama.engine.launch import has_gpu
     from colossal_llama.training import train as script
-    from colossal_llama.training.arguments import parse_arguments as parse_training
+    from colossal_llama.training.command_line import parse_arguments as parse_training
     from colossal_llama.training.metrics import read_metrics
 
     on_gpu = has_gpu()
@@ -145,14 +144,14 @@ def train(run_builder: Any, place: Path, model: Path, data: Path, *options: Any)
     words += ["--mixed_precision", "bf16" if on_gpu else "fp32", *(["--use_flash_attn"] if on_gpu else [])]
     words += ["--save_dir", place / "save", "--tensorboard_dir", place / "logs", "--config_file", place / "config.json"]
     words += ["--skip_save_each_epoch", "--save_interval", 10**9, "--num_epochs", 1000, *options]
-    script.train(parse_training(list(map(str, words)), has_gpu=on_gpu, world_size=1), run_builder)
+    script.train(parse_training(list(map(str, words)), has_gpu=on_gpu, world_size=1))
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
     return read_metrics(place / "logs")
 
 
-def train_source(arguments: Namespace, place: Path, run_builder: Any) -> dict:
+def train_source(arguments: Namespace, place: Path) -> dict:
     """Trains the source model; `place`/source is its directory."""
     make_random_model(arguments, place / "random")
     common = ["--max_length", arguments.length_tokens, "--micro_batch_size", arguments.rows]
@@ -160,7 +159,6 @@ def train_source(arguments: Namespace, place: Path, run_builder: Any) -> dict:
     steps = arguments.source_steps
     if steps is None:
         entries = train(
-            run_builder,
             place / "calibration",
             place / "random",
             place / "source-data",
@@ -172,9 +170,7 @@ def train_source(arguments: Namespace, place: Path, run_builder: Any) -> dict:
         step_s = (entries[-1]["time_s"] - entries[half]["time_s"]) / (len(entries) - 1 - half)
         steps = max(_CALIBRATION_STEPS, int(arguments.source_seconds / step_s))
     started = time.monotonic()
-    entries = train(
-        run_builder, place / "source-run", place / "random", place / "source-data", *common, "--max_steps", steps
-    )
+    entries = train(place / "source-run", place / "random", place / "source-data", *common, "--max_steps", steps)
     (place / "source-run" / "save" / "modelling").rename(place / "source")
     return {
         "steps": len(entries),
@@ -297,7 +293,6 @@ def continue_training(
     arguments: Namespace,
     results: dict,
     place: Path,
-    run_builder: Any,
     held_out: dict[str, list[str]],
     pair: tuple[str, str],
 ) -> None:
@@ -309,7 +304,7 @@ def continue_training(
     run = place / f"run-{name}"
     options = ["--max_length", arguments.length_tokens, "--micro_batch_size", arguments.continued_rows]
     options += ["--lr", arguments.continued_lr, "--max_steps", arguments.continued_steps]
-    entries = train(run_builder, run, start_of(place, name), place / "continued-data", *options)
+    entries = train(run, start_of(place, name), place / "continued-data", *options)
     tokens_per_byte = results["prepared"]["continued"]["target_tokens"] / results["corpus"]["continued"]["bytes"]
     model = run / "save" / "modelling"
     results.setdefault("continued", {})[name] = {

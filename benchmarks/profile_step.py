@@ -25,8 +25,8 @@ from benchmarks.train_many import free_memory
 from benchmarks.train_throughput import OURS
 from colossal_llama.engine import launch
 from colossal_llama.training import train
-from colossal_llama.training.arguments import parse_arguments
-from colossal_llama.training.memory.allocator import let_segments_grow
+from colossal_llama.training.command_line import parse_arguments
+from colossal_llama.training.memory.allocator import enable_expandable_segments
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
 
@@ -65,7 +65,7 @@ def main() -> None:
     if not model.exists():
         make_model(model, options.shape)
     if "--use_grad_checkpoint" in options.options:
-        let_segments_grow()  # as train.py does
+        enable_expandable_segments()  # as train.py does
     launch.launch(seed=0)
     profiles = {way: profile_of(options, way, model) for way in options.ways}
     report(profiles, options.top)
@@ -90,7 +90,6 @@ def parse() -> argparse.Namespace:
 
 def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfile:
     """Trains some steps on random rows as `--benchmark` does, and profiles one."""
-    from colossal_llama.training import run_builder
     from colossal_llama.training.train_step import TrainStep
 
     words = ["--pretrained", str(model), "--mixed_precision", "bf16", *outputs_under(options.work_dir / way)]
@@ -112,7 +111,7 @@ def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfil
 
     TrainStep.step = profiled_step
     try:
-        train.train(arguments, run_builder)
+        train.train(arguments)
     finally:
         TrainStep.step = step
     free_memory()

@@ -19,22 +19,21 @@ import torch
 from colossal_llama.engine import launch
 from colossal_llama.engine.patches.gemini import clear_gemini_caches
 from colossal_llama.training import train
-from colossal_llama.training.arguments import parse_arguments
-from colossal_llama.training.memory.allocator import let_segments_grow
+from colossal_llama.training.command_line import parse_arguments
+from colossal_llama.training.memory.allocator import enable_expandable_segments
 
 
 def main() -> None:
     """Launches once, trains many times."""
     commands = json.loads(Path(sys.argv[1]).read_text())
     if any("--use_grad_checkpoint" in command for command in commands):
-        let_segments_grow()  # as train.py does
+        enable_expandable_segments()  # as train.py does
     launch.launch(seed=0)
-    from colossal_llama.training import run_builder
 
     for command in commands:
         arguments = parse_arguments(command, has_gpu=launch.has_gpu(), world_size=int(os.environ["WORLD_SIZE"]))
-        torch.manual_seed(arguments.seed)
-        train.train(arguments, run_builder)
+        torch.manual_seed(arguments.data.seed)
+        train.train(arguments)
         free_memory()
     launch.leave()
 

@@ -1,184 +1,205 @@
-"""What cannot be in a command line of train.py: arguments that lack another, contradict each other or name what is not there.
+"""Checks of a command line of train.py: arguments that contradict each other or name what is not there.
 
-Every check adds to the parser's problems and goes on, so that all are reported together. Imports no
-torch.
+Every check adds to the parser's problems and goes on, so that all are reported together. An option that
+needs another one says so where it is declared (training.arguments). Imports no torch.
 """
 
-import argparse
 import os
 from pathlib import Path
 
+from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, PluginArguments, TrainingArguments
 from colossal_llama.training.checkpoint.state import RUNNING_STATES, checkpoint_directories
-from colossal_llama.training.command_line import GPU_ONLY_PLUGINS
-from colossal_llama.training.parallel_layout import check_dimensions
+from colossal_llama.training.parallel_layout import SP_MODES, layout_of, problem_of, read_model_shape
+from colossal_llama.utils.arguments import ineffective_options, is_given
 from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
 
 
 def check_arguments(
-    parser: CollectingArgumentParser, options: argparse.Namespace, has_gpu: bool | None, world_size: int
+    parser: CollectingArgumentParser, arguments: TrainingArguments, has_gpu: bool | None, world_size: int
 ) -> None:
     """Adds a problem to the parser for everything that is wrong.
 
     Args:
-        parser: has parsed the options and collects the problems.
-        options: what it parsed.
-        has_gpu: whether the host trains on a GPU; None leaves what depends on it unchecked.
+        parser: collects the problems.
+        arguments: what it parsed.
+        has_gpu: True when the host trains on a GPU; None leaves what depends on it unchecked.
         world_size: number of processes.
     """
-    _check_data_source(parser, options)
-    _check_model_source(parser, options)
-    _check_paths(parser, options)
-    _check_dry_run(parser, options)
-    _check_combinations(parser, options, options.dry_run_processes or world_size)
-    if has_gpu is False and not options.dry_run:
-        _check_for_cpu(parser, options)
+    _check_benchmark(parser, arguments)
+    _check_model_source(parser, arguments)
+    _check_paths(parser, arguments)
+    for name, needed in ineffective_options(arguments):
+        parser.problem(f"--{name} has no effect without --{needed}")
+    _check_plugin(parser, arguments, arguments.dry_run.dry_run_processes or world_size)
+    _check_lora(parser, arguments)
+    _check_fp8(parser, arguments)
+    _check_warmup(parser, arguments)
+    if has_gpu is False and not arguments.dry_run.dry_run:
+        _check_for_cpu(parser, arguments)
 
 
-def _is_given(parser: CollectingArgumentParser, options: argparse.Namespace, name: str) -> bool:
-    """Whether an option differs from its default."""
-    value, default = getattr(options, name), parser.get_default(name)
-    return tuple(value) != default if isinstance(default, tuple) else value != default
-
-
-def _check_data_source(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
-    if options.benchmark and options.dataset:
+def _check_benchmark(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
+    dataset = arguments.data.dataset
+    if not arguments.benchmark.benchmark:
+        if not dataset:
+            parser.problem("--dataset is missing: give prepared parts (or --benchmark for random rows)")
+        return
+    if dataset:
         parser.problem("--benchmark trains on random rows: leave out --dataset")
-    if not options.benchmark and not options.dataset:
-        parser.problem("--dataset is missing: give prepared parts (or --benchmark for random rows)")
-    if not options.benchmark and _is_given(parser, options, "num_samples"):
-        parser.problem("--num_samples has no effect without --benchmark")
-    if options.benchmark and options.merge_lora:
+    if arguments.method.merge_lora:
         parser.problem("--benchmark saves nothing: leave out --merge_lora")
-    if options.benchmark and options.eval_dataset:
+    if arguments.records.eval_dataset:
         parser.problem("--benchmark measures training: leave out --eval_dataset")
-    if options.benchmark and options.load_checkpoint is not None:
+    if arguments.checkpoint.load_checkpoint is not None:
         parser.problem("--benchmark begins afresh: leave out --load_checkpoint, give --pretrained")
 
 
-def _check_model_source(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
-    if options.pretrained is None and options.load_checkpoint is None:
+def _check_model_source(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
+    pretrained, checkpoint = arguments.model.pretrained, arguments.checkpoint
+    if pretrained is None and checkpoint.load_checkpoint is None:
         parser.problem("--pretrained is missing: give a model directory (or --load_checkpoint)")
-    if (
-        options.pretrained is None
-        and options.load_checkpoint == "auto"
-        and not checkpoint_directories(options.save_dir)
-    ):
+    if pretrained is None and checkpoint.load_checkpoint == "auto" and not checkpoint_directories(checkpoint.save_dir):
         parser.problem(
-            f"--load_checkpoint auto starts fresh, since {options.save_dir} (--save_dir) holds no checkpoint: give "
-            "--pretrained too"
+            f"--load_checkpoint auto starts fresh, since {checkpoint.save_dir} (--save_dir) holds no checkpoint: "
+            "give --pretrained too"
         )
-    if options.load_checkpoint not in (None, "auto"):
-        path = Path(options.load_checkpoint)
+    if checkpoint.load_checkpoint not in (None, "auto"):
+        path = Path(checkpoint.load_checkpoint)
         if not path.is_dir():
             parser.problem(f"--load_checkpoint: {path} does not exist")
         elif not any((path / name).is_file() for name in (RUNNING_STATES, "config.json", "adapter_config.json")):
             parser.problem(
                 f"--load_checkpoint: {path} is neither a checkpoint (running_states.json) nor a model directory "
-                "(config.json) nor a "
-                "LoRA adapter (adapter_config.json): name another, or give auto for the newest complete checkpoint in "
-                "--save_dir"
+                "(config.json) nor a LoRA adapter (adapter_config.json): name another, or give auto for the newest "
+                "complete checkpoint in --save_dir"
             )
 
 
-def _check_dry_run(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
-    if options.dry_run:
-        return
-    for name in ("dry_run_processes", "gpu_memory_gib"):
-        if getattr(options, name) is not None:
-            parser.problem(f"--{name} has no effect without --dry_run")
-
-
-def _check_paths(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
-    if options.pretrained is not None and not (options.pretrained / "config.json").is_file():
-        found = "holds no config.json" if options.pretrained.is_dir() else "does not exist"
-        parser.problem(f"--pretrained: {options.pretrained} {found}")
-    for name in ("dataset", "eval_dataset"):
-        for part in getattr(options, name) or ():
-            if reason := directory_problem(Path(part)):
+def _check_paths(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
+    pretrained, records = arguments.model.pretrained, arguments.records
+    if pretrained is not None and not (pretrained / "config.json").is_file():
+        found = "holds no config.json" if pretrained.is_dir() else "does not exist"
+        parser.problem(f"--pretrained: {pretrained} {found}")
+    for name, parts in (("dataset", arguments.data.dataset), ("eval_dataset", records.eval_dataset)):
+        for part in parts:
+            if reason := directory_problem(part):
                 parser.problem(f"--{name}: {part} {reason}")
-    if options.eval_interval is not None and not options.eval_dataset:
-        parser.problem("--eval_interval has no effect without --eval_dataset")
-    for name in ("save_dir", "tensorboard_dir"):
-        path = getattr(options, name)
-        for file in _files_on_the_way(path, *path.parents):
+    directories = {"save_dir": arguments.checkpoint.save_dir, "tensorboard_dir": records.tensorboard_dir}
+    for name, path in directories.items():
+        for file in _files_among(path, *path.parents):
             parser.problem(f"--{name}: {file} is a file, a directory is needed")
-    if options.config_file.is_dir():
-        parser.problem(f"--config_file: {options.config_file} is a directory, a file name is needed")
-    for file in _files_on_the_way(*options.config_file.parents):
+    if records.config_file.is_dir():
+        parser.problem(f"--config_file: {records.config_file} is a directory, a file name is needed")
+    for file in _files_among(*records.config_file.parents):
         parser.problem(f"--config_file: {file} is a file, a directory is needed")
 
 
-def _files_on_the_way(*directories: Path) -> list[Path]:
+def _files_among(*directories: Path) -> list[Path]:
     return [path for path in directories if path.exists() and not path.is_dir()]
 
 
-def _check_combinations(parser: CollectingArgumentParser, options: argparse.Namespace, world_size: int) -> None:
-    if options.plugin != "3d":
+def _check_plugin(parser: CollectingArgumentParser, arguments: TrainingArguments, world_size: int) -> None:
+    plugin = arguments.plugin
+    if plugin.plugin != "3d":
         for name in ("tp", "pp", "sp", "microbatch_size", "sp_mode", "zero", "zero_cpu_offload"):
-            if _is_given(parser, options, name):
-                parser.problem(f"--{name} belongs to --plugin 3d, but the plugin is {options.plugin}")
+            if is_given(plugin, name):
+                parser.problem(f"--{name} belongs to --plugin 3d, but the plugin is {plugin.plugin}")
     else:
-        check_dimensions(parser, options, world_size)
-    if options.plugin == "3d" and options.zero_cpu_offload and not options.zero:
-        parser.problem("--zero_cpu_offload needs ZeRO: use --zero 1 or 2")
-    if options.plugin in GPU_ONLY_PLUGINS and options.mixed_precision == "fp32":
-        parser.problem(f"--plugin {options.plugin} computes in fp16 or bf16 only: choose another plugin for fp32")
-    if options.plugin in GPU_ONLY_PLUGINS and options.freeze_non_embeds_params:
+        _check_parallel_layout(parser, arguments, world_size)
+        if plugin.zero_cpu_offload and not plugin.zero:
+            parser.problem("--zero_cpu_offload needs ZeRO: use --zero 1 or 2")
+    if plugin.plugin in GPU_ONLY_PLUGINS and plugin.mixed_precision == "fp32":
+        parser.problem(f"--plugin {plugin.plugin} computes in fp16 or bf16 only: choose another plugin for fp32")
+    if plugin.plugin in GPU_ONLY_PLUGINS and arguments.method.freeze_non_embeds_params:
         parser.problem(
-            f"--freeze_non_embeds_params is not possible with --plugin {options.plugin}: use zero2, ddp or 3d"
+            f"--freeze_non_embeds_params is not possible with --plugin {plugin.plugin}: use zero2, ddp or 3d"
         )
-    _check_lora(parser, options)
-    _check_fp8(parser, options)
-    if options.recompute_layers is not None and not options.use_grad_checkpoint:
-        parser.problem("--recompute_layers has no effect without --use_grad_checkpoint")
-    if not options.use_neft and _is_given(parser, options, "neft_alpha"):
-        parser.problem("--neft_alpha has no effect without --use_neft")
-    if options.warmup_steps is not None and options.max_steps is not None and options.warmup_steps > options.max_steps:
-        parser.problem(f"--warmup_steps {options.warmup_steps} is more than --max_steps {options.max_steps}")
 
 
-def _check_lora(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
-    if options.lora_rank:
-        if options.plugin in GPU_ONLY_PLUGINS:
-            parser.problem(
-                f"--lora_rank is not possible with --plugin {options.plugin}: use zero2, zero2_cpu, ddp or 3d"
-            )
-        if options.tp * options.pp * options.sp > 1:
-            parser.problem("--lora_rank needs the whole model on each process: leave --tp, --pp and --sp at 1")
-        if options.freeze_non_embeds_params:
-            parser.problem(
-                "--lora_rank and --freeze_non_embeds_params exclude each other: LoRA freezes the whole model"
-            )
+def _check_parallel_layout(parser: CollectingArgumentParser, arguments: TrainingArguments, world_size: int) -> None:
+    """Adds a problem for a parallel layout that is impossible, with the nearest possible one."""
+    plugin = arguments.plugin
+    problem = problem_of(
+        layout_of(plugin),
+        world_size,
+        read_model_shape(_model_directory(arguments)),
+        half_precision=plugin.mixed_precision != "fp32",
+        freezes=arguments.method.freeze_non_embeds_params,
+    )
+    if problem:
+        parser.problem(problem)
+    _check_microbatches(parser, plugin, arguments.data.micro_batch_size)
+    if plugin.sp == 1 and plugin.sp_mode != SP_MODES[0]:
+        parser.problem("--sp_mode has no effect without --sp")
+
+
+def _check_microbatches(parser: CollectingArgumentParser, plugin: PluginArguments, micro_batch_size: int) -> None:
+    size = plugin.microbatch_size
+    if plugin.pp > 1 and micro_batch_size % size:
+        nearest = max(n for n in range(1, size + 1) if micro_batch_size % n == 0)
+        parser.problem(
+            f"--microbatch_size {size} does not divide --micro_batch_size {micro_batch_size}: "
+            f"the nearest that does is {nearest}"
+        )
+    if plugin.pp == 1 and size != 1:
+        parser.problem("--microbatch_size has no effect without --pp")
+
+
+def _model_directory(arguments: TrainingArguments) -> Path | None:
+    """Directory whose config.json says what the model is: --pretrained, else the checkpoint's."""
+    checkpoint = arguments.checkpoint
+    if arguments.model.pretrained is not None or checkpoint.load_checkpoint is None:
+        return arguments.model.pretrained
+    if checkpoint.load_checkpoint != "auto":
+        return Path(checkpoint.load_checkpoint)
+    found = checkpoint_directories(checkpoint.save_dir)
+    return found[-1] if found else None
+
+
+def _check_lora(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
+    if not arguments.method.lora_rank:
         return
-    for name in ("lora_alpha", "lora_dropout", "lora_target_modules", "merge_lora"):
-        if _is_given(parser, options, name):
-            parser.problem(f"--{name} has no effect without --lora_rank")
+    plugin = arguments.plugin
+    if plugin.plugin in GPU_ONLY_PLUGINS:
+        parser.problem(f"--lora_rank is not possible with --plugin {plugin.plugin}: use zero2, zero2_cpu, ddp or 3d")
+    if plugin.tp * plugin.pp * plugin.sp > 1:
+        parser.problem("--lora_rank needs the whole model on each process: leave --tp, --pp and --sp at 1")
+    if arguments.method.freeze_non_embeds_params:
+        parser.problem("--lora_rank and --freeze_non_embeds_params exclude each other: LoRA freezes the whole model")
 
 
-def _check_fp8(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
-    if not options.fp8:
+def _check_fp8(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
+    if not arguments.model.fp8:
         return
-    if options.mixed_precision == "fp32":
-        parser.problem("--fp8 rounds half-precision numbers: use --mixed_precision bf16 or fp16")
-    if options.tp * options.pp * options.sp > 1:
+    plugin = arguments.plugin
+    if plugin.mixed_precision == "fp32":
+        parser.problem("--fp8 quantizes half-precision values: use --mixed_precision bf16 or fp16")
+    if plugin.tp * plugin.pp * plugin.sp > 1:
         parser.problem("--fp8 needs whole layers on each process: leave --tp, --pp and --sp at 1")
-    if options.lora_rank:
+    if arguments.method.lora_rank:
         parser.problem("--fp8 and --lora_rank exclude each other: the frozen weights of LoRA stay exact")
 
 
-def _check_for_cpu(parser: CollectingArgumentParser, options: argparse.Namespace) -> None:
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "nvidia-smi-fails":  # cluster/least_used_gpus.sh says so
+def _check_warmup(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
+    warmup_steps, max_steps = arguments.optimizer.warmup_steps, arguments.optimizer.max_steps
+    if warmup_steps is not None and max_steps is not None and warmup_steps > max_steps:
+        parser.problem(f"--warmup_steps {warmup_steps} is more than --max_steps {max_steps}")
+
+
+def _check_for_cpu(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
+    plugin = arguments.plugin
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "nvidia-smi-fails":  # set by cluster/least_used_gpus.sh
         parser.problem(
             "nvidia-smi fails on this host, so that no GPU can be chosen: run it there, and mend or restart the driver"
         )
-    if options.plugin in GPU_ONLY_PLUGINS:
+    if plugin.plugin in GPU_ONLY_PLUGINS:
         parser.problem(
-            f"--plugin {options.plugin} needs a GPU, and this host has none: Gemini manages CUDA memory itself. "
+            f"--plugin {plugin.plugin} needs a GPU, and this host has none: Gemini manages CUDA memory itself. "
             "Here zero2, zero2_cpu, ddp and 3d train on the CPU"
         )
-    if options.fp8:
+    if arguments.model.fp8:
         parser.problem("--fp8 needs a GPU with 8-bit matrix units, and this host has none")
-    if options.plugin == "ddp" and options.mixed_precision == "fp16":
+    if plugin.plugin == "ddp" and plugin.mixed_precision == "fp16":
         parser.problem(
             "--plugin ddp with fp16 scales its loss on CUDA devices only: use bf16 or fp32 on this host, which has no "
             "GPU"

@@ -1,99 +1,325 @@
-"""The arguments of train.py: parsed, checked together, and reported all at once. Imports no torch."""
+"""Arguments of train.py in groups: each option is declared once, with help, unit, default and check. Imports no torch."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from colossal_llama.training.argument_checks import check_arguments
-from colossal_llama.training.command_line import build_parser
+from colossal_llama.training.parallel_layout import SP_MODES
+from colossal_llama.utils.arguments import group, option, option_values, switch
+from colossal_llama.utils.cli import MAX_SEED, number_in_range, parse_bool
+
+PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
+GPU_ONLY_PLUGINS = ("gemini", "gemini_auto")
+HOST_OPTIMIZER_PLUGINS = ("gemini_auto", "zero2_cpu")
+"""Plugins that keep optimizer states in host memory, or may."""
+LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class ModelArguments:
+    """Model to train, and the kernels that compute it."""
+
+    pretrained: Path | None = option(
+        type=Path,
+        metavar="DIR",
+        help="model in Hugging Face format, with its tokenizer; needed without a --load_checkpoint",
+    )
+    use_flash_attn: bool = switch(
+        help="flash attention kernels: the flash-attn package's if installed, else those that a GPU uses anyway, "
+        "cuDNN's (from Hopper on) or PyTorch's own",
+    )
+    fused_kernels: bool = option(
+        True,
+        type=parse_bool,
+        metavar="BOOL",
+        help="all that is fast on a GPU: fused norm, rotary, SwiGLU, cross-entropy, ZeRO step, variable-length "
+        "attention; and on any device the overlapped optimizer step in host memory; False computes the plain way, "
+        "for comparison",
+    )
+    fp8: bool = switch(
+        help="multiply the decoder layers' matrices in 8 bits (Hopper and Ada GPUs): faster from about 1 B "
+        "parameters on, coarser quantization",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArguments:
+    """Rows to train on, how they are packed or padded, and in which order they come."""
+
+    dataset: tuple[Path, ...] = option(
+        (),
+        nargs="+",
+        type=Path,
+        metavar="PART",
+        help="prepared part directories (arrow/part-00000 …), in training order; needed, but for --benchmark",
+    )
+    max_length: int = option(
+        4096, type=number_in_range(int, 2), metavar="TOKENS", help="longest row that the parts may hold"
+    )
+    padding_mode: str = option(
+        "none",
+        choices=("none", "longest", "max_length"),
+        help="none: whole conversations share rows of up to --max_length tokens, attention is masked by document; "
+        "longest: a conversation a row, padded to the longest of its micro-batch; max_length: padded to --max_length",
+    )
+    pad_token: str | None = option(
+        choices=("eos", "unk"),
+        help="token that fills padded rows, and that the saved tokenizer names for it (default: rows are filled with "
+        "eos, and the saved tokenizer is the model's as it was); training is the same, since padding is known by its "
+        "length",
+    )
+    shuffle: str = option(
+        "bucket",
+        choices=("bucket", "global", "none"),
+        help="shuffle rows inside each part and keep the parts in order; across all parts; or not at all",
+    )
+    cross_document_attention: bool = switch(
+        help="let tokens attend to the other documents of their row (off: attention is masked by document)",
+    )
+    num_epochs: int = option(1, type=number_in_range(int, 1), metavar="N", help="passes over the data")
+    micro_batch_size: int = option(
+        1, "--batch_size", type=number_in_range(int, 1), metavar="ROWS", help="rows per device and micro-step"
+    )
+    accumulation_steps: int | None = option(
+        type=number_in_range(int, 1),
+        metavar="N",
+        help="micro-steps per optimizer step (default: 8 on data from prepare_sft_dataset.py, else 1)",
+    )
+    seed: int = option(
+        42, type=number_in_range(int, 0, MAX_SEED), metavar="N", help="of data order, dropout and NEFTune"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerArguments:
+    """AdamW, its learning rate schedule, and the loss that it minimises."""
+
+    lr: float = option(3e-4, type=number_in_range(float, above=0), help="peak learning rate")
+    weight_decay: float = option(0.1, "-w", type=number_in_range(float, 0), help="decoupled weight decay")
+    warmup_steps: int | None = option(
+        None,
+        "-s",
+        type=number_in_range(int, 0),
+        metavar="N",
+        help="linear warm-up, in steps (default: 2.5 %% of all steps)",
+    )
+    max_steps: int | None = option(
+        type=number_in_range(int, 1), metavar="N", help="end the run and its schedule after this many steps"
+    )
+    gradient_clipping: float = option(
+        1.0,
+        "--grad_clip",
+        type=number_in_range(float, 0),
+        metavar="NORM",
+        help="largest gradient norm; 0: no clipping",
+    )
+    loss_average: str = option(
+        "token",
+        choices=("token", "micro_batch"),
+        help="mean over all target tokens of a step, or mean of the micro-batches' means",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginArguments:
+    """ColossalAI Booster plugin, precision, and the parallel dimensions of plugin 3d."""
+
+    plugin: str = option("gemini", choices=PLUGINS, help="ColossalAI Booster plugin; gemini and gemini_auto need a GPU")
+    mixed_precision: str = option(
+        "fp16", choices=("fp16", "bf16", "fp32"), help="arithmetic; fp32 is for tests and CPUs"
+    )
+    tp: int = option(1, type=number_in_range(int, 1), metavar="N", help="tensor parallel size of plugin 3d")
+    pp: int = option(
+        1, type=number_in_range(int, 1), metavar="N", help="pipeline stages of plugin 3d (see the table below)"
+    )
+    microbatch_size: int = option(
+        1,
+        type=number_in_range(int, 1),
+        metavar="ROWS",
+        help="rows that go through the pipeline at once; must divide --micro_batch_size. A step's rows, accumulated "
+        "ones included, go through in one run",
+    )
+    sp: int = option(1, type=number_in_range(int, 1), metavar="N", help="sequence parallel size of plugin 3d")
+    sp_mode: str = option(
+        SP_MODES[0],
+        choices=SP_MODES,
+        help="split_gather: between attention and MLP each tensor parallel rank keeps a shard of the sequence; ring: "
+        "the same, exchanged neighbour by neighbour while multiplying; all_to_all: ranks of its own, each with all "
+        "heads of its sequence shard or its heads of the whole sequence",
+    )
+    zero: int = option(1, "--zero_stage", type=int, choices=(0, 1, 2), help="ZeRO stage of plugin 3d")
+    zero_cpu_offload: bool = switch(help="plugin 3d: keep master weights and optimizer states in host memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryArguments:
+    """Activation checkpointing."""
+
+    use_grad_checkpoint: bool = switch(help="recompute activations in the backward pass to save memory")
+    recompute_layers: int | None = option(
+        type=number_in_range(int, 1),
+        metavar="N",
+        only_with="use_grad_checkpoint",
+        help="with --use_grad_checkpoint: recompute the first N decoder layers only (default: on a GPU as few as its "
+        "memory demands by estimate, else all)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodArguments:
+    """What is trained beside all weights on plain embeddings: NEFTune, embeddings only, LoRA."""
+
+    use_neft: bool = switch(help="NEFTune: noise on the embeddings (arXiv 2310.05914)")
+    neft_alpha: float = option(
+        5.0,
+        type=number_in_range(float, above=0),
+        metavar="ALPHA",
+        only_with="use_neft",
+        help="strength of the NEFTune noise",
+    )
+    freeze_non_embeds_params: bool = switch(help="train input and output embeddings only")
+    lora_rank: int = option(
+        0, type=number_in_range(int, 0), metavar="RANK", help="train LoRA adapters of this rank; 0: no LoRA"
+    )
+    lora_alpha: float | None = option(
+        type=number_in_range(float, above=0),
+        metavar="ALPHA",
+        only_with="lora_rank",
+        help="adapters are scaled by alpha / rank (default: 2 rank)",
+    )
+    lora_dropout: float = option(
+        0.0,
+        type=number_in_range(float, 0, 0.99),
+        metavar="P",
+        only_with="lora_rank",
+        help="dropout on the adapters' input",
+    )
+    lora_target_modules: tuple[str, ...] = option(
+        LORA_LAYERS,
+        nargs="+",
+        choices=LORA_LAYERS,
+        metavar="LAYER",
+        only_with="lora_rank",
+        help="linear layers that get adapters",
+    )
+    merge_lora: bool = switch(
+        only_with="lora_rank",
+        help="also write the base model with the adapter merged, modelling_merged/",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointArguments:
+    """Checkpoints: where, how often, how many, and from which one the run resumes."""
+
+    save_dir: Path = option(Path("checkpoint_dir"), type=Path, metavar="DIR", help="checkpoints and the final model")
+    save_interval: int = option(1000, type=number_in_range(int, 1), metavar="STEPS", help="steps between checkpoints")
+    skip_save_each_epoch: bool = switch(help="no checkpoint at an epoch's end")
+    keep_last: int | None = option(
+        type=number_in_range(int, 1), metavar="K", help="delete all checkpoints but the newest K (default: keep all)"
+    )
+    save_in_background: bool = option(
+        True,
+        type=parse_bool,
+        metavar="BOOL",
+        help="write checkpoints while training goes on, from a copy in host memory (14 bytes a parameter in bf16); "
+        "False, or no memory: training waits",
+    )
+    load_checkpoint: str | None = option(
+        metavar="DIR",
+        help="a checkpoint (everything is restored), its modelling folder (weights only, for the next stage), or "
+        "'auto': the newest in --save_dir, a fresh start when there is none",
+    )
+    allow_other_data: bool = switch(help="resume although the data or tokenizer are not those that the run began with")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordArguments:
+    """Validation, metrics, and the run's configuration file."""
+
+    eval_dataset: tuple[Path, ...] = option(
+        (),
+        nargs="+",
+        type=Path,
+        metavar="PART",
+        help="prepared part directories to take the validation loss on, at intervals and at the end",
+    )
+    eval_interval: int | None = option(
+        type=number_in_range(int, 1),
+        metavar="STEPS",
+        only_with="eval_dataset",
+        help="steps between evaluations (default: --save_interval)",
+    )
+    max_bad_steps: int = option(
+        1,
+        type=number_in_range(int, 1),
+        metavar="K",
+        help="end the run after so many steps in a row whose loss or gradient norm is NaN or Inf; the weights are "
+        "left as they were, and the rows are listed in SAVE_DIR/bad_steps.jsonl",
+    )
+    tensorboard_dir: Path = option(
+        Path("logs_dir"), type=Path, metavar="DIR", help="TensorBoard events and metrics.jsonl"
+    )
+    config_file: Path = option(
+        Path("config_file"), type=Path, metavar="FILE", help="where the run's configuration is written"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkArguments:
+    """Speed measurement on random rows."""
+
+    benchmark: bool = switch(help="train on random full rows instead of --dataset, save nothing, and print the speed")
+    num_samples: int = option(
+        500, type=number_in_range(int, 1), metavar="ROWS", only_with="benchmark", help="random rows of a --benchmark"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRunArguments:
+    """Plan and memory estimate without training."""
+
+    dry_run: bool = switch(
+        help="print steps, schedule and the estimated memory of each GPU, say what would not fit, and stop; needs no "
+        "GPU",
+    )
+    dry_run_processes: int | None = option(
+        type=number_in_range(int, 1),
+        metavar="N",
+        only_with="dry_run",
+        help="plan for so many processes with a GPU each (default: those that were started)",
+    )
+    gpu_memory_gib: float | None = option(
+        type=number_in_range(float, above=0),
+        metavar="GIB",
+        only_with="dry_run",
+        help="memory of the GPU that a --dry_run plans for (default: of this host's, if it has one)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingArguments:
-    """What the user asked for; the fields are the command line's long options."""
+    """All options of train.py; functions take the group that they need."""
 
-    pretrained: Path | None
-    dataset: tuple[Path, ...]
-    plugin: str
-    load_checkpoint: str | None
-    save_interval: int
-    save_dir: Path
-    tensorboard_dir: Path
-    config_file: Path
-    num_epochs: int
-    micro_batch_size: int
-    accumulation_steps: int | None
-    lr: float
-    max_length: int
-    mixed_precision: str
-    gradient_clipping: float
-    weight_decay: float
-    warmup_steps: int | None
-    use_grad_checkpoint: bool
-    recompute_layers: int | None
-    use_flash_attn: bool
-    use_neft: bool
-    neft_alpha: float
-    freeze_non_embeds_params: bool
-    lora_rank: int
-    lora_alpha: float | None
-    lora_dropout: float
-    lora_target_modules: tuple[str, ...]
-    merge_lora: bool
-    tp: int
-    pp: int
-    microbatch_size: int
-    sp: int
-    sp_mode: str
-    zero: int
-    zero_cpu_offload: bool
-    padding_mode: str
-    pad_token: str | None
-    cross_document_attention: bool
-    fused_kernels: bool
-    fp8: bool
-    shuffle: str
-    loss_average: str
-    skip_save_each_epoch: bool
-    max_steps: int | None
-    keep_last: int | None
-    save_in_background: bool
-    seed: int
-    allow_other_data: bool
-    benchmark: bool
-    num_samples: int
-    dry_run: bool
-    eval_dataset: tuple[Path, ...]
-    eval_interval: int | None
-    max_bad_steps: int
-    dry_run_processes: int | None
-    gpu_memory_gib: float | None
+    model: ModelArguments = group("model and kernels")
+    data: DataArguments = group("data and batches")
+    optimizer: OptimizerArguments = group(
+        "optimizer: AdamW, betas 0.9 and 0.95, cosine schedule down to a tenth of --lr"
+    )
+    plugin: PluginArguments = group("plugin and precision")
+    memory: MemoryArguments = group("memory")
+    method: MethodArguments = group("method")
+    checkpoint: CheckpointArguments = group("checkpoints")
+    records: RecordArguments = group("validation and records")
+    benchmark: BenchmarkArguments = group("benchmark")
+    dry_run: DryRunArguments = group("dry run")
 
-    def as_json(self) -> dict:
-        """The arguments as JSON values, for `--config_file`."""
-        shown = asdict(self)
-        return {
-            name: [str(item) for item in value]
-            if isinstance(value, tuple)
-            else (str(value) if isinstance(value, Path) else value)
-            for name, value in shown.items()
-        }
+    def as_json(self) -> dict[str, Any]:
+        """The options by name as JSON values, for `--config_file`."""
+        return {name: _json_value(value) for name, value in option_values(self).items()}
 
 
-def parse_arguments(
-    command: list[str] | None = None, has_gpu: bool | None = None, world_size: int = 1
-) -> TrainingArguments:
-    """Parses and checks a command line; exits with code 2 and all problems when something is wrong.
-
-    Args:
-        command: the words after `train.py`; None reads the process's own.
-        has_gpu: whether the host trains on a GPU; None leaves what depends on it unchecked.
-        world_size: number of processes.
-    """
-    parser = build_parser()
-    options = parser.parse_args(command)
-    check_arguments(parser, options, has_gpu, world_size)
-    parser.finish()
-    options.dataset = tuple(Path(part) for part in options.dataset)
-    options.eval_dataset = tuple(Path(part) for part in options.eval_dataset)
-    options.lora_target_modules = tuple(options.lora_target_modules)
-    return TrainingArguments(**vars(options))
+def _json_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,7 +1,6 @@
-"""`train.py --dry_run`: what a command line would do, and whether it fits, without a weight loaded or a step taken.
+"""Dry run (`train.py --dry_run`): plan of a run and estimate of its memory, without weights or steps.
 
-It needs no GPU: the memory is estimated for processes with one GPU each
-(colossal_llama.training.memory.estimate).
+It needs no GPU: the memory is estimated for processes with one GPU each (training.memory.estimate).
 """
 
 from collections.abc import Sequence
@@ -13,21 +12,23 @@ import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from colossal_llama.dataset.part_reader import Part
+from colossal_llama.model.loading import load_config
 from colossal_llama.model.param_count import parameters
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.training.distributed import consensus
+from colossal_llama.training.inputs import RunInputs, resume_progress
 from colossal_llama.training.lr_schedule import Schedule, plan_schedule, rows_of_epoch, step_geometry, tokens_of_run
-from colossal_llama.training.memory.config import Setup, setup_of, trained_parameters
+from colossal_llama.training.memory.config import MemoryConfig, memory_config_of, trained_parameters
 from colossal_llama.training.memory.estimate import ALLOWANCE_BYTES, GIB, MemoryEstimate, estimate
-from colossal_llama.training.memory.recompute_policy import least_recomputation, recomputed_in_words
+from colossal_llama.training.memory.recompute_policy import Recomputation, minimal_recomputation
 from colossal_llama.training.parallel_layout import layout_of
 from colossal_llama.utils.console import log_rank_zero, table
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What is known of a run before it begins."""
+    """Plan of a run: data, steps, schedule, processes."""
 
     config: PretrainedConfig
     """The model's."""
@@ -47,7 +48,7 @@ class DryRun:
 def plan_run(
     arguments: TrainingArguments, config: PretrainedConfig, parts: Sequence[Part], origin: Origin, progress: Progress
 ) -> DryRun:
-    """Puts together what is known before a run.
+    """Plans a run from its arguments, data and progress.
 
     Args:
         arguments: with the defaults that depend on the data filled in.
@@ -55,18 +56,20 @@ def plan_run(
         parts: the data.
         origin, progress: what the run was begun with, and where it stands.
     """
-    processes = arguments.dry_run_processes or dist.get_world_size()
-    size = processes // layout_of(arguments).model_parallel_size
+    processes = arguments.dry_run.dry_run_processes or dist.get_world_size()
+    size = processes // layout_of(arguments.plugin).model_parallel_size
     geometry, lengths = step_geometry(arguments, size), [part.row_lengths_tokens() for part in parts]
-    schedule = plan_schedule(arguments, lengths, origin, geometry, progress)
-    is_full = arguments.padding_mode == "max_length" or origin.packed_to_tokens
+    schedule = plan_schedule(arguments.optimizer, arguments.data.num_epochs, lengths, origin, geometry, progress)
+    is_full = arguments.data.padding_mode == "max_length" or origin.packed_to_tokens
     return DryRun(
         config=config,
         prepared_rows=sum(map(len, lengths)),
         data_tokens=sum(part.tokens for part in parts),
         rows_per_epoch=rows_of_epoch(lengths, origin, progress.epoch),
         rows_per_step=geometry.rows_per_step,
-        longest_row_tokens=arguments.max_length if is_full else int(max(part.max() for part in lengths if len(part))),
+        longest_row_tokens=arguments.data.max_length
+        if is_full
+        else int(max(part.max() for part in lengths if len(part))),
         processes=processes,
         data_parallel_size=size,
         schedule=schedule,
@@ -74,8 +77,17 @@ def plan_run(
     )
 
 
+def report_dry_run(arguments: TrainingArguments, inputs: RunInputs) -> None:
+    """Prints what the run would do and the memory that it would take."""
+    progress = Progress()
+    if inputs.checkpoint is not None:
+        progress = resume_progress(inputs.checkpoint, inputs.origin, arguments.checkpoint.allow_other_data)
+    config = load_config(inputs.model_path)
+    report(arguments, plan_run(arguments, config, inputs.parts, inputs.origin, progress))
+
+
 def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
-    """Prints plan and memory, writes both beside `--config_file`; returns the estimate."""
+    """Prints plan and memory, writes both next to `--config_file`; returns the estimate. A collective."""
     device_bytes = _device_bytes(arguments)
     setup = _setup(arguments, run, device_bytes)
     memory = estimate(run.config, setup)
@@ -85,48 +97,52 @@ def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
     log_rank_zero(memory_table(memory))
     for line in _verdict(memory, setup, run.config, device_bytes):
         log_rank_zero(line)
-    file = record_file(arguments.config_file)
+    file = record_file(arguments.records.config_file)
     record = _record(arguments, run, memory, device_bytes)
-    record |= {"recomputed_layers": setup.recomputed_layers, "frugal": setup.frugal}
+    record |= {"recomputed_layers": setup.recomputed_layers, "frugal": setup.selective}
     consensus.write_record("--config_file", file, record)
     log_rank_zero(f"the record is {file}")
     return memory
 
 
-def _setup(arguments: TrainingArguments, run: DryRun, device_bytes: int | None) -> Setup:
-    """As the run would have it; what is recomputed it decides by the memory of its GPUs."""
-    setup = setup_of(arguments, run.config, run.data_parallel_size, arguments.fused_kernels, flash_attention=True)
+def _setup(arguments: TrainingArguments, run: DryRun, device_bytes: int | None) -> MemoryConfig:
+    """Memory configuration of the run; recomputation follows from the memory of its GPUs."""
+    setup = memory_config_of(
+        arguments, run.config, run.data_parallel_size, arguments.model.fused_kernels, flash_attention=True
+    )
     setup = replace(setup, length_tokens=run.longest_row_tokens)
-    if arguments.use_grad_checkpoint and device_bytes is not None:
-        return least_recomputation(run.config, setup, device_bytes, arguments.recompute_layers)
-    return replace(setup, frugal=False)
+    if arguments.memory.use_grad_checkpoint and device_bytes is not None:
+        return minimal_recomputation(run.config, setup, device_bytes)
+    return replace(setup, selective=False)
 
 
 def record_file(config_file: Path) -> Path:
-    """Where the record of a dry run is written: beside the configuration that the run itself would write."""
+    """Path of a dry run's record: next to the configuration file of the run itself."""
     return config_file.with_name(f"{config_file.name}.dry_run.json")
 
 
 def _device_bytes(arguments: TrainingArguments) -> int | None:
-    """Memory of the GPU that is meant: the one given, else this host's."""
-    if arguments.gpu_memory_gib is not None:
-        return int(arguments.gpu_memory_gib * GIB)
+    """Memory of the planned GPU: `--gpu_memory_gib`, else this host's."""
+    if arguments.dry_run.gpu_memory_gib is not None:
+        return int(arguments.dry_run.gpu_memory_gib * GIB)
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return None
 
 
-def _plan_rows(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, setup: Setup) -> list[list[str]]:
-    schedule, trained = run.schedule, trained_parameters(arguments, run.config)
+def _plan_rows(
+    arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, setup: MemoryConfig
+) -> list[list[str]]:
+    schedule, trained = run.schedule, trained_parameters(arguments.method, run.config)
     epochs = _counted(schedule.num_epochs, "epoch", "epochs")
-    ended = f" at most (--max_steps {arguments.max_steps:,})" if arguments.max_steps else ""
+    ended = f" at most (--max_steps {arguments.optimizer.max_steps:,})" if arguments.optimizer.max_steps else ""
     packed = f", packed into {run.rows_per_epoch:,}" if run.rows_per_epoch != run.prepared_rows else ""
     first, peak, last = (schedule.rate(step) for step in (0, schedule.warmup_steps, max(0, schedule.total_steps - 1)))
     return [
         ["parameters", f"{memory.parameters:,}" + ("" if trained is None else f", {trained:,} of them trained")],
         [
             "plugin",
-            f"{arguments.plugin}, {arguments.mixed_precision}, {_counted(run.processes, 'process', 'processes')}",
+            f"{arguments.plugin.plugin}, {arguments.plugin.mixed_precision}, {_counted(run.processes, 'process', 'processes')}",
         ],
         [
             "data",
@@ -134,19 +150,19 @@ def _plan_rows(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate
         ],
         [
             "a step",
-            f"{run.rows_per_step:,} rows ({run.data_parallel_size} data-parallel x {arguments.micro_batch_size} x "
-            f"{arguments.accumulation_steps} accumulated), up to {run.rows_per_step * run.longest_row_tokens:,} tokens",
+            f"{run.rows_per_step:,} rows ({run.data_parallel_size} data-parallel x {arguments.data.micro_batch_size} x "
+            f"{arguments.data.accumulation_steps} accumulated), up to {run.rows_per_step * run.longest_row_tokens:,} tokens",
         ],
         ["steps", f"{schedule.total_steps:,} in {epochs}{ended}, {schedule.warmup_steps:,} of warm-up"],
         ["tokens", f"{run.tokens:,} in {_counted(schedule.total_steps, 'step', 'steps')}"],
         [
             "recomputed",
-            recomputed_in_words(setup.recomputed_layers, run.config.num_hidden_layers, setup.frugal),
+            Recomputation(setup.recomputed_layers, setup.selective).describe(run.config.num_hidden_layers),
         ],
         ["learning rate", f"{first:.3g} in the first step, {peak:.3g} after the warm-up, {last:.3g} in the last"],
         [
             "a checkpoint",
-            f"about {_checkpoint_bytes(arguments, run.config) / GIB:,.1f} GiB, every {arguments.save_interval:,} steps",
+            f"about {_checkpoint_bytes(arguments, run.config) / GIB:,.1f} GiB, every {arguments.checkpoint.save_interval:,} steps",
         ],
     ]
 
@@ -157,9 +173,9 @@ def _counted(number: int, one: str, many: str) -> str:
 
 def _checkpoint_bytes(arguments: TrainingArguments, config: object) -> int:
     """Weights as they are trained, and in fp32 the moments, and the master weights where these are apart."""
-    trained = trained_parameters(arguments, config) or parameters(config)
-    saved = trained if arguments.lora_rank else parameters(config)
-    half = arguments.mixed_precision != "fp32" and arguments.plugin != "ddp"
+    trained = trained_parameters(arguments.method, config) or parameters(config)
+    saved = trained if arguments.method.lora_rank else parameters(config)
+    half = arguments.plugin.mixed_precision != "fp32" and arguments.plugin.plugin != "ddp"
     return saved * (2 if half else 4) + trained * (12 if half else 8)
 
 
@@ -175,7 +191,9 @@ def _gib(count: int) -> float:
     return round(count / GIB, 2)
 
 
-def _verdict(memory: MemoryEstimate, setup: Setup, config: PretrainedConfig, device_bytes: int | None) -> list[str]:
+def _verdict(
+    memory: MemoryEstimate, setup: MemoryConfig, config: PretrainedConfig, device_bytes: int | None
+) -> list[str]:
     lines = [f"peak: {memory.peak_bytes / GIB:.1f} GiB ({memory.peak_moment})"]
     if memory.host_bytes:
         lines.append(f"host memory of each process: {memory.host_bytes / GIB:.1f} GiB for the optimizer")
@@ -197,7 +215,7 @@ def _verdict(memory: MemoryEstimate, setup: Setup, config: PretrainedConfig, dev
     ]
 
 
-def _alternatives(setup: Setup, config: object) -> list[tuple[str, Setup]]:
+def _alternatives(setup: MemoryConfig, config: object) -> list[tuple[str, MemoryConfig]]:
     """Other settings that take less memory, the cheapest first."""
     recomputed = replace(setup, recomputed_layers=config.num_hidden_layers)
     whole = replace(recomputed, tensor_parallel_size=1, pipeline_stages=1, sequence_parallel_size=1)
@@ -220,7 +238,7 @@ def _record(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, d
     return {
         "arguments": arguments.as_json(),
         "parameters": memory.parameters,
-        "trained_parameters": trained_parameters(arguments, run.config) or memory.parameters,
+        "trained_parameters": trained_parameters(arguments.method, run.config) or memory.parameters,
         "processes": run.processes,
         "data_parallel_size": run.data_parallel_size,
         "prepared_rows": run.prepared_rows,

@@ -119,5 +119,5 @@ def build_evaluator(
         plan=plan_epoch(lengths, 0, 0, "none", packed_to_tokens),
         categories=categories,
         micro_batch_size=step_geometry(arguments, 1).micro_batch_size,
-        interval=arguments.eval_interval or arguments.save_interval,
+        interval=arguments.records.eval_interval or arguments.checkpoint.save_interval,
     )

@@ -1,6 +1,7 @@
-"""Opens what a run begins from, parts, tokenizer, model directory and checkpoint, and checks that they belong together."""
+"""Inputs of a run, opened and checked to belong together: parts, tokenizer, model directory, checkpoint."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -16,107 +17,153 @@ from colossal_llama.model.weights.adapter_files import (
 )
 from colossal_llama.model.weights.weight_files import check_safetensors, read_metadata
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
-from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.arguments import (
+    LORA_LAYERS,
+    DataArguments,
+    MethodArguments,
+    TrainingArguments,
+)
 from colossal_llama.training.benchmark import random_part
 from colossal_llama.training.checkpoint.archive import entry_written_by_a_run
 from colossal_llama.training.checkpoint.discovery import find_checkpoint, read_checkpoint
-from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, Checkpoint, Origin
-from colossal_llama.training.command_line import LORA_LAYERS
+from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, Checkpoint, Origin, Progress
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.metrics import refuse_other_record
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_directory
 
+SFT_ACCUMULATION_STEPS = 8
+
 
 @dataclass(frozen=True)
-class Data:
-    """The opened parts, and the tokenizer that they were made with."""
+class RunInputs:
+    """Opened parts, and the tokenizer, model and checkpoint that go with them."""
 
     parts: list[Part]
     tokenizer: PreTrainedTokenizerFast
     model_path: Path
-    """Where weights and tokenizer come from: the checkpoint's model when there is one, else
-    --pretrained; with LoRA the base."""
+    """Directory of weights and tokenizer: the checkpoint's model when there is one, else
+    --pretrained; with LoRA the base model."""
     adapter_path: Path | None
-    """A LoRA adapter to go on from."""
+    """LoRA adapter to continue."""
     eval_parts: list[Part]
-    """For the validation loss; none without --eval_dataset."""
+    """Parts for the validation loss; none without --eval_dataset."""
     checkpoint: Checkpoint | None
-    """To resume from; None for a fresh start or a weights-only one."""
+    """Checkpoint to resume from; None for a fresh start or a weights-only one."""
     origin: Origin
 
     def model_fingerprint(self) -> str:
-        """Differs when the files of model or adapter do."""
+        """Fingerprint of the files of model and adapter."""
         paths = [path for path in (self.model_path, self.adapter_path) if path is not None]
         return "".join(fingerprint_directory(path) for path in paths)
 
 
-def open_data(arguments: TrainingArguments) -> Data:
-    """Opens parts and tokenizer, finds the checkpoint to resume from, and checks that they belong together, on all hosts alike."""
-    checkpoint = _agreed_checkpoint(arguments)
+def open_inputs(arguments: TrainingArguments) -> RunInputs:
+    """Opens parts and tokenizer, finds the checkpoint to resume from, and compares all hosts' inputs.
+
+    Raises:
+        CollectiveError: something is missing, does not fit, or differs between hosts.
+    """
+    checkpoint = _checkpoint_of_rank_zero(arguments)
     with consensus.raise_on_all_ranks():
-        data = _open_data(arguments, checkpoint)
-        contents = {
-            "the data (--dataset)": data.origin.data_fingerprint,
-            "the data (--eval_dataset)": data_fingerprint(data.eval_parts),
-            str(data.model_path): data.model_fingerprint(),
+        inputs = _open_inputs(arguments, checkpoint)
+        fingerprints = {
+            "the data (--dataset)": inputs.origin.data_fingerprint,
+            "the data (--eval_dataset)": data_fingerprint(inputs.eval_parts),
+            str(inputs.model_path): inputs.model_fingerprint(),
         }
-    consensus.check_same(contents)
-    return data
+    consensus.check_same(fingerprints)
+    return inputs
 
 
-def _open_data(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> Data:
+def with_data_defaults(arguments: TrainingArguments, inputs: RunInputs) -> TrainingArguments:
+    """Fills in the default that depends on the data: `--accumulation_steps`, 8 on conversations, else 1."""
+    default = SFT_ACCUMULATION_STEPS if inputs.parts[0].kind == "sft" else 1
+    steps = arguments.data.accumulation_steps or default
+    return replace(arguments, data=replace(arguments.data, accumulation_steps=steps))
+
+
+def resume_progress(checkpoint: Checkpoint, origin: Origin, allow_other_data: bool) -> Progress:
+    """Position from which a run resumes.
+
+    Raises:
+        UserError: data, tokenizer or order are not those that the run began with, and
+            `--allow_other_data` is not given.
+    """
+    differences = origin.differences(checkpoint.running_states["origin"])
+    if differences and not allow_other_data:
+        raise UserError(
+            [f"cannot resume {checkpoint.path}: {difference}" for difference in differences]
+            + ["give what the run was begun with, or --allow_other_data to go on all the same"]
+        )
+    return checkpoint.progress
+
+
+def packed_to_tokens(data: DataArguments, parts: Sequence[Part]) -> int | None:
+    """Row length to which samples are packed on the fly, or None where they are not.
+
+    Pre-training rows are spliced already; padded conversations have a row each.
+    """
+    packs = data.padding_mode == "none" and parts[0].kind == "sft"
+    return data.max_length if packs else None
+
+
+def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> RunInputs:
+    data, is_benchmark = arguments.data, arguments.benchmark.benchmark
     model_path, adapter_path = _model_paths(arguments, checkpoint)
-    if not arguments.benchmark:
-        _check_what_is_overwritten(arguments, model_path, adapter_path, checkpoint)
+    if not is_benchmark:
+        _refuse_overwriting_the_start(arguments, model_path, adapter_path, checkpoint)
     config = load_config(model_path)
-    if not arguments.dry_run:  # which needs no weights
+    if not arguments.dry_run.dry_run:  # which needs no weights
         check_safetensors(model_path)
     tokenizer = load_tokenizer(model_path)
-    if arguments.pad_token is not None:
-        _name_padding(tokenizer, arguments.pad_token, model_path)
-    if arguments.benchmark:
-        parts = [random_part(arguments.num_samples, arguments.max_length, len(tokenizer))]
+    if data.pad_token is not None:
+        _set_pad_token(tokenizer, data.pad_token, model_path)
+    if is_benchmark:
+        parts = [random_part(arguments.benchmark.num_samples, data.max_length, len(tokenizer))]
     else:
-        parts = open_parts(arguments.dataset, arguments.max_length)
+        parts = open_parts(data.dataset, data.max_length)
     eval_parts = []
-    if arguments.eval_dataset:
-        eval_parts = open_parts(arguments.eval_dataset, arguments.max_length, option="--eval_dataset")
-    _warn_of_long_documents(arguments, config, [*parts, *eval_parts])
+    if arguments.records.eval_dataset:
+        eval_parts = open_parts(arguments.records.eval_dataset, data.max_length, option="--eval_dataset")
+    _warn_of_long_documents(data.cross_document_attention, config, [*parts, *eval_parts])
     fingerprint = tokenizer_fingerprint(tokenizer)
-    foreign = [part for part in [*parts, *eval_parts] if part.tokenizer_fingerprint not in (None, fingerprint)]
-    if foreign and not arguments.allow_other_data:
-        option = "--dataset" if foreign[0] in parts else "--eval_dataset"
-        raise UserError(
-            f"{option}: {foreign[0].path} was prepared with another tokenizer than the one in {model_path}: prepare "
-            "it with "
-            f"--tokenizer_dir {model_path} (or say --allow_other_data)"
-        )
+    if not arguments.checkpoint.allow_other_data:
+        _refuse_other_tokenizer({"--dataset": parts, "--eval_dataset": eval_parts}, fingerprint, model_path)
     origin = Origin(
         data_fingerprint=data_fingerprint(parts),
         tokenizer_fingerprint=fingerprint,
         parts=len(parts),
-        seed=arguments.seed,
-        shuffle=arguments.shuffle,
-        packed_to_tokens=packed_to_tokens(arguments, parts),
+        seed=data.seed,
+        shuffle=data.shuffle,
+        packed_to_tokens=packed_to_tokens(data, parts),
     )
-    return Data(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin)
+    return RunInputs(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin)
 
 
-def _warn_of_long_documents(arguments: TrainingArguments, config: PretrainedConfig, parts: list[Part]) -> None:
-    longest = max(part.max_document_tokens(arguments.cross_document_attention) for part in parts)
-    if longest > config.max_position_embeddings:
+def _refuse_other_tokenizer(parts_by_option: dict[str, list[Part]], fingerprint: str, model_path: Path) -> None:
+    for option, parts in parts_by_option.items():
+        for part in parts:
+            if part.tokenizer_fingerprint not in (None, fingerprint):
+                raise UserError(
+                    f"{option}: {part.path} was prepared with another tokenizer than the one in {model_path}: "
+                    f"prepare it with --tokenizer_dir {model_path} (or say --allow_other_data)"
+                )
+
+
+def _warn_of_long_documents(cross_document_attention: bool, config: PretrainedConfig, parts: list[Part]) -> None:
+    longest_tokens = max(part.longest_span_tokens(cross_document_attention) for part in parts)
+    if longest_tokens > config.max_position_embeddings:
         log_rank_zero(
-            f"warning: the data have {'rows' if arguments.cross_document_attention else 'documents'} of up to "
-            f"{longest:,} tokens, and the "
-            f"model was made for {config.max_position_embeddings:,} positions (max_position_embeddings in its "
-            "config.json): prepare them "
-            "with a smaller --max_length, or raise that number if the model is to learn longer ones"
+            f"warning: the data have {'rows' if cross_document_attention else 'documents'} of up to "
+            f"{longest_tokens:,} tokens, and the model was made for {config.max_position_embeddings:,} positions "
+            "(max_position_embeddings in its config.json): prepare them with a smaller --max_length, or raise that "
+            "number if the model is to learn longer ones"
         )
 
 
-def _name_padding(tokenizer: PreTrainedTokenizerFast, kind: str, path: Path) -> None:
+def _set_pad_token(tokenizer: PreTrainedTokenizerFast, kind: str, path: Path) -> None:
     token = getattr(tokenizer, f"{kind}_token")
     if token is None:
         other = "unk" if kind == "eos" else "eos"
@@ -124,20 +171,15 @@ def _name_padding(tokenizer: PreTrainedTokenizerFast, kind: str, path: Path) -> 
     tokenizer.pad_token = token
 
 
-def packed_to_tokens(arguments: TrainingArguments, parts: list[Part]) -> int | None:
-    """To which length rows are packed; None where they are not: pre-training rows are spliced already, conversations stand alone."""
-    packs = arguments.padding_mode == "none" and parts[0].kind == "sft"
-    return arguments.max_length if packs else None
-
-
-def _agreed_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
-    """The checkpoint that rank 0 finds, opened by every rank: hosts that do not share --save_dir must not go different ways."""
+def _checkpoint_of_rank_zero(arguments: TrainingArguments) -> Checkpoint | None:
+    """Checkpoint that rank 0 finds, opened by every rank: hosts without a shared --save_dir must not diverge."""
+    save_dir = arguments.checkpoint.save_dir
     choice: list[Path | None] = [None]
     with consensus.raise_on_all_ranks():
         if is_rank_zero():
-            found = find_checkpoint(arguments.load_checkpoint, arguments.save_dir, log_rank_zero)
-            if found is not None and not arguments.benchmark:
-                refuse_other_record(arguments.tensorboard_dir, arguments.save_dir)
+            found = find_checkpoint(arguments.checkpoint.load_checkpoint, save_dir, log_rank_zero)
+            if found is not None and not arguments.benchmark.benchmark:
+                refuse_other_record(arguments.records.tensorboard_dir, save_dir)
             choice = [found.path if found else None]
     dist.broadcast_object_list(choice, src=0)
     if choice[0] is None:
@@ -151,50 +193,49 @@ def _agreed_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
 
 
 def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> tuple[Path, Path | None]:
-    """The model to load, and the adapter to put on it if the run goes on from one."""
-    path = arguments.pretrained
+    """Model to load, and the adapter to put on it when the run continues one."""
+    path, load_checkpoint = arguments.model.pretrained, arguments.checkpoint.load_checkpoint
     if checkpoint is not None:
         path = checkpoint.model_path
-    elif arguments.load_checkpoint not in (None, "auto"):
-        path = Path(arguments.load_checkpoint)  # a modelling folder: weights only
+    elif load_checkpoint not in (None, "auto"):
+        path = Path(load_checkpoint)  # a modelling folder: weights only
     if is_adapter(path):
-        _check_adapter(arguments, path)
-        return _base_of(arguments, path), path
-    if checkpoint is not None and arguments.lora_rank:
+        _check_adapter(arguments.method, path)
+        return _base_of(arguments.model.pretrained, path), path
+    if checkpoint is not None and arguments.method.lora_rank:
         raise UserError(
             f"{path} is a whole model, so --lora_rank cannot resume it: start from it with --pretrained {path}"
         )
     return path, None
 
 
-def _base_of(arguments: TrainingArguments, adapter: Path) -> Path:
-    """The model that an adapter goes on with; a notice when it is not the one that it was trained on."""
-    former, base = adapter_base_path(adapter), arguments.pretrained
+def _base_of(base: Path | None, adapter: Path) -> Path:
+    """Base model of an adapter; a notice when it is not the one that the adapter was trained on."""
+    former = adapter_base_path(adapter)
     if base is None or base.resolve() == former.resolve():
         return former
     differ = former.is_dir() and fingerprint_directory(former) != fingerprint_directory(base)
-    says = (
+    reason = (
         "whose files are others: an adapter is of use on the weights that it was trained on only"
         if differ
         else "moved or copied"
     )
     log_rank_zero(
-        f"{'warning: ' if differ else ''}the adapter {adapter} was trained on {former}; it goes on with {base}, {says}"
+        f"{'warning: ' if differ else ''}the adapter {adapter} was trained on {former}; it goes on with {base}, {reason}"
     )
     return base
 
 
-def _check_what_is_overwritten(
+def _refuse_overwriting_the_start(
     arguments: TrainingArguments, model_path: Path, adapter_path: Path | None, checkpoint: Checkpoint | None
 ) -> None:
-    """Refuses a run whose saving would take away what it is begun from, perhaps the only copy.
+    """Refuses a run whose checkpoints would replace what it starts from, perhaps the only copy.
 
-    A finished model in `--save_dir` may be gone on from: it stays until the run's own, which has
-    learned all that it had, is complete. But an adapter in its place is nothing without it; and a
-    checkpoint would be renamed, since it is of a later step than the beginning.
+    A final model in `--save_dir` may be continued: it stays until the run's own is complete. But an
+    adapter in its place is useless without it. A checkpoint would be renamed as a later one than the start.
     """
-    save_dir, resumed = arguments.save_dir, checkpoint.model_path if checkpoint is not None else None
-    base = model_path if arguments.lora_rank else None
+    save_dir, resumed = arguments.checkpoint.save_dir, checkpoint.model_path if checkpoint is not None else None
+    base = model_path if arguments.method.lora_rank else None
     for path in (path for path in (model_path, adapter_path) if path not in (None, resumed)):
         entry = entry_written_by_a_run(path, save_dir)
         if entry is None:
@@ -202,8 +243,7 @@ def _check_what_is_overwritten(
         if path == base:
             raise UserError(
                 f"--lora_rank: the base model {path} lies in --save_dir {save_dir}, where this run would replace or "
-                "rename it, and an "
-                "adapter is nothing without its base: give another --save_dir"
+                "rename it, and an adapter is nothing without its base: give another --save_dir"
             )
         if entry == MODEL:
             log_rank_zero(
@@ -212,32 +252,29 @@ def _check_what_is_overwritten(
         elif entry != MERGED_MODEL:
             raise UserError(
                 f"{path} lies in --save_dir {save_dir}, where the checkpoints of this run take the place of {entry}: "
-                "give another "
-                f"--save_dir to begin with its weights (or --load_checkpoint {save_dir / entry} to go on from it)"
+                f"give another --save_dir to begin with its weights (or --load_checkpoint {save_dir / entry} to go on "
+                "from it)"
             )
 
 
-def _check_adapter(arguments: TrainingArguments, path: Path) -> None:
-    """Refuses LoRA options that are not those of the adapter that the run goes on with: peft takes the adapter's."""
+def _check_adapter(method: MethodArguments, path: Path) -> None:
+    """Refuses LoRA options that are not those of the adapter to continue: peft takes the adapter's."""
     saved = load_adapter_config(path)
     problems = []
     if (path / ADAPTER_WEIGHTS).is_file():
         read_metadata(path / ADAPTER_WEIGHTS)
     else:
         problems.append(f"{path} holds no {ADAPTER_WEIGHTS}; pickled adapters are not loaded")
-    if arguments.lora_rank != saved["r"]:
+    if method.lora_rank != saved["r"]:
         problems.append(
             f"{path} is a LoRA adapter of rank {saved['r']}: give --lora_rank {saved['r']} to go on with it"
         )
-    if arguments.lora_alpha not in (None, saved["lora_alpha"]):
-        problems.append(f"{path} was trained with --lora_alpha {saved['lora_alpha']}, not {arguments.lora_alpha}")
-    if arguments.lora_dropout not in (0.0, saved["lora_dropout"]):
-        problems.append(f"{path} was trained with --lora_dropout {saved['lora_dropout']}, not {arguments.lora_dropout}")
-    if arguments.lora_target_modules != LORA_LAYERS and set(arguments.lora_target_modules) != set(
-        saved["target_modules"]
-    ):
-        problems.append(
-            f"{path} has adapters on {', '.join(sorted(saved['target_modules']))}: give these as --lora_target_modules"
-        )
+    if method.lora_alpha not in (None, saved["lora_alpha"]):
+        problems.append(f"{path} was trained with --lora_alpha {saved['lora_alpha']}, not {method.lora_alpha}")
+    if method.lora_dropout not in (0.0, saved["lora_dropout"]):
+        problems.append(f"{path} was trained with --lora_dropout {saved['lora_dropout']}, not {method.lora_dropout}")
+    modules = set(saved["target_modules"])
+    if method.lora_target_modules != LORA_LAYERS and set(method.lora_target_modules) != modules:
+        problems.append(f"{path} has adapters on {', '.join(sorted(modules))}: give these as --lora_target_modules")
     if problems:
         raise UserError(problems)

@@ -1,4 +1,4 @@
-"""How long a run is and how its learning rate goes: pure arithmetic of rows, ranks, epochs and what is done already."""
+"""Learning rate schedule and length of a run: pure arithmetic of rows, ranks, epochs and progress."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import StepGeometry
-from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.arguments import OptimizerArguments, TrainingArguments
 from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.utils.errors import UserError
 
@@ -94,8 +94,22 @@ def tokens_of_run(
     return tokens
 
 
+def step_geometry(arguments: TrainingArguments, data_parallel_size: int) -> StepGeometry:
+    """Rows of a step.
+
+    A pipeline takes all rows of a rank, accumulated ones included, in one run, `--microbatch_size`
+    rows at a time.
+    """
+    data, plugin = arguments.data, arguments.plugin
+    if plugin.pp == 1:
+        return StepGeometry(data.micro_batch_size, data.accumulation_steps, data_parallel_size)
+    micro_batches = data.accumulation_steps * data.micro_batch_size // plugin.microbatch_size
+    return StepGeometry(plugin.microbatch_size, micro_batches, data_parallel_size)
+
+
 def plan_schedule(
-    arguments: TrainingArguments,
+    optimizer: OptimizerArguments,
+    num_epochs: int,
     part_lengths: list[np.ndarray],
     origin: Origin,
     geometry: StepGeometry,
@@ -104,7 +118,8 @@ def plan_schedule(
     """The schedule of a run: for the rows that are left, on the ranks that there are now.
 
     Args:
-        arguments: the run's.
+        optimizer: peak learning rate, warm-up and most steps.
+        num_epochs: of the whole run.
         part_lengths: tokens of every prepared row, by part.
         origin: what the run was begun with.
         geometry: rows a step.
@@ -124,21 +139,9 @@ def plan_schedule(
     total = plan_steps(
         lambda epoch: rows_of_epoch(part_lengths, origin, epoch),
         geometry,
-        arguments.num_epochs,
+        num_epochs,
         progress,
-        arguments.max_steps,
+        optimizer.max_steps,
     )
-    warmup = arguments.warmup_steps if arguments.warmup_steps is not None else default_warmup_steps(total)
-    return Schedule(total, warmup, arguments.lr, arguments.num_epochs)
-
-
-def step_geometry(arguments: TrainingArguments, data_parallel_size: int) -> StepGeometry:
-    """Rows of a step.
-
-    A pipeline takes all of a rank's rows, accumulated ones included, in one run,
-    `--microbatch_size` at a time.
-    """
-    if arguments.pp == 1:
-        return StepGeometry(arguments.micro_batch_size, arguments.accumulation_steps, data_parallel_size)
-    micro_batches = arguments.accumulation_steps * arguments.micro_batch_size // arguments.microbatch_size
-    return StepGeometry(arguments.microbatch_size, micro_batches, data_parallel_size)
+    warmup = optimizer.warmup_steps if optimizer.warmup_steps is not None else default_warmup_steps(total)
+    return Schedule(total, warmup, optimizer.lr, num_epochs)

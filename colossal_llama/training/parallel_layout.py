@@ -1,9 +1,8 @@
-"""How `--plugin 3d` divides its processes: which products of pp, tp, sp and ZeRO there are. Imports no torch.
+"""Parallel layouts of `--plugin 3d`: which products of pp, tp, sp and ZeRO exist. Imports no torch.
 
 processes = data-parallel ranks x pp x tp x sp            (sp only in mode all_to_all; the other modes use the tp ranks)
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -11,9 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from colossal_llama.training.checkpoint.state import checkpoint_directories
-from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 
 SP_MODES = ("split_gather", "ring", "all_to_all")
 
@@ -175,82 +171,20 @@ def _distance(wanted: Layout, other: Layout) -> float:
     return sum(abs(math.log2(a / b)) for a, b in sizes) + 0.4 * abs(wanted.zero - other.zero)
 
 
-def add_dimensions(group: argparse._ArgumentGroup) -> None:
-    """Adds the arguments that divide the processes."""
-    group.add_argument(
-        "--tp", type=number_in_range(int, 1), default=1, metavar="N", help="tensor parallel size of plugin 3d"
-    )
-    group.add_argument(
-        "--pp",
-        type=number_in_range(int, 1),
-        default=1,
-        metavar="N",
-        help="pipeline stages of plugin 3d (see the table below)",
-    )
-    group.add_argument(
-        "--microbatch_size",
-        type=number_in_range(int, 1),
-        default=1,
-        metavar="ROWS",
-        help="rows that go through the pipeline at once; must divide --micro_batch_size. A step's rows, accumulated "
-        "ones "
-        "included, go through in one run",
-    )
-    group.add_argument(
-        "--sp", type=number_in_range(int, 1), default=1, metavar="N", help="sequence parallel size of plugin 3d"
-    )
-    group.add_argument(
-        "--sp_mode",
-        choices=SP_MODES,
-        default=SP_MODES[0],
-        help="split_gather: between attention and MLP each tensor parallel rank keeps a stretch of the sequence; "
-        "ring: the same, "
-        "exchanged neighbour by neighbour while multiplying; all_to_all: ranks of its own, each with all heads' "
-        "stretch or all "
-        "stretches' heads",
-    )
+def describe_parallel_layout(plugin: Any, micro_batches: int) -> list[str]:
+    """Sentences for the start-up report: pipeline bubble, sequence shards.
 
-
-def check_dimensions(parser: CollectingArgumentParser, options: argparse.Namespace, world_size: int) -> None:
-    """Adds a problem to the parser for a division that is impossible, each with the nearest possible one."""
-    model = options.pretrained
-    if model is None and options.load_checkpoint == "auto":
-        found = checkpoint_directories(options.save_dir)
-        model = found[-1] if found else None
-    elif model is None and options.load_checkpoint is not None:
-        model = Path(options.load_checkpoint)
-    problem = problem_of(
-        layout_of(options),
-        world_size,
-        read_model_shape(model),
-        half_precision=options.mixed_precision != "fp32",
-        freezes=options.freeze_non_embeds_params,
-    )
-    if problem:
-        parser.problem(problem)
-    if options.pp > 1 and options.micro_batch_size % options.microbatch_size:
-        nearest = max(n for n in range(1, options.microbatch_size + 1) if options.micro_batch_size % n == 0)
-        parser.problem(
-            f"--microbatch_size {options.microbatch_size} does not divide --micro_batch_size "
-            f"{options.micro_batch_size}: "
-            f"the nearest that does is {nearest}"
-        )
-    if options.pp == 1 and options.microbatch_size != 1:
-        parser.problem("--microbatch_size has no effect without --pp")
-    if options.sp == 1 and options.sp_mode != SP_MODES[0]:
-        parser.problem("--sp_mode has no effect without --sp")
-
-
-def notes_on_dimensions(pp: int, sp: int, sp_mode: str, microbatch_size: int, micro_batches: int) -> list[str]:
-    """What a run says of its division at the start."""
+    Args:
+        plugin: `pp`, `sp`, `sp_mode` and `microbatch_size` as in training.arguments.PluginArguments.
+        micro_batches: of a step and rank.
+    """
     notes = []
-    if pp > 1:
-        idle = (pp - 1) / (micro_batches + pp - 1)
+    if plugin.pp > 1:
+        bubble = (plugin.pp - 1) / (micro_batches + plugin.pp - 1)
         notes.append(
-            f"pipeline: {pp} stages, {micro_batches} micro-batches of {microbatch_size} rows a step and rank: a stage "
-            "waits "
-            f"{idle:.0%} of the time (more --accumulation_steps, less waiting)"
+            f"pipeline: {plugin.pp} stages, {micro_batches} micro-batches of {plugin.microbatch_size} rows a step and "
+            f"rank: the pipeline bubble is {bubble:.0%} of the time (more --accumulation_steps, smaller bubble)"
         )
-    if sp > 1:
-        notes.append(f"sequences divided over {sp} ranks ({sp_mode}), rows padded to a multiple of that")
+    if plugin.sp > 1:
+        notes.append(f"sequences divided over {plugin.sp} ranks ({plugin.sp_mode}), rows padded to a multiple of that")
     return notes

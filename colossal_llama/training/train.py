@@ -1,20 +1,17 @@
-"""Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI's Booster (`python train.py --help`).
-
-torchrun --standalone --nproc_per_node 8 train.py --pretrained MODEL --dataset DATA/arrow/part-0000* --plugin zero2 …
-"""
+"""Continues the pre-training of a LLaMA, or fine-tunes it, with ColossalAI's Booster: one run from data to model."""
 
 import os
 import sys
-from types import ModuleType
 
-from colossal_llama.training.arguments import TrainingArguments, parse_arguments
-from colossal_llama.training.memory.allocator import let_segments_grow
-from colossal_llama.training.memory.config import may_be_frugal
+from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.command_line import parse_arguments
+from colossal_llama.training.memory.allocator import enable_expandable_segments
+from colossal_llama.training.memory.config import selective_recomputation_possible
 from colossal_llama.utils.distributed_env import adopt_slurm_variables
 
 
 def main() -> None:
-    """Parse, launch, open, boost, resume, fit, save."""
+    """Parses, joins the process group, trains, leaves the process group."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         parse_arguments()
     adopt_slurm_variables()
@@ -23,33 +20,36 @@ def main() -> None:
 
     def parse() -> TrainingArguments:
         arguments = parse_arguments(has_gpu=launch.has_gpu(), world_size=int(os.environ.get("WORLD_SIZE", "1")))
-        if may_be_frugal(arguments):
-            let_segments_grow()
+        if selective_recomputation_possible(arguments):
+            enable_expandable_segments()
         return arguments
 
-    arguments = consensus.parse_and_launch(parse, lambda arguments: arguments.seed)
-    from colossal_llama.training import run_builder  # imports ColossalAI, which the launch has prepared
-
-    with watchdog.watched(arguments.save_dir):
-        train(arguments, run_builder)
+    arguments = consensus.parse_and_launch(parse, lambda arguments: arguments.data.seed)
+    with watchdog.watched(arguments.checkpoint.save_dir):
+        train(arguments)
     # Not after an error: leaving waits for the other ranks, and they may wait for this one.
     launch.leave()
 
 
-def train(arguments: TrainingArguments, run_builder: ModuleType) -> None:
-    """One training run from opened data to the saved model."""
-    # As late as session, and for the same reason.
-    from colossal_llama.training.inputs import open_data
-    from colossal_llama.training.model_setup import open_model
+def train(arguments: TrainingArguments) -> None:
+    """Runs one training from opened data to the saved model."""
+    # Imported here: these import ColossalAI, which the launch must have prepared.
+    from colossal_llama.training.dry_run import report_dry_run
+    from colossal_llama.training.final_model import finish_run
+    from colossal_llama.training.inputs import open_inputs, with_data_defaults
+    from colossal_llama.training.model_setup import set_up_model
+    from colossal_llama.training.run_builder import build_trainer
+    from colossal_llama.training.run_dir import locked_run_dirs
+    from colossal_llama.training.startup_report import report_startup
 
-    with run_builder.sole_writer(arguments):
-        data = open_data(arguments)
-        arguments = run_builder.with_defaults_of(arguments, data)
-        if arguments.dry_run:
-            run_builder.dry_run(arguments, data)
+    with locked_run_dirs(arguments):
+        inputs = open_inputs(arguments)
+        arguments = with_data_defaults(arguments, inputs)
+        if arguments.dry_run.dry_run:
+            report_dry_run(arguments, inputs)
             return
-        plan = open_model(arguments, data)
-        run = run_builder.boost(arguments, data, plan)
-        run_builder.say_plan(arguments, data, plan, run)
-        finished = run.fit()
-        run_builder.finish(arguments, run, data.model_path, finished)
+        setup = set_up_model(arguments, inputs)
+        trainer = build_trainer(arguments, inputs, setup)
+        report_startup(arguments, inputs, trainer, setup.notes)
+        finished = trainer.fit()
+        finish_run(arguments, trainer, inputs.model_path, finished)

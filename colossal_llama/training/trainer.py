@@ -16,7 +16,7 @@ from colossal_llama.dataset.loader import RowReader, StepGeometry, step_batches
 from colossal_llama.engine.hybrid_adam import set_learning_rate
 from colossal_llama.training.category_losses import means_by_name
 from colossal_llama.training.checkpoint.saver import CheckpointSaver
-from colossal_llama.training.checkpoint.state import Checkpoint, Origin, Progress
+from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.training.evaluation import Evaluation, Evaluator
 from colossal_llama.training.lr_schedule import Schedule
 from colossal_llama.training.metrics import MetricsWriter, peak_flops
@@ -24,7 +24,6 @@ from colossal_llama.training.nonfinite_steps import NonFiniteSteps, finite
 from colossal_llama.training.signals import StopRequest
 from colossal_llama.training.train_step import StepResult, TrainStep
 from colossal_llama.utils.console import log_rank_zero, progress_bar
-from colossal_llama.utils.errors import UserError
 
 RETRIES_PER_INTERVAL = 10
 """How often, from one `--save_interval` to the next, a checkpoint is tried again that could not
@@ -32,8 +31,8 @@ be written."""
 
 
 @dataclass
-class Run:
-    """All that one training run is made of."""
+class Trainer:
+    """Training loop over epochs and steps, with records, evaluations, checkpoints and signals."""
 
     train_step: TrainStep
     reader: RowReader
@@ -184,22 +183,6 @@ class Run:
             "last_learning_rate": self.schedule.rate(max(0, self.progress.step - 1)),
         }
         self.saver.save(self.progress, schedule)
-
-
-def resume_progress(checkpoint: Checkpoint, origin: Origin, allow_other_data: bool) -> Progress:
-    """The position to go on from.
-
-    Raises:
-        UserError: data, tokenizer or order are not those that the run began with, and the user did
-            not allow it.
-    """
-    differences = origin.differences(checkpoint.running_states["origin"])
-    if differences and not allow_other_data:
-        raise UserError(
-            [f"cannot resume {checkpoint.path}: {difference}" for difference in differences]
-            + ["give what the run was begun with, or --allow_other_data to go on all the same"]
-        )
-    return checkpoint.progress
 
 
 def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:

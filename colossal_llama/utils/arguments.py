@@ -19,6 +19,7 @@ The idea is litgpt's (`litgpt/args.py`): type, default and documentation of an o
 """
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -34,14 +35,23 @@ class Option:
         flags: further names: short ones, and aliases of the long one.
         settings: keyword arguments of `ArgumentParser.add_argument`.
         needed: advice to print when the option is missing; None for one that may be left out.
+        only_with: name of the option without which this one has no effect.
     """
 
     flags: tuple[str, ...]
     settings: dict[str, Any]
     needed: str | None
+    only_with: str | None
 
 
-def option(default: Any = None, *flags: str, help: str, needed: str | None = None, **settings: Any) -> Any:
+def option(
+    default: Any = None,
+    *flags: str,
+    help: str,
+    needed: str | None = None,
+    only_with: str | None = None,
+    **settings: Any,
+) -> Any:
     """Declares the field of an option.
 
     Args:
@@ -49,18 +59,19 @@ def option(default: Any = None, *flags: str, help: str, needed: str | None = Non
         flags: further names, `"-w"` or `"--batch_size"`; help lists short ones first, aliases last.
         help: for `--help`; a percent sign is written `%%`.
         needed: advice that `declared_options` gives to a caller who reports missing options itself.
+        only_with: name of the option without which this one has no effect (`ineffective_options`).
         settings: what else `ArgumentParser.add_argument` takes: type, choices, nargs, metavar,
             required. A list that argparse gathers becomes a tuple in the field.
     """
     has_default = needed is None and not settings.get("required")
     settings = {**settings, "help": help, **({"default": default} if has_default else {})}
-    metadata = {_OPTION: Option(flags, settings, needed)}
+    metadata = {_OPTION: Option(flags, settings, needed, only_with)}
     return field(default=default if has_default else MISSING, metadata=metadata)
 
 
-def switch(*flags: str, help: str) -> Any:
+def switch(*flags: str, help: str, only_with: str | None = None) -> Any:
     """Declares the field of a boolean option without a value: absent is False, given is True."""
-    return option(False, *flags, help=help, action="store_true")
+    return option(False, *flags, help=help, only_with=only_with, action="store_true")
 
 
 def group(title: str | None = None, description: str | None = None) -> Any:
@@ -129,3 +140,20 @@ def declared_options(declared: type) -> dict[str, Option]:
         elif _OPTION in entry.metadata:
             found[entry.name] = entry.metadata[_OPTION]
     return found
+
+
+def is_given(arguments: Any, name: str) -> bool:
+    """True when an option differs from its default."""
+    return option_values(arguments)[name] != declared_options(type(arguments))[name].settings.get("default")
+
+
+def ineffective_options(arguments: Any) -> Iterator[tuple[str, str]]:
+    """Options that are given without the one that they need, each with that one's name.
+
+    The needed option is absent when its value is false: None, 0, False or empty.
+    """
+    values = option_values(arguments)
+    for name, declaration in declared_options(type(arguments)).items():
+        needed = declaration.only_with
+        if needed is not None and not values[needed] and values[name] != declaration.settings.get("default"):
+            yield name, needed

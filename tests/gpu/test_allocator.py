@@ -10,8 +10,8 @@ pytestmark = pytest.mark.gpu
 PROGRAM = """
 import torch
 from colossal_llama.engine import launch
-from colossal_llama.training.memory.allocator import let_segments_grow
-let_segments_grow()
+from colossal_llama.training.memory.allocator import enable_expandable_segments
+enable_expandable_segments()
 launch.launch(seed=0)
 torch.empty(2**26, device="cuda")
 print("grows:", {segment["is_expandable"] for segment in torch.cuda.memory_snapshot() if segment["total_size"] >= 2**26})

@@ -22,18 +22,17 @@ import json, os, sys
 from pathlib import Path
 sys.path.insert(0, "{root}")
 from colossal_llama.training import train
-from colossal_llama.training.arguments import parse_arguments
+from colossal_llama.training.command_line import parse_arguments
 from colossal_llama.engine import launch
 
 launch.launch(seed=0)
-from colossal_llama.training import run_builder
 
 outcomes = {{}}
 for command in json.loads(Path(sys.argv[1]).read_text()):
     name = command.pop()
     outcomes[name] = None
     try:
-        train.train(parse_arguments(command, has_gpu=False, world_size=int(os.environ["WORLD_SIZE"])), run_builder)
+        train.train(parse_arguments(command, has_gpu=False, world_size=int(os.environ["WORLD_SIZE"])))
     except BaseException as error:
         outcomes[name] = [type(error).__name__, *getattr(error, "problems", [repr(error)])]
 Path("{place}", "outcomes-" + os.environ["RANK"] + ".json").write_text(json.dumps(outcomes))

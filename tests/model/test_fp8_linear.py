@@ -139,7 +139,7 @@ def test_an_input_of_the_same_tensor_object_with_new_values_is_quantized_again()
     ],
 )
 def test_what_cannot_be_is_refused(options, says, capsys):
-    from colossal_llama.training.arguments import parse_arguments
+    from colossal_llama.training.command_line import parse_arguments
 
     words = ["--pretrained", "absent", "--benchmark", "--mixed_precision", "bf16", "--plugin", "zero2", "--fp8"]
     with pytest.raises(SystemExit) as exit_:

@@ -14,7 +14,7 @@ import torch
 from colossal_llama.model.kernels import linear_cross_entropy
 from colossal_llama.model.param_count import layer_parameters, parameters
 from colossal_llama.training.memory import estimate as memory_estimate
-from colossal_llama.training.memory.config import Setup
+from colossal_llama.training.memory.config import MemoryConfig
 from colossal_llama.training.memory.estimate import GIB, activation_bytes_per_layer, estimate
 from tests.support.ranks import run_ranks
 
@@ -77,7 +77,7 @@ SHAPES = {
 def test_estimated_as_measured_on_an_h200(plugin, peak_gib):
     """Peaks of benchmarks/plugins_on_gpu.py in an early state: 1.25 B, micro-batch 8, every layer recomputed, the engine's own update."""
     shape = SHAPES["1.25B"]
-    setup = Setup(plugin, micro_batch_size=8, recomputed_layers=shape.num_hidden_layers, lean_update=False)
+    setup = MemoryConfig(plugin, micro_batch_size=8, recomputed_layers=shape.num_hidden_layers, fused_update=False)
     assert estimate(shape, setup).peak_bytes / GIB == pytest.approx(peak_gib, rel=0.02)
 
 
@@ -87,10 +87,10 @@ def test_slices_go_through_as_many_bytes_as_the_estimate_says():
     assert OffloadPipeline(torch.device("cpu"), torch.bfloat16).host_bytes == memory_estimate._SLICE_BUFFERS_BYTES
 
 
-@pytest.mark.parametrize(("setting", "frugal"), [("", True), ("expandable_segments:False", False)])
-def test_train_asks_for_the_segments_that_frugal_layers_need(runner, project_root, setting, frugal):
+@pytest.mark.parametrize(("setting", "selective"), [("", True), ("expandable_segments:False", False)])
+def test_train_asks_for_the_segments_that_frugal_layers_need(runner, project_root, setting, selective):
     """As the plan for a GPU says that is too small for anything; unless the user wants other segments."""
-    name = f"plan_{frugal}"
+    name = f"plan_{selective}"
     planned = ("--use_grad_checkpoint", "--dry_run", "--gpu_memory_gib", "1e-4")
     done = subprocess.run(
         [sys.executable, "train.py", *runner.command(name, *BATCH, *planned)],
@@ -102,7 +102,7 @@ def test_train_asks_for_the_segments_that_frugal_layers_need(runner, project_roo
     )
     assert done.returncode == 0, done.stderr
     plan = json.loads((runner.workspace / name / "config.json.dry_run.json").read_text())
-    assert plan["frugal"] is frugal
+    assert plan["frugal"] is selective
 
 
 def test_the_loss_works_on_as_many_rows_at_a_time_as_the_estimate_says():
@@ -117,14 +117,16 @@ def test_parameters_are_those_of_the_model(toy):
         assert parameters(config) == sum(p.numel() for p in LlamaForCausalLM(config).parameters()), changes
 
 
-@pytest.mark.parametrize("frugal", [False, True])
-def test_recomputing_a_layer_more_never_takes_more_between_forward_and_backward(frugal):
+@pytest.mark.parametrize("selective", [False, True])
+def test_recomputing_a_layer_more_never_takes_more_between_forward_and_backward(selective):
     """What a choice of recomputed layers rests on."""
     shape = SHAPES["7B"]
-    everything, kept_frugally, recomputed = activation_bytes_per_layer(shape, 4096, fused_kernels=True)
-    kept = kept_frugally if frugal else everything
-    assert recomputed == 4096 * 4096 * 2 < kept_frugally < everything
-    setups = [Setup("zero2", micro_batch_size=2, recomputed_layers=layers, frugal=frugal) for layers in range(33)]
+    everything, kept_selectively, recomputed = activation_bytes_per_layer(shape, 4096, fused_kernels=True)
+    kept = kept_selectively if selective else everything
+    assert recomputed == 4096 * 4096 * 2 < kept_selectively < everything
+    setups = [
+        MemoryConfig("zero2", micro_batch_size=2, recomputed_layers=layers, selective=selective) for layers in range(33)
+    ]
     forwards = [sum(estimate(shape, setup).moments["forward"].values()) for setup in setups]
     differences = {more - less for more, less in itertools.pairwise(forwards)}
     assert differences == {2 * (kept - recomputed)}
@@ -133,7 +135,7 @@ def test_recomputing_a_layer_more_never_takes_more_between_forward_and_backward(
 def test_stages_share_layers_and_ranks_share_sequences():
     """Two stages: half the layers each, of twice as many micro-batches; the same weights in two halves but for one embedding."""
     shape = SHAPES["7B"]
-    one = Setup("3d", zero_stage=0, accumulation_steps=4)
+    one = MemoryConfig("3d", zero_stage=0, accumulation_steps=4)
     two = dataclasses.replace(one, pipeline_stages=2)
     half = dataclasses.replace(one, sequence_parallel_size=2)
     kept = activation_bytes_per_layer(shape, 4096, fused_kernels=True)[0] * shape.num_hidden_layers
@@ -147,7 +149,7 @@ def test_stages_share_layers_and_ranks_share_sequences():
 def test_more_ranks_never_take_more_memory():
     for plugin in ("zero2", "gemini", "3d"):
         peaks = [
-            estimate(SHAPES["7B"], Setup(plugin, data_parallel_size=ranks, recomputed_layers=32)).peak_bytes
+            estimate(SHAPES["7B"], MemoryConfig(plugin, data_parallel_size=ranks, recomputed_layers=32)).peak_bytes
             for ranks in (2, 4, 8, 64)
         ]
         assert peaks == sorted(peaks, reverse=True), plugin

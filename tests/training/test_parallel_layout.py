@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from colossal_llama.training.arguments import parse_arguments
+from colossal_llama.training.command_line import parse_arguments
 from colossal_llama.training.parallel_layout import SP_MODES, Layout, ModelShape, problem_of, read_model_shape
 
 SHAPE = ModelShape(layers=6, heads=12, key_value_heads=4, intermediate=96)
@@ -61,4 +61,4 @@ def test_the_shape_is_read_from_the_model_before_anything_is_loaded(tmp_path, ca
     with pytest.raises(SystemExit):
         parse_arguments([*words, "--pp", "2", "--micro_batch_size", "6", "--microbatch_size", "4"], world_size=4)
     assert "the nearest that does is 3" in capsys.readouterr().err
-    assert parse_arguments([*words, "--tp", "2", "--pp", "2"], world_size=4).pp == 2
+    assert parse_arguments([*words, "--tp", "2", "--pp", "2"], world_size=4).plugin.pp == 2

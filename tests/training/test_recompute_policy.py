@@ -13,11 +13,16 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model.activation_checkpointing import recompute_layers
-from colossal_llama.training.arguments import parse_arguments
-from colossal_llama.training.memory.allocator import let_segments_grow, segments_grow
-from colossal_llama.training.memory.config import Setup, setup_of
+from colossal_llama.training.command_line import parse_arguments
+from colossal_llama.training.memory.allocator import enable_expandable_segments, expandable_segments_enabled
+from colossal_llama.training.memory.config import MemoryConfig, memory_config_of
 from colossal_llama.training.memory.estimate import GIB, estimate
-from colossal_llama.training.memory.recompute_policy import MARGIN, choose_recomputation, least_recomputation
+from colossal_llama.training.memory.recompute_policy import (
+    MARGIN,
+    Recomputation,
+    choose_recomputation,
+    minimal_recomputation,
+)
 
 SEVEN_B = LlamaConfig(
     vocab_size=69_104, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32
@@ -40,39 +45,39 @@ def nothing_set(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def work(setup: Setup) -> tuple[int, bool]:
+def work(setup: MemoryConfig) -> tuple[int, bool]:
     """In the order of what costs more time."""
-    return setup.recomputed_layers, setup.frugal
+    return setup.recomputed_layers, setup.selective
 
 
-@example(gib=115.4, micro_batch_size=8, may_be_frugal=True)
-@given(gib=st.floats(60, 200), micro_batch_size=st.integers(1, 8), may_be_frugal=st.booleans())
-def test_as_little_as_fits(gib, micro_batch_size, may_be_frugal):
-    setup = Setup("zero2", micro_batch_size=micro_batch_size, frugal=may_be_frugal)
+@example(gib=115.4, micro_batch_size=8, selective_possible=True)
+@given(gib=st.floats(60, 200), micro_batch_size=st.integers(1, 8), selective_possible=st.booleans())
+def test_as_little_as_fits(gib, micro_batch_size, selective_possible):
+    setup = MemoryConfig("zero2", micro_batch_size=micro_batch_size, selective=selective_possible)
     usable = int(int(gib * GIB) * (1 - MARGIN))
-    chosen = least_recomputation(SEVEN_B, setup, int(gib * GIB))
+    chosen = minimal_recomputation(SEVEN_B, setup, int(gib * GIB))
     everything = replace(setup, recomputed_layers=32)
-    ways = [replace(setup, recomputed_layers=n, frugal=f) for n in range(33) for f in {False, may_be_frugal}]
+    ways = [replace(setup, recomputed_layers=n, selective=f) for n in range(33) for f in {False, selective_possible}]
     fitting = [work(way) for way in ways if estimate(SEVEN_B, way).fits(usable)]
     assert work(chosen) == min(fitting, default=work(everything))
 
 
 @given(gib=st.floats(60, 200), wanted=st.integers(1, 40))
 def test_as_many_layers_as_are_asked_for(gib, wanted):
-    """Then frugality alone is chosen: where it is needed."""
-    setup = Setup("zero2", micro_batch_size=4, frugal=True, recomputed_layers=7)
-    plain = replace(setup, recomputed_layers=min(wanted, 32), frugal=False)
+    """Then selective recomputation alone is chosen: where it is needed."""
+    setup = MemoryConfig("zero2", micro_batch_size=4, selective=True, recomputed_layers=7, requested_layers=wanted)
+    plain = replace(setup, recomputed_layers=min(wanted, 32), selective=False)
     needed = not estimate(SEVEN_B, plain).fits(int(int(gib * GIB) * (1 - MARGIN)))
-    assert least_recomputation(SEVEN_B, setup, int(gib * GIB), wanted) == replace(plain, frugal=needed)
+    assert minimal_recomputation(SEVEN_B, setup, int(gib * GIB)) == replace(plain, selective=needed)
 
 
 def test_a_pipeline_recomputes_all():
-    setup = Setup("3d", pipeline_stages=2, micro_batch_size=1)
-    assert least_recomputation(SEVEN_B, setup, 1000 * GIB).recomputed_layers == 32
+    setup = MemoryConfig("3d", pipeline_stages=2, micro_batch_size=1)
+    assert minimal_recomputation(SEVEN_B, setup, 1000 * GIB).recomputed_layers == 32
 
 
 @pytest.mark.parametrize(
-    ("words", "frugal"),
+    ("words", "selective"),
     [
         ((), True),
         (("--plugin", "zero2_cpu"), True),
@@ -86,32 +91,32 @@ def test_a_pipeline_recomputes_all():
         (("--lora_rank", "8"), False),
     ],
 )
-def test_where_layers_may_be_frugal(base, words, frugal):
+def test_where_layers_may_recompute_selectively(base, words, selective):
     words = words if "--plugin" in words else ("--plugin", "zero2", *words)
-    let_segments_grow()
+    enable_expandable_segments()
     arguments = parse_arguments([*base, "--mixed_precision", "bf16", *words], has_gpu=True, world_size=2)
-    assert setup_of(arguments, SEVEN_B, 1, fused_kernels=True, flash_attention=True).frugal is frugal
-    assert not setup_of(arguments, SEVEN_B, 1, fused_kernels=False, flash_attention=True).frugal
+    assert memory_config_of(arguments, SEVEN_B, 1, fused_kernels=True, flash_attention=True).selective is selective
+    assert not memory_config_of(arguments, SEVEN_B, 1, fused_kernels=False, flash_attention=True).selective
 
 
 def test_not_without_checkpointing_and_not_where_segments_cannot_grow(base, monkeypatch):
-    def frugal(*words: str) -> bool:
+    def selective(*words: str) -> bool:
         arguments = parse_arguments([*words, "--plugin", "zero2"], has_gpu=True)
-        return setup_of(arguments, SEVEN_B, 1, fused_kernels=True, flash_attention=True).frugal
+        return memory_config_of(arguments, SEVEN_B, 1, fused_kernels=True, flash_attention=True).selective
 
-    assert not frugal(*base)
-    let_segments_grow()
-    assert frugal(*base)
-    assert not frugal(*base[:-1])  # --use_grad_checkpoint
+    assert not selective(*base)
+    enable_expandable_segments()
+    assert selective(*base)
+    assert not selective(*base[:-1])  # --use_grad_checkpoint
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
-    assert not frugal(*base)
+    assert not selective(*base)
 
 
 def test_a_cpu_recomputes_all_or_what_is_asked_for(base):
     cpu = torch.device("cpu")
-    assert choose_recomputation(parse_arguments(base), SEVEN_B, cpu, 1) == (32, False)
+    assert choose_recomputation(parse_arguments(base), SEVEN_B, cpu, 1) == Recomputation(32, False)
     three = parse_arguments([*base, "--recompute_layers", "3"])
-    assert choose_recomputation(three, SEVEN_B, cpu, 1) == (3, False)
+    assert choose_recomputation(three, SEVEN_B, cpu, 1) == Recomputation(3, False)
 
 
 def test_layers_that_keep_everything_are_called_as_ever():
@@ -142,9 +147,9 @@ def test_the_users_setting_of_the_allocator_stays(monkeypatch, cuda, general, gr
     for name, setting in zip(VARIABLES, (cuda, general), strict=True):
         if setting is not None:
             monkeypatch.setenv(name, setting)
-    assert segments_grow() is bool(grow)
-    let_segments_grow()
-    assert segments_grow() is (grow is None or grow)
+    assert expandable_segments_enabled() is bool(grow)
+    enable_expandable_segments()
+    assert expandable_segments_enabled() is (grow is None or grow)
     found = tuple(os.environ.get(name) for name in VARIABLES)
     assert found == ((cuda, general) if cuda or general else ("expandable_segments:True", None))
 

@@ -18,7 +18,7 @@ from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.training.lr_schedule import Schedule, default_warmup_steps, plan_steps, rows_of_epoch
 from colossal_llama.training.nonfinite_steps import NonFiniteSteps
 from colossal_llama.training.train_step import StepResult
-from colossal_llama.training.trainer import Run
+from colossal_llama.training.trainer import Trainer
 
 
 @dataclass
@@ -75,7 +75,7 @@ def walk(setting: Setting, rank: int = 0, progress: Progress | None = None) -> N
         lambda epoch: rows_of_epoch(lengths, origin, epoch), geometry, setting.epochs, progress, setting.max_steps
     )
     optimizer = SimpleNamespace(param_groups=[{"lr": None}])
-    run: Run
+    run: Trainer
 
     def step(micro_batches, number, stop):
         assert number == run.progress.step
@@ -92,7 +92,7 @@ def walk(setting: Setting, rank: int = 0, progress: Progress | None = None) -> N
         backend=SimpleNamespace(data_parallel_rank=rank),
         step=step,
     )
-    run = Run(
+    run = Trainer(
         train_step=train_step,
         reader=SimpleNamespace(micro_batch=lambda rows: SimpleNamespace(sample_ids=[int(s) for r in rows for s in r])),
         part_lengths=lengths,

@@ -1,55 +1,53 @@
-"""What beside the model decides how much memory a step takes: plugin, ranks and batch, as a command line asks for them.
-
-Imports no torch.
-"""
+"""Memory configuration of a training step: plugin, ranks, batch, recomputation. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from colossal_llama.model.param_count import adapter_parameters
-from colossal_llama.training.arguments import TrainingArguments
-from colossal_llama.training.memory.allocator import segments_grow
+from colossal_llama.training.arguments import MethodArguments, TrainingArguments
+from colossal_llama.training.memory.allocator import expandable_segments_enabled
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What beside the model decides about memory."""
+class MemoryConfig:
+    """All that decides about the memory of a step, apart from the model."""
 
     plugin: str
     mixed_precision: str = "bf16"
     data_parallel_size: int = 1
     tensor_parallel_size: int = 1
     pipeline_stages: int = 1
-    """The fullest stage is estimated: the first, with as many micro-batches under way as there
-    are stages, or the last, with the loss."""
+    """Stages of the pipeline. The fullest is estimated: the first, with a micro-batch in flight for
+    every stage, or the last, with the loss."""
     sequence_parallel_size: int = 1
-    """Of mode all_to_all; what the other modes save beside tensor parallelism is not taken off."""
+    """Ranks that share a sequence in mode all_to_all; savings of the other modes are not counted."""
     zero_stage: int = 1
-    """Of plugin 3d."""
+    """ZeRO stage of plugin 3d."""
     offload: bool = False
-    """Plugin 3d: master weights and states in host memory."""
+    """True when plugin 3d keeps master weights and states in host memory."""
     micro_batch_size: int = 1
     length_tokens: int = 4096
     accumulation_steps: int = 1
     recomputed_layers: int = 0
-    """So many layers, the first ones, keep only their input and are computed again in the
-    backward pass."""
-    frugal: bool = False
-    """The other layers do not keep what is cheap to make again (model.activation_checkpointing)."""
+    """Number of layers, the first ones, that keep their input only and are recomputed."""
+    selective: bool = False
+    """True when the other layers recompute norms and SwiGLU (model.selective_recomputation)."""
+    requested_layers: int | None = None
+    """`--recompute_layers`; None: the policy chooses (training.memory.recompute_policy)."""
     fused_kernels: bool = True
     fp8: bool = False
     flash_attention: bool = True
-    lean_update: bool = True
-    """The update of engine.zero_update or engine.zero_offload_update, where the plugin can have
-    it; else the engine's own."""
+    fused_update: bool = True
+    """True for the step of engine.zero_update or engine.zero_offload_update, where the plugin can
+    have it; else the engine's own."""
     trainable_parameters: int | None = None
-    """With frozen parameters (LoRA's adapters count as part of the model); None: all are trained.
-    The activations are then estimated
-    too high, by up to a fifth: what only a frozen weight's gradient would need is not kept."""
+    """Number of trained parameters when some are frozen (LoRA's adapters count as part of the model);
+    None: all are trained. Activations of frozen layers are estimated up to a fifth too high: what
+    only a frozen weight's gradient would need is not kept."""
 
     @property
     def offloads(self) -> bool:
-        """Whether master weights and states are in host memory."""
+        """True when master weights and states are in host memory."""
         return self.plugin == "zero2_cpu" or self.offload
 
     @property
@@ -58,73 +56,76 @@ class Setup:
         return self.micro_batch_size * self.length_tokens // self.sequence_parallel_size
 
     @property
-    def under_way(self) -> int:
+    def micro_batches_in_flight(self) -> int:
         """Micro-batches of which the first stage of a pipeline keeps activations at once."""
         return min(self.pipeline_stages, self.accumulation_steps)
 
     @property
     def fuses_loss(self) -> bool:
-        """Whether the fused cross-entropy is used; tensor parallelism rules it out."""
+        """True when the fused cross-entropy is used; tensor parallelism rules it out."""
         return self.fused_kernels and self.tensor_parallel_size == 1
 
 
-def setup_of(
+def memory_config_of(
     arguments: TrainingArguments, config: Any, data_parallel_size: int, fused_kernels: bool, flash_attention: bool
-) -> Setup:
-    """The setup that a command line asks for.
+) -> MemoryConfig:
+    """Memory configuration that a command line asks for.
 
     Args:
         arguments: with the defaults that depend on the data filled in.
         config: the model's.
         data_parallel_size: ranks that see different rows.
-        fused_kernels, flash_attention: whether the device has them.
+        fused_kernels: True when the device runs them.
+        flash_attention: True when the device has a variable-length attention kernel.
     """
-    pipelined = arguments.pp > 1
-    accumulated = arguments.accumulation_steps or 1
-    recomputed = (arguments.recompute_layers or config.num_hidden_layers) if arguments.use_grad_checkpoint else 0
-    offloads = arguments.plugin == "zero2_cpu" or arguments.zero_cpu_offload
-    return Setup(
-        plugin=arguments.plugin,
-        mixed_precision=arguments.mixed_precision,
+    plugin, data, memory = arguments.plugin, arguments.data, arguments.memory
+    accumulated = data.accumulation_steps or 1
+    if plugin.pp > 1:
+        accumulated = accumulated * data.micro_batch_size // plugin.microbatch_size
+    recomputed = (memory.recompute_layers or config.num_hidden_layers) if memory.use_grad_checkpoint else 0
+    offloads = plugin.plugin == "zero2_cpu" or plugin.zero_cpu_offload
+    return MemoryConfig(
+        plugin=plugin.plugin,
+        mixed_precision=plugin.mixed_precision,
         data_parallel_size=data_parallel_size,
-        tensor_parallel_size=arguments.tp,
-        pipeline_stages=arguments.pp,
-        sequence_parallel_size=arguments.sp if arguments.sp_mode == "all_to_all" else 1,
-        zero_stage=arguments.zero,
-        offload=arguments.zero_cpu_offload,
-        micro_batch_size=arguments.microbatch_size if pipelined else arguments.micro_batch_size,
-        length_tokens=arguments.max_length,
-        accumulation_steps=accumulated * arguments.micro_batch_size // arguments.microbatch_size
-        if pipelined
-        else accumulated,
+        tensor_parallel_size=plugin.tp,
+        pipeline_stages=plugin.pp,
+        sequence_parallel_size=plugin.sp if plugin.sp_mode == "all_to_all" else 1,
+        zero_stage=plugin.zero,
+        offload=plugin.zero_cpu_offload,
+        micro_batch_size=plugin.microbatch_size if plugin.pp > 1 else data.micro_batch_size,
+        length_tokens=data.max_length,
+        accumulation_steps=accumulated,
         recomputed_layers=min(recomputed, config.num_hidden_layers),
-        frugal=fused_kernels and may_be_frugal(arguments) and segments_grow(),
+        requested_layers=memory.recompute_layers,
+        selective=fused_kernels and selective_recomputation_possible(arguments) and expandable_segments_enabled(),
         fused_kernels=fused_kernels,
-        fp8=arguments.fp8,
+        fp8=arguments.model.fp8,
         flash_attention=flash_attention,
-        lean_update=arguments.fused_kernels if offloads else fused_kernels,  # in host memory any device has it
-        trainable_parameters=trained_parameters(arguments, config),
+        fused_update=arguments.model.fused_kernels if offloads else fused_kernels,  # in host memory on any device
+        trainable_parameters=trained_parameters(arguments.method, config),
     )
 
 
-def trained_parameters(arguments: TrainingArguments, config: Any) -> int | None:
-    """How many parameters are trained where not all are: with LoRA or with frozen layers."""
-    if arguments.lora_rank:
-        return adapter_parameters(config, arguments.lora_rank, arguments.lora_target_modules)
-    if arguments.freeze_non_embeds_params:
+def trained_parameters(method: MethodArguments, config: Any) -> int | None:
+    """Number of trained parameters with LoRA or frozen layers; None where all are trained."""
+    if method.lora_rank:
+        return adapter_parameters(config, method.lora_rank, method.lora_target_modules)
+    if method.freeze_non_embeds_params:
         return config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return None
 
 
-def may_be_frugal(arguments: TrainingArguments) -> bool:
-    """Whether layers could leave out the results of norms and SwiGLU: these must be the very tensors that are kept.
+def selective_recomputation_possible(arguments: TrainingArguments) -> bool:
+    """True when layers can drop the results of norms and SwiGLU: these must be the very tensors kept.
 
-    `--fp8` keeps them in 8 bits, `ddp` in another dtype, dimensions of 3d and adapters may keep a
-    part or a copy; Gemini's parameters are not in their place when a layer's products ask for a
-    result of its norm. They do it only in segments that grow: an allocator with others loses more
-    to gaps than the estimate leaves free (training.memory.allocator).
+    `--fp8` keeps them in 8 bits, `ddp` in another dtype; parallel dimensions of 3d and adapters may
+    keep a part or a copy. Gemini's parameters are elsewhere when a projection asks for a result of
+    its norm. Done in expandable segments only: an allocator with others loses more to fragmentation
+    than the estimate leaves free (training.memory.allocator).
     """
-    if not arguments.use_grad_checkpoint:
+    if not arguments.memory.use_grad_checkpoint:
         return False
-    whole = arguments.tp == arguments.pp == arguments.sp == 1 and not arguments.lora_rank
-    return whole and not arguments.fp8 and arguments.plugin in ("zero2", "zero2_cpu", "3d")
+    plugin = arguments.plugin
+    whole = plugin.tp == plugin.pp == plugin.sp == 1 and not arguments.method.lora_rank
+    return whole and not arguments.model.fp8 and plugin.plugin in ("zero2", "zero2_cpu", "3d")

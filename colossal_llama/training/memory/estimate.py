@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from colossal_llama.model.param_count import attention_widths, layer_parameters, parameters
-from colossal_llama.training.memory.config import Setup
+from colossal_llama.training.memory.config import MemoryConfig
 
 GIB = 2**30
 ALLOWANCE_BYTES = int(1.5 * GIB)
@@ -79,7 +79,7 @@ def activation_bytes_per_layer(
         fp8: the projections keep their inputs in 8 bits, one copy for all that read the same.
 
     Returns:
-        `(all, kept if frugal, kept if recomputed)`: all that the backward pass needs, that without
+        `(all, kept if selective, kept if recomputed)`: all that the backward pass needs, that without
             the results of norms and SwiGLU
         (model.activation_checkpointing), the layer's input alone.
     """
@@ -104,7 +104,7 @@ def activation_bytes_per_layer(
     return everything, everything - tokens * value_bytes * (2 * width + inner), tokens * flow_bytes * width
 
 
-def estimate(config: Any, setup: Setup) -> MemoryEstimate:
+def estimate(config: Any, setup: MemoryConfig) -> MemoryEstimate:
     """Memory of a training step.
 
     Args:
@@ -125,7 +125,7 @@ def estimate(config: Any, setup: Setup) -> MemoryEstimate:
 class _Model:
     """Sizes of the share of the model that one device computes with."""
 
-    def __init__(self, config: Any, setup: Setup):
+    def __init__(self, config: Any, setup: MemoryConfig):
         self.config, self.setup = config, setup
         split = setup.tensor_parallel_size
         # Plugin 3d pads a vocabulary that is split.
@@ -154,7 +154,7 @@ class _Model:
             setup.plugin == "3d" and setup.zero_stage == 2
         )
         self.gradient_shards = self.shards if partitions_gradients else 1
-        self.activations, frugal, self.checkpoint = activation_bytes_per_layer(
+        self.activations, selective, self.checkpoint = activation_bytes_per_layer(
             config,
             setup.tokens,
             setup.fused_kernels,
@@ -164,7 +164,7 @@ class _Model:
             autocast=self.autocasts,
             fp8=setup.fp8,
         )
-        self.kept_activations = frugal if setup.frugal else self.activations
+        self.kept_activations = selective if setup.selective else self.activations
 
     def gradients(self, of_parameters: float) -> int:
         """Bytes of the gradients that are kept for so many parameters."""
@@ -183,7 +183,7 @@ class _Model:
         return recomputed * self.checkpoint + (layers - recomputed) * self.kept_activations
 
 
-def _static(model: _Model, setup: Setup) -> dict[str, int]:
+def _static(model: _Model, setup: MemoryConfig) -> dict[str, int]:
     """What is there all the time."""
     master = 4 * model.trainable if not model.is_ddp and (model.is_zero or model.value_bytes < 4) else 0
     moments = 8 * model.trainable
@@ -194,7 +194,7 @@ def _static(model: _Model, setup: Setup) -> dict[str, int]:
     }
 
 
-def _buffers(model: _Model, setup: Setup) -> int:
+def _buffers(model: _Model, setup: MemoryConfig) -> int:
     # Plugin 3d wraps the model in DistributedDataParallel without ZeRO and pipeline, where there
     # are gradients to exchange.
     partners = setup.data_parallel_size * setup.sequence_parallel_size > 1
@@ -206,17 +206,17 @@ def _buffers(model: _Model, setup: Setup) -> int:
     return ddp_buckets + chunk
 
 
-def _forward(model: _Model, setup: Setup) -> dict[str, int]:
+def _forward(model: _Model, setup: MemoryConfig) -> dict[str, int]:
     """At the loss, with all layers' activations kept; or at the end of a pipeline's first stage, which has no loss."""
     around = _around_layers(model, setup) + _autocast_copies(model, 0)
     kept = model.kept(model.layers)
     ends = [{"activations": kept + around, "logits and loss": _loss_forward(model, setup)}]
     if setup.pipeline_stages > 1:
-        ends.append({"activations": setup.under_way * kept + around, "logits and loss": 0})
+        ends.append({"activations": setup.micro_batches_in_flight * kept + around, "logits and loss": 0})
     return max(ends, key=lambda parts: sum(parts.values()))
 
 
-def _around_layers(model: _Model, setup: Setup) -> int:
+def _around_layers(model: _Model, setup: MemoryConfig) -> int:
     """Inputs, rotary tables, and what the last norm keeps."""
     config = model.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -236,11 +236,11 @@ def _autocast_copies(model: _Model, recomputed_layers: int) -> int:
     return model.value_bytes * (model.head + (model.layers - recomputed_layers) * model.layer)
 
 
-def _logit_bytes(model: _Model, setup: Setup, value_bytes: int) -> int:
+def _logit_bytes(model: _Model, setup: MemoryConfig, value_bytes: int) -> int:
     return value_bytes * setup.tokens * model.columns
 
 
-def _loss_forward(model: _Model, setup: Setup) -> int:
+def _loss_forward(model: _Model, setup: MemoryConfig) -> int:
     if setup.tensor_parallel_size > 1:  # the engine's loss: three fp32 copies of a rank's share of the logits
         return 3 * _logit_bytes(model, setup, 4)
     if not setup.fuses_loss:  # logits, their fp32 copy, log-softmax
@@ -250,21 +250,21 @@ def _loss_forward(model: _Model, setup: Setup) -> int:
     return _loss_kept(model, setup) + chunk
 
 
-def _loss_kept(model: _Model, setup: Setup) -> int:
+def _loss_kept(model: _Model, setup: MemoryConfig) -> int:
     """From the loss to its backward: the fused loss's gradients of hidden states and, in fp32, output layer; or the log-softmax."""
     if setup.fuses_loss:
         return model.value_bytes * setup.tokens * model.config.hidden_size + 4 * model.head
     return _logit_bytes(model, setup, 4)
 
 
-def _backward(model: _Model, setup: Setup) -> dict[str, int]:
+def _backward(model: _Model, setup: MemoryConfig) -> dict[str, int]:
     """The worst moment of the backward pass: at the loss, or in some layer, from the last to the first."""
     candidates = [_backward_of_loss(model, setup)]
     candidates += [_backward_of_layer(model, setup, index) for index in reversed(range(model.layers))]
     return max(candidates, key=lambda parts: sum(parts.values()))
 
 
-def _backward_of_loss(model: _Model, setup: Setup) -> dict[str, int]:
+def _backward_of_loss(model: _Model, setup: MemoryConfig) -> dict[str, int]:
     gradients = model.accumulated_gradients
     if setup.fuses_loss:  # both gradients once more, scaled and in the dtype of the weights
         loss = _loss_kept(model, setup) + model.value_bytes * setup.tokens * model.config.hidden_size
@@ -277,14 +277,14 @@ def _backward_of_loss(model: _Model, setup: Setup) -> dict[str, int]:
     return {"gradients": gradients, "activations": kept, "logits and loss": loss}
 
 
-def _backward_of_layer(model: _Model, setup: Setup, index: int) -> dict[str, int]:
+def _backward_of_layer(model: _Model, setup: MemoryConfig, index: int) -> dict[str, int]:
     """In layer `index`: the layers below keep theirs, this one has all of its own, and those above have left gradients."""
     above = model.head + (model.layers - 1 - index) * model.layer
     in_flight = model.weight_bytes * min(max(model.layer, _BUCKET_ELEMENTS), above) if model.gradient_shards > 1 else 0
     gradients = max(model.accumulated_gradients, model.gradients(above * model.trained_share))
     recomputed_input = model.checkpoint if index < setup.recomputed_layers else 0
     copies = _autocast_copies(model, max(0, setup.recomputed_layers - 1))
-    below = (setup.under_way - 1) * model.kept(model.layers) + model.kept(index)
+    below = (setup.micro_batches_in_flight - 1) * model.kept(model.layers) + model.kept(index)
     width, inner = model.config.hidden_size, model.config.intermediate_size // setup.tensor_parallel_size
     flowing = model.value_bytes * setup.tokens * (2 * width + (inner if setup.fused_kernels else 2 * inner))
     if setup.fp8:  # a gradient in both layouts
@@ -296,7 +296,7 @@ def _backward_of_layer(model: _Model, setup: Setup, index: int) -> dict[str, int
     }
 
 
-def _optimizer_step(model: _Model, setup: Setup) -> dict[str, int]:
+def _optimizer_step(model: _Model, setup: MemoryConfig) -> dict[str, int]:
     """What the plugin allocates to apply the gradients."""
     largest = model.head / model.shards
     gradients = model.gradients(model.trainable)
@@ -306,7 +306,7 @@ def _optimizer_step(model: _Model, setup: Setup) -> dict[str, int]:
         needed = 0
     elif not model.is_zero:  # each gradient makes room for its fp32 copy
         gradients, needed = 0, (in_fp32 or gradients) + norm
-    elif _has_lean_update(model, setup):
+    elif _has_fused_step(model, setup):
         needed = 0
     elif model.offloads:
         needed = max(norm, _gathering(model))
@@ -315,9 +315,9 @@ def _optimizer_step(model: _Model, setup: Setup) -> dict[str, int]:
     return {"gradients": gradients, "the step itself": int(needed)}
 
 
-def _has_lean_update(model: _Model, setup: Setup) -> bool:
+def _has_fused_step(model: _Model, setup: MemoryConfig) -> bool:
     is_whole = setup.tensor_parallel_size == 1 and setup.pipeline_stages == 1
-    return setup.lean_update and is_whole and model.value_bytes < 4
+    return setup.fused_update and is_whole and model.value_bytes < 4
 
 
 def _gathering(model: _Model) -> float:
@@ -328,10 +328,10 @@ def _gathering(model: _Model) -> float:
     return copies * mine + bucket + last_gradient
 
 
-def _host(model: _Model, setup: Setup) -> int:
+def _host(model: _Model, setup: MemoryConfig) -> int:
     """Master weights and moments of a plugin that keeps them in host memory; fp32 gradients where the engine updates them."""
     if not model.offloads:
         return 0
-    if _has_lean_update(model, setup):
+    if _has_fused_step(model, setup):
         return 12 * model.trainable // model.shards + _SLICE_BUFFERS_BYTES
     return 16 * model.trainable // model.shards

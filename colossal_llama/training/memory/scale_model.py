@@ -34,7 +34,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from colossal_llama.model.param_count import flops_per_token, parameters
-from colossal_llama.training.memory.config import Setup
+from colossal_llama.training.memory.config import MemoryConfig
 from colossal_llama.training.memory.estimate import MemoryEstimate, estimate
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
@@ -109,7 +109,7 @@ class Rate:
     micro_batch_size: int
     tokens_per_s: float
     update_bytes_per_parameter: int
-    """Memory traffic of the optimizer's step: 30 for the lean update (gradient twice, three fp32
+    """Memory traffic of the optimizer's step: 30 for the fused ZeRO step (gradient twice, three fp32
     values read and written, new weight), 46
     for the engine's own (fp32 copies of all gradients, and their norm in fp64, besides)."""
     source: str
@@ -188,7 +188,7 @@ def predict(run: Run, rate: Rate, hardware: Hardware | None = None) -> Predictio
 
 
 def _memory(run: Run, config: Any) -> MemoryEstimate:
-    setup = Setup(
+    setup = MemoryConfig(
         plugin=run.plugin,
         data_parallel_size=run.gpus // run.tensor_parallel_size,
         tensor_parallel_size=run.tensor_parallel_size,

@@ -1,0 +1,106 @@
+"""Start-up report of a run: parameters, data, schedule, kernels; and its configuration file."""
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import colossal_llama
+from colossal_llama.dataset.epoch_plan import fill_ratio, plan_epoch
+from colossal_llama.dataset.loader import StepGeometry
+from colossal_llama.engine.launch import colossalai_version, current_device
+from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.distributed import consensus
+from colossal_llama.training.inputs import RunInputs
+from colossal_llama.training.lr_schedule import Schedule
+from colossal_llama.training.trainer import Trainer
+from colossal_llama.utils.console import log_rank_zero
+
+
+def report_startup(arguments: TrainingArguments, inputs: RunInputs, trainer: Trainer, notes: list[str]) -> None:
+    """Prints model size, data, schedule, packing, set-up notes and the checkpoint to resume from.
+
+    Args:
+        arguments: of the run.
+        inputs: data, tokenizer, checkpoint.
+        trainer: about to start.
+        notes: of the set-up: attention backend, kernels, recomputation, optimizer step.
+    """
+    _report_model(arguments, trainer)
+    _report_data(inputs, trainer)
+    if inputs.origin.packed_to_tokens is not None:
+        _report_packing(arguments, inputs, trainer)
+    schedule = trainer.schedule
+    if schedule.warmup_steps >= schedule.total_steps:
+        log_rank_zero(
+            f"warning: {schedule.warmup_steps} warm-up steps of {schedule.total_steps}: the run ends before the "
+            "learning rate reaches --lr"
+        )
+    for note in notes:
+        log_rank_zero(note)
+    if inputs.checkpoint is not None:
+        log_rank_zero(f"resuming {inputs.checkpoint.path} after step {trainer.progress.step}")
+        if schedule.total_steps <= trainer.progress.step:
+            log_rank_zero(f"warning: nothing is left to train: the run ends after step {schedule.total_steps}")
+
+
+def _report_model(arguments: TrainingArguments, trainer: Trainer) -> None:
+    network, world_size = trainer.train_step.backend.unwrap(trainer.train_step.model), dist.get_world_size()
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    log_rank_zero(
+        f"{parameters:,} parameters on this rank, plugin {arguments.plugin.plugin}, {world_size} "
+        f"process{'es' if world_size > 1 else ''} ({trainer.train_step.device.type}), "
+        f"{arguments.plugin.mixed_precision}"
+    )
+
+
+def _report_data(inputs: RunInputs, trainer: Trainer) -> None:
+    geometry, schedule, parts = trainer.geometry, trainer.schedule, inputs.parts
+    rows = sum(len(lengths) for lengths in trainer.part_lengths)
+    log_rank_zero(
+        f"{rows:,} prepared rows, {sum(part.tokens for part in parts):,} tokens in {len(parts)} parts of kind "
+        f"{parts[0].kind}; {geometry.rows_per_step} rows a step ({geometry.data_parallel_size} data-parallel x "
+        f"{geometry.micro_batch_size} x {geometry.accumulation_steps} accumulated); {schedule.total_steps} steps, "
+        f"{schedule.warmup_steps} of warm-up, {schedule.num_epochs} epoch{'s' if schedule.num_epochs > 1 else ''}"
+    )
+
+
+def _report_packing(arguments: TrainingArguments, inputs: RunInputs, trainer: Trainer) -> None:
+    max_length, origin = arguments.data.max_length, inputs.origin
+    rows = plan_epoch(trainer.part_lengths, origin.seed, trainer.progress.epoch, origin.shuffle, max_length)
+    filled = fill_ratio(rows, np.concatenate(trainer.part_lengths), max_length)
+    log_rank_zero(
+        f"packed into {len(rows):,} rows of up to {max_length} tokens, {filled:.1%} full"
+        f"{'' if arguments.data.cross_document_attention else '; attention is masked by document'}"
+    )
+
+
+def write_config_file(arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule) -> None:
+    """Writes `--config_file`: arguments, versions, world size and schedule of this run. A collective."""
+    consensus.write_record(
+        "--config_file", arguments.records.config_file, _configuration(arguments, geometry, schedule)
+    )
+
+
+def _configuration(arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule) -> dict[str, Any]:
+    import transformers
+
+    return {
+        "command": sys.argv,
+        "arguments": arguments.as_json(),
+        "world_size": dist.get_world_size(),
+        "device": str(current_device()),
+        "total_steps": schedule.total_steps,
+        "warmup_steps": schedule.warmup_steps,
+        "rows_per_step": geometry.rows_per_step,
+        "started_s": round(time.time(), 3),
+        "versions": {
+            "colossal_llama": colossal_llama.__version__,
+            "torch": torch.__version__,
+            "colossalai": colossalai_version(),
+            "transformers": transformers.__version__,
+        },
+    }
