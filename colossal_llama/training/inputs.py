@@ -153,7 +153,7 @@ def _refuse_other_tokenizer(parts_by_option: dict[str, list[Part]], fingerprint:
 
 
 def _warn_of_long_documents(cross_document_attention: bool, config: PretrainedConfig, parts: list[Part]) -> None:
-    longest_tokens = max(part.longest_span_tokens(cross_document_attention) for part in parts)
+    longest_tokens = max(part.max_document_tokens(cross_document_attention) for part in parts)
     if longest_tokens > config.max_position_embeddings:
         log_rank_zero(
             f"warning: the data have {'rows' if cross_document_attention else 'documents'} of up to "
