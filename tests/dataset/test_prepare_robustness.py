@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
-from colossal_llama.dataset.prepare.output_dir import output_dir_lock
+from colossal_llama.dataset.prepare.output_dir import run_lock
 from colossal_llama.dataset.prepare.pipeline import prepare
 from colossal_llama.utils.errors import UserError
 from tests.support.preparations import preparation
@@ -247,7 +247,7 @@ def test_an_output_directory_that_cannot_be_made_is_named(input_dir, tokenizer_d
 
 def test_a_second_run_into_the_same_directory_refuses(tmp_path, input_dir, tokenizer_dir, opened, project_root):
     output = tmp_path / "out"
-    with output_dir_lock(settings_for(input_dir, output, tokenizer_dir)):
+    with run_lock(settings_for(input_dir, output, tokenizer_dir)):
         done = subprocess.run(
             command(project_root, input_dir, output, tokenizer_dir), capture_output=True, text=True, check=False
         )
@@ -256,10 +256,10 @@ def test_a_second_run_into_the_same_directory_refuses(tmp_path, input_dir, token
         with pytest.raises(UserError, match="another run"):
             prepare(settings_for(input_dir, output, tokenizer_dir, num_shards=2, shard_index=0), opened)
     with (
-        output_dir_lock(settings_for(input_dir, output, tokenizer_dir, num_shards=2, shard_index=0)),
-        output_dir_lock(settings_for(input_dir, output, tokenizer_dir, num_shards=2, shard_index=1)),
+        run_lock(settings_for(input_dir, output, tokenizer_dir, num_shards=2, shard_index=0)),
+        run_lock(settings_for(input_dir, output, tokenizer_dir, num_shards=2, shard_index=1)),
         pytest.raises(UserError, match="another run"),
-        output_dir_lock(settings_for(input_dir, output, tokenizer_dir)),
+        run_lock(settings_for(input_dir, output, tokenizer_dir)),
     ):
         pass
 

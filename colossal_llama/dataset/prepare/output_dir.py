@@ -30,7 +30,7 @@ _TEMPORARY_RUN_RECORDS = ".*run.json.tmp-*"  # left behind by killed runs
 
 
 @contextmanager
-def output_dir_lock(arguments: PrepareArguments) -> Iterator[None]:
+def run_lock(arguments: PrepareArguments) -> Iterator[None]:
     """Locks the directory: exclusively, or together with the jobs of other shards.
 
     Raises:

@@ -62,7 +62,7 @@ def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) ->
             full.
     """
     try:
-        with output_dir.output_dir_lock(arguments):
+        with output_dir.run_lock(arguments):
             return _prepare_locked(arguments, opened)
     except PermissionError as error:
         raise UserError(f"{error.filename} may not be read or written: {error.strerror}") from error
@@ -88,7 +88,7 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
         log_rank_zero(f"{arguments.output_dir} is complete already: nothing to do")
         manifest = orjson.loads((arguments.output_dir / "manifest.json").read_bytes())
     else:
-        done = _resume(preparation, tokenizer, new=state == "new")
+        done = _tokenize_and_write(preparation, tokenizer, new=state == "new")
         if done is None:
             return None
         preparation.times.total_s = time.perf_counter() - started
@@ -114,7 +114,7 @@ class _Preparation:
         return self.arguments.output_dir / "cache" / "chunks"
 
 
-def _resume(
+def _tokenize_and_write(
     preparation: _Preparation, tokenizer: DocumentTokenizer | ConversationTokenizer, new: bool
 ) -> tuple[list[dict], list[dict]] | None:
     """Tokenizes the chunks and writes the parts that are not finished.
@@ -127,7 +127,7 @@ def _resume(
         try:
             _tokenize(preparation, pool)
             facts = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in preparation.chunks]
-            if _log_left_to_others("chunks", facts):
+            if _others_pending("chunks", facts):
                 return None
             if not sum(fact["segments"] for fact in facts):
                 raise BadInputError(_no_records_message(facts))
@@ -136,10 +136,11 @@ def _resume(
                 output_dir.discard_run(preparation.arguments)
             raise
         parts = _write_parts(preparation, pool, facts)
-    return None if _log_left_to_others("parts", parts) else (facts, parts)
+    return None if _others_pending("parts", parts) else (facts, parts)
 
 
-def _log_left_to_others(units: str, facts: Sequence[dict | None]) -> bool:
+def _others_pending(units: str, facts: Sequence[dict | None]) -> bool:
+    """True when other shards have chunks or parts to finish, which is logged."""
     missing = sum(fact is None for fact in facts)
     if missing:
         log_rank_zero(
@@ -248,11 +249,7 @@ def _write_parts(preparation: _Preparation, pool: WorkerPool, facts: Sequence[di
     """Writes this job's unfinished parts; returns the facts of all, None for unfinished ones."""
     arguments, directory = preparation.arguments, preparation.arguments.output_dir
     indices = range(arguments.rows.num_spliced_dataset_bins)
-    pending = [
-        index
-        for index in indices
-        if preparation.arguments.shards.includes(index) and part_facts(directory, index) is None
-    ]
+    pending = [index for index in indices if arguments.shards.includes(index) and part_facts(directory, index) is None]
     if pending:
         categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
         splicing = arguments.rows.splicing
