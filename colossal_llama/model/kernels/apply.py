@@ -1,6 +1,6 @@
 """Fused kernels that need no CUDA toolkit, and which part of a LLaMA each of them replaces.
 
-    norm, and the residual addition before it   ours    model.kernels.rms_norm
+    norm, and the residual addition before it   Liger   model.kernels.rms_norm
     q, k, v and gate, up projections            ours    model.kernels.grouped_linear
     rotary embedding                            Liger   within 1/5 of an H200's memory bandwidth
     SwiGLU                                      Liger   within 1/20 of it

@@ -1,4 +1,4 @@
-"""RMSNorm in fp32 as LLaMA computes it, fused with the residual stream.
+"""RMSNorm in fp32 as LLaMA computes it, fused with the residual stream, by Liger's Triton kernels.
 
     hidden ──┬────────────────────────────► hidden      `rms_norm_with_residual`
              └─► norm ─► result
@@ -7,12 +7,12 @@
     hidden ──┴─► + ──┬────────────────────► total       `add_rms_norm`
                      └─► norm ─► result
 
-The norm's backward adds the gradients of both outputs, and its forward computes the sum.
+The norm's backward adds the gradients of both outputs, and its forward computes the sum. Autograd
+would add the two gradients in a pass of its own: 6.2 ms of a step of 452 (1.25 B, 8 rows of 4,096
+tokens, H200).
 
-Autograd would add the two gradients in a pass of its own. And Liger's backward kernel runs one
-program per multiprocessor, too few to saturate the memory: at 32,768 × 2,048 in bf16 on an H200 it
-takes 0.32 ms and this one 0.12, or 0.16 with the addition, which alone takes 0.10. A step of 1.25 B
-has 45 such norms and so takes 11 ms less.
+Kernels of our own (two more programs of 100 lines) were 0.7 % of a step faster at 1.25 B and 0.2 %
+at 7 B, and were deleted for that (docs/measurements.md).
 """
 
 from functools import partial
@@ -22,8 +22,8 @@ import torch
 from colossal_llama.model.activation_checkpointing import mark_recomputable
 from colossal_llama.model.kernels.torch_function import through_torch_function
 
-_PROGRAMS_PER_MULTIPROCESSOR = 16
-"""Within 4 % the fastest of 1 to 16 with two to eight warps, at widths of 2,048 and 4,096."""
+_SETTINGS = (0.0, "llama")
+"""Liger's offset of the weight, and its casting mode: fp32 for the mean square alone."""
 
 
 @through_torch_function
@@ -35,7 +35,9 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
         weight: (width,).
         eps: added to the mean square.
     """
-    return _Norm.apply(hidden, weight, eps)
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    return LigerRMSNormFunction.apply(hidden, weight, eps, *_SETTINGS, False)
 
 
 @through_torch_function
@@ -51,125 +53,40 @@ def add_rms_norm(
     added: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns `(rms_norm(hidden + added), hidden + added)`, the sum in the dtype of `hidden`."""
-    result, total = _AddNorm.apply(added, hidden, weight, eps)
+    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+
+    added = added.to(hidden.dtype)  # under autocast (`ddp`) the residual stream is fp32; Liger takes the dtype of `added`
+    result, total = LigerFusedAddRMSNormFunction.apply(added, hidden, weight, eps, *_SETTINGS, False)
     mark_recomputable(result, partial(_recompute_norm, total.detach(), weight.detach(), eps))
     return result, total
 
 
 def _recompute_norm(total: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    result, _, _ = _forward(total, None, weight, eps)
-    return result
+    from liger_kernel.ops.rms_norm import rms_norm_forward
 
-
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, eps):
-        result, hidden, inverse_rms = _forward(hidden, None, weight, eps)
-        ctx.save_for_backward(hidden, weight, inverse_rms)
-        return result
-
-    @staticmethod
-    def backward(ctx, gradient):
-        hidden_gradient, weight_gradient = _backward(ctx, gradient, None)
-        return hidden_gradient, weight_gradient, None
+    return rms_norm_forward(total, weight, eps, *_SETTINGS, None)[0]
 
 
 class _NormWithResidual(torch.autograd.Function):
+    """Joins the forward kernel of Liger's norm to the backward kernel of its fused addition."""
+
     @staticmethod
     def forward(ctx, hidden, weight, eps):
-        result, contiguous, inverse_rms = _forward(hidden, None, weight, eps)
+        from liger_kernel.ops.rms_norm import rms_norm_forward
+
+        contiguous = hidden.contiguous()
+        result, _, inverse_rms, block, warps, casting_mode = rms_norm_forward(
+            contiguous, weight, eps, *_SETTINGS, None
+        )
         ctx.save_for_backward(contiguous, weight, inverse_rms)
+        ctx.settings = (_SETTINGS[0], casting_mode, block, warps, False)
         return result, hidden.view_as(hidden)
 
     @staticmethod
     def backward(ctx, gradient, residual_gradient):
-        hidden_gradient, weight_gradient = _backward(ctx, gradient, residual_gradient)
+        from liger_kernel.ops.fused_add_rms_norm import fused_add_rms_norm_backward
+
+        hidden_gradient, _, weight_gradient = fused_add_rms_norm_backward(
+            gradient.contiguous(), residual_gradient.contiguous(), *ctx.saved_tensors, *ctx.settings
+        )
         return hidden_gradient, weight_gradient, None
-
-
-class _AddNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, added, hidden, weight, eps):
-        result, total, inverse_rms = _forward(hidden, added, weight, eps)
-        ctx.save_for_backward(total, weight, inverse_rms)
-        return result, total
-
-    @staticmethod
-    def backward(ctx, gradient, residual_gradient):
-        total_gradient, weight_gradient = _backward(ctx, gradient, residual_gradient)
-        return total_gradient, total_gradient, weight_gradient, None
-
-
-def _forward(
-    hidden: torch.Tensor, added: torch.Tensor | None, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns the norm's result, its input or the sum, and 1 / rms, (rows,) in fp32."""
-    import triton
-
-    from colossal_llama.model.kernels.rms_norm_triton import norm_forward_kernel
-
-    hidden = hidden.contiguous()
-    total = hidden
-    if added is not None:
-        added, total = added.to(hidden.dtype).contiguous(), torch.empty_like(hidden)
-    width = hidden.shape[-1]
-    rows, block = hidden.numel() // width, triton.next_power_of_2(width)
-    result = torch.empty_like(hidden)
-    inverse_rms = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-    norm_forward_kernel[(rows,)](
-        hidden,
-        added,
-        weight,
-        total,
-        result,
-        inverse_rms,
-        width,
-        eps,
-        ADDS=added is not None,
-        BLOCK=block,
-        num_warps=_warps(block),
-    )
-    return result, total, inverse_rms
-
-
-def _backward(
-    ctx, gradient: torch.Tensor, residual_gradient: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns the gradients of the norm's input, `residual_gradient` included, and the weight."""
-    import triton
-
-    from colossal_llama.model.kernels.rms_norm_triton import norm_backward_kernel
-
-    total, weight, inverse_rms = ctx.saved_tensors
-    gradient = gradient.contiguous()
-    residual_gradient = None if residual_gradient is None else residual_gradient.contiguous()
-    width, rows = total.shape[-1], inverse_rms.shape[0]
-    block = triton.next_power_of_2(width)
-    total_gradient = torch.empty_like(total)
-    programs = min(rows, _PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(total.device))
-    partial_sums = torch.empty(programs, width, dtype=torch.float32, device=total.device)
-    norm_backward_kernel[(programs,)](
-        gradient,
-        residual_gradient,
-        total,
-        weight,
-        inverse_rms,
-        total_gradient,
-        partial_sums,
-        rows,
-        width,
-        HAS_RESIDUAL_GRADIENT=residual_gradient is not None,
-        BLOCK=block,
-        num_warps=_warps(block),
-    )
-    needs_weight = ctx.needs_input_grad[-2]
-    return total_gradient, partial_sums.sum(dim=0).to(weight.dtype) if needs_weight else None
-
-
-def _warps(block: int) -> int:
-    """Number of warps that keeps a row in registers: at most 32 elements a thread."""
-    return min(32, max(4, block // 1024))
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
