@@ -3,7 +3,7 @@
 Plain reads occupy memory only while their result is used; a mapped file's pages count as the
 process's memory until it is closed. PyTorch is not imported: with it init_model.py took 389 MB
 where it takes 219. Half precision is converted to float32 for arithmetic, and back by rounding to
-nearest, ties to even, as PyTorch does. numpy has no bfloat16, so its bits are kept as uint16.
+nearest, ties to even, as PyTorch does; numpy's bfloat16 is that of ml_dtypes.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 if TYPE_CHECKING:
@@ -19,23 +20,22 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 16 << 20
 
-# safetensors' names of dtypes → (numpy's storage dtype, PyTorch's name). numpy has no bfloat16 and
-# no float8.
-_TYPES = {
-    "F64": (np.float64, "float64"),
-    "F32": (np.float32, "float32"),
-    "F16": (np.float16, "float16"),
-    "BF16": (np.uint16, "bfloat16"),
-    "F8_E4M3": (np.uint8, "float8_e4m3fn"),
-    "F8_E5M2": (np.uint8, "float8_e5m2"),
-    "I64": (np.int64, "int64"),
-    "I32": (np.int32, "int32"),
-    "I16": (np.int16, "int16"),
-    "I8": (np.int8, "int8"),
-    "U8": (np.uint8, "uint8"),
-    "BOOL": (np.bool_, "bool"),
+# safetensors' names of dtypes → numpy's; their names are PyTorch's.
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
 }
-_OF_TORCH = {f"torch.{name}": dtype for dtype, (_, name) in _TYPES.items()}
+_OF_TORCH = {f"torch.{dtype.name}": name for name, dtype in _DTYPES.items()}
 ARITHMETIC_TYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -51,17 +51,17 @@ class TensorShape:
     dtype: str
 
     def __post_init__(self) -> None:
-        _TYPES[self.dtype]
+        _DTYPES[self.dtype]
 
     @property
     def storage_dtype(self) -> np.dtype:
-        """Dtype in which numpy holds the bits of an item."""
-        return np.dtype(_TYPES[self.dtype][0])
+        """Dtype of an item in numpy."""
+        return _DTYPES[self.dtype]
 
     @property
     def dtype_name(self) -> str:
         """Name of the dtype in PyTorch and in config.json (`bfloat16`)."""
-        return _TYPES[self.dtype][1]
+        return _DTYPES[self.dtype].name
 
     @property
     def bytes(self) -> int:
@@ -137,24 +137,12 @@ class StoredTensor:
 
     def to_float(self, stored: np.ndarray) -> np.ndarray:
         """Converts from the storage dtype to float32; float64 is left as it is."""
-        if self.shape.dtype == "BF16":
-            return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
         return stored if self.shape.dtype == "F64" else stored.astype(np.float32)
 
     def from_float(self, values: np.ndarray) -> np.ndarray:
         """Converts values to the storage dtype, rounding to nearest."""
-        if self.shape.dtype == "BF16":
-            return _bfloat16_bits(np.ascontiguousarray(values, np.float32))
-        with np.errstate(over="ignore"):  # beyond float16's range: infinity, as in PyTorch
+        with np.errstate(over="ignore"):  # beyond the range: infinity, as in PyTorch
             return values.astype(self.shape.storage_dtype)
 
     def _read(self, offset: int, count: int) -> np.ndarray:
         return np.frombuffer(self.read(offset, count), self.shape.storage_dtype)
-
-
-def _bfloat16_bits(values: np.ndarray) -> np.ndarray:
-    """Rounds float32 to its upper half, to nearest, ties to even; a NaN stays one."""
-    bits = values.view(np.uint32)
-    upper = bits >> np.uint32(16)
-    rounded = (bits + np.uint32(0x7FFF) + (upper & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(values), upper | np.uint32(0x40), rounded).astype(np.uint16)
