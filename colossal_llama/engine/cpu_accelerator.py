@@ -6,7 +6,6 @@ tests/engine/test_patches.py fails when a patch is no longer needed.
 import contextlib
 
 import torch
-import torch.distributed as dist
 
 
 def prepare_cpu() -> None:
@@ -15,7 +14,7 @@ def prepare_cpu() -> None:
 
     colossalai.accelerator.set_accelerator(_cpu_accelerator())
     _allow_zero_on_cpu()
-    _define_is_hccl_available()
+    _treat_no_group_as_nccl()
 
 
 def _cpu_accelerator() -> "colossalai.accelerator.CpuAccelerator":  # noqa: F821
@@ -96,11 +95,14 @@ def _allow_zero_on_cpu() -> None:
     LowLevelZeroOptimizer._sanity_checks = check_dtypes
 
 
-def _define_is_hccl_available() -> None:
-    """Patch: a pipeline fails with AttributeError where PyTorch was built without NCCL.
+def _treat_no_group_as_nccl() -> None:
+    """Patch: a pipeline's exchange fails with AttributeError on a host without GPU.
 
-    Cause: ColossalAI calls `torch.distributed.is_hccl_available`, which only Huawei's build of
-    PyTorch has. Remedy: the function is defined and returns False.
+    Cause: ColossalAI asks PyTorch about HCCL, which only Huawei's build of PyTorch knows. Without
+    NCCL it calls `torch.distributed.is_hccl_available`. With NCCL compiled in it reads
+    `Backend.HCCL`, as soon as the group's backend is another one, as gloo is here. Remedy: on a
+    host without GPU the answer is no for every group, whatever PyTorch was built with.
     """
-    if not hasattr(dist, "is_hccl_available"):
-        dist.is_hccl_available = lambda: False
+    from colossalai.pipeline import p2p
+
+    p2p._check_for_nccl_hccl_backend = lambda group: False

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from colossal_llama.engine import adam_extension, launch
+from colossal_llama.engine import adam_extension, cpu_accelerator, launch
 
 
 def run(code: str) -> str:
@@ -23,17 +23,20 @@ def test_zero_still_refuses_a_cpu_by_name(unpatched):
     assert '["cuda", "npu"]' in unpatched["zero's checks"]
 
 
-@pytest.mark.skipif(
-    torch.distributed.is_nccl_available(), reason="this PyTorch has NCCL and needs no answer about HCCL"
-)
-def test_a_cpu_build_has_no_hccl_function(unpatched):
-    """Fails when PyTorch defines it: then `_define_is_hccl_available` can go."""
-    assert unpatched["hccl function"] is False
+def test_a_pipelines_exchange_still_asks_about_hccl(monkeypatch, unpatched):
+    """The first assertion fails when ColossalAI knows a gloo group: then `_treat_no_group_as_nccl` can go."""
+    from colossalai.pipeline import p2p
+
+    assert "AttributeError" in unpatched["is gloo nccl"]
+    assert "hccl" in unpatched["is gloo nccl"].lower()
+    monkeypatch.setattr(p2p, "_check_for_nccl_hccl_backend", None)
+    cpu_accelerator._treat_no_group_as_nccl()
+    assert p2p._check_for_nccl_hccl_backend(None) is False
 
 
 UNPATCHED = """
 import inspect, json, torch, torch.distributed as dist
-found = {"hccl function": hasattr(dist, "is_hccl_available")}
+found = {}
 from colossal_llama.engine.launch import launch
 import colossalai
 from colossalai.nn.optimizer import HybridAdam
@@ -53,11 +56,15 @@ exchange = (
 found["a pipeline's exchange"] = "".join(map(inspect.getsource, exchange))
 found["a chunk's reduction"] = inspect.getsource(Chunk.reduce) + inspect.getsource(Chunk._Chunk__scatter)
 original = _operation._ring_as_gather
+from colossalai.pipeline import p2p
+is_nccl = p2p._check_for_nccl_hccl_backend
 found["zero's checks"] = inspect.getsource(LowLevelZeroOptimizer._sanity_checks)
 found["adam's step"] = inspect.getsource(HybridAdam.step)
 found["a chunk's norm"] = inspect.getsource(Chunk.set_l2_norm)
 found["gemini"] = inspect.getsource(gemini_optimizer)
 launch(0)
+try: found["is gloo nccl"] = repr(is_nccl(dist.new_group(backend="gloo")))
+except AttributeError as error: found["is gloo nccl"] = repr(error)
 from colossal_llama.engine.hybrid_adam import FusedHybridAdam, build_optimizer
 from colossalai.booster import Booster
 from colossalai.booster.plugin import HybridParallelPlugin
