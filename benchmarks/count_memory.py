@@ -17,8 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from colossal_llama.engine import launch
 from colossal_llama.training.command_line import parse_arguments
@@ -32,6 +33,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.live, self.peaks, self._sizes, self._phase = 0, {}, {}, None
+        self._communicates = False
 
     def enter(self, phase: str) -> None:
         """Begins a phase; its former peak is forgotten."""
@@ -41,7 +43,7 @@ class LiveBytes(TorchDispatchMode):
     def note(self, tensor: torch.Tensor) -> None:
         """Counts a tensor's storage until it is freed; once, however many tensors share it."""
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage._cdata, 0 if self._communicates else storage.nbytes()
         if key in self._sizes:
             return
         self._sizes[key] = size
@@ -52,11 +54,30 @@ class LiveBytes(TorchDispatchMode):
         self.live -= self._sizes.pop(key)
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation.namespace == "c10d" and not self._communicates:
+            return self._communicate(operation, args, kwargs or {})
         result = operation(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self.note(tensor)
         self.peaks[self._phase] = max(self.peaks[self._phase], self.live)
+        return result
+
+    def _communicate(self, operation: torch._ops.OpOverload, args: tuple, kwargs: dict) -> object:
+        """Runs a collective to its end on copies, and counts neither them nor gloo's own tensors.
+
+        Gloo's threads drop their references to a collective's tensors some time after `wait` has returned.
+        On a busy host that may be a phase later: a count of the tensors themselves would depend on the host's load.
+        """
+        self._communicates = True
+        with self:
+            copies = tree_map_only(torch.Tensor, torch.clone, args)
+            result = operation(*copies, **kwargs)
+            dist.Work.unbox(result[-1] if isinstance(result, tuple) else result).wait()
+            for tensor, copy in zip(tree_iter(args), tree_iter(copies), strict=True):
+                if isinstance(tensor, torch.Tensor):
+                    tensor.copy_(copy)
+        self._communicates = False
         return result
 
 

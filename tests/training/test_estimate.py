@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from colossal_llama.model.kernels import linear_cross_entropy
 from colossal_llama.model.param_count import layer_parameters, parameters
@@ -50,6 +51,27 @@ def test_estimated_as_counted(counts, name, moment):
     estimated = sum(counts[name]["estimated"][moment].values())
     estimated += counts[name]["estimated_host_bytes"]  # here the device's memory is the host's
     assert estimated == pytest.approx(counted, rel=0.05)
+
+
+def test_what_gloo_holds_is_not_counted(tmp_path):
+    """A collective's handle stands for gloo's threads here: it holds the collective's tensors as long as it is alive."""
+    from benchmarks.count_memory import LiveBytes
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        counter = LiveBytes()
+        counter.enter("collectives")
+        with counter:
+            summed, scattered = torch.ones(1000), torch.zeros(1000)
+            handles = [dist.all_reduce(summed, async_op=True)]
+            handles.append(dist.reduce_scatter_tensor(scattered, summed, async_op=True))
+            for handle in handles:
+                handle.wait()
+            assert scattered.tolist() == [1.0] * 1000
+            del summed, scattered
+        assert (counter.live, counter.peaks["collectives"]) == (0, 8000)
+    finally:
+        dist.destroy_process_group()
 
 
 LARGE = {"vocab_size": 69_104, "tie_word_embeddings": False}
