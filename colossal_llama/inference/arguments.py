@@ -1,4 +1,4 @@
-"""Command-line arguments of inference, checked as a whole before anything heavy is imported."""
+"""Command-line arguments of inference, all checked before anything heavy is imported."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class ModelArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptArguments:
-    """Where prompts come from and how they are formatted."""
+    """The prompts' source and format."""
 
     input_txt: str | None = option(type=decodable_text, help="the text to complete or the question to answer")
     interactive: bool = switch(help="chat on standard input, with history")
@@ -69,7 +69,7 @@ class PromptArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationArguments:
-    """How tokens are sampled, and how many."""
+    """Sampling, and the number of tokens."""
 
     max_new_tokens: int = option(512, type=number_in_range(int, minimum=1), help="most tokens of an answer")
     do_sample: bool = option(

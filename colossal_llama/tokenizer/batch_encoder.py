@@ -2,9 +2,8 @@
 
 For sentencepiece BPE (LLaMA-2) texts are cut into words where that does not change their ids
 (`cut_rules.CharacterPairRule`). Most words are looked up in a cache of encoded words. The others
-are encoded together, joined by a separator with which nothing merges. 16.6 M tokens of mixed
-Chinese and English with 49,953 pieces took 6.3 s of processor time this way, and 12.7 s by
-`encode_batch_fast` on whole texts.
+are encoded together, joined by a separator with which nothing merges. 16.6 M tokens of Chinese and
+English with 49,953 pieces took 6.3 s of processor time. `encode_batch_fast` took 12.7 s.
 
 Byte-level BPE (LLaMA-3) splits by a regular expression, and the tokenizers library caches the
 encoded pre-tokens; here only long texts are cut.
@@ -205,7 +204,7 @@ class WordEncoder:
             start = end + 4
 
     def _evict(self, words: Iterable[str]) -> None:
-        """Removes long ones of the given words, and everything once the cache is full."""
+        """Removes the long words among those given, and all words once the cache is full."""
         for word in words:
             if len(word) > MAX_CACHED_WORD_CHARACTERS:
                 del self._cache[word]

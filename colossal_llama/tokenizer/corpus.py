@@ -165,7 +165,7 @@ def _read_undamaged(path: Path, reading: Iterable, at_most: int | None = None) -
     try:
         yield from itertools.islice(reading, at_most)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}): compress or copy it anew") from error
+        raise UserError(f"{path} is damaged ({error}): compress or copy it again") from error
 
 
 def _text_of(record: Any) -> str:

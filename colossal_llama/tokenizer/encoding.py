@@ -20,9 +20,9 @@ _MODEL_SETTINGS = ("byte_fallback", "dropout", "ignore_merges", "continuing_subw
 class TextEncoder:
     """Encodes text as plain text: adds no BOS or EOS, and a control token spelt out stays text.
 
-    LLaMA-2 puts a space before a text's first word. That is right for text that begins a document
-    and wrong for text that follows other tokens, where decoding would show a space that nobody
-    wrote. Hence the two methods:
+    LLaMA-2 puts a space before a text's first word. That is right for text that begins a document.
+    For text that follows other tokens it is wrong: decoding would show a space that is not in the
+    text. Hence the two methods:
 
         encode_beginning(["Hello"])     ▁Hello
         encode_continuation(["Hello"])  Hello
@@ -102,7 +102,7 @@ def _encode_all(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 def _plain_text_tokenizer(backend: Tokenizer, preprocessing: dict) -> Tokenizer:
     """Builds a tokenizer of the same vocabulary that takes control tokens in a text as text.
 
-    The vocabulary is shared, not copied: building LLaMA-2's anew takes 0.13 s, LLaMA-3's 0.7 s.
+    The vocabulary is shared, not copied: rebuilding LLaMA-2's takes 0.13 s, LLaMA-3's 0.7 s.
     """
     added = backend.get_added_tokens_decoder()
     # Tokens added as text are matched in a text, so all added tokens must keep their ids.

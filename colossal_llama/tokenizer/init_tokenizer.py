@@ -4,17 +4,48 @@ python colossal_llama/tokenizer/init_tokenizer.py \
         --source_tokenizer_dir LLAMA --target_tokenizer_dir NEW --expand_tokens_file pieces.jsonl
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from colossal_llama.utils.arguments import add_options, from_namespace, option
 from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory, existing_file, number_in_range
 from colossal_llama.utils.errors import UserError, run_main, truncate_problems
 
 MAX_IMPOSSIBLE_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitTokenizerArguments:
+    """Arguments of the script."""
+
+    source_tokenizer_dir: Path = option(
+        type=existing_directory,
+        required=True,
+        metavar="DIR",
+        help="tokenizer to expand: tokenizer.model (LLaMA-2, sentencepiece) or tokenizer.json (LLaMA-3, byte-level "
+        "BPE), and tokenizer_config.json",
+    )
+    target_tokenizer_dir: Path = option(
+        type=Path, required=True, metavar="DIR", help="directory to write; it must not exist yet"
+    )
+    expand_tokens_file: Path = option(
+        type=existing_file,
+        required=True,
+        metavar="JSONL",
+        help='pieces to add, one {"piece": "…"} a line, the most important first (where two compete for the same '
+        "characters, the earlier wins); a space may be written as ▁",
+    )
+    pad_to_multiple_of: int = option(
+        1,
+        type=number_in_range(int, minimum=1),
+        metavar="ROWS",
+        help="record in expansion_report.json a number of embedding rows rounded up to a multiple of this, for "
+        "example 64 or 128; the tokenizer itself gets no padding tokens",
+    )
 
 
 def main() -> None:
@@ -48,51 +79,21 @@ def main() -> None:
     log_rank_zero(f"written to {arguments.target_tokenizer_dir}")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> InitTokenizerArguments:
     """Parses and checks the command line; all problems are reported at once."""
     parser = CollectingArgumentParser(
         description="Expand a LLaMA tokenizer by new pieces, every one of them reachable."
     )
-    parser.add_argument(
-        "--source_tokenizer_dir",
-        type=existing_directory,
-        required=True,
-        metavar="DIR",
-        help="tokenizer to expand: tokenizer.model (LLaMA-2, sentencepiece) or tokenizer.json (LLaMA-3, byte-level "
-        "BPE), and tokenizer_config.json",
-    )
-    parser.add_argument(
-        "--target_tokenizer_dir",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="directory to write; it must not exist yet",
-    )
-    parser.add_argument(
-        "--expand_tokens_file",
-        type=existing_file,
-        required=True,
-        metavar="JSONL",
-        help='pieces to add, one {"piece": "…"} a line, the most important first (where two compete for the same '
-        "characters, the earlier wins); a space may be written as ▁",
-    )
-    parser.add_argument(
-        "--pad_to_multiple_of",
-        type=number_in_range(int, minimum=1),
-        default=1,
-        metavar="ROWS",
-        help="record in expansion_report.json a number of embedding rows rounded up to a multiple of this, for "
-        "example 64 or 128; the tokenizer itself gets no padding tokens",
-    )
-    arguments = parser.parse_args()
-    target, source = arguments.target_tokenizer_dir, arguments.source_tokenizer_dir
+    add_options(parser, InitTokenizerArguments)
+    namespace = parser.parse_args()
+    target, source = namespace.target_tokenizer_dir, namespace.source_tokenizer_dir
     if target is not None and (target.exists() or target.is_symlink()):
         parser.problem(f"--target_tokenizer_dir {target} exists already and is left untouched: give a new name")
     if isinstance(source, Path):
         for problem in missing_files(source):
             parser.problem(f"--source_tokenizer_dir {source}: {problem}")
     parser.finish()
-    return arguments
+    return from_namespace(InitTokenizerArguments, namespace)
 
 
 def missing_files(source: Path) -> list[str]:

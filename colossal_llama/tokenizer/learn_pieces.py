@@ -8,11 +8,14 @@ OUTPUT_DIR holds pieces.jsonl (for init_tokenizer.py), curve.png and learning_re
 
 import argparse
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from colossal_llama.utils.arguments import add_options, from_namespace, group, option, option_values
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
     creatable_directory,
@@ -23,10 +26,93 @@ from colossal_llama.utils.cli import (
 )
 from colossal_llama.utils.errors import UserError, run_main
 
+if TYPE_CHECKING:
+    from colossal_llama.tokenizer.learning.bpe_continuation import LearningLimits
+    from colossal_llama.tokenizer.learning.training_corpus import TrainingCorpus
+    from colossal_llama.tokenizer.learning.vocabulary_size_curve import CurvePoint
+
+
+def _comma_separated(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputArguments:
+    """Input and output directories."""
+
+    source_tokenizer_dir: Path = option(
+        type=existing_directory, required=True, metavar="DIR", help="tokenizer to be expanded"
+    )
+    data_input_dirs: tuple[Path, ...] = option(
+        type=existing_directories,
+        required=True,
+        metavar="DIR[,DIR…]",
+        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or "
+        ".md files",
+    )
+    output_dir: Path = option(
+        type=creatable_directory, required=True, metavar="DIR", help="directory to write; must not exist"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningArguments:
+    """Limits of the pieces to learn, and the text to learn from."""
+
+    scripts: tuple[str, ...] = option(
+        ("any",),
+        type=_comma_separated,
+        metavar="NAME[,NAME…]",
+        help="learn pieces of these Unicode scripts only (Han, Hiragana, Cyrillic, Arabic …); any: letters of all "
+        "scripts",
+    )
+    max_pieces: int = option(
+        40_000, type=number_in_range(int, minimum=1), help="how many pieces to learn and draw the curve for"
+    )
+    min_frequency: int = option(
+        20, type=number_in_range(int, minimum=1), help="occurrences a piece needs in the sampled text"
+    )
+    max_piece_length: int = option(8, type=number_in_range(int, minimum=1), help="characters of a piece, at most")
+    blocklist_file: Path | None = option(
+        type=existing_file, metavar="FILE", help="no piece contains one of these strings, one a line"
+    )
+    sample_mb: float = option(
+        500.0,
+        type=number_in_range(float, above=0),
+        help="megabytes of text to learn from: a random share of the documents, and of long ones' blocks, if the "
+        "input is larger",
+    )
+    seed: int = option(0, type=number_in_range(int), help="chooses the sample and the held-out documents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeArguments:
+    """The choice of the number of pieces."""
+
+    num_pieces: int | None = option(
+        type=number_in_range(int, minimum=1), help="keep this many (default: by --min_saving)"
+    )
+    min_saving: float = option(
+        0.2,
+        type=number_in_range(float, minimum=0),
+        metavar="PERCENT",
+        help="keep growing while 1,000 more embedding rows save at least this percentage of the held-out text's tokens",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnPiecesArguments:
+    """All arguments, in the groups of `--help`."""
+
+    input: InputArguments = group()
+    learning: LearningArguments = group("learning")
+    size: SizeArguments = group("how many pieces to keep")
+
 
 def main() -> None:
     """Learns pieces, measures compression against their number, chooses it and writes the files."""
     arguments = parse_arguments()
+    source_dir, learning, size = arguments.input.source_tokenizer_dir, arguments.learning, arguments.size
     from colossal_llama.tokenizer.expansion.source import open_source
     from colossal_llama.tokenizer.learning.bpe_continuation import learn_pieces
     from colossal_llama.tokenizer.learning.training_corpus import read_training_corpus
@@ -34,109 +120,35 @@ def main() -> None:
     from colossal_llama.tokenizer.loading import load_tokenizer
     from colossal_llama.utils.console import log_rank_zero
 
-    source = open_source(arguments.source_tokenizer_dir)
-    tokenizer = load_tokenizer(arguments.source_tokenizer_dir)
-    corpus = read_training_corpus(arguments.data_input_dirs, arguments.sample_mb, arguments.seed, arguments.scripts)
-    words = corpus.words
-    log_rank_zero(
-        f"read {corpus.characters:,} characters: {sum(words.values()):,} words, {len(words):,} different; learning …"
-    )
-    pieces = learn_pieces(words, tokenizer, learning_limits(arguments, source.control_tokens))
+    source = open_source(source_dir)
+    tokenizer = load_tokenizer(source_dir)
+    corpus = read_training_corpus(arguments.input.data_input_dirs, learning.sample_mb, learning.seed, learning.scripts)
+    words, num_words = corpus.words, sum(corpus.words.values())
+    log_rank_zero(f"read {corpus.characters:,} characters: {num_words:,} words, {len(words):,} different; learning …")
+    pieces = learn_pieces(words, tokenizer, learning_limits(learning, source.control_tokens))
     if not pieces:
         raise UserError(
-            f"no piece was learned: the texts hold {sum(words.values()):,} words of {','.join(arguments.scripts)}, "
-            f"and none is seen {arguments.min_frequency} times; change --scripts, lower --min_frequency or give more "
-            "text"
+            f"no piece was learned: the texts hold {num_words:,} words of {','.join(learning.scripts)}, and none is "
+            f"seen {learning.min_frequency} times; change --scripts, lower --min_frequency or give more text"
         )
-    log_rank_zero(
-        f"learned {len(pieces):,} pieces; measuring on {sum(map(len, corpus.held_out)):,} held-out characters …"
-    )
+    held_out_characters = sum(map(len, corpus.held_out))
+    log_rank_zero(f"learned {len(pieces):,} pieces; measuring on {held_out_characters:,} held-out characters …")
     points = measure_curve(source, tokenizer, pieces, corpus.held_out)
-    chosen = choose_size(points, arguments.num_pieces, arguments.min_saving)
+    chosen = choose_size(points, size.num_pieces, size.min_saving)
     log_rank_zero(curve_table(points, chosen))
-    write_result(arguments, pieces[: chosen.pieces], points, chosen, corpus.figures())
-    log_rank_zero(
-        f"chosen: {chosen.pieces:,} pieces, written to {arguments.output_dir / 'pieces.jsonl'}; the curve is in "
-        "curve.png"
-    )
+    write_result(arguments, pieces[: chosen.pieces], points, chosen, corpus)
+    path = arguments.input.output_dir / "pieces.jsonl"
+    log_rank_zero(f"chosen: {chosen.pieces:,} pieces, written to {path}; the curve is in curve.png")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> LearnPiecesArguments:
     """Parses and checks the command line; all problems are reported at once."""
     parser = CollectingArgumentParser(description="Learn new pieces for a LLaMA tokenizer from texts.")
-    parser.add_argument(
-        "--source_tokenizer_dir", type=existing_directory, required=True, metavar="DIR", help="tokenizer to be expanded"
-    )
-    parser.add_argument(
-        "--data_input_dirs",
-        type=existing_directories,
-        required=True,
-        metavar="DIR[,DIR…]",
-        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or "
-        ".md files",
-    )
-    parser.add_argument(
-        "--output_dir",
-        type=creatable_directory,
-        required=True,
-        metavar="DIR",
-        help="directory to write; must not exist",
-    )
-    learning = parser.add_argument_group("learning")
-    learning.add_argument(
-        "--scripts",
-        type=lambda text: [part for part in text.split(",") if part],
-        default=("any",),
-        metavar="NAME[,NAME…]",
-        help="learn pieces of these Unicode scripts only (Han, Hiragana, Cyrillic, Arabic …); any: letters of all "
-        "scripts",
-    )
-    learning.add_argument(
-        "--max_pieces",
-        type=number_in_range(int, minimum=1),
-        default=40_000,
-        help="how many pieces to learn and draw the curve for",
-    )
-    learning.add_argument(
-        "--min_frequency",
-        type=number_in_range(int, minimum=1),
-        default=20,
-        help="occurrences a piece needs in the sampled text",
-    )
-    learning.add_argument(
-        "--max_piece_length", type=number_in_range(int, minimum=1), default=8, help="characters of a piece, at most"
-    )
-    learning.add_argument(
-        "--blocklist_file",
-        type=existing_file,
-        metavar="FILE",
-        help="no piece contains one of these strings, one a line",
-    )
-    learning.add_argument(
-        "--sample_mb",
-        type=number_in_range(float, above=0),
-        default=500.0,
-        help="megabytes of text to learn from: a random share of the documents, and of long ones' blocks, if the "
-        "input is larger",
-    )
-    learning.add_argument(
-        "--seed", type=number_in_range(int), default=0, help="chooses the sample and the held-out documents"
-    )
-    choice = parser.add_argument_group("how many pieces to keep")
-    choice.add_argument(
-        "--num_pieces", type=number_in_range(int, minimum=1), help="keep this many (default: by --min_saving)"
-    )
-    choice.add_argument(
-        "--min_saving",
-        type=number_in_range(float, minimum=0),
-        default=0.2,
-        metavar="PERCENT",
-        help="keep growing while 1,000 more rows save at least this percentage of the held-out text's tokens",
-    )
-    arguments = parser.parse_args()
-    check_arguments(parser, arguments)
+    add_options(parser, LearnPiecesArguments)
+    namespace = parser.parse_args()
+    check_arguments(parser, namespace)
     parser.finish()
-    return arguments
+    return from_namespace(LearnPiecesArguments, namespace)
 
 
 def check_arguments(parser: CollectingArgumentParser, arguments: argparse.Namespace) -> None:
@@ -157,7 +169,7 @@ def check_arguments(parser: CollectingArgumentParser, arguments: argparse.Namesp
         parser.problem(f"--scripts: {error}")
 
 
-def learning_limits(arguments: argparse.Namespace, control_tokens: frozenset[str]):
+def learning_limits(arguments: LearningArguments, control_tokens: frozenset[str]) -> "LearningLimits":
     """Returns the limits of learning; control tokens are blocked like lines of --blocklist_file."""
     from colossal_llama.tokenizer.learning.bpe_continuation import LearningLimits
 
@@ -168,27 +180,32 @@ def learning_limits(arguments: argparse.Namespace, control_tokens: frozenset[str
     return LearningLimits(arguments.max_pieces, arguments.min_frequency, arguments.max_piece_length, frozenset(blocked))
 
 
-def write_result(arguments: argparse.Namespace, pieces: list[str], points: list, chosen, figures: dict) -> None:
+def write_result(
+    arguments: LearnPiecesArguments,
+    pieces: list[str],
+    points: "list[CurvePoint]",
+    chosen: "CurvePoint",
+    corpus: "TrainingCorpus",
+) -> None:
     """Writes pieces.jsonl, curve.png and learning_report.json atomically."""
-    from dataclasses import asdict
-
     import orjson
 
     from colossal_llama.tokenizer.learning.vocabulary_size_curve import draw_curve
     from colossal_llama.utils.atomic_io import atomic_directory, write_json
 
-    with atomic_directory(arguments.output_dir) as directory:
+    values = option_values(arguments)
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    settings["data_input_dirs"] = [str(path) for path in arguments.input.data_input_dirs]
+    report = {
+        "arguments": settings,
+        "read": corpus.figures(),
+        "chosen": asdict(chosen),
+        "curve": [asdict(point) for point in points],
+    }
+    with atomic_directory(arguments.input.output_dir) as directory:
         (directory / "pieces.jsonl").write_bytes(b"".join(orjson.dumps({"piece": piece}) + b"\n" for piece in pieces))
         draw_curve(points, chosen, directory / "curve.png")
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-        settings["data_input_dirs"] = [str(path) for path in arguments.data_input_dirs]
-        record = {
-            "arguments": settings,
-            "read": figures,
-            "chosen": asdict(chosen),
-            "curve": [asdict(p) for p in points],
-        }
-        write_json(directory / "learning_report.json", record)
+        write_json(directory / "learning_report.json", report)
 
 
 if __name__ == "__main__":

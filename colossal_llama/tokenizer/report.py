@@ -6,17 +6,56 @@ python colossal_llama/tokenizer/report.py \
 
 import argparse
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from colossal_llama.utils.arguments import add_options, from_namespace, option
 from colossal_llama.utils.cli import CollectingArgumentParser, existing_directories, number_in_range
 from colossal_llama.utils.errors import run_main
 
 if TYPE_CHECKING:
     from colossal_llama.tokenizer.compression import TokenizationCounts
+
+
+def named_directory(text: str) -> tuple[str, Path]:
+    """Parses `NAME=DIR` or `DIR` (argparse `type=`)."""
+    name, separator, directory = text.rpartition("=")
+    path = Path(directory)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{directory} is not a directory")
+    return (name if separator else path.resolve().name, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """Arguments of the script."""
+
+    tokenizers: tuple[tuple[str, Path], ...] = option(
+        nargs="+",
+        type=named_directory,
+        required=True,
+        metavar="[NAME=]DIR",
+        help="tokenizers to compare; without a name the directory's is shown",
+    )
+    data_input_dirs: tuple[Path, ...] = option(
+        type=existing_directories,
+        required=True,
+        metavar="DIR[,DIR…]",
+        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or "
+        ".md files",
+    )
+    sample_share: float = option(
+        1.0,
+        type=number_in_range(float, above=0, maximum=1),
+        metavar="SHARE",
+        help="random share of the documents to measure on",
+    )
+    seed: int = option(0, type=number_in_range(int), help="chooses the sample")
+    output_file: Path | None = option(type=Path, metavar="JSON", help="also write all figures there")
 
 
 def main() -> None:
@@ -42,54 +81,22 @@ def main() -> None:
         log_rank_zero(f"\nwritten to {arguments.output_file}")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> ReportArguments:
     """Parses and checks the command line; all problems are reported at once."""
     parser = CollectingArgumentParser(description="Compare tokenizers on a corpus.")
-    parser.add_argument(
-        "--tokenizers",
-        nargs="+",
-        type=named_directory,
-        required=True,
-        metavar="[NAME=]DIR",
-        help="tokenizers to compare; without a name the directory's is shown",
-    )
-    parser.add_argument(
-        "--data_input_dirs",
-        type=existing_directories,
-        required=True,
-        metavar="DIR[,DIR…]",
-        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or "
-        ".md files",
-    )
-    parser.add_argument(
-        "--sample_share",
-        type=number_in_range(float, above=0, maximum=1),
-        default=1.0,
-        metavar="SHARE",
-        help="random share of the documents to measure on",
-    )
-    parser.add_argument("--seed", type=number_in_range(int), default=0, help="chooses the sample")
-    parser.add_argument("--output_file", type=Path, metavar="JSON", help="also write all figures there")
-    arguments = parser.parse_args()
-    if arguments.tokenizers is not None:
-        names = [name for name, _ in filter(None, arguments.tokenizers)]
+    add_options(parser, ReportArguments)
+    namespace = parser.parse_args()
+    if namespace.tokenizers is not None:
+        names = [name for name, _ in filter(None, namespace.tokenizers)]
         for name in sorted({name for name in names if names.count(name) > 1}):
             parser.problem(f"--tokenizers: two are named {name}: write NAME=DIR")
-    if arguments.output_file is not None and not arguments.output_file.parent.is_dir():
-        parser.problem(f"--output_file: the directory {arguments.output_file.parent} does not exist")
-    if arguments.output_file is not None and arguments.output_file.is_dir():
-        parser.problem(f"--output_file {arguments.output_file} is a directory: give the name of a file")
+    output_file = namespace.output_file
+    if output_file is not None and not output_file.parent.is_dir():
+        parser.problem(f"--output_file: the directory {output_file.parent} does not exist")
+    if output_file is not None and output_file.is_dir():
+        parser.problem(f"--output_file {output_file} is a directory: give the name of a file")
     parser.finish()
-    return arguments
-
-
-def named_directory(text: str) -> tuple[str, Path]:
-    """Parses `NAME=DIR` or `DIR` (argparse `type=`)."""
-    name, separator, directory = text.rpartition("=")
-    path = Path(directory)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{directory} is not a directory")
-    return (name if separator else path.resolve().name, path)
+    return from_namespace(ReportArguments, namespace)
 
 
 def overall_table(sizes: dict, counts: dict) -> str:
@@ -145,9 +152,8 @@ def total_of(categories: "dict[str, TokenizationCounts]") -> "TokenizationCounts
     return total
 
 
-def report_content(arguments: argparse.Namespace, sizes: dict, counts: dict) -> dict:
+def report_content(arguments: ReportArguments, sizes: dict, counts: dict) -> dict:
     """Returns all figures, for the output file."""
-    from dataclasses import asdict
 
     def figures(counted: "TokenizationCounts") -> dict:
         ratios = {

@@ -1,9 +1,8 @@
 """Plans the merges that make new pieces of a BPE vocabulary reachable.
 
-How BPE reaches a piece: a text starts as small symbols, and the adjacent pair of best merge rank
-whose concatenation is a piece is merged, again and again (Sennrich et al.,
-https://arxiv.org/abs/1508.07909). A piece that no such sequence of merges builds is unreachable: no
-text ever gives its id.
+BPE (Sennrich et al., https://arxiv.org/abs/1508.07909) splits a text into small symbols. Then it
+merges the adjacent pair of best merge rank whose concatenation is a piece, again and again. A piece
+that no such sequence of merges builds is unreachable: no text ever gives its id.
 
 Every new merge has a lower priority than every old one. Encoding is then the old encoding followed
 by new merges over its tokens. Text without a new piece keeps its old ids, and a new piece is a
@@ -13,10 +12,11 @@ sequence of the source's tokens:
     requested: 意大利 only                意 大 利   no pair is a piece: 意大利 is unreachable
     intermediate piece 大利 added         意 大 利  →  意 大利  →  意大利
 
-(Intermediate pieces are what Scaffold-BPE, https://arxiv.org/abs/2404.17808, calls scaffold
-tokens.) What happens inside a piece's span does not depend on the text around it as long as no
-merge crosses the span's ends. So a piece is reachable if and only if its own source tokens, alone,
-are merged into it (`apply_merges`).
+Scaffold-BPE (https://arxiv.org/abs/2404.17808) calls intermediate pieces scaffold tokens.
+
+The merges inside a piece's span do not depend on the text around it, as long as no merge crosses
+the span's ends. So a piece is reachable if and only if its own source tokens, alone, are merged
+into it (`apply_merges`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -36,7 +36,7 @@ _FORBIDDEN_COST = 10_000
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What to add to a vocabulary so that each requested piece is reachable.
+    """New pieces and merges by which each requested piece is reachable.
 
     Attributes:
         order: new pieces of two or more source tokens, requested and intermediate ones, by merge

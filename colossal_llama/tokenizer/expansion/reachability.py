@@ -53,9 +53,9 @@ def verify_reachability(
         piece_ids: text of a piece → its id.
         encoders: functions from texts to ids (no special tokens added). All must give the same ids
             for every text tried.
-        encode_by_merges: gives ids by merges alone, where the encoders look up whole words too. A
-            piece must be encoded as its one id by this: a piece that is only looked up as a whole
-            word counts as unreachable.
+        encode_by_merges: gives ids by merges alone, for tokenizers that look up whole words, too.
+            It must encode a piece as its one id: a piece that is found only as a whole word counts
+            as unreachable.
 
     Raises:
         UserError: two encoders disagree on a text.

@@ -11,7 +11,7 @@ from colossal_llama.utils.atomic_io import atomic_directory, write_json
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError
 
-# Copied as they are; the vocabulary itself (tokenizer.model, tokenizer.json) is written anew.
+# Copied as they are; tokenizer.model and tokenizer.json are rewritten.
 SETTINGS_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
