@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,20 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
-from colossal_llama.inference.batch import generate_file
 from colossal_llama.inference.generation import Sampling, TextGenerator
 from colossal_llama.inference.prompts import (
     PretrainedPrompt,
     pretrained_prompt,
 )
-from colossal_llama.model.pretrained import find_model, load_for_inference
-from colossal_llama.model.weights.adapter_files import adapter_base_path, load_adapter_config
 from colossal_llama.tokenizer.loading import load_tokenizer
-from colossal_llama.utils.errors import UserError
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 
@@ -208,76 +203,6 @@ def test_bad_prompt_lines_are_named_before_the_model_is_loaded(project_root, tmp
     assert done.returncode == 2
     assert [f"line {n}:" in done.stderr for n in range(1, 6)] == [False, True, False, True, True]
     assert not (tmp_path / "out.jsonl").exists()
-
-
-def test_weights_that_were_cut_off_are_named(random_model_directory, tmp_path):
-    shutil.copytree(random_model_directory, tmp_path / "cut")
-    os.truncate(tmp_path / "cut" / "model.safetensors", 100_000)
-    with pytest.raises(UserError, match=r"model\.safetensors cannot be read: it is incomplete or damaged"):
-        load_for_inference(tmp_path / "cut", "auto", torch.device("cpu"))
-
-
-def test_weights_that_are_missing_are_named(random_model, llama2, tmp_path):
-    weights = {name: tensor for name, tensor in random_model.state_dict().items() if "layers.0.mlp.up_proj" not in name}
-    random_model.save_pretrained(tmp_path, state_dict=weights)
-    AutoTokenizer.from_pretrained(llama2).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"1 tensors are missing \(model\.layers\.0\.mlp\.up_proj\.weight\)"):
-        load_for_inference(tmp_path, "auto", torch.device("cpu"))
-
-
-def test_an_interrupted_file_of_answers_is_kept(random_model, llama2, tmp_path, monkeypatch):
-    generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, 4)
-    answers, generate = iter(range(2)), generator.generate
-
-    def interrupted(prompt_ids):
-        if next(answers, None) is None:
-            raise KeyboardInterrupt
-        return generate(prompt_ids)
-
-    monkeypatch.setattr(generator, "generate", interrupted)
-    records = [{"id": number} for number in range(4)]
-    with pytest.raises(KeyboardInterrupt):
-        generate_file(generator, records, [[1, 5, 6]] * 4, tmp_path / "out.jsonl", seed=0)
-    (kept,) = tmp_path.iterdir()
-    assert kept.name == "out.partial.jsonl"
-    assert [json.loads(line)["id"] for line in kept.read_text("utf-8").splitlines()] == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
-        ('{"r": 4, "lora_alpha": 8}', "lora_dropout, target_modules is missing"),
-    ],
-)
-def test_a_damaged_configuration_of_an_adapter_is_named(content, message, tmp_path):
-    (tmp_path / "adapter_config.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        load_adapter_config(tmp_path)
-    with pytest.raises(UserError, match=r"adapter_config\.json cannot be"):
-        adapter_base_path(tmp_path)
-
-
-def test_an_index_that_names_a_tensor_too_many_is_no_damage_and_a_shard_that_was_cut_off_is(
-    random_model, llama2, tmp_path
-):
-    random_model.save_pretrained(tmp_path, max_shard_size="5MB")
-    AutoTokenizer.from_pretrained(llama2).save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    last = index["weight_map"]["lm_head.weight"]
-    index["weight_map"]["model.layers.0.self_attn.rotary_emb.inv_freq"] = last
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert load_for_inference(tmp_path, "auto", torch.device("cpu"))
-    os.truncate(tmp_path / last, (tmp_path / last).stat().st_size - 1)
-    with pytest.raises(UserError, match=rf"{re.escape(last)} cannot be read: it is incomplete or damaged"):
-        load_for_inference(tmp_path, "auto", torch.device("cpu"))
-
-
-@pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "nowhere"])
-def test_a_missing_directory_is_named(name):
-    with pytest.raises(UserError, match="is not a directory"):
-        find_model(name)
 
 
 def test_hub_names_use_the_local_copy_and_are_refused_without_one(

@@ -12,7 +12,6 @@ from colossal_llama.tokenizer import batch_encoder
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
-from colossal_llama.tokenizer.token_bytes import token_bytes
 
 # Pieces in which merges run far: spaces, repeated letters and signs, line ends, Chinese, bytes, ▁
 # itself, control tokens.
@@ -106,31 +105,3 @@ def test_every_boundary_may_be_cut(monkeypatch, tokenizer, plain, fast):
 def test_both_families_are_recognized(tokenizer, fast):
     assert (fast._word_encoder is not None) == ("llama2" in tokenizer.name_or_path)
     assert fast._cuts_pre_tokens == ("llama3" in tokenizer.name_or_path)
-
-
-def test_token_bytes_put_a_text_together_again(tokenizer, plain):
-    definition = plain.definition()
-    pieces = token_bytes(definition, len(tokenizer))
-
-    @settings(max_examples=100, deadline=None)
-    @given(text=TEXTS.map("".join).filter(lambda text: "▁" not in text))
-    def check(text):
-        ids = plain.encode_continuation([text])[0]
-        assert b"".join(pieces[token_id] for token_id in ids) == text.encode()
-
-    check()
-    assert pieces[tokenizer.bos_token_id] == b""
-
-
-def test_a_token_added_as_text_is_found_in_texts_and_a_control_token_is_not(shared_data):
-    tokenizer = load_tokenizer(shared_data / "tokenizers" / "llama2")
-    tokenizer.add_tokens(["<word>"])
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<control>"]})
-    word, control = tokenizer.convert_tokens_to_ids(["<word>", "<control>"])
-    encoder = TextEncoder(tokenizer)
-    for copy in (encoder, pickle.loads(pickle.dumps(encoder))):
-        for encode in (copy.encode_beginning, copy.encode_continuation):
-            (ids,) = encode(["a<word>b<control></s>c"])
-            assert ids.count(word) == 1
-            assert not {control, tokenizer.eos_token_id} & set(ids)
-    assert encoder.encode_beginning(["a<word>b"])[0] == tokenizer.encode("a<word>b", add_special_tokens=False)

@@ -1,0 +1,81 @@
+"""Prompts are the beginning of what preparation makes of the same text; long chats are cut."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import pytest
+
+from colossal_llama.dataset.conversation import ConversationTemplate, Message
+from colossal_llama.dataset.records import conversation_of
+from colossal_llama.inference.prompts import (
+    PretrainedPrompt,
+    drop_oldest_exchanges,
+    pretrained_prompt,
+    prompt_messages,
+)
+from colossal_llama.tokenizer.loading import load_tokenizer
+
+FAMILIES = ("llama2", "llama3-base")
+
+
+cached_tokenizer = functools.cache(load_tokenizer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pretrained_prompt_is_the_beginning_of_the_prepared_document(project_root, shared_data, tmp_path, family):
+    directory = shared_data / "tokenizers" / family
+    sources = [pretrained_prompt(text) for text in ("明月松间照，", " two words", "a <s> b", "")]
+    (tmp_path / "in").mkdir()
+    records = [{"source": source, "target": "清泉石上流。", "category": "poems"} for source in sources]
+    (tmp_path / "in" / "poems.jsonl").write_text("\n".join(json.dumps(record) for record in records), "utf-8")
+    command = [sys.executable, project_root / "prepare_pretrain_dataset.py", "--tokenizer_dir", directory]
+    command += ["--data_input_dirs", tmp_path / "in", "--data_output_dirs", tmp_path / "out"]
+    subprocess.run([*command, "--num_spliced_dataset_bins", "1"], check=True, capture_output=True)
+    row = json.loads((tmp_path / "out" / "jsonl" / "part-00000.jsonl").read_text("utf-8"))
+    tokenizer = cached_tokenizer(directory)
+    starts = [i for i, token in enumerate(row["input_ids"]) if token == tokenizer.bos_token_id]
+    documents = [row["input_ids"][a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    assert len(documents) == len(sources)
+    for source in sources:
+        prompt = PretrainedPrompt(tokenizer).ids(source)
+        assert any(document[: len(prompt)] == prompt for document in documents), source
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [{"from": "human", "content": "Q1"}, {"from": "assistant", "content": "A1"}]},
+        {
+            "conversations": [
+                {"role": "user", "value": "Q1"},
+                {"role": "gpt", "value": "A1"},
+                {"role": "user", "value": "Q2"},
+            ]
+        },
+        {"instruction": "Q1", "input": "more", "output": "A1", "system": "Be brief."},
+        {"instruction": "Q1"},
+    ],
+)
+def test_sft_prompt_is_the_beginning_of_the_prepared_conversation(llama2, record):
+    template = ConversationTemplate.for_llama(cached_tokenizer(llama2), 2)
+    messages = prompt_messages(record)
+    assert messages[-1].role == "human"
+    prompt = template.prompt_ids(messages)
+    answered = [*messages, Message("assistant", "A1")]
+    assert template.encode(answered).input_ids[: len(prompt)] == prompt
+    if "output" in record:
+        assert template.encode(list(conversation_of(record).messages)).input_ids[: len(prompt)] == prompt
+
+
+def test_a_long_chat_drops_its_oldest_exchanges(llama2):
+    template = ConversationTemplate.for_llama(cached_tokenizer(llama2), 2)
+    exchange = [Message("human", "What is this? " * 5), Message("assistant", "A long answer. " * 5)]
+    messages = [Message("system", "Be brief."), *exchange * 6, Message("human", "And now?")]
+    kept, dropped = drop_oldest_exchanges(template, messages, 200)
+    assert (kept[0], kept[-1]) == (messages[0], messages[-1])
+    assert len(template.prompt_ids(kept)) <= 200 < len(template.prompt_ids([kept[0], *exchange, *kept[1:]]))
+    assert dropped == len(messages) - len(kept)
+    assert dropped % 2 == 0
+    assert drop_oldest_exchanges(template, messages, 10**6) == (messages, 0)
