@@ -6,7 +6,7 @@ import torch
 
 _MIXINS = ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin")
 _COUNTERS = ("_growth_step", "_hysteresis_step")
-"""Of ColossalAI's scaler; its own `state_dict` lacks them."""
+"""Attributes of ColossalAI's scaler that its own `state_dict` lacks."""
 
 
 def loss_scale(optimizer: torch.optim.Optimizer) -> float:

@@ -47,7 +47,7 @@ class ShardRange:
     """
 
     shape: tuple[int, ...]
-    """Of the whole parameter, without padding."""
+    """Shape of the whole parameter, without padding."""
     shard: TensorShard | None
     """None: the parameter is not divided over tensor-parallel ranks."""
     begin: int
@@ -76,10 +76,10 @@ class OptimizerShard:
     """As in the unwrapped model."""
     range: ShardRange
     key: torch.Tensor
-    """Under which the inner optimizer keeps its states. Padding, if any, comes after the elements
-    of the range."""
+    """Key of its states in the inner optimizer. Padding, if any, comes after the elements of the
+    range."""
     shape: torch.Size
-    """Of the states."""
+    """Shape of the states."""
     states: dict[str, Any]
     master: torch.Tensor
     """The fp32 weights that are updated, beginning with the elements of the range."""

@@ -1,9 +1,9 @@
 """Overlapped offload step: ZeRO's AdamW with states in host memory, overlapped with the copies.
 
-The plugin copies all gradients to the host in fp32, one by one and each waiting for the last,
+The plugin copies all gradients to the host in fp32, one by one and each waiting for the last. It
 scales them in another pass, updates, and copies fp32 weights back to be rounded on the device. Here
-gradients and weights cross in half precision through page-locked memory, a slice at a time, while
-the processor updates another slice:
+gradients and weights are copied in half precision through page-locked memory, a slice at a time,
+while the processor updates another slice:
 
     to the host       | gradient 1 | gradient 2 | gradient 3 |
     on the processor               | AdamW 1    | AdamW 2    | AdamW 3    |

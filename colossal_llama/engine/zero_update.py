@@ -1,8 +1,8 @@
 """Fused ZeRO step: the AdamW of ColossalAI's ZeRO on GPUs, with a fraction of the memory traffic.
 
-`LowLevelZeroOptimizer.step` makes an fp32 copy of every gradient at once (26 GiB at 7 B), reads
+`LowLevelZeroOptimizer.step` makes an fp32 copy of every gradient at once (26 GiB at 7 B). It reads
 each as fp64 for the norm, scales it, updates, and casts the result into a further copy. Here each
-parameter is read once and written once, gradients stay in half precision, and the host waits for
+parameter is read once and written once, and gradients stay in half precision. The host waits for
 nothing: the clipping factor stays on the device. With one data-parallel rank a gradient is kept
 where autograd put it, instead of passing through a communication bucket (three copies of each).
 
@@ -73,7 +73,7 @@ class ParameterUpdate:
     master: torch.Tensor
     """fp32."""
     gradient: torch.Tensor
-    """In half precision."""
+    """Half precision."""
     padded_working: torch.Tensor
     """The whole parameter in half precision, padded to a multiple of the ranks."""
     process_group: dist.ProcessGroup

@@ -19,7 +19,7 @@ from colossal_llama.training.distributed.consensus import CollectiveError
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 
 RECORD = "bad_steps.jsonl"
-"""In the save directory: one line a non-finite step."""
+"""File in the save directory: one line a non-finite step."""
 
 
 def finite(value: float | None) -> float | None:

@@ -28,8 +28,8 @@ class StepResult:
     loss: float
     """Mean cross-entropy in nats: over the step's target tokens, or of the micro-batches' means."""
     gradient_norm: float | None
-    """Before clipping, without the loss scale; None where the plugin does not compute it, or where
-    the loss scaler skipped an overflowed fp16 step."""
+    """Norm before clipping, without the loss scale; None where the plugin does not compute it, or
+    where the loss scaler skipped an overflowed fp16 step."""
     tokens: int
     target_tokens: int
     rows: int

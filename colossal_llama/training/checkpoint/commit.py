@@ -46,7 +46,7 @@ class CommitOutcome:
     error: str | None
     written_bytes: int
     write_s: float
-    """From the first byte to the rename."""
+    """Seconds from the first byte to the rename."""
 
 
 def commit_stores(prefix: str) -> tuple[dist.Store, dist.Store]:
@@ -71,7 +71,7 @@ class DirectoryCommit:
 
     target: Path
     stores: tuple[dist.Store, dist.Store]
-    """From `commit_stores`: one for votes and decision, one for heartbeats."""
+    """Result of `commit_stores`: one for votes and decision, one for heartbeats."""
     complete: Callable[[Path, WrittenFiles], None]
     """Called on rank 0, in its thread, when all files are written: adds the rest to the temporary
     directory."""

@@ -21,7 +21,7 @@ MERGED_MODEL = "modelling_merged"
 """The directory in `--save_dir` of the base model with the adapter merged."""
 RUNNING_STATES, LR_SCHEDULER = "running_states.json", "lr_scheduler"
 OPTIMIZER_INDEX = "index.json"
-"""In `OPTIMIZER`."""
+"""File in `OPTIMIZER`."""
 _CHECKPOINT_NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
 
 

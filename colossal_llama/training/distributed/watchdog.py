@@ -39,7 +39,7 @@ from colossal_llama.utils.errors import UserError
 LIMIT_VARIABLE = "COLOSSAL_LLAMA_HOST_TIMEOUT_S"
 _LIMIT_S = 30.0
 FAILURE_REPORT = "why_it_ended.txt"
-"""In the save directory: a line of each surviving host."""
+"""File in the save directory: a line of each surviving host."""
 _EXIT_CODE = 3
 _STOP_WITHIN_S = 5.0  # the store may not answer, nor may the file system, if the lost host has it
 _SYMPTOMS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "tcpstore")
