@@ -1,4 +1,4 @@
-"""The fused and overlapped ZeRO steps compute what ColossalAI's own update does, on the same gradients."""
+"""Fused and overlapped ZeRO steps equal ColossalAI's own step on the same gradients."""
 
 import math
 
@@ -19,7 +19,7 @@ def launched():
 
 
 class Branches(torch.nn.Module):
-    """Layers whose gradients do not depend on the weights: one whose last bit falls the other way changes nothing but itself."""
+    """Layers whose gradients do not depend on the weights, so that rounding errors do not spread."""
 
     def __init__(self):
         super().__init__()
@@ -82,7 +82,7 @@ def masters_after(
 
 @pytest.mark.parametrize("offload", [False, True], ids=["device", "host"])
 @pytest.mark.parametrize(("precision", "accumulated"), [("bf16", 1), ("bf16", 3), ("fp16", 2)])
-def test_equals_the_engines_update(launched, precision, accumulated, offload, monkeypatch):
+def test_equals_the_plugins_step(launched, precision, accumulated, offload, monkeypatch):
     from colossal_llama.engine import zero_offload_update
 
     monkeypatch.setattr(
