@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: the project's root, the real data, the interpreter's environment for subprocesses."""
+"""Fixtures that every test may use: the project's root, tokenizers and texts, a tiny model, a way to run train.py."""
 
 import json
 import os
@@ -18,13 +18,30 @@ def project_root() -> Path:
     return PROJECT_ROOT
 
 
+REAL_DATA = Path(os.environ.get("COLOSSAL_LLAMA_SHARED_DATA", PROJECT_ROOT.parent / "shared" / "data"))
+"""Real tokenizers and texts, never committed."""
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real tokenizers and texts (never committed): $COLOSSAL_LLAMA_SHARED_DATA, or ../shared/data beside the checkout."""
-    place = Path(os.environ.get("COLOSSAL_LLAMA_SHARED_DATA", PROJECT_ROOT.parent / "shared" / "data"))
-    if not place.is_dir():
-        pytest.skip(f"needs the real tokenizers and texts, and {place} is absent (set COLOSSAL_LLAMA_SHARED_DATA)")
-    return place
+    """The real tokenizers and texts, for tests of what is true of them alone (marked `needs_data`); skips without them."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"needs the real tokenizers and texts, and {REAL_DATA} is absent (set COLOSSAL_LLAMA_SHARED_DATA)")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizers and texts made on the spot, laid out as the real ones: for tests to which any would do."""
+    from tests.support.made_data import make_data
+
+    return make_data(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="session")
+def any_data(request: pytest.FixtureRequest) -> Path:
+    """The real tokenizers and texts where they are, else the made ones: for tests of what is true of both."""
+    return REAL_DATA if REAL_DATA.is_dir() else request.getfixturevalue("made_data")
 
 
 @pytest.fixture(scope="session")
