@@ -29,9 +29,9 @@ CONVERSATIONS = st.one_of(TURNS, st.builds(lambda system, turns: [Message("syste
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=[name for name, _ in FAMILIES])
-def tokenizer_and_template(request, shared_data):
+def tokenizer_and_template(request, any_data):
     name, version = request.param
-    tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
+    tokenizer = load_tokenizer(any_data / "tokenizers" / name)
     return tokenizer, ConversationTemplate.for_llama(tokenizer, version)
 
 
@@ -123,8 +123,8 @@ def test_a_batch_gives_what_single_calls_give(tokenizer_and_template):
 
 
 @pytest.mark.parametrize(("name", "version"), [("llama2", 3), ("llama3-base", 2), ("llama2", 4)])
-def test_a_version_that_does_not_fit_the_tokenizer_is_named(shared_data, name, version):
-    tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
+def test_a_version_that_does_not_fit_the_tokenizer_is_named(any_data, name, version):
+    tokenizer = load_tokenizer(any_data / "tokenizers" / name)
     with pytest.raises(UserError, match=r"llama_version|version 4"):
         ConversationTemplate.for_llama(tokenizer, version)
 
