@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.project_tree import project_files
+
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "train.example.sh", "train_sft.example.sh", "quickstart.sh"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "train.example.sh", "train_sft.example.sh", "quickstart.sh"]
 FLAG = re.compile(r"(?<![\w-])--?[a-z]\w*(?:[-_]\w+)*")
 OTHERS_FLAGS = {"--standalone", "--nproc_per_node", "--hostfile", "--master_port", "-m", "-k", "-p", "--rcfile", "-n"}
 OTHERS_FLAGS |= {"--signal", "--no-deps", "-e"}  # of sbatch and scancel; of pip
@@ -18,7 +20,10 @@ OTHERS_FLAGS |= {"--signal", "--no-deps", "-e"}  # of sbatch and scancel; of pip
 
 @cache
 def flags_of(script: str) -> set[str]:
-    """The options in a script's --help; a benchmark's are read from its source, as it imports PyTorch before it parses them."""
+    """The options in a script's --help.
+
+    A benchmark's are read from its source, as it imports PyTorch before it parses them.
+    """
     if script.startswith("benchmarks/"):
         calls = [
             node for node in ast.walk(ast.parse((PROJECT_ROOT / script).read_text())) if isinstance(node, ast.Call)
@@ -31,7 +36,7 @@ def flags_of(script: str) -> set[str]:
 
 
 def commands_in(document: str) -> list[tuple[str, set[str]]]:
-    """Each script that a document's commands call, with the flags that follow it on the command line."""
+    """Each script that a document's commands call, with the flags that follow it there."""
     text = (PROJECT_ROOT / document).read_text(encoding="utf-8")
     if document.endswith(".md"):
         text = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
@@ -39,7 +44,7 @@ def commands_in(document: str) -> list[tuple[str, set[str]]]:
     found = []
     for line in text.splitlines():
         line = line.split(" #")[0]
-        match = re.search(r"(?<![\w./-])((?:colossal_llama/\w+/|examples/|benchmarks/)?\w+\.py)\b(.*)", line)
+        match = re.search(r"(?<![\w./-])((?:colossal_llama/(?:\w+/)+|examples/|benchmarks/)?\w+\.py)\b(.*)", line)
         if match and not line.lstrip().startswith(("#", "echo")):
             found.append((match[1], set(FLAG.findall(match[2])) - OTHERS_FLAGS))
     return found
@@ -65,12 +70,50 @@ def test_flags_in_the_readme_text_exist_somewhere():
             assert flag in known, f"README.md: {quoted}"
 
 
-def test_every_file_of_the_readme_exists_and_every_module_is_in_it():
-    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^\| `([\w./]+\.py)`", text, flags=re.MULTILINE))
-    folders = ("colossal_llama", "benchmarks", "tests", "examples")
-    there = {
-        str(path.relative_to(PROJECT_ROOT)) for folder in folders for path in (PROJECT_ROOT / folder).rglob("*.py")
-    }
-    there |= {path.name for path in PROJECT_ROOT.glob("*.py")}
-    assert listed == {name for name in there if not name.endswith("__init__.py")}
+def test_the_files_that_documents_name_exist():
+    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"):
+        text = (PROJECT_ROOT / document).read_text(encoding="utf-8")
+        named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|sh|md|toml))`", text))
+        roots = (PROJECT_ROOT, PROJECT_ROOT / "colossal_llama", PROJECT_ROOT / "colossal_llama" / "training")
+        assert [name for name in sorted(named) if not any((root / name).is_file() for root in roots)] == [], document
+        linked = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+        folder = (PROJECT_ROOT / document).parent
+        assert [target for target in linked if not (folder / target).exists()] == [], document
+
+
+def glossary_rows() -> list[list[str]]:
+    """The cells of each term: term, meaning, module, source."""
+    lines = (PROJECT_ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [row for row in rows if row[0] != "term"]
+
+
+def test_every_term_of_the_glossary_is_used_where_it_says():
+    rows = glossary_rows()
+    assert len(rows) > 50
+    assert len({row[0] for row in rows}) == len(rows), "one meaning each"
+    package = PROJECT_ROOT / "colossal_llama"
+    code = "\n".join(path.read_text(encoding="utf-8") for path in project_files(package)).lower()
+    for term, meaning, module, _ in rows:
+        assert meaning
+        assert (package / module.strip("`")).is_file(), f"{term}: {module}"
+        assert re.search(re.sub("[ -]", "[\\\\s_-]+", term.lower()), code), f"no module has the term {term!r}"
+
+
+# Words that this project once used in place of the field's, docs/glossary.md.
+DIALECT = re.compile(
+    r"\b(frugal|lean (?:zero|update|offload)|(?:made|makes?) again|signs? of life|last words|host watch"
+    r"|set aside|held files?|to the letter)\b"
+)
+CONTRACT_KEYS = {'"frugal": setup.selective'}  # a key of the dry run's record
+
+
+def test_the_words_are_those_of_the_field():
+    package = project_files(PROJECT_ROOT / "colossal_llama")
+    documents = [PROJECT_ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md")]
+    found = []
+    for path in (*package, *documents):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if DIALECT.search(line.lower()) and not any(key in line for key in CONTRACT_KEYS):
+                found.append(f"{path.relative_to(PROJECT_ROOT)}:{number}: {line.strip()}")
+    assert found == []
