@@ -39,6 +39,12 @@ def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def made_llama2(made_data: Path) -> Path:
+    """The made tokenizer of LLaMA-2's kind."""
+    return made_data / "tokenizers" / "llama2"
+
+
+@pytest.fixture(scope="session")
 def any_data(request: pytest.FixtureRequest) -> Path:
     """The real tokenizers and texts where they are, else the made ones: for tests of what is true of both."""
     return REAL_DATA if REAL_DATA.is_dir() else request.getfixturevalue("made_data")

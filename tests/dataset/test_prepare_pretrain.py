@@ -1,4 +1,4 @@
-"""prepare_pretrain_dataset.py from records to parts, on the real tokenizers."""
+"""prepare_pretrain_dataset.py from records to parts, on tokenizers of both families."""
 
 import json
 import os
@@ -22,8 +22,8 @@ CONTROL_STRINGS = ["<s>", "</s>", "<|begin_of_text|>", "<|eot_id|>", "<|end_of_t
 
 
 @pytest.fixture(scope="module", params=["llama2", "llama3-base"])
-def tokenizer_dir(request, shared_data):
-    return shared_data / "tokenizers" / request.param
+def tokenizer_dir(request, any_data):
+    return any_data / "tokenizers" / request.param
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def run_script(project_root: Path, *arguments, cwd: Path | None = None) -> subpr
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=cwd)
 
 
-def test_the_script_gives_the_same_bytes_with_two_workers(tmp_path, shared_data, project_root):
+def test_the_script_gives_the_same_bytes_with_two_workers(tmp_path, any_data, project_root):
     """Three files are three chunks, which two workers share; the call in this process has one.
 
     The script is started in a directory with modules of the project's and of its libraries' names:
@@ -233,7 +233,7 @@ def test_the_script_gives_the_same_bytes_with_two_workers(tmp_path, shared_data,
     for name in ("colossal_llama", "numpy", "orjson", "tokenizers"):
         (tmp_path / "trap").mkdir(exist_ok=True)
         (tmp_path / "trap" / f"{name}.py").write_text("raise SystemExit('imported from the working directory')")
-    directory = shared_data / "tokenizers" / "llama2"
+    directory = any_data / "tokenizers" / "llama2"
     for number in range(3):
         records = [{"source": "", "target": f"{number} {n} words", "category": "ab"[n % 2]} for n in range(200)]
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", records)

@@ -28,8 +28,8 @@ NUM_PARTS = 12
 
 
 @pytest.fixture(scope="module")
-def tokenizer_dir(shared_data):
-    return shared_data / "tokenizers" / "llama2"
+def tokenizer_dir(made_data):
+    return made_data / "tokenizers" / "llama2"
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,7 @@ def test_the_plain_command_finishes_what_shards_began(tmp_path, input_dir, token
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["complete", "begun"])
-def test_other_arguments_input_or_tokenizer_are_refused_and_named(
-    tmp_path, tokenizer_dir, opened, shared_data, finished
-):
+def test_other_arguments_input_or_tokenizer_are_refused_and_named(tmp_path, tokenizer_dir, opened, made_data, finished):
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     (source / "a.jsonl").write_text(records(20))
@@ -147,7 +145,7 @@ def test_other_arguments_input_or_tokenizer_are_refused_and_named(
     refused("max_length: 128 then, 64 now", max_length=64)
     refused("seed: 42 then, 1 now", seed=1)
     refused(f"num_spliced_dataset_bins: {NUM_PARTS} then, 3 now", num_spliced_dataset_bins=3)
-    refused("tokenizer_fingerprint", tokenizer=shared_data / "tokenizers" / "llama3-base")
+    refused("tokenizer_fingerprint", tokenizer=made_data / "tokenizers" / "llama3-base")
     (source / "c.jsonl").write_text(records(1))
     refused(r"c\.jsonl: absent then")
     (source / "c.jsonl").unlink()

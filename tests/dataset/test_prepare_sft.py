@@ -38,14 +38,14 @@ TEMPLATE = """{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ 
 
 
 @pytest.fixture(scope="module", params=[("llama2", 2), ("llama3-base", 3)], ids=["llama2", "llama3-base"])
-def opened_and_version(request, shared_data):
+def opened_and_version(request, any_data):
     name, version = request.param
-    return OpenTokenizer(shared_data / "tokenizers" / name), version
+    return OpenTokenizer(any_data / "tokenizers" / name), version
 
 
 @pytest.fixture(scope="module")
-def llama3(shared_data):
-    return OpenTokenizer(shared_data / "tokenizers" / "llama3-instruct")
+def llama3(any_data):
+    return OpenTokenizer(any_data / "tokenizers" / "llama3-instruct")
 
 
 def alternating(turns) -> list[Message]:
@@ -134,8 +134,8 @@ def test_windows_train_every_answer_that_fits_once_and_truncation_keeps_a_prefix
 
 
 @pytest.fixture(scope="module")
-def llama2_template(shared_data):
-    return ConversationTemplate.for_llama(OpenTokenizer(shared_data / "tokenizers" / "llama2").tokenizer, 2)
+def llama2_template(any_data):
+    return ConversationTemplate.for_llama(OpenTokenizer(any_data / "tokenizers" / "llama2").tokenizer, 2)
 
 
 @pytest.mark.parametrize("long_conversations", ["truncate", "window"])
@@ -297,7 +297,7 @@ def test_shown_rows_tell_targets_from_the_rest(tmp_path, llama3):
     assert len(styles) == 3
 
 
-def test_the_script_prepares_shows_and_verifies(tmp_path, shared_data, project_root):
+def test_the_script_prepares_shows_and_verifies(tmp_path, any_data, project_root):
     (tmp_path / "in").mkdir()
     lines = "".join(json.dumps(record) + "\n" for record in conversation_records(20))
     (tmp_path / "in" / "a.jsonl").write_text(lines)
@@ -306,7 +306,7 @@ def test_the_script_prepares_shows_and_verifies(tmp_path, shared_data, project_r
         call = [sys.executable, project_root / "prepare_sft_dataset.py", *arguments]
         return subprocess.run(list(map(str, call)), capture_output=True, text=True, check=False)
 
-    basic = ["--data_input_dirs", tmp_path / "in", "--tokenizer_dir", shared_data / "tokenizers" / "llama2",
+    basic = ["--data_input_dirs", tmp_path / "in", "--tokenizer_dir", any_data / "tokenizers" / "llama2",
              "--data_output_dirs", tmp_path / "out", "--num_spliced_dataset_bins", 2]  # fmt: skip
     wrong = run(*basic)  # --llama_version is 3 unless told otherwise
     assert wrong.returncode == 2
@@ -323,9 +323,9 @@ def test_the_script_prepares_shows_and_verifies(tmp_path, shared_data, project_r
     assert "--llama_version has no effect" in both.stderr
 
 
-def test_rows_of_real_conversations_keep_their_rules(tmp_path, shared_data, llama3):
+def test_rows_of_whole_conversations_keep_their_rules(tmp_path, any_data, llama3):
     name = Path(llama3.tokenizer.name_or_path)
-    wanted = preparation("sft", (shared_data / "sft",), name, tmp_path / "out", limit=60, num_spliced_dataset_bins=3)
+    wanted = preparation("sft", (any_data / "sft",), name, tmp_path / "out", limit=60, num_spliced_dataset_bins=3)
     totals = prepare(wanted, llama3)["totals"]
     assert totals["documents"] == 60
     assert verify(tmp_path / "out")

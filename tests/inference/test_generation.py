@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
@@ -29,15 +29,18 @@ cached_encoder = functools.cache(lambda directory: TextEncoder(cached_tokenizer(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_streamed_text_is_the_text_in_whole_characters(shared_data, family):
-    tokenizer = cached_tokenizer(shared_data / "tokenizers" / family)
-    encoder = cached_encoder(shared_data / "tokenizers" / family)
+def test_streamed_text_is_the_text_in_whole_characters(any_data, family):
+    tokenizer = cached_tokenizer(any_data / "tokenizers" / family)
+    encoder = cached_encoder(any_data / "tokenizers" / family)
 
     @settings(max_examples=150, deadline=None)
     @given(TEXTS)
+    @example("a▁")
     def holds(text: str) -> None:
         decoder = StreamingDecoder(tokenizer)
         pieces = [decoder.push(i) for i in encoder.encode_continuation([text])[0]]
+        if family == "llama2":  # which writes a space as ▁: a ▁ in the text comes back as a space
+            text = text.replace("▁", " ")
         # A replacement character of the text's own may be held back at its end, like bytes that are
         # not whole yet.
         assert "".join(pieces) == text.rstrip("\ufffd") or "".join(pieces) == text
@@ -49,11 +52,13 @@ def test_streamed_text_is_the_text_in_whole_characters(shared_data, family):
 
 def test_a_character_is_shown_when_its_last_byte_is_there(llama2):
     tokenizer = cached_tokenizer(llama2)
-    ids = tokenizer.convert_tokens_to_ids(["好", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0xE9>", "<0xBE>", "▁", "▁x"])
+    ids = tokenizer.convert_tokens_to_ids(
+        ["好", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0xE9>", "<0xBE>", "▁", "▁the"]
+    )
     decoder = StreamingDecoder(tokenizer)
     assert [decoder.push(i) for i in ids[:7]] == ["好", "", "", "", "😀", "", ""]
     assert decoder.push(ids[7]).endswith(" ")  # the two bytes will never be a character, and do not block what follows
-    assert decoder.push(ids[8]) == " x"
+    assert decoder.push(ids[8]) == " the"
 
 
 # generation, cache
@@ -143,6 +148,3 @@ def test_a_prompt_beyond_the_models_positions_is_refused(random_model, llama2):
     with pytest.raises(UserError, match="400 positions"):
         generator.generate([1] * 400)
     assert len(generator.generate([1] * 398).token_ids) == 2
-
-
-# prompts

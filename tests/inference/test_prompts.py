@@ -24,8 +24,8 @@ cached_tokenizer = functools.cache(load_tokenizer)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pretrained_prompt_is_the_beginning_of_the_prepared_document(project_root, shared_data, tmp_path, family):
-    directory = shared_data / "tokenizers" / family
+def test_pretrained_prompt_is_the_beginning_of_the_prepared_document(project_root, any_data, tmp_path, family):
+    directory = any_data / "tokenizers" / family
     sources = [pretrained_prompt(text) for text in ("明月松间照，", " two words", "a <s> b", "")]
     (tmp_path / "in").mkdir()
     records = [{"source": source, "target": "清泉石上流。", "category": "poems"} for source in sources]

@@ -15,11 +15,11 @@ VOCABULARY_SIZE = 1600
 
 
 @pytest.fixture(scope="module")
-def conversations(shared_data) -> list[list[dict]]:
-    """Real Chinese and English conversations, cut after two turns, whose turns are short."""
+def conversations(made_data) -> list[list[dict]]:
+    """Chinese and English conversations, cut after two turns, whose turns are short."""
     found = []
     for file in ("kdconv/kdconv-000.jsonl", "sgd/sgd-000.jsonl"):
-        lines = (shared_data / "sft" / file).read_text(encoding="utf-8").splitlines()
+        lines = (made_data / "sft" / file).read_text(encoding="utf-8").splitlines()
         cut = [json.loads(line)["messages"][:4] for line in lines]
         short = [messages for messages in cut if sum(len(message["content"].encode()) for message in messages) < 240]
         found += short[: CONVERSATIONS // 2]
@@ -28,7 +28,7 @@ def conversations(shared_data) -> list[list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def place(shared_data, conversations, tmp_path_factory):
+def place(conversations, tmp_path_factory):
     """A directory with a random model, the conversations, and every prompt that ends in an assistant's turn."""
     place = tmp_path_factory.mktemp("by-heart")
     texts = [message["content"] for messages in conversations for message in messages]

@@ -66,13 +66,20 @@ def tiny_model(rows: int, dtype: torch.dtype = torch.bfloat16, tied: bool = Fals
 
 
 @pytest.fixture(scope="module")
+def rows(llama2: Path) -> int:
+    """The source's vocabulary size: 32,000 with the real tokenizer."""
+    return len(cached_tokenizer(llama2))
+
+
+@pytest.fixture(scope="module")
 def target_tokenizer(llama2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return expand_by_hand(llama2, tmp_path_factory.mktemp("tokenizer") / "expanded", LLAMA2_PIECES)
 
 
 def save_model(model: LlamaForCausalLM, tokenizer: Path, directory: Path, layout: str = "safetensors") -> Path:
     """Saves model and tokenizer; the layout is what `layout` says."""
-    shard_size = "3MB" if "sharded" in layout else "10GB"
+    matrix_bytes = model.get_input_embeddings().weight.nbytes
+    shard_size = 3 * matrix_bytes // 4 if "sharded" in layout else "10GB"  # each large matrix has its own shard
     model.save_pretrained(directory, max_shard_size=shard_size, safe_serialization="bin" not in layout)
     if layout == "old bin":
         weights = torch.load(directory / "pytorch_model.bin", weights_only=True)
@@ -118,8 +125,8 @@ def run_script(project_root: Path, **arguments: object) -> subprocess.CompletedP
         ("old bin", torch.float16, True),
     ],
 )
-def test_rows_in_every_layout(llama2, target_tokenizer, tmp_path, layout, dtype, tied):
-    source_model = tiny_model(32000, dtype, tied)
+def test_rows_in_every_layout(llama2, rows, target_tokenizer, tmp_path, layout, dtype, tied):
+    source_model = tiny_model(rows, dtype, tied)
     source = save_model(source_model, llama2, tmp_path / "source", layout)
     assert len(list(source.glob("*.bin" if "bin" in layout else "*.safetensors"))) == (
         2 + (not tied) if "sharded" in layout else 1
@@ -130,9 +137,9 @@ def test_rows_in_every_layout(llama2, target_tokenizer, tmp_path, layout, dtype,
     assert set(new) >= set(old) - {OUTPUT_MATRIX}
     for name in (INPUT_MATRIX, *([] if tied else [OUTPUT_MATRIX])):
         assert new[name].dtype == dtype
-        assert new[name].shape == (32000 + len(LLAMA2_PIECES), WIDTH)
-        assert torch.equal(new[name][:32000], old[name])
-        for row, piece in zip(new[name][32000:], LLAMA2_PIECES, strict=True):
+        assert new[name].shape == (rows + len(LLAMA2_PIECES), WIDTH)
+        assert torch.equal(new[name][:rows], old[name])
+        for row, piece in zip(new[name][rows:], LLAMA2_PIECES, strict=True):
             expected = expected_mean(old[name], llama2, piece)
             assert torch.allclose(row.double(), expected, rtol=2**-7, atol=1e-6), piece
     for name in set(old) - {INPUT_MATRIX, OUTPUT_MATRIX}:
@@ -141,21 +148,19 @@ def test_rows_in_every_layout(llama2, target_tokenizer, tmp_path, layout, dtype,
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "target", torch_dtype="auto")
     assert loaded.dtype == dtype
     assert (
-        loaded.config.vocab_size
-        == len(AutoTokenizer.from_pretrained(tmp_path / "target"))
-        == 32000 + len(LLAMA2_PIECES)
+        loaded.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "target")) == rows + len(LLAMA2_PIECES)
     )
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, new[INPUT_MATRIX if tied and name == OUTPUT_MATRIX else name]), name
-    ids = torch.tensor([[1, 15043, 29871, 31999]])
+    ids = torch.tensor([[1, rows // 2, rows - 130, rows - 1]])
     with torch.no_grad():
         before = AutoModelForCausalLM.from_pretrained(source, torch_dtype="auto")(ids).logits
-        assert torch.allclose(loaded(ids).logits[..., :32000], before, atol=2**-7)  # matrix products of other shapes
+        assert torch.allclose(loaded(ids).logits[..., :rows], before, atol=2**-7)  # matrix products of other shapes
 
 
-def test_pieces_of_a_byte_level_vocabulary(shared_data, tmp_path):
+def test_pieces_of_a_byte_level_vocabulary(any_data, tmp_path):
     """LLaMA-3: a piece is split as its text; one that ends within a character, as bytes."""
-    source_directory = shared_data / "tokenizers" / "llama3-base"
+    source_directory = any_data / "tokenizers" / "llama3-base"
     source = load_tokenizer(source_directory)
     alphabet = byte_level_alphabet()
     texts = ["人工智能很好", " 越来越多的人", "龘龘", " Bundesverfassungsgericht"]
@@ -177,12 +182,25 @@ def byte_level_alphabet() -> dict[int, str]:
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
-def test_added_tokens_are_split_as_text(llama2, tmp_path):
+def split_of_added_tokens(llama2: Path, *tokens: str) -> list[list[str]]:
     target = AutoTokenizer.from_pretrained(llama2)
-    target.add_special_tokens({"additional_special_tokens": ["<|assistant|>", "</s> end"]})
+    target.add_special_tokens({"additional_special_tokens": list(tokens)})
     source = cached_tokenizer(llama2)
-    parts = split_into_source_pieces(source, target, range(32000, 32002))
-    assert [source.convert_ids_to_tokens(ids) for ids in parts] == [
+    parts = split_into_source_pieces(source, target, range(len(source), len(source) + len(tokens)))
+    return [source.convert_ids_to_tokens(ids) for ids in parts]
+
+
+def test_added_tokens_are_split_as_text(llama2):
+    """Also one that holds a control token of the source."""
+    plain, with_control = split_of_added_tokens(llama2, "<|assistant|>", "</s> end")
+    assert ["▁", *plain] == cached_tokenizer(llama2).tokenize("<|assistant|>")
+    assert "".join(with_control) == "</s>▁end"
+    assert "</s>" not in with_control
+
+
+@pytest.mark.needs_data
+def test_added_tokens_are_split_into_llama2_s_own_pieces(shared_data):
+    assert split_of_added_tokens(shared_data / "tokenizers" / "llama2", "<|assistant|>", "</s> end") == [
         ["<", "|", "ass", "istant", "|", ">"],
         ["</", "s", ">", "▁end"],
     ]
@@ -239,36 +257,37 @@ def test_values_are_rounded_as_pytorch_rounds_them(values, dtype):
     assert torch.equal(back.nan_to_num(nan=7.0), wanted.double().nan_to_num(nan=7.0))
 
 
-def test_padded_source_and_padded_target(llama2, tmp_path):
+def test_padded_source_and_padded_target(llama2, rows, tmp_path):
     """Padding of the source is dropped; the target's is the mean of all rows of the vocabulary."""
-    source_model = tiny_model(32064, torch.float32)
+    padded_rows = rows + 128
+    source_model = tiny_model(rows + 64, torch.float32)
     source = save_model(source_model, llama2, tmp_path / "source")
-    tokenizer = expand_by_hand(llama2, tmp_path / "tokenizer", LLAMA2_PIECES, padded_vocab_size=32128)
+    tokenizer = expand_by_hand(llama2, tmp_path / "tokenizer", LLAMA2_PIECES, padded_vocab_size=padded_rows)
     report = create_model(plan_expansion(source, tokenizer), "mean", tmp_path / "target")
     assert report["rows"] == {
-        "kept": 32000,
+        "kept": rows,
         "dropped_source_padding": 64,
         "new": len(LLAMA2_PIECES),
         "new_without_constituents": 0,
         "padding": 128 - len(LLAMA2_PIECES),
-        "total": 32128,
+        "total": padded_rows,
     }
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
-    assert model.config.vocab_size == 32128
+    assert model.config.vocab_size == padded_rows
     for matrix, old in zip(
         (model.get_input_embeddings().weight, model.lm_head.weight),
         (source_model.get_input_embeddings().weight, source_model.lm_head.weight),
         strict=True,
     ):
-        assert matrix.shape[0] == 32128
-        assert torch.equal(matrix[:32000], old[:32000])
-        assert torch.allclose(matrix[32000].double(), expected_mean(old, llama2, "你好"), atol=1e-7)
-        padding = matrix[32000 + len(LLAMA2_PIECES) :]
-        assert torch.allclose(padding, old[:32000].double().mean(dim=0).float().expand_as(padding), atol=1e-7)
+        assert matrix.shape[0] == padded_rows
+        assert torch.equal(matrix[:rows], old[:rows])
+        assert torch.allclose(matrix[rows].double(), expected_mean(old, llama2, "你好"), atol=1e-7)
+        padding = matrix[rows + len(LLAMA2_PIECES) :]
+        assert torch.allclose(padding, old[:rows].double().mean(dim=0).float().expand_as(padding), atol=1e-7)
 
 
-def test_script_completes_the_tokenizers_directory(project_root, llama2, tmp_path):
-    source = save_model(tiny_model(32000), llama2, tmp_path / "source", "sharded safetensors")
+def test_script_completes_the_tokenizers_directory(project_root, llama2, rows, tmp_path):
+    source = save_model(tiny_model(rows), llama2, tmp_path / "source", "sharded safetensors")
     tokenizer = expand_by_hand(llama2, tmp_path / "tokenizer", LLAMA2_PIECES)
     before = {path.name: path.read_bytes() for path in tokenizer.iterdir()}
     arguments = {
@@ -278,7 +297,7 @@ def test_script_completes_the_tokenizers_directory(project_root, llama2, tmp_pat
     }
     done = run_script(project_root, **arguments, init_method="norm_matched_mean")
     assert done.returncode == 0, done.stderr
-    assert "32,007 rows: 32,000 kept, 7 new" in done.stdout
+    assert f"{rows + 7:,} rows: {rows:,} kept, 7 new" in done.stdout
     after = {path.name: path.read_bytes() for path in tokenizer.iterdir()}
     assert all(after[name] == data for name, data in before.items())
     assert not [name for name in after if name.startswith(".")]
@@ -289,9 +308,9 @@ def test_script_completes_the_tokenizers_directory(project_root, llama2, tmp_pat
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in all_tensors(tokenizer).values())
     model = AutoModelForCausalLM.from_pretrained(tokenizer)
     ids = cached_tokenizer(llama2).convert_tokens_to_ids(["你", "好"])
-    rows = all_tensors(source)[INPUT_MATRIX][ids].float()
-    new = model.get_input_embeddings().weight[32000].float()
-    assert new.norm().item() == pytest.approx(rows.norm(dim=1).mean().item(), rel=0.01)
+    constituents = all_tensors(source)[INPUT_MATRIX][ids].float()
+    new = model.get_input_embeddings().weight[rows].float()
+    assert new.norm().item() == pytest.approx(constituents.norm(dim=1).mean().item(), rel=0.01)
 
     again = run_script(project_root, **arguments)
     assert again.returncode == 2
@@ -300,8 +319,8 @@ def test_script_completes_the_tokenizers_directory(project_root, llama2, tmp_pat
 
 
 @pytest.mark.parametrize("same_directory", [True, False])
-def test_an_error_while_writing_leaves_nothing(llama2, tmp_path, same_directory, monkeypatch):
-    source = save_model(tiny_model(32000), llama2, tmp_path / "source", "sharded safetensors")
+def test_an_error_while_writing_leaves_nothing(llama2, rows, tmp_path, same_directory, monkeypatch):
+    source = save_model(tiny_model(rows), llama2, tmp_path / "source", "sharded safetensors")
     tokenizer = expand_by_hand(llama2, tmp_path / "tokenizer", LLAMA2_PIECES)
     before = sorted(tmp_path.rglob("*"))
     plan = plan_expansion(source, tokenizer)
@@ -312,9 +331,9 @@ def test_an_error_while_writing_leaves_nothing(llama2, tmp_path, same_directory,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_special_ids_follow_the_tokenizer(llama2, target_tokenizer, tmp_path):
+def test_special_ids_follow_the_tokenizer(llama2, rows, target_tokenizer, tmp_path):
     """Old conversions of LLaMA have bos 0, eos 1, pad -1; eos lists with the right id stay."""
-    source = save_model(tiny_model(32000), llama2, tmp_path / "source")
+    source = save_model(tiny_model(rows), llama2, tmp_path / "source")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(
         json.dumps({**config, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1})
@@ -325,7 +344,7 @@ def test_special_ids_follow_the_tokenizer(llama2, target_tokenizer, tmp_path):
     report = create_model(plan_expansion(source, target_tokenizer), "mean", tmp_path / "target")
     written = json.loads((tmp_path / "target" / "config.json").read_text())
     assert (written["bos_token_id"], written["eos_token_id"], written["pad_token_id"]) == (1, 2, None)
-    assert written == {**config, "vocab_size": 32007, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    assert written == {**config, "vocab_size": rows + 7, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     generation = json.loads((tmp_path / "target" / "generation_config.json").read_text())
     assert generation == {"bos_token_id": 1, "eos_token_id": [2, 13], "top_p": 0.9}
     assert len(report["config_corrections"]) == 3
@@ -343,7 +362,7 @@ def _truncate(source: Path) -> None:
 
 def _shrink_config(source: Path) -> None:
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "vocab_size": 31000}))
+    (source / "config.json").write_text(json.dumps({**config, "vocab_size": 1000}))
 
 
 @pytest.mark.parametrize(
@@ -351,22 +370,22 @@ def _shrink_config(source: Path) -> None:
     [
         (_drop_output_matrix, "no tensor lm_head.weight"),
         (_truncate, "model.safetensors cannot be read"),
-        (_shrink_config, "vocab_size in config.json is 31000"),
+        (_shrink_config, "vocab_size in config.json is 1000"),
         (lambda source: (source / "config.json").unlink(), "config.json does not exist"),
         (lambda source: (source / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda source: (source / "model.safetensors").unlink(), "holds no model weights"),
         (lambda source: [p.unlink() for p in source.glob("tokenizer*")], "holds no tokenizer"),
     ],
 )
-def test_damaged_sources_are_named(llama2, target_tokenizer, tmp_path, damage, message):
-    source = save_model(tiny_model(32000), llama2, tmp_path / "source")
+def test_damaged_sources_are_named(llama2, rows, target_tokenizer, tmp_path, damage, message):
+    source = save_model(tiny_model(rows), llama2, tmp_path / "source")
     damage(source)
     with pytest.raises(UserError, match=message):
         plan_expansion(source, target_tokenizer)
 
 
-def test_a_missing_shard_is_named(llama2, target_tokenizer, tmp_path):
-    source = save_model(tiny_model(32000), llama2, tmp_path / "source", "sharded bin")
+def test_a_missing_shard_is_named(llama2, rows, target_tokenizer, tmp_path):
+    source = save_model(tiny_model(rows), llama2, tmp_path / "source", "sharded bin")
     (source / "pytorch_model-00002-of-00003.bin").unlink()
     with pytest.raises(UserError, match=r"not there: pytorch_model-00002-of-00003\.bin"):
         plan_expansion(source, target_tokenizer)
@@ -387,12 +406,12 @@ def test_all_bad_arguments_are_reported_at_once(project_root, llama2, target_tok
     assert "Traceback" not in done.stderr
 
 
-def test_a_tokenizer_that_is_no_extension_is_refused(project_root, shared_data, llama2, tmp_path):
-    source = save_model(tiny_model(32000), llama2, tmp_path / "source")
+def test_a_tokenizer_that_is_no_extension_is_refused(project_root, any_data, llama2, rows, tmp_path):
+    source = save_model(tiny_model(rows), llama2, tmp_path / "source")
     done = run_script(
         project_root,
         source_model_and_tokenizer_path=source,
-        target_tokenizer_path=shared_data / "tokenizers" / "llama3-base",
+        target_tokenizer_path=any_data / "tokenizers" / "llama3-base",
         target_model_path=tmp_path / "target",
     )
     assert done.returncode == 2
@@ -402,9 +421,9 @@ def test_a_tokenizer_that_is_no_extension_is_refused(project_root, shared_data, 
 
 
 @pytest.mark.parametrize("family", ["llama2", "llama3-base"])
-def test_the_contracts_example_from_tokenizer_to_model(project_root, shared_data, tmp_path, family):
+def test_the_contracts_example_from_tokenizer_to_model(project_root, any_data, tmp_path, family):
     """init_tokenizer.py, then init_model.py into the same directory: new rows are means."""
-    source_tokenizer = shared_data / "tokenizers" / family
+    source_tokenizer = any_data / "tokenizers" / family
     source_rows = len(cached_tokenizer(source_tokenizer))
     source = save_model(tiny_model(source_rows, torch.float32), source_tokenizer, tmp_path / "source")
     (tmp_path / "pieces.jsonl").write_text('{"piece": "人工智能公司"}\n{"piece": "你好啊"}\n', "utf-8")

@@ -16,24 +16,24 @@ from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
 
 
-def small_model(**settings: object) -> LlamaForCausalLM:
+def small_model(rows: int, **settings: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=32000, max_position_embeddings=512, **shape, **settings))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=rows, max_position_embeddings=512, **shape, **settings))
 
 
-def test_a_uniform_model_pays_the_logarithm_of_its_vocabulary_per_token(shared_data):
-    tokenizer = load_tokenizer(shared_data / "tokenizers" / "llama2")
-    model = small_model()
+def test_a_uniform_model_pays_the_logarithm_of_its_vocabulary_per_token(llama2):
+    tokenizer = load_tokenizer(llama2)
+    model = small_model(len(tokenizer))
     torch.nn.init.zeros_(model.lm_head.weight)  # all logits equal
     documents = ["学而时习之,不亦说乎" * 40, "A short one."]
     loss = loss_per_byte(model, tokenizer, documents, "")
     assert loss.bytes == sum(len(document.encode()) for document in documents)
-    assert loss.loss_per_byte == pytest.approx(loss.tokens * math.log(32000) / loss.bytes, rel=1e-5)
+    assert loss.loss_per_byte == pytest.approx(loss.tokens * math.log(len(tokenizer)) / loss.bytes, rel=1e-5)
 
 
-def test_segments_are_the_documents_and_always_fit(shared_data):
-    tokenizer = load_tokenizer(shared_data / "tokenizers" / "llama2")
+def test_segments_are_the_documents_and_always_fit(llama2):
+    tokenizer = load_tokenizer(llama2)
     documents = ["𠀀" * 500, "abc" * 700, "x"]  # 𠀀 falls to four bytes
     segments = segments_of(documents, max_positions=512)
     assert "".join(segments) == "".join(documents)
@@ -53,7 +53,7 @@ def test_records_are_read_to_the_limit(tmp_path):
 
 
 def test_random_rows_have_the_scale_of_the_others_and_leave_them_alone():
-    model = small_model(tie_word_embeddings=True)
+    model = small_model(32000, tie_word_embeddings=True)
     with torch.no_grad():
         model.lm_head.weight[:, 0] += 5.0  # a column with a mean of its own
     before = model.lm_head.weight.detach().clone()
@@ -71,13 +71,13 @@ def test_random_rows_have_the_scale_of_the_others_and_leave_them_alone():
     assert model.lm_head.weight[30000:].std().item() == pytest.approx(before[:30000].std().item(), rel=0.05)
 
 
-def test_the_script_reports_the_losses_of_the_models_it_leaves(project_root, shared_data, tmp_path):
-    llama2 = shared_data / "tokenizers" / "llama2"
+def test_the_script_reports_the_losses_of_the_models_it_leaves(project_root, llama2, tmp_path):
     text = "开源软件的用户可以使用命令，如果系统有这个文件。" * 10
     (tmp_path / "eval.txt").write_text(text, "utf-8")
-    AutoTokenizer.from_pretrained(llama2).save_pretrained(tmp_path / "source")
-    small_model(initializer_range=0.3).save_pretrained(tmp_path / "source")
-    AutoTokenizer.from_pretrained(llama2).save_pretrained(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(llama2)
+    tokenizer.save_pretrained(tmp_path / "source")
+    small_model(len(tokenizer), initializer_range=0.3).save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
     proto = ModelProto.FromString((tmp_path / "tokenizer" / "tokenizer.model").read_bytes())
     for i, piece in enumerate(["文件", "系统", "可以", "使用", "用户", "软件", "命令", "开源", "这个", "如果"]):
         proto.pieces.add(piece=piece, score=-100000.0 - i)

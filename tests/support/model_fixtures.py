@@ -1,4 +1,4 @@
-"""Fixtures of several unit tests: a LLaMA-2 tokenizer, and a random model with it."""
+"""Fixtures of several unit tests: a made LLaMA-2 tokenizer, and a random model with it."""
 
 from pathlib import Path
 
@@ -8,13 +8,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 
 @pytest.fixture(scope="session")
-def llama2(any_data: Path) -> Path:
-    return any_data / "tokenizers" / "llama2"
+def llama2(made_llama2: Path) -> Path:
+    """A made LLaMA-2 tokenizer, quick to open: to models' rows and to answers, any would do."""
+    return made_llama2
 
 
 @pytest.fixture(scope="session")
 def random_model_directory(llama2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LLaMA of two layers with a LLaMA-2 tokenizer: what it says is noise, and full of broken characters."""
+    """A random LLaMA of two layers with a made LLaMA-2 tokenizer: what it says is noise, and full of broken characters."""
     directory = tmp_path_factory.mktemp("model") / "random"
     tokenizer = AutoTokenizer.from_pretrained(llama2)
     torch.manual_seed(0)

@@ -23,8 +23,8 @@ TEXTS = st.lists(
 
 
 @pytest.fixture(scope="module", params=["llama2", "llama3-base"])
-def tokenizer(request, shared_data):
-    return load_tokenizer(shared_data / "tokenizers" / request.param)
+def tokenizer(request, any_data):
+    return load_tokenizer(any_data / "tokenizers" / request.param)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def test_a_text_of_all_characters_that_could_mark_a_cut(plain, fast):
     assert in_lists(fast.encode([text], [True])) == expected(plain, [text], [True])
 
 
-def test_real_texts_also_in_a_copy_for_a_worker(shared_data, plain, fast):
+def test_texts_also_in_a_copy_for_a_worker(any_data, plain, fast):
     lines = []
-    for path in sorted((shared_data / "pretrain").rglob("*-000.jsonl")):
+    for path in sorted((any_data / "pretrain").rglob("*-000.jsonl")):
         with path.open("rb") as file:
             lines += [file.readline() for _ in range(60)]
     texts = [orjson.loads(line)["target"] for line in lines]
@@ -75,11 +75,11 @@ def test_real_texts_also_in_a_copy_for_a_worker(shared_data, plain, fast):
     assert in_lists(copy.encode(texts, beginnings)) == expected(plain, texts, beginnings)
 
 
-def test_long_texts_are_cut_into_blocks_without_a_difference(monkeypatch, shared_data, plain, fast):
+def test_long_texts_are_cut_into_blocks_without_a_difference(monkeypatch, any_data, plain, fast):
     monkeypatch.setattr(batch_encoder, "BLOCK_CHARACTERS", 300)
     monkeypatch.setattr(batch_encoder, "JOINED_CHARACTERS", 50)
     monkeypatch.setattr(batch_encoder, "MAX_CACHED_WORDS", 200)
-    with (shared_data / "pretrain" / "zh_docs" / "zh_docs-000.jsonl").open("rb") as file:
+    with (any_data / "pretrain" / "zh_docs" / "zh_docs-000.jsonl").open("rb") as file:
         texts = [orjson.loads(file.readline())["target"] for _ in range(10)]
     texts += ["a" * 5000, " " * 3000, "", "=-" * 2000 + "\n" * 900]
     beginnings = [True, False] * (len(texts) // 2)

@@ -1,4 +1,4 @@
-"""init_tokenizer.py on the real LLaMA-3 tokenizer, and on random byte-level BPE vocabularies."""
+"""init_tokenizer.py on a LLaMA-3 tokenizer (the real one where it is), and on random byte-level BPE vocabularies."""
 
 import json
 import shutil
@@ -39,29 +39,35 @@ def token_ends(tokens):
 
 
 @pytest.fixture(scope="module")
-def source(shared_data):
-    return AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "llama3-instruct")
+def source(any_data):
+    return AutoTokenizer.from_pretrained(any_data / "tokenizers" / "llama3-instruct")
 
 
 @pytest.fixture(scope="module")
-def expanded(project_root, shared_data, tmp_path_factory):
+def pieces_file(any_data):
+    """The smaller file of pieces; its name says how many they are."""
+    return min(any_data.glob("pieces_zh_*.jsonl"), key=lambda file: int(file.stem.rsplit("_", 1)[1]))
+
+
+@pytest.fixture(scope="module")
+def expanded(project_root, any_data, pieces_file, tmp_path_factory):
     target = tmp_path_factory.mktemp("expanded") / "tokenizer"
-    directory = shared_data / "tokenizers" / "llama3-instruct"
-    run = expand(project_root, directory, target, shared_data / "pieces_zh_17953.jsonl")
+    directory = any_data / "tokenizers" / "llama3-instruct"
+    run = expand(project_root, directory, target, pieces_file)
     assert run.returncode == 0, run.stderr
     return target, AutoTokenizer.from_pretrained(target)
 
 
 @pytest.fixture(scope="module")
-def real_pieces(shared_data):
-    lines = (shared_data / "pieces_zh_17953.jsonl").read_text("utf-8").splitlines()
+def pieces(pieces_file):
+    lines = pieces_file.read_text("utf-8").splitlines()
     return [json.loads(line)["piece"].replace("▁", " ") for line in lines]
 
 
 @pytest.fixture(scope="module")
-def corpus(shared_data):
+def corpus(any_data):
     texts = []
-    for path in sorted(shared_data.glob("pretrain/*/*.jsonl")):
+    for path in sorted(any_data.glob("pretrain/*/*.jsonl")):
         texts += [json.loads(line)["target"][:10_000] for line in path.read_text("utf-8").splitlines()[:400:16]]
     return texts
 
@@ -77,19 +83,20 @@ def test_old_ids_stay_and_new_ones_follow_the_special_tokens(expanded, source):
     assert tokenizer.model_max_length == source.model_max_length
 
 
-def test_every_piece_is_reachable_or_split_by_the_pre_tokenizer(expanded, real_pieces):
+def test_every_piece_is_reachable_or_split_by_the_pre_tokenizer(expanded, source, pieces):
     """Alone, and inside longer words, where LLaMA-3's look-up of whole words does not help."""
     target, tokenizer = expanded
     report = json.loads((target / "expansion_report.json").read_text("utf-8"))
     impossible = {entry["piece"] for entry in report["impossible_pieces"]}
     pre_tokenize = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     assert all(len(pre_tokenize(piece)) > 1 for piece in impossible)
-    names = {piece: pre_tokenize(piece)[0][0] for piece in real_pieces if piece not in impossible}
+    names = {piece: pre_tokenize(piece)[0][0] for piece in pieces if piece not in impossible}
     vocabulary = tokenizer.get_vocab()
     id_of = {piece: vocabulary[name] for piece, name in names.items()}
-    new = {piece: token_id for piece, token_id in id_of.items() if token_id >= 128_256}
-    assert len(new) == report["new"] > 14_000
-    assert report["new"] + report["already_known"] + report["impossible"] == len(real_pieces)
+    first_new_id = len(source)  # len() counts the whole vocabulary every time
+    new = {piece: token_id for piece, token_id in id_of.items() if token_id >= first_new_id}
+    assert len(new) == report["new"] > 0.75 * len(pieces)
+    assert report["new"] + report["already_known"] + report["impossible"] == len(pieces)
     for contexts in ([("", ""), ("。", "\n")], [("，", "k"), ("k", "k"), ("。", "“")]):
         unreachable = new
         for before, after in contexts:
@@ -113,22 +120,23 @@ def test_texts_are_decoded_and_keep_old_tokens_where_nothing_new_applies(expande
     assert sum(map(len, new_ids)) < sum(map(len, old_ids))
 
 
-def test_offsets_point_at_the_pieces_text(expanded):
+def test_offsets_point_at_the_pieces_text(expanded, source):
     _, tokenizer = expanded
+    first_new_id = len(source)
     text = "The 意大利。，意大利的足球，越来越多的人，<|eot_id|>博物馆"
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     for token_id, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
-        if token_id >= 128_256 or token_id == tokenizer.eos_token_id:
+        if token_id >= first_new_id or token_id == tokenizer.eos_token_id:
             assert tokenizer.decode([token_id]) == text[start:end]
     assert tokenizer.eos_token_id in encoding["input_ids"]
-    assert sum(token_id >= 128_256 for token_id in encoding["input_ids"]) >= 3
+    assert sum(token_id >= first_new_id for token_id in encoding["input_ids"]) >= 3
 
 
-def test_random_unicode_is_decoded_and_only_joins_old_tokens(expanded, source, real_pieces):
+def test_random_unicode_is_decoded_and_only_joins_old_tokens(expanded, source, pieces):
     _, tokenizer = expanded
 
     @settings(max_examples=150, deadline=None)
-    @given(text=st.lists(st.one_of(ANY, st.sampled_from(real_pieces)), max_size=8).map("".join))
+    @given(text=st.lists(st.one_of(ANY, st.sampled_from(pieces)), max_size=8).map("".join))
     def check(text):
         (new,), (old,) = ids_of(tokenizer, [text]), ids_of(source, [text])
         assert tokenizer.decode(new, clean_up_tokenization_spaces=False) == text
@@ -137,10 +145,10 @@ def test_random_unicode_is_decoded_and_only_joins_old_tokens(expanded, source, r
     check()
 
 
-def test_a_damaged_definition_is_one_message(project_root, shared_data, tmp_path):
+def test_a_damaged_definition_is_one_message(project_root, made_data, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    shutil.copyfile(shared_data / "tokenizers/llama3-base/tokenizer_config.json", source / "tokenizer_config.json")
+    shutil.copyfile(made_data / "tokenizers/llama3-base/tokenizer_config.json", source / "tokenizer_config.json")
     (source / "tokenizer.json").write_text('{"model": {"type": "WordPiece"}, "pre_tokenizer": null}')
     pieces = tmp_path / "pieces.jsonl"
     pieces.write_text('{"piece": "a piece"}\n')

@@ -6,8 +6,8 @@ from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
 
 
-def test_a_token_added_as_text_is_found_in_texts_and_a_control_token_is_not(shared_data):
-    tokenizer = load_tokenizer(shared_data / "tokenizers" / "llama2")
+def test_a_token_added_as_text_is_found_in_texts_and_a_control_token_is_not(any_data):
+    tokenizer = load_tokenizer(any_data / "tokenizers" / "llama2")
     tokenizer.add_tokens(["<word>"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<control>"]})
     word, control = tokenizer.convert_tokens_to_ids(["<word>", "<control>"])

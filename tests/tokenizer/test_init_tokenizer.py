@@ -1,4 +1,4 @@
-"""init_tokenizer.py as a user runs it, on the real LLaMA-2 tokenizer and the real pieces."""
+"""init_tokenizer.py as a user runs it, on a LLaMA-2 tokenizer and files of pieces: the real ones where they are."""
 
 import json
 import os
@@ -36,37 +36,52 @@ def differing(texts, ids, other_ids):
     return [text[:100] for text, one, other in zip(texts, ids, other_ids, strict=True) if one != other][:5]
 
 
-def pieces_of(shared_data, number):
-    lines = (shared_data / f"pieces_zh_{number}.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line)["piece"] for line in lines]
+@pytest.fixture(scope="module")
+def llama2(any_data):
+    """The real LLaMA-2 tokenizer where it is, else the made one."""
+    return any_data / "tokenizers" / "llama2"
 
 
-def made_by_expanding(project_root, shared_data, source, number, target):
-    """The source with so many real pieces: its directory and the script's output."""
-    run = expand(project_root, source, target, shared_data / f"pieces_zh_{number}.jsonl", "--pad_to_multiple_of", "64")
+def pieces_file(any_data, size):
+    """The smaller or the larger file of pieces; its name says how many they are."""
+    files = sorted(any_data.glob("pieces_zh_*.jsonl"), key=number_of_pieces)
+    return {"smaller": files[0], "larger": files[-1]}[size]
+
+
+def number_of_pieces(file):
+    return int(file.stem.rsplit("_", 1)[1])
+
+
+def pieces_of(file):
+    return [json.loads(line)["piece"] for line in file.read_text("utf-8").splitlines()]
+
+
+def made_by_expanding(project_root, source, pieces, target):
+    """The source with the pieces of a file: its directory and the script's output."""
+    run = expand(project_root, source, target, pieces, "--pad_to_multiple_of", "64")
     assert run.returncode == 0, run.stderr
     return target, run.stdout
 
 
 @pytest.fixture(scope="module")
-def real_pieces(shared_data):
-    return pieces_of(shared_data, 17_953)
+def pieces(any_data):
+    return pieces_of(pieces_file(any_data, "smaller"))
 
 
 @pytest.fixture(scope="module")
-def expanded(project_root, shared_data, llama2, tmp_path_factory):
-    """LLaMA-2 with the 17,953 real pieces: its directory and the script's output."""
+def expanded(project_root, any_data, llama2, tmp_path_factory):
+    """LLaMA-2 with the smaller file's pieces: its directory and the script's output."""
     target = tmp_path_factory.mktemp("expanded") / "tokenizer"
-    return made_by_expanding(project_root, shared_data, llama2, 17_953, target)
+    return made_by_expanding(project_root, llama2, pieces_file(any_data, "smaller"), target)
 
 
 @pytest.fixture(scope="module")
-def corpus(shared_data):
-    """Real texts of each part of the corpus, about 1 MB; all with COLOSSAL_LLAMA_ALL_TEXTS."""
+def corpus(any_data):
+    """Texts of each part of the corpus, about 1 MB; all with COLOSSAL_LLAMA_ALL_TEXTS."""
     every = bool(os.environ.get("COLOSSAL_LLAMA_ALL_TEXTS"))
     lines, characters = (slice(None), None) if every else (slice(0, 400, 16), 20_000)
     texts = []
-    for path in sorted(shared_data.glob("pretrain/*/*.jsonl")) + sorted(shared_data.glob("sft/*/*.jsonl")):
+    for path in sorted(any_data.glob("pretrain/*/*.jsonl")) + sorted(any_data.glob("sft/*/*.jsonl")):
         for line in path.read_text("utf-8").split("\n")[lines]:
             if not line:
                 continue
@@ -100,18 +115,20 @@ def test_the_two_lines_of_the_contract_become_one_token_each(project_root, llama
     assert report["vocab_size"] == len(source) + 2 + report["bridges"] == report["padded_vocab_size"]
 
 
-@pytest.mark.parametrize("expanded_by", [17_953, 37_104])
-def test_no_real_piece_is_unreachable(expanded_by, request, project_root, shared_data, llama2, tmp_path):
+@pytest.mark.parametrize("size", ["smaller", "larger"])
+def test_no_piece_is_unreachable(size, request, project_root, any_data, llama2, tmp_path):
     """Looks for every id with transformers' two tokenizers, in other texts than the script's."""
-    real_pieces = pieces_of(shared_data, expanded_by)
-    assert len(real_pieces) == expanded_by
-    if expanded_by == 17_953:
+    file = pieces_file(any_data, size)
+    pieces = pieces_of(file)
+    assert len(pieces) == number_of_pieces(file)
+    if size == "smaller":
         target, output = request.getfixturevalue("expanded")
     else:
-        target, output = made_by_expanding(project_root, shared_data, llama2, expanded_by, tmp_path / "tokenizer")
+        target, output = made_by_expanding(project_root, llama2, file, tmp_path / "tokenizer")
     slow, fast = LlamaTokenizer.from_pretrained(target), AutoTokenizer.from_pretrained(target)
-    id_of = {piece: slow.convert_tokens_to_ids(piece) for piece in real_pieces}
-    assert sorted(id_of.values()) == list(range(32_000, 32_000 + len(real_pieces)))
+    id_of = {piece: slow.convert_tokens_to_ids(piece) for piece in pieces}
+    old_size = len(AutoTokenizer.from_pretrained(llama2))
+    assert sorted(id_of.values()) == list(range(old_size, old_size + len(pieces)))
     for tokenizer in (slow, fast):
         unreachable = dict(id_of)
         for before, after in (("", ""), ("。", "。"), ("\n", "\n"), ("a", "a")):
@@ -121,8 +138,8 @@ def test_no_real_piece_is_unreachable(expanded_by, request, project_root, shared
         assert unreachable == {}
     report = json.loads((target / "expansion_report.json").read_text("utf-8"))
     assert report["unreachable"] == 0
-    assert report["new"] == len(real_pieces)
-    assert report["vocab_size"] == len(fast) == len(slow) == 32_000 + len(real_pieces) + report["bridges"]
+    assert report["new"] == len(pieces)
+    assert report["vocab_size"] == len(fast) == len(slow) == old_size + len(pieces) + report["bridges"]
     assert report["padded_vocab_size"] % 64 == 0
     assert 0 <= report["padded_vocab_size"] - report["vocab_size"] < 64
     assert f"{report['vocab_size']:,}" in output
@@ -145,7 +162,7 @@ def implementations(expanded, tmp_path_factory):
     }
 
 
-def test_slow_and_fast_agree_on_real_texts_and_decode_them(implementations, corpus):
+def test_slow_and_fast_agree_on_texts_and_decode_them(implementations, corpus):
     wanted = ids_of(implementations["fast"], corpus)
     for name, tokenizer in implementations.items():
         assert differing(corpus, ids_of(tokenizer, corpus), wanted) == [], name
@@ -153,8 +170,8 @@ def test_slow_and_fast_agree_on_real_texts_and_decode_them(implementations, corp
         assert implementations["fast"].decode(ids) == text
 
 
-def test_slow_and_fast_agree_on_random_unicode(implementations, real_pieces):
-    parts = st.one_of(st.sampled_from(real_pieces), st.text(HAN, max_size=4), st.text(ANY, max_size=6))
+def test_slow_and_fast_agree_on_random_unicode(implementations, pieces):
+    parts = st.one_of(st.sampled_from(pieces), st.text(HAN, max_size=4), st.text(ANY, max_size=6))
 
     # Transformers' slow and fast LLaMA-2 tokenizers differ on a text that begins with a space (or
     # ▁), expanded or not.
@@ -168,9 +185,9 @@ def test_slow_and_fast_agree_on_random_unicode(implementations, real_pieces):
     check()
 
 
-def test_old_text_keeps_its_old_ids(project_root, llama2, real_pieces, corpus, tmp_path):
+def test_old_text_keeps_its_old_ids(project_root, llama2, pieces, corpus, tmp_path):
     """Pieces without ASCII leave ASCII text unchanged; elsewhere they only join old tokens."""
-    pieces = [piece for piece in real_pieces if not any(character.isascii() or character == "▁" for character in piece)]
+    pieces = [piece for piece in pieces if not any(character.isascii() or character == "▁" for character in piece)]
     run = expand(project_root, llama2, tmp_path / "new", write_pieces(tmp_path / "pieces.jsonl", pieces))
     assert run.returncode == 0, run.stderr
     source, new = AutoTokenizer.from_pretrained(llama2), AutoTokenizer.from_pretrained(tmp_path / "new")
@@ -190,9 +207,9 @@ def test_old_text_keeps_its_old_ids(project_root, llama2, real_pieces, corpus, t
     assert changed > 100
 
 
-def test_settings_of_the_source_survive(project_root, llama2, tmp_path):
+def test_settings_of_the_source_survive(project_root, made_llama2, tmp_path):
     source = tmp_path / "source"
-    shutil.copytree(llama2, source)
+    shutil.copytree(made_llama2, source)
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.chat_template = template
@@ -204,9 +221,10 @@ def test_settings_of_the_source_survive(project_root, llama2, tmp_path):
         path.chmod(0o644)
     run = expand(project_root, source, tmp_path / "new", write_pieces(tmp_path / "pieces.jsonl", ["你好", "世界和平"]))
     assert run.returncode == 0, run.stderr
+    size = len(AutoTokenizer.from_pretrained(made_llama2))
     for load in (AutoTokenizer.from_pretrained, LlamaTokenizer.from_pretrained):
         old, new = load(source), load(tmp_path / "new")
-        assert new.convert_tokens_to_ids(["<pad>", "<|im_start|>", "你好"]) == [32_000, 32_001, 32_002]
+        assert new.convert_tokens_to_ids(["<pad>", "<|im_start|>", "你好"]) == [size, size + 1, size + 2]
         assert len(new) == len(old) + 2 + 2
         assert new.special_tokens_map == old.special_tokens_map
         assert new.model_max_length == old.model_max_length == 4096
@@ -219,14 +237,14 @@ def test_settings_of_the_source_survive(project_root, llama2, tmp_path):
         # The source's slow tokenizer alone decodes a space before an added token, as its id lies
         # beyond the model's pieces.
         assert new.decode(new.encode(text)) == AutoTokenizer.from_pretrained(source).decode(old.encode(text))
-        assert 32_002 in new.encode("你好<|im_start|>")
+        assert size + 2 in new.encode("你好<|im_start|>")
 
 
 @pytest.mark.parametrize("setting", [{"legacy": True}, {"add_prefix_space": False}], ids=["legacy", "no prefix space"])
-def test_other_settings_of_llama2_and_a_second_expansion(project_root, llama2, tmp_path, setting):
+def test_other_settings_of_llama2_and_a_second_expansion(project_root, made_llama2, tmp_path, setting):
     source = tmp_path / "source"
     source.mkdir()
-    for path in llama2.iterdir():
+    for path in made_llama2.iterdir():
         (source / path.name).write_bytes(path.read_bytes())
     config = json.loads((source / "tokenizer_config.json").read_text()) | setting
     (source / "tokenizer_config.json").write_text(json.dumps(config))
@@ -260,8 +278,9 @@ def test_a_piece_with_a_space_and_a_piece_that_cannot_be(project_root, llama2, t
     assert "pieces.jsonl:3" in run.stdout
     assert "U+000A" in run.stdout
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "new")
-    assert 32_000 in tokenizer.encode("x 你好", add_special_tokens=False)
-    assert 32_000 in tokenizer.encode("你好", add_special_tokens=False)
+    new_id = len(AutoTokenizer.from_pretrained(llama2))
+    assert new_id in tokenizer.encode("x 你好", add_special_tokens=False)
+    assert new_id in tokenizer.encode("你好", add_special_tokens=False)
 
 
 BAD_LINES = {
@@ -280,10 +299,10 @@ BAD_LINES = {
 }
 
 
-def test_every_bad_line_is_named_at_once_and_nothing_is_written(project_root, llama2, tmp_path):
+def test_every_bad_line_is_named_at_once_and_nothing_is_written(project_root, made_llama2, tmp_path):
     pieces = tmp_path / "pieces.jsonl"
     pieces.write_bytes(b"\n".join(BAD_LINES) + b"\n")
-    run = expand(project_root, llama2, tmp_path / "new", pieces)
+    run = expand(project_root, made_llama2, tmp_path / "new", pieces)
     assert run.returncode == 2
     assert "Traceback" not in run.stderr
     for number, complaint in enumerate(BAD_LINES.values(), start=1):
@@ -321,11 +340,11 @@ def test_bad_arguments_are_named_at_once_and_an_existing_target_is_untouched(pro
         (None, [], "holds no piece"),
     ],
 )
-def test_a_source_or_a_file_that_cannot_be_used(project_root, llama2, tmp_path, content, pieces, complaint):
+def test_a_source_or_a_file_that_cannot_be_used(project_root, made_llama2, tmp_path, content, pieces, complaint):
     source = tmp_path / "source"
     source.mkdir()
     for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copyfile(llama2 / name, source / name)
+        shutil.copyfile(made_llama2 / name, source / name)
     if content is not None:
         (source / "tokenizer.model").write_bytes(content)
     run = expand(project_root, source, tmp_path / "new", write_pieces(tmp_path / "pieces.jsonl", pieces))

@@ -13,11 +13,11 @@ FAMILIES = ["llama2", "llama3-base"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def learned(request, project_root, shared_data, corpus_directory, tmp_path_factory):
+def learned(request, project_root, any_data, corpus_directory, tmp_path_factory):
     """learn_pieces.py on the corpus: (source directory, output directory, printed text)."""
     work = tmp_path_factory.mktemp("learned")
     (work / "blocked.txt").write_text("可以\n\n", "utf-8")
-    source = shared_data / "tokenizers" / request.param
+    source = any_data / "tokenizers" / request.param
     options = ["--source_tokenizer_dir", source, "--data_input_dirs", corpus_directory, "--output_dir", work / "out"]
     options += ["--scripts", "Han", "--max_pieces", 1500, "--min_frequency", 5, "--max_piece_length", 4]
     run = run_script(project_root, "learn_pieces.py", *options, "--blocklist_file", work / "blocked.txt")
@@ -65,13 +65,9 @@ def test_learned_pieces_need_few_intermediates_and_shorten_the_text_as_the_curve
     assert (output / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_choice_follows_the_arguments(project_root, shared_data, corpus_directory, tmp_path):
-    options = [
-        "--source_tokenizer_dir",
-        shared_data / "tokenizers" / "llama2",
-        "--data_input_dirs",
-        corpus_directory / "talk",
-    ]
+def test_the_choice_follows_the_arguments(project_root, made_data, tmp_path):
+    options = ["--source_tokenizer_dir", made_data / "tokenizers" / "llama2"]
+    options += ["--data_input_dirs", made_data / "sft" / "kdconv"]
     options += ["--scripts", "Han", "--max_pieces", 200, "--num_pieces", 123, "--output_dir", tmp_path / "out"]
     run = run_script(project_root, "learn_pieces.py", *options, "--min_frequency", 2)
     assert run.returncode == 0, run.stderr
@@ -84,8 +80,8 @@ def test_the_choice_follows_the_arguments(project_root, shared_data, corpus_dire
         assert kept + 1 == len(points) or points[kept + 1].saving_percent_per_1000_rows < least
 
 
-def test_bad_arguments_and_bad_records_are_one_message(project_root, shared_data, corpus_directory, tmp_path):
-    source = shared_data / "tokenizers" / "llama2"
+def test_bad_arguments_and_bad_records_are_one_message(project_root, made_data, tmp_path):
+    source = made_data / "tokenizers" / "llama2"
     run = run_script(
         project_root, "learn_pieces.py", "--source_tokenizer_dir", tmp_path / "absent",
         "--data_input_dirs", tmp_path / "none", "--output_dir", tmp_path, "--scripts", "Klingon",
@@ -107,7 +103,7 @@ def test_bad_arguments_and_bad_records_are_one_message(project_root, shared_data
     assert "x.jsonl:2" in run.stderr
     run = run_script(
         project_root, "learn_pieces.py", "--source_tokenizer_dir", source,
-        "--data_input_dirs", corpus_directory / "en_docs",
+        "--data_input_dirs", made_data / "pretrain" / "en_docs",
         "--output_dir", tmp_path / "out", "--scripts", "Hebrew",
     )  # fmt: skip
     assert run.returncode == 2

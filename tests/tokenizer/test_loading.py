@@ -21,6 +21,7 @@ FINGERPRINTS = {
 TEXTS = ["", " ", "The cat sat.", "  two spaces\n\nand 人工智能，龘 😀", "<s> and <|eot_id|>", "don't 1234567"]
 
 
+@pytest.mark.needs_data
 @pytest.mark.parametrize("name", FINGERPRINTS)
 def test_the_fingerprint_is_the_one_in_existing_manifests(name, shared_data):
     tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
@@ -29,16 +30,16 @@ def test_the_fingerprint_is_the_one_in_existing_manifests(name, shared_data):
 
 
 @pytest.mark.parametrize("name", FINGERPRINTS)
-def test_ids_are_those_of_transformers_where_it_takes_control_tokens_as_text(name, shared_data):
-    tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
+def test_ids_are_those_of_transformers_where_it_takes_control_tokens_as_text(name, any_data):
+    tokenizer = load_tokenizer(any_data / "tokenizers" / name)
     encoder = pickle.loads(pickle.dumps(TextEncoder(tokenizer)))  # as a worker process gets it
     expected = [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in TEXTS]
     assert encoder.encode_beginning(TEXTS) == expected
 
 
-def llama2_copy(shared_data: Path, directory: Path, **settings) -> Path:
+def llama2_copy(made_data: Path, directory: Path, **settings) -> Path:
     """A copy of the LLaMA-2 tokenizer with other settings in its tokenizer_config.json."""
-    shutil.copytree(shared_data / "tokenizers" / "llama2", directory)
+    shutil.copytree(made_data / "tokenizers" / "llama2", directory)
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     return directory
@@ -52,16 +53,16 @@ def llama2_copy(shared_data: Path, directory: Path, **settings) -> Path:
         (lambda directory: (directory / "tokenizer.model").write_bytes(b"\x00damaged"), "cannot be loaded"),
     ],
 )
-def test_a_damaged_directory_is_named(shared_data, tmp_path, damage, message):
-    directory = llama2_copy(shared_data, tmp_path / "copy")
+def test_a_damaged_directory_is_named(made_data, tmp_path, damage, message):
+    directory = llama2_copy(made_data, tmp_path / "copy")
     damage(directory)
     with pytest.raises(UserError, match=message) as raised:
         load_tokenizer(directory)
     assert str(directory) in str(raised.value)
 
 
-def test_a_tokenizer_without_eos_is_refused(shared_data, tmp_path):
-    directory = llama2_copy(shared_data, tmp_path / "copy", eos_token=None)
+def test_a_tokenizer_without_eos_is_refused(made_data, tmp_path):
+    directory = llama2_copy(made_data, tmp_path / "copy", eos_token=None)
     (directory / "special_tokens_map.json").unlink(missing_ok=True)
     with pytest.raises(UserError, match="no eos_token"):
         load_tokenizer(directory)
@@ -75,9 +76,9 @@ def imported_modules(root: Path, code: str, *arguments) -> set[str]:
     return set(run.stdout.splitlines()[-1].split())
 
 
-def test_a_worker_imports_neither_transformers_nor_torch(shared_data, tmp_path, project_root):
+def test_a_worker_imports_neither_transformers_nor_torch(made_data, tmp_path, project_root):
     """What the workers' fork server imports, and what unpickling the encoder imports."""
-    encoder = TextEncoder(load_tokenizer(shared_data / "tokenizers" / "llama2"))
+    encoder = TextEncoder(load_tokenizer(made_data / "tokenizers" / "llama2"))
     (tmp_path / "encoder").write_bytes(pickle.dumps(encoder))
     code = """
 import pickle, sys
@@ -90,13 +91,13 @@ assert encoder.encode_beginning(["Some text."])[0]"""
     assert not loaded & {"transformers", "torch", "pandas", "datasets", "huggingface_hub"}
 
 
-def test_preparing_imports_no_torch(shared_data, tmp_path, project_root):
+def test_preparing_imports_no_torch(made_data, tmp_path, project_root):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text('{"source": "", "target": "Some text.", "category": "a"}\n' * 5)
     code = f"""
 import runpy, sys
 sys.argv += ["--data_input_dirs", {str(tmp_path / "in")!r}, "--data_output_dirs", {str(tmp_path / "out")!r},
-             "--tokenizer_dir", {str(shared_data / "tokenizers" / "llama2")!r}, "--num_workers", "1"]
+             "--tokenizer_dir", {str(made_data / "tokenizers" / "llama2")!r}, "--num_workers", "1"]
 runpy.run_path("prepare_pretrain_dataset.py", run_name="__main__")"""
     loaded = imported_modules(project_root, code)
     assert not loaded & {"torch", "pandas", "datasets"}

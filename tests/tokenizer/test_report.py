@@ -11,8 +11,8 @@ from tests.support.tokenizer_scripts import read_jsonl, run_script
 FAMILIES = ["llama2", "llama3-base"]
 
 
-def test_the_report_counts_what_there_is(project_root, shared_data, corpus_directory, tmp_path):
-    directories = {name: shared_data / "tokenizers" / name for name in FAMILIES}
+def test_the_report_counts_what_there_is(project_root, any_data, corpus_directory, tmp_path):
+    directories = {name: any_data / "tokenizers" / name for name in FAMILIES}
     named = [f"{name}={directory}" for name, directory in directories.items()]
     options = [
         "--data_input_dirs",

@@ -18,8 +18,8 @@ TEXTS = st.lists(
 
 
 @pytest.fixture(scope="module", params=["llama2", "llama3-base"])
-def tokenizer(request, shared_data):
-    return load_tokenizer(shared_data / "tokenizers" / request.param)
+def tokenizer(request, any_data):
+    return load_tokenizer(any_data / "tokenizers" / request.param)
 
 
 @pytest.fixture(scope="module")
