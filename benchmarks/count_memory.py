@@ -106,8 +106,8 @@ def count(command: list[str]) -> dict:
         arguments, config, run.geometry.data_parallel_size, fused_kernels=False, flash_attention=False
     )
     expected = estimate(config, setup)
-    counted = {phase: counter.peaks[phase] for phase in expected.moments}
-    return {"counted": counted, "estimated": expected.moments, "estimated_host_bytes": expected.host_bytes}
+    counted = {phase: counter.peaks[phase] for phase in expected.phases}
+    return {"counted": counted, "estimated": expected.phases, "estimated_host_bytes": expected.host_bytes}
 
 
 def _watch(train_step, counter: LiveBytes) -> None:

@@ -1,15 +1,22 @@
-"""Checks of a command line of train.py: arguments that contradict each other or name what is not there.
+"""Checks of train.py's command line: contradictory arguments, and missing files. Imports no torch.
 
-Every check adds to the parser's problems and goes on, so that all are reported together. An option that
-needs another one says so where it is declared (training.arguments). Imports no torch.
+Every check adds to the parser's problems and continues, so that all are reported at once. An option
+that needs another one is declared with `only_with` (training.arguments).
 """
 
 import os
 from pathlib import Path
 
-from colossal_llama.training.arguments import GPU_ONLY_PLUGINS, PluginArguments, TrainingArguments
+from colossal_llama.training.arguments import (
+    GPU_ONLY_PLUGINS,
+    CheckpointArguments,
+    MethodArguments,
+    OptimizerArguments,
+    PluginArguments,
+    TrainingArguments,
+)
 from colossal_llama.training.checkpoint.state import RUNNING_STATES, checkpoint_directories
-from colossal_llama.training.parallel_layout import SP_MODES, layout_of, problem_of, read_model_shape
+from colossal_llama.training.parallel_layout import SP_MODES, layout_of, layout_problem, read_model_shape
 from colossal_llama.utils.arguments import ineffective_options, is_given
 from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
 
@@ -17,25 +24,27 @@ from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
 def check_arguments(
     parser: CollectingArgumentParser, arguments: TrainingArguments, has_gpu: bool | None, world_size: int
 ) -> None:
-    """Adds a problem to the parser for everything that is wrong.
+    """Adds a problem to the parser for each error in the arguments.
 
     Args:
         parser: collects the problems.
-        arguments: what it parsed.
-        has_gpu: True when the host trains on a GPU; None leaves what depends on it unchecked.
+        arguments: as parsed.
+        has_gpu: True when the host trains on a GPU; None skips the checks that depend on it.
         world_size: number of processes.
     """
     _check_benchmark(parser, arguments)
-    _check_model_source(parser, arguments)
+    _check_model_source(parser, arguments.model.pretrained, arguments.checkpoint)
     _check_paths(parser, arguments)
     for name, needed in ineffective_options(arguments):
         parser.problem(f"--{name} has no effect without --{needed}")
     _check_plugin(parser, arguments, arguments.dry_run.dry_run_processes or world_size)
-    _check_lora(parser, arguments)
-    _check_fp8(parser, arguments)
-    _check_warmup(parser, arguments)
+    if arguments.method.lora_rank:
+        _check_lora(parser, arguments.plugin, arguments.method)
+    if arguments.model.fp8:
+        _check_fp8(parser, arguments.plugin, arguments.method)
+    _check_warmup(parser, arguments.optimizer)
     if has_gpu is False and not arguments.dry_run.dry_run:
-        _check_for_cpu(parser, arguments)
+        _check_for_cpu(parser, arguments.plugin, arguments.model.fp8)
 
 
 def _check_benchmark(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
@@ -51,11 +60,12 @@ def _check_benchmark(parser: CollectingArgumentParser, arguments: TrainingArgume
     if arguments.records.eval_dataset:
         parser.problem("--benchmark measures training: leave out --eval_dataset")
     if arguments.checkpoint.load_checkpoint is not None:
-        parser.problem("--benchmark begins afresh: leave out --load_checkpoint, give --pretrained")
+        parser.problem("--benchmark resumes nothing: leave out --load_checkpoint, give --pretrained")
 
 
-def _check_model_source(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
-    pretrained, checkpoint = arguments.model.pretrained, arguments.checkpoint
+def _check_model_source(
+    parser: CollectingArgumentParser, pretrained: Path | None, checkpoint: CheckpointArguments
+) -> None:
     if pretrained is None and checkpoint.load_checkpoint is None:
         parser.problem("--pretrained is missing: give a model directory (or --load_checkpoint)")
     if pretrained is None and checkpoint.load_checkpoint == "auto" and not checkpoint_directories(checkpoint.save_dir):
@@ -70,7 +80,7 @@ def _check_model_source(parser: CollectingArgumentParser, arguments: TrainingArg
         elif not any((path / name).is_file() for name in (RUNNING_STATES, "config.json", "adapter_config.json")):
             parser.problem(
                 f"--load_checkpoint: {path} is neither a checkpoint (running_states.json) nor a model directory "
-                "(config.json) nor a LoRA adapter (adapter_config.json): name another, or give auto for the newest "
+                "(config.json) nor a LoRA adapter (adapter_config.json). Give another path, or auto for the newest "
                 "complete checkpoint in --save_dir"
             )
 
@@ -103,13 +113,13 @@ def _check_plugin(parser: CollectingArgumentParser, arguments: TrainingArguments
     if plugin.plugin != "3d":
         for name in ("tp", "pp", "sp", "microbatch_size", "sp_mode", "zero", "zero_cpu_offload"):
             if is_given(plugin, name):
-                parser.problem(f"--{name} belongs to --plugin 3d, but the plugin is {plugin.plugin}")
+                parser.problem(f"--{name} is an option of --plugin 3d, but the plugin is {plugin.plugin}")
     else:
         _check_parallel_layout(parser, arguments, world_size)
         if plugin.zero_cpu_offload and not plugin.zero:
             parser.problem("--zero_cpu_offload needs ZeRO: use --zero 1 or 2")
     if plugin.plugin in GPU_ONLY_PLUGINS and plugin.mixed_precision == "fp32":
-        parser.problem(f"--plugin {plugin.plugin} computes in fp16 or bf16 only: choose another plugin for fp32")
+        parser.problem(f"--plugin {plugin.plugin} computes in fp16 or bf16 only: give another plugin for fp32")
     if plugin.plugin in GPU_ONLY_PLUGINS and arguments.method.freeze_non_embeds_params:
         parser.problem(
             f"--freeze_non_embeds_params is not possible with --plugin {plugin.plugin}: use zero2, ddp or 3d"
@@ -119,12 +129,12 @@ def _check_plugin(parser: CollectingArgumentParser, arguments: TrainingArguments
 def _check_parallel_layout(parser: CollectingArgumentParser, arguments: TrainingArguments, world_size: int) -> None:
     """Adds a problem for a parallel layout that is impossible, with the nearest possible one."""
     plugin = arguments.plugin
-    problem = problem_of(
+    problem = layout_problem(
         layout_of(plugin),
         world_size,
-        read_model_shape(_model_directory(arguments)),
+        read_model_shape(_model_directory(arguments.model.pretrained, arguments.checkpoint)),
         half_precision=plugin.mixed_precision != "fp32",
-        freezes=arguments.method.freeze_non_embeds_params,
+        embeddings_only=arguments.method.freeze_non_embeds_params,
     )
     if problem:
         parser.problem(problem)
@@ -145,62 +155,53 @@ def _check_microbatches(parser: CollectingArgumentParser, plugin: PluginArgument
         parser.problem("--microbatch_size has no effect without --pp")
 
 
-def _model_directory(arguments: TrainingArguments) -> Path | None:
-    """Directory whose config.json says what the model is: --pretrained, else the checkpoint's."""
-    checkpoint = arguments.checkpoint
-    if arguments.model.pretrained is not None or checkpoint.load_checkpoint is None:
-        return arguments.model.pretrained
+def _model_directory(pretrained: Path | None, checkpoint: CheckpointArguments) -> Path | None:
+    """Directory of the model's config.json: `--pretrained`, else the checkpoint."""
+    if pretrained is not None or checkpoint.load_checkpoint is None:
+        return pretrained
     if checkpoint.load_checkpoint != "auto":
         return Path(checkpoint.load_checkpoint)
     found = checkpoint_directories(checkpoint.save_dir)
     return found[-1] if found else None
 
 
-def _check_lora(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
-    if not arguments.method.lora_rank:
-        return
-    plugin = arguments.plugin
+def _check_lora(parser: CollectingArgumentParser, plugin: PluginArguments, method: MethodArguments) -> None:
     if plugin.plugin in GPU_ONLY_PLUGINS:
         parser.problem(f"--lora_rank is not possible with --plugin {plugin.plugin}: use zero2, zero2_cpu, ddp or 3d")
     if plugin.tp * plugin.pp * plugin.sp > 1:
         parser.problem("--lora_rank needs the whole model on each process: leave --tp, --pp and --sp at 1")
-    if arguments.method.freeze_non_embeds_params:
+    if method.freeze_non_embeds_params:
         parser.problem("--lora_rank and --freeze_non_embeds_params exclude each other: LoRA freezes the whole model")
 
 
-def _check_fp8(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
-    if not arguments.model.fp8:
-        return
-    plugin = arguments.plugin
+def _check_fp8(parser: CollectingArgumentParser, plugin: PluginArguments, method: MethodArguments) -> None:
     if plugin.mixed_precision == "fp32":
         parser.problem("--fp8 quantizes half-precision values: use --mixed_precision bf16 or fp16")
     if plugin.tp * plugin.pp * plugin.sp > 1:
         parser.problem("--fp8 needs whole layers on each process: leave --tp, --pp and --sp at 1")
-    if arguments.method.lora_rank:
-        parser.problem("--fp8 and --lora_rank exclude each other: the frozen weights of LoRA stay exact")
+    if method.lora_rank:
+        parser.problem("--fp8 and --lora_rank exclude each other: LoRA's frozen weights are not quantized")
 
 
-def _check_warmup(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
-    warmup_steps, max_steps = arguments.optimizer.warmup_steps, arguments.optimizer.max_steps
+def _check_warmup(parser: CollectingArgumentParser, optimizer: OptimizerArguments) -> None:
+    warmup_steps, max_steps = optimizer.warmup_steps, optimizer.max_steps
     if warmup_steps is not None and max_steps is not None and warmup_steps > max_steps:
         parser.problem(f"--warmup_steps {warmup_steps} is more than --max_steps {max_steps}")
 
 
-def _check_for_cpu(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
-    plugin = arguments.plugin
+def _check_for_cpu(parser: CollectingArgumentParser, plugin: PluginArguments, fp8: bool) -> None:
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "nvidia-smi-fails":  # set by cluster/least_used_gpus.sh
         parser.problem(
-            "nvidia-smi fails on this host, so that no GPU can be chosen: run it there, and mend or restart the driver"
+            "nvidia-smi fails on this host, so no GPU can be selected: run it there, and repair or restart the driver"
         )
     if plugin.plugin in GPU_ONLY_PLUGINS:
         parser.problem(
             f"--plugin {plugin.plugin} needs a GPU, and this host has none: Gemini manages CUDA memory itself. "
             "Here zero2, zero2_cpu, ddp and 3d train on the CPU"
         )
-    if arguments.model.fp8:
+    if fp8:
         parser.problem("--fp8 needs a GPU with 8-bit matrix units, and this host has none")
     if plugin.plugin == "ddp" and plugin.mixed_precision == "fp16":
         parser.problem(
-            "--plugin ddp with fp16 scales its loss on CUDA devices only: use bf16 or fp32 on this host, which has no "
-            "GPU"
+            "--plugin ddp scales an fp16 loss on CUDA devices only, and this host has no GPU: use bf16 or fp32"
         )

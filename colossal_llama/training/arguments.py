@@ -1,4 +1,7 @@
-"""Arguments of train.py in groups: each option is declared once, with help, unit, default and check. Imports no torch."""
+"""Arguments of train.py in groups; each option is declared once. Imports no torch.
+
+A declaration holds the option's type, unit, default, check and help (utils.arguments).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +14,7 @@ from colossal_llama.utils.cli import MAX_SEED, number_in_range, parse_bool
 PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
 GPU_ONLY_PLUGINS = ("gemini", "gemini_auto")
 HOST_OPTIMIZER_PLUGINS = ("gemini_auto", "zero2_cpu")
-"""Plugins that keep optimizer states in host memory, or may."""
+"""Plugins that can keep optimizer states in host memory."""
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -25,33 +28,32 @@ class ModelArguments:
         help="model in Hugging Face format, with its tokenizer; needed without a --load_checkpoint",
     )
     use_flash_attn: bool = switch(
-        help="flash attention kernels: the flash-attn package's if installed, else those that a GPU uses anyway, "
-        "cuDNN's (from Hopper on) or PyTorch's own",
+        help="flash attention kernels: those of the flash-attn package if it is installed, else the GPU's default, "
+        "cuDNN (from Hopper on) or PyTorch",
     )
     fused_kernels: bool = option(
         True,
         type=parse_bool,
         metavar="BOOL",
-        help="all that is fast on a GPU: fused norm, rotary, SwiGLU, cross-entropy, ZeRO step, variable-length "
-        "attention; and on any device the overlapped optimizer step in host memory; False computes the plain way, "
-        "for comparison",
+        help="fused kernels on a GPU: norm, rotary, SwiGLU, cross-entropy, ZeRO step, variable-length attention; on "
+        "any device the overlapped optimizer step in host memory. False: the reference implementation, for comparison",
     )
     fp8: bool = switch(
-        help="multiply the decoder layers' matrices in 8 bits (Hopper and Ada GPUs): faster from about 1 B "
-        "parameters on, coarser quantization",
+        help="matrix products of the decoder layers in 8 bits (Hopper and Ada GPUs): faster from about 1 B parameters "
+        "on, with a larger rounding error",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
-    """Rows to train on, how they are packed or padded, and in which order they come."""
+    """Rows to train on, their packing or padding, and their order."""
 
     dataset: tuple[Path, ...] = option(
         (),
         nargs="+",
         type=Path,
         metavar="PART",
-        help="prepared part directories (arrow/part-00000 …), in training order; needed, but for --benchmark",
+        help="prepared part directories (arrow/part-00000 …), in training order; required without --benchmark",
     )
     max_length: int = option(
         4096, type=number_in_range(int, 2), metavar="TOKENS", help="longest row that the parts may hold"
@@ -59,40 +61,41 @@ class DataArguments:
     padding_mode: str = option(
         "none",
         choices=("none", "longest", "max_length"),
-        help="none: whole conversations share rows of up to --max_length tokens, attention is masked by document; "
-        "longest: a conversation a row, padded to the longest of its micro-batch; max_length: padded to --max_length",
+        help="none: pack whole conversations into rows of up to --max_length tokens, with document masking; "
+        "longest: one conversation a row, padded to the longest row of the micro-batch; max_length: padded to "
+        "--max_length",
     )
     pad_token: str | None = option(
         choices=("eos", "unk"),
-        help="token that fills padded rows, and that the saved tokenizer names for it (default: rows are filled with "
-        "eos, and the saved tokenizer is the model's as it was); training is the same, since padding is known by its "
-        "length",
+        help="padding token of rows and of the saved tokenizer (default: rows are padded with eos, and the saved "
+        "tokenizer is the model's, unchanged). The loss does not depend on it: padding is masked by length",
     )
     shuffle: str = option(
         "bucket",
         choices=("bucket", "global", "none"),
-        help="shuffle rows inside each part and keep the parts in order; across all parts; or not at all",
+        help="bucket: shuffle rows within each part and keep the order of the parts; global: shuffle across all "
+        "parts; none: keep the order",
     )
     cross_document_attention: bool = switch(
-        help="let tokens attend to the other documents of their row (off: attention is masked by document)",
+        help="let tokens attend to the other documents of their row (default: document masking)",
     )
     num_epochs: int = option(1, type=number_in_range(int, 1), metavar="N", help="passes over the data")
     micro_batch_size: int = option(
-        1, "--batch_size", type=number_in_range(int, 1), metavar="ROWS", help="rows per device and micro-step"
+        1, "--batch_size", type=number_in_range(int, 1), metavar="ROWS", help="rows per device and micro-batch"
     )
     accumulation_steps: int | None = option(
         type=number_in_range(int, 1),
         metavar="N",
-        help="micro-steps per optimizer step (default: 8 on data from prepare_sft_dataset.py, else 1)",
+        help="micro-batches per optimizer step (default: 8 on data from prepare_sft_dataset.py, else 1)",
     )
     seed: int = option(
-        42, type=number_in_range(int, 0, MAX_SEED), metavar="N", help="of data order, dropout and NEFTune"
+        42, type=number_in_range(int, 0, MAX_SEED), metavar="N", help="seed of data order, dropout and NEFTune noise"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerArguments:
-    """AdamW, its learning rate schedule, and the loss that it minimises."""
+    """AdamW, the learning rate schedule, gradient clipping and the average of the loss."""
 
     lr: float = option(3e-4, type=number_in_range(float, above=0), help="peak learning rate")
     weight_decay: float = option(0.1, "-w", type=number_in_range(float, 0), help="decoupled weight decay")
@@ -101,7 +104,7 @@ class OptimizerArguments:
         "-s",
         type=number_in_range(int, 0),
         metavar="N",
-        help="linear warm-up, in steps (default: 2.5 %% of all steps)",
+        help="steps of linear warm-up (default: 2.5 %% of all steps)",
     )
     max_steps: int | None = option(
         type=number_in_range(int, 1), metavar="N", help="end the run and its schedule after this many steps"
@@ -111,12 +114,12 @@ class OptimizerArguments:
         "--grad_clip",
         type=number_in_range(float, 0),
         metavar="NORM",
-        help="largest gradient norm; 0: no clipping",
+        help="clip gradients to this norm; 0: no clipping",
     )
     loss_average: str = option(
         "token",
         choices=("token", "micro_batch"),
-        help="mean over all target tokens of a step, or mean of the micro-batches' means",
+        help="token: mean over all target tokens of a step; micro_batch: mean of the micro-batches' means",
     )
 
 
@@ -126,7 +129,7 @@ class PluginArguments:
 
     plugin: str = option("gemini", choices=PLUGINS, help="ColossalAI Booster plugin; gemini and gemini_auto need a GPU")
     mixed_precision: str = option(
-        "fp16", choices=("fp16", "bf16", "fp32"), help="arithmetic; fp32 is for tests and CPUs"
+        "fp16", choices=("fp16", "bf16", "fp32"), help="precision; fp32 is for tests and CPUs"
     )
     tp: int = option(1, type=number_in_range(int, 1), metavar="N", help="tensor parallel size of plugin 3d")
     pp: int = option(
@@ -136,16 +139,16 @@ class PluginArguments:
         1,
         type=number_in_range(int, 1),
         metavar="ROWS",
-        help="rows that go through the pipeline at once; must divide --micro_batch_size. A step's rows, accumulated "
-        "ones included, go through in one run",
+        help="rows of a pipeline micro-batch; must divide --micro_batch_size. All rows of a step, accumulated ones "
+        "included, pass the pipeline in one run",
     )
     sp: int = option(1, type=number_in_range(int, 1), metavar="N", help="sequence parallel size of plugin 3d")
     sp_mode: str = option(
         SP_MODES[0],
         choices=SP_MODES,
         help="split_gather: between attention and MLP each tensor parallel rank keeps a shard of the sequence; ring: "
-        "the same, exchanged neighbour by neighbour while multiplying; all_to_all: ranks of its own, each with all "
-        "heads of its sequence shard or its heads of the whole sequence",
+        "the same, exchanged between neighbours during the matrix product; all_to_all: separate ranks, each with all "
+        "heads of its sequence shard, in attention with its heads of the whole sequence",
     )
     zero: int = option(1, "--zero_stage", type=int, choices=(0, 1, 2), help="ZeRO stage of plugin 3d")
     zero_cpu_offload: bool = switch(help="plugin 3d: keep master weights and optimizer states in host memory")
@@ -153,21 +156,21 @@ class PluginArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryArguments:
-    """Activation checkpointing."""
+    """Gradient checkpointing: recomputation of activations."""
 
     use_grad_checkpoint: bool = switch(help="recompute activations in the backward pass to save memory")
     recompute_layers: int | None = option(
         type=number_in_range(int, 1),
         metavar="N",
         only_with="use_grad_checkpoint",
-        help="with --use_grad_checkpoint: recompute the first N decoder layers only (default: on a GPU as few as its "
-        "memory demands by estimate, else all)",
+        help="with --use_grad_checkpoint: recompute the first N decoder layers only (default: on a GPU the fewest that "
+        "fit its memory by estimate, else all)",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodArguments:
-    """What is trained beside all weights on plain embeddings: NEFTune, embeddings only, LoRA."""
+    """Training methods: NEFTune, embeddings only, LoRA."""
 
     use_neft: bool = switch(help="NEFTune: noise on the embeddings (arXiv 2310.05914)")
     neft_alpha: float = option(
@@ -185,7 +188,7 @@ class MethodArguments:
         type=number_in_range(float, above=0),
         metavar="ALPHA",
         only_with="lora_rank",
-        help="adapters are scaled by alpha / rank (default: 2 rank)",
+        help="adapters are scaled by alpha / rank (default: twice the rank)",
     )
     lora_dropout: float = option(
         0.0,
@@ -210,11 +213,11 @@ class MethodArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointArguments:
-    """Checkpoints: where, how often, how many, and from which one the run resumes."""
+    """Checkpoints: directory, interval, number kept, and the one to resume from."""
 
     save_dir: Path = option(Path("checkpoint_dir"), type=Path, metavar="DIR", help="checkpoints and the final model")
     save_interval: int = option(1000, type=number_in_range(int, 1), metavar="STEPS", help="steps between checkpoints")
-    skip_save_each_epoch: bool = switch(help="no checkpoint at an epoch's end")
+    skip_save_each_epoch: bool = switch(help="write no checkpoint at the end of an epoch")
     keep_last: int | None = option(
         type=number_in_range(int, 1), metavar="K", help="delete all checkpoints but the newest K (default: keep all)"
     )
@@ -222,27 +225,27 @@ class CheckpointArguments:
         True,
         type=parse_bool,
         metavar="BOOL",
-        help="write checkpoints while training goes on, from a copy in host memory (14 bytes a parameter in bf16); "
-        "False, or no memory: training waits",
+        help="write checkpoints while training continues, from a staging buffer in host memory (14 bytes a parameter "
+        "in bf16); False, or too little memory: training waits",
     )
     load_checkpoint: str | None = option(
         metavar="DIR",
-        help="a checkpoint (everything is restored), its modelling folder (weights only, for the next stage), or "
-        "'auto': the newest in --save_dir, a fresh start when there is none",
+        help="a checkpoint (everything is restored), its modelling directory (weights only, for the next stage), or "
+        "'auto': the newest checkpoint in --save_dir, a fresh start when there is none",
     )
-    allow_other_data: bool = switch(help="resume although the data or tokenizer are not those that the run began with")
+    allow_other_data: bool = switch(help="resume although data or tokenizer differ from those that the run began with")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordArguments:
-    """Validation, metrics, and the run's configuration file."""
+    """Validation, metrics, and the configuration file of the run."""
 
     eval_dataset: tuple[Path, ...] = option(
         (),
         nargs="+",
         type=Path,
         metavar="PART",
-        help="prepared part directories to take the validation loss on, at intervals and at the end",
+        help="prepared part directories for the validation loss, computed at intervals and at the end",
     )
     eval_interval: int | None = option(
         type=number_in_range(int, 1),
@@ -254,24 +257,24 @@ class RecordArguments:
         1,
         type=number_in_range(int, 1),
         metavar="K",
-        help="end the run after so many steps in a row whose loss or gradient norm is NaN or Inf; the weights are "
-        "left as they were, and the rows are listed in SAVE_DIR/bad_steps.jsonl",
+        help="end the run after K consecutive steps whose loss or gradient norm is NaN or Inf; such a step leaves the "
+        "weights unchanged, and its rows are listed in SAVE_DIR/bad_steps.jsonl",
     )
     tensorboard_dir: Path = option(
         Path("logs_dir"), type=Path, metavar="DIR", help="TensorBoard events and metrics.jsonl"
     )
     config_file: Path = option(
-        Path("config_file"), type=Path, metavar="FILE", help="where the run's configuration is written"
+        Path("config_file"), type=Path, metavar="FILE", help="file for the configuration of the run"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkArguments:
-    """Speed measurement on random rows."""
+    """Benchmark on random rows."""
 
     benchmark: bool = switch(help="train on random full rows instead of --dataset, save nothing, and print the speed")
     num_samples: int = option(
-        500, type=number_in_range(int, 1), metavar="ROWS", only_with="benchmark", help="random rows of a --benchmark"
+        500, type=number_in_range(int, 1), metavar="ROWS", only_with="benchmark", help="number of random rows"
     )
 
 
@@ -280,26 +283,26 @@ class DryRunArguments:
     """Plan and memory estimate without training."""
 
     dry_run: bool = switch(
-        help="print steps, schedule and the estimated memory of each GPU, say what would not fit, and stop; needs no "
-        "GPU",
+        help="print steps, schedule and the estimated memory of each GPU, with settings that would fit, and stop; "
+        "needs no GPU",
     )
     dry_run_processes: int | None = option(
         type=number_in_range(int, 1),
         metavar="N",
         only_with="dry_run",
-        help="plan for so many processes with a GPU each (default: those that were started)",
+        help="plan for N processes with a GPU each (default: the number of started processes)",
     )
     gpu_memory_gib: float | None = option(
         type=number_in_range(float, above=0),
         metavar="GIB",
         only_with="dry_run",
-        help="memory of the GPU that a --dry_run plans for (default: of this host's, if it has one)",
+        help="memory of the planned GPU (default: of this host's GPU, if it has one)",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingArguments:
-    """All options of train.py; functions take the group that they need."""
+    """All options of train.py, in groups; functions take the groups that they need."""
 
     model: ModelArguments = group("model and kernels")
     data: DataArguments = group("data and batches")
@@ -315,7 +318,7 @@ class TrainingArguments:
     dry_run: DryRunArguments = group("dry run")
 
     def as_json(self) -> dict[str, Any]:
-        """The options by name as JSON values, for `--config_file`."""
+        """Returns all options by name as JSON values, for `--config_file`."""
         return {name: _json_value(value) for name, value in option_values(self).items()}
 
 

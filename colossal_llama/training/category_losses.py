@@ -1,4 +1,4 @@
-"""Losses by category: exact sums over the targets of each, from the loss of every token."""
+"""Losses by category: sums over the targets of each category, from the loss of every token."""
 
 import math
 from collections import deque
@@ -9,47 +9,58 @@ import torch
 
 
 class CategorySums:
-    """Adds up losses by category over some micro-batches, on the device.
+    """Sums losses by category over micro-batches, on the device.
 
-    `expect` is told of each micro-batch before the model sees it, `add` of the model's output
-    afterwards, in the same order; a pipeline is several micro-batches ahead with the first.
+    `expect` takes the categories of a micro-batch before its forward pass, `add` the model's output
+    after it, in the same order. A pipeline calls `expect` several micro-batches ahead of `add`.
+
+    Args:
+        categories: their number.
+        device: of the sums.
     """
 
-    def __init__(self, number: int, device: torch.device):
-        self.sums = torch.zeros(number, dtype=torch.float32, device=device)
+    def __init__(self, categories: int, device: torch.device):
+        self.sums = torch.zeros(categories, dtype=torch.float32, device=device)
         self._expected: deque[torch.Tensor | None] = deque()
 
     def expect(self, target_categories: torch.Tensor | None) -> None:
-        """The categories of a micro-batch's targets, (rows, length); None where there is no target."""
+        """Queues the categories of a micro-batch's targets.
+
+        Args:
+            target_categories: int64 (rows, length); None for a micro-batch without targets.
+        """
         self._expected.append(target_categories)
 
     def add(self, outputs: Any) -> None:
-        """Takes the `token_losses` of a model's output."""
+        """Adds the `token_losses` of a model's output."""
         categories = self._expected.popleft()
         if categories is not None and len(self.sums):
             self.sums += category_sums(outputs.token_losses, categories, len(self.sums))
 
 
-def category_sums(token_losses: torch.Tensor, categories: torch.Tensor, number: int) -> torch.Tensor:
-    """Sum of the losses of each category's targets.
+def category_sums(token_losses: torch.Tensor, target_categories: torch.Tensor, categories: int) -> torch.Tensor:
+    """Sums the losses of each category's targets.
 
     Args:
-        token_losses: (rows, length) in fp32; 0 where there is no target.
-        categories: (rows, length) int64, the category to which each of them belongs.
-        number: of categories.
+        token_losses: fp32 (rows, length); 0 where there is no target.
+        target_categories: int64 (rows, length), index of each token's category.
+        categories: their number.
 
     Returns:
-        fp32, (number,). A category's sum is no number only if one of its own losses is none.
+        fp32 (categories,). A NaN or Inf among the losses changes the sum of its own category only.
 
     >>> category_sums(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0, 1, 0]]), 2)
     tensor([5., 2.])
     """
-    numbers = torch.arange(number, device=categories.device).unsqueeze(1)
-    return torch.where(categories.reshape(1, -1) == numbers, token_losses.reshape(1, -1), 0.0).sum(dim=1)
+    indices = torch.arange(categories, device=target_categories.device).unsqueeze(1)
+    return torch.where(target_categories.reshape(1, -1) == indices, token_losses.reshape(1, -1), 0.0).sum(dim=1)
 
 
 def means_by_name(names: Sequence[str], sums: Sequence[float], targets: Sequence[float]) -> dict[str, float | None]:
-    """Mean loss per target of each category; None for those that have no target, or whose loss is no number, which JSON cannot hold."""
+    """Mean loss per target of each category.
+
+    None stands for a category without targets, and for a NaN or Inf, which JSON cannot hold.
+    """
     return {
         name: total / count if count and math.isfinite(total) else None
         for name, total, count in zip(names, sums, targets, strict=True)

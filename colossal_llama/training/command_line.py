@@ -1,4 +1,4 @@
-"""Command line of train.py: parsed into groups of arguments, checked as a whole. Imports no torch."""
+"""Command line of train.py: parsed into groups of arguments, then checked. Imports no torch."""
 
 from colossal_llama.training.argument_checks import check_arguments
 from colossal_llama.training.arguments import TrainingArguments
@@ -26,11 +26,11 @@ def parse_arguments(
 
     Args:
         command: arguments after `train.py`; None reads the process's own.
-        has_gpu: True when the host trains on a GPU; None leaves what depends on it unchecked.
+        has_gpu: True when the host trains on a GPU; None skips the checks that depend on it.
         world_size: number of processes.
 
     Raises:
-        BadArguments: with all problems found, which are printed first; exit code 2.
+        BadArguments: after all problems are printed; exit code 2.
     """
     parser = build_parser()
     arguments = from_namespace(TrainingArguments, parser.parse_args(command))

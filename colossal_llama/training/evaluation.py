@@ -1,40 +1,36 @@
-"""Validation loss at intervals: the same rows in the same order every time, without dropout, noise or gradient.
+"""Validation loss at intervals: the same rows in the same order, without dropout or noise.
 
-The data order is a pure function of the lengths, sums are over targets, and no random number is
-drawn, so the loss is the same on any number of ranks and with every plugin (up to the rounding of
-sums), and training goes on as if there had been no evaluation.
+The row order is a pure function of the lengths, losses are summed over targets, and no random
+number is drawn. So the loss is the same on any number of ranks and with every plugin, up to the
+rounding of sums. Training continues as if there had been no evaluation.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from colossal_llama.dataset.collator import MicroBatch
-from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import RowReader, StepGeometry, step_batches
-from colossal_llama.dataset.part_reader import Part
 from colossal_llama.dataset.splicing import Rows
-from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.category_losses import means_by_name
-from colossal_llama.training.lr_schedule import step_geometry
 from colossal_llama.training.train_step import TrainStep
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A validation loss."""
+    """Validation loss of one evaluation."""
 
     loss: float
     """Mean cross-entropy in nats over all targets."""
     by_category: dict[str, float | None]
-    """The same over those of each category; empty where the data name none."""
+    """Mean cross-entropy over the targets of each category; empty for data without categories."""
     target_tokens: int
     seconds: float
 
-    def numbers(self) -> dict[str, object]:
-        """What the record of a run has of it."""
+    def metrics(self) -> dict[str, object]:
+        """Entries of metrics.jsonl; a loss that is NaN or Inf becomes null."""
         return {
             "eval_loss": self.loss if math.isfinite(self.loss) else None,
             "eval_loss_by_category": self.by_category,
@@ -45,30 +41,38 @@ class Evaluation:
 
 @dataclass
 class Evaluator:
-    """Evaluates the model that a train_step trains on `--eval_dataset`."""
+    """Evaluates the model that `train_step` trains, on the rows of `--eval_dataset`."""
 
     train_step: TrainStep
     reader: RowReader
     plan: Rows
     categories: tuple[str, ...]
     micro_batch_size: int
-    interval: int
-    """In steps."""
+    interval_steps: int
     last_step: int = -1
+    """Step after which the last evaluation was done; -1: none yet."""
 
     def is_due(self, step: int, is_last: bool) -> bool:
-        """Whether to evaluate after `step` steps: at intervals, and at the end of the run."""
-        return step != self.last_step and (is_last or step % self.interval == 0)
+        """True when an evaluation follows after `step` steps: at intervals and at the end."""
+        return step != self.last_step and (is_last or step % self.interval_steps == 0)
 
     def evaluate(self, step: int, stop_requested: Callable[[], bool]) -> Evaluation | None:
-        """The loss over all rows, by all ranks together; says it too. None when the run is to end before that is done."""
+        """Computes and logs the loss over all rows. A collective.
+
+        Args:
+            step: number of steps done.
+            stop_requested: polled on every rank; True ends the evaluation.
+
+        Returns:
+            The evaluation; None when a rank requested the end of the run before it was complete.
+        """
         begun = time.perf_counter()
         geometry = StepGeometry(self.micro_batch_size, 1, self.train_step.backend.data_parallel_size)
         bar = progress_bar(total=geometry.steps_for(len(self.plan)), desc="evaluating", unit="batch", leave=False)
         with bar:
             sums = self.train_step.evaluate(self._batches(geometry, bar), stop_requested)
         if sums is None:
-            log_rank_zero(f"step {step}: the evaluation is broken off, since the run is to end")
+            log_rank_zero(f"step {step}: the evaluation is aborted, since the run is to end")
             return None
         self.last_step = step
         found = Evaluation(
@@ -92,32 +96,3 @@ class Evaluator:
         ):
             yield from batches
             bar.update(1)
-
-
-def build_evaluator(
-    arguments: TrainingArguments,
-    train_step: TrainStep,
-    parts: Sequence[Part],
-    reader: RowReader,
-    packed_to_tokens: int | None,
-    categories: tuple[str, ...],
-) -> Evaluator:
-    """The evaluator of a command line.
-
-    Args:
-        arguments: the run's.
-        train_step: what trains the model.
-        parts: of `--eval_dataset`.
-        reader: of their rows.
-        packed_to_tokens: samples are packed into rows of so many tokens; None: each by itself.
-        categories: names of all data's categories.
-    """
-    lengths = [part.row_lengths_tokens() for part in parts]
-    return Evaluator(
-        train_step=train_step,
-        reader=reader,
-        plan=plan_epoch(lengths, 0, 0, "none", packed_to_tokens),
-        categories=categories,
-        micro_batch_size=step_geometry(arguments, 1).micro_batch_size,
-        interval=arguments.records.eval_interval or arguments.checkpoint.save_interval,
-    )

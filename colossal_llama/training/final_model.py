@@ -1,4 +1,4 @@
-"""End of a run: saves the final model, merges a LoRA adapter, prints where everything is."""
+"""End of a run: saves the final model, merges a LoRA adapter, and logs their paths."""
 
 from pathlib import Path
 
@@ -11,24 +11,24 @@ from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 
 
 def finish_run(arguments: TrainingArguments, trainer: Trainer, base_path: Path, finished: bool) -> None:
-    """Saves the final model of a finished run, or prints a benchmark's figures. A collective.
+    """Saves the final model of a finished run, or logs a benchmark's figures. A collective.
 
     Args:
         arguments: of the run.
-        trainer: has trained.
-        base_path: model with which an adapter is merged (`--merge_lora`).
-        finished: False when a signal ended the run early; its checkpoint is saved already.
+        trainer: after training.
+        base_path: model into which the adapter is merged (`--merge_lora`).
+        finished: False when a signal ended the run early, with its checkpoint saved.
     """
     logs, progress = arguments.records.tensorboard_dir, trainer.progress
     if arguments.benchmark.benchmark:
         if is_rank_zero():
             record = logs / BENCHMARK_FILE
-            log_rank_zero(f"benchmark: {describe(speed(record))}; the record is {record}")
+            log_rank_zero(f"benchmark: {describe(speed(record))}; the metrics are in {record}")
     elif finished:
         path = trainer.saver.save_model()
         log_rank_zero(
             f"done: {progress.step} steps, {progress.tokens_seen:,} tokens ({progress.target_tokens_seen:,} targets); "
-            f"the model is {path}, the record {logs / METRICS_FILE}"
+            f"the model is in {path}, the metrics are in {logs / METRICS_FILE}"
         )
         if arguments.method.merge_lora:
             merged = save_merged_model(arguments.checkpoint.save_dir, base_path, trainer.tokenizer)

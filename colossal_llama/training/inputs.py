@@ -1,4 +1,4 @@
-"""Inputs of a run, opened and checked to belong together: parts, tokenizer, model directory, checkpoint."""
+"""Inputs of a run, opened and checked against each other: parts, tokenizer, model, checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,36 +34,38 @@ from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_directory
 
 SFT_ACCUMULATION_STEPS = 8
+"""Default of `--accumulation_steps` on conversations."""
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """Opened parts, and the tokenizer, model and checkpoint that go with them."""
+    """Opened parts, tokenizer, and the paths of model and checkpoint."""
 
     parts: list[Part]
     tokenizer: PreTrainedTokenizerFast
     model_path: Path
-    """Directory of weights and tokenizer: the checkpoint's model when there is one, else
-    --pretrained; with LoRA the base model."""
+    """Directory of weights and tokenizer: the checkpoint's model, else --pretrained; with LoRA the
+    base model."""
     adapter_path: Path | None
-    """LoRA adapter to continue."""
+    """LoRA adapter to continue; None for new adapters or without LoRA."""
     eval_parts: list[Part]
-    """Parts for the validation loss; none without --eval_dataset."""
+    """Parts for the validation loss; empty without --eval_dataset."""
     checkpoint: Checkpoint | None
     """Checkpoint to resume from; None for a fresh start or a weights-only one."""
     origin: Origin
 
     def model_fingerprint(self) -> str:
-        """Fingerprint of the files of model and adapter."""
+        """Fingerprint of the files of the model and of the adapter."""
         paths = [path for path in (self.model_path, self.adapter_path) if path is not None]
         return "".join(fingerprint_directory(path) for path in paths)
 
 
 def open_inputs(arguments: TrainingArguments) -> RunInputs:
-    """Opens parts and tokenizer, finds the checkpoint to resume from, and compares all hosts' inputs.
+    """Opens parts and tokenizer, finds the checkpoint, and compares the inputs of all hosts.
 
     Raises:
-        CollectiveError: something is missing, does not fit, or differs between hosts.
+        CollectiveError: a file is missing or damaged, inputs do not match each other, or they
+            differ between hosts.
     """
     checkpoint = _checkpoint_of_rank_zero(arguments)
     with consensus.raise_on_all_ranks():
@@ -78,32 +80,31 @@ def open_inputs(arguments: TrainingArguments) -> RunInputs:
 
 
 def with_data_defaults(arguments: TrainingArguments, inputs: RunInputs) -> TrainingArguments:
-    """Fills in the default that depends on the data: `--accumulation_steps`, 8 on conversations, else 1."""
+    """Sets the default of `--accumulation_steps`, which depends on the data: 8 on conversations."""
     default = SFT_ACCUMULATION_STEPS if inputs.parts[0].kind == "sft" else 1
     steps = arguments.data.accumulation_steps or default
     return replace(arguments, data=replace(arguments.data, accumulation_steps=steps))
 
 
 def resume_progress(checkpoint: Checkpoint, origin: Origin, allow_other_data: bool) -> Progress:
-    """Position from which a run resumes.
+    """Reads the progress of a checkpoint, after comparing data, tokenizer and order.
 
     Raises:
-        UserError: data, tokenizer or order are not those that the run began with, and
-            `--allow_other_data` is not given.
+        UserError: they differ from those that the run began with, and `allow_other_data` is False.
     """
     differences = origin.differences(checkpoint.running_states["origin"])
     if differences and not allow_other_data:
         raise UserError(
             [f"cannot resume {checkpoint.path}: {difference}" for difference in differences]
-            + ["give what the run was begun with, or --allow_other_data to go on all the same"]
+            + ["give the inputs that the run began with, or --allow_other_data to resume with these"]
         )
     return checkpoint.progress
 
 
 def packed_to_tokens(data: DataArguments, parts: Sequence[Part]) -> int | None:
-    """Row length to which samples are packed on the fly, or None where they are not.
+    """Length of the rows into which samples are packed in training; None without packing.
 
-    Pre-training rows are spliced already; padded conversations have a row each.
+    Pre-training rows are spliced during preparation; padded conversations have a row each.
     """
     packs = data.padding_mode == "none" and parts[0].kind == "sft"
     return data.max_length if packs else None
@@ -113,9 +114,10 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
     data, is_benchmark = arguments.data, arguments.benchmark.benchmark
     model_path, adapter_path = _model_paths(arguments, checkpoint)
     if not is_benchmark:
-        _refuse_overwriting_the_start(arguments, model_path, adapter_path, checkpoint)
+        save_dir, lora_rank = arguments.checkpoint.save_dir, arguments.method.lora_rank
+        _refuse_overwriting_start(save_dir, lora_rank, model_path, adapter_path, checkpoint)
     config = load_config(model_path)
-    if not arguments.dry_run.dry_run:  # which needs no weights
+    if not arguments.dry_run.dry_run:  # a dry run reads no weights
         check_safetensors(model_path)
     tokenizer = load_tokenizer(model_path)
     if data.pad_token is not None:
@@ -148,7 +150,7 @@ def _refuse_other_tokenizer(parts_by_option: dict[str, list[Part]], fingerprint:
             if part.tokenizer_fingerprint not in (None, fingerprint):
                 raise UserError(
                     f"{option}: {part.path} was prepared with another tokenizer than the one in {model_path}: "
-                    f"prepare it with --tokenizer_dir {model_path} (or say --allow_other_data)"
+                    f"prepare it with --tokenizer_dir {model_path}, or give --allow_other_data"
                 )
 
 
@@ -157,9 +159,9 @@ def _warn_of_long_documents(cross_document_attention: bool, config: PretrainedCo
     if longest_tokens > config.max_position_embeddings:
         log_rank_zero(
             f"warning: the data have {'rows' if cross_document_attention else 'documents'} of up to "
-            f"{longest_tokens:,} tokens, and the model was made for {config.max_position_embeddings:,} positions "
+            f"{longest_tokens:,} tokens, and the model has {config.max_position_embeddings:,} positions "
             "(max_position_embeddings in its config.json): prepare them with a smaller --max_length, or raise that "
-            "number if the model is to learn longer ones"
+            "value if the model is to learn longer ones"
         )
 
 
@@ -167,12 +169,15 @@ def _set_pad_token(tokenizer: PreTrainedTokenizerFast, kind: str, path: Path) ->
     token = getattr(tokenizer, f"{kind}_token")
     if token is None:
         other = "unk" if kind == "eos" else "eos"
-        raise UserError(f"--pad_token {kind}: the tokenizer in {path} has no {kind} token: say --pad_token {other}")
+        raise UserError(f"--pad_token {kind}: the tokenizer in {path} has no {kind} token: give --pad_token {other}")
     tokenizer.pad_token = token
 
 
 def _checkpoint_of_rank_zero(arguments: TrainingArguments) -> Checkpoint | None:
-    """Checkpoint that rank 0 finds, opened by every rank: hosts without a shared --save_dir must not diverge."""
+    """Reads, on every rank, the checkpoint that rank 0 finds.
+
+    Ranks that searched for themselves would diverge when `--save_dir` is not shared by all hosts.
+    """
     save_dir = arguments.checkpoint.save_dir
     choice: list[Path | None] = [None]
     with consensus.raise_on_all_ranks():
@@ -193,12 +198,12 @@ def _checkpoint_of_rank_zero(arguments: TrainingArguments) -> Checkpoint | None:
 
 
 def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> tuple[Path, Path | None]:
-    """Model to load, and the adapter to put on it when the run continues one."""
+    """Paths of the model to load, and of the LoRA adapter to continue, if any."""
     path, load_checkpoint = arguments.model.pretrained, arguments.checkpoint.load_checkpoint
     if checkpoint is not None:
         path = checkpoint.model_path
     elif load_checkpoint not in (None, "auto"):
-        path = Path(load_checkpoint)  # a modelling folder: weights only
+        path = Path(load_checkpoint)  # a modelling directory: weights only
     if is_adapter(path):
         _check_adapter(arguments.method, path)
         return _base_of(arguments.model.pretrained, path), path
@@ -210,40 +215,40 @@ def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
 
 
 def _base_of(base: Path | None, adapter: Path) -> Path:
-    """Base model of an adapter; a notice when it is not the one that the adapter was trained on."""
-    former = adapter_base_path(adapter)
-    if base is None or base.resolve() == former.resolve():
-        return former
-    differ = former.is_dir() and fingerprint_directory(former) != fingerprint_directory(base)
+    """Base model of an adapter; logs a notice when it is not the directory of its training."""
+    trained_on = adapter_base_path(adapter)
+    if base is None or base.resolve() == trained_on.resolve():
+        return trained_on
+    differ = trained_on.is_dir() and fingerprint_directory(trained_on) != fingerprint_directory(base)
     reason = (
-        "whose files are others: an adapter is of use on the weights that it was trained on only"
-        if differ
-        else "moved or copied"
+        "whose files differ: an adapter fits only the weights that it was trained on" if differ else "moved or copied"
     )
     log_rank_zero(
-        f"{'warning: ' if differ else ''}the adapter {adapter} was trained on {former}; it goes on with {base}, {reason}"
+        f"{'warning: ' if differ else ''}the adapter {adapter} was trained on {trained_on}; training continues on "
+        f"{base}, {reason}"
     )
     return base
 
 
-def _refuse_overwriting_the_start(
-    arguments: TrainingArguments, model_path: Path, adapter_path: Path | None, checkpoint: Checkpoint | None
+def _refuse_overwriting_start(
+    save_dir: Path, lora_rank: int, model_path: Path, adapter_path: Path | None, checkpoint: Checkpoint | None
 ) -> None:
-    """Refuses a run whose checkpoints would replace what it starts from, perhaps the only copy.
+    """Refuses a run whose checkpoints would replace its start model, perhaps the only copy.
 
-    A final model in `--save_dir` may be continued: it stays until the run's own is complete. But an
-    adapter in its place is useless without it. A checkpoint would be renamed as a later one than the start.
+    A run may start from the final model in `save_dir`, which stays until the run's own is complete;
+    but a LoRA run would replace its base model by an adapter. A checkpoint that a run starts from
+    would be archived as one of an earlier run.
     """
-    save_dir, resumed = arguments.checkpoint.save_dir, checkpoint.model_path if checkpoint is not None else None
-    base = model_path if arguments.method.lora_rank else None
+    resumed = checkpoint.model_path if checkpoint is not None else None
+    base = model_path if lora_rank else None
     for path in (path for path in (model_path, adapter_path) if path not in (None, resumed)):
         entry = entry_written_by_a_run(path, save_dir)
         if entry is None:
             continue
         if path == base:
             raise UserError(
-                f"--lora_rank: the base model {path} lies in --save_dir {save_dir}, where this run would replace or "
-                "rename it, and an adapter is nothing without its base: give another --save_dir"
+                f"--lora_rank: the base model {path} is in --save_dir {save_dir}, where this run would replace or "
+                "rename it, and an adapter is useless without its base model: give another --save_dir"
             )
         if entry == MODEL:
             log_rank_zero(
@@ -251,14 +256,16 @@ def _refuse_overwriting_the_start(
             )
         elif entry != MERGED_MODEL:
             raise UserError(
-                f"{path} lies in --save_dir {save_dir}, where the checkpoints of this run take the place of {entry}: "
-                f"give another --save_dir to begin with its weights (or --load_checkpoint {save_dir / entry} to go on "
-                "from it)"
+                f"{path} is in --save_dir {save_dir}, where the checkpoints of this run replace {entry}: give another "
+                f"--save_dir to start from its weights, or --load_checkpoint {save_dir / entry} to resume it"
             )
 
 
 def _check_adapter(method: MethodArguments, path: Path) -> None:
-    """Refuses LoRA options that are not those of the adapter to continue: peft takes the adapter's."""
+    """Refuses LoRA options that differ from those of the adapter to continue.
+
+    peft uses the adapter's, whatever the options are.
+    """
     saved = load_adapter_config(path)
     problems = []
     if (path / ADAPTER_WEIGHTS).is_file():
@@ -266,9 +273,7 @@ def _check_adapter(method: MethodArguments, path: Path) -> None:
     else:
         problems.append(f"{path} holds no {ADAPTER_WEIGHTS}; pickled adapters are not loaded")
     if method.lora_rank != saved["r"]:
-        problems.append(
-            f"{path} is a LoRA adapter of rank {saved['r']}: give --lora_rank {saved['r']} to go on with it"
-        )
+        problems.append(f"{path} is a LoRA adapter of rank {saved['r']}: give --lora_rank {saved['r']} to continue it")
     if method.lora_alpha not in (None, saved["lora_alpha"]):
         problems.append(f"{path} was trained with --lora_alpha {saved['lora_alpha']}, not {method.lora_alpha}")
     if method.lora_dropout not in (0.0, saved["lora_dropout"]):

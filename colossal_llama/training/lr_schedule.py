@@ -1,4 +1,4 @@
-"""Learning rate schedule and length of a run: pure arithmetic of rows, ranks, epochs and progress."""
+"""Learning rate schedule and number of steps of a run: arithmetic of rows, ranks and epochs."""
 
 import math
 from collections.abc import Callable
@@ -8,27 +8,29 @@ import numpy as np
 
 from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import StepGeometry
-from colossal_llama.training.arguments import OptimizerArguments, TrainingArguments
+from colossal_llama.training.arguments import DataArguments, OptimizerArguments, PluginArguments
 from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.utils.errors import UserError
 
 FINAL_FRACTION = 0.1
+"""Last learning rate over the peak."""
 WARMUP_FRACTION = 0.025
+"""Default warm-up steps over all steps."""
 
 
 def default_warmup_steps(total_steps: int) -> int:
-    """2.5 % of all steps."""
+    """Default number of warm-up steps: 2.5 % of all steps."""
     return round(WARMUP_FRACTION * total_steps)
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """Learning rate of a step: linear warm-up to the peak, then a half cosine down to a tenth of it.
+    """Learning rate of a step: linear warm-up to the peak, then cosine decay to a tenth of it.
 
     Args:
         step: 0 for the first step, `total_steps` − 1 for the last.
         total_steps: of the whole run, warm-up included.
         warmup_steps: step `warmup_steps` − 1 is the first at the peak.
-        peak: the largest rate.
+        peak: largest learning rate.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -40,7 +42,7 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length of the run and course of the learning rate, in optimizer steps."""
+    """Length of a run in optimizer steps, and its learning rates."""
 
     total_steps: int
     warmup_steps: int
@@ -55,15 +57,15 @@ class Schedule:
 def plan_steps(
     rows_of_epoch: Callable[[int], int], geometry: StepGeometry, num_epochs: int, done: Progress, max_steps: int | None
 ) -> int:
-    """Steps of the whole run: those done, and those that the remaining rows make with this geometry.
+    """Number of steps of the whole run: those done, and those of the remaining rows.
 
     Args:
-        rows_of_epoch: number of rows of an epoch; packed rows may be one more or less in another
-            epoch's order.
+        rows_of_epoch: gives the number of rows of an epoch, which may differ by a packed row
+            between epochs.
         geometry: rows a step.
         num_epochs: of the whole run.
-        done: where the run stands.
-        max_steps: the most steps.
+        done: progress of the run.
+        max_steps: upper limit; None: no limit.
     """
     total = done.step
     for epoch in range(done.epoch, num_epochs):
@@ -73,7 +75,7 @@ def plan_steps(
 
 
 def rows_of_epoch(part_lengths: list[np.ndarray], origin: Origin, epoch: int) -> int:
-    """Rows that an epoch trains on: the prepared ones, or those into which they are packed."""
+    """Number of rows of an epoch, after packing where samples are packed."""
     if origin.packed_to_tokens is None:
         return sum(len(lengths) for lengths in part_lengths)
     return len(plan_epoch(part_lengths, origin.seed, epoch, origin.shuffle, origin.packed_to_tokens))
@@ -82,7 +84,7 @@ def rows_of_epoch(part_lengths: list[np.ndarray], origin: Origin, epoch: int) ->
 def tokens_of_run(
     part_lengths: list[np.ndarray], origin: Origin, geometry: StepGeometry, done: Progress, schedule: Schedule
 ) -> int:
-    """Tokens of all steps of the whole run: those seen, and those of the rows that the remaining steps take."""
+    """Number of tokens of the whole run: those seen, and those of the remaining steps' rows."""
     lengths, tokens = np.concatenate(part_lengths), done.tokens_seen
     steps, epoch, begin = schedule.total_steps - done.step, done.epoch, done.rows_done_in_epoch
     while steps > 0 and epoch < schedule.num_epochs:
@@ -94,13 +96,12 @@ def tokens_of_run(
     return tokens
 
 
-def step_geometry(arguments: TrainingArguments, data_parallel_size: int) -> StepGeometry:
-    """Rows of a step.
+def step_geometry(data: DataArguments, plugin: PluginArguments, data_parallel_size: int) -> StepGeometry:
+    """Rows of a step: micro-batch size, micro-batches and data-parallel ranks.
 
-    A pipeline takes all rows of a rank, accumulated ones included, in one run, `--microbatch_size`
-    rows at a time.
+    A pipeline runs all rows of a rank at once, accumulated ones included, in micro-batches of
+    `--microbatch_size` rows.
     """
-    data, plugin = arguments.data, arguments.plugin
     if plugin.pp == 1:
         return StepGeometry(data.micro_batch_size, data.accumulation_steps, data_parallel_size)
     micro_batches = data.accumulation_steps * data.micro_batch_size // plugin.microbatch_size
@@ -115,26 +116,25 @@ def plan_schedule(
     geometry: StepGeometry,
     progress: Progress,
 ) -> Schedule:
-    """The schedule of a run: for the rows that are left, on the ranks that there are now.
+    """Plans the schedule of a run for its remaining rows, on the present ranks.
 
     Args:
-        optimizer: peak learning rate, warm-up and most steps.
+        optimizer: learning rate, warm-up and largest number of steps.
         num_epochs: of the whole run.
-        part_lengths: tokens of every prepared row, by part.
-        origin: what the run was begun with.
+        part_lengths: for each part an integer array (rows,): tokens of its prepared rows.
+        origin: data, tokenizer and order that the run began with.
         geometry: rows a step.
-        progress: where the run stands.
+        progress: steps and rows done.
 
     Raises:
-        UserError: the epoch in which the run stands has fewer rows than it has done already
-            (`--allow_other_data`).
+        UserError: the current epoch has fewer rows than are done already (`--allow_other_data`).
     """
     rows = rows_of_epoch(part_lengths, origin, progress.epoch) if progress.rows_done_in_epoch else 0
     if progress.rows_done_in_epoch > rows:
         raise UserError(
-            f"the run stands after row {progress.rows_done_in_epoch} of its epoch, and the data have {rows}, so "
-            "nothing would be trained: "
-            "give all its rows, or begin a new stage with the weights alone (--load_checkpoint CHECKPOINT/modelling)"
+            f"the run has trained on {progress.rows_done_in_epoch} rows of its epoch, and the data have only {rows}, "
+            "so nothing would be trained: give all rows of the run, or begin a new stage with the weights alone "
+            "(--load_checkpoint CHECKPOINT/modelling)"
         )
     total = plan_steps(
         lambda epoch: rows_of_epoch(part_lengths, origin, epoch),

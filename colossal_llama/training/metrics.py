@@ -1,4 +1,4 @@
-"""The record of a run: TensorBoard events and metrics.jsonl, one entry a step, written by rank 0."""
+"""Metrics of a run: metrics.jsonl, one entry a step, and TensorBoard events, written by rank 0."""
 
 import errno
 import itertools
@@ -18,15 +18,15 @@ from colossal_llama.utils.errors import UserError
 
 METRICS_FILE, BENCHMARK_FILE = "metrics.jsonl", "benchmark.jsonl"
 WRITER_FILE = "run.json"
-"""Says which `--save_dir` the run has whose record a directory holds."""
+"""Names the `--save_dir` of the run whose metrics a directory holds."""
 _EVENTS = "events.out.tfevents.*"
 
-# Dense bf16 rates of the vendors' datasheets, in FLOP/s; utilisation is model FLOPs over these.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
+"""Dense bf16 FLOP/s of the vendors' datasheets, the denominator of model FLOPs utilisation."""
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's dense half-precision rate in FLOP/s, or None when it is not in the table."""
+    """Dense half-precision FLOP/s of a device; None when `PEAK_FLOPS` lacks it."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -34,29 +34,32 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 class MetricsWriter:
-    """Writes each step's numbers to `directory` as TensorBoard scalars and as a line of metrics.jsonl; silent on ranks > 0.
+    """Writes each step's metrics as a line of metrics.jsonl and as TensorBoard scalars.
 
-    A benchmark's go to benchmark.jsonl, and to no TensorBoard events: they would be taken for those
-    of the run whose directory it is. What cannot be written once the run has begun (a full disk) is
-    announced and left out: the training is worth more than its record.
+    Ranks other than 0 write nothing. A benchmark writes benchmark.jsonl and no TensorBoard events,
+    which would be mixed with those of the run that owns the directory. Metrics that cannot be
+    written later (a full disk) are logged once and left out: training does not end for them.
 
     Args:
-        directory: of the record.
-        save_dir: of the run; a benchmark's is left alone.
-        resumed_at_step: the run goes on after this step; 0: it is a fresh one.
-        is_benchmark: nothing is saved.
+        directory: receives the files (`--tensorboard_dir`).
+        save_dir: of the run.
+        resumed_at_step: step after which the run resumes; 0: it is a fresh run.
+        is_benchmark: True for a run that saves nothing.
+
+    Raises:
+        OSError: the directory or a file cannot be written.
     """
 
     def __init__(self, directory: Path, save_dir: Path, resumed_at_step: int = 0, is_benchmark: bool = False):
         self._file = self._writer = None
-        self._lost_step: int | None = None
+        self._has_warned = False
         if not is_rank_zero():
             return
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / (BENCHMARK_FILE if is_benchmark else METRICS_FILE)
         if not is_benchmark:
             if resumed_at_step == 0:
-                _set_former_aside(directory)
+                _archive_earlier_metrics(directory)
             write_json(directory / WRITER_FILE, {"save_dir": str(save_dir.resolve())})
         begin_record(path, resumed_at_step)
         self._file = path.open("ab", buffering=0)
@@ -65,25 +68,26 @@ class MetricsWriter:
 
             self._writer = SummaryWriter(str(directory), purge_step=resumed_at_step + 1 if resumed_at_step else None)
 
-    def write(self, step: int, numbers: dict[str, Any]) -> None:
-        """Records a step's numbers; None is left out of TensorBoard and is null in the file.
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes a step's metrics.
 
-        A dictionary among them (losses by category) becomes a scalar `name/key` each.
+        None is null in the file and is left out of TensorBoard. A dictionary (losses by category)
+        becomes one scalar `name/key` per key.
         """
         if self._file is None:
             return
-        line = json.dumps({"step": step, "time_s": round(time.time(), 3), **numbers}) + "\n"
+        line = json.dumps({"step": step, "time_s": round(time.time(), 3), **values}) + "\n"
         try:
             self._append(line.encode())
             if self._writer is not None:
-                for name, value in numbers.items():
-                    for tag, number in _scalars(name, value):
-                        self._writer.add_scalar(tag, number, step)
+                for name, value in values.items():
+                    for tag, scalar in _scalars(name, value):
+                        self._writer.add_scalar(tag, scalar, step)
         except OSError as error:
-            self._announce(step, error)
+            self._warn_once(step, error)
 
     def _append(self, line: bytes) -> None:
-        """All of a line, or nothing of it."""
+        """Appends a whole line, or leaves the file as it was."""
         end = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) < len(line):
@@ -92,33 +96,33 @@ class MetricsWriter:
             os.ftruncate(self._file.fileno(), end)
             raise
 
-    def _announce(self, step: int, error: OSError) -> None:
-        if self._lost_step is None:
-            self._lost_step = step
-            log_rank_zero(
-                f"WARNING: THE RECORD OF STEP {step} COULD NOT BE WRITTEN to {self._file.name}: {error.strerror}; "
-                "training goes on, and "
-                "later steps are recorded as soon as there is room (in TensorBoard when a run goes on). This is said "
-                "once"
-            )
+    def _warn_once(self, step: int, error: OSError) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        log_rank_zero(
+            f"WARNING: THE METRICS OF STEP {step} COULD NOT BE WRITTEN to {self._file.name}: {error.strerror}. "
+            "Training continues; metrics are written again as soon as there is room, to TensorBoard when the run is "
+            "resumed. This warning is not repeated"
+        )
 
     def close(self) -> None:
-        """Flushes and closes both records."""
-        for record in (self._file, self._writer):
-            if record is not None:
-                with suppress(OSError):  # of TensorBoard's buffer; said already
-                    record.close()
+        """Flushes and closes both files."""
+        for writer in (self._file, self._writer):
+            if writer is not None:
+                with suppress(OSError):  # of TensorBoard's buffer: logged by `_warn_once`
+                    writer.close()
 
 
 def begin_record(path: Path, resumed_at_step: int) -> None:
-    """Makes a file of one JSON object with a `step` a line ready for a run to append to, so that every step stands once.
+    """Prepares a JSON Lines file for appending, so that it holds every step once.
 
-    A resumed run drops what was written beyond its checkpoint. A fresh run begins a new record: one
-    that lies there is kept as metrics-0.jsonl and so on.
+    Each line is an object with a `step`. A resumed run drops the lines beyond its checkpoint. A
+    fresh run renames an existing file, metrics.jsonl to metrics-0.jsonl and so on.
 
     Args:
-        path: the record, which need not exist.
-        resumed_at_step: the run goes on after this step; 0: it is a fresh one.
+        path: of the file, which need not exist.
+        resumed_at_step: step after which the run resumes; 0: it is a fresh run.
     """
     if not path.exists():
         return
@@ -131,40 +135,42 @@ def begin_record(path: Path, resumed_at_step: int) -> None:
 
 
 def refuse_other_record(directory: Path, save_dir: Path) -> None:
-    """Refuses to append the record of a run that goes on to that of another run.
+    """Refuses to append a resumed run's metrics to those of another run.
 
     Raises:
-        UserError: the directory holds the record of a run with another `--save_dir`.
+        UserError: the directory holds the metrics of a run with another `--save_dir`.
     """
     file = directory / WRITER_FILE
     try:
         writer = Path(json.loads(file.read_text(encoding="utf-8"))["save_dir"])
     except (OSError, ValueError, KeyError, TypeError):
-        return  # empty, or from before these files were written
+        return  # no such file: an empty directory, or one of an early version
     if writer != save_dir.resolve():
         raise UserError(
-            f"--tensorboard_dir {directory} holds the record of the run with --save_dir {writer}, and a run that goes "
-            f"on in {save_dir} "
-            f"would be mixed with it: give another --tensorboard_dir (or delete {file}, if {writer} is this "
-            "--save_dir before it was moved)"
+            f"--tensorboard_dir {directory} holds the metrics of the run with --save_dir {writer}; those of the run "
+            f"resumed in {save_dir} would be mixed with them. Give another --tensorboard_dir, or delete {file} if "
+            f"{writer} is the former path of this --save_dir"
         )
 
 
-def _set_former_aside(directory: Path) -> None:
-    """Keeps an earlier run's record as metrics-N.jsonl and events-N/, which TensorBoard shows as another run."""
+def _archive_earlier_metrics(directory: Path) -> None:
+    """Renames an earlier run's metrics to metrics-N.jsonl and events-N/.
+
+    TensorBoard shows the latter as another run.
+    """
     metrics, writer = directory / METRICS_FILE, directory / WRITER_FILE
     events = sorted(directory.glob(_EVENTS))
     if not events and not metrics.exists():
         return
     pairs = ((directory / f"metrics-{n}.jsonl", directory / f"events-{n}") for n in itertools.count())
-    aside, folder = next(pair for pair in pairs if not any(path.exists() for path in pair))
+    archived, folder = next(pair for pair in pairs if not any(path.exists() for path in pair))
     folder.mkdir()
     for path in [*events, writer]:
         if path.exists():
             path.rename(folder / path.name)
     if metrics.exists():
-        metrics.rename(aside)
-    log_rank_zero(f"the record of an earlier run in {directory} is now {aside.name} and {folder.name}/")
+        metrics.rename(archived)
+    log_rank_zero(f"the metrics of an earlier run in {directory} are archived as {archived.name} and {folder.name}/")
 
 
 def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
@@ -179,10 +185,10 @@ def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")  # half a line, from a run that was killed while it wrote
+        return float("inf")  # an incomplete line of a killed run
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl file, or of the one in a directory."""
+    """Reads the entries of a metrics.jsonl file, or of the one in a directory."""
     file = path / METRICS_FILE if path.is_dir() else path
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]

@@ -1,4 +1,4 @@
-"""Set-up of the model for its plugin: dtype, attention, kernels, recomputation, freezing, adapters."""
+"""Model set-up: loading, attention, kernels, recomputation, frozen weights, LoRA adapters."""
 
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from colossal_llama.model.param_count import flops_per_token
 from colossal_llama.training.arguments import (
     GPU_ONLY_PLUGINS,
     MethodArguments,
+    ModelArguments,
     PluginArguments,
     TrainingArguments,
 )
@@ -36,19 +37,19 @@ from colossal_llama.utils.errors import UserError
 
 @dataclass(frozen=True)
 class ModelSetup:
-    """A plugin's backend and the model that it will train."""
+    """Backend of the plugin, and the model to train with it."""
 
     backend: Backend
     model: LlamaForCausalLM | PeftModel
     flops_per_token: float
     fuses_loss: bool
-    """True when output layer and cross-entropy are one operation, and the logits never built."""
+    """True when output layer and cross-entropy are one kernel, which never builds the logits."""
     notes: list[str]
     """Sentences for the start-up report."""
 
 
 def plugin_config(arguments: TrainingArguments) -> PluginConfig:
-    """Settings of the plugin that a command line asks for."""
+    """Configuration of the plugin for `engine.plugins`."""
     plugin = arguments.plugin
     return PluginConfig(
         name=plugin.plugin,
@@ -70,20 +71,22 @@ def set_up_model(arguments: TrainingArguments, inputs: RunInputs) -> ModelSetup:
 
     Raises:
         CollectiveError: the weights cannot be loaded on some rank.
-        UserError: fp8 is not possible, or the model lacks rows for its tokenizer.
+        UserError: fp8 is not possible, or the model has fewer embedding rows than its tokenizer
+            has tokens.
     """
     backend, device = build_backend(plugin_config(arguments)), current_device()
     config = load_config(inputs.model_path)
-    attention, attention_note = _choose_attention(arguments, config, device)
+    attention, attention_note = _choose_attention(arguments.model, arguments.plugin, config, device)
     with consensus.raise_on_all_ranks():
         model = load_model(
             inputs.model_path, backend.parameter_dtype, attention, _loading_device(arguments.plugin, device)
         )
     return_token_losses(model)
-    notes = [attention_note, _use_kernels(arguments, model, device)]
+    fuses_loss = _can_fuse_loss(arguments.model, arguments.plugin, device)
+    notes = [attention_note, _use_kernels(arguments.model, model, device, fuses_loss)]
     if arguments.model.fp8:
         notes.append(_use_fp8(model, device))
-    geometry = step_geometry(arguments, data_parallel_size=1)
+    geometry = step_geometry(arguments.data, arguments.plugin, data_parallel_size=1)
     notes += describe_parallel_layout(arguments.plugin, geometry.accumulation_steps)
     _check_vocabulary(model, inputs)
     if arguments.memory.use_grad_checkpoint:
@@ -96,27 +99,29 @@ def set_up_model(arguments: TrainingArguments, inputs: RunInputs) -> ModelSetup:
         model = _with_adapters(arguments.method, arguments.data.seed, inputs, backend, model)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         notes.append(f"LoRA of rank {arguments.method.lora_rank}: {trained:,} parameters are trained")
-    return ModelSetup(backend, model, flops_per_token(config, length_tokens), _fuses_loss(arguments, device), notes)
+    return ModelSetup(backend, model, flops_per_token(config, length_tokens), fuses_loss, notes)
 
 
-def _choose_attention(arguments: TrainingArguments, config: PretrainedConfig, device: torch.device) -> tuple[str, str]:
-    ranks = layout_of(arguments.plugin).head_parallel_size
+def _choose_attention(
+    model: ModelArguments, plugin: PluginArguments, config: PretrainedConfig, device: torch.device
+) -> tuple[str, str]:
+    ranks = layout_of(plugin).head_parallel_size
     heads = (config.num_attention_heads // ranks, config.num_key_value_heads // ranks, config.head_dim)
     return choose_attention(
-        arguments.model.use_flash_attn,
-        arguments.model.fused_kernels,
+        model.use_flash_attn,
+        model.fused_kernels,
         device,
-        PRECISIONS[arguments.plugin.mixed_precision],
+        PRECISIONS[plugin.mixed_precision],
         heads,
         config.attention_dropout,
     )
 
 
 def _loading_device(plugin: PluginArguments, device: torch.device) -> torch.device:
-    """Device on which the whole model is loaded: the CPU for a process that will keep a part of it.
+    """Device on which the whole model is loaded: the CPU when this process keeps a shard of it.
 
-    On the CPU the weight files are mapped, and all processes of a host share what is read of them,
-    as long as the files have the dtype of the run. (A model of 395 MB took 1 MB of a process's own
+    On the CPU the weight files are memory-mapped, so all processes of a host share their pages, as
+    long as the files have the dtype of the run. (A model of 395 MB took 1 MB of a process's own
     memory.)
     """
     return torch.device("cpu") if plugin.tp * plugin.pp > 1 else device
@@ -125,46 +130,43 @@ def _loading_device(plugin: PluginArguments, device: torch.device) -> torch.devi
 def _with_adapters(
     method: MethodArguments, seed: int, inputs: RunInputs, backend: Backend, model: LlamaForCausalLM
 ) -> PeftModel:
-    """Puts LoRA adapters on the model, new ones or those of a checkpoint, in the model's dtype."""
+    """Adds LoRA adapters to the model, new ones or those of a checkpoint, in the model's dtype."""
     alpha = method.lora_alpha or 2.0 * method.lora_rank
     config = lora_config(method.lora_rank, alpha, method.lora_dropout, method.lora_target_modules)
     adapter = str(inputs.adapter_path) if inputs.adapter_path else None
-    torch.manual_seed(seed)  # adapters begin random, and must be the same on every rank
+    torch.manual_seed(seed)  # new adapters are random, and must be the same on every rank
     adapted = backend.add_lora(model, config, adapter)
-    # peft keeps the name that a loaded adapter has; the base may lie elsewhere by now.
+    # peft keeps the base path of a loaded adapter; the base model may have been moved since.
     adapted.active_peft_config.base_model_name_or_path = str(inputs.model_path)
     return adapted
 
 
 def _recompute(arguments: TrainingArguments, backend: Backend, model: LlamaForCausalLM, device: torch.device) -> str:
-    """Sets up activation checkpointing; returns a note for the report."""
+    """Sets up activation checkpointing; returns a note for the start-up report."""
     chosen = choose_recomputation(arguments, model.config, device, backend.data_parallel_size)
-    # The non-reentrant way stops a recomputation by an exception as soon as it has what it needs;
-    # Gemini's hooks around each operation would then be left open.
+    # Non-reentrant checkpointing ends a recomputation by an exception as soon as all saved tensors
+    # are there; Gemini's hooks around each operation would then not be closed.
     reentrant = arguments.plugin.plugin in GPU_ONLY_PLUGINS
     recompute_layers(model, chosen.layers, reentrant=reentrant, selective=chosen.selective)
     note = f"gradient checkpointing: {chosen.describe(model.config.num_hidden_layers)}"
     could_be_selective = selective_recomputation_possible(arguments) and not expandable_segments_enabled()
     if chosen.layers and device.type == "cuda" and could_be_selective:
-        note += " (fewer, perhaps, without a setting in PYTORCH_CUDA_ALLOC_CONF or with expandable_segments:True in it)"
+        note += "; fewer may do with PYTORCH_CUDA_ALLOC_CONF unset, or with expandable_segments:True in it"
     return note
 
 
-def _fuses_loss(arguments: TrainingArguments, device: torch.device) -> bool:
-    return (
-        arguments.model.fused_kernels and arguments.plugin.tp == 1 and fused_kernels_unavailable_reason(device) is None
-    )
+def _can_fuse_loss(model: ModelArguments, plugin: PluginArguments, device: torch.device) -> bool:
+    return model.fused_kernels and plugin.tp == 1 and fused_kernels_unavailable_reason(device) is None
 
 
-def _use_kernels(arguments: TrainingArguments, model: LlamaForCausalLM, device: torch.device) -> str:
-    if not arguments.model.fused_kernels:
+def _use_kernels(arguments: ModelArguments, model: LlamaForCausalLM, device: torch.device, fuses_loss: bool) -> str:
+    if not arguments.fused_kernels:
         return "fused kernels: off (--fused_kernels False)"
     reason = fused_kernels_unavailable_reason(device)
     if reason is not None:
         return f"fused kernels: off, {reason}"
-    fuse_loss = _fuses_loss(arguments, device)
-    use_fused_kernels(model, fuse_loss=fuse_loss)
-    return "fused kernels: norm, rotary, SwiGLU" + (", linear cross-entropy" if fuse_loss else "")
+    use_fused_kernels(model, fuse_loss=fuses_loss)
+    return "fused kernels: norm, rotary, SwiGLU" + (", linear cross-entropy" if fuses_loss else "")
 
 
 def _use_fp8(model: LlamaForCausalLM, device: torch.device) -> str:
@@ -172,7 +174,7 @@ def _use_fp8(model: LlamaForCausalLM, device: torch.device) -> str:
     if reason is not None:
         raise UserError(f"--fp8 cannot be used: {reason}")
     use_fp8(model)
-    return "fp8: the decoder layers' products are computed in 8 bits"
+    return "fp8: matrix products of the decoder layers in 8 bits"
 
 
 def _check_vocabulary(model: LlamaForCausalLM, inputs: RunInputs) -> None:

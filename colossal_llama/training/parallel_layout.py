@@ -1,6 +1,8 @@
-"""Parallel layouts of `--plugin 3d`: which products of pp, tp, sp and ZeRO exist. Imports no torch.
+"""Parallel layouts of `--plugin 3d`: possible products of pp, tp, sp and ZeRO. Imports no torch.
 
-processes = data-parallel ranks x pp x tp x sp            (sp only in mode all_to_all; the other modes use the tp ranks)
+    processes = data-parallel ranks x pp x tp x sp
+
+sp is a factor in mode all_to_all only; the other modes use the tensor parallel ranks.
 """
 
 import itertools
@@ -14,23 +16,24 @@ from typing import Any
 SP_MODES = ("split_gather", "ring", "all_to_all")
 
 TABLE = """\
-products of --plugin 3d (processes = data-parallel ranks x pp x tp, and x sp with all_to_all; tried on 2 to 4 processes):
+products of --plugin 3d (processes = data-parallel ranks x pp x tp, x sp with all_to_all; tested on 2 to 4):
 
                               --zero 0   --zero 1   --zero 2
   --tp N                      yes        yes        yes
   --pp N                      yes        yes        no
   --pp N --tp M               yes        yes        no
-  --sp N, split_gather, ring  yes        yes        yes        --sp must equal --tp; also with --pp (then no --zero 2)
-  --sp N, all_to_all          yes        yes        yes        own processes; also with --tp and --pp (then no --zero 2)
+  --sp N, split_gather, ring  yes        yes        yes        --sp must equal --tp; also with --pp, then not --zero 2
+  --sp N, all_to_all          yes        yes        yes        separate ranks; also with --tp and --pp, then not --zero 2
 
-  --zero 1 and 2 need fp16 or bf16. --tp (with all_to_all: --tp x --sp) must divide the attention heads and the key-value
-  heads, --pp may not exceed the layers. --lora_rank needs --tp 1, --pp 1 and --sp 1. --freeze_non_embeds_params needs --pp 1 or 2.
+  --zero 1 and 2 need fp16 or bf16. --tp (with all_to_all: --tp x --sp) must divide the attention heads and the
+  key-value heads, --pp may not exceed the layers. --lora_rank needs --tp 1, --pp 1 and --sp 1.
+  --freeze_non_embeds_params needs --pp 1 or 2.
 """
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a model's config.json says of what can be divided."""
+    """Sizes in a model's config.json that a parallel layout must divide."""
 
     layers: int
     heads: int
@@ -39,7 +42,10 @@ class ModelShape:
 
 
 def read_model_shape(directory: Path | None) -> ModelShape | None:
-    """The shape in a model directory's config.json, or in that of a checkpoint's model; None where there is none to read."""
+    """Reads the model shape from the config.json of a model directory or of a checkpoint.
+
+    None without a readable file.
+    """
     if directory is None:
         return None
     for file in (directory / "config.json", directory / "modelling" / "config.json"):
@@ -59,7 +65,7 @@ def read_model_shape(directory: Path | None) -> ModelShape | None:
 
 @dataclass(frozen=True)
 class Layout:
-    """A division of the processes."""
+    """Parallel sizes of the processes, and the ZeRO stage."""
 
     pp: int = 1
     tp: int = 1
@@ -69,89 +75,89 @@ class Layout:
 
     @property
     def shares_tp_ranks(self) -> bool:
-        """Whether sequences are divided over the tensor parallel ranks rather than over ranks of their own."""
+        """True when sequences are sharded over tensor parallel ranks, not over separate ranks."""
         return self.sp_mode != "all_to_all"
 
     @property
     def head_parallel_size(self) -> int:
-        """Processes among which a layer's attention heads are divided."""
+        """Number of processes over which the attention heads of a layer are divided."""
         return self.tp * (1 if self.shares_tp_ranks else self.sp)
 
     @property
     def model_parallel_size(self) -> int:
-        """Processes that hold one copy of the model together."""
+        """Number of processes that hold one copy of the model."""
         return self.pp * self.head_parallel_size
 
-    def words(self) -> str:
-        """The layout as options."""
-        shown = [f"--pp {self.pp}", f"--tp {self.tp}", f"--sp {self.sp}", f"--zero {self.zero}"]
-        return " ".join(shown)
+    def as_options(self) -> str:
+        """Formats the layout as options of train.py."""
+        return f"--pp {self.pp} --tp {self.tp} --sp {self.sp} --zero {self.zero}"
 
 
-def layout_of(options: Any) -> Layout:
-    """The layout that parsed arguments ask for."""
-    return Layout(options.pp, options.tp, options.sp, options.sp_mode, options.zero)
+def layout_of(plugin: Any) -> Layout:
+    """Parallel layout of the plugin's arguments (training.arguments.PluginArguments)."""
+    return Layout(plugin.pp, plugin.tp, plugin.sp, plugin.sp_mode, plugin.zero)
 
 
-def problem_of(
-    layout: Layout, world_size: int, shape: ModelShape | None, half_precision: bool, freezes: bool
+def layout_problem(
+    layout: Layout, world_size: int, shape: ModelShape | None, half_precision: bool, embeddings_only: bool
 ) -> str | None:
-    """Why a layout is impossible, in one sentence that ends with the nearest possible one; None when it is possible.
+    """Explains why a layout is impossible, and names the nearest possible one.
 
     Args:
-        layout: what was asked for.
+        layout: as requested.
         world_size: number of processes.
-        shape: the model's, where it is known.
-        half_precision: whether the run computes in fp16 or bf16.
-        freezes: whether the run trains the embeddings alone.
+        shape: of the model; None where it is unknown.
+        half_precision: True when the run computes in fp16 or bf16.
+        embeddings_only: True when all other weights are frozen.
+
+    Returns:
+        One sentence; None when the layout is possible.
     """
-    reason = _reason_against(layout, world_size, shape, half_precision, freezes)
+    reason = _impossible_reason(layout, world_size, shape, half_precision, embeddings_only)
     if reason is None:
         return None
     possible = [
         other
-        for other in _others(layout, world_size)
-        if _reason_against(other, world_size, shape, half_precision, freezes) is None
+        for other in _candidates(layout, world_size)
+        if _impossible_reason(other, world_size, shape, half_precision, embeddings_only) is None
     ]
     nearest = min(possible, key=lambda other: _distance(layout, other))
-    return f"{reason}; the nearest possible setting is {nearest.words()}"
+    return f"{reason}; the nearest possible setting is {nearest.as_options()}"
 
 
-def _reason_against(
-    layout: Layout, world_size: int, shape: ModelShape | None, half_precision: bool, freezes: bool
+def _impossible_reason(
+    layout: Layout, world_size: int, shape: ModelShape | None, half_precision: bool, embeddings_only: bool
 ) -> str | None:
     pp, tp, sp, zero = layout.pp, layout.tp, layout.sp, layout.zero
     if sp > 1 and layout.shares_tp_ranks and sp != tp:
         return (
             f"--sp_mode {layout.sp_mode} divides sequences over the tensor parallel ranks, so --sp {sp} must equal "
-            "--tp, "
-            f"which is {tp} (--sp_mode all_to_all has ranks of its own)"
+            f"--tp, which is {tp} (--sp_mode all_to_all has separate ranks)"
         )
     if world_size % layout.model_parallel_size:
         return (
-            f"--pp {pp}, --tp {tp} and --sp {sp} make one copy of the model out of {layout.model_parallel_size} "
-            "processes, which "
-            f"does not divide the {world_size} that there are"
+            f"--pp {pp}, --tp {tp} and --sp {sp} need {layout.model_parallel_size} processes for one copy of the "
+            f"model, which does not divide the {world_size} processes of the run"
         )
     if pp > 1 and zero == 2:
-        return "--zero 2 with --pp would exchange all gradients once a pipeline micro-batch, and ColossalAI refuses it"
+        return "--zero 2 with --pp would reduce all gradients once a pipeline micro-batch, and ColossalAI refuses it"
     if zero and not half_precision:
         return (
-            f"--zero {zero} keeps fp32 master weights beside fp16 or bf16 ones, so it is not for --mixed_precision fp32"
+            f"--zero {zero} keeps fp32 master weights of fp16 or bf16 weights, so it is not for --mixed_precision fp32"
         )
-    if freezes and pp > 2:
+    if embeddings_only and pp > 2:
         return f"--freeze_non_embeds_params leaves the middle stages of --pp {pp} nothing to train"
-    return None if shape is None else _reason_in_shape(layout, shape)
+    return None if shape is None else _shape_reason(layout, shape)
 
 
-def _reason_in_shape(layout: Layout, shape: ModelShape) -> str | None:
+def _shape_reason(layout: Layout, shape: ModelShape) -> str | None:
     if layout.pp > shape.layers:
         return f"--pp {layout.pp} is more than the model's {shape.layers} layers"
-    of_heads = layout.head_parallel_size
-    name = f"--tp {layout.tp}" if of_heads == layout.tp else f"--tp {layout.tp} x --sp {layout.sp}"
+    head_ranks = layout.head_parallel_size
+    name = f"--tp {layout.tp}" if head_ranks == layout.tp else f"--tp {layout.tp} x --sp {layout.sp}"
     for what, amount, divisor in (
-        ("attention heads", shape.heads, of_heads),
-        ("key-value heads", shape.key_value_heads, of_heads),
+        ("attention heads", shape.heads, head_ranks),
+        ("key-value heads", shape.key_value_heads, head_ranks),
         ("intermediate units", shape.intermediate, layout.tp),
     ):
         if amount % divisor:
@@ -159,24 +165,24 @@ def _reason_in_shape(layout: Layout, shape: ModelShape) -> str | None:
     return None
 
 
-def _others(layout: Layout, world_size: int) -> Iterator[Layout]:
+def _candidates(layout: Layout, world_size: int) -> Iterator[Layout]:
     sizes = [n for n in range(1, world_size + 1) if world_size % n == 0]
     zeros = dict.fromkeys((layout.zero, 1, 0))
     for pp, tp, sp, zero in itertools.product(sizes, sizes, sizes, zeros):
         yield replace(layout, pp=pp, tp=tp, sp=sp, zero=zero)
 
 
-def _distance(wanted: Layout, other: Layout) -> float:
-    sizes = zip((wanted.pp, wanted.tp, wanted.sp), (other.pp, other.tp, other.sp), strict=True)
-    return sum(abs(math.log2(a / b)) for a, b in sizes) + 0.4 * abs(wanted.zero - other.zero)
+def _distance(requested: Layout, other: Layout) -> float:
+    sizes = zip((requested.pp, requested.tp, requested.sp), (other.pp, other.tp, other.sp), strict=True)
+    return sum(abs(math.log2(a / b)) for a, b in sizes) + 0.4 * abs(requested.zero - other.zero)
 
 
 def describe_parallel_layout(plugin: Any, micro_batches: int) -> list[str]:
-    """Sentences for the start-up report: pipeline bubble, sequence shards.
+    """Describes pipeline bubble and sequence shards for the start-up report, one sentence each.
 
     Args:
-        plugin: `pp`, `sp`, `sp_mode` and `microbatch_size` as in training.arguments.PluginArguments.
-        micro_batches: of a step and rank.
+        plugin: its arguments (training.arguments.PluginArguments).
+        micro_batches: number of a step and rank.
     """
     notes = []
     if plugin.pp > 1:

@@ -1,25 +1,51 @@
-"""Draw the loss of one or several runs, by step and by tokens seen, from their metrics.jsonl.
+r"""Plots the loss of runs by step and by tokens seen, from their metrics.jsonl.
 
-python colossal_llama/training/plot_training.py logs_dir --output loss.png
-python colossal_llama/training/plot_training.py run_a/logs run_b/logs --labels "lr 1e-4" "lr 3e-4" --output compare.png
+    python colossal_llama/training/plot_training.py logs_dir --output loss.png
+    python colossal_llama/training/plot_training.py run_a/logs run_b/logs \
+        --labels "lr 1e-4" "lr 3e-4" --output compare.png
+
+Validation losses are drawn where a run has them.
 """
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
-from colossal_llama.utils.errors import run_main
+from colossal_llama.utils.errors import UserError, run_main
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of one run, an entry for each step that has a loss."""
+
+    label: str
+    steps: np.ndarray
+    tokens: np.ndarray
+    """Tokens seen up to each step."""
+    losses: np.ndarray
+    """In nats per target token."""
+    evaluations: np.ndarray
+    """(evaluations, 3): step, tokens seen, validation loss."""
+    smoothing_steps: int = 1
+
+    def smoothed(self) -> np.ndarray:
+        """Running mean over the last `smoothing_steps` steps, fewer at the beginning."""
+        sums = np.cumsum(np.concatenate([[0.0], self.losses]))
+        ends = np.arange(1, len(self.losses) + 1)
+        begins = np.maximum(0, ends - self.smoothing_steps)
+        return (sums[ends] - sums[begins]) / (ends - begins)
 
 
 def main() -> None:
-    """Parse, read, draw, say."""
+    """Parses the command line, reads the curves, plots them, and prints first and last loss."""
     options = parse_arguments()
-    from colossal_llama.training.loss_curves import draw_curves, read_curve
-
     curves = [
         read_curve(run, label, options.smoothing) for run, label in zip(options.runs, options.labels, strict=True)
     ]
@@ -29,18 +55,18 @@ def main() -> None:
             f"{curve.label}: loss {curve.losses[0]:.4f} at step {curve.steps[0]}, {curve.losses[-1]:.4f} at step "
             f"{curve.steps[-1]}"
         )
-    print(f"drawn: {options.output}")
+    print(f"plotted: {options.output}")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = CollectingArgumentParser(
         prog="plot_training.py",
-        description="Draw the loss of runs of train.py, by step and by tokens seen.",
+        description="Plot the loss of runs of train.py, by step and by tokens seen.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a --tensorboard_dir, or its metrics.jsonl")
     parser.add_argument(
-        "--output", type=Path, default=Path("loss.png"), metavar="FILE", help="the picture (png, pdf, svg)"
+        "--output", type=Path, default=Path("loss.png"), metavar="FILE", help="file of the plot (png, pdf, svg)"
     )
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="a name for each run (default: its path)")
     parser.add_argument(
@@ -48,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
         type=number_in_range(int, 1),
         default=1,
         metavar="STEPS",
-        help="draw the mean of so many steps over the single ones",
+        help="plot the running mean over so many steps, and the single steps pale behind it",
     )
     options = parser.parse_args()
     if options.labels is None:
@@ -59,6 +85,66 @@ def parse_arguments() -> argparse.Namespace:
         parser.problem(f"--output {options.output}: the name must end in .png, .pdf or .svg")
     parser.finish()
     return options
+
+
+def read_curve(run: Path, label: str, smoothing_steps: int = 1) -> Curve:
+    """Reads the curve of a run from its metrics.
+
+    Raises:
+        UserError: the file is absent or empty, or is not a metrics.jsonl.
+    """
+    from colossal_llama.training.metrics import METRICS_FILE, read_metrics  # imports torch: not for --help
+
+    try:
+        entries = [entry for entry in read_metrics(run) if entry["loss"] is not None]  # null: NaN or Inf
+        steps, tokens, losses = (
+            np.array([entry[name] for entry in entries], dtype=kind)
+            for name, kind in (("step", int), ("tokens_seen", int), ("loss", float))
+        )
+    except OSError as error:
+        raise UserError(f"{run}: {METRICS_FILE} cannot be read there ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:  # not text, not JSON, or without these values
+        raise UserError(f"{run}: these are not metrics written by train.py ({error})") from error
+    if not len(steps):
+        raise UserError(f"{run}: the metrics hold no finished step yet")
+    found = [(e["step"], e["tokens_seen"], e["eval_loss"]) for e in entries if e.get("eval_loss") is not None]
+    evaluations = np.array(found, dtype=float).reshape(-1, 3)
+    return Curve(label, steps, tokens, losses, evaluations, smoothing_steps)
+
+
+def draw_curves(curves: list[Curve], output: Path) -> None:
+    """Plots all curves into one figure: by step on the left, by tokens seen on the right.
+
+    Raises:
+        UserError: the file cannot be written, or matplotlib does not know its format.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for curve in curves:
+        for column, (panel, x) in enumerate(zip(panels, (curve.steps, curve.tokens), strict=True)):
+            marker = "o" if len(curve.steps) == 1 else None
+            (line,) = panel.plot(x, curve.smoothed(), label=curve.label, marker=marker)
+            if len(curve.evaluations):
+                evaluated_at, losses = curve.evaluations[:, column], curve.evaluations[:, 2]
+                panel.plot(evaluated_at, losses, "o--", color=line.get_color(), label=f"{curve.label}, validation")
+            if curve.smoothing_steps > 1:
+                panel.plot(x, curve.losses, color=line.get_color(), alpha=0.25)
+    panels[0].set(xlabel="optimizer step", ylabel="loss (nats per target token)")
+    panels[1].set(xlabel="tokens seen")
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=130)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{output} cannot be plotted: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Builds a run: model and optimizer in the plugin, checkpoint restored, trainer put together."""
+"""Builds a trainer: prepares model and optimizer, restores a checkpoint, opens the output files."""
 
 from pathlib import Path
 
@@ -6,18 +6,25 @@ import torch
 from transformers import LlamaForCausalLM
 
 from colossal_llama.dataset.collator import Collator
-from colossal_llama.dataset.loader import RowReader
+from colossal_llama.dataset.epoch_plan import plan_epoch
+from colossal_llama.dataset.loader import RowReader, StepGeometry
 from colossal_llama.dataset.part_reader import Part, categories_of
 from colossal_llama.engine.hybrid_adam import build_optimizer
 from colossal_llama.engine.launch import current_device, has_gpu, take_share_of_cores
 from colossal_llama.engine.optimizer_step import choose_step
 from colossal_llama.model.neftune import NeftuneNoise
-from colossal_llama.training.arguments import HOST_OPTIMIZER_PLUGINS, MethodArguments, TrainingArguments
+from colossal_llama.training.arguments import (
+    HOST_OPTIMIZER_PLUGINS,
+    DataArguments,
+    MethodArguments,
+    PluginArguments,
+    TrainingArguments,
+)
 from colossal_llama.training.checkpoint.restore import restore
 from colossal_llama.training.checkpoint.saver import CheckpointSaver
 from colossal_llama.training.checkpoint.state import Progress
 from colossal_llama.training.distributed import consensus
-from colossal_llama.training.evaluation import Evaluator, build_evaluator
+from colossal_llama.training.evaluation import Evaluator
 from colossal_llama.training.inputs import RunInputs, packed_to_tokens, resume_progress
 from colossal_llama.training.lr_schedule import plan_schedule, step_geometry
 from colossal_llama.training.metrics import MetricsWriter, begin_record
@@ -33,16 +40,20 @@ from colossal_llama.utils.errors import UserError
 
 
 def build_trainer(arguments: TrainingArguments, inputs: RunInputs, setup: ModelSetup) -> Trainer:
-    """Hands model and optimizer to the plugin, restores a checkpoint, and puts the trainer together.
+    """Prepares model and optimizer for the plugin, restores a checkpoint, and builds the trainer.
 
-    Results of an earlier run are archived last, after all that can fail before the first step.
+    Results of an earlier run are archived last, when nothing else can fail before the first step.
+
+    Raises:
+        CollectiveError: a file cannot be read or written.
+        UserError: data, tokenizer or order differ from those of the checkpoint.
     """
     backend = setup.backend
     optimizer = build_optimizer(setup.model, arguments.optimizer.lr, arguments.optimizer.weight_decay)
     model, optimizer = backend.prepare(setup.model, optimizer)
-    setup.notes.extend(_choose_optimizer_step(arguments, optimizer))
-    geometry = step_geometry(arguments, backend.data_parallel_size)
-    reader = _reader(arguments, inputs, inputs.parts)
+    setup.notes.extend(_choose_optimizer_step(arguments.plugin, arguments.model.fused_kernels, optimizer))
+    geometry = step_geometry(arguments.data, arguments.plugin, backend.data_parallel_size)
+    reader = _reader(arguments.data, arguments.plugin, inputs, inputs.parts)
     part_lengths = [part.row_lengths_tokens() for part in inputs.parts]
     progress = Progress()
     if inputs.checkpoint is not None:
@@ -53,7 +64,7 @@ def build_trainer(arguments: TrainingArguments, inputs: RunInputs, setup: ModelS
     if inputs.checkpoint is not None:
         restore(inputs.checkpoint, backend, model, optimizer)
     write_config_file(arguments, geometry, schedule)
-    saver, metrics, nonfinite_record = _begin_records(arguments, inputs, setup, model, optimizer, progress)
+    saver, metrics, nonfinite_record = _open_records(arguments, inputs, setup, model, optimizer, progress)
     train_step = _train_step(arguments, inputs, setup, model, optimizer)
     return Trainer(
         train_step=train_step,
@@ -70,12 +81,12 @@ def build_trainer(arguments: TrainingArguments, inputs: RunInputs, setup: ModelS
         flops_per_token=setup.flops_per_token,
         nonfinite_steps=NonFiniteSteps(nonfinite_record, reader, arguments.records.max_bad_steps),
         categories=_categories(inputs),
-        evaluator=_evaluator(arguments, inputs, train_step),
+        evaluator=_evaluator(arguments, inputs, train_step, geometry),
         progress=progress,
     )
 
 
-def _begin_records(
+def _open_records(
     arguments: TrainingArguments,
     inputs: RunInputs,
     setup: ModelSetup,
@@ -83,9 +94,9 @@ def _begin_records(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
 ) -> tuple[CheckpointSaver | None, MetricsWriter, Path | None]:
-    """Opens checkpoints, metrics and the record of non-finite steps; archives an earlier run's results."""
+    """Opens saver, metrics and record of non-finite steps; archives earlier results."""
     save_dir, is_benchmark = arguments.checkpoint.save_dir, arguments.benchmark.benchmark
-    kept_steps = progress.step if _resumes_in_place(arguments, inputs) else 0
+    kept_steps = progress.step if _resumes_in(save_dir, inputs) else 0
     saver = None
     if not is_benchmark:
         saver = CheckpointSaver(
@@ -106,9 +117,8 @@ def _begin_records(
     return saver, metrics, nonfinite_record
 
 
-def _resumes_in_place(arguments: TrainingArguments, inputs: RunInputs) -> bool:
-    """True when the checkpoint lies in `--save_dir`: its earlier checkpoints and record are this run's own."""
-    save_dir = arguments.checkpoint.save_dir
+def _resumes_in(save_dir: Path, inputs: RunInputs) -> bool:
+    """True when the checkpoint is in `save_dir`, so that its metrics are this run's own."""
     return inputs.checkpoint is not None and inputs.checkpoint.path.resolve().parent == save_dir.resolve()
 
 
@@ -144,35 +154,48 @@ def _train_step(
 
 
 def _categories(inputs: RunInputs) -> tuple[str, ...]:
-    """Categories of training and validation data together."""
+    """Categories of all data, training and validation."""
     return categories_of([*inputs.parts, *inputs.eval_parts])
 
 
-def _reader(arguments: TrainingArguments, inputs: RunInputs, parts: list[Part]) -> RowReader:
-    data, tokenizer = arguments.data, inputs.tokenizer
+def _reader(data: DataArguments, plugin: PluginArguments, inputs: RunInputs, parts: list[Part]) -> RowReader:
+    tokenizer = inputs.tokenizer
     collator = Collator(
         pad_token_id=tokenizer.pad_token_id if data.pad_token else tokenizer.eos_token_id,
         max_length=data.max_length,
         pad_to_max_length=data.padding_mode == "max_length",
         cross_document_attention=data.cross_document_attention,
-        pad_to_multiple_of=arguments.plugin.sp,
+        pad_to_multiple_of=plugin.sp,
         categories=len(_categories(inputs)),
     )
     return RowReader(parts, collator, _categories(inputs))
 
 
-def _evaluator(arguments: TrainingArguments, inputs: RunInputs, train_step: TrainStep) -> Evaluator | None:
-    if not inputs.eval_parts:
+def _evaluator(
+    arguments: TrainingArguments, inputs: RunInputs, train_step: TrainStep, geometry: StepGeometry
+) -> Evaluator | None:
+    parts, data = inputs.eval_parts, arguments.data
+    if not parts:
         return None
-    reader = _reader(arguments, inputs, inputs.eval_parts)
-    packed = packed_to_tokens(arguments.data, inputs.eval_parts)
-    return build_evaluator(arguments, train_step, inputs.eval_parts, reader, packed, _categories(inputs))
+    lengths = [part.row_lengths_tokens() for part in parts]
+    return Evaluator(
+        train_step=train_step,
+        reader=_reader(data, arguments.plugin, inputs, parts),
+        plan=plan_epoch(lengths, 0, 0, "none", packed_to_tokens(data, parts)),
+        categories=_categories(inputs),
+        micro_batch_size=geometry.micro_batch_size,
+        interval_steps=arguments.records.eval_interval or arguments.checkpoint.save_interval,
+    )
 
 
-def _choose_optimizer_step(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Replaces ZeRO's step by the fused or the overlapped one where possible; returns notes for the report."""
-    plugin, notes = arguments.plugin, []
-    note = choose_step(optimizer, current_device()) if arguments.model.fused_kernels else None
+def _choose_optimizer_step(plugin: PluginArguments, fused_kernels: bool, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Replaces ZeRO's step by the fused or the overlapped one where possible.
+
+    Returns:
+        Notes for the start-up report.
+    """
+    notes = []
+    note = choose_step(optimizer, current_device()) if fused_kernels else None
     if note is not None:
         notes.append(note)
     if has_gpu() and (plugin.plugin in HOST_OPTIMIZER_PLUGINS or plugin.zero_cpu_offload):
@@ -181,7 +204,10 @@ def _choose_optimizer_step(arguments: TrainingArguments, optimizer: torch.optim.
 
 
 def _attach_noise(method: MethodArguments, model: LlamaForCausalLM) -> NeftuneNoise | None:
-    """Hooks NEFTune onto the prepared model: tensor parallelism replaces the embedding layer by its own."""
+    """Hooks NEFTune noise onto the prepared model's embedding.
+
+    Done after `Backend.prepare`: tensor parallelism replaces the embedding layer.
+    """
     if not method.use_neft:
         return None
     noise = NeftuneNoise(method.neft_alpha)

@@ -1,4 +1,4 @@
-"""Directories of a run: locked for one writer, cleared of what a killed run left, earlier results archived."""
+"""Output directories of a run: locked, cleared of interrupted writes, earlier results archived."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,9 +16,9 @@ from colossal_llama.utils.file_lock import directory_lock
 
 @contextmanager
 def locked_run_dirs(arguments: TrainingArguments) -> Iterator[None]:
-    """Locks `--save_dir` and `--tensorboard_dir` on rank 0 for as long as the run lasts.
+    """Locks `--save_dir` and `--tensorboard_dir` on rank 0 until the run ends. A collective.
 
-    A benchmark writes nothing into the former, a dry run into neither.
+    A benchmark does not lock `--save_dir`, a dry run locks neither: they write nothing there.
 
     Raises:
         UserError: another run holds the lock, or the directory cannot be written.
@@ -42,7 +42,7 @@ def _lock(option: str, directory: Path, locks: ExitStack) -> None:
     try:
         locks.enter_context(directory_lock(directory))
         if option == "--save_dir":
-            _clear_leftovers(directory)
+            _clear_interrupted_writes(directory)
     except BlockingIOError as error:
         raise UserError(
             f"another run is writing into {directory} ({error.filename}): wait for it to end, or give another {option}"
@@ -51,21 +51,21 @@ def _lock(option: str, directory: Path, locks: ExitStack) -> None:
         raise UserError(f"{option} {directory} cannot be written: {error.strerror}") from None
 
 
-def _clear_leftovers(save_dir: Path) -> None:
+def _clear_interrupted_writes(save_dir: Path) -> None:
     """Deletes half-written checkpoints of a killed run, and prints its failure report."""
     for name in clean_up_interrupted_writes(save_dir):
-        log_rank_zero(f"{save_dir / name} was being written when an earlier run ended: what there was of it is deleted")
+        log_rank_zero(f"{save_dir / name} was incomplete when an earlier run ended: it is deleted")
     for line in watchdog.take_failure_report(save_dir):
-        log_rank_zero(f"an earlier run ended here: {line}")
+        log_rank_zero(f"failure report of an earlier run: {line}")
 
 
 def archive_earlier_results(save_dir: Path, kept_steps: int, start_paths: Sequence[Path | None]) -> None:
-    """Renames checkpoints and final models of earlier runs that this run would replace.
+    """Archives checkpoints and final models of earlier runs that this run would replace.
 
     Args:
         save_dir: of this run.
         kept_steps: checkpoints up to this step belong to this run; 0: it is a fresh run.
-        start_paths: model and adapter from which this run starts; they stay where they are.
+        start_paths: model and adapter that this run starts from; they are not archived.
     """
     for path in archive_later_checkpoints(save_dir, kept_steps):
         log_rank_zero(f"a checkpoint of an earlier run is archived as {path}")

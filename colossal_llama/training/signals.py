@@ -1,4 +1,4 @@
-"""Signals: the first finishes the step in hand and saves, the second ends the process at once."""
+"""Stop signals: the first ends the run after the current step, the second the process at once."""
 
 import contextlib
 import os
@@ -13,35 +13,36 @@ from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 _ONE_REQUEST_S = 2.0
-"""The same signal within this time is the same request: SLURM signals torchrun and its ranks,
-and torchrun passes on what it gets."""
+"""Time within which the same signal counts as the same request: SLURM signals torchrun and its
+ranks, and torchrun forwards what it receives."""
 
 
 @dataclass
 class StopRequest:
-    """Set by the first SIGTERM or SIGINT; a second one ends the process at once, with code 128 + its number.
+    """Request to end the run, set by the first SIGTERM or SIGINT.
 
-    The same signal once more within two seconds is no second one. The second is seen by a thread:
-    Python's own handlers wait until the main thread is back from what it is in, and a collective
-    whose other ranks are gone does not come back.
+    A second signal ends the process at once, with exit code 128 + its number. The same signal
+    within `_ONE_REQUEST_S` is not a second one. A thread receives the second: Python's signal
+    handlers run when the main thread leaves native code, and a collective whose other ranks are
+    gone never returns.
     """
 
     received: bool = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Catches the signals within the block."""
+        """Handles the signals within the block."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         thread = threading.Thread(target=self._watch, args=(reader,), name="second signal", daemon=True)
-        former: dict[int, Any] = {number: signal.signal(number, self._first) for number in STOPPING}
-        former_writer = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        earlier_handlers: dict[int, Any] = {number: signal.signal(number, self._first) for number in STOPPING}
+        earlier_writer = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         thread.start()
         try:
             yield self
         finally:
-            signal.set_wakeup_fd(former_writer)
-            for number, handler in former.items():
+            signal.set_wakeup_fd(earlier_writer)
+            for number, handler in earlier_handlers.items():
                 signal.signal(number, handler)
             writer.close()  # ends the thread
             thread.join()
@@ -59,7 +60,7 @@ class StopRequest:
                     first, first_s = number, time.monotonic()
                 elif number != first or time.monotonic() - first_s > _ONE_REQUEST_S:
                     print(
-                        f"signal {number} for the second time: ended at once, nothing saved",
+                        f"second signal ({number}): the process ends at once and saves nothing",
                         file=sys.stderr,
                         flush=True,
                     )

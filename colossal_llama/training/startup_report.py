@@ -1,4 +1,4 @@
-"""Start-up report of a run: parameters, data, schedule, kernels; and its configuration file."""
+"""Start-up report of a run (parameters, data, schedule, kernels), and its configuration file."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ import colossal_llama
 from colossal_llama.dataset.epoch_plan import fill_ratio, plan_epoch
 from colossal_llama.dataset.loader import StepGeometry
 from colossal_llama.engine.launch import colossalai_version, current_device
-from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.arguments import DataArguments, PluginArguments, TrainingArguments
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.inputs import RunInputs
 from colossal_llama.training.lr_schedule import Schedule
@@ -26,18 +26,18 @@ def report_startup(arguments: TrainingArguments, inputs: RunInputs, trainer: Tra
     Args:
         arguments: of the run.
         inputs: data, tokenizer, checkpoint.
-        trainer: about to start.
-        notes: of the set-up: attention backend, kernels, recomputation, optimizer step.
+        trainer: before its first step.
+        notes: of the set-up, one sentence each: attention, kernels, recomputation, optimizer step.
     """
-    _report_model(arguments, trainer)
+    _report_model(arguments.plugin, trainer)
     _report_data(inputs, trainer)
     if inputs.origin.packed_to_tokens is not None:
-        _report_packing(arguments, inputs, trainer)
+        _report_packing(arguments.data, inputs, trainer)
     schedule = trainer.schedule
     if schedule.warmup_steps >= schedule.total_steps:
         log_rank_zero(
-            f"warning: {schedule.warmup_steps} warm-up steps of {schedule.total_steps}: the run ends before the "
-            "learning rate reaches --lr"
+            f"warning: {schedule.warmup_steps} warm-up steps of {schedule.total_steps} steps: the run ends before the "
+            "learning rate decays"
         )
     for note in notes:
         log_rank_zero(note)
@@ -47,13 +47,12 @@ def report_startup(arguments: TrainingArguments, inputs: RunInputs, trainer: Tra
             log_rank_zero(f"warning: nothing is left to train: the run ends after step {schedule.total_steps}")
 
 
-def _report_model(arguments: TrainingArguments, trainer: Trainer) -> None:
+def _report_model(plugin: PluginArguments, trainer: Trainer) -> None:
     network, world_size = trainer.train_step.backend.unwrap(trainer.train_step.model), dist.get_world_size()
     parameters = sum(parameter.numel() for parameter in network.parameters())
     log_rank_zero(
-        f"{parameters:,} parameters on this rank, plugin {arguments.plugin.plugin}, {world_size} "
-        f"process{'es' if world_size > 1 else ''} ({trainer.train_step.device.type}), "
-        f"{arguments.plugin.mixed_precision}"
+        f"{parameters:,} parameters on this rank, plugin {plugin.plugin}, {world_size} "
+        f"process{'es' if world_size > 1 else ''} ({trainer.train_step.device.type}), {plugin.mixed_precision}"
     )
 
 
@@ -68,18 +67,18 @@ def _report_data(inputs: RunInputs, trainer: Trainer) -> None:
     )
 
 
-def _report_packing(arguments: TrainingArguments, inputs: RunInputs, trainer: Trainer) -> None:
-    max_length, origin = arguments.data.max_length, inputs.origin
+def _report_packing(data: DataArguments, inputs: RunInputs, trainer: Trainer) -> None:
+    max_length, origin = data.max_length, inputs.origin
     rows = plan_epoch(trainer.part_lengths, origin.seed, trainer.progress.epoch, origin.shuffle, max_length)
     filled = fill_ratio(rows, np.concatenate(trainer.part_lengths), max_length)
     log_rank_zero(
         f"packed into {len(rows):,} rows of up to {max_length} tokens, {filled:.1%} full"
-        f"{'' if arguments.data.cross_document_attention else '; attention is masked by document'}"
+        f"{'' if data.cross_document_attention else '; attention is masked by document'}"
     )
 
 
 def write_config_file(arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule) -> None:
-    """Writes `--config_file`: arguments, versions, world size and schedule of this run. A collective."""
+    """Writes `--config_file`: arguments, versions, world size and schedule. A collective."""
     consensus.write_record(
         "--config_file", arguments.records.config_file, _configuration(arguments, geometry, schedule)
     )

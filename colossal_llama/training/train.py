@@ -1,4 +1,4 @@
-"""Continues the pre-training of a LLaMA, or fine-tunes it, with ColossalAI's Booster: one run from data to model."""
+"""Continues the pre-training of a LLaMA, or fine-tunes it: one run, from data to model."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from colossal_llama.utils.distributed_env import adopt_slurm_variables
 
 
 def main() -> None:
-    """Parses, joins the process group, trains, leaves the process group."""
+    """Parses the command line, joins the process group, trains, and leaves the group."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         parse_arguments()
     adopt_slurm_variables()
@@ -27,12 +27,12 @@ def main() -> None:
     arguments = consensus.parse_and_launch(parse, lambda arguments: arguments.data.seed)
     with watchdog.watched(arguments.checkpoint.save_dir):
         train(arguments)
-    # Not after an error: leaving waits for the other ranks, and they may wait for this one.
+    # Not after an error: leaving waits for the other ranks, which may be waiting for this one.
     launch.leave()
 
 
 def train(arguments: TrainingArguments) -> None:
-    """Runs one training from opened data to the saved model."""
+    """Runs one training: opens the inputs, sets up the model, trains, and saves the result."""
     # Imported here: these import ColossalAI, which the launch must have prepared.
     from colossal_llama.training.dry_run import report_dry_run
     from colossal_llama.training.final_model import finish_run

@@ -1,4 +1,4 @@
-"""The training loop: epochs, steps, checkpoints, signals, the progress bar and the records."""
+"""Training loop: epochs, steps, evaluations, checkpoints, stop signals and metrics."""
 
 import contextlib
 import time
@@ -26,18 +26,18 @@ from colossal_llama.training.train_step import StepResult, TrainStep
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 
 RETRIES_PER_INTERVAL = 10
-"""How often, from one `--save_interval` to the next, a checkpoint is tried again that could not
-be written."""
+"""Number of times that a checkpoint which could not be written is retried within one
+`--save_interval`."""
 
 
 @dataclass
 class Trainer:
-    """Training loop over epochs and steps, with records, evaluations, checkpoints and signals."""
+    """Runs the training loop of one rank."""
 
     train_step: TrainStep
     reader: RowReader
     part_lengths: list[np.ndarray]
-    """Tokens of every prepared row, by part."""
+    """For each part an integer array (rows,): tokens of its prepared rows."""
     geometry: StepGeometry
     schedule: Schedule
     tokenizer: PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ class Trainer:
     save_interval: int
     save_each_epoch: bool
     saver: CheckpointSaver | None
-    """None: nothing is saved (a benchmark)."""
+    """None for a benchmark, which saves nothing."""
     flops_per_token: float
     nonfinite_steps: NonFiniteSteps
     categories: tuple[str, ...] = ()
@@ -55,12 +55,16 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
 
     def fit(self) -> bool:
-        """Trains to the end; returns False when a signal ended the run early (after saving)."""
+        """Trains to the end of the run. A collective.
+
+        Returns:
+            False when a signal ended the run early; its checkpoint is saved.
+        """
         self.train_step.model.train()
         bar = progress_bar(total=self.schedule.total_steps, initial=self.progress.step, desc="training", unit="step")
         saving = self.saver or contextlib.nullcontext()
         with StopRequest().listening() as stop, bar, contextlib.closing(self.metrics), saving:
-            if self._is_finished():  # before it began: the validation loss is what can still be had
+            if self._is_finished():  # no step is left, so that the loop below evaluates nothing
                 self._evaluate_if_due(stop)
             while self.progress.epoch < self.schedule.num_epochs and not self._is_finished():
                 if not self._train_epoch(stop, bar):
@@ -72,7 +76,7 @@ class Trainer:
         return self.progress.step >= self.schedule.total_steps
 
     def _train_epoch(self, stop: StopRequest, bar: Any) -> bool:
-        """The rest of an epoch; False when the run is to stop."""
+        """Trains the remaining steps of an epoch; returns False when the run must stop."""
         saved = True
         for micro_batches, wait_s in _timed(self._remaining_steps()):
             begun = time.perf_counter()
@@ -124,7 +128,7 @@ class Trainer:
         bar: Any,
     ) -> None:
         tokens_per_s = result.tokens / seconds
-        numbers = {
+        values = {
             "epoch": self.progress.epoch,
             "loss": finite(result.loss),
             "learning_rate": rate,
@@ -141,14 +145,18 @@ class Trainer:
             "tokens_seen": self.progress.tokens_seen,
             "target_tokens_seen": self.progress.target_tokens_seen,
             **(self.saver.metrics() if self.saver else {}),
-            **(evaluation.numbers() if evaluation else {}),
+            **(evaluation.metrics() if evaluation else {}),
         }
-        self.metrics.write(self.progress.step, numbers)
+        self.metrics.write(self.progress.step, values)
         bar.update(1)
         bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{rate:.2e}", tok_s=f"{tokens_per_s:,.0f}", refresh=False)
 
     def _utilisation(self, tokens_per_s: float) -> float | None:
-        """Model FLOPs per second over the devices' peak (model.param_count.flops_per_token, metrics.PEAK_FLOPS)."""
+        """Model FLOPs utilisation: model FLOPs per second over the peak of all devices (PaLM, B).
+
+        Model FLOPs are those of model.param_count.flops_per_token, peaks those of
+        metrics.PEAK_FLOPS. None where the device's peak is unknown.
+        """
         peak = peak_flops(self.train_step.device)
         if peak is None:
             return None
@@ -164,13 +172,13 @@ class Trainer:
         return is_due
 
     def _stop_early(self, saved: bool) -> None:
-        way_on = "a benchmark saves nothing"
+        outcome = "a benchmark saves nothing"
         if self.saver is not None:
             if not saved or not self.saver.wait():
                 self._save()
             self.saver.require_saved()
-            way_on = "everything is saved. Go on with the same command and --load_checkpoint auto"
-        log_rank_zero(f"stopped by a signal after step {self.progress.step} of {self.schedule.total_steps}; {way_on}")
+            outcome = "everything is saved. Resume with the same command and --load_checkpoint auto"
+        log_rank_zero(f"stopped by a signal after step {self.progress.step} of {self.schedule.total_steps}; {outcome}")
 
     def _save(self) -> None:
         if self.saver is None:
@@ -186,7 +194,7 @@ class Trainer:
 
 
 def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:
-    """Each step's micro-batches with the seconds that were spent waiting for them."""
+    """Yields each step's micro-batches with the seconds spent waiting for them."""
     while True:
         begun = time.perf_counter()
         try:

@@ -283,7 +283,7 @@ def test_a_host_that_goes_is_named_and_the_run_goes_on_without_it(cluster, hostf
         hostfile.write_text("node-2\n")
         done = other.run(words)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert f"an earlier run ended here: {said}" in done.stdout
+    assert f"failure report of an earlier run: {said}" in done.stdout
     assert not (place / "save" / "why_it_ended.txt").exists()
     assert re.search(r"resuming .*_step-\d+0 after step \d+0", done.stdout)
     assert last_step() == 200

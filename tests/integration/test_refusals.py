@@ -159,7 +159,8 @@ def test_a_benchmark_leaves_the_record_of_a_run_alone(done, runner):
     # Of a run begun, gone on with, and started again when finished.
     assert len(list(logs.glob("events-0/events.*"))) == 3
     assert (
-        f"benchmark: no step is left after 3 of warm-up: raise --num_samples; the record is {logs}" in done["printed"]
+        f"benchmark: no step is left after 3 of warm-up: raise --num_samples; the metrics are in {logs}"
+        in done["printed"]
     )
 
 
@@ -169,9 +170,9 @@ def test_two_runs_do_not_write_one_record(done, runner):
     assert done["takes_the_logs"] is None
     assert [entry["step"] for entry in runner.metrics("stage")] == [1]
     assert len(list(logs.glob("events.*"))) == 1
-    assert f"the record of an earlier run in {logs} is now metrics-0.jsonl and events-0/" in done["printed"]
+    assert f"the metrics of an earlier run in {logs} are archived as metrics-0.jsonl and events-0/" in done["printed"]
     assert done["finds_others_logs"][0] == "CollectiveError"
-    assert f"{logs} holds the record of the run with --save_dir {save}" in done["finds_others_logs"][1]
+    assert f"{logs} holds the metrics of the run with --save_dir {save}" in done["finds_others_logs"][1]
     assert "another run is writing into" in done["held_logs"][1]
     assert "another --tensorboard_dir" in done["held_logs"][1]
     assert {path.name for path in (runner.workspace / "held" / "logs").iterdir()} == {".lock"}
@@ -180,7 +181,7 @@ def test_two_runs_do_not_write_one_record(done, runner):
 def test_what_cannot_be_read_or_written_is_said(done, runner):
     for name, said in {
         "cut_weights": "it is incomplete or damaged",
-        "no_unk": "has no unk token: say --pad_token eos",
+        "no_unk": "has no unk token: give --pad_token eos",
         "planned": "cannot be written: Is a directory",
     }.items():
         kind, problem = done[name]
@@ -223,7 +224,8 @@ def test_an_adapter_names_the_base_that_it_goes_on_with(done, runner, toy):
     settings = runner.workspace / "lora_elsewhere" / "save" / "modelling" / "adapter_config.json"
     assert json.loads(settings.read_text())["base_model_name_or_path"] == str(toy.model)
     assert (
-        f"was trained on {runner.workspace / 'base'}; it goes on with {toy.model}, moved or copied" in done["printed"]
+        f"was trained on {runner.workspace / 'base'}; training continues on {toy.model}, moved or copied"
+        in done["printed"]
     )
 
 
@@ -232,7 +234,7 @@ def test_documents_longer_than_the_model_was_made_for_are_warned_of(done, toy):
         length for part in toy.parts for row in load_from_disk(str(part))["document_lengths"] for length in row
     )
     assert done["few_positions"] is None
-    assert done["printed"].count(f"documents of up to {longest} tokens, and the model was made for 8 positions") == 1
+    assert done["printed"].count(f"documents of up to {longest} tokens, and the model has 8 positions") == 1
 
 
 def test_fewer_rows_than_were_done_are_refused(done):

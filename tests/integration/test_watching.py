@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from colossal_llama.model.weights.generation_config import save_model
-from colossal_llama.training.loss_curves import draw_curves, read_curve
+from colossal_llama.training.plot_training import draw_curves, read_curve
 from tests.support.training_runs import poisoned, ranks_of, torchrun
 
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")

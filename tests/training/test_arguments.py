@@ -12,7 +12,7 @@ import pytest
 
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.command_line import build_parser, parse_arguments
-from colossal_llama.training.loss_curves import Curve, draw_curves, read_curve
+from colossal_llama.training.plot_training import Curve, draw_curves, read_curve
 from colossal_llama.utils.arguments import declared_options, option_values
 from colossal_llama.utils.errors import UserError
 from tests.support.project_tree import project_files
@@ -59,12 +59,12 @@ def test_aliases_of_the_contract(base):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--tp", "2"], "--tp belongs to --plugin 3d"),
+        (["--tp", "2"], "--tp is an option of --plugin 3d"),
         (
             ["--plugin", "3d", "--mixed_precision", "fp32"],
             "not for --mixed_precision fp32; the nearest possible setting is",
         ),
-        (["--pp", "2"], "--pp belongs to --plugin 3d"),
+        (["--pp", "2"], "--pp is an option of --plugin 3d"),
         (["--plugin", "3d", "--microbatch_size", "2"], "--microbatch_size has no effect without --pp"),
         (["--plugin", "3d", "--sp_mode", "ring"], "--sp_mode has no effect without --sp"),
         (["--plugin", "3d", "--zero", "0", "--zero_cpu_offload"], "needs ZeRO"),
@@ -196,7 +196,7 @@ def test_a_division_is_checked_against_the_checkpoint_that_auto_takes(tmp_path, 
 )
 def test_what_is_no_record_is_said(content, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(content + b"\n")
-    with pytest.raises(UserError, match=r"this is not a record written by train\.py"):
+    with pytest.raises(UserError, match=r"these are not metrics written by train\.py"):
         read_curve(tmp_path, "run")
 
 
@@ -204,5 +204,5 @@ def test_a_picture_that_cannot_be_drawn_is_said(tmp_path):
     curve = Curve("run", np.array([1, 2]), np.array([10, 20]), np.array([3.0, 2.0]), np.zeros((0, 3)))
     (tmp_path / "directory.png").mkdir()
     for name in ("directory.png", "loss.nothing"):
-        with pytest.raises(UserError, match=f"{name} cannot be drawn"):
+        with pytest.raises(UserError, match=f"{name} cannot be plotted"):
             draw_curves([curve], tmp_path / name)

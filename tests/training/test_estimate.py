@@ -149,7 +149,7 @@ def test_recomputing_a_layer_more_never_takes_more_between_forward_and_backward(
     setups = [
         MemoryConfig("zero2", micro_batch_size=2, recomputed_layers=layers, selective=selective) for layers in range(33)
     ]
-    forwards = [sum(estimate(shape, setup).moments["forward"].values()) for setup in setups]
+    forwards = [sum(estimate(shape, setup).phases["forward"].values()) for setup in setups]
     differences = {more - less for more, less in itertools.pairwise(forwards)}
     assert differences == {2 * (kept - recomputed)}
 
@@ -161,7 +161,7 @@ def test_stages_share_layers_and_ranks_share_sequences():
     two = dataclasses.replace(one, pipeline_stages=2)
     half = dataclasses.replace(one, sequence_parallel_size=2)
     kept = activation_bytes_per_layer(shape, 4096, fused_kernels=True)[0] * shape.num_hidden_layers
-    first, second, third = (estimate(shape, setup).moments["forward"] for setup in (one, two, half))
+    first, second, third = (estimate(shape, setup).phases["forward"] for setup in (one, two, half))
     assert second["activations"] == first["activations"] > kept
     assert third["activations"] == first["activations"] // 2
     layers = 2 * shape.num_hidden_layers * layer_parameters(shape)

@@ -1,4 +1,4 @@
-"""The record of a run: what cannot be written is announced once, left out whole, and keeps nobody from training."""
+"""Metrics that cannot be written are logged once and left out whole; training goes on."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def test_a_step_without_room_is_left_out_and_the_next_ones_are_not(tmp_path, cap
     assert [json.loads(line)["step"] for line in record.read_text().splitlines()] == [1, 4]
     printed = capsys.readouterr().out
     assert printed.count("COULD NOT BE WRITTEN") == 1
-    assert f"THE RECORD OF STEP 2 COULD NOT BE WRITTEN to {record}: " in printed
+    assert f"THE METRICS OF STEP 2 COULD NOT BE WRITTEN to {record}: " in printed
 
 
 def test_a_bad_step_without_room_is_printed(tmp_path, capsys):

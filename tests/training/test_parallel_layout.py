@@ -7,13 +7,13 @@ import re
 import pytest
 
 from colossal_llama.training.command_line import parse_arguments
-from colossal_llama.training.parallel_layout import SP_MODES, Layout, ModelShape, problem_of, read_model_shape
+from colossal_llama.training.parallel_layout import SP_MODES, Layout, ModelShape, layout_problem, read_model_shape
 
 SHAPE = ModelShape(layers=6, heads=12, key_value_heads=4, intermediate=96)
 
 
 def problem(layout: Layout, world_size: int = 8, **settings) -> str | None:
-    return problem_of(layout, world_size, SHAPE, **{"half_precision": True, "freezes": False, **settings})
+    return layout_problem(layout, world_size, SHAPE, **{"half_precision": True, "embeddings_only": False, **settings})
 
 
 @pytest.mark.parametrize("half_precision", [True, False])
@@ -30,7 +30,7 @@ def test_the_setting_that_a_refusal_names_is_possible(half_precision):
 @pytest.mark.parametrize(
     ("layout", "reason"),
     [
-        (Layout(pp=3), "does not divide the 8"),
+        (Layout(pp=3), "does not divide the 8 processes"),
         (Layout(pp=8), "more than the model's 6 layers"),
         (Layout(pp=2, zero=2), "once a pipeline micro-batch"),
         (Layout(tp=8), "12 attention heads"),
@@ -43,8 +43,8 @@ def test_each_reason(layout, reason):
 
 
 def test_what_depends_on_the_method():
-    assert problem(Layout(pp=4, zero=0), freezes=True).endswith("--pp 2 --tp 1 --sp 1 --zero 0")
-    assert problem(Layout(pp=2, zero=0), freezes=True) is None
+    assert problem(Layout(pp=4, zero=0), embeddings_only=True).endswith("--pp 2 --tp 1 --sp 1 --zero 0")
+    assert problem(Layout(pp=2, zero=0), embeddings_only=True) is None
     assert problem(Layout(tp=2, zero=1), half_precision=False).endswith("--pp 1 --tp 2 --sp 1 --zero 0")
 
 

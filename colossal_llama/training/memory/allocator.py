@@ -1,8 +1,8 @@
-"""Setting of PyTorch's CUDA allocator: expandable segments, where a run asks for them.
+"""Setting of PyTorch's CUDA caching allocator: expandable segments. Imports no torch.
 
-With segments of fixed sizes gaps remain between kept and freed blocks: 6.0 GiB beside 131.6
-allocated on an H200, a 7 B model with selective recomputation, and the run ran out of memory by
-0.5 GiB. Imports no torch.
+With segments of fixed sizes, selective recomputation fragments the memory. On an H200 with a 7 B
+model, 6.0 GiB were lost to gaps next to 131.6 GiB allocated, and the run ran out of memory by
+0.5 GiB.
 """
 
 import os
@@ -11,11 +11,11 @@ import re
 _VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """PyTorch's names (https://pytorch.org/docs/stable/notes/cuda.html, "Optimizing memory usage").
 
-The second counts only where the first is absent; the empty text is a setting (2.13.0)."""
+The second is read only where the first is unset; an empty text counts as set (2.13.0)."""
 
 
 def enable_expandable_segments() -> None:
-    """Sets expandable segments, before the first allocation on a GPU; a user's setting stays."""
+    """Sets expandable segments; a user's setting stays. Call before the first GPU allocation."""
     if not _setting():
         os.environ[_VARIABLES[0]] = "expandable_segments:True"
 
@@ -23,8 +23,8 @@ def enable_expandable_segments() -> None:
 def expandable_segments_enabled() -> bool:
     """True when the allocator uses expandable segments."""
     setting = _setting()
-    words = re.findall(r"expandable_segments:(\w+)", setting.replace(" ", ""))
-    return words[-1:] == ["True"] and "cudaMallocAsync" not in setting
+    values = re.findall(r"expandable_segments:(\w+)", setting.replace(" ", ""))
+    return values[-1:] == ["True"] and "cudaMallocAsync" not in setting
 
 
 def _setting() -> str:

@@ -1,4 +1,4 @@
-"""Memory configuration of a training step: plugin, ranks, batch, recomputation. Imports no torch."""
+"""Memory configuration of a training step: plugin, ranks, recomputation. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,45 +10,45 @@ from colossal_llama.training.memory.allocator import expandable_segments_enabled
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """All that decides about the memory of a step, apart from the model."""
+    """Settings that determine the memory of a training step, apart from the model."""
 
     plugin: str
     mixed_precision: str = "bf16"
     data_parallel_size: int = 1
     tensor_parallel_size: int = 1
     pipeline_stages: int = 1
-    """Stages of the pipeline. The fullest is estimated: the first, with a micro-batch in flight for
-    every stage, or the last, with the loss."""
+    """Stages of the pipeline. The estimate is for the stage that needs most: the first, with a
+    micro-batch in flight for every stage, or the last, with the loss."""
     sequence_parallel_size: int = 1
-    """Ranks that share a sequence in mode all_to_all; savings of the other modes are not counted."""
+    """Ranks that share a sequence in mode all_to_all; other modes count as 1."""
     zero_stage: int = 1
     """ZeRO stage of plugin 3d."""
-    offload: bool = False
-    """True when plugin 3d keeps master weights and states in host memory."""
+    zero_cpu_offload: bool = False
+    """True when plugin 3d keeps master weights and optimizer states in host memory."""
     micro_batch_size: int = 1
     length_tokens: int = 4096
     accumulation_steps: int = 1
     recomputed_layers: int = 0
-    """Number of layers, the first ones, that keep their input only and are recomputed."""
+    """Number of layers, the first ones, that save their input only and are recomputed whole."""
     selective: bool = False
-    """True when the other layers recompute norms and SwiGLU (model.selective_recomputation)."""
+    """True when the other layers recompute norms and SwiGLU (model.activation_checkpointing)."""
     requested_layers: int | None = None
-    """`--recompute_layers`; None: the policy chooses (training.memory.recompute_policy)."""
+    """`--recompute_layers`; None: training.memory.recompute_policy chooses."""
     fused_kernels: bool = True
     fp8: bool = False
     flash_attention: bool = True
     fused_update: bool = True
     """True for the step of engine.zero_update or engine.zero_offload_update, where the plugin can
-    have it; else the engine's own."""
+    use it; else ColossalAI's own."""
     trainable_parameters: int | None = None
-    """Number of trained parameters when some are frozen (LoRA's adapters count as part of the model);
-    None: all are trained. Activations of frozen layers are estimated up to a fifth too high: what
-    only a frozen weight's gradient would need is not kept."""
+    """Number of trained parameters when some are frozen (LoRA's adapters are part of the model);
+    None: all are trained. Activations of frozen layers are estimated up to a fifth too high: the
+    tensors that only a frozen weight's gradient needs are not saved."""
 
     @property
     def offloads(self) -> bool:
-        """True when master weights and states are in host memory."""
-        return self.plugin == "zero2_cpu" or self.offload
+        """True when master weights and optimizer states are in host memory."""
+        return self.plugin == "zero2_cpu" or self.zero_cpu_offload
 
     @property
     def tokens(self) -> int:
@@ -57,7 +57,7 @@ class MemoryConfig:
 
     @property
     def micro_batches_in_flight(self) -> int:
-        """Micro-batches of which the first stage of a pipeline keeps activations at once."""
+        """Number of micro-batches whose activations the first pipeline stage holds at once."""
         return min(self.pipeline_stages, self.accumulation_steps)
 
     @property
@@ -69,7 +69,7 @@ class MemoryConfig:
 def memory_config_of(
     arguments: TrainingArguments, config: Any, data_parallel_size: int, fused_kernels: bool, flash_attention: bool
 ) -> MemoryConfig:
-    """Memory configuration that a command line asks for.
+    """Builds the memory configuration of a command line.
 
     Args:
         arguments: with the defaults that depend on the data filled in.
@@ -92,7 +92,7 @@ def memory_config_of(
         pipeline_stages=plugin.pp,
         sequence_parallel_size=plugin.sp if plugin.sp_mode == "all_to_all" else 1,
         zero_stage=plugin.zero,
-        offload=plugin.zero_cpu_offload,
+        zero_cpu_offload=plugin.zero_cpu_offload,
         micro_batch_size=plugin.microbatch_size if plugin.pp > 1 else data.micro_batch_size,
         length_tokens=data.max_length,
         accumulation_steps=accumulated,
@@ -117,15 +117,16 @@ def trained_parameters(method: MethodArguments, config: Any) -> int | None:
 
 
 def selective_recomputation_possible(arguments: TrainingArguments) -> bool:
-    """True when layers can drop the results of norms and SwiGLU: these must be the very tensors kept.
+    """True when layers can drop the outputs of norms and SwiGLU until the backward pass.
 
-    `--fp8` keeps them in 8 bits, `ddp` in another dtype; parallel dimensions of 3d and adapters may
-    keep a part or a copy. Gemini's parameters are elsewhere when a projection asks for a result of
-    its norm. Done in expandable segments only: an allocator with others loses more to fragmentation
-    than the estimate leaves free (training.memory.allocator).
+    The dropped tensors must be the very tensors that autograd saved. `--fp8` saves them in 8 bits,
+    `ddp` in another dtype; parallel dimensions of 3d and adapters may save a part or a copy.
+    Gemini's parameters are not on the device when a projection needs the output of its norm. Done
+    with expandable segments only: with segments of fixed sizes, fragmentation takes more than the
+    estimate leaves free (training.memory.allocator).
     """
     if not arguments.memory.use_grad_checkpoint:
         return False
     plugin = arguments.plugin
-    whole = plugin.tp == plugin.pp == plugin.sp == 1 and not arguments.method.lora_rank
-    return whole and not arguments.model.fp8 and plugin.plugin in ("zero2", "zero2_cpu", "3d")
+    is_whole = plugin.tp == plugin.pp == plugin.sp == 1 and not arguments.method.lora_rank
+    return is_whole and not arguments.model.fp8 and plugin.plugin in ("zero2", "zero2_cpu", "3d")

@@ -1,7 +1,8 @@
-"""Recomputation policy: recomputes as little as the device's memory demands, by the memory estimate.
+"""Recomputation policy: recomputes as little as fits the device's memory, by the memory estimate.
 
-Nothing where a step fits; else first norms and SwiGLU (model.selective_recomputation), then whole
-layers, as few as it takes. With `--recompute_layers` only the former is chosen.
+Nothing where a step fits; else norms and SwiGLU (model.activation_checkpointing); else also whole
+layers, as few as possible. `--recompute_layers` sets the number of layers; then only the selective
+recomputation is chosen.
 """
 
 from dataclasses import dataclass, replace
@@ -16,8 +17,10 @@ from colossal_llama.training.memory.config import MemoryConfig, memory_config_of
 from colossal_llama.training.memory.estimate import estimate
 
 MARGIN = 0.03
-"""Share of the device left free beside `estimate.ALLOWANCE_BYTES`. The estimate was within 1 % of the
-allocated peak on an H200 (58.3 and 134.2 GiB); the allocator held up to 2.8 GiB beyond that."""
+"""Share of the device's memory left free in addition to `estimate.ALLOWANCE_BYTES`.
+
+The estimate was within 1 % of the allocated peak on an H200 (58.3 and 134.2 GiB); the allocator
+reserved up to 2.8 GiB more."""
 
 
 @dataclass(frozen=True)
@@ -25,53 +28,55 @@ class Recomputation:
     """Activations that the backward pass recomputes."""
 
     layers: int
-    """Number of layers recomputed whole, the first ones."""
+    """Number of layers that are recomputed whole, the first ones."""
     selective: bool
     """True when the other layers recompute norms and SwiGLU."""
 
     def describe(self, num_layers: int) -> str:
-        """Sentence of the start-up report: "6 of 32 layers are recomputed, of the others norms …"."""
+        """Describes the choice: "6 of 32 layers are recomputed, of the others norms and SwiGLU"."""
         others = ", of the others norms and SwiGLU" if self.selective and self.layers < num_layers else ""
         return f"{self.layers} of {num_layers} layers are recomputed{others}"
 
 
-def minimal_recomputation(config: PretrainedConfig, setup: MemoryConfig, device_bytes: int) -> MemoryConfig:
-    """Configuration with as little recomputation as a step that fits allows.
+def minimal_recomputation(config: PretrainedConfig, settings: MemoryConfig, device_bytes: int) -> MemoryConfig:
+    """Replaces `recomputed_layers` and `selective` by the least recomputation that fits.
 
-    Everything is recomputed when nothing fits, and in a pipeline.
+    Every layer is recomputed when nothing fits, and in a pipeline.
 
     Args:
         config: the model's.
-        setup: plugin, ranks, batch; `selective` where the layers can be, `requested_layers` of the
-            user; its `recomputed_layers` is replaced.
-        device_bytes: memory that this process can have on its device.
+        settings: `selective` is True where selective recomputation is possible.
+        device_bytes: memory available to this process on its device.
     """
-    num_layers, requested = config.num_hidden_layers, setup.requested_layers
+    num_layers, requested = config.num_hidden_layers, settings.requested_layers
     candidates = range(num_layers) if requested is None else (min(num_layers, requested),)
-    everything = replace(setup, recomputed_layers=num_layers if requested is None else candidates[0])
-    if setup.pipeline_stages > 1:  # the first layers are the first stage's; the estimate does not look at the others
+    everything = replace(settings, recomputed_layers=num_layers if requested is None else candidates[0])
+    if settings.pipeline_stages > 1:  # the first layers are on the first stage, and the estimate is of one stage
         return everything
     usable_bytes = int(device_bytes * (1.0 - MARGIN))
-    ways = dict.fromkeys((False, setup.selective))
-    configs = (replace(setup, recomputed_layers=layers, selective=way) for layers in candidates for way in ways)
-    return next((found for found in configs if estimate(config, found).fits(usable_bytes)), everything)
+    choices = (
+        replace(settings, recomputed_layers=layers, selective=selective)
+        for layers in candidates
+        for selective in dict.fromkeys((False, settings.selective))
+    )
+    return next((choice for choice in choices if estimate(config, choice).fits(usable_bytes)), everything)
 
 
 def choose_recomputation(
     arguments: TrainingArguments, config: PretrainedConfig, device: torch.device, data_parallel_size: int
 ) -> Recomputation:
-    """Chooses what `--use_grad_checkpoint` recomputes; on a GPU a collective.
+    """Chooses the recomputation of `--use_grad_checkpoint`; on a GPU a collective.
 
-    As many layers as were asked for, else the fewest on a GPU, all on a CPU. The same on every rank,
-    since tensor parallelism communicates in a recomputation too.
+    The number of layers is the requested one, else the smallest that fits on a GPU and all on a
+    CPU. It is the same on every rank: with tensor parallelism, recomputation communicates too.
     """
     fused = arguments.model.fused_kernels and fused_kernels_unavailable_reason(device) is None
-    setup = memory_config_of(arguments, config, data_parallel_size, fused, flash_attention=True)
+    settings = memory_config_of(arguments, config, data_parallel_size, fused, flash_attention=True)
     if device.type != "cuda":
-        return Recomputation(setup.recomputed_layers, selective=False)
+        return Recomputation(settings.recomputed_layers, selective=False)
     free_bytes, _ = torch.cuda.mem_get_info(device)
     available_bytes = free_bytes + torch.cuda.memory_reserved(device)
-    least = minimal_recomputation(config, setup, available_bytes)
+    least = minimal_recomputation(config, settings, available_bytes)
     chosen = torch.tensor([least.recomputed_layers, least.selective], device=device)
     dist.all_reduce(chosen, op=dist.ReduceOp.MAX)
     layers, selective = chosen.tolist()
