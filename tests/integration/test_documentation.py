@@ -105,7 +105,7 @@ DIALECT = re.compile(
     r"\b(frugal|lean (?:zero|update|offload)|(?:made|makes?) again|signs? of life|last words|host watch"
     r"|set aside|held files?|to the letter)\b"
 )
-CONTRACT_KEYS = {'"frugal": setup.selective'}  # a key of the dry run's record
+CONTRACT_KEYS = {'"frugal": settings.selective'}  # a key of the dry run's record
 
 
 def test_the_words_are_those_of_the_field():

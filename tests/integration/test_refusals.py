@@ -240,4 +240,4 @@ def test_documents_longer_than_the_model_was_made_for_are_warned_of(done, toy):
 def test_fewer_rows_than_were_done_are_refused(done):
     """A run would train nothing and say that it is done."""
     assert done["shrunk"][0] == "UserError"
-    assert "stands after row 32 of its epoch, and the data have 10" in done["shrunk"][1]
+    assert "has trained on 32 rows of its epoch, and the data have only 10" in done["shrunk"][1]
