@@ -24,7 +24,7 @@ def test_zero_still_refuses_a_cpu_by_name(unpatched):
 
 
 def test_a_pipelines_exchange_still_asks_about_hccl(monkeypatch, unpatched):
-    """The first assertion fails when ColossalAI knows a gloo group: then `_treat_no_group_as_nccl` can go."""
+    """Fails when ColossalAI knows a gloo group: then `_treat_no_group_as_nccl` can go."""
     from colossalai.pipeline import p2p
 
     assert "AttributeError" in unpatched["is gloo nccl"]

@@ -19,7 +19,7 @@ def launched():
 
 
 class Branches(torch.nn.Module):
-    """Layers whose gradients do not depend on the weights, so that rounding errors do not spread."""
+    """Layers whose gradients do not depend on the weights, so that rounding does not spread."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Heartbeats: a silent rank is noticed, a living one and one that has not begun to count are not."""
+"""Heartbeats: a silent rank is noticed, a living one is not."""
 
 import threading
 import time
