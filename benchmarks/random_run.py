@@ -2,12 +2,9 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -129,17 +126,6 @@ def run_many(listing: Path, commands: list[list[str]], processes: int = 1) -> su
     """Runs several command lines of train.py in one launch."""
     listing.write_text(json.dumps(commands))
     return _torchrun(["benchmarks/train_many.py", str(listing)], processes)
-
-
-def allocated_before_gib(printed: str) -> Iterator[float]:
-    """What former runs of one launch of run_many, on one process, had left allocated on the GPU when each run began: part of its peak.
-
-    Args:
-        printed: what train_many.py printed, with a line after each run that ended; nothing without
-            a GPU.
-    """
-    left = re.findall(r"([0-9.]+) GiB still allocated after the run", printed)
-    return chain([0.0], map(float, left), repeat(0.0))
 
 
 def outcome_of(place: Path, done: subprocess.CompletedProcess) -> Outcome:

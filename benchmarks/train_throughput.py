@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from transformers import AutoConfig
 
+from benchmarks.allocated_memory import allocated_before_gib
 from benchmarks.random_run import (
     LENGTH_TOKENS,
     PROJECT_ROOT,
     SHAPES,
-    allocated_before_gib,
     make_model,
     make_part,
     outputs_under,

@@ -5,10 +5,6 @@ partitioned gradients, the norm over all ranks, the weights gathered in place. B
 file.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also where a rank runs this file
 from tests.support.ranks import run_ranks
 
 STEPS = 3
@@ -16,7 +12,7 @@ WAYS = ((1, False), (2, False), (1, True), (2, True))  # stage of ZeRO; whether 
 
 
 def test_equals_the_plugins_step_on_two_ranks(project_root):
-    done = run_ranks(str(Path(__file__)), [], 2, project_root)
+    done = run_ranks("tests.engine.test_zero_update_on_two_ranks", [], 2, project_root)
     assert done.returncode == 0, done.stdout[-6000:]
     for way in WAYS:
         assert done.stdout.count(f"{way}: equal") == 2

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.support import hosts as own_hosts
+from tests.support.slurm import as_two_tasks
 from tests.support.training_runs import wait_until
 
 
@@ -145,3 +146,12 @@ def test_bad_arguments_are_reported_together(project_root, tmp_path):
     assert "Traceback" not in done.stderr
     for word in ("--pretrained", "nowhere", "needs a GPU", "--lr", "--micro_batch_size", "--tp", "fp32"):
         assert word in done.stderr, word
+
+
+def test_srun_alone_trains(runner, project_root):
+    done = as_two_tasks([sys.executable, "train.py", *runner.command("slurm", "--max_steps", "2")], project_root)
+    assert [task.returncode for task in done] == [0, 0], done
+    assert len(runner.losses("slurm")) == 2
+    assert "2 processes" in done[0].stdout
+    assert done[1].stdout == ""
+    assert json.loads((runner.workspace / "slurm" / "config.json").read_text())["world_size"] == 2

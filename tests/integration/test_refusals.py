@@ -20,7 +20,6 @@ NEXT = (*BATCH, "--max_steps", "1")
 ONE_AFTER_THE_OTHER = """
 import json, os, sys
 from pathlib import Path
-sys.path.insert(0, "{root}")
 from colossal_llama.training import train
 from colossal_llama.training.command_line import parse_arguments
 from colossal_llama.engine import launch
@@ -119,7 +118,7 @@ def done(runner, toy) -> dict:
         "second": runner.command("second", *NEXT, "--load_checkpoint", second, pretrained=False),
     }
     script = place / "one_after_the_other.py"
-    script.write_text(ONE_AFTER_THE_OTHER.format(root=runner.project_root, place=place))
+    script.write_text(ONE_AFTER_THE_OTHER.format(place=place))
     with directory_lock(place / "held" / "logs"):
         printed = runner.run([[*words, name] for name, words in commands.items()], ranks=2, script=str(script))
     first, other = (json.loads((place / f"outcomes-{rank}.json").read_text()) for rank in range(2))

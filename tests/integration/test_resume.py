@@ -44,14 +44,13 @@ SETTINGS = {
 }
 
 NO_PICKLE_NO_MEMORY_SMALL_FILES = """
-import pickle, runpy, sys
+import pickle, runpy
 import torch
 
 def refuse(*arguments, **settings):
     raise AssertionError("something is unpickled")
 
 torch.load = torch.serialization.load = pickle.load = refuse
-sys.path.insert(0, "{root}")
 from colossal_llama.engine import launch
 
 launch.prepare_engine()
@@ -59,7 +58,7 @@ from colossal_llama.training.checkpoint import saver
 
 saver.available_bytes = lambda: 1000
 saver._FILE_BYTES = 100_000
-runpy.run_path("{root}/benchmarks/train_many.py", run_name="__main__")
+runpy.run_path("benchmarks/train_many.py", run_name="__main__")
 """
 
 
@@ -93,7 +92,7 @@ def resumed(runner, dropout_model):
         runner.command("finished", *RUN, *SETTINGS["zero2"], *finished),
     ]
     without = runner.workspace / "without.py"
-    without.write_text(NO_PICKLE_NO_MEMORY_SMALL_FILES.format(root=runner.project_root))
+    without.write_text(NO_PICKLE_NO_MEMORY_SMALL_FILES)
     runner.run(again, ranks=2, script=str(without))
     return runner
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from tests.support.project_tree import project_files
+
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "colossal_llama"
 DOCUMENT = PROJECT_ROOT / "docs" / "architecture.md"
@@ -77,7 +79,7 @@ class Package:
 
     def __init__(self, root: Path = PROJECT_ROOT):
         folder = root / PACKAGE
-        paths = sorted(folder.rglob("*.py"))
+        paths = project_files(folder)
         modules = [Module(_dotted(path.relative_to(folder)), path, path.read_text(encoding="utf-8")) for path in paths]
         self.modules = {module.name: module for module in modules if module.name}
 

@@ -1,6 +1,6 @@
 """Runs Gemini on CPU processes and prints the results as JSON (tests/engine/test_gemini.py).
 
-    python tests/support/gemini_on_host.py RANKS
+    python -m tests.support.gemini_on_host RANKS
 
 Gemini is made for devices that are not the host, and refuses the CPU as one. Its own classes run
 here, with host memory as device memory: the accelerator is named cuda, its device is a string that
@@ -16,8 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import colossalai.accelerator
 import torch

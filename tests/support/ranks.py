@@ -22,11 +22,22 @@ _OTHERS_END_WITHIN_S = 30.0  # once a rank has failed
 
 
 def run_ranks(
-    script: str, arguments: list[str], ranks: int, project_root: Path, timeout_s: float = 300
+    program: str, arguments: list[str], ranks: int, project_root: Path, timeout_s: float = 300
 ) -> subprocess.CompletedProcess:
-    """Runs a script on `ranks` processes that talk through gloo; output of all ranks comes as standard output."""
+    """Runs a program on `ranks` processes that communicate through gloo, from the project's root.
+
+    Args:
+        program: path of a script, or name of a module (without `.py`) as after `python -m`.
+        arguments: its command line.
+        ranks: number of processes.
+        project_root: the import root of all modules.
+        timeout_s: then all processes are killed, and the return code is 124.
+
+    Returns:
+        The first return code that is not 0, and the output of all ranks as standard output.
+    """
     _start_server(project_root)
-    words, port = [str(project_root / script), *arguments], free_port()
+    words, port = [program, *arguments], free_port()
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
         processes = [
             _CONTEXT.Process(target=_be_rank, args=(rank, ranks, port, words, project_root, output.name))
@@ -42,7 +53,7 @@ def _start_server(project_root: Path) -> None:
     """Starts the process that the ranks are forked from, once, with an environment in which nothing computes on more than a core."""
     _CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
     former = dict(os.environ)
-    path = [str(project_root), str(Path(__file__).parent), *filter(None, [former.get("PYTHONPATH")])]
+    path = [str(project_root), *filter(None, [former.get("PYTHONPATH")])]
     os.environ.update(PYTHONPATH=os.pathsep.join(path), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     try:
         forkserver.ensure_running()
@@ -61,7 +72,10 @@ def _be_rank(rank: int, ranks: int, port: int, words: list[str], project_root: P
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.argv = words
-    runpy.run_path(words[0], run_name="__main__")
+    if words[0].endswith(".py"):
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
 def _wait(processes: list[multiprocessing.Process], timeout_s: float) -> int:

@@ -156,19 +156,18 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen, every_s: flo
 
 
 def torchrun(
-    script: str, arguments: list[str], ranks: int, project_root: Path, on_gpu: bool = False, timeout_s: int = 300
+    program: str, arguments: list[str], ranks: int, project_root: Path, on_gpu: bool = False, timeout_s: int = 300
 ) -> subprocess.CompletedProcess:
-    """Runs a script of the project on `ranks` processes, gloo on the CPU or NCCL, and returns the completed process."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={ranks}",
-        script,
-        *arguments,
-    ]
-    variables = os.environ if on_gpu else {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    """Runs a script, or a module by its name, on `ranks` processes, with gloo on the CPU or NCCL.
+
+    The project's root is the import root, wherever the script lies.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command += [program, *arguments] if program.endswith(".py") else ["-m", program, *arguments]
+    path = os.pathsep.join([str(project_root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {**os.environ, "PYTHONPATH": path}
+    if not on_gpu:
+        variables |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         command, cwd=project_root, env=variables, capture_output=True, text=True, timeout=timeout_s, check=False
     )

@@ -17,6 +17,7 @@ from colossal_llama.model.param_count import layer_parameters, parameters
 from colossal_llama.training.memory import estimate as memory_estimate
 from colossal_llama.training.memory.config import MemoryConfig
 from colossal_llama.training.memory.estimate import GIB, activation_bytes_per_layer, estimate
+from tests.support.live_bytes import LiveBytes
 from tests.support.ranks import run_ranks
 
 BATCH = ("--micro_batch_size", "8", "--mixed_precision", "bf16", "--padding_mode", "max_length", "--max_steps", "2")
@@ -39,7 +40,7 @@ def counts(runner, project_root):
     """For each case what was counted on one of two ranks and what was estimated, by moment."""
     listing, output = runner.workspace / "commands.json", runner.workspace / "counts.json"
     listing.write_text(json.dumps([runner.command(name, *options) for name, options in CASES.items()]))
-    done = run_ranks("benchmarks/count_memory.py", [str(listing), str(output)], 2, project_root)
+    done = run_ranks("tests.support.count_memory", [str(listing), str(output)], 2, project_root)
     assert done.returncode == 0, done.stdout[-6000:]
     return dict(zip(CASES, json.loads(output.read_text()), strict=True))
 
@@ -54,9 +55,7 @@ def test_estimated_as_counted(counts, name, moment):
 
 
 def test_what_gloo_holds_is_not_counted(tmp_path):
-    """A collective's handle stands for gloo's threads here: it holds the collective's tensors as long as it is alive."""
-    from benchmarks.count_memory import LiveBytes
-
+    """A collective's handle stands for gloo's threads here: while alive, it holds the tensors."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         counter = LiveBytes()

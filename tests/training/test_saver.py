@@ -11,9 +11,8 @@ from tests.support.training_runs import ranks_of, torchrun, wait_until
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2", "--mixed_precision", "bf16")
 
 COMMITS = """
-import datetime, json, os, sys
+import datetime, json, os
 from pathlib import Path
-sys.path.insert(0, "{root}")
 import torch, torch.distributed as dist
 from colossal_llama.model.weights.stored_tensors import TensorShape
 from colossal_llama.training.checkpoint import commit
@@ -54,7 +53,7 @@ def test_all_ranks_hear_the_same_and_a_failure_changes_nothing(project_root, tmp
     from safetensors.torch import load_file
 
     script = tmp_path / "script.py"
-    script.write_text(COMMITS.format(root=project_root, place=tmp_path))
+    script.write_text(COMMITS.format(place=tmp_path))
     done = torchrun(str(script), [], 2, project_root)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2))

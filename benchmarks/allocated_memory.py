@@ -1,0 +1,25 @@
+"""GPU memory that runs of one launch of benchmarks/train_many.py left to the next."""
+
+import re
+from collections.abc import Iterator
+from itertools import chain, repeat
+
+
+def allocated_before_gib(printed: str) -> Iterator[float]:
+    r"""The memory that former runs on one process left allocated before each run, in GiB.
+
+    It is part of the run's peak. The iterator does not end.
+
+    >>> from itertools import islice
+    >>> printed = "7.06 GiB still allocated after the run\ndone\n14.12 GiB still allocated after the run\n"
+    >>> list(islice(allocated_before_gib(printed), 4))
+    [0.0, 7.06, 14.12, 0.0]
+    >>> list(islice(allocated_before_gib(""), 2))
+    [0.0, 0.0]
+
+    Args:
+        printed: what train_many.py printed, with a line after each run that ended; nothing without
+            a GPU.
+    """
+    left = re.findall(r"([0-9.]+) GiB still allocated after the run", printed)
+    return chain([0.0], map(float, left), repeat(0.0))
