@@ -1,7 +1,7 @@
 """Comparison of the surveys of hosts: the problems of each host, and how to solve them."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,14 @@ class HostReport:
 
     Attributes:
         host: its name in the hostfile.
-        survey: what `survey.survey` returned there.
+        survey: what `survey.survey` returned there; empty when it failed.
         skew_s: seconds that its clock is ahead of the master's.
         skew_error_s: maximum error of `skew_s`.
         failure: why there is no survey.
     """
 
     host: str
-    survey: dict[str, Any] | None = None
+    survey: dict[str, Any] = field(default_factory=dict)
     skew_s: float = 0.0
     skew_error_s: float = 0.0
     failure: Problem | None = None

@@ -142,7 +142,7 @@ def overview(reports: list[HostReport], problems: list[Problem]) -> str:
     for report in reports:
         failed = sorted({problem.check for problem in problems if problem.host == report.host})
         verdict = "broken: " + ", ".join(failed) if failed else "ok"
-        if report.survey is None:
+        if not report.survey:
             rows.append([report.host, verdict, "", "", "", "", "", ""])
             continue
         found, names = report.survey, sorted({gpu["name"] for gpu in report.survey["gpus"]})

@@ -87,7 +87,7 @@ class RowReader:
         self._paths = [part.path for part in parts]
         self._collator = collator
 
-    def micro_batch(self, rows: Sequence[Sequence[int]]) -> MicroBatch:
+    def micro_batch(self, rows: Sequence[Sequence[int] | np.ndarray]) -> MicroBatch:
         """Micro-batch of rows, each given as the numbers of its samples."""
         sample_ids = [int(sample) for row in rows for sample in row]
         joined = [_concatenated([self._read(int(sample)) for sample in row]) for row in rows]

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from colossal_llama.dataset.conversation import Message
+from colossal_llama.dataset.conversation import Message, Role
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # may begin a UTF-8 file
 DEFAULT_CATEGORY = "default"  # of a conversation without one
@@ -77,7 +77,13 @@ def document_of(record: dict) -> Document:
     return Document(source, target, category)
 
 
-ROLES = {"human": "human", "user": "human", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+ROLES: dict[str, Role] = {
+    "human": "human",
+    "user": "human",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "system": "system",
+}
 
 
 def conversation_of(record: dict) -> Conversation:

@@ -92,7 +92,7 @@ class TorchCudaAdam(_Kernel):
         # Gemini passes half-precision gradients for fp32 parameters.
         if not (adamw_mode and bias_correction and importlib.util.find_spec("triton")):
             for lists in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):  # only one fp32 copy at a time
-                fused_adam([lists[0].to(lists[1].dtype)], *([tensor] for tensor in lists[1:]), *hyper)
+                fused_adam([lists[0].to(lists[1].dtype)], [lists[1]], [lists[2]], [lists[3]], *hyper)
             return
         factor = 1.0 / div_scale if div_scale > 0 else 1.0
         changing = step_scalars(lr, beta1, beta2, step, factor, parameters[0].device)

@@ -91,7 +91,7 @@ class Backend:
             refuse_nonfinite_updates(optimizer)
         return model, optimizer
 
-    def unwrap(self, model: torch.nn.Module) -> LlamaForCausalLM | PeftModel:
+    def unwrap(self, model: Any) -> LlamaForCausalLM | PeftModel:
         """The model without the plugin's wrapper; with its adapters, where it has some."""
         return model.unwrap(unwrap_peft=False)
 

@@ -4,8 +4,12 @@ tests/engine/test_patches.py fails when a patch is no longer needed.
 """
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from colossalai.accelerator import CpuAccelerator
 
 
 def prepare_cpu() -> None:
@@ -17,7 +21,7 @@ def prepare_cpu() -> None:
     _treat_no_group_as_nccl()
 
 
-def _cpu_accelerator() -> "colossalai.accelerator.CpuAccelerator":  # noqa: F821
+def _cpu_accelerator() -> "CpuAccelerator":
     """ColossalAI's CPU accelerator, with the methods implemented in which the original raises."""
     from colossalai.accelerator import CpuAccelerator
 

@@ -89,7 +89,7 @@ class OptimizerShard:
     """True when this process, of all that have the same elements, writes them."""
 
 
-def optimizer_shards(plugin: Plugin, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[OptimizerShard]:
+def optimizer_shards(plugin: Plugin, model: Any, optimizer: Any) -> list[OptimizerShard]:
     """The parameters of this process's inner optimizer, in its order."""
     network = model.unwrap(unwrap_peft=False)
     names = {id(parameter): saved_name(network, name) for name, parameter in network.named_parameters()}
@@ -107,14 +107,12 @@ def saved_name(network: torch.nn.Module, name: str) -> str | None:
     return None if is_tied else name
 
 
-def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def hyperparameters(optimizer: Any) -> list[dict[str, Any]]:
     """The inner optimizer's parameter groups without the parameters."""
     return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.optim.param_groups]
 
 
-def _shards(
-    plugin: Plugin, optimizer: torch.optim.Optimizer, names: Mapping[int, str | None]
-) -> Iterator[OptimizerShard]:
+def _shards(plugin: Plugin, optimizer: Any, names: Mapping[int, str | None]) -> Iterator[OptimizerShard]:
     is_zero = isinstance(optimizer, LowLevelZeroOptimizer)
     working_of = _working_parameters(optimizer)
     whole_shapes = getattr(optimizer, "param_info", {}).get("param2shape", {})
@@ -160,7 +158,7 @@ def _tensor_parallel_shard(plugin: Plugin, local: torch.Tensor, shape: tuple[int
     return TensorShard(dimension, begin, end)
 
 
-def _gemini_shards(optimizer: GeminiOptimizer, names: Mapping[int, str]) -> Iterator[OptimizerShard]:
+def _gemini_shards(optimizer: GeminiOptimizer, names: Mapping[int, Any]) -> Iterator[OptimizerShard]:
     """Shards of Gemini, which concatenates parameters to chunks and divides these over the ranks.
 
     A chunk may be divided at any element.

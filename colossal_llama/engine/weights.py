@@ -1,6 +1,7 @@
 """Weights of a checkpoint: which process writes which, gathered whole from the plugin's shards."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from colossalai.booster.plugin.plugin_base import Plugin
@@ -16,9 +17,7 @@ from colossal_llama.engine.process_groups import replicas
 from colossal_llama.utils.console import is_rank_zero
 
 
-def weights_to_save(
-    plugin: Plugin, model: torch.nn.Module, parameter_dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
+def weights_to_save(plugin: Plugin, model: Any, parameter_dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Whole weights that this process writes, without padding; a collective over all ranks.
 
     Weights that several ranks hold are divided among these; with LoRA, rank 0 writes the adapter.

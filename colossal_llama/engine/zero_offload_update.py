@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from itertools import cycle
 from types import MethodType
+from typing import Any
 
 import torch
 from colossalai.zero.low_level import LowLevelZeroOptimizer
@@ -106,7 +107,8 @@ class OffloadPipeline:
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
         self.on_gpu = device.type == "cuda"
-        self.copies_in, self.copies_out = (torch.cuda.Stream(device) if self.on_gpu else None for _ in range(2))
+        streams: list[Any] = [torch.cuda.Stream(device) if self.on_gpu else None for _ in range(2)]
+        self.copies_in, self.copies_out = streams
         self.buffers = [_Buffer(self, dtype) for _ in range(_BUFFERS)]
         self.in_fp32 = torch.empty(SLICE_ELEMENTS, dtype=torch.float32)
 
@@ -137,13 +139,15 @@ class OffloadPipeline:
         if factor != 1.0:
             gradient.mul_(factor)
         group = elements.group
+        beta1, beta2 = group["betas"]
         fused_adam(
             [gradient],
             [elements.master],
             [elements.exp_avg],
             [elements.exp_avg_sq],
             group["lr"],
-            *group["betas"],
+            beta1,
+            beta2,
             group["eps"],
             elements.step,
             adamw_mode=True,

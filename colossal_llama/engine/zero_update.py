@@ -101,8 +101,8 @@ def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
         state = state_for_next_step(self.optim.state[update.master], update.master)
         key = (id(update.group), state["step"])
         if key not in changing:
-            group = update.group
-            changing[key] = step_scalars(group["lr"], *group["betas"], state["step"], factor)
+            beta1, beta2 = update.group["betas"]
+            changing[key] = step_scalars(update.group["lr"], beta1, beta2, state["step"], factor)
         _apply(state, update, changing[key])
     gather_working_weights(updates)
 
@@ -157,8 +157,9 @@ def state_for_next_step(state: dict, master: torch.Tensor) -> dict:
 
 def _apply(state: dict, update: ParameterUpdate, changing: torch.Tensor) -> None:
     group = update.group
+    beta1, beta2 = group["betas"]
     tensors = (update.master, update.gradient, state["exp_avg"], state["exp_avg_sq"], update.working, changing)
-    adamw(*tensors, *group["betas"], group["eps"], group["weight_decay"])
+    adamw(*tensors, beta1, beta2, group["eps"], group["weight_decay"])
 
 
 def gather_working_weights(updates: list[ParameterUpdate]) -> None:
@@ -177,6 +178,7 @@ def gather_working_weights(updates: list[ParameterUpdate]) -> None:
 
 def _keep_gradient(self: LowLevelZeroOptimizer, param: torch.nn.Parameter, group_id: int) -> None:
     """Replaces `_add_to_bucket` where there is no other rank: the gradient is reduced already."""
+    assert param.grad is not None, "called by the hook on its gradient"
     gradient = param.grad.detach().view(-1)
     param.grad = None
     self._add_grad(gradient, 1, group_id, id(param))

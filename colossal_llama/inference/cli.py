@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from colossal_llama.inference.arguments import InferenceArguments, PromptArguments, parse_arguments
 from colossal_llama.utils.errors import UserError
@@ -26,16 +26,18 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="`do_sample` is set to `False`")
     prompt = arguments.prompt
     device = select_device(arguments.model.device)
-    requests = read_requests(prompt)
+    requests: Any = read_requests(prompt)
     generator, prompt_ids, template = _load(arguments, device)
 
     if prompt.interactive:
         from colossal_llama.inference.chat import chat
 
+        assert template is not None, "checked by parse_arguments"
         print_throughput(chat(generator, template, prompt.system, print_text, print_notice))
     elif prompt.input_file:
         from colossal_llama.inference.batch import generate_file
 
+        assert prompt.output_file is not None, "checked by parse_arguments"
         records = [record for record, _ in requests]
         prompts = [prompt_ids(request) for _, request in requests]
         report = generate_file(generator, records, prompts, prompt.output_file, arguments.generation.seed)
@@ -131,12 +133,13 @@ def read_requests(
         )
     if arguments.interactive:
         return None
+    assert arguments.input_txt is not None, "checked by parse_arguments"
     return [*system, Message("human", arguments.input_txt)] if is_sft else pretrained_prompt(arguments.input_txt)
 
 
 def prompt_builder(
     arguments: PromptArguments, tokenizer: "PreTrainedTokenizerFast"
-) -> "tuple[Callable[[str | list[Message]], list[int]], Template | None]":
+) -> "tuple[Callable[[Any], list[int]], Template | None]":
     """Returns the function from a text or messages to prompt ids, and the conversation template.
 
     The template is None for base models.

@@ -137,7 +137,8 @@ class TextGenerator:
             pad_token_id=min(self._stop_ids),  # never used: one sequence has no padding
             **choice,
         )
-        self._cache, self._cached_ids = DynamicCache(), []
+        self._cache = DynamicCache()
+        self._cached_ids: list[int] = []
 
     def generate(self, prompt_ids: Sequence[int], on_text: Callable[[str], Any] = lambda text: None) -> Completion:
         """Generates from one prompt.

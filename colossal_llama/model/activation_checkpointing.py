@@ -26,6 +26,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,8 +64,8 @@ def _checkpoint_some(checkpoint: Callable, checkpointed: list[nn.Module], contex
     """
     layer_ids = {id(layer) for layer in checkpointed}
 
-    def call(function: Callable, *arguments: object) -> object:
-        method = function.func if isinstance(function, partial) else function
+    def call(function: Any, *arguments: object) -> object:
+        method: Any = function.func if isinstance(function, partial) else function
         if id(method.__self__) in layer_ids:
             return checkpoint(function, *arguments)
         with context_of_others():

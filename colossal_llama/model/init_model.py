@@ -129,7 +129,8 @@ def peak_memory_bytes() -> int:
     Linux's ru_maxrss is not used: it starts at the memory of the parent process (getrusage(2),
     execve(2)).
     """
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    (peak_kib,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak_kib) * 1024
 
 
 def print_summary(report: dict[str, Any], directory: Path) -> None:

@@ -70,7 +70,7 @@ def load_model(
     return model
 
 
-def load_complete_model(model_class: type, path: str | Path, **settings: Any) -> PreTrainedModel:
+def load_complete_model(model_class: Any, path: str | Path, **settings: Any) -> PreTrainedModel:
     """Calls a model class's `from_pretrained`, and refuses weights that are incomplete.
 
     `from_pretrained` itself initialises missing tensors at random.

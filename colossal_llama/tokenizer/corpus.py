@@ -113,11 +113,12 @@ def read_texts(
     for path in files:
         blocks = _lines(path) if path.name.endswith(RECORD_SUFFIXES) else _text_blocks(path)
         for number, block in enumerate(blocks, start=1):
-            is_split = share < 1.0 and block_characters is not None and len(block) > block_characters
+            longest = block_characters or len(block)
+            is_split = share < 1.0 and len(block) > longest
             if not block.strip() or (share < 1.0 and not is_split and generator.random() >= share):
                 continue
             document = _document(path, number, block)
-            for text in split_into_blocks(document.text, block_characters) if is_split else [document.text]:
+            for text in split_into_blocks(document.text, longest) if is_split else [document.text]:
                 if text and (not is_split or generator.random() < share):
                     yield CorpusText(text, document.category, document.location)
 

@@ -102,7 +102,8 @@ def code_points(text: str) -> np.ndarray:
 
 
 def _pair_hash(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return (left * np.uint32(0x9E3779B1) + right * np.uint32(0x85EBCA77)) >> np.uint32(32 - _HASH_BITS)
+    mixed: np.ndarray = left * np.uint32(0x9E3779B1) + right * np.uint32(0x85EBCA77)
+    return np.right_shift(mixed, np.uint32(32 - _HASH_BITS))
 
 
 def _adjacency_table(vocabulary: Iterable[str]) -> np.ndarray:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from colossal_llama.dataset.collator import MicroBatch
 from colossal_llama.dataset.loader import RowReader, StepGeometry, step_batches
@@ -88,7 +89,7 @@ class Evaluator:
         )
         return found
 
-    def _batches(self, geometry: StepGeometry, bar: object) -> Iterator[MicroBatch]:
+    def _batches(self, geometry: StepGeometry, bar: Any) -> Iterator[MicroBatch]:
         train_step = self.train_step
         pin = train_step.device.type == "cuda"
         for batches in step_batches(

@@ -25,6 +25,7 @@ def finish_run(arguments: TrainingArguments, trainer: Trainer, base_path: Path, 
             record = logs / BENCHMARK_FILE
             log_rank_zero(f"benchmark: {describe(speed(record))}; the metrics are in {record}")
     elif finished:
+        assert trainer.saver is not None, "benchmarks alone have none"
         path = trainer.saver.save_model()
         log_rank_zero(
             f"done: {progress.step} steps, {progress.tokens_seen:,} tokens ({progress.target_tokens_seen:,} targets); "

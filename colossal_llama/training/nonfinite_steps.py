@@ -67,7 +67,8 @@ class NonFiniteSteps:
             first = f"row {rows[0]['row']} of {rows[0]['part']}" if rows else "none"
             where = f" are in {self.record}, the first of them {first}"
             if is_rank_zero():
-                self._write({"step": step, "loss": str(loss), "gradient_norm": str(gradient_norm), "rows": rows})
+                entry = {"step": step, "loss": str(loss), "gradient_norm": str(gradient_norm), "rows": rows}
+                _append(self.record, entry)
         log_rank_zero(f"{self._last}. Its {len(rows)} rows{where or ' are random ones'}")
         return True
 
@@ -94,10 +95,11 @@ class NonFiniteSteps:
         positions = dict.fromkeys(position for theirs in everyone for position in theirs)
         return [{"part": str(part), "row": row} for part, row in positions]
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry, ensure_ascii=False)
-        try:
-            with self.record.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            log_rank_zero(f"WARNING: {self.record} could not be written ({error.strerror}); it lacks {line}")
+
+def _append(record: Path, entry: dict[str, Any]) -> None:
+    line = json.dumps(entry, ensure_ascii=False)
+    try:
+        with record.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        log_rank_zero(f"WARNING: {record} could not be written ({error.strerror}); it lacks {line}")

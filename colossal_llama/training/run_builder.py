@@ -109,12 +109,12 @@ def _open_records(
             arguments.checkpoint.keep_last,
             arguments.checkpoint.save_in_background,
         )
-    nonfinite_record = None if is_benchmark else save_dir / NONFINITE_STEPS_FILE
+    nonfinite_record = save_dir / NONFINITE_STEPS_FILE
     metrics = _metrics(arguments, kept_steps)
     if is_rank_zero() and saver is not None:
         begin_record(nonfinite_record, kept_steps)
         archive_earlier_results(save_dir, kept_steps, (inputs.model_path, inputs.adapter_path))
-    return saver, metrics, nonfinite_record
+    return saver, metrics, None if is_benchmark else nonfinite_record
 
 
 def _resumes_in(save_dir: Path, inputs: RunInputs) -> bool:

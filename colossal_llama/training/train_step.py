@@ -180,6 +180,7 @@ class TrainStep:
             categories = CategorySums(self.categories, self.device)
             inputs = self._inputs(group, categories, step=0)
             targets = [float(batch.target_tokens) for batch in group]
+            loss: Any
             if self.backend.pipeline_stages > 1:
                 loss = self._run_pipeline(group, inputs, targets, categories)
             else:

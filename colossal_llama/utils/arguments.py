@@ -19,9 +19,9 @@ The idea is litgpt's (`litgpt/args.py`): type, default and documentation of an o
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 _OPTION, _GROUP = "option", "group"
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def group(title: str | None = None, description: str | None = None) -> Any:
     return field(metadata={_GROUP: (title, description)})
 
 
-def add_options(parser: argparse._ActionsContainer, declared: type) -> None:
+def add_options(parser: argparse._ActionsContainer, declared: Any) -> None:
     """Adds all options of a dataclass, and of the groups in it, to a parser or an argument group.
 
     Fields that neither `option`, `switch` nor `group` declared are left to the caller.
@@ -99,7 +99,7 @@ def add_options(parser: argparse._ActionsContainer, declared: type) -> None:
             parser.add_argument(*names, **declaration.settings)
 
 
-def from_namespace(declared: type[T], namespace: argparse.Namespace, **others: Any) -> T:
+def from_namespace(declared: Callable[..., T], namespace: argparse.Namespace, **others: Any) -> T:
     """Builds the dataclass, with its groups, from what the parser of `add_options` has returned.
 
     Args:
@@ -108,11 +108,11 @@ def from_namespace(declared: type[T], namespace: argparse.Namespace, **others: A
         others: values of fields that no option sets, or that replace an option's.
     """
     values: dict[str, Any] = dict(others)
-    for entry in fields(declared):
+    for entry in fields(cast(Any, declared)):
         if entry.name in others:
             continue
         if _GROUP in entry.metadata:
-            values[entry.name] = from_namespace(entry.type, namespace)
+            values[entry.name] = from_namespace(cast(Any, entry.type), namespace)
         elif _OPTION in entry.metadata and hasattr(namespace, entry.name):
             value = getattr(namespace, entry.name)
             values[entry.name] = tuple(value) if isinstance(value, list) else value
@@ -131,7 +131,7 @@ def option_values(arguments: Any) -> dict[str, Any]:
     return values
 
 
-def declared_options(declared: type) -> dict[str, Option]:
+def declared_options(declared: Any) -> dict[str, Option]:
     """Declarations of all options by name, in their order, groups flattened."""
     found: dict[str, Option] = {}
     for entry in fields(declared):

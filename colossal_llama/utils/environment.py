@@ -43,7 +43,7 @@ def required_packages() -> list[str]:
 
 def installed_packages() -> dict[str, str | None]:
     """Returns the version of each required package; None where it is not installed."""
-    found = {}
+    found: dict[str, str | None] = {}
     for name in required_packages():
         try:
             found[name] = metadata.version(name)

@@ -184,7 +184,7 @@ class PrepareArguments:
     description: ClassVar[str]
 
     paths: PathArguments = group("input and output")
-    rows: RowArguments = group("rows and buckets")
+    rows: DocumentRowArguments | ConversationRowArguments
     run: RunArguments = group("run")
     shards: ShardArguments = group(
         "several jobs in one directory",

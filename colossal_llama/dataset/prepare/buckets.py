@@ -126,7 +126,9 @@ def plan_parts(
         first_document += fact["documents"]
         tables.append(segments)
     segments = np.concatenate(tables)
-    lengths, documents, segment_categories = (np.ascontiguousarray(segments[name]) for name in segments.dtype.names)
+    lengths, documents, segment_categories = (
+        np.ascontiguousarray(segments[name]) for name in segments.dtype.names or ()
+    )
     first_of_document = np.concatenate([[True], np.diff(documents) != 0])
     document_categories = segment_categories[first_of_document]
     bins = assign_bins(document_categories, num_bins)

@@ -121,7 +121,7 @@ class TokenStore:
         """
         ends = np.cumsum(lengths, dtype=np.int64)
         tokens = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
-        buffer = memoryview(tokens).cast("B") if len(tokens) else memoryview(b"")
+        buffer = memoryview(tokens.data).cast("B") if len(tokens) else memoryview(b"")
         chunks = np.searchsorted(self._chunk_starts, starts, side="right") - 1
         order = np.argsort(starts, kind="stable")  # every chunk is opened once
         boundaries = np.flatnonzero(np.diff(chunks[order])) + 1

@@ -38,6 +38,7 @@ def run(kind: Kind) -> None:
     if isinstance(arguments, InspectionArguments):
         from colossal_llama.dataset.prepare.verification import verify
 
+        assert arguments.verify is not None, "parse_arguments returns these for --verify"
         print(verify(arguments.verify))
         return
     if arguments.run.num_workers > 1:

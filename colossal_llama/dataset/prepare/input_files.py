@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import zstandard
 
@@ -203,7 +203,7 @@ def rows_before(chunk: Chunk) -> int:
     return count
 
 
-def _open_lines(chunk: Chunk) -> io.BufferedIOBase:
+def _open_lines(chunk: Chunk) -> io.BufferedIOBase | BinaryIO:
     path = chunk.file.path
     if path.suffix == ".gz":
         return gzip.open(path, "rb")

@@ -6,7 +6,7 @@ from pathlib import Path
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate
 from colossal_llama.dataset.document_splitting import CutScores
-from colossal_llama.dataset.prepare.arguments import ConversationRowArguments, PrepareArguments
+from colossal_llama.dataset.prepare.arguments import ConversationRowArguments, DocumentRowArguments, PrepareArguments
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
@@ -47,20 +47,16 @@ def record_tokenizer(
     arguments: PrepareArguments, opened: OpenTokenizer
 ) -> tuple[DocumentTokenizer | ConversationTokenizer, dict]:
     """Builds the tokenizer of records, and the facts that identify its format."""
-    tokenizer = opened.tokenizer
+    tokenizer, rows = opened.tokenizer, arguments.rows
     facts = {"tokenizer_fingerprint": opened.fingerprint, "vocab_size": len(tokenizer)}
-    if arguments.kind == "sft":
-        template = _template(arguments.rows, opened)
+    if isinstance(rows, ConversationRowArguments):
+        template = _template(rows, opened)
         facts["template"] = template.describe()
-        samples = ConversationTokenizer(
-            template, opened.encoder, arguments.rows.max_length, arguments.rows.long_conversations
-        )
-        return samples, facts
+        return ConversationTokenizer(template, opened.encoder, rows.max_length, rows.long_conversations), facts
+    assert isinstance(rows, DocumentRowArguments)
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     facts |= {"bos_id": bos_id, "eos_id": eos_id}
-    samples = DocumentTokenizer(
-        opened.encoder, bos_id, eos_id, opened.cut_scores, arguments.rows.max_length, arguments.rows.long_documents
-    )
+    samples = DocumentTokenizer(opened.encoder, bos_id, eos_id, opened.cut_scores, rows.max_length, rows.long_documents)
     return samples, facts
 
 

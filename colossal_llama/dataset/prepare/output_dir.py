@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.input_files import InputFile
@@ -94,7 +94,11 @@ def open_directory(arguments: PrepareArguments, requested: dict, files: Sequence
     _check_cache(directory / "cache")
     if arguments.run.overwrite:
         _remove_outputs(directory)
-    for record, state in ((directory / "manifest.json", "complete"), (directory / "cache" / "run.json", "incomplete")):
+    records: dict[Path, State] = {
+        directory / "manifest.json": "complete",
+        directory / "cache" / "run.json": "incomplete",
+    }
+    for record, state in records.items():
         if record.is_file():
             _check_identity(directory, json.loads(record.read_bytes())["identity"], requested, state)
             return state
@@ -189,7 +193,7 @@ def refuse_changed_content(directory: Path, names: Sequence[str]) -> None:
         )
 
 
-def _differences(name: str, recorded: object, requested: object) -> Iterator[str]:
+def _differences(name: str, recorded: Any, requested: Any) -> Iterator[str]:
     if name == "input_files":
         yield from _file_differences(recorded, requested)
     elif isinstance(recorded, dict) and isinstance(requested, dict):

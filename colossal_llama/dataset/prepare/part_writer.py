@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -203,7 +204,7 @@ def _schema(categories: tuple[str, ...]) -> pa.Schema:
 
 def _write_dataset_metadata(directory: Path, categories: tuple[str, ...], fingerprint: str) -> None:
     """Writes the metadata files that `datasets.load_from_disk` (4.x and 5.x) reads."""
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": DATA_FILE}],
         "_fingerprint": fingerprint[:16],
         "_format_columns": None,

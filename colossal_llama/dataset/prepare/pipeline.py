@@ -126,9 +126,10 @@ def _tokenize_and_write(
     with worker_pool(preparation.arguments.run.num_workers, job) as pool:
         try:
             _tokenize(preparation, pool)
-            facts = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in preparation.chunks]
-            if _others_pending("chunks", facts):
+            found = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in preparation.chunks]
+            if _others_pending("chunks", found):
                 return None
+            facts = [fact for fact in found if fact is not None]
             if not sum(fact["segments"] for fact in facts):
                 raise BadInputError(_no_records_message(facts))
         except BadInputError:
@@ -136,7 +137,9 @@ def _tokenize_and_write(
                 output_dir.discard_run(preparation.arguments)
             raise
         parts = _write_parts(preparation, pool, facts)
-    return None if _others_pending("parts", parts) else (facts, parts)
+    if _others_pending("parts", parts):
+        return None
+    return facts, [fact for fact in parts if fact is not None]
 
 
 def _others_pending(units: str, facts: Sequence[dict | None]) -> bool:

@@ -119,7 +119,9 @@ def _start_worker(state: Any) -> None:
 
 
 def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is a worker"
+    parent.join()
     os._exit(1)
 
 

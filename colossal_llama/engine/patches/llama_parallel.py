@@ -8,7 +8,7 @@ process; the faults of the originals are stated at each.
     labels, shifted before sharding      rank 0: t1 t2 t3 t4        rank 1: t5 t6 t7 –
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -231,7 +231,8 @@ def complete_partial_gradients(model: torch.nn.Module, tp_group: Any) -> None:
         dist.all_reduce(gradient, group=tp_group)
         return gradient
 
-    for parameter in model.parameters():
+    parameters: Iterator[Any] = model.parameters()
+    for parameter in parameters:
         if SeqParallelUtils.is_sp_partial_derived_param(parameter):
             parameter.partial_derived = False
             if parameter.requires_grad:

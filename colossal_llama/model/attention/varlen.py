@@ -125,12 +125,16 @@ def sdpa_attention(
         return _plain_causal(query, key, value, dropout, scaling), None
     # (1, heads, rows * length, width): documents never cross rows, so each is one slice of the
     # flattened batch.
-    flat = [states.transpose(0, 1).reshape(1, states.shape[1], rows * length, width) for states in (query, key, value)]
+    queries, keys, values = (
+        states.transpose(0, 1).reshape(1, states.shape[1], rows * length, width) for states in (query, key, value)
+    )
     offsets = cu_seqlens_of(attention_mask).tolist()
     with sdpa_kernel(_BACKENDS_WITHOUT_PLANS, set_priority=True):
         outputs = [
             scaled_dot_product_attention(
-                *(states[:, :, begin:end] for states in flat),
+                queries[:, :, begin:end],
+                keys[:, :, begin:end],
+                values[:, :, begin:end],
                 dropout_p=dropout,
                 is_causal=True,
                 scale=scaling,

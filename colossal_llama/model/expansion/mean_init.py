@@ -104,4 +104,4 @@ class RowStatistics:
     @property
     def mean(self) -> np.ndarray:
         """Mean of all rows, float64 [width]."""
-        return self.summed_rows / max(1, self.count)
+        return np.asarray(self.summed_rows / max(1, self.count))

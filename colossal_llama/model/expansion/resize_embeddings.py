@@ -87,7 +87,7 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
     rows = _padded_vocab_size(target_tokenizer_path, tokens.target_vocabulary)
     weights = find_weight_files(source_path)
     matrices = _embedding_names(weights, config, source_path)
-    source_rows = weights.find(matrices[0]).shape[0]
+    source_rows = weights.shape_of(matrices[0]).shape[0]
     if source_vocabulary > source_rows:
         raise UserError(
             f"the tokenizer in {source_path} has {source_vocabulary:,} tokens, the model rows for {source_rows:,} "
@@ -111,17 +111,17 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
 
 def _embedding_names(weights: WeightFiles, config: dict[str, Any], source_path: Path) -> tuple[str, ...]:
     """Finds the embedding matrices by name, and checks their dtype and shape."""
-    found = {name: weights.find(name) for name in (INPUT_MATRIX, OUTPUT_MATRIX)}
-    if found[INPUT_MATRIX] is None:
+    candidates = {name: weights.find(name) for name in (INPUT_MATRIX, OUTPUT_MATRIX)}
+    if candidates[INPUT_MATRIX] is None:
         raise UserError(
             f"the weights in {source_path} have no tensor {INPUT_MATRIX}: they are not those of a causal LLaMA"
         )
-    if found[OUTPUT_MATRIX] is None and not config.get("tie_word_embeddings", False):
+    if candidates[OUTPUT_MATRIX] is None and not config.get("tie_word_embeddings", False):
         raise UserError(
             f"the weights in {source_path} have no tensor {OUTPUT_MATRIX}, and config.json does not tie it to the "
             "input embeddings (tie_word_embeddings): the output matrix is missing"
         )
-    found = {name: shape for name, shape in found.items() if shape is not None}
+    found = {name: shape for name, shape in candidates.items() if shape is not None}
     for name, shape in found.items():
         if shape.dtype not in ARITHMETIC_TYPES or len(shape.shape) != 2:
             raise UserError(
@@ -248,13 +248,14 @@ def _copy_tokenizer(tokenizer: Path, directory: Path) -> None:
 def _write_weights(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, dict[str, float]]:
     """Writes all shards and their index; returns the average norms of old and new rows."""
     norms: dict[str, dict[str, float]] = {}
-    replacements = {
-        name: Replacement(
-            plan.weights.find(name).with_rows(plan.rows),
-            lambda stored, name=name: _expanded(plan, method, stored, norms.setdefault(name, {})),
+
+    def replacement(name: str) -> Replacement:
+        return Replacement(
+            plan.weights.shape_of(name).with_rows(plan.rows),
+            lambda stored: _expanded(plan, method, stored, norms.setdefault(name, {})),
         )
-        for name in plan.matrices
-    }
+
+    replacements = {name: replacement(name) for name in plan.matrices}
     weight_map = {}
     with progress_bar(total=plan.total_bytes, desc="writing weights", unit="B", unit_scale=True) as bar:
         for shard in plan.weights.shards:
@@ -300,7 +301,7 @@ def describe(plan: ExpansionPlan, method: InitMethod, norms: Mapping[str, Mappin
         },
         "constituents_per_new_row": float(lengths.mean()) if plan.new_tokens else 0.0,
         "matrices": list(plan.matrices),
-        "dtype": plan.weights.find(plan.matrices[0]).dtype_name,
+        "dtype": plan.weights.shape_of(plan.matrices[0]).dtype_name,
         "average_row_norm": {name: dict(values) for name, values in norms.items()},
         "config_corrections": list(plan.corrections),
         "weight_bytes": plan.total_bytes,

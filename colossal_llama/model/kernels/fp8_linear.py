@@ -137,9 +137,9 @@ class _Fp8Linear(torch.autograd.Function):
 
 
 def _product(
-    left: torch.Tensor,
+    left: torch.Tensor | None,
     left_scale: torch.Tensor,
-    right_transposed: torch.Tensor,
+    right_transposed: torch.Tensor | None,
     right_scale: torch.Tensor,
     dtype: torch.dtype,
     fast_accumulation: bool = False,
@@ -148,6 +148,7 @@ def _product(
 
     `fast_accumulation` is a little less exact, which the forward pass can bear.
     """
+    assert left is not None and right_transposed is not None, "quantized in the layout that is needed"
     return scaled_mm(
         left,
         right_transposed.t(),

@@ -45,7 +45,10 @@ class SharedInput:
 
     def __init__(self, layers: int):
         self._layers = layers
-        self._clear()
+        self._hidden: torch.Tensor | None = None
+        self._result: Any = None
+        self._key: object = None
+        self._readers: set[int] = set()
 
     def result(self, layer: int, hidden: torch.Tensor, compute: Callable[[], Any], key: object = None) -> Any:
         """Returns the cached result; computes it for another input or key, or a second read.
@@ -67,9 +70,7 @@ class SharedInput:
         return result
 
     def _clear(self) -> None:
-        self._hidden: torch.Tensor | None = None
-        self._result, self._key = None, None
-        self._readers: set[int] = set()
+        self._hidden, self._result, self._key, self._readers = None, None, None, set()
 
 
 def share_input_gradients(model: LlamaForCausalLM) -> None:

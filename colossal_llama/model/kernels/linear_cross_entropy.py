@@ -69,9 +69,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = hidden[chosen]
             logits = chunk @ weight.t()
             losses[chosen] = _logits_to_gradient(logits, labels[chosen])
-            if needs_hidden:
+            if hidden_gradient is not None:
                 hidden_gradient[chosen] = logits @ weight
-            if needs_weight:
+            if weight_gradient is not None:
                 _add_product(weight_gradient, logits.t(), chunk)
         targets = (labels != IGNORED_LABEL).sum().clamp(min=1)
         ctx.gradients, ctx.targets, ctx.weight_dtype = (hidden_gradient, weight_gradient), targets, weight.dtype

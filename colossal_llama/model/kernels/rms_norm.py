@@ -55,7 +55,9 @@ def add_rms_norm(
     """Returns `(rms_norm(hidden + added), hidden + added)`, the sum in the dtype of `hidden`."""
     from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
 
-    added = added.to(hidden.dtype)  # under autocast (`ddp`) the residual stream is fp32; Liger takes the dtype of `added`
+    added = added.to(
+        hidden.dtype
+    )  # under autocast (`ddp`) the residual stream is fp32; Liger takes the dtype of `added`
     result, total = LigerFusedAddRMSNormFunction.apply(added, hidden, weight, eps, *_SETTINGS, False)
     mark_recomputable(result, partial(_recompute_norm, total.detach(), weight.detach(), eps))
     return result, total
@@ -75,9 +77,7 @@ class _NormWithResidual(torch.autograd.Function):
         from liger_kernel.ops.rms_norm import rms_norm_forward
 
         contiguous = hidden.contiguous()
-        result, _, inverse_rms, block, warps, casting_mode = rms_norm_forward(
-            contiguous, weight, eps, *_SETTINGS, None
-        )
+        result, _, inverse_rms, block, warps, casting_mode = rms_norm_forward(contiguous, weight, eps, *_SETTINGS, None)
         ctx.save_for_backward(contiguous, weight, inverse_rms)
         ctx.settings = (_SETTINGS[0], casting_mode, block, warps, False)
         return result, hidden.view_as(hidden)

@@ -58,6 +58,13 @@ class WeightFiles:
         """Returns the tensor `name`, or None when no shard holds it."""
         return next((shard.tensors[name] for shard in self.shards if name in shard.tensors), None)
 
+    def shape_of(self, name: str) -> TensorShape:
+        """Returns the tensor `name`, which some shard holds."""
+        shape = self.find(name)
+        if shape is None:
+            raise KeyError(name)
+        return shape
+
 
 @dataclass(frozen=True)
 class Replacement:
@@ -282,7 +289,7 @@ def write_safetensors(
             written = 0
             for block in blocks(name):
                 data = _checked_bytes(name, block, shapes[name])
-                file.write(data)
+                file.write(data.data)
                 written += data.nbytes
                 on_bytes(data.nbytes)
             if written != shapes[name].bytes:

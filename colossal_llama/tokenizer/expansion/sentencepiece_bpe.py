@@ -16,6 +16,7 @@ both are avoided here:
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import orjson
@@ -29,7 +30,7 @@ from colossal_llama.tokenizer.expansion.result import Expansion
 from colossal_llama.tokenizer.token_bytes import SPACE_MARK
 from colossal_llama.utils.errors import UserError
 
-ModelProto = sentencepiece_model_pb2.ModelProto
+ModelProto: TypeAlias = sentencepiece_model_pb2.ModelProto
 _Type = ModelProto.SentencePiece.Type
 # Read once: protobuf looks up an enum's member by name each time, 0.4 s for 69,000 pieces.
 _NORMAL, _USER_DEFINED, _UNUSED = _Type.NORMAL, _Type.USER_DEFINED, _Type.UNUSED

@@ -21,7 +21,7 @@ def archive_later_checkpoints(save_dir: Path, step: int) -> list[Path]:
     `--load_checkpoint auto` and `--keep_last` would take them for the newest of the run that begins
     now.
     """
-    return [archive(path) for path in checkpoint_directories(save_dir) if step_of_checkpoint(path.name) > step]
+    return [archive(path) for path in checkpoint_directories(save_dir) if (step_of_checkpoint(path.name) or 0) > step]
 
 
 def archived_checkpoints(save_dir: Path) -> list[Path]:

@@ -57,7 +57,7 @@ def commit_stores(prefix: str) -> tuple[dist.Store, dist.Store]:
     Args:
         prefix: of all keys, the same on all ranks, and unique to one commit.
     """
-    store = _get_default_store()
+    store: Any = _get_default_store()
     return dist.PrefixStore(prefix, store.clone()), dist.PrefixStore(prefix, store.clone())
 
 
@@ -184,7 +184,8 @@ class DirectoryCommit:
 
     def _decide(self) -> dict[str, Any]:
         """Collects all votes on rank 0, and commits the directory or deletes it."""
-        error, written, here = None, {}, f"rank 0 on {socket.gethostname()}"
+        error, here = None, f"rank 0 on {socket.gethostname()}"
+        written: WrittenFiles = {}
         try:
             for rank in range(self._ranks):
                 vote = json.loads(self._wait_for(f"vote-{rank}", rank))

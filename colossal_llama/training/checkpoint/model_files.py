@@ -57,7 +57,7 @@ def complete_model_directory(
         (file,) = weights
         (directory / file).rename(directory / ADAPTER_WEIGHTS)
     else:
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, file in enumerate(sorted(weights), start=1):
             name = f"model-{number:05d}-of-{len(weights):05d}.safetensors"
             (directory / file).rename(directory / name)

@@ -87,7 +87,8 @@ class SavedOptimizer:
         Raises:
             UserError: something is missing or malformed.
         """
-        self._directory, self._files = directory, {}
+        self._directory = directory
+        self._files: dict[Path, Any] = {}
         self._open = ExitStack()
         self._shards: dict[str, list[_StoredShard]] = defaultdict(list)
         try:

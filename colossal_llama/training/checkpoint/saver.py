@@ -157,6 +157,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             CollectiveError: it could not be written.
         """
         if not self.wait():
+            assert self._outcome is not None, "a checkpoint was begun"
             newest = self._newest()
             raise CollectiveError(
                 f"{self._outcome.target} could not be saved: {self._outcome.error}. What was trained after "

@@ -62,6 +62,7 @@ def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Argument
     problems += _launch(seed_of(arguments) if arguments else 0)
     if is_multi_host():
         raise_problems([*problems, *_version_differences()])
+    assert arguments is not None, "problems were raised"
     return arguments
 
 
