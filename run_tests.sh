@@ -31,6 +31,8 @@ fi
 echo "== style"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+"$python" -m codespell_lib
+"$python" -m mypy
 
 echo "== tests"
 # One thread a process: the training tests start 2 to 4 processes, which would fight over the cores.

@@ -204,6 +204,7 @@ def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
         path = checkpoint.model_path
     elif load_checkpoint not in (None, "auto"):
         path = Path(load_checkpoint)  # a modelling directory: weights only
+    assert path is not None, "--pretrained is needed without a checkpoint"
     if is_adapter(path):
         _check_adapter(arguments.method, path)
         return _base_of(arguments.model.pretrained, path), path

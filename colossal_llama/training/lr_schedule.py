@@ -102,6 +102,7 @@ def step_geometry(data: DataArguments, plugin: PluginArguments, data_parallel_si
     A pipeline runs all rows of a rank at once, accumulated ones included, in micro-batches of
     `--microbatch_size` rows.
     """
+    assert data.accumulation_steps is not None, "set by inputs.with_data_defaults"
     if plugin.pp == 1:
         return StepGeometry(data.micro_batch_size, data.accumulation_steps, data_parallel_size)
     micro_batches = data.accumulation_steps * data.micro_batch_size // plugin.microbatch_size

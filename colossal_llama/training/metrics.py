@@ -1,6 +1,7 @@
 """Metrics of a run: metrics.jsonl, one entry a step, and TensorBoard events, written by rank 0."""
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -78,30 +79,31 @@ class MetricsWriter:
             return
         line = json.dumps({"step": step, "time_s": round(time.time(), 3), **values}) + "\n"
         try:
-            self._append(line.encode())
+            self._append(self._file, line.encode())
             if self._writer is not None:
                 for name, value in values.items():
                     for tag, scalar in _scalars(name, value):
                         self._writer.add_scalar(tag, scalar, step)
         except OSError as error:
-            self._warn_once(step, error)
+            self._warn_once(step, self._file.name, error)
 
-    def _append(self, line: bytes) -> None:
+    @staticmethod
+    def _append(file: io.FileIO, line: bytes) -> None:
         """Appends a whole line, or leaves the file as it was."""
-        end = os.fstat(self._file.fileno()).st_size
+        end = os.fstat(file.fileno()).st_size
         try:
-            if self._file.write(line) < len(line):
+            if file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            os.ftruncate(self._file.fileno(), end)
+            os.ftruncate(file.fileno(), end)
             raise
 
-    def _warn_once(self, step: int, error: OSError) -> None:
+    def _warn_once(self, step: int, path: Any, error: OSError) -> None:
         if self._has_warned:
             return
         self._has_warned = True
         log_rank_zero(
-            f"WARNING: THE METRICS OF STEP {step} COULD NOT BE WRITTEN to {self._file.name}: {error.strerror}. "
+            f"WARNING: THE METRICS OF STEP {step} COULD NOT BE WRITTEN to {path}: {error.strerror}. "
             "Training continues; metrics are written again as soon as there is room, to TensorBoard when the run is "
             "resumed. This warning is not repeated"
         )
