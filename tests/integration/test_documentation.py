@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.support.project_tree import project_files
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "train.example.sh", "train_sft.example.sh", "quickstart.sh"]
+BACKTICKS = re.compile(r"`([^`\n]+)`")
 FLAG = re.compile(r"(?<![\w-])--?[a-z]\w*(?:[-_]\w+)*")
 OTHERS_FLAGS = {"--standalone", "--nproc_per_node", "--hostfile", "--master_port", "-m", "-k", "-p", "--rcfile", "-n"}
 OTHERS_FLAGS |= {"--signal", "--no-deps", "-e"}  # of sbatch and scancel; of pip
@@ -65,7 +67,7 @@ def test_flags_in_the_readme_text_exist_somewhere():
     text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
     scripts |= set(re.findall(r"`python ([\w/]+\.py)", text))
     known = OTHERS_FLAGS.union(*(flags_of(script) for script in scripts if script != "examples/quickstart_report.py"))
-    for quoted in re.findall(r"`([^`\n]+)`", text):
+    for quoted in BACKTICKS.findall(text):
         for flag in FLAG.findall(quoted):
             assert flag in known, f"README.md: {quoted}"
 
@@ -79,6 +81,34 @@ def test_the_files_that_documents_name_exist():
         linked = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
         folder = (PROJECT_ROOT / document).parent
         assert [target for target in linked if not (folder / target).exists()] == [], document
+
+
+MESSAGES_OF_OTHERS = {"ChildFailedError", "Error waiting on exit barrier", "No space left on device"}
+
+
+def texts_in(tree: ast.AST) -> Iterator[str]:
+    """The strings of a module; what an f-string fills in becomes an ellipsis."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_the_messages_that_the_readme_explains_are_printed():
+    readme = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## Troubleshooting")[2].partition("\n## ")[0]
+    symptoms = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")]
+    assert len(symptoms) > 15
+    modules = project_files(PROJECT_ROOT / "colossal_llama")
+    printed = "\n".join(text for path in modules for text in texts_in(ast.parse(path.read_text(encoding="utf-8"))))
+    quoted = [
+        fragment.strip()
+        for symptom in symptoms
+        for quote in BACKTICKS.findall(symptom)
+        for fragment in quote.split("…")
+    ]
+    assert [text for text in quoted if text not in printed and text not in MESSAGES_OF_OTHERS] == []
 
 
 def glossary_rows() -> list[list[str]]:
