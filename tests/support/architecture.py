@@ -1,6 +1,7 @@
 """The architecture of the package, read from its source: modules, imports, ways through the code.
 
     python -m tests.support.architecture            the rooms, who imports whom, and the floors
+    python -m tests.support.architecture --room training    the same inside one room
     python -m tests.support.architecture --ways     the files that four things visit
     python -m tests.support.architecture --write    the list of modules in docs/architecture.md
 
@@ -78,7 +79,7 @@ class Package:
     """All modules of the package and the imports between them."""
 
     def __init__(self, root: Path = PROJECT_ROOT):
-        folder = root / PACKAGE
+        self.folder = folder = root / PACKAGE
         paths = project_files(folder)
         modules = [Module(_dotted(path.relative_to(folder)), path, path.read_text(encoding="utf-8")) for path in paths]
         self.modules = {module.name: module for module in modules if module.name}
@@ -103,12 +104,18 @@ class Package:
         outer = name.rpartition(".")[0]
         return outer if outer in self.modules else None
 
-    @cached_property
-    def arrows(self) -> Counter[tuple[str, str]]:
-        """How many imports lead from one room to another."""
+    def unit(self, name: str, room: str | None = None) -> str | None:
+        """The room of a module; within a room the sub-package or module of it, None outside."""
+        first, *rest = name.split(".")
+        if room is None:
+            return first
+        return rest[0] if first == room and rest else None
+
+    def arrows(self, room: str | None = None) -> Counter[tuple[str, str]]:
+        """Number of imports from one room to another, or between the units of one room."""
         pairs = ((source, target) for source, targets in self.imports.items() for target in targets)
-        rooms = ((self.modules[source].room, self.modules[target].room) for source, target in pairs)
-        return Counter((source, target) for source, target in rooms if source != target)
+        units = ((self.unit(source, room), self.unit(target, room)) for source, target in pairs)
+        return Counter((high, low) for high, low in units if high and low and high != low)
 
     def circles(self) -> list[list[str]]:
         """Groups of modules that import each other, directly or through others."""
@@ -125,37 +132,48 @@ class Package:
                 pending.append(target)
         return seen
 
-    def floors(self) -> list[list[str]]:
-        """The rooms by floor: a room stands one above the highest of those that it imports."""
-        rooms = {module.room for module in self.modules.values()}
+    def floors(self, room: str | None = None) -> list[list[str]]:
+        """The rooms (or units of one room) by floor: one above the highest of those it imports."""
+        units = {unit for name in self.modules if (unit := self.unit(name, room))}
+        arrows = self.arrows(room)
         floor: dict[str, int] = {}
-        while len(floor) < len(rooms):
+        while len(floor) < len(units):
             ready = {
-                room: 1 + max((floor[low] for high, low in self.arrows if high == room), default=-1)
-                for room in rooms - floor.keys()
-                if all(low in floor for high, low in self.arrows if high == room)
+                unit: 1 + max((floor[low] for high, low in arrows if high == unit), default=-1)
+                for unit in units - floor.keys()
+                if all(low in floor for high, low in arrows if high == unit)
             }
             if not ready:
-                raise ValueError(f"the rooms {sorted(rooms - floor.keys())} import each other in a circle")
+                raise ValueError(f"{sorted(units - floor.keys())} import each other in a circle")
             floor |= ready
-        return [sorted(room for room in rooms if floor[room] == level) for level in range(max(floor.values()) + 1)]
+        return [sorted(unit for unit in units if floor[unit] == level) for level in range(max(floor.values()) + 1)]
 
 
 def _dotted(path: Path) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
-def draw_rooms(package: Package) -> str:
-    """The rooms from the highest floor to the lowest, each with what it imports from where."""
-    lines = [f"{'floor':<7}{'room':<12}{'modules':>7}{'lines':>8}  imports (number of imports)"]
-    for level, rooms in reversed(list(enumerate(package.floors()))):
-        for room in rooms:
-            modules = [module for module in package.modules.values() if module.room == room]
+def draw_rooms(package: Package, room: str | None = None) -> str:
+    """The rooms (or units of one room) from the highest floor down, with what each imports."""
+    lines = [
+        f"{'floor':<7}{'room' if room is None else room:<26}{'modules':>7}{'lines':>8}  imports (number of imports)"
+    ]
+    all_arrows = package.arrows(room)
+    floors = package.floors(room)
+    for level, units in reversed(list(enumerate(floors))):
+        for unit in units:
+            modules = [module for name, module in package.modules.items() if package.unit(name, room) == unit]
             code = sum(len(module.source.splitlines()) for module in modules)
-            arrows = sorted((low, count) for (high, low), count in package.arrows.items() if high == room)
+            arrows = sorted((low, count) for (high, low), count in all_arrows.items() if high == unit)
             below = ", ".join(f"{low} ({count})" for low, count in arrows) or "-"
             count = sum(not module.is_package for module in modules)
-            lines.append(f"{level:<7}{room:<12}{count:>7}{code:>8}  {below}")
+            lines.append(f"{level:<7}{unit:<26}{count:>7}{code:>8}  {below}")
+    modules = [module for name, module in package.modules.items() if package.unit(name, room)]
+    code = sum(len(module.source.splitlines()) for module in modules)
+    units = sum(map(len, floors))
+    lines.append(
+        f"{units} units on {len(floors)} floors, {len(all_arrows)} arrows, {len(modules)} files, {code:,} lines"
+    )
     return "\n".join(lines)
 
 
@@ -167,7 +185,7 @@ def list_modules(package: Package) -> str:
         inside = [m for m in package.modules.values() if m.path.parent == folder and not m.is_package]
         if not inside:
             continue
-        title = folder.relative_to(PROJECT_ROOT).as_posix()
+        title = folder.relative_to(package.folder.parent).as_posix()
         lines += [f"### `{title}/`", "", "| module | subject |", "|---|---|"]
         lines += [f"| `{m.path.name}` | {m.summary.replace('|', chr(92) + '|')} |" for m in inside]
         lines.append("")
@@ -350,7 +368,7 @@ def draw_ways(package: Package) -> str:
     for way in WAYS:
         files = files_on_way(package, way)
         lines.append(f"{way.title}: {len(files)} files")
-        lines += [f"    {package.modules[name].path.relative_to(PROJECT_ROOT / PACKAGE)}" for name in files]
+        lines += [f"    {package.modules[name].path.relative_to(package.folder)}" for name in files]
     return "\n".join(lines)
 
 
@@ -359,11 +377,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", action="store_true", help="print the files that four things visit")
     parser.add_argument("--write", action="store_true", help=f"write the list of modules to {DOCUMENT.name}")
+    parser.add_argument("--room", help="draw the inside of this room")
+    parser.add_argument("--root", type=Path, default=PROJECT_ROOT, help="checkout to read, for instance an earlier one")
     options = parser.parse_args()
-    package = Package()
+    package = Package(options.root)
     if options.write:
         DOCUMENT.write_text(with_modules(DOCUMENT.read_text(encoding="utf-8"), package), encoding="utf-8")
-    print(draw_ways(package) if options.ways else draw_rooms(package))
+    print(draw_ways(package) if options.ways else draw_rooms(package, options.room))
 
 
 if __name__ == "__main__":
