@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Checks the style, then runs the tests; the exit code is the first that is not 0.
+# Checks style, spelling and types, then runs the tests; the exit code is the first that is not 0.
 #
-#   bash run_tests.sh [PYTEST ARGUMENTS]     for instance: bash run_tests.sh -k tokenizer
+#   bash run_tests.sh [PYTEST ARGUMENTS]              for instance: bash run_tests.sh -k tokenizer
+#   bash run_tests.sh --fast [PYTEST ARGUMENTS]       style, and the tests without slow ones, ranks and GPUs: 2 minutes
+#   bash run_tests.sh --engine [PYTEST ARGUMENTS]     only the tests of what runs on ColossalAI, without style
 #
 # Two test files run at a time, since much of the time is start-up and waiting; `-n 0` runs one test after the other. So
 # do hosts with GPUs, whose memory and time the tests measure.
@@ -11,6 +13,12 @@
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+style=1 selection=()
+case ${1:-} in
+--fast) selection=(-m "not slow and not distributed and not gpu") && shift ;;
+--engine) selection=(-m engine) style= && shift ;;
+-h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
+esac
 
 if [[ -n ${COLOSSAL_LLAMA_PYTHON:-} ]]; then
     python=$COLOSSAL_LLAMA_PYTHON
@@ -28,17 +36,19 @@ if [[ -z ${COLOSSAL_LLAMA_SSHD:-} ]]; then
     export COLOSSAL_LLAMA_SSHD
 fi
 
-echo "== style"
-"$python" -m ruff check .
-"$python" -m ruff format --check .
-"$python" -m codespell_lib
-"$python" -m mypy
+if [[ -n $style ]]; then
+    echo "== style"
+    "$python" -m ruff check .
+    "$python" -m ruff format --check .
+    "$python" -m codespell_lib
+    "$python" -m mypy
+fi
 
 echo "== tests"
 # One thread a process: the training tests start 2 to 4 processes, which would fight over the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true}
 parallel=()
 if ! nvidia-smi -L >/dev/null 2>&1; then
-    parallel=(-n 2 --dist loadfile --no-loadscope-reorder) # in the order of the files: the long ones come first
+    parallel=(-n 2 --dist loadfile --no-loadscope-reorder) # in the order of tests/conftest.py: the longest files first
 fi
-"$python" -m pytest "${parallel[@]}" "$@"
+"$python" -m pytest "${parallel[@]}" "${selection[@]}" "$@"

@@ -1,4 +1,8 @@
-"""Fixtures that every test may use: the project's root, tokenizers and texts, a tiny model, a way to run train.py."""
+"""Fixtures and markers of all tests.
+
+Fixtures: the project's root, tokenizers and texts, a tiny model, a way to run train.py. Markers
+(pyproject.toml) are applied here where a fixture or a directory implies them.
+"""
 
 import json
 import os
@@ -10,6 +14,28 @@ import pytest
 pytest_plugins = ["tests.support.model_fixtures"]
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
+LONGEST_ROOMS = ("integration", "engine")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests whose fixtures or directory imply a marker; the longest files come first."""
+    for item in items:
+        for name in _implied_markers(item):
+            item.add_marker(name)
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST_ROOMS)
+
+
+def _implied_markers(item: pytest.Item) -> set[str]:
+    room, fixtures = item.path.parent.name, set(getattr(item, "fixturenames", ()))
+    markers = {"gpu"} if room == "gpu" else set()
+    if "runner" in fixtures:
+        markers.add("distributed")
+    if "shared_data" in fixtures:
+        markers.add("needs_data")
+    if room == "engine" or "runner" in fixtures or item.get_closest_marker("distributed"):
+        markers.add("engine")
+    return markers
 
 
 @pytest.fixture(scope="session")

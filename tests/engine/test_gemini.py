@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.distributed
+
 CASES = (
     "chunks",
     "chunks_accumulated",

@@ -1,5 +1,7 @@
 """Rank 0 ends the process groups last."""
 
+import pytest
+
 from tests.support.ranks import run_ranks
 
 STAYS_LONGER = """
@@ -15,6 +17,7 @@ launch.leave()
 """
 
 
+@pytest.mark.distributed
 def test_rank_0_which_has_the_store_leaves_with_the_others(project_root, tmp_path):
     """Else a checkpoint whose end another rank has not heard of yet counts as failed there."""
     script = tmp_path / "stays_longer.py"

@@ -5,12 +5,15 @@ partitioned gradients, the norm over all ranks, the weights gathered in place. B
 file.
 """
 
+import pytest
+
 from tests.support.ranks import run_ranks
 
 STEPS = 3
 WAYS = ((1, False), (2, False), (1, True), (2, True))  # stage of ZeRO; whether its states are in host memory
 
 
+@pytest.mark.distributed
 def test_equals_the_plugins_step_on_two_ranks(project_root):
     done = run_ranks("tests.engine.test_zero_update_on_two_ranks", [], 2, project_root)
     assert done.returncode == 0, done.stdout[-6000:]

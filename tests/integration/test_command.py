@@ -103,6 +103,7 @@ def test_problems_of_a_sub_command_are_messages(project_root):
     assert done.stderr.endswith("'colossal-llama survey --help' lists the arguments.\n")
 
 
+@pytest.mark.distributed
 def test_torchrun_starts_the_module(installed):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
     done = run(installed, *torchrun, "-m", "colossal_llama", "train", "--help")

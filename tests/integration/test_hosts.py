@@ -18,6 +18,8 @@ import pytest
 
 from tests.support import hosts as own_hosts
 
+pytestmark = pytest.mark.distributed
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):

@@ -36,6 +36,7 @@ def settings_of_template(tmp_path: Path, model: Path) -> dict[str, str]:
     )
 
 
+@pytest.mark.distributed
 @pytest.mark.skipif(own_hosts.why_no_hosts() is None, reason="test_hosts.py does the same over two hosts")
 @pytest.mark.parametrize(("template", "kind"), [("train.example.sh", "parts"), ("train_sft.example.sh", "sft_parts")])
 def test_template_trains_through_colossalai_run(template, kind, toy, project_root, tmp_path):
@@ -58,6 +59,7 @@ def test_template_trains_through_colossalai_run(template, kind, toy, project_roo
     assert (tmp_path / "configs" / f"{run.name}.json").is_file()
 
 
+@pytest.mark.distributed
 def test_a_signal_to_the_template_saves_and_ends_the_run(toy, project_root, tmp_path):
     """As SLURM or `kill` sends it: to the bash process, whose other processes hear nothing of it."""
     template = tmp_path / "train.example.sh"
@@ -97,6 +99,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.distributed
 def test_a_launcher_that_is_killed_does_not_leave_its_ranks_training(project_root, tmp_path):
     """`kill` of colossalai run ends it alone: the ranks are told, they alone, and the script waits until they have saved."""
     (tmp_path / "rank.py").write_text(RANK)

@@ -83,6 +83,7 @@ def run(project_root, *words: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_a_model_gives_back_what_it_learned(place, project_root):
     model, data = str(place / "model"), str(place / "data")

@@ -27,6 +27,7 @@ def python_that_fails_at(script: str, directory: Path) -> Path:
     return wrapper
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_quick_start_goes_on_after_a_failure_and_answers_what_it_was_taught(project_root: Path, tmp_path: Path) -> None:

@@ -152,3 +152,73 @@ def test_set_up_refuses_a_machine_without_python(project: Path, tmp_path: Path) 
     assert refused.returncode == 2
     assert "no Python 3.11 or 3.12" in refused.stderr
     assert not (tmp_path / "new").exists()
+
+
+STUB = """#!/usr/bin/env bash
+set -euo pipefail
+project=$(cd "$(dirname "$0")" && pwd)
+cd "$project"
+venv=${COLOSSAL_LLAMA_VENV:-$project/.venv}
+mkdir -p "$venv/bin" quickstart_output
+ln -sf "$(type -P true)" "$venv/bin/python"
+echo "ran $(basename "$0") $* in $(basename "$venv") with ${PYTHON:-any}"
+[[ $(basename "$0") != "${FAILS:-}" ]]
+"""
+
+
+@pytest.fixture
+def ci_project(project_root: Path, tmp_path: Path) -> Path:
+    """A checkout of .ci/run and two scripts that only print what they were asked to do."""
+    checkout = tmp_path / "checkout"
+    (checkout / ".ci").mkdir(parents=True)
+    shutil.copy(project_root / ".ci" / "run", checkout / ".ci")
+    for name in ("quickstart.sh", "run_tests.sh"):
+        (checkout / name).write_text(STUB)
+    return checkout
+
+
+def run_ci(checkout: Path, tmp_path: Path, interpreters: tuple[str, ...], *words: str, **variables: str):
+    """Runs CI with these interpreters, of which each claims to suit, and no others."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "basename", "dirname", "ln", "mkdir", "rm", "true"):
+        (tools / name).symlink_to(shutil.which(name))
+    for name in interpreters:
+        (tools / name).symlink_to(shutil.which("true"))
+    settings = {"PATH": str(tools), "PYENV_ROOT": str(tmp_path / "none"), "HOME": str(tmp_path), **variables}
+    command = ["bash", ".ci/run", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=settings, cwd=checkout, check=False)
+
+
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line.removeprefix("ran ") for line in done.stdout.splitlines() if line.startswith("ran ")]
+
+
+def test_ci_does_what_the_readme_says_on_both_versions(ci_project: Path, tmp_path: Path) -> None:
+    before = sorted(ci_project.iterdir())
+    done = run_ci(ci_project, tmp_path, ("python3.11", "python3.12"), "-k", "tokenizer")
+    assert done.returncode == 0, done.stderr
+    first, second = (tmp_path / "bin" / name for name in ("python3.11", "python3.12"))
+    assert ran(done) == [
+        f"run_tests.sh --engine in .venv312 with {second}",
+        f"quickstart.sh  in .venv with {first}",
+        f"run_tests.sh -k tokenizer in .venv with {first}",
+    ]
+    assert sorted(ci_project.iterdir()) == before, "something was left behind"
+
+
+def test_ci_without_python_3_12_says_so_and_keeps_what_was_there(ci_project: Path, tmp_path: Path) -> None:
+    (ci_project / ".venv").mkdir()
+    done = run_ci(ci_project, tmp_path, ())
+    assert done.returncode == 0, done.stderr
+    assert "skipped: no python3.12" in done.stdout
+    assert ran(done) == ["quickstart.sh  in .venv with any", "run_tests.sh  in .venv with any"]
+    assert (ci_project / ".venv").is_dir()
+    assert not (ci_project / "quickstart_output").exists()
+
+
+def test_ci_fails_with_any_part_and_runs_the_others(ci_project: Path, tmp_path: Path) -> None:
+    done = run_ci(ci_project, tmp_path, ("python3.12",), FAILS="quickstart.sh")
+    assert done.returncode == 1
+    assert len(ran(done)) == 3
+    assert done.stderr == "error: quickstart.sh failed\n"

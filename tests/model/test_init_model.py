@@ -198,7 +198,6 @@ def test_added_tokens_are_split_as_text(llama2):
     assert "</s>" not in with_control
 
 
-@pytest.mark.needs_data
 def test_added_tokens_are_split_into_llama2_s_own_pieces(shared_data):
     assert split_of_added_tokens(shared_data / "tokenizers" / "llama2", "<|assistant|>", "</s> end") == [
         ["<", "|", "ass", "istant", "|", ">"],

@@ -21,7 +21,6 @@ FINGERPRINTS = {
 TEXTS = ["", " ", "The cat sat.", "  two spaces\n\nand 人工智能，龘 😀", "<s> and <|eot_id|>", "don't 1234567"]
 
 
-@pytest.mark.needs_data
 @pytest.mark.parametrize("name", FINGERPRINTS)
 def test_the_fingerprint_is_the_one_in_existing_manifests(name, shared_data):
     tokenizer = load_tokenizer(shared_data / "tokenizers" / name)

@@ -3,6 +3,8 @@
 import json
 import sys
 
+import pytest
+
 from tests.support.slurm import as_two_tasks
 
 AGREEING = """
@@ -50,6 +52,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.distributed
 def test_ranks_that_differ_end_together_with_the_same_words(project_root):
     expected = {
         "all is well": None,

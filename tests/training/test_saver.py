@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.training_runs import ranks_of, torchrun, wait_until
 
@@ -48,6 +49,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.distributed
 def test_all_ranks_hear_the_same_and_a_failure_changes_nothing(project_root, tmp_path):
     """Written by two ranks; then one cannot write; then one is dead: the first directory stays."""
     from safetensors.torch import load_file
