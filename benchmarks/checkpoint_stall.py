@@ -1,11 +1,12 @@
-"""How long training stands still for a checkpoint: written in the background, and while training waits.
+r"""Measures how long training waits for a checkpoint, with and without writing in the background.
 
-    python benchmarks/checkpoint_stall.py --shape 1.25B --work_dir /dev/shm/stall --output stall.json
-    python benchmarks/checkpoint_stall.py --shape 170M --work_dir DIR --length_tokens 64 --micro_batch_size 1 --save_interval 4
+    python benchmarks/checkpoint_stall.py --shape 1.25B --work_dir /dev/shm/stall
+    python benchmarks/checkpoint_stall.py --shape 170M --work_dir DIR --length_tokens 64 \
+        --micro_batch_size 1 --save_interval 4
 
-Both ways train the same in one launch and save three times. Printed for each: how long training
-waited for the first save, which also takes its memory from the system, and for the later ones
-(median), how long the writing took, and how much longer steps were during it.
+Both ways train the same in one launch and save three times. The table has the wait for the first
+save, which also allocates the staging buffer, the median wait for the later ones, the time of
+writing, and the duration of steps during it.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.random_run import LENGTH_TOKENS, SHAPES, make_model, make_part, outcome_of, outputs_under, run_many
+from benchmarks.random_run import LENGTH_TOKENS, SHAPES, make_model, make_part, output_options, read_outcome, run_many
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
 
@@ -26,14 +27,14 @@ WAYS = {"in the background": "True", "training waits": "False"}
 
 def main() -> None:
     """Makes model and data, trains both ways, prints the table."""
-    options = parsed()
+    options = parse()
     model, part = options.work_dir / "model", options.work_dir / "part"
-    steps = SAVES * options.save_interval + 1  # the last save is followed by a step, whose entry has its stall
+    steps = SAVES * options.save_interval + 1  # the step after the last save records its stall
     if not model.exists():
         make_model(model, options.shape)
     shutil.rmtree(part, ignore_errors=True)
     make_part(part, steps * options.micro_batch_size * options.processes, length_tokens=options.length_tokens)
-    words = [
+    flags = [
         "--pretrained",
         str(model),
         "--dataset",
@@ -43,25 +44,25 @@ def main() -> None:
         "--mixed_precision",
         "bf16",
     ]
-    words += ["--max_length", str(options.length_tokens), "--micro_batch_size", str(options.micro_batch_size)]
-    words += ["--use_grad_checkpoint", "--save_interval", str(options.save_interval), "--keep_last", "1"]
-    words += ["--skip_save_each_epoch", "--max_steps", str(steps)]
-    places = {way: options.work_dir / flag for way, flag in WAYS.items()}
-    commands = [[*words, *outputs_under(places[way]), "--save_in_background", flag] for way, flag in WAYS.items()]
+    flags += ["--max_length", str(options.length_tokens), "--micro_batch_size", str(options.micro_batch_size)]
+    flags += ["--use_grad_checkpoint", "--save_interval", str(options.save_interval), "--keep_last", "1"]
+    flags += ["--skip_save_each_epoch", "--max_steps", str(steps)]
+    run_dirs = {way: options.work_dir / flag for way, flag in WAYS.items()}
+    commands = [[*flags, *output_options(run_dirs[way]), "--save_in_background", flag] for way, flag in WAYS.items()]
     done = run_many(options.work_dir / "commands.json", commands, options.processes)
     if done.returncode:
         print(done.stdout[-3000:], done.stderr[-6000:])
     print(*(line for line in done.stdout.splitlines() if "saved " in line or "host memory" in line), sep="\n")
-    rows = [{"checkpoints": way, **row_of(outcome_of(place, done).entries)} for way, place in places.items()]
-    for place in places.values():
-        shutil.rmtree(place, ignore_errors=True)
+    rows = [{"checkpoints": way, **row_of(read_outcome(run_dir, done).entries)} for way, run_dir in run_dirs.items()]
+    for run_dir in run_dirs.values():
+        shutil.rmtree(run_dir, ignore_errors=True)
     if options.output:
         write_json(options.output, rows)
     print(table(list(rows[0]), [list(row.values()) for row in rows]))
 
 
-def parsed() -> argparse.Namespace:
-    """The command line."""
+def parse() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1.25B")
     parser.add_argument("--work_dir", type=Path, required=True, help="holds two checkpoints of 14 bytes a parameter")
@@ -70,14 +71,17 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--length_tokens", type=int, default=LENGTH_TOKENS)
     parser.add_argument("--micro_batch_size", type=int, default=8)
     parser.add_argument(
-        "--save_interval", type=int, default=20, help="steps; long enough for a checkpoint to be written"
+        "--save_interval",
+        type=int,
+        default=20,
+        help="steps between saves; must last longer than the writing of a checkpoint",
     )
     parser.add_argument("--output", type=Path, help="json file for the rows of the table")
     return parser.parse_args()
 
 
 def row_of(entries: list[dict]) -> dict[str, float]:
-    """The figures of one run from its metrics.jsonl."""
+    """Figures of one run from its metrics.jsonl."""
     stalls = [entry["save_stall_s"] for entry in entries if "save_stall_s" in entry]
     writes = [entry["save_write_s"] for entry in entries if "save_write_s" in entry]
     undisturbed, disturbed, is_writing = [], [], False
@@ -86,14 +90,14 @@ def row_of(entries: list[dict]) -> dict[str, float]:
         if number > 2:
             (disturbed if is_writing else undisturbed).append(entry["step_s"])
         is_writing = is_writing and "save_write_s" not in entry
-    nothing = float("nan")
+    nan = float("nan")
     return {
         "saves": len(stalls),
-        "first stall s": stalls[0] if stalls else nothing,
-        "later stalls s": statistics.median(stalls[1:]) if stalls[1:] else nothing,
-        "write s": statistics.median(writes) if writes else nothing,
-        "step s": statistics.median(undisturbed) if undisturbed else nothing,
-        "step while writing s": statistics.median(disturbed) if disturbed else nothing,
+        "first stall s": stalls[0] if stalls else nan,
+        "later stalls s": statistics.median(stalls[1:]) if stalls[1:] else nan,
+        "write s": statistics.median(writes) if writes else nan,
+        "step s": statistics.median(undisturbed) if undisturbed else nan,
+        "step while writing s": statistics.median(disturbed) if disturbed else nan,
     }
 
 

@@ -1,9 +1,10 @@
-"""Times init_tokenizer.py as a user runs it, imports and the writing of files included.
+r"""Times init_tokenizer.py as a user runs it, including imports and the writing of files.
 
-    python benchmarks/expand_vocabulary.py --source_tokenizer_dirs LLAMA2,LLAMA3 --expand_tokens_files pieces.jsonl
+    python benchmarks/expand_vocabulary.py --source_tokenizer_dirs LLAMA2,LLAMA3 \
+        --expand_tokens_files pieces.jsonl
 
-Each combination is run `--repeats` times in a process of its own; the fastest counts, as the others
-waited for the machine.
+Each combination runs `--repeats` times in a process of its own. The fastest counts: other work on
+the machine only adds time.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = CollectingArgumentParser(description="Time the expansion of vocabularies.")
     named = {"type": existing_paths, "required": True}
     parser.add_argument("--source_tokenizer_dirs", **named, metavar="DIR[,DIR…]", help="tokenizers to expand")
@@ -55,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def existing_paths(text: str) -> list[Path]:
-    """A comma-separated list of paths (argparse `type=`)."""
+    """Parses a comma-separated list of paths (argparse `type=`)."""
     paths = [Path(part) for part in text.split(",") if part]
     absent = [str(path) for path in paths if not path.exists()]
     if absent:
@@ -64,7 +65,7 @@ def existing_paths(text: str) -> list[Path]:
 
 
 def best_of(repeats: int, source: Path, pieces: Path) -> dict:
-    """The fastest of several runs."""
+    """Runs several times and returns the fastest."""
     return min((run_once(source, pieces) for _ in range(repeats)), key=lambda result: result["wall_s"])
 
 

@@ -1,9 +1,9 @@
-"""Times the update of optimizer states in host memory (`--plugin zero2_cpu`): the engine's own against ours, in turn, in one process.
+"""Times the optimizer step with states in host memory (`zero2_cpu`): ColossalAI's and ours.
 
     python benchmarks/host_update.py --shape 1.25B --steps 5
 
-Gradients are those of a few tokens, so that next to nothing but the update takes time. Prints
-seconds of a step and the ratio.
+Both run in turn in one process. Gradients are those of a few tokens, so that almost all time is
+the optimizer step. Prints seconds of a step and the ratio.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from colossal_llama.utils.console import table
 
 
 def main() -> None:
-    """Times both updates and prints the table."""
+    """Times both optimizer steps and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="170M")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one of warm-up")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after a warm-up step")
     parser.add_argument("--output", type=Path, help="json file for the figures")
     options = parser.parse_args()
     launch.launch(seed=0)
@@ -36,7 +36,7 @@ def main() -> None:
     medians_s = {}
     for way in ("engine", "ours"):
         medians_s[way] = statistics.median(seconds_a_step(options, way))
-        gc.collect()  # or the optimizer's cycles would keep its states while the next has its own
+        gc.collect()  # or reference cycles would keep its states while the next optimizer allocates
     rows = [[way, f"{seconds:.3f}", f"{medians_s['engine'] / seconds:.2f}"] for way, seconds in medians_s.items()]
     print(f"{options.shape}, {threads} threads, {launch.current_device()}")
     print(table(["update", "s a step", "x engine"], rows))
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def seconds_a_step(options: argparse.Namespace, way: str) -> list[float]:
-    """Duration of each timed `optimizer.step()`."""
+    """Measures the seconds of each timed `optimizer.step()`."""
     from colossalai.booster import Booster
     from colossalai.booster.plugin import LowLevelZeroPlugin
 
@@ -77,7 +77,7 @@ def seconds_a_step(options: argparse.Namespace, way: str) -> list[float]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when the device has done all that was asked."""
+    """Waits until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

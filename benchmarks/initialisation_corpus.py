@@ -1,4 +1,4 @@
-"""The corpus of benchmarks/initialisation_worth.py: held-out documents, and prepared parts for two trainings that share none of them."""
+"""Corpus of benchmarks/initialisation_worth.py: held-out documents, and parts of two trainings."""
 
 import hashlib
 import json
@@ -14,20 +14,23 @@ from typing import Any
 from colossal_llama.utils.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[1]
-_HELD_OUT_CHARACTERS = 4_000  # of one document, so that the held-out bytes come from many
+_HELD_OUT_CHARACTERS = 4_000  # per document, so that the held-out bytes come from many
 _CONTINUED_SHARE = 0.2  # of the documents of every category
 
 
 def split_corpus(
-    corpus_dir: Path, place: Path, held_out_bytes: int, most_documents: int | None
+    corpus_dir: Path, work_dir: Path, held_out_bytes: int, most_documents: int | None
 ) -> tuple[dict[str, list[str]], dict]:
-    """Writes the documents for the source's and for the continued training; returns the held-out ones by category, and counts.
+    """Splits the documents into source training, continued training and held-out ones.
 
     Args:
         corpus_dir: pre-training records.
-        place: where `source-corpus` and `continued-corpus` are written.
+        work_dir: where `source-corpus` and `continued-corpus` are written.
         held_out_bytes: of each category.
-        most_documents: of each category; None: all that there are.
+        most_documents: of each category; None: all.
+
+    Returns:
+        The held-out texts by category, and counts.
     """
     by_category = read_documents(corpus_dir)
     held_out: dict[str, list[str]] = {}
@@ -42,8 +45,8 @@ def split_corpus(
     counts: dict[str, Any] = {"held_out_bytes": {name: _bytes(texts) for name, texts in held_out.items()}}
     for name, documents in shares.items():
         random.Random(1).shuffle(documents)
-        (place / f"{name}-corpus").mkdir()
-        with (place / f"{name}-corpus" / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+        (work_dir / f"{name}-corpus").mkdir()
+        with (work_dir / f"{name}-corpus" / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in documents)
         texts = [document.source + document.target for document in documents]
         counts[name] = {"documents": len(documents), "bytes": _bytes(texts)}
@@ -51,7 +54,7 @@ def split_corpus(
 
 
 def read_documents(directory: Path) -> dict[str, list]:
-    """All documents by category."""
+    """Reads all documents by category."""
     from colossal_llama.dataset.prepare.input_files import find_input_files, plan_chunks, read_rows
     from colossal_llama.dataset.records import document_of, parse_row
 
@@ -77,18 +80,28 @@ def _bytes(texts: Sequence[str]) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def prepare_both(source_tokenizer: Path, target_tokenizer: Path, length_tokens: int, place: Path) -> dict:
-    """Prepares both trainings' parts at the same time, in `place`/source-data and continued-data; returns their manifests' totals."""
+def prepare_both(source_tokenizer: Path, target_tokenizer: Path, length_tokens: int, work_dir: Path) -> dict:
+    """Prepares the parts of both trainings concurrently; returns the totals of their manifests.
+
+    They are in `work_dir`/source-data and `work_dir`/continued-data.
+    """
     tokenizers = {"source": source_tokenizer, "continued": target_tokenizer}
     workers = max(1, len(os.sched_getaffinity(0)) // 2)
     processes = {}
     for name, tokenizer in tokenizers.items():
-        command = [sys.executable, _ROOT / "prepare_pretrain_dataset.py", "--data_input_dirs", place / f"{name}-corpus"]
-        command += ["--tokenizer_dir", tokenizer, "--data_output_dirs", place / f"{name}-data"]
+        command = [
+            sys.executable,
+            _ROOT / "prepare_pretrain_dataset.py",
+            "--data_input_dirs",
+            work_dir / f"{name}-corpus",
+        ]
+        command += ["--tokenizer_dir", tokenizer, "--data_output_dirs", work_dir / f"{name}-data"]
         command += ["--max_length", length_tokens, "--num_spliced_dataset_bins", 1, "--num_workers", workers]
-        log = (place / f"{name}-data.log").open("w")
+        log = (work_dir / f"{name}-data.log").open("w")
         processes[name] = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT)
     for name, process in processes.items():
         if process.wait():
-            raise UserError((place / f"{name}-data.log").read_text()[-2000:])
-    return {name: json.loads((place / f"{name}-data" / "manifest.json").read_bytes())["totals"] for name in tokenizers}
+            raise UserError((work_dir / f"{name}-data.log").read_text()[-2000:])
+    return {
+        name: json.loads((work_dir / f"{name}-data" / "manifest.json").read_bytes())["totals"] for name in tokenizers
+    }

@@ -1,15 +1,14 @@
-"""Shows what each initialisation of new rows is worth: loss per byte on held-out text, before and during continued training.
+r"""Measures initialisations of new rows: loss per byte before and during continued training.
 
-    python benchmarks/initialisation_worth.py --source_tokenizer llama2 --target_tokenizer expanded --corpus_dir corpus \
+    python benchmarks/initialisation_worth.py --source_tokenizer llama2 \
+        --target_tokenizer expanded --corpus_dir corpus \
         --work_dir /dev/shm --output worth.json --curve worth.png
 
-1. Most of the corpus trains a LLaMA with the source tokenizer, by train.py (the model is small, and
-this takes minutes).
-2. init_model.py gives it the expanded tokenizer's rows; other ways to fill the rows are set beside
-(row_variants.py). All are evaluated
-   at once: on held-out documents, category by category, in nats per byte, which compare between tokenizers.
-3. Each way is trained further by train.py on text that the model has not seen, the same rows in the
-same order.
+1. train.py trains a small LLaMA with the source tokenizer on most of the corpus, for minutes.
+2. init_model.py adds the rows of the expanded tokenizer; row_variants.py fills them in other ways.
+   All are evaluated on held-out documents by category, in nats per byte, which are comparable
+   between tokenizers.
+3. train.py continues each on text that the model has not seen, the same rows in the same order.
 
 The results are written after each step. On a CPU: `--width 128 --layers 2 --length_tokens 128
 --source_steps 400 --continued_steps 50`.
@@ -35,7 +34,7 @@ from colossal_llama.utils.errors import run_main
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CALIBRATION_STEPS = 40
-# (input rows, output rows); those that are trained further, and those that are only evaluated.
+# (input rows, output rows) of the models that are trained, and of those that are only evaluated.
 _CONTINUED = (
     ("mean", "mean"),
     ("random", "random"),
@@ -59,16 +58,16 @@ _ONLY_EVALUATED = (
 
 
 def main() -> None:
-    """Split, prepare, train the source, initialise, evaluate, train on, report."""
+    """Prepares the data, trains the source model, and compares the initialisations."""
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="initialisation-worth-") as scratch:
-        place = Path(scratch)
+        work_dir = Path(scratch)
         results: dict[str, Any] = {"settings": {name: str(value) for name, value in vars(arguments).items()}}
         held_out, results["corpus"] = split_corpus(
-            arguments.corpus_dir, place, arguments.eval_bytes, arguments.documents
+            arguments.corpus_dir, work_dir, arguments.eval_bytes, arguments.documents
         )
         results["prepared"] = prepare_both(
-            arguments.source_tokenizer, arguments.target_tokenizer, arguments.length_tokens, place
+            arguments.source_tokenizer, arguments.target_tokenizer, arguments.length_tokens, work_dir
         )
 
         from colossal_llama.engine import launch
@@ -76,25 +75,27 @@ def main() -> None:
         launch.launch(seed=0)
 
         results["device"] = device_name()
-        results["source"] = train_source(arguments, place)
-        evaluate_source(results, place, held_out)
+        results["source"] = train_source(arguments, work_dir)
+        evaluate_source(results, work_dir, held_out)
         record(arguments, results)
-        evaluate_variants(arguments, results, place, held_out)
+        evaluate_variants(arguments, results, work_dir, held_out)
         for pair in _CONTINUED:
-            continue_training(arguments, results, place, held_out, pair)
+            continue_training(arguments, results, work_dir, held_out, pair)
             record(arguments, results)
         launch.leave()
     report(arguments, results)
 
 
 def parse_arguments() -> Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = CollectingArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source_tokenizer", type=existing_directory, required=True)
     parser.add_argument("--target_tokenizer", type=existing_directory, required=True, help="from init_tokenizer.py")
     parser.add_argument("--corpus_dir", type=existing_directory, required=True, help="pre-training records")
-    parser.add_argument("--work_dir", type=existing_directory, help="where the models are made and removed again")
-    parser.add_argument("--output", type=Path, help="a json file for all figures")
+    parser.add_argument(
+        "--work_dir", type=existing_directory, help="directory for the models, which are removed in the end"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for all figures")
     parser.add_argument("--curve", type=Path, help="a PNG file for the losses of the continued training")
     model = parser.add_argument_group("source model and its training")
     model.add_argument(
@@ -107,7 +108,7 @@ def parse_arguments() -> Namespace:
     )
     model.add_argument("--source_lr", type=number_in_range(float, above=0), default=1e-3)
     model.add_argument(
-        "--source_seconds", type=number_in_range(float, above=0), default=90.0, help="how long the source trains"
+        "--source_seconds", type=number_in_range(float, above=0), default=90.0, help="seconds of the source's training"
     )
     model.add_argument("--source_steps", type=number_in_range(int, minimum=1), help="instead of --source_seconds")
     more = parser.add_argument_group("continued training and evaluation")
@@ -125,11 +126,11 @@ def parse_arguments() -> Namespace:
     return arguments
 
 
-# ---------------------------------------------------------------------------------------------------- the training
+# --- Training ---
 
 
-def train(place: Path, model: Path, data: Path, *options: Any) -> list[dict]:
-    """Runs train.py's story in this process; returns the entries of its metrics."""
+def train(run_dir: Path, model: Path, data: Path, *options: Any) -> list[dict]:
+    """Runs train.py in this process; returns the entries of its metrics."""
     import gc
 
     import torch
@@ -140,28 +141,35 @@ def train(place: Path, model: Path, data: Path, *options: Any) -> list[dict]:
     from colossal_llama.training.metrics import read_metrics
 
     on_gpu = has_gpu()
-    words = ["--pretrained", model, "--dataset", data / "arrow" / "part-00000", "--plugin", "zero2"]
-    words += ["--mixed_precision", "bf16" if on_gpu else "fp32", *(["--use_flash_attn"] if on_gpu else [])]
-    words += ["--save_dir", place / "save", "--tensorboard_dir", place / "logs", "--config_file", place / "config.json"]
-    words += ["--skip_save_each_epoch", "--save_interval", 10**9, "--num_epochs", 1000, *options]
-    script.train(parse_training(list(map(str, words)), has_gpu=on_gpu, world_size=1))
+    command = ["--pretrained", model, "--dataset", data / "arrow" / "part-00000", "--plugin", "zero2"]
+    command += ["--mixed_precision", "bf16" if on_gpu else "fp32", *(["--use_flash_attn"] if on_gpu else [])]
+    command += [
+        "--save_dir",
+        run_dir / "save",
+        "--tensorboard_dir",
+        run_dir / "logs",
+        "--config_file",
+        run_dir / "config.json",
+    ]
+    command += ["--skip_save_each_epoch", "--save_interval", 10**9, "--num_epochs", 1000, *options]
+    script.train(parse_training(list(map(str, command)), has_gpu=on_gpu, world_size=1))
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
-    return read_metrics(place / "logs")
+    return read_metrics(run_dir / "logs")
 
 
-def train_source(arguments: Namespace, place: Path) -> dict:
-    """Trains the source model; `place`/source is its directory."""
-    make_random_model(arguments, place / "random")
+def train_source(arguments: Namespace, work_dir: Path) -> dict:
+    """Trains the source model; `work_dir`/source is its directory."""
+    make_random_model(arguments, work_dir / "random")
     common = ["--max_length", arguments.length_tokens, "--micro_batch_size", arguments.rows]
     common += ["--lr", arguments.source_lr]
     steps = arguments.source_steps
     if steps is None:
         entries = train(
-            place / "calibration",
-            place / "random",
-            place / "source-data",
+            work_dir / "calibration",
+            work_dir / "random",
+            work_dir / "source-data",
             *common,
             "--max_steps",
             _CALIBRATION_STEPS,
@@ -170,8 +178,10 @@ def train_source(arguments: Namespace, place: Path) -> dict:
         step_s = (entries[-1]["time_s"] - entries[half]["time_s"]) / (len(entries) - 1 - half)
         steps = max(_CALIBRATION_STEPS, int(arguments.source_seconds / step_s))
     started = time.monotonic()
-    entries = train(place / "source-run", place / "random", place / "source-data", *common, "--max_steps", steps)
-    (place / "source-run" / "save" / "modelling").rename(place / "source")
+    entries = train(
+        work_dir / "source-run", work_dir / "random", work_dir / "source-data", *common, "--max_steps", steps
+    )
+    (work_dir / "source-run" / "save" / "modelling").rename(work_dir / "source")
     return {
         "steps": len(entries),
         "tokens": entries[-1]["tokens_seen"],
@@ -182,7 +192,7 @@ def train_source(arguments: Namespace, place: Path) -> dict:
 
 
 def make_random_model(arguments: Namespace, directory: Path) -> None:
-    """Saves a fresh LLaMA with the source tokenizer."""
+    """Saves a random LLaMA with the source tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -204,45 +214,48 @@ def make_random_model(arguments: Namespace, directory: Path) -> None:
 
 
 def device_name() -> str:
-    """The GPU's name, or that there is none."""
+    """Name of the GPU; "CPU" without one."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
-# -------------------------------------------------------------------------------------------------- the comparison
+# --- Comparison ---
 
 
-def losses(model: Any, tokenizer: Any, held_out: dict[str, list[str]], what: str) -> dict[str, float]:
-    """Nats per byte by category, and of all together."""
+def losses(model: Any, tokenizer: Any, held_out: dict[str, list[str]], label: str) -> dict[str, float]:
+    """Computes nats per byte by category, and over all."""
     from colossal_llama.model.expansion.text_loss import loss_per_byte
 
-    by_category = {name: loss_per_byte(model, tokenizer, texts, f"{what}: {name}") for name, texts in held_out.items()}
+    by_category = {name: loss_per_byte(model, tokenizer, texts, f"{label}: {name}") for name, texts in held_out.items()}
     nats = sum(loss.loss_per_byte * loss.bytes for loss in by_category.values())
     total = nats / sum(loss.bytes for loss in by_category.values())
     return {**{name: loss.loss_per_byte for name, loss in by_category.items()}, "all": total}
 
 
-def evaluate_source(results: dict, place: Path, held_out: dict[str, list[str]]) -> None:
+def evaluate_source(results: dict, work_dir: Path, held_out: dict[str, list[str]]) -> None:
     """Adds the source model's losses to the results."""
     from benchmarks.row_variants import load_model
     from colossal_llama.tokenizer.loading import load_tokenizer
 
-    source = place / "source"
+    source = work_dir / "source"
     results["source"]["held_out"] = losses(load_model(source), load_tokenizer(source), held_out, "source")
 
 
-def evaluate_variants(arguments: Namespace, results: dict, place: Path, held_out: dict[str, list[str]]) -> None:
-    """Makes the models with new rows and adds their losses before any training; `place`/start-… are those to train on."""
+def evaluate_variants(arguments: Namespace, results: dict, work_dir: Path, held_out: dict[str, list[str]]) -> None:
+    """Builds the models with new rows, and adds their losses before training to the results.
+
+    Those that are trained further are in `work_dir`/start-….
+    """
     from benchmarks.row_variants import MEANS, load_model, set_rows
     from colossal_llama.model.expansion.resize_embeddings import plan_expansion
     from colossal_llama.tokenizer.loading import load_tokenizer
 
     for method in MEANS:
-        initialise(place / "source", arguments.target_tokenizer, method, start_of(place, method))
-    plan = plan_expansion(place / "source", arguments.target_tokenizer)
+        initialise(work_dir / "source", arguments.target_tokenizer, method, start_of(work_dir, method))
+    plan = plan_expansion(work_dir / "source", arguments.target_tokenizer)
     results["new_rows"], results["old_rows"] = plan.new_tokens, plan.source_vocabulary
-    model, tokenizer = load_model(start_of(place, "mean")), load_tokenizer(arguments.target_tokenizer)
+    model, tokenizer = load_model(start_of(work_dir, "mean")), load_tokenizer(arguments.target_tokenizer)
     known = [m.weight[: plan.source_vocabulary].detach().cpu().float() for m in both_matrices(model)]
     results["before_training"] = {}
     for pair in (*_CONTINUED, *_ONLY_EVALUATED):
@@ -250,8 +263,8 @@ def evaluate_variants(arguments: Namespace, results: dict, place: Path, held_out
         results["before_training"][name_of(pair)] = losses(model, tokenizer, held_out, name_of(pair))
         record(arguments, results)
         if pair in _CONTINUED and name_of(pair) not in MEANS:
-            shutil.copytree(start_of(place, "mean"), start_of(place, name_of(pair)), ignore=_weights)
-            model.save_pretrained(start_of(place, name_of(pair)))
+            shutil.copytree(start_of(work_dir, "mean"), start_of(work_dir, name_of(pair)), ignore=_weights)
+            model.save_pretrained(start_of(work_dir, name_of(pair)))
     log_rank_zero(before_training_table(results))
 
 
@@ -264,12 +277,12 @@ def initialise(source: Path, target_tokenizer: Path, method: str, target: Path) 
 
 
 def both_matrices(model: Any) -> tuple[Any, Any]:
-    """The input and the output embedding."""
+    """Input and output embedding of a model."""
     return model.get_input_embeddings(), model.get_output_embeddings()
 
 
 def rows_of(pair: tuple[str, str], known: list, plan: Any) -> list:
-    """The new input rows and the new output rows; random ones differ between the two."""
+    """Computes the new input and output rows; random ones differ between the two."""
     from benchmarks.row_variants import new_rows
 
     return [new_rows(kind, known[side], plan.constituents, seed=side) for side, kind in enumerate(pair)]
@@ -280,31 +293,34 @@ def _weights(directory: str, names: list[str]) -> list[str]:
 
 
 def name_of(pair: tuple[str, str]) -> str:
-    """`mean`, or `mean+average` for input and output rows of different kinds."""
+    """Names a pair: `mean`, or `mean+average` for input and output rows of different kinds."""
     return pair[0] if pair[0] == pair[1] else "+".join(pair)
 
 
-def start_of(place: Path, name: str) -> Path:
-    """The directory of a model to train on."""
-    return place / f"start-{name}"
+def start_of(work_dir: Path, name: str) -> Path:
+    """Directory of a model to train further."""
+    return work_dir / f"start-{name}"
 
 
 def continue_training(
     arguments: Namespace,
     results: dict,
-    place: Path,
+    work_dir: Path,
     held_out: dict[str, list[str]],
     pair: tuple[str, str],
 ) -> None:
-    """Trains one start further; adds its losses by step, in nats per byte, and those on held-out text afterwards."""
+    """Trains a model further, and adds its losses to the results.
+
+    Losses are by step, in nats per byte, and on held-out text after training.
+    """
     from benchmarks.row_variants import load_model
     from colossal_llama.tokenizer.loading import load_tokenizer
 
     name = name_of(pair)
-    run = place / f"run-{name}"
+    run = work_dir / f"run-{name}"
     options = ["--max_length", arguments.length_tokens, "--micro_batch_size", arguments.continued_rows]
     options += ["--lr", arguments.continued_lr, "--max_steps", arguments.continued_steps]
-    entries = train(run, start_of(place, name), place / "continued-data", *options)
+    entries = train(run, start_of(work_dir, name), work_dir / "continued-data", *options)
     tokens_per_byte = results["prepared"]["continued"]["target_tokens"] / results["corpus"]["continued"]["bytes"]
     model = run / "save" / "modelling"
     results.setdefault("continued", {})[name] = {
@@ -315,34 +331,34 @@ def continue_training(
     shutil.rmtree(run)
 
 
-# ------------------------------------------------------------------------------------------------------ the report
+# --- Report ---
 
 
 def record(arguments: Namespace, results: dict) -> None:
-    """Writes what is known so far."""
+    """Writes the results so far."""
     if arguments.output:
         write_json(arguments.output, results)
 
 
 def before_training_table(results: dict) -> str:
-    """Held-out losses by category before any training."""
+    """Formats the held-out losses by category before training."""
     rows = [["source model", *results["source"]["held_out"].values()]]
     rows += [[name, *values.values()] for name, values in results["before_training"].items()]
     return table(["new rows (input+output), no training", *results["source"]["held_out"]], rows)
 
 
 def steps_to_reach(curve: list[float], loss: float) -> int | None:
-    """The first step at which a smoothed curve is as low as a loss, None if it never is."""
+    """First step at which a smoothed curve is as low as a loss; None if it never is."""
     return next((step for step, value in enumerate(curve, 1) if value <= loss), None)
 
 
 def smoothed(values: list[float], window: int = 5) -> list[float]:
-    """The running mean of the last `window` values."""
+    """Running mean of the last `window` values."""
     return [sum(values[max(0, end - window) : end]) / min(window, end) for end in range(1, len(values) + 1)]
 
 
 def report(arguments: Namespace, results: dict) -> None:
-    """Prints the tables, draws the curves."""
+    """Prints the tables, plots the curves."""
     curves = {name: smoothed(run["loss_per_byte"]) for name, run in results["continued"].items()}
     marks = [step for step in (10, 25, 50, 100, 200) if step <= arguments.continued_steps]
     results["steps_to_reach_mean"] = {
@@ -360,7 +376,7 @@ def report(arguments: Namespace, results: dict) -> None:
 
 
 def draw(path: Path, curves: dict[str, list[float]]) -> None:
-    """Draws the smoothed losses by step."""
+    """Plots the smoothed losses by step."""
     import matplotlib
 
     matplotlib.use("Agg")

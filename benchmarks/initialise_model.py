@@ -1,8 +1,8 @@
-"""Measures init_model.py: time and peak memory for the rows of an expanded tokenizer at width 4,096.
+"""Measures time and peak memory of init_model.py for an expanded tokenizer at width 4,096.
 
-Makes a random LLaMA of that width with few layers (the other layers of a real one are copied byte
-by byte), runs the script as a user does in a process of its own, and prints its wall time, its
-resident-memory high-water mark and the limit: twice the largest weight file.
+Makes a random LLaMA of that width with few layers, since init_model.py copies the layers byte by
+byte. Runs the script as a user does in a process of its own. Prints its wall time, its peak
+resident memory and the limit: twice the largest weight file.
 """
 
 import json
@@ -27,12 +27,11 @@ _SCRIPT = Path(__file__).resolve().parents[1] / "colossal_llama" / "model" / "in
 
 
 def main() -> None:
-    """Make a model, initialise it in a subprocess, print what it took."""
+    """Makes a model, initialises it in a subprocess, and prints time and memory."""
     arguments = parse_arguments()
-    with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="initialise-model-") as place:
-        source, target = Path(place) / "source", Path(place) / "target"
-        # In a process of its own: a child's high-water mark starts at the memory of the process
-        # that starts it.
+    with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="initialise-model-") as work_dir:
+        source, target = Path(work_dir) / "source", Path(work_dir) / "target"
+        # In a process of its own: a child's peak resident memory starts at that of its parent.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             pool.submit(make_source, source, arguments).result()
         seconds, peak_bytes = run_init_model(source, arguments.target_tokenizer, target)
@@ -47,23 +46,25 @@ def main() -> None:
 
 
 def parse_arguments() -> Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = CollectingArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source_tokenizer", type=existing_directory, required=True, help="LLaMA-2's tokenizer")
     parser.add_argument("--target_tokenizer", type=existing_directory, required=True, help="from init_tokenizer.py")
     parser.add_argument(
         "--width", type=number_in_range(int, minimum=8), default=4096, help="hidden size, a multiple of 8"
     )
-    parser.add_argument("--layers", type=number_in_range(int, minimum=1), default=1, help="layers of the model made")
-    parser.add_argument("--shard_size", default="10GB", help="largest weight file, as transformers takes it")
-    parser.add_argument("--work_dir", type=existing_directory, help="where the models are made and removed again")
+    parser.add_argument("--layers", type=number_in_range(int, minimum=1), default=1, help="layers of the random model")
+    parser.add_argument("--shard_size", default="10GB", help="largest weight file, in the format of transformers")
+    parser.add_argument(
+        "--work_dir", type=existing_directory, help="directory for the models, which are removed in the end"
+    )
     arguments = parser.parse_args()
     parser.finish()
     return arguments
 
 
 def make_source(directory: Path, arguments: Namespace) -> None:
-    """Saves a random bfloat16 LLaMA of the shape asked for, with its tokenizer."""
+    """Saves a random bfloat16 LLaMA with its tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -82,7 +83,7 @@ def make_source(directory: Path, arguments: Namespace) -> None:
 
 
 def run_init_model(source: Path, target_tokenizer: Path, target: Path) -> tuple[float, int]:
-    """Seconds and peak resident bytes (ru_maxrss) of init_model.py."""
+    """Runs init_model.py; returns its seconds and peak resident bytes (ru_maxrss)."""
     command = [sys.executable, str(_SCRIPT), "--source_model_and_tokenizer_path", str(source)]
     command += ["--target_tokenizer_path", str(target_tokenizer), "--target_model_path", str(target)]
     started = time.monotonic()

@@ -1,19 +1,20 @@
-"""The same loss by the fast way and by the plain one: 200 steps on the same real rows, with the curves drawn.
+r"""Compares losses of fast and reference configurations: 200 steps on the same real rows.
 
-    python benchmarks/loss_parity.py --parts DATA/arrow/part-00000 --work_dir /dev/shm/parity --curve parity.png
-    python benchmarks/loss_parity.py --parts … --work_dir … --ways fast fast_halves fp8 --seeds 42 43 44 45
+    python benchmarks/loss_parity.py --parts DATA/arrow/part-00000 --work_dir /dev/shm/parity
+    python benchmarks/loss_parity.py --parts … --work_dir … --ways fast fast_halves fp8 \
+        --seeds 42 43 44 45 --curve parity.png
 
-Runs of train.py from the same model, a random one unless --model names another, over the same rows
-in the same order: everything fused, everything plain (--fused_kernels False), plain with each
-micro-batch cut in two, which changes nothing but the rounding, and fused in 8 bits (--fp8). The
-plain way in halves is the noise: the fast way should be no farther from the plain one than that is.
-`--ways` chooses; the first one chosen is what the others are compared with. 7 B needs `--ways
-recomputed recomputed_halves fp8_recomputed`.
+All runs of train.py start from the same model, a random one without --model, and train on the same
+rows in the same order. `fast` uses all fused kernels, `plain` none (--fused_kernels False), `fp8`
+8-bit matrix products. `halves` is `plain` with each micro-batch split in two, which changes the
+rounding only. So `halves` measures the noise: `fast` should be as close to `plain` as `halves` is.
+`--ways` selects; the others are compared with the first. 7 B needs `--ways recomputed
+recomputed_halves fp8_recomputed`.
 
-One run does not show an offset that is smaller than what rounding alone does to a run: `--seeds`
-repeats all ways with other orders of the rows. `--model` starts from a trained model,
-`--trained_steps` from the one that the first way makes of the random one in so many steps: where
-the loss no longer falls steeply, rounding moves it much less.
+One run does not show an offset that is smaller than the effect of rounding on a run: `--seeds`
+repeats all ways with other row orders. `--model` starts from a trained model, `--trained_steps`
+from one that the first way trains for so many steps. Where the loss no longer falls steeply,
+rounding changes it much less.
 """
 
 import argparse
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks.random_run import PROJECT_ROOT, SHAPES, make_model, outcome_of, outputs_under, run_many
+from benchmarks.random_run import PROJECT_ROOT, SHAPES, make_model, output_options, read_outcome, run_many
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
 
@@ -34,15 +35,15 @@ PLAIN = ("--fused_kernels", "False")
 WAYS = {"plain": PLAIN, "fast": (), "fp8": ("--fp8",), "recomputed": ("--use_grad_checkpoint",)}
 WAYS["fp8_recomputed"] = (*WAYS["fp8"], *WAYS["recomputed"])
 HALVES = {"halves": "plain", "fast_halves": "fast", "recomputed_halves": "recomputed"}
-"""Each way whose micro-batches are cut in two, and the way it is otherwise."""
+"""Ways with micro-batches split in two, each with the way that it equals otherwise."""
 TRAINED_SEED = 0
-"""Of the order in which --trained_steps trains."""
+"""Seed of the row order of --trained_steps."""
 LEFT_OUT = 20
-"""Steps of steep descent at the beginning, where any two runs differ most."""
+"""Steps left out at the beginning, where the loss falls steeply and any two runs differ most."""
 
 
 def main() -> None:
-    """Runs all ways seed by seed; after each seed prints and writes how far they are apart so far; draws the curves."""
+    """Runs all ways seed by seed; prints, writes and plots the differences."""
     options = parse()
     options.work_dir.mkdir(parents=True, exist_ok=True)
     model = options.model or options.work_dir / "model"
@@ -63,12 +64,12 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="190M")
-    parser.add_argument("--model", type=Path, help="start from this one instead of a random one of --shape")
+    parser.add_argument("--model", type=Path, help="start from this model, not from a random one of --shape")
     parser.add_argument(
-        "--trained_steps", type=int, default=0, help="train the model so many steps by the first way before"
+        "--trained_steps", type=int, default=0, help="first train the model for so many steps, by the first way"
     )
     parser.add_argument("--parts", nargs="+", required=True)
     parser.add_argument("--work_dir", type=Path, required=True)
@@ -78,9 +79,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--lr", default="6e-4")
     parser.add_argument("--ways", nargs="+", choices=(*WAYS, *HALVES), default=["plain", "halves", "fast", "fp8"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="of the order of the rows; one launch each")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds of the row order; one launch each")
     parser.add_argument("--output", type=Path, help="json file for figures and losses, written after every seed")
-    parser.add_argument("--curve", type=Path, help="PNG of the first seed's losses")
+    parser.add_argument("--curve", type=Path, help="PNG plot of the first seed's losses")
     options = parser.parse_args()
     if options.steps <= LEFT_OUT:
         parser.error(f"--steps {options.steps}: the first {LEFT_OUT} are left out of every figure")
@@ -90,58 +91,57 @@ def parse() -> argparse.Namespace:
 
 
 def trained(options: argparse.Namespace, model: Path) -> Path:
-    """The model after --trained_steps steps by the first way, over the rows in an order that no comparison has."""
-    place = options.work_dir / f"trained-{options.trained_steps}"
-    finished = place / "save" / "modelling"
+    """Trains the model for --trained_steps by the first way, in a row order of no comparison."""
+    run_dir = options.work_dir / f"trained-{options.trained_steps}"
+    finished = run_dir / "save" / "modelling"
     if not finished.exists():
-        train_all(options, [words_of(options, options.ways[0], model, place, TRAINED_SEED, options.trained_steps)])
+        train_all(options, [options_of(options, options.ways[0], model, run_dir, TRAINED_SEED, options.trained_steps)])
     return finished
 
 
 def losses_by_way(options: argparse.Namespace, model: Path, seed: int) -> dict[str, list[float]]:
-    """The loss of every step by way, in one launch."""
-    places = {way: place_of(options, way, seed) for way in options.ways}
-    commands = [words_of(options, way, model, place, seed, options.steps) for way, place in places.items()]
+    """Trains all ways in one launch; returns the loss of every step by way."""
+    run_dirs = {way: run_dir_of(options, way, seed) for way in options.ways}
+    commands = [options_of(options, way, model, run_dir, seed, options.steps) for way, run_dir in run_dirs.items()]
     done = train_all(options, commands)
-    for place in places.values():
-        shutil.rmtree(place / "save")  # 14 GB each at 7 B
-    return {way: [entry["loss"] for entry in outcome_of(place, done).entries] for way, place in places.items()}
+    for run_dir in run_dirs.values():
+        shutil.rmtree(run_dir / "save")  # 14 GB each at 7 B
+    return {way: [entry["loss"] for entry in read_outcome(run_dir, done).entries] for way, run_dir in run_dirs.items()}
 
 
 def train_all(options: argparse.Namespace, commands: list[list[str]]) -> subprocess.CompletedProcess:
-    """Runs the command lines in one launch; ends with the last words of one that failed."""
+    """Runs the command lines in one launch; exits with the end of the output when one failed."""
     done = run_many(options.work_dir / "commands.json", commands)
     if done.returncode:
         sys.exit(done.stdout[-1000:] + done.stderr[-3000:])
     return done
 
 
-def words_of(options: argparse.Namespace, way: str, model: Path, place: Path, seed: int, steps: int) -> list[str]:
-    """The options of train.py for one run."""
-    words = ["--pretrained", str(model), "--dataset", *options.parts, "--allow_other_data", "--plugin", "zero2"]
-    words += ["--mixed_precision", options.precision, "--max_steps", str(steps), "--skip_save_each_epoch"]
-    words += ["--save_interval", "1000000", "--num_epochs", "100", "--shuffle", "global", "--lr", options.lr]
-    words += ["--max_length", options.max_length, "--seed", str(seed)]
+def options_of(options: argparse.Namespace, way: str, model: Path, run_dir: Path, seed: int, steps: int) -> list[str]:
+    """Options of train.py for one run."""
+    flags = ["--pretrained", str(model), "--dataset", *options.parts, "--allow_other_data", "--plugin", "zero2"]
+    flags += ["--mixed_precision", options.precision, "--max_steps", str(steps), "--skip_save_each_epoch"]
+    flags += ["--save_interval", "1000000", "--num_epochs", "100", "--shuffle", "global", "--lr", options.lr]
+    flags += ["--max_length", options.max_length, "--seed", str(seed)]
     halves = 2 if way in HALVES else 1
-    words += ["--micro_batch_size", str(options.micro_batch_size // halves), "--accumulation_steps", str(halves)]
-    return [*words, *WAYS[HALVES.get(way, way)], *outputs_under(place)]
+    flags += ["--micro_batch_size", str(options.micro_batch_size // halves), "--accumulation_steps", str(halves)]
+    return [*flags, *WAYS[HALVES.get(way, way)], *output_options(run_dir)]
 
 
-def place_of(options: argparse.Namespace, way: str, seed: int) -> Path:
-    """Where a run's outputs lie."""
+def run_dir_of(options: argparse.Namespace, way: str, seed: int) -> Path:
+    """Directory of a run's output files."""
     return options.work_dir / f"{way}-{seed}"
 
 
 def compare(losses: dict[str, list[list[float]]]) -> list[dict[str, str | float | None]]:
-    """How far every way is from the first one, over the seeds so far.
+    """Compares every way with the first one, over the seeds so far.
 
     Args:
-        losses: by way, for each seed, of every step.
+        losses: for each way and seed, the loss of every step.
 
     Returns:
-        A row for each way: means over the seeds, and the standard error of the mean difference of
-            the second half of the steps, which is
-        not known (None) of a single seed.
+        A row for each way: means over the seeds, and the standard error of the mean difference in
+        the second half of the steps; None for a single seed.
     """
     reference = np.array(next(iter(losses.values())))
     rows = []
@@ -164,17 +164,17 @@ def compare(losses: dict[str, list[list[float]]]) -> list[dict[str, str | float 
 
 
 def show(value: str | float | None) -> str | int:
-    """A cell of the table."""
+    """Formats a cell of the table."""
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def draw(options: argparse.Namespace) -> None:
-    """The curves of the first seed, with colossal_llama/training/plot_training.py."""
-    logs = [str(place_of(options, way, options.seeds[0]) / "logs") for way in options.ways]
-    words = [sys.executable, "colossal_llama/training/plot_training.py", *logs, "--labels", *options.ways]
-    subprocess.run([*words, "--output", str(options.curve)], cwd=PROJECT_ROOT, check=True)
+    """Plots the curves of the first seed with colossal_llama/training/plot_training.py."""
+    logs = [str(run_dir_of(options, way, options.seeds[0]) / "logs") for way in options.ways]
+    command = [sys.executable, "colossal_llama/training/plot_training.py", *logs, "--labels", *options.ways]
+    subprocess.run([*command, "--output", str(options.curve)], cwd=PROJECT_ROOT, check=True)
 
 
 if __name__ == "__main__":

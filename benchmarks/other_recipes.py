@@ -1,14 +1,16 @@
-"""What our train step is compared with, started by torchrun from benchmarks/train_throughput.py:
+r"""Other training recipes to compare with, started by benchmarks/train_throughput.py.
 
-    plain     ColossalAI's Booster with zero2 as today's scripts use it: transformers' model with a padding mask, no fused kernels, the
-              logits built whole, every layer recomputed, the engine's own update
-    trainer   Hugging Face Trainer with Liger's kernels, PyTorch's fused AdamW, weights and states in bf16 (the fastest it offers);
-              no fp32 master weights
+    torchrun --nproc_per_node 1 benchmarks/other_recipes.py trainer --model DIR --part DIR \
+        --micro_batch_size 8 --steps 12 --output FILE
 
-    torchrun --nproc_per_node 1 benchmarks/other_recipes.py trainer --model DIR --part DIR --micro_batch_size 8 --steps 12 --output FILE
+    plain     ColossalAI's Booster with zero2 as published scripts use it: transformers' model with
+              a padding mask, no fused kernels, whole logits, every layer recomputed, ColossalAI's
+              own optimizer step
+    trainer   Hugging Face Trainer with Liger's kernels and PyTorch's fused AdamW, weights and
+              optimizer states in bf16 (the fastest it offers); no fp32 master weights
 
-Rows shorter than 4,096 tokens are padded to that. Writes the seconds and the real tokens of every
-step and the peak memory to FILE.
+Rows shorter than 4,096 tokens are padded to that. FILE receives the seconds and the tokens of every
+step, padding excluded, and the peak memory.
 """
 
 import argparse
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--part", required=True)
     parser.add_argument("--micro_batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--no_checkpointing", action="store_true", help="of trainer: keep all activations")
+    parser.add_argument("--no_checkpointing", action="store_true", help="recipe trainer: no activation checkpointing")
     parser.add_argument("--output", required=True, type=Path)
     options = parser.parse_args()
     step_s, losses = {"plain": plain, "trainer": trainer}[options.recipe](options)
@@ -48,12 +50,12 @@ def main() -> None:
 
 
 def rows_of(part: str) -> datasets.Dataset:
-    """Ids and labels of a prepared part."""
+    """Opens ids and labels of a prepared part."""
     return datasets.load_from_disk(part).select_columns(["input_ids", "labels"]).with_format("torch")
 
 
 def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch of rows padded to 4,096 tokens, with the mask that says so."""
+    """Collates rows into a batch padded to 4,096 tokens, with its padding mask."""
     missing = [LENGTH_TOKENS - len(row["input_ids"]) for row in rows]
 
     def filled(name: str, value: int) -> torch.Tensor:
@@ -67,7 +69,7 @@ def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def plain(options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """ColossalAI's zero2 the plain way."""
+    """Trains with ColossalAI's zero2; returns seconds and loss of every step."""
     from colossal_llama.engine import launch
 
     launch.launch(seed=0)
@@ -96,20 +98,20 @@ def plain(options: argparse.Namespace) -> tuple[list[float], list[float]]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())  # waits for the device, as the published loop does
+        losses.append(loss.item())  # waits for the device, as published loops do
         step_s.append(time.perf_counter() - begun)
     launch.leave()
     return step_s, losses
 
 
 def trainer(options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Hugging Face Trainer with Liger."""
+    """Trains with Hugging Face Trainer and Liger; returns seconds and loss of every step."""
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     step_s: list[float] = []
 
     class Clock(TrainerCallback):
-        """Notes the seconds of every step, the device's work included."""
+        """Measures the seconds of every step, including the device's work."""
 
         def on_step_begin(self, *_, **__):
             self.begun = time.perf_counter()

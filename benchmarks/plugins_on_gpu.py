@@ -1,11 +1,11 @@
-"""Ten steps of every plugin on one GPU, with and without flash attention, saved after six and resumed.
+"""Measures ten steps of every plugin on one GPU, with and without flash attention, and a resume.
 
     python benchmarks/plugins_on_gpu.py --shape 1.25B --work_dir /dev/shm/plugins
 
-Prints, for each, tokens/s (median of the steps after the third), peak memory, how long training
-waited for a save and how long its writing took, and the largest difference between the losses of
-the steps after the sixth in the whole run and in the resumed one. A checkpoint of the 1.25 B shape
-has 17.5 GB: give a directory in memory or on a fast disk.
+Each run saves after six steps and is resumed. Printed are tokens/s (median of the steps after the
+third), peak memory, the wait for a save and the time of its writing. `resume diff` is the largest
+difference of the losses after step six between the whole and the resumed run. A checkpoint of the
+1.25 B shape has 17.5 GB: give a directory in memory or on a fast disk.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from benchmarks.random_run import (
     Outcome,
     make_model,
     make_part,
-    outcome_of,
-    outputs_under,
+    output_options,
+    read_outcome,
     run_many,
 )
 from colossal_llama.utils.atomic_io import write_json
@@ -60,29 +60,29 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, model: Path, part: Path, plugin: str, flash: str) -> dict:
-    """A row of the table: a whole run and its resumed second half, in one launch."""
-    place = options.work_dir / f"{plugin}-{flash}"
-    place.mkdir(parents=True)
-    words = ["--pretrained", str(model), "--dataset", str(part), "--plugin", plugin, "--mixed_precision", "bf16"]
-    words += ["--micro_batch_size", options.micro_batch_size, "--use_grad_checkpoint"]
-    words += ["--save_interval", str(SAVED_STEP), "--skip_save_each_epoch", "--max_steps", "10"]
-    words += ["--use_flash_attn"] if flash == "yes" else []
-    load = ["--load_checkpoint", str(place / "whole" / "save" / f"epoch-0_step-{SAVED_STEP}")]
-    commands = [[*words, *outputs_under(place / "whole")], [*words, *outputs_under(place / "again"), *load]]
+    """Measures a row of the table: a whole run and its resumed second half, in one launch."""
+    run_dir = options.work_dir / f"{plugin}-{flash}"
+    run_dir.mkdir(parents=True)
+    flags = ["--pretrained", str(model), "--dataset", str(part), "--plugin", plugin, "--mixed_precision", "bf16"]
+    flags += ["--micro_batch_size", options.micro_batch_size, "--use_grad_checkpoint"]
+    flags += ["--save_interval", str(SAVED_STEP), "--skip_save_each_epoch", "--max_steps", "10"]
+    flags += ["--use_flash_attn"] if flash == "yes" else []
+    load = ["--load_checkpoint", str(run_dir / "whole" / "save" / f"epoch-0_step-{SAVED_STEP}")]
+    commands = [[*flags, *output_options(run_dir / "whole")], [*flags, *output_options(run_dir / "again"), *load]]
     begun = time.time()
-    done = run_many(place / "commands.json", commands)
+    done = run_many(run_dir / "commands.json", commands)
     seconds = time.time() - begun
     if done.returncode:
         print(plugin, done.stdout[-1500:], done.stderr[-3000:], flush=True)
     print(plugin, f"{seconds:.0f} s;", *re.findall(r"[0-9.]+ GiB still allocated", done.stdout), flush=True)
-    row = row_of(plugin, flash, place, done)
-    shutil.rmtree(place, ignore_errors=True)
+    row = row_of(plugin, flash, run_dir, done)
+    shutil.rmtree(run_dir, ignore_errors=True)
     return row
 
 
-def row_of(plugin: str, flash: str, place: Path, done: subprocess.CompletedProcess) -> dict:
-    """The figures of a whole run and its resumed half."""
-    whole, again = outcome_of(place / "whole", done), outcome_of(place / "again", done)
+def row_of(plugin: str, flash: str, run_dir: Path, done: subprocess.CompletedProcess) -> dict:
+    """Figures of a whole run and of its resumed half."""
+    whole, again = read_outcome(run_dir / "whole", done), read_outcome(run_dir / "again", done)
     last = whole.entries[-1] if whole.entries else {}
     saved = r"saved \S+: training waited ([0-9.]+) s, \S+ GB were written in ([0-9.]+) s"
     stall_s, write_s = next(iter(re.findall(saved, done.stdout + done.stderr)), ("nan", "nan"))
@@ -101,7 +101,7 @@ def row_of(plugin: str, flash: str, place: Path, done: subprocess.CompletedProce
 
 
 def resume_difference(whole: Outcome, again: Outcome) -> float:
-    """Largest difference of the losses of the steps that both runs did."""
+    """Largest difference of the losses in the steps of both runs."""
     losses = {entry["step"]: entry["loss"] for entry in whole.entries}
     differences = [abs(entry["loss"] - losses[entry["step"]]) for entry in again.entries if entry["step"] in losses]
     return max(differences) if len(differences) == 10 - SAVED_STEP else float("nan")

@@ -1,12 +1,11 @@
-"""Measures the memory of preparing a large corpus: the peak over the process tree while gigabytes are prepared.
+"""Measures the peak memory of preparing a large corpus, over the process tree.
 
-    python benchmarks/prepare_memory.py --corpus_dir DIR --tokenizer_dir DIR --work_dir DIR [--gigabytes 5]
+    python benchmarks/prepare_memory.py --corpus_dir DIR --tokenizer_dir DIR --work_dir DIR
 
-The corpus is made of a small one: its documents again and again, each time with its lines in
-another order and with words that nobody has written before. Memory is the sum of the processes'
-proportional set sizes (pages that several processes share are counted once); the sum of their
-resident sizes, which counts them once a process, is told too. Needs about seven times the corpus on
-the disk; everything is removed in the end.
+The corpus repeats the documents of a small one, each time with its lines in another order and with
+random new words. Memory is the sum of the processes' proportional set sizes, which counts shared
+pages once. The sum of their resident sizes, which counts them once a process, is printed too. Needs
+disk space of about seven times the corpus; everything is removed in the end.
 """
 
 import json
@@ -34,14 +33,14 @@ from colossal_llama.utils.errors import UserError, run_main
 _SCRIPT = Path(__file__).resolve().parents[1] / "prepare_pretrain_dataset.py"
 _FILE_BYTES = 500_000_000
 _NEW_WORD_EVERY = 2_000  # characters
-_LOOK_EVERY_S = 0.5
+_POLL_INTERVAL_S = 0.5
 
 
 def main() -> None:
-    """Make the corpus, prepare it, verify it, print one table."""
+    """Makes the corpus, prepares and verifies it, and prints the figures."""
     arguments = parse_arguments()
-    with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="prepare-memory-") as place:
-        corpus, output = Path(place) / "corpus", Path(place) / "output"
+    with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="prepare-memory-") as work_dir:
+        corpus, output = Path(work_dir) / "corpus", Path(work_dir) / "output"
         corpus_bytes = make_corpus(corpus, arguments.corpus_dir, int(arguments.gigabytes * 1e9))
         inputs = ["--data_input_dirs", corpus, "--tokenizer_dir", arguments.tokenizer_dir, "--data_output_dirs", output]
         result = {"corpus_bytes": corpus_bytes, "num_workers": arguments.num_workers}
@@ -55,11 +54,13 @@ def main() -> None:
 
 
 def parse_arguments() -> Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = CollectingArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus_dir", type=existing_directory, required=True, help="pre-training records, .jsonl")
     parser.add_argument("--tokenizer_dir", type=existing_directory, required=True)
-    parser.add_argument("--work_dir", type=existing_directory, help="where everything is made and removed again")
+    parser.add_argument(
+        "--work_dir", type=existing_directory, help="directory for all files, which are removed in the end"
+    )
     parser.add_argument("--gigabytes", type=number_in_range(float, above=0), default=5.0, help="size of the corpus")
     parser.add_argument("--num_workers", type=number_in_range(int, minimum=1), default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, help="a json file for the figures")
@@ -87,7 +88,7 @@ def make_corpus(directory: Path, source: Path, size_bytes: int) -> int:
 
 
 def differing_records(records: list[dict]) -> Iterator[dict]:
-    """The records again and again, in another order each time, no document like another."""
+    """Yields the records again and again, in another order each time, with unique documents."""
     generator = random.Random(0)
     while True:
         generator.shuffle(records)
@@ -100,14 +101,14 @@ def differing_records(records: list[dict]) -> Iterator[dict]:
             yield {**record, "target": "\n".join(lines)}
 
 
-def measured(words: list) -> dict:
-    """Runs the script; its seconds and its tree's peak memory.
+def measured(options: list) -> dict:
+    """Runs the script; returns its seconds and the peak memory of its process tree.
 
     Raises:
-        UserError: it failed.
+        UserError: the script failed.
     """
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, str(_SCRIPT), *map(str, words)])
+    process = subprocess.Popen([sys.executable, str(_SCRIPT), *map(str, options)])
     parent, peak_pss, peak_rss, peak_one = psutil.Process(process.pid), 0, 0, 0
     while process.poll() is None:
         try:
@@ -116,8 +117,8 @@ def measured(words: list) -> dict:
             peak_rss = max(peak_rss, sum(part.rss for part in memory))
             peak_one = max(peak_one, *(part.pss for part in memory))
         except psutil.Error:
-            pass  # a process that ended while it was looked at
-        time.sleep(_LOOK_EVERY_S)
+            pass  # a process ended while its memory was read
+        time.sleep(_POLL_INTERVAL_S)
     if process.returncode:
         raise UserError("prepare_pretrain_dataset.py failed: its message is above")
     return {
@@ -129,7 +130,7 @@ def measured(words: list) -> dict:
 
 
 def facts_of(output: Path) -> dict:
-    """What the preparation tells of itself, and its size on the disk."""
+    """Reads the manifest's totals, the times of the stages, and the size of the output."""
     totals = json.loads((output / "manifest.json").read_bytes())["totals"]
     size = {name: sum(path.stat().st_size for path in (output / name).rglob("*")) for name in ("arrow", "jsonl")}
     tokens = totals["tokens_out"]

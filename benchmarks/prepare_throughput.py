@@ -1,14 +1,16 @@
-"""Measures data preparation against its floor: what reading, parsing, tokenizing, packing and writing take by themselves.
+r"""Measures data preparation against a lower bound: reading, parsing, tokenizing, packing, writing.
 
-    python benchmarks/prepare_throughput.py --pretrain_dir DIR --tokenizer_dir DIR [--sft_dir DIR --sft_tokenizer_dir DIR]
+    python benchmarks/prepare_throughput.py --pretrain_dir DIR --tokenizer_dir DIR
+    python benchmarks/prepare_throughput.py --pretrain_dir DIR --tokenizer_dir DIR \
+        --sft_dir DIR --sft_tokenizer_dir DIR
 
-The floor is made of the same steps in the shortest form: each process reads and parses whole files
-and gives all texts of a file to `encode_batch_fast` at once; the lengths are packed; Arrow files of
-ids and labels are written. Starting Python, opening the tokenizer, checking records, the jsonl
-files, checksums and flushing to the disk are in the script's time and not in the floor. Script and
-floor are run in turn, and the best of each is taken, because other work on the machine only ever
-adds time; the ratio of every turn is told as well. On a busy machine the ratio of processor times
-tells more.
+The lower bound ("floor") consists of the same steps in their simplest form. Each process reads and
+parses whole files, and passes all texts of a file to `encode_batch_fast` at once. Then the lengths
+are packed, and Arrow files of ids and labels are written. The script's time also includes starting
+Python, loading the tokenizer, checking records, the jsonl files, checksums and flushing to disk.
+Script and floor run in turn, and the fastest of each counts: other work on the machine only adds
+time. The ratio of every round is printed too. On a busy machine the ratio of CPU times is more
+reliable.
 """
 
 import argparse
@@ -45,7 +47,7 @@ NUM_PARTS = 10
 
 
 def main() -> None:
-    """Measures what is asked for and prints the tables."""
+    """Measures all kinds of data that are given, and prints the tables."""
     arguments = _arguments()
     results: dict = {"processes": arguments.num_workers, "rounds": arguments.rounds}
     with tempfile.TemporaryDirectory(dir=arguments.scratch_dir) as scratch:
@@ -63,16 +65,21 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrain_dir", type=Path, required=True, help="pre-training records")
     parser.add_argument(
-        "--tokenizer_dir", type=Path, required=True, help="tokenizer, of the LLaMA-2 kind if --sft_dir is given alone"
+        "--tokenizer_dir",
+        type=Path,
+        required=True,
+        help="tokenizer; LLaMA-2's if --sft_dir is given without --sft_tokenizer_dir",
     )
     parser.add_argument("--sft_dir", type=Path, help="conversations; not measured without")
     parser.add_argument(
         "--sft_tokenizer_dir", type=Path, help="tokenizer for the conversations (default: --tokenizer_dir)"
     )
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each is run")
-    parser.add_argument("--scratch_dir", type=Path, help="where the output goes and is removed (default: the system's)")
-    parser.add_argument("--output", type=Path, help="a json file for the results")
+    parser.add_argument("--rounds", type=int, default=2, help="number of runs of each")
+    parser.add_argument(
+        "--scratch_dir", type=Path, help="directory for the output, which is removed (default: the system's)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args()
 
 
@@ -91,7 +98,7 @@ def _measure(kind: str, data_dir: Path, tokenizer_dir: Path, arguments: argparse
     return {"script": script, "floor": floor, "ratios": ratios}
 
 
-# ------------------------------------------------------------------------------------------------------ the script
+# --- Script ---
 
 
 def _run_script(kind: str, data_dir: Path, tokenizer_dir: Path, output: Path, num_workers: int, *more: str) -> dict:
@@ -126,22 +133,26 @@ def _run_script(kind: str, data_dir: Path, tokenizer_dir: Path, output: Path, nu
 
 
 def _adopt_orphans() -> None:
-    """Makes this process the parent of processes whose own has ended (prctl(2), PR_SET_CHILD_SUBREAPER).
+    """Makes this process the parent of orphans (prctl(2), PR_SET_CHILD_SUBREAPER).
 
-    The script's workers are children of a server that outlives the script by some milliseconds:
-    without this their processor time would be in nobody's account.
+    The script's workers are children of a fork server that outlives the script by some
+    milliseconds: without this, no process would account for their CPU time.
     """
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
 def _wait_for_orphans(family: set[int]) -> None:
     for process_id in family:
-        with suppress(ChildProcessError):  # most are their own parent's business
+        with suppress(ChildProcessError):  # most are children of another process
             os.waitpid(process_id, 0)
 
 
 def _watch(parent: psutil.Process, process: subprocess.Popen) -> tuple[int, set[int]]:
-    """Looks at the process tree every 50 ms until the process ends: its largest sum of resident memory, and who was in it."""
+    """Polls the process tree every 50 ms until the process ends.
+
+    Returns:
+        The largest sum of resident memory, and the ids of all processes.
+    """
     peak, seen = 0, set()
     while process.poll() is None:
         try:
@@ -155,7 +166,7 @@ def _watch(parent: psutil.Process, process: subprocess.Popen) -> tuple[int, set[
 
 
 def _fixed_cost_per_part(arguments: argparse.Namespace, scratch: Path) -> float:
-    """Seconds that each further part costs, on 120 documents."""
+    """Measures the seconds that each further part costs, on 120 documents."""
     data_dir = scratch / "few"
     data_dir.mkdir()
     lines = [json.dumps({"source": "", "target": f"A short text, number {n}.", "category": "few"}) for n in range(120)]
@@ -171,7 +182,7 @@ def _fixed_cost_per_part(arguments: argparse.Namespace, scratch: Path) -> float:
     return (walls[110] - walls[10]) / 100
 
 
-# ------------------------------------------------------------------------------------------------------- the floor
+# --- Floor ---
 
 
 def _floor(kind: str, data_dir: Path, tokenizer_dir: Path, scratch: Path, num_workers: int) -> dict:
@@ -180,7 +191,7 @@ def _floor(kind: str, data_dir: Path, tokenizer_dir: Path, scratch: Path, num_wo
     backend.save(str(definition))
     files = sorted(data_dir.rglob("*.jsonl"), key=lambda path: -path.stat().st_size)
     with multiprocessing.get_context("spawn").Pool(num_workers, _open_floor_tokenizer, (definition,)) as pool:
-        pool.map(_nothing, range(4 * num_workers))  # everybody has started
+        pool.map(_nothing, range(4 * num_workers))  # all processes have started
         cpu_before, started = _family_cpu_s(), time.perf_counter()
         lengths = np.concatenate(
             pool.map(_encode_texts if kind == "pretrain" else _encode_messages, files, chunksize=1)
@@ -250,7 +261,7 @@ def _write_arrow(task: tuple[Path, int, int]) -> None:
     path.unlink()
 
 
-# ------------------------------------------------------------------------------------------------------- the report
+# --- Report ---
 
 
 def _print(results: dict) -> None:

@@ -1,10 +1,10 @@
-"""Where a training step's time goes: the kernels of one step of train.py by what they compute, for several ways in turn.
+"""Profiles a training step of train.py: time by group of kernels, for several configurations.
 
     python benchmarks/profile_step.py --work_dir /dev/shm/profile --ways ours ours_3d ours_gemini
 
-The ways are those of benchmarks/train_throughput.py. `span` is from the first kernel's begin to the
-last one's end, `idle` what no kernel fills of it: there the device waited for the host. Without a
-GPU the same table is made of the operations on the processor.
+The ways are those of benchmarks/train_throughput.py. `span` is the time from the begin of the first
+kernel to the end of the last, `idle` the part of it without a kernel: there the device waited for
+the host. Without a GPU the table is of the operations on the CPU.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.random_run import SHAPES, make_model, outputs_under
+from benchmarks.random_run import SHAPES, make_model, output_options
 from benchmarks.train_many import free_memory
 from benchmarks.train_throughput import OURS
 from colossal_llama.engine import launch
@@ -31,8 +31,8 @@ from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
 
 PROFILED_STEP = 6
-"""The profiler's own start lengthens the first step that it sees: that is the one before, and
-thrown away."""
+"""Number of the step that is profiled. The profiler's start lengthens the first profiled step, so
+the step before it is profiled too, and discarded."""
 GROUPS = {
     "attention": r"flash|fmha|sdpa|cudnn|attention|_sdp_",
     "matrix products": r"gemm|nvjet|cutlass|xmma|wgmma|::(add|b|ba)?d?d?bmm|::(add)?mm\b|scaled_mm",
@@ -40,17 +40,17 @@ GROUPS = {
     "rotary": r"rope",
     "SwiGLU": r"swiglu|silu",
     "cross-entropy and norm of gradients": r"softmax|cross_entropy|lp_?norm|multi_tensor|foreach",
-    "rounding to 8 bits": r"fp8|round|largest",
+    "quantization to 8 bits": r"fp8|round|quantize|amax",
     "update": r"adam|triton_(poi|red|per)_fused",  # nothing else is compiled by PyTorch
     "copies": r"memcpy|memset|copy|nccl",
-    "additions and the like": r"elementwise|vectorized|reduce|::(add|mul|sum)_?\b",
+    "elementwise": r"elementwise|vectorized|reduce|::(add|mul|sum)_?\b",
 }
-"""What a kernel's name gives away, by the first expression that is found in it."""
+"""Groups of kernels; the first regular expression that is found in a kernel's name decides."""
 
 
 @dataclass(frozen=True)
 class StepProfile:
-    """Milliseconds of one step."""
+    """Times of one step in milliseconds."""
 
     span_ms: float
     busy_ms: float
@@ -59,7 +59,7 @@ class StepProfile:
 
 
 def main() -> None:
-    """Profiles a step of every way and prints the table."""
+    """Profiles a step of every configuration and prints the table."""
     options = parse()
     model = options.work_dir / "model"
     if not model.exists():
@@ -75,14 +75,14 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1.25B")
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--ways", nargs="+", choices=tuple(OURS), default=["ours", "ours_3d", "ours_gemini"])
     parser.add_argument("--micro_batch_size", type=int, default=8)
     parser.add_argument("--max_length", type=int, default=4096)
-    parser.add_argument("--top", type=int, default=12, help="so many kernels of each way are listed")
+    parser.add_argument("--top", type=int, default=12, help="number of kernels listed for each way")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of train.py")
     parser.add_argument("--output", type=Path, help="json file for the figures")
     return parser.parse_args()
@@ -92,10 +92,10 @@ def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfil
     """Trains some steps on random rows as `--benchmark` does, and profiles one."""
     from colossal_llama.training.train_step import TrainStep
 
-    words = ["--pretrained", str(model), "--mixed_precision", "bf16", *outputs_under(options.work_dir / way)]
-    words += ["--micro_batch_size", str(options.micro_batch_size), "--max_length", str(options.max_length)]
-    words += [*OURS[way], "--benchmark", "--num_samples", str((PROFILED_STEP + 1) * options.micro_batch_size)]
-    arguments = parse_arguments([*words, *options.options], has_gpu=launch.has_gpu(), world_size=1)
+    flags = ["--pretrained", str(model), "--mixed_precision", "bf16", *output_options(options.work_dir / way)]
+    flags += ["--micro_batch_size", str(options.micro_batch_size), "--max_length", str(options.max_length)]
+    flags += [*OURS[way], "--benchmark", "--num_samples", str((PROFILED_STEP + 1) * options.micro_batch_size)]
+    arguments = parse_arguments([*flags, *options.options], has_gpu=launch.has_gpu(), world_size=1)
     found: list[StepProfile] = []
     step = TrainStep.step
 
@@ -123,7 +123,7 @@ def _activities() -> list[ProfilerActivity]:
 
 
 def summed_up(profiler: profile) -> StepProfile:
-    """Time by kernel and by group; kernels that run beside each other count once in `busy`."""
+    """Sums times by kernel and by group; concurrent kernels count once in `busy_ms`."""
     on = DeviceType.CUDA if launch.has_gpu() else DeviceType.CPU
     events = sorted(
         (event for event in profiler.events() if event.device_type == on and not event.is_user_annotation),
@@ -144,12 +144,12 @@ def summed_up(profiler: profile) -> StepProfile:
 
 
 def group_of(kernel: str) -> str:
-    """What a kernel computes, by its name."""
-    return next((group for group, words in GROUPS.items() if re.search(words, kernel, re.IGNORECASE)), "other")
+    """Group of a kernel, by its name."""
+    return next((group for group, pattern in GROUPS.items() if re.search(pattern, kernel, re.IGNORECASE)), "other")
 
 
 def report(profiles: dict[str, StepProfile], top: int) -> None:
-    """Prints milliseconds by group, a column a way, and each way's longest kernels."""
+    """Prints milliseconds by group, one column a way, and the longest kernels of each way."""
     rows = [["span", *(f"{step.span_ms:.1f}" for step in profiles.values())]]
     rows += [["idle", *(f"{step.span_ms - step.busy_ms:.1f}" for step in profiles.values())]]
     for group in (*GROUPS, "other"):

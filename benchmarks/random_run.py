@@ -1,4 +1,4 @@
-"""What the training benchmarks have in common: a random model of a given shape, random full rows, and train.py as a user starts it."""
+"""Parts common to the training benchmarks: random model, random rows, and runs of train.py."""
 
 import json
 import os
@@ -59,7 +59,7 @@ SHAPES = {
 
 
 def make_model(directory: Path, shape: str) -> None:
-    """A random LLaMA in bf16 with a tokenizer of as many made-up words."""
+    """Saves a random LLaMA in bf16 with a word-level tokenizer of the same vocabulary size."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = LlamaConfig(
         vocab_size=VOCABULARY_SIZE, max_position_embeddings=LENGTH_TOKENS, torch_dtype="bfloat16", **SHAPES[shape]
@@ -71,14 +71,14 @@ def make_model(directory: Path, shape: str) -> None:
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(directory)
     del model
-    torch.cuda.empty_cache()  # the runs to come see the whole device: at 7 B this process held 14 GiB of it
+    torch.cuda.empty_cache()  # for the runs that follow: at 7 B this process held 14 GiB
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY_SIZE)}}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(directory)
 
 
 def make_part(directory: Path, rows: int, documents_per_row: int = 1, length_tokens: int = LENGTH_TOKENS) -> None:
-    """Full rows of random tokens, cut into documents of equal length."""
+    """Saves a part of full rows of random tokens, divided into documents of equal length."""
     random_rows(rows, length_tokens, VOCABULARY_SIZE, documents_per_row).save_to_disk(str(directory))
     note = {
         "kind": "pretrain",
@@ -99,27 +99,27 @@ class Outcome:
     returncode: int
 
     def median(self, figure: str, skip: int = 3) -> float:
-        """Of a figure of metrics.jsonl over the steps after the first `skip`; no number where it is not known."""
+        """Median of a metric over the steps after the first `skip`; NaN where it is unknown."""
         values = [entry[figure] for entry in self.entries[skip:] if entry.get(figure) is not None]
         return float(np.median(values)) if values else float("nan")
 
 
-def outputs_under(place: Path) -> list[str]:
-    """The options that put everything a run writes under `place`."""
+def output_options(run_dir: Path) -> list[str]:
+    """Options that put all output files of a run into `run_dir`."""
     return [
         "--save_dir",
-        f"{place}/save",
+        f"{run_dir}/save",
         "--tensorboard_dir",
-        f"{place}/logs",
+        f"{run_dir}/logs",
         "--config_file",
-        f"{place}/config.json",
+        f"{run_dir}/config.json",
     ]
 
 
-def run_training(place: Path, *options: str, processes: int = 1) -> Outcome:
-    """Starts train.py with torchrun, as a user does; its outputs lie under `place`."""
-    done = _torchrun(["train.py", *outputs_under(place), *options], processes)
-    return outcome_of(place, done)
+def run_training(run_dir: Path, *options: str, processes: int = 1) -> Outcome:
+    """Starts train.py with torchrun, as a user does; its output files are in `run_dir`."""
+    done = _torchrun(["train.py", *output_options(run_dir), *options], processes)
+    return read_outcome(run_dir, done)
 
 
 def run_many(listing: Path, commands: list[list[str]], processes: int = 1) -> subprocess.CompletedProcess:
@@ -128,19 +128,20 @@ def run_many(listing: Path, commands: list[list[str]], processes: int = 1) -> su
     return _torchrun(["benchmarks/train_many.py", str(listing)], processes)
 
 
-def outcome_of(place: Path, done: subprocess.CompletedProcess) -> Outcome:
-    """What a run left under `place`."""
-    metrics = record_of(place)
+def read_outcome(run_dir: Path, done: subprocess.CompletedProcess) -> Outcome:
+    """Reads the metrics of a run in `run_dir`, and its printed output."""
+    metrics = metrics_file_of(run_dir)
     entries = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     return Outcome(entries, done.stdout + done.stderr, done.returncode)
 
 
-def record_of(place: Path) -> Path:
-    """The record of the run whose outputs lie under `place`, a --benchmark or not."""
-    logs = place / "logs"
+def metrics_file_of(run_dir: Path) -> Path:
+    """Path of the metrics of a run in `run_dir`, a --benchmark or not."""
+    logs = run_dir / "logs"
     return next((path for path in (logs / BENCHMARK_FILE, logs / METRICS_FILE) if path.exists()), logs / METRICS_FILE)
 
 
-def _torchrun(words: list[str], processes: int) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *words]
+def _torchrun(command_line: list[str], processes: int) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += command_line
     return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, env=os.environ, check=False)

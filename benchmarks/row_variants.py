@@ -1,4 +1,4 @@
-"""Ways to fill the new rows of an expanded model, for comparing them: those of init_model.py, random ones, and others' defaults."""
+"""Initialisations of an expanded model's new rows: init_model.py's, random ones, and others'."""
 
 from pathlib import Path
 
@@ -12,22 +12,22 @@ from colossal_llama.model.weights.stored_tensors import StoredTensor
 MEANS = ("mean", "norm_matched_mean")
 KINDS = {
     "mean": "mean of the pieces' rows (init_model.py's default)",
-    "norm_matched_mean": "the same, as long as the pieces' rows on average (--init_method norm_matched_mean)",
-    "random": "normal noise of deviation 0.02 around 0, as a fresh LLaMA has",
-    "random_covariance": "drawn with mean and covariance of the old rows",
-    "average": "the mean of all old rows: what transformers' resize_token_embeddings makes, but for noise of 1e-9",
+    "norm_matched_mean": "the same, scaled to the mean norm of the pieces' rows (--init_method norm_matched_mean)",
+    "random": "normal, mean 0, standard deviation 0.02, as in a new LLaMA",
+    "random_covariance": "normal, with mean and covariance of the old rows",
+    "average": "mean of all old rows, as transformers' resize_token_embeddings, without its noise of 1e-9",
     "half_mean": "halfway between `mean` and `average`",
     "first_piece": "the row of the first piece",
 }
 
 
 def new_rows(kind: str, known: torch.Tensor, constituents: Constituents, seed: int = 0) -> torch.Tensor:
-    """The new rows of one matrix, float32 [new rows, width].
+    """Computes the new rows of one matrix, float32 (new rows, width).
 
     Args:
         kind: one of KINDS.
-        known: the old rows, any floating dtype [old rows, width], on the CPU.
-        constituents: what each new row is made of.
+        known: the old rows, any floating dtype (old rows, width), on the CPU.
+        constituents: ids of the source pieces of each new row.
         seed: of the random kinds.
     """
     known = known.float()
@@ -53,12 +53,12 @@ def new_rows(kind: str, known: torch.Tensor, constituents: Constituents, seed: i
         rows = known[torch.from_numpy(first)]
         rows[torch.from_numpy(lengths == 0)] = average
         return rows
-    raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
+    raise ValueError(f"{kind!r} is not one of {', '.join(KINDS)}")
 
 
 @torch.no_grad()
 def set_rows(model: PreTrainedModel, first_row: int, input_rows: torch.Tensor, output_rows: torch.Tensor) -> None:
-    """Replaces the rows from `first_row` on in the input and in the output matrix, which must not be tied."""
+    """Replaces the rows from `first_row` on in input and output matrix, which must not be tied."""
     for matrix, rows in (
         (model.get_input_embeddings().weight, input_rows),
         (model.get_output_embeddings().weight, output_rows),
@@ -67,6 +67,6 @@ def set_rows(model: PreTrainedModel, first_row: int, input_rows: torch.Tensor, o
 
 
 def load_model(directory: Path) -> PreTrainedModel:
-    """A model in the dtype in which it is stored, on the GPU if there is one."""
+    """Loads a model in its stored dtype, on the GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return AutoModelForCausalLM.from_pretrained(directory, torch_dtype="auto").to(device).eval()

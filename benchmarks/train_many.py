@@ -1,9 +1,9 @@
-"""Started by torchrun: runs train.py's story for each command line of a JSON file, in one process group.
+"""Runs several command lines of train.py in one process group; started by torchrun.
 
-    torchrun --standalone --nproc_per_node 2 benchmarks/train_many.py commands.json      [["--pretrained", …], …]
+    torchrun --standalone --nproc_per_node 2 benchmarks/train_many.py commands.json
 
-A start takes longer than training a small model for some steps, so tests and benchmarks that need
-many runs share one.
+commands.json holds a list of command lines, [["--pretrained", …], …]. A start takes longer than
+training a small model for some steps, so tests and benchmarks with many runs share one.
 """
 
 import gc

@@ -1,16 +1,19 @@
-"""Tokens/s of our train step, of the plain recipe on ColossalAI, and of Hugging Face Trainer with Liger, in turn on one machine.
+r"""Compares throughput: our train step, the plain ColossalAI recipe, and Hugging Face Trainer.
 
-    python benchmarks/train_throughput.py --work_dir /dev/shm/speed                              1.25 B, micro-batch 8, one GPU
-    python benchmarks/train_throughput.py --work_dir /dev/shm/speed --shape 7B --micro_batch_size 4 --ways ours plain trainer
-    python benchmarks/train_throughput.py --work_dir DIR --pretrain_parts PART … --sft_parts PART …        also on real data
+    python benchmarks/train_throughput.py --work_dir /dev/shm/speed
+    python benchmarks/train_throughput.py --work_dir /dev/shm/speed --shape 7B \
+        --micro_batch_size 4 --ways ours plain trainer
+    python benchmarks/train_throughput.py --work_dir DIR --pretrain_parts PART … --sft_parts PART …
+
+The first measures the 1.25 B shape with micro-batch 8 on one GPU, the last also real data. All ways
+run in turn on one machine.
 
 `ours` is train.py --benchmark as a user starts it: plugin, fp32 master weights and states,
-clipping, data loader, records. Medians over the steps after the third. `ours_documents`: rows of 16
-documents that do not see each other. `packed`: the rows of --pretrain_parts. `sft_packed` and
-`sft_padded`: the conversations of --sft_parts without padding, and one a row padded to 4,096;
-`plain_sft`: the plain recipe on the same padded rows; their tokens/s are of real tokens. The
-table's ratios are against `plain`; MFU is of the device's peak (README, "Train": model FLOPs
-utilisation).
+clipping, data loader, metrics. Figures are medians over the steps after the third.
+`ours_documents` has rows of 16 documents with document masking, `packed` the rows of
+--pretrain_parts. `sft_packed` and `sft_padded` are the conversations of --sft_parts packed, and one
+a row padded to 4,096. `plain_sft` is the plain recipe on the same padded rows. Tokens/s exclude
+padding. Ratios are to `plain`; MFU is model FLOPs utilisation (README, "Train").
 """
 
 import argparse
@@ -33,8 +36,8 @@ from benchmarks.random_run import (
     SHAPES,
     make_model,
     make_part,
-    outputs_under,
-    record_of,
+    metrics_file_of,
+    output_options,
     run_many,
 )
 from colossal_llama.engine.launch import current_device
@@ -69,7 +72,7 @@ DEFAULT_WAYS = ("ours", "ours_documents", "ours_3d", "ours_gemini", "plain", "tr
 
 @dataclass(frozen=True)
 class Figures:
-    """A way's medians."""
+    """Medians of one way."""
 
     tokens_per_s: float
     step_s: float
@@ -78,7 +81,7 @@ class Figures:
 
 
 def main() -> None:
-    """Makes a random model, measures every way, prints and writes the table after each launch."""
+    """Makes a random model, measures every way, and prints the table after each launch."""
     options = parse()
     model, part = options.work_dir / "model", options.work_dir / "part"
     if not model.exists():
@@ -87,7 +90,7 @@ def main() -> None:
     measured: dict[str, Figures | None] = {}
     ours = [way for way in options.ways if way not in OTHERS]
     if ours:
-        measured |= of_ours(options, {way: words_of(options, way, model) for way in ours})
+        measured |= of_ours(options, {way: options_of(options, way, model) for way in ours})
         report(options, measured, model)
     for way in (way for way in options.ways if way in OTHERS):
         rows = Path(options.sft_parts[0]) if way == "plain_sft" else part
@@ -96,7 +99,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1.25B")
     parser.add_argument("--work_dir", type=Path, required=True)
@@ -104,7 +107,7 @@ def parse() -> argparse.Namespace:
         "--ways", nargs="+", choices=(*OURS, "ours_documents", *OTHERS, *ON_DATA), default=list(DEFAULT_WAYS)
     )
     parser.add_argument("--micro_batch_size", type=int, default=8)
-    parser.add_argument("--accumulation_steps", type=int, default=1, help="of our ways")
+    parser.add_argument("--accumulation_steps", type=int, default=1, help="micro-batches a step of our ways")
     parser.add_argument("--steps", type=int, default=WARM_UP_STEPS + 10)
     parser.add_argument("--pretrain_parts", nargs="+", default=[], help="prepared parts for `packed`")
     parser.add_argument(
@@ -115,34 +118,34 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def words_of(options: argparse.Namespace, way: str, model: Path) -> list[str]:
-    """The options of train.py for one of our ways."""
-    words = ["--pretrained", str(model), "--mixed_precision", "bf16", *outputs_under(options.work_dir / way)]
-    words += ["--micro_batch_size", str(options.micro_batch_size), "--max_length", str(LENGTH_TOKENS)]
-    words += ["--accumulation_steps", str(options.accumulation_steps), *options.options]
+def options_of(options: argparse.Namespace, way: str, model: Path) -> list[str]:
+    """Options of train.py for one of our ways."""
+    flags = ["--pretrained", str(model), "--mixed_precision", "bf16", *output_options(options.work_dir / way)]
+    flags += ["--micro_batch_size", str(options.micro_batch_size), "--max_length", str(LENGTH_TOKENS)]
+    flags += ["--accumulation_steps", str(options.accumulation_steps), *options.options]
     rows = options.steps * options.micro_batch_size * options.accumulation_steps
     if way in OURS:
-        return [*words, *OURS[way], "--benchmark", "--num_samples", str(rows)]
+        return [*flags, *OURS[way], "--benchmark", "--num_samples", str(rows)]
     if way == "ours_documents":
-        cut = options.work_dir / "part-documents"
-        if not cut.exists():
-            make_part(cut, rows=rows, documents_per_row=16)
-        return [*words, *OURS["ours"], *on_parts([str(cut)], options.steps)]
+        part = options.work_dir / "part-documents"
+        if not part.exists():
+            make_part(part, rows=rows, documents_per_row=16)
+        return [*flags, *OURS["ours"], *on_parts([str(part)], options.steps)]
     parts = options.pretrain_parts if way == "packed" else options.sft_parts
-    # Real rows differ from step to step: more of them for a steady median, except where they are
+    # Real rows vary from step to step: more of them for a stable median, except where they are
     # mostly padding.
     steps = options.steps if way == "sft_padded" else 3 * options.steps
-    return [*words, *ON_DATA[way], *on_parts(parts, steps)]
+    return [*flags, *ON_DATA[way], *on_parts(parts, steps)]
 
 
 def on_parts(parts: list[str], steps: int) -> list[str]:
-    """The options for a run over prepared parts that saves no checkpoint and ends after so many steps."""
-    words = ["--dataset", *parts, "--allow_other_data", "--max_steps", str(steps)]
-    return [*words, "--skip_save_each_epoch", "--save_interval", str(10**6), "--shuffle", "global"]
+    """Options for a run of `steps` steps over prepared parts that saves no checkpoint."""
+    flags = ["--dataset", *parts, "--allow_other_data", "--max_steps", str(steps)]
+    return [*flags, "--skip_save_each_epoch", "--save_interval", str(10**6), "--shuffle", "global"]
 
 
 def of_ours(options: argparse.Namespace, commands: dict[str, list[str]]) -> dict[str, Figures | None]:
-    """Runs train.py's story for every command line in one launch and reads the records; tokens are real ones, without padding."""
+    """Runs every command line in one launch, and reads the metrics; tokens exclude padding."""
     for way in commands:
         shutil.rmtree(options.work_dir / way, ignore_errors=True)
     done = run_many(options.work_dir / "commands.json", list(commands.values()))
@@ -150,7 +153,7 @@ def of_ours(options: argparse.Namespace, commands: dict[str, list[str]]) -> dict
         print(done.stdout[-1000:], done.stderr[-3000:], flush=True)
     measured: dict[str, Figures | None] = {}
     for way, before_gib in zip(commands, allocated_before_gib(done.stdout), strict=False):
-        record = record_of(options.work_dir / way)
+        record = metrics_file_of(options.work_dir / way)
         figures = speed(record) if record.exists() else {"steps": 0}
         shutil.rmtree(options.work_dir / way / "save", ignore_errors=True)
         measured[way] = None
@@ -161,20 +164,20 @@ def of_ours(options: argparse.Namespace, commands: dict[str, list[str]]) -> dict
 
 
 def of_other(
-    options: argparse.Namespace, words: tuple[str, ...], model: Path, part: Path, place: Path
+    options: argparse.Namespace, recipe: tuple[str, ...], model: Path, part: Path, run_dir: Path
 ) -> Figures | None:
-    """Runs another recipe; None when it failed (its last words are printed)."""
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    """Runs another recipe; None when it failed, after printing the end of its output."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir(parents=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
-    command += ["benchmarks/other_recipes.py", *words, "--model", str(model), "--part", str(part)]
+    command += ["benchmarks/other_recipes.py", *recipe, "--model", str(model), "--part", str(part)]
     command += ["--micro_batch_size", str(options.micro_batch_size), "--steps", str(options.steps)]
-    command += ["--output", str(place / "figures.json")]
+    command += ["--output", str(run_dir / "figures.json")]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(place.name, done.stdout[-500:], done.stderr[-3000:], flush=True)
+        print(run_dir.name, done.stdout[-500:], done.stderr[-3000:], flush=True)
         return None
-    figures = json.loads((place / "figures.json").read_text())
+    figures = json.loads((run_dir / "figures.json").read_text())
     step_s = np.array(figures["step_s"][WARM_UP_STEPS:])
     rates = np.array(figures["tokens"][WARM_UP_STEPS:]) / step_s
     peak = figures["peak_memory_gib"] or float("nan")
@@ -182,7 +185,7 @@ def of_other(
 
 
 def report(options: argparse.Namespace, measured: dict[str, Figures | None], model: Path) -> None:
-    """Prints and writes what was measured so far."""
+    """Prints and writes the figures measured so far."""
     flops = flops_per_token(AutoConfig.from_pretrained(model), LENGTH_TOKENS)
     peak = peak_flops(current_device())
     plain = measured.get("plain")

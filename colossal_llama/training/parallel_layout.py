@@ -22,8 +22,8 @@ products of --plugin 3d (processes = data-parallel ranks x pp x tp, x sp with al
   --tp N                      yes        yes        yes
   --pp N                      yes        yes        no
   --pp N --tp M               yes        yes        no
-  --sp N, split_gather, ring  yes        yes        yes        --sp must equal --tp; also with --pp, then not --zero 2
-  --sp N, all_to_all          yes        yes        yes        separate ranks; also with --tp and --pp, then not --zero 2
+  --sp N, split_gather, ring  yes        yes        yes        --sp must equal --tp; also with --pp (not --zero 2)
+  --sp N, all_to_all          yes        yes        yes        separate ranks; also with --tp, --pp (not --zero 2)
 
   --zero 1 and 2 need fp16 or bf16. --tp (with all_to_all: --tp x --sp) must divide the attention heads and the
   key-value heads, --pp may not exceed the layers. --lora_rank needs --tp 1, --pp 1 and --sp 1.

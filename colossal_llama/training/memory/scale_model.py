@@ -1,26 +1,29 @@
-"""Predicts memory and time of a training step on many GPUs, from what was measured on one and a model of the communication.
+"""Predicts memory and time of a training step on many GPUs, from a measurement on one.
 
-    python colossal_llama/training/memory/scale_model.py --models 7b 13b --gpus 8 16 32 64 --rate plain-7b
-    python colossal_llama/training/memory/scale_model.py --check                                 against published figures
+    python colossal_llama/training/memory/scale_model.py --models 7b 13b --gpus 8 16 32 64
+    python colossal_llama/training/memory/scale_model.py --check
 
     step = compute + update + exposed communication
 
-    compute      tokens of one GPU x FLOPs a token / (peak of the GPU x utilisation), the utilisation being that of the measured rate
-    update       parameters on this GPU / ranks that share the states x bytes moved for each / memory bandwidth
-    exposed      what the network takes beyond what the backward pass hides
+    compute      FLOPs of one GPU's tokens / (peak FLOP/s x utilisation of the measured rate)
+    update       parameters of one GPU's optimizer shard x bytes moved for each / memory bandwidth
+    exposed      communication that the backward pass does not hide
 
-    zero2        per micro-batch a reduce-scatter of the gradients (hidden behind the backward pass as far as that lasts), per step an
-                 all-gather of the weights (not hidden)
-    zero2_cpu    the same; and the states' share goes over PCIe, updated at the speed of the host's memory
-    gemini       per micro-batch two all-gathers of the weights (forward, backward) and a reduce-scatter; nothing hidden
-    3d, ZeRO 1   per step an all-reduce of the gradients (hidden likewise) and an all-gather; with tensor parallelism two all-reduces of the
-                 activations a layer forward, two backward and two in the recomputation (not hidden)
+    zero2        per micro-batch a reduce-scatter of the gradients, hidden as far as the backward
+                 pass lasts; per step an all-gather of the weights, not hidden
+    zero2_cpu    the same; the optimizer shard crosses PCIe, and the host's memory bandwidth bounds
+                 its update
+    gemini       per micro-batch two all-gathers of the weights (forward, backward) and a
+                 reduce-scatter; nothing is hidden
+    3d, ZeRO 1   per step an all-reduce of the gradients, hidden likewise, and an all-gather; with
+                 tensor parallelism two all-reduces of the activations a layer in each of forward,
+                 backward and recomputation, not hidden
 
-A collective over n ranks moves (n - 1)/n of its bytes (an all-reduce twice that) at the bus
-bandwidth of one host's links, or, beyond a host, of a host's network cards together, whichever is
-less; n - 1 hops of latency come for each bucket. Memory is
-colossal_llama/training/memory/estimate.py's. Rows of one document, gradient checkpointing of every
-layer, bf16.
+A collective over n ranks moves (n - 1)/n of its bytes, an all-reduce twice that. Its bus bandwidth
+is that of the links in a host; beyond a host it is the smaller of that and the bandwidth of all
+network cards of a host. Each bucket adds n - 1 hops of latency. Memory is that of
+training.memory.estimate. Assumed are rows of one document, gradient checkpointing of every layer,
+and bf16. `--check` compares predictions with published figures.
 """
 
 import argparse
@@ -47,23 +50,26 @@ _BUCKET_BYTES = 24 * 2**20  # of ZeRO's communication in half precision
 
 @dataclass(frozen=True)
 class Hardware:
-    """A GPU and the host that it is in. Rates are the datasheets'; `efficiency` is what is assumed to be left of the links' in practice."""
+    """Rates of a GPU and of its host, from datasheets.
+
+    `efficiency` is the assumed share of the link bandwidth that a collective reaches.
+    """
 
     peak_flops: float
     memory_gib: float
     memory_bytes_per_s: float
     link_bytes_per_s: float
-    """NVLink, one direction, one GPU."""
+    """Bandwidth of one GPU's NVLink, one direction."""
     network_bytes_per_s: float
-    """All network cards of a host together, one direction."""
+    """Bandwidth of all network cards of a host, one direction."""
     efficiency: float = 0.8
     hop_latency_s: float = 5e-6
     pcie_bytes_per_s: float = 25e9
     host_memory_bytes_per_s: float = 300e9
-    """Of a host, shared by its processes."""
+    """Memory bandwidth of a host, shared by its processes."""
 
     def bus(self, ranks: int, ranks_per_host: int) -> float:
-        """Bus bandwidth of a collective over so many ranks."""
+        """Bus bandwidth in bytes/s of a collective over `ranks` ranks."""
         slowest = (
             self.link_bytes_per_s if ranks <= ranks_per_host else min(self.link_bytes_per_s, self.network_bytes_per_s)
         )
@@ -73,14 +79,12 @@ class Hardware:
 HARDWARE = {
     "h200": Hardware(989e12, 139.0, 4.8e12, 450e9, 400e9),  # 8 cards of 400 Gbit/s a host
     "h100": Hardware(989e12, 79.0, 3.35e12, 450e9, 400e9),
-    "a800": Hardware(
-        312e12, 79.0, 2.0e12, 200e9, 100e9
-    ),  # assumed: 4 cards of 200 Gbit/s; the publication does not say
+    "a800": Hardware(312e12, 79.0, 2.0e12, 200e9, 100e9),  # assumed 4 cards of 200 Gbit/s; not in the publication
 }
 
 
 def llama(width: int, inner: int, layers: int, heads: int, key_value_heads: int, vocabulary: int) -> SimpleNamespace:
-    """A LLaMA's configuration, with the names of transformers' `LlamaConfig` that the estimates read."""
+    """Builds a LLaMA's configuration with the names of transformers' `LlamaConfig`."""
     return SimpleNamespace(
         hidden_size=width,
         intermediate_size=inner,
@@ -102,16 +106,17 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Rate:
-    """A speed measured on one GPU, gradient checkpointing of every layer, rows of 4,096 tokens."""
+    """Throughput measured on one GPU: every layer recomputed, rows of 4,096 tokens."""
 
     model: str
     hardware: str
     micro_batch_size: int
     tokens_per_s: float
     update_bytes_per_parameter: int
-    """Memory traffic of the optimizer's step: 30 for the fused ZeRO step (gradient twice, three fp32
-    values read and written, new weight), 46
-    for the engine's own (fp32 copies of all gradients, and their norm in fp64, besides)."""
+    """Memory traffic of the optimizer step.
+
+    30 for the fused ZeRO step: gradient read twice, three fp32 values read and written, new weight.
+    46 for ColossalAI's own step, which adds fp32 copies of all gradients and their norm in fp64."""
     source: str
 
 
@@ -126,7 +131,7 @@ RATES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be predicted."""
+    """Training run to predict."""
 
     model: str
     hardware: str
@@ -140,7 +145,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A step, in seconds and bytes on one GPU."""
+    """Predicted time of a step, and memory of one GPU."""
 
     compute_s: float
     update_s: float
@@ -151,12 +156,12 @@ class Prediction:
 
     @property
     def step_s(self) -> float:
-        """The whole step."""
+        """Seconds of the whole step."""
         return self.compute_s + self.update_s + self.exposed_s
 
 
 def utilisation(rate: Rate) -> float:
-    """Share of the GPU's peak that the measured rate reached in forward and backward pass, the update taken out."""
+    """Share of the peak FLOP/s that the measured rate reached in forward and backward pass."""
     config, hardware = MODELS[rate.model], HARDWARE[rate.hardware]
     tokens = rate.micro_batch_size * 4096
     update_s = parameters(config) * rate.update_bytes_per_parameter / hardware.memory_bytes_per_s
@@ -165,12 +170,12 @@ def utilisation(rate: Rate) -> float:
 
 
 def predict(run: Run, rate: Rate, hardware: Hardware | None = None) -> Prediction:
-    """The step of a run, with the utilisation of a measured rate.
+    """Predicts a step of a run with the utilisation of a measured rate.
 
     Args:
-        run: must have a number of GPUs that its tensor parallel size divides, within a host.
-        rate: may be of another model or GPU: the utilisation is carried over.
-        hardware: in place of the table's.
+        run: its tensor parallel size must divide the number of GPUs, and fit into a host.
+        rate: measured, possibly with another model or GPU; its utilisation is used.
+        hardware: replaces that of `HARDWARE`.
     """
     hardware, config = hardware or HARDWARE[run.hardware], MODELS[run.model]
     tp, data_parallel = run.tensor_parallel_size, run.gpus // run.tensor_parallel_size
@@ -180,15 +185,15 @@ def predict(run: Run, rate: Rate, hardware: Hardware | None = None) -> Predictio
     update_s, memory = _update_s(run, rate, config, hardware), _memory(run, config)
     exposed_s = _exposed_s(run, config, hardware, micro_step_s)
     compute_s = run.accumulation_steps * micro_step_s
-    together_s = compute_s + update_s + exposed_s
-    per_gpu = run.accumulation_steps * tokens * data_parallel / run.gpus / together_s
+    step_s = compute_s + update_s + exposed_s
+    per_gpu = run.accumulation_steps * tokens * data_parallel / run.gpus / step_s
     return Prediction(
         compute_s, update_s, exposed_s, per_gpu, memory.peak_bytes, memory.fits(int(hardware.memory_gib * 2**30))
     )
 
 
 def _memory(run: Run, config: Any) -> MemoryEstimate:
-    setup = MemoryConfig(
+    settings = MemoryConfig(
         plugin=run.plugin,
         data_parallel_size=run.gpus // run.tensor_parallel_size,
         tensor_parallel_size=run.tensor_parallel_size,
@@ -197,24 +202,24 @@ def _memory(run: Run, config: Any) -> MemoryEstimate:
         accumulation_steps=run.accumulation_steps,
         recomputed_layers=config.num_hidden_layers,
     )
-    return estimate(config, setup)
+    return estimate(config, settings)
 
 
 def _update_s(run: Run, rate: Rate, config: Any, hardware: Hardware) -> float:
-    mine = parameters(config) / run.gpus  # every plugin here spreads the states over all ranks
+    shard = parameters(config) / run.gpus  # all these plugins shard the states over all ranks
     if run.plugin != "zero2_cpu":
-        return mine * rate.update_bytes_per_parameter / hardware.memory_bytes_per_s
+        return shard * rate.update_bytes_per_parameter / hardware.memory_bytes_per_s
     processes = min(run.gpus, GPUS_PER_HOST)
-    return mine * (4 / hardware.pcie_bytes_per_s + 30 * processes / hardware.host_memory_bytes_per_s)
+    return shard * (4 / hardware.pcie_bytes_per_s + 30 * processes / hardware.host_memory_bytes_per_s)
 
 
 def _exposed_s(run: Run, config: Any, hardware: Hardware, micro_step_s: float) -> float:
-    """Communication that nothing hides. A rank's share of the weights is what is exchanged among the data-parallel ranks."""
+    """Seconds of communication that the backward pass does not hide."""
     tp, ranks = run.tensor_parallel_size, run.gpus // run.tensor_parallel_size
     weights = 2 * parameters(config) / tp
     ranks_per_host = GPUS_PER_HOST // tp
     gather_s = _collective_s(weights, ranks, ranks_per_host, hardware, tp)
-    backward_s = 0.75 * micro_step_s  # with recomputation the forward pass is one part of four
+    backward_s = 0.75 * micro_step_s  # with recomputation the first forward pass is a quarter
     micro_steps = run.accumulation_steps
     if run.plugin == "gemini":
         return 3 * gather_s * micro_steps
@@ -224,7 +229,7 @@ def _exposed_s(run: Run, config: Any, hardware: Hardware, micro_step_s: float) -
 
 
 def _collective_s(size_bytes: float, ranks: int, ranks_per_host: int, hardware: Hardware, groups: int = 1) -> float:
-    """An all-gather or reduce-scatter; `groups` of them at once share a host's network cards."""
+    """Seconds of an all-gather or reduce-scatter; `groups` concurrent ones share network cards."""
     if ranks == 1:
         return 0.0
     shared = (
@@ -240,7 +245,10 @@ def _collective_s(size_bytes: float, ranks: int, ranks_per_host: int, hardware: 
 
 
 def _tensor_parallel_s(run: Run, config: Any, hardware: Hardware) -> float:
-    """All-reduces of one micro-batch's activations: two a layer in each of forward, recomputation and backward."""
+    """Seconds of the all-reduces of one micro-batch's activations.
+
+    There are two a layer in each of forward pass, recomputation and backward pass.
+    """
     tp = run.tensor_parallel_size
     size = 2 * run.micro_batch_size * run.length_tokens * config.hidden_size
     one_s = 2 * size * (tp - 1) / tp / hardware.bus(tp, GPUS_PER_HOST) + 2 * (tp - 1) * hardware.hop_latency_s
@@ -249,7 +257,7 @@ def _tensor_parallel_s(run: Run, config: Any, hardware: Hardware) -> float:
 
 @dataclass(frozen=True)
 class Published:
-    """A figure that somebody else published, and the run that it is of, as far as that is known."""
+    """Published throughput, and the run that it was measured on, as far as that is known."""
 
     run: Run
     tokens_per_s_per_gpu: float
@@ -263,7 +271,7 @@ PUBLISHED = (
 
 
 def check(rate: Rate) -> list[list[Any]]:
-    """What is predicted for each published figure, and the deviation in per cent."""
+    """Compares predictions with published figures: rows of a table, deviation in per cent."""
     rows = []
     for published in PUBLISHED:
         predicted = predict(published.run, rate).tokens_per_s_per_gpu
@@ -277,7 +285,7 @@ PLUGINS |= {f"3d-tp{size}": ("3d", size) for size in (2, 4, 8)}
 
 
 def main() -> None:
-    """Prints the check, or a table for the models and numbers of GPUs asked for."""
+    """Prints the comparison, or the predictions for the given models and numbers of GPUs."""
     options = parse_arguments()
     rate = rate_of(options)
     print(f"rate: {rate.tokens_per_s:,.0f} tokens/s with {rate.model} on one {rate.hardware} ({rate.source})")
@@ -332,7 +340,7 @@ def _row(name: str, run: Run, prediction: Prediction) -> list[Any]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parses and checks the command line."""
     parser = CollectingArgumentParser(
         prog="scale_model.py", description="Predict memory and time of a training step on many GPUs."
     )
@@ -355,13 +363,13 @@ def parse_arguments() -> argparse.Namespace:
         "--link_gb_s",
         type=number_in_range(float, above=0),
         metavar="GB/S",
-        help="NVLink of one GPU, one direction",
+        help="bandwidth of one GPU's NVLink, one direction",
     )
     parser.add_argument(
         "--network_gb_s",
         type=number_in_range(float, above=0),
         metavar="GB/S",
-        help="network cards of a host together",
+        help="bandwidth of all network cards of a host, one direction",
     )
     parser.add_argument(
         "--micro_batch_size", type=number_in_range(int, 1), default=8, metavar="ROWS", help="rows of 4,096 tokens"
@@ -369,12 +377,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--accumulation_steps", type=number_in_range(int, 1), default=1, metavar="N", help="micro-batches a step"
     )
-    parser.add_argument("--rate", choices=RATES, default="plain-7b", help="the measurement to start from")
+    parser.add_argument("--rate", choices=RATES, default="plain-7b", help="measured rate to start from")
     parser.add_argument(
         "--tokens_per_s",
         type=number_in_range(float, above=0),
         metavar="N",
-        help="a newer figure for the same measurement",
+        help="replaces the throughput of --rate",
     )
     parser.add_argument("--check", action="store_true", help="compare with published figures")
     parser.add_argument("--record", type=Path, metavar="FILE", help="predictions as JSON")
@@ -382,7 +390,7 @@ def parse_arguments() -> argparse.Namespace:
     for name in options.plugins:
         size = PLUGINS[name][1]
         for gpus in (gpus for gpus in options.gpus if gpus % size):
-            parser.problem(f"--gpus {gpus} is no multiple of the tensor parallel size of {name}")
+            parser.problem(f"--gpus {gpus} is not a multiple of the tensor parallel size of {name}")
         for model in options.models:
             heads = MODELS[model].num_key_value_heads
             if heads % size:
@@ -399,7 +407,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def rate_of(options: argparse.Namespace) -> Rate:
-    """The measurement that is carried over."""
+    """Measured rate of the command line."""
     rate = RATES[options.rate]
     if options.tokens_per_s:
         rate = replace(rate, tokens_per_s=options.tokens_per_s, source="--tokens_per_s")
