@@ -41,10 +41,10 @@ def count(command: list[str]) -> dict:
     _watch(run.train_step, counter)
     run.fit()
     config = setup.model.config
-    setup = memory_config_of(
+    settings = memory_config_of(
         arguments, config, run.geometry.data_parallel_size, fused_kernels=False, flash_attention=False
     )
-    expected = estimate(config, setup)
+    expected = estimate(config, settings)
     counted = {phase: counter.peaks[phase] for phase in expected.phases}
     return {"counted": counted, "estimated": expected.phases, "estimated_host_bytes": expected.host_bytes}
 
