@@ -3,11 +3,13 @@
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support import architecture
-from tests.support.architecture import PACKAGE, PROJECT_ROOT, Package, files_on_way, with_modules
+from tests.support.architecture import PACKAGE, PROJECT_ROOT, Package, dotted, files_on_way, with_modules
+from tests.support.preparations import preparation
 from tests.support.project_tree import project_files
 
 ROOT_MODULES = {"__main__", "commands"}  # the command line of the package, which names the rooms' commands in strings
@@ -155,6 +157,36 @@ def test_the_ways_begin_at_functions_that_exist(package):
     for way in architecture.WAYS:
         files = files_on_way(package, way)
         assert 2 < len(files) < 30, way.title
+
+
+def test_the_way_of_a_document_has_every_file_that_a_preparation_runs(package, made_llama2, tmp_path, monkeypatch):
+    from colossal_llama.dataset.prepare import pipeline
+
+    visited = set()
+
+    def note(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(package.folder) and frame.f_code.co_name != "<module>":
+            visited.add(dotted(path.relative_to(package.folder)))
+
+    def traced(function):
+        def call(*arguments):
+            sys.setprofile(note)
+            try:
+                return function(*arguments)
+            finally:
+                sys.setprofile(None)
+
+        return call
+
+    way = next(way for way in architecture.WAYS if way.title.startswith("a document"))
+    for start in way.starts:
+        name = start.split(":")[1]
+        monkeypatch.setattr(pipeline, name, traced(getattr(pipeline, name)))
+    examples = PROJECT_ROOT / "examples" / "pretrain"
+    pipeline.prepare(preparation("pretrain", [examples], made_llama2, tmp_path / "out", max_length=128))
+    assert "tokenizer.batch_encoder" in visited
+    assert {name for name in visited if not name.startswith("utils.")} <= set(files_on_way(package, way))
 
 
 def test_circles_and_floors_are_found_where_they_are():

@@ -81,7 +81,7 @@ class Package:
     def __init__(self, root: Path = PROJECT_ROOT):
         self.folder = folder = root / PACKAGE
         paths = project_files(folder)
-        modules = [Module(_dotted(path.relative_to(folder)), path, path.read_text(encoding="utf-8")) for path in paths]
+        modules = [Module(dotted(path.relative_to(folder)), path, path.read_text(encoding="utf-8")) for path in paths]
         self.modules = {module.name: module for module in modules if module.name}
 
     @cached_property
@@ -149,7 +149,8 @@ class Package:
         return [sorted(unit for unit in units if floor[unit] == level) for level in range(max(floor.values()) + 1)]
 
 
-def _dotted(path: Path) -> str:
+def dotted(path: Path) -> str:
+    """The dotted name of the module in a file of the package."""
     return ".".join(path.with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
@@ -249,15 +250,17 @@ WAYS = (
 class CallGraph:
     """Which functions of the package a function mentions.
 
-    A name is resolved through the module's imports, `self.name` in its own class. A call
-    `x.name()` leads to the method of that name of every class which the module defines or imports.
-    That may find too many; it misses objects whose class the module does not name.
+    A name is resolved through the module's imports, `self.name` in its own class. `x.name` leads to
+    the method of that name of every class which the module defines or imports, unless it is not
+    called and may be a field. That may find too many; it misses objects whose
+    class the module does not name.
     """
 
     def __init__(self, package: Package):
         self.package = package
         self.functions: dict[str, ast.FunctionDef] = {}
         self.classes: dict[str, dict[str, str]] = {}
+        self.fields: set[str] = set()
         for module in package.modules.values():
             self._define(module)
 
@@ -270,6 +273,7 @@ class CallGraph:
                 key = f"{module.name}:{node.name}"
                 self.classes[key] = {name: f"{key}.{name}" for name in methods}
                 self.functions |= {f"{key}.{name}": inner for name, inner in methods.items()}
+                self.fields |= set(_field_names(node))
 
     def follow(self, starts: tuple[str, ...], stops: tuple[str, ...] = ()) -> list[str]:
         """The functions reached, in the order in which they are found."""
@@ -325,12 +329,23 @@ class CallGraph:
             return
         for meant in [own_class] if owner == "self" else visible.values():
             method = self.classes.get(meant, {}).get(node.attr)
-            if method and (called or owner == "self" or _is_property(self.functions[method])):
+            if method is None:
+                continue
+            if called or owner == "self" or node.attr not in self.fields or _is_property(self.functions[method]):
                 yield method
 
 
 def _is_property(function: ast.FunctionDef) -> bool:
     return any(ast.unparse(decorator).endswith("property") for decorator in function.decorator_list)
+
+
+def _field_names(node: ast.ClassDef) -> Iterator[str]:
+    """The names that a class declares or assigns to `self`."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
+            yield inner.target.id
+        elif isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store):
+            yield inner.attr
 
 
 def _without_annotations(function: ast.AST) -> Iterator[ast.AST]:
