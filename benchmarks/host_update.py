@@ -68,10 +68,10 @@ def seconds_a_step(options: argparse.Namespace, way: str) -> list[float]:
     for _ in range(options.steps + 1):
         optimizer.backward(model(input_ids=tokens, labels=tokens).loss)
         wait_for(device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         optimizer.step()
         wait_for(device)
-        durations_s.append(time.perf_counter() - begun)
+        durations_s.append(time.perf_counter() - started)
         optimizer.zero_grad()
     return durations_s[1:]
 

@@ -92,14 +92,14 @@ def plain(options: argparse.Namespace) -> tuple[list[float], list[float]]:
     loader = torch.utils.data.DataLoader(rows_of(options.part), options.micro_batch_size, collate_fn=padded)
     step_s, losses = [], []
     for _, batch in zip(range(options.steps), loader, strict=False):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
         booster.backward(loss, optimizer)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())  # waits for the device, as published loops do
-        step_s.append(time.perf_counter() - begun)
+        step_s.append(time.perf_counter() - started)
     launch.leave()
     return step_s, losses
 
@@ -114,12 +114,12 @@ def trainer(options: argparse.Namespace) -> tuple[list[float], list[float]]:
         """Measures the seconds of every step, including the device's work."""
 
         def on_step_begin(self, *_, **__):
-            self.begun = time.perf_counter()
+            self.started = time.perf_counter()
 
         def on_step_end(self, *_, **__):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            step_s.append(time.perf_counter() - self.begun)
+            step_s.append(time.perf_counter() - self.started)
 
     model = AutoModelForCausalLM.from_pretrained(options.model, torch_dtype=torch.bfloat16)
     model.config.use_cache = False

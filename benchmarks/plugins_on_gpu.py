@@ -69,9 +69,9 @@ def measure(options: argparse.Namespace, model: Path, part: Path, plugin: str, f
     flags += ["--use_flash_attn"] if flash == "yes" else []
     load = ["--load_checkpoint", str(run_dir / "whole" / "save" / f"epoch-0_step-{SAVED_STEP}")]
     commands = [[*flags, *output_options(run_dir / "whole")], [*flags, *output_options(run_dir / "again"), *load]]
-    begun = time.time()
+    started = time.time()
     done = run_many(run_dir / "commands.json", commands)
-    seconds = time.time() - begun
+    seconds = time.time() - started
     if done.returncode:
         print(plugin, done.stdout[-1500:], done.stderr[-3000:], flush=True)
     print(plugin, f"{seconds:.0f} s;", *re.findall(r"[0-9.]+ GiB still allocated", done.stdout), flush=True)

@@ -67,7 +67,7 @@ class Evaluator:
         Returns:
             The evaluation; None when a rank requested the end of the run before it was complete.
         """
-        begun = time.perf_counter()
+        started = time.perf_counter()
         geometry = StepGeometry(self.micro_batch_size, 1, self.train_step.backend.data_parallel_size)
         bar = progress_bar(total=geometry.steps_for(len(self.plan)), desc="evaluating", unit="batch", leave=False)
         with bar:
@@ -80,7 +80,7 @@ class Evaluator:
             loss=sums.loss / sums.targets if sums.targets else float("nan"),
             by_category=means_by_name(self.categories, sums.category_losses, sums.category_targets),
             target_tokens=int(sums.targets),
-            seconds=time.perf_counter() - begun,
+            seconds=time.perf_counter() - started,
         )
         shares = ", ".join(f"{name} {loss:.4f}" for name, loss in found.by_category.items() if loss is not None)
         log_rank_zero(

@@ -82,7 +82,8 @@ def set_up_model(arguments: TrainingArguments, inputs: RunInputs) -> ModelSetup:
             inputs.model_path, backend.parameter_dtype, attention, _loading_device(arguments.plugin, device)
         )
     return_token_losses(model)
-    fuses_loss = _can_fuse_loss(arguments.model, arguments.plugin, device)
+    fused_kernels = arguments.model.fused_kernels and fused_kernels_unavailable_reason(device) is None
+    fuses_loss = fused_kernels and arguments.plugin.tp == 1
     notes = [attention_note, _use_kernels(arguments.model, model, device, fuses_loss)]
     if arguments.model.fp8:
         notes.append(_use_fp8(model, device))
@@ -90,7 +91,7 @@ def set_up_model(arguments: TrainingArguments, inputs: RunInputs) -> ModelSetup:
     notes += describe_parallel_layout(arguments.plugin, geometry.accumulation_steps)
     _check_vocabulary(model, inputs)
     if arguments.memory.use_grad_checkpoint:
-        notes.append(_recompute(arguments, backend, model, device))
+        notes.append(_recompute(arguments, backend, model, device, fused_kernels))
     if arguments.method.freeze_non_embeds_params:
         freeze_all_but_embeddings(model)
         notes.append("training input and output embeddings only")
@@ -141,9 +142,11 @@ def _with_adapters(
     return adapted
 
 
-def _recompute(arguments: TrainingArguments, backend: Backend, model: LlamaForCausalLM, device: torch.device) -> str:
+def _recompute(
+    arguments: TrainingArguments, backend: Backend, model: LlamaForCausalLM, device: torch.device, fused_kernels: bool
+) -> str:
     """Sets up activation checkpointing; returns a note for the start-up report."""
-    chosen = choose_recomputation(arguments, model.config, device, backend.data_parallel_size)
+    chosen = choose_recomputation(arguments, model.config, device, backend.data_parallel_size, fused_kernels)
     # Non-reentrant checkpointing ends a recomputation by an exception as soon as all saved tensors
     # are there; Gemini's hooks around each operation would then not be closed.
     reentrant = arguments.plugin.plugin in GPU_ONLY_PLUGINS
@@ -153,10 +156,6 @@ def _recompute(arguments: TrainingArguments, backend: Backend, model: LlamaForCa
     if chosen.layers and device.type == "cuda" and could_be_selective:
         note += "; fewer may do with PYTORCH_CUDA_ALLOC_CONF unset, or with expandable_segments:True in it"
     return note
-
-
-def _can_fuse_loss(model: ModelArguments, plugin: PluginArguments, device: torch.device) -> bool:
-    return model.fused_kernels and plugin.tp == 1 and fused_kernels_unavailable_reason(device) is None
 
 
 def _use_kernels(arguments: ModelArguments, model: LlamaForCausalLM, device: torch.device, fuses_loss: bool) -> str:

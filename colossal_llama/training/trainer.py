@@ -79,11 +79,11 @@ class Trainer:
         """Trains the remaining steps of an epoch; returns False when the run must stop."""
         saved = True
         for micro_batches, wait_s in _timed(self._remaining_steps()):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             rate = self.schedule.rate(self.progress.step)
             set_learning_rate(self.train_step.optimizer, rate)
             result = self.train_step.step(micro_batches, self.progress.step, stop.received)
-            seconds = time.perf_counter() - begun + wait_s
+            seconds = time.perf_counter() - started + wait_s
             self.progress = self.progress.advanced(result.rows, result.samples, result.tokens, result.target_tokens)
             self.nonfinite_steps.observe(self.progress.step, result.loss, result.gradient_norm, micro_batches)
             ends = result.stop_requested or self.nonfinite_steps.limit_reached
@@ -196,12 +196,12 @@ class Trainer:
 def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:
     """Yields each step's micro-batches with the seconds spent waiting for them."""
     while True:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             micro_batches = next(steps)
         except StopIteration:
             return
-        yield micro_batches, time.perf_counter() - begun
+        yield micro_batches, time.perf_counter() - started
 
 
 def _peak_memory_gib(device: torch.device) -> float | None:

@@ -1,4 +1,4 @@
-"""The command line of train.py: the contract's names and defaults, checks, and no option that goes nowhere."""
+"""Command line of train.py: the contract's names and defaults, checks, no unused option."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""The memory estimate against the bytes of all tensors alive in real steps, counted on the CPU; and against GPU measurements."""
+"""The memory estimate against bytes counted in real steps on the CPU, and GPU measurements."""
 
 import dataclasses
 import itertools
@@ -37,7 +37,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def counts(runner, project_root):
-    """For each case what was counted on one of two ranks and what was estimated, by moment."""
+    """For each case what was counted on one of two ranks and what was estimated, by phase."""
     listing, output = runner.workspace / "commands.json", runner.workspace / "counts.json"
     listing.write_text(json.dumps([runner.command(name, *options) for name, options in CASES.items()]))
     done = run_ranks("tests.support.count_memory", [str(listing), str(output)], 2, project_root)
@@ -46,10 +46,10 @@ def counts(runner, project_root):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("moment", ["forward", "backward", "optimizer step"])
-def test_estimated_as_counted(counts, name, moment):
-    counted = counts[name]["counted"][moment]
-    estimated = sum(counts[name]["estimated"][moment].values())
+@pytest.mark.parametrize("phase", ["forward", "backward", "optimizer step"])
+def test_estimated_as_counted(counts, name, phase):
+    counted = counts[name]["counted"][phase]
+    estimated = sum(counts[name]["estimated"][phase].values())
     estimated += counts[name]["estimated_host_bytes"]  # here the device's memory is the host's
     assert estimated == pytest.approx(counted, rel=0.05)
 
@@ -96,10 +96,13 @@ SHAPES = {
 
 @pytest.mark.parametrize(("plugin", "peak_gib"), [("zero2", 24.4), ("gemini", 21.7)])
 def test_estimated_as_measured_on_an_h200(plugin, peak_gib):
-    """Peaks of benchmarks/plugins_on_gpu.py in an early state: 1.25 B, micro-batch 8, every layer recomputed, the engine's own update."""
+    """Peaks of benchmarks/plugins_on_gpu.py in an early state.
+
+    1.25 B, micro-batch 8, every layer recomputed, ColossalAI's own optimizer step.
+    """
     shape = SHAPES["1.25B"]
-    setup = MemoryConfig(plugin, micro_batch_size=8, recomputed_layers=shape.num_hidden_layers, fused_update=False)
-    assert estimate(shape, setup).peak_bytes / GIB == pytest.approx(peak_gib, rel=0.02)
+    settings = MemoryConfig(plugin, micro_batch_size=8, recomputed_layers=shape.num_hidden_layers, fused_update=False)
+    assert estimate(shape, settings).peak_bytes / GIB == pytest.approx(peak_gib, rel=0.02)
 
 
 def test_slices_go_through_as_many_bytes_as_the_estimate_says():
@@ -109,8 +112,8 @@ def test_slices_go_through_as_many_bytes_as_the_estimate_says():
 
 
 @pytest.mark.parametrize(("setting", "selective"), [("", True), ("expandable_segments:False", False)])
-def test_train_asks_for_the_segments_that_frugal_layers_need(runner, project_root, setting, selective):
-    """As the plan for a GPU says that is too small for anything; unless the user wants other segments."""
+def test_train_asks_for_the_segments_that_selective_recomputation_needs(runner, project_root, setting, selective):
+    """As the plan for a tiny GPU shows; unless the user has set other segments."""
     name = f"plan_{selective}"
     planned = ("--use_grad_checkpoint", "--dry_run", "--gpu_memory_gib", "1e-4")
     done = subprocess.run(
@@ -145,22 +148,25 @@ def test_recomputing_a_layer_more_never_takes_more_between_forward_and_backward(
     everything, kept_selectively, recomputed = activation_bytes_per_layer(shape, 4096, fused_kernels=True)
     kept = kept_selectively if selective else everything
     assert recomputed == 4096 * 4096 * 2 < kept_selectively < everything
-    setups = [
+    choices = [
         MemoryConfig("zero2", micro_batch_size=2, recomputed_layers=layers, selective=selective) for layers in range(33)
     ]
-    forwards = [sum(estimate(shape, setup).phases["forward"].values()) for setup in setups]
+    forwards = [sum(estimate(shape, settings).phases["forward"].values()) for settings in choices]
     differences = {more - less for more, less in itertools.pairwise(forwards)}
     assert differences == {2 * (kept - recomputed)}
 
 
 def test_stages_share_layers_and_ranks_share_sequences():
-    """Two stages: half the layers each, of twice as many micro-batches; the same weights in two halves but for one embedding."""
+    """Two stages hold half the layers each, of twice as many micro-batches.
+
+    Their weights are two halves, but for one embedding.
+    """
     shape = SHAPES["7B"]
     one = MemoryConfig("3d", zero_stage=0, accumulation_steps=4)
     two = dataclasses.replace(one, pipeline_stages=2)
     half = dataclasses.replace(one, sequence_parallel_size=2)
     kept = activation_bytes_per_layer(shape, 4096, fused_kernels=True)[0] * shape.num_hidden_layers
-    first, second, third = (estimate(shape, setup).phases["forward"] for setup in (one, two, half))
+    first, second, third = (estimate(shape, settings).phases["forward"] for settings in (one, two, half))
     assert second["activations"] == first["activations"] > kept
     assert third["activations"] == first["activations"] // 2
     layers = 2 * shape.num_hidden_layers * layer_parameters(shape)

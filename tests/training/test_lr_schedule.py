@@ -32,7 +32,7 @@ geometries = st.builds(StepGeometry, st.integers(1, 4), st.integers(1, 4), st.in
 
 @given(st.integers(1, 200), geometries, st.integers(1, 4))
 def test_planned_steps_are_the_steps_taken(rows, geometry, epochs):
-    """Walks through the run as the loop does, and plans again at every step, as a resumed run does."""
+    """Walks through the run as the loop does, and plans at every step, as a resumed run does."""
     total = plan_steps(lambda _: rows, geometry, epochs, Progress(), None)
     progress, taken = Progress(), 0
     while progress.epoch < epochs:

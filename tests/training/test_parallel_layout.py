@@ -1,4 +1,4 @@
-"""Which divisions of the processes there are: every impossible one is refused in one sentence that names a possible one."""
+"""Parallel layouts: every impossible one is refused, with the nearest possible one."""
 
 import itertools
 import json

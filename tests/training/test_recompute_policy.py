@@ -1,4 +1,4 @@
-"""What is recomputed on a GPU of a given size: as little as fits, and where layers may keep less than everything."""
+"""Recomputation on a GPU of a given size: as little as fits, selective before whole layers."""
 
 import os
 import subprocess
@@ -45,19 +45,19 @@ def nothing_set(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def work(setup: MemoryConfig) -> tuple[int, bool]:
+def work(settings: MemoryConfig) -> tuple[int, bool]:
     """In the order of what costs more time."""
-    return setup.recomputed_layers, setup.selective
+    return settings.recomputed_layers, settings.selective
 
 
 @example(gib=115.4, micro_batch_size=8, selective_possible=True)
 @given(gib=st.floats(60, 200), micro_batch_size=st.integers(1, 8), selective_possible=st.booleans())
 def test_as_little_as_fits(gib, micro_batch_size, selective_possible):
-    setup = MemoryConfig("zero2", micro_batch_size=micro_batch_size, selective=selective_possible)
+    settings = MemoryConfig("zero2", micro_batch_size=micro_batch_size, selective=selective_possible)
     usable = int(int(gib * GIB) * (1 - MARGIN))
-    chosen = minimal_recomputation(SEVEN_B, setup, int(gib * GIB))
-    everything = replace(setup, recomputed_layers=32)
-    ways = [replace(setup, recomputed_layers=n, selective=f) for n in range(33) for f in {False, selective_possible}]
+    chosen = minimal_recomputation(SEVEN_B, settings, int(gib * GIB))
+    everything = replace(settings, recomputed_layers=32)
+    ways = [replace(settings, recomputed_layers=n, selective=f) for n in range(33) for f in {False, selective_possible}]
     fitting = [work(way) for way in ways if estimate(SEVEN_B, way).fits(usable)]
     assert work(chosen) == min(fitting, default=work(everything))
 
@@ -65,15 +65,15 @@ def test_as_little_as_fits(gib, micro_batch_size, selective_possible):
 @given(gib=st.floats(60, 200), wanted=st.integers(1, 40))
 def test_as_many_layers_as_are_asked_for(gib, wanted):
     """Then selective recomputation alone is chosen: where it is needed."""
-    setup = MemoryConfig("zero2", micro_batch_size=4, selective=True, recomputed_layers=7, requested_layers=wanted)
-    plain = replace(setup, recomputed_layers=min(wanted, 32), selective=False)
+    settings = MemoryConfig("zero2", micro_batch_size=4, selective=True, recomputed_layers=7, requested_layers=wanted)
+    plain = replace(settings, recomputed_layers=min(wanted, 32), selective=False)
     needed = not estimate(SEVEN_B, plain).fits(int(int(gib * GIB) * (1 - MARGIN)))
-    assert minimal_recomputation(SEVEN_B, setup, int(gib * GIB)) == replace(plain, selective=needed)
+    assert minimal_recomputation(SEVEN_B, settings, int(gib * GIB)) == replace(plain, selective=needed)
 
 
 def test_a_pipeline_recomputes_all():
-    setup = MemoryConfig("3d", pipeline_stages=2, micro_batch_size=1)
-    assert minimal_recomputation(SEVEN_B, setup, 1000 * GIB).recomputed_layers == 32
+    settings = MemoryConfig("3d", pipeline_stages=2, micro_batch_size=1)
+    assert minimal_recomputation(SEVEN_B, settings, 1000 * GIB).recomputed_layers == 32
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_not_without_checkpointing_and_not_where_segments_cannot_grow(base, monk
 
 def test_a_cpu_recomputes_all_or_what_is_asked_for(base):
     cpu = torch.device("cpu")
-    assert choose_recomputation(parse_arguments(base), SEVEN_B, cpu, 1) == Recomputation(32, False)
+    assert choose_recomputation(parse_arguments(base), SEVEN_B, cpu, 1, fused_kernels=False) == Recomputation(32, False)
     three = parse_arguments([*base, "--recompute_layers", "3"])
-    assert choose_recomputation(three, SEVEN_B, cpu, 1) == Recomputation(3, False)
+    assert choose_recomputation(three, SEVEN_B, cpu, 1, fused_kernels=False) == Recomputation(3, False)
 
 
 def test_layers_that_keep_everything_are_called_as_ever():
@@ -143,7 +143,7 @@ def test_layers_that_keep_everything_are_called_as_ever():
     ],
 )
 def test_the_users_setting_of_the_allocator_stays(monkeypatch, cuda, general, grow):
-    """PyTorch looks at the second variable only where the first is not there. Where there is none, ours makes them grow."""
+    """PyTorch reads the second variable only where the first is unset; with none, we set it."""
     for name, setting in zip(VARIABLES, (cuda, general), strict=True):
         if setting is not None:
             monkeypatch.setenv(name, setting)
@@ -155,7 +155,7 @@ def test_the_users_setting_of_the_allocator_stays(monkeypatch, cuda, general, gr
 
 
 def test_which_variable_pytorch_looks_at():
-    """Fails when it is another than `allocator` says. A number that is none is complained of in the variable that is looked at."""
+    """PyTorch complains of an invalid number only in the variable that it reads."""
     program = "import torch; torch._C._accelerator_setAllocatorSettings('max_split_size_mb:512')"
     right, wrong = "max_split_size_mb:512", "max_split_size_mb:none"
     for settings, complains in (((wrong, right), True), ((right, wrong), False), (("", wrong), False)):

@@ -1,4 +1,4 @@
-"""The sizing model against what is known: the measurement it starts from, published figures, and what must grow with what."""
+"""The sizing model against its measurement, published figures, and what must grow with what."""
 
 import itertools
 import re
@@ -55,7 +55,8 @@ def test_the_readme_shows_what_the_script_prints():
     text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
     section = text[text.index("## Sizing") :]
     shown = re.findall(
-        r"```bash\npython (colossal_llama/training/memory/scale_model\.py .*)\n```\n(?:.*\n)*?```\n((?:(?!```).*\n)*)```",
+        r"```bash\npython (colossal_llama/training/memory/scale_model\.py .*)\n```\n"
+        r"(?:.*\n)*?```\n((?:(?!```).*\n)*)```",
         section,
     )
     assert len(shown) == 2

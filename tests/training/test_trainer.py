@@ -1,7 +1,7 @@
-"""The loop at every border: what is trained, saved and evaluated, in a whole run and in one that goes on from any of its saves.
+"""The training loop at every border: rows, saves and evaluations of whole and of resumed runs.
 
-The loop, its plan, the shares of the ranks and the reading ahead are the real ones; the step
-itself, and the writing, are noted only.
+The loop, its plan, the shares of the ranks and the prefetching are the real ones; the step itself,
+and the writing, are recorded only.
 """
 
 from dataclasses import dataclass, field
@@ -185,7 +185,7 @@ def test_saved_and_evaluated_at_intervals_and_ends(setting):
 @settings(max_examples=60, deadline=None)
 @given(settings_of_runs, st.data())
 def test_going_on_from_any_save_does_what_was_left(setting, data):
-    """Also from the last one, after which nothing is left to do but what the end of an epoch asks for."""
+    """Also from the last one, after which only the end of an epoch is left to do."""
     whole = walk(setting)
     if not whole.saves:
         return

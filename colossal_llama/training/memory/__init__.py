@@ -1,1 +1,1 @@
-"""Memory of a training step: estimate, and what is recomputed to fit."""
+"""Memory of a training step: estimate, recomputation policy, allocator setting, sizing model."""

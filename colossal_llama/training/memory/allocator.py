@@ -1,8 +1,7 @@
 """Setting of PyTorch's CUDA caching allocator: expandable segments. Imports no torch.
 
 With segments of fixed sizes, selective recomputation fragments the memory. On an H200 with a 7 B
-model, 6.0 GiB were lost to gaps next to 131.6 GiB allocated, and the run ran out of memory by
-0.5 GiB.
+model, 6.0 GiB were lost to gaps next to 131.6 GiB allocated. The run ran out of memory by 0.5 GiB.
 """
 
 import os

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from colossal_llama.model.kernels.apply import fused_kernels_unavailable_reason
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.memory.config import MemoryConfig, memory_config_of
 from colossal_llama.training.memory.estimate import estimate
@@ -63,15 +62,25 @@ def minimal_recomputation(config: PretrainedConfig, settings: MemoryConfig, devi
 
 
 def choose_recomputation(
-    arguments: TrainingArguments, config: PretrainedConfig, device: torch.device, data_parallel_size: int
+    arguments: TrainingArguments,
+    config: PretrainedConfig,
+    device: torch.device,
+    data_parallel_size: int,
+    fused_kernels: bool,
 ) -> Recomputation:
     """Chooses the recomputation of `--use_grad_checkpoint`; on a GPU a collective.
 
     The number of layers is the requested one, else the smallest that fits on a GPU and all on a
     CPU. It is the same on every rank: with tensor parallelism, recomputation communicates too.
+
+    Args:
+        arguments: of the run.
+        config: the model's.
+        device: of this process.
+        data_parallel_size: ranks that see different rows.
+        fused_kernels: True when the run uses them.
     """
-    fused = arguments.model.fused_kernels and fused_kernels_unavailable_reason(device) is None
-    settings = memory_config_of(arguments, config, data_parallel_size, fused, flash_attention=True)
+    settings = memory_config_of(arguments, config, data_parallel_size, fused_kernels, flash_attention=True)
     if device.type != "cuda":
         return Recomputation(settings.recomputed_layers, selective=False)
     free_bytes, _ = torch.cuda.mem_get_info(device)

@@ -124,7 +124,7 @@ RATES = {
     "plain-7b": Rate("7b", "h200", 4, 7_940, 46, "plain recipe on ColossalAI zero2"),
     "plain-1.25b": Rate("1.25b", "h200", 8, 36_500, 46, "plain recipe on ColossalAI zero2"),
     "suite-1.25b": Rate(
-        "1.25b", "h200", 8, 44_375, 46, "this suite, zero2, every layer recomputed, the engine's own update"
+        "1.25b", "h200", 8, 44_375, 46, "zero2 of train.py, every layer recomputed, ColossalAI's own optimizer step"
     ),
 }
 
