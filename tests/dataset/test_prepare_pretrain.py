@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -17,6 +16,7 @@ from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.pipeline import prepare
 from tests.support.preparations import preparation
+from tests.support.scripts import run_script
 
 CONTROL_STRINGS = ["<s>", "</s>", "<|begin_of_text|>", "<|eot_id|>", "<|end_of_text|>"]
 
@@ -218,10 +218,9 @@ def test_a_different_seed_gives_the_same_rows_in_another_order(tmp_path, opened)
     assert sorted(map(json.dumps, one)) == sorted(map(json.dumps, other))
 
 
-def run_script(project_root: Path, *arguments, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(project_root / "prepare_pretrain_dataset.py"), *map(str, arguments)]
+def run_prepare(project_root: Path, *arguments: object, **settings: object) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=cwd)
+    return run_script(project_root, "prepare_pretrain_dataset.py", *arguments, env=environment, **settings)
 
 
 def test_the_script_gives_the_same_bytes_with_two_workers(tmp_path, any_data, project_root):
@@ -237,7 +236,7 @@ def test_the_script_gives_the_same_bytes_with_two_workers(tmp_path, any_data, pr
     for number in range(3):
         records = [{"source": "", "target": f"{number} {n} words", "category": "ab"[n % 2]} for n in range(200)]
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", records)
-    done = run_script(
+    done = run_prepare(
         project_root, "--data_input_dirs", tmp_path / "in", "--tokenizer_dir", directory, "--data_output_dirs",
         tmp_path / "two", "--num_workers", 2, "--num_spliced_dataset_bins", 3, "--max_length", 64,
         cwd=tmp_path / "trap",
@@ -252,7 +251,7 @@ def test_the_script_gives_the_same_bytes_with_two_workers(tmp_path, any_data, pr
 
 
 def test_all_bad_arguments_are_named_at_once(tmp_path, project_root):
-    done = run_script(
+    done = run_prepare(
         project_root, "--data_input_dirs", tmp_path / "none", "--max_length", "1", "--num_spliced_dataset_bins",
         "100000", "--splicing", "best", "--num_shards", "2", "--nonsense",
     )  # fmt: skip

@@ -21,15 +21,15 @@ from colossal_llama.inference.prompts import (
     pretrained_prompt,
 )
 from colossal_llama.tokenizer.loading import load_tokenizer
+from tests.support.scripts import run_script
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 
 cached_tokenizer = functools.cache(load_tokenizer)
 
 
-def run_script(project_root: Path, *options: object, stdin: str = "") -> subprocess.CompletedProcess:
-    command = [sys.executable, project_root / "inference_example.py", *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, input=stdin, cwd="/", check=False)
+def infer(project_root: Path, *options: object, stdin: str = "") -> subprocess.CompletedProcess:
+    return run_script(project_root, "inference_example.py", *options, input=stdin)
 
 
 def test_script_completes_and_answers(project_root, random_model_directory, random_model, llama2):
@@ -41,7 +41,7 @@ def test_script_completes_and_answers(project_root, random_model_directory, rand
         "sft": template.prompt_ids([Message("human", "床前明月光")]),
     }
     for style, prompt in cases.items():
-        done = run_script(project_root, *common, "--input_txt", "床前明月光", "--prompt_style", style)
+        done = infer(project_root, *common, "--input_txt", "床前明月光", "--prompt_style", style)
         assert done.returncode == 0, done.stderr
         assert done.stdout == TextGenerator(random_model, tokenizer, {2}, GREEDY, 12).generate(prompt).text + "\n"
         assert "12 tokens in" in done.stderr
@@ -55,7 +55,7 @@ def test_script_answers_a_file_repeatably(project_root, random_model_directory, 
     outputs = []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         files = ("--input_file", tmp_path / "in.jsonl", "--output_file", tmp_path / f"{name}.jsonl")
-        done = run_script(project_root, *common, *files, "--seed", seed, "--temperature", 2)
+        done = infer(project_root, *common, *files, "--seed", seed, "--temperature", 2)
         assert done.returncode == 0, done.stderr
         assert "tokens/s" in done.stderr
         outputs.append([json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()])
@@ -87,7 +87,7 @@ def test_chat_leaves_out_a_line_that_is_no_text(project_root, random_model_direc
 def test_script_chats_with_history(project_root, random_model_directory, random_model, llama2):
     stdin = "你好\n\nsecond question\n/reset\n你好\n/exit\nnever read\n"
     options = ("--device", "cpu", "--do_sample", "False", "--max_new_tokens", 8, "--system", "Be brief.")
-    done = run_script(project_root, "--model_path", random_model_directory, "--interactive", *options, stdin=stdin)
+    done = infer(project_root, "--model_path", random_model_directory, "--interactive", *options, stdin=stdin)
     assert done.returncode == 0, done.stderr
 
     tokenizer = cached_tokenizer(llama2)
@@ -127,7 +127,7 @@ def test_script_uses_a_chat_template(project_root, random_model_directory, rando
         "--input_txt",
         "你好",
     )
-    done = run_script(
+    done = infer(
         project_root, "--model_path", random_model_directory, *options, "--chat_template", tmp_path / "chat.jinja"
     )
     assert done.returncode == 0, done.stderr
@@ -137,7 +137,7 @@ def test_script_uses_a_chat_template(project_root, random_model_directory, rando
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system message, please') }}{% endif %}" + CHATML
     )
     strict = ("--chat_template", tmp_path / "strict.jinja", "--system", "Be brief.")
-    done = run_script(project_root, "--model_path", random_model_directory, *options, *strict)
+    done = infer(project_root, "--model_path", random_model_directory, *options, *strict)
     assert done.returncode == 2
     assert "no system message, please" in done.stderr
     assert "Traceback" not in done.stderr
@@ -156,14 +156,14 @@ def test_script_runs_an_adapter(project_root, random_model_directory, random_mod
     with_adapter = TextGenerator(adapted.eval(), tokenizer, {2}, GREEDY, 12).generate(prompt).text
     assert with_adapter != TextGenerator(random_model, tokenizer, {2}, GREEDY, 12).generate(prompt).text
     options = ("--device", "cpu", "--do_sample", "0", "--max_new_tokens", 12, "--input_txt", "abc")
-    done = run_script(project_root, "--model_path", tmp_path / "adapter", *options)
+    done = infer(project_root, "--model_path", tmp_path / "adapter", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout == with_adapter + "\n"
     assert isinstance(adapted, PeftModel)
 
     config_path = tmp_path / "adapter" / "adapter_config.json"
     config_path.write_text(config_path.read_text().replace(str(random_model_directory), "/gone/base"))
-    done = run_script(project_root, "--model_path", tmp_path / "adapter", *options)
+    done = infer(project_root, "--model_path", tmp_path / "adapter", *options)
     assert done.returncode == 2
     assert "cannot be found: /gone/base" in done.stderr
     assert "Traceback" not in done.stderr
@@ -173,10 +173,10 @@ def test_script_says_that_it_runs_on_the_cpu(project_root, random_model_director
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     options = ("--model_path", random_model_directory, "--input_txt", "x", "--max_new_tokens", 1)
-    done = run_script(project_root, *options)
+    done = infer(project_root, *options)
     assert done.returncode == 0, done.stderr
     assert "running on the CPU" in done.stderr
-    done = run_script(project_root, *options, "--device", "cuda:0")
+    done = infer(project_root, *options, "--device", "cuda:0")
     assert done.returncode == 2
     assert "--device cuda:0 cannot be used here" in done.stderr
     assert "Traceback" not in done.stderr
@@ -185,13 +185,11 @@ def test_script_says_that_it_runs_on_the_cpu(project_root, random_model_director
 def test_bad_arguments_are_refused_together(project_root, tmp_path):
     (tmp_path / "taken.jsonl").touch()
     options = ("--temperature", "-1", "--do_sample", "perhaps", "--system", "x", "--input_txt", "y", "--interactive")
-    done = run_script(project_root, "--model_path", "m", *options, "--prompt_style", "pretrained")
+    done = infer(project_root, "--model_path", "m", *options, "--prompt_style", "pretrained")
     assert done.returncode == 2
     for part in ("--temperature", "'perhaps' is neither", "--input_txt and --interactive", "does not take turns"):
         assert part in done.stderr
-    done = run_script(
-        project_root, "--model_path", "m", "--output_file", tmp_path / "taken.jsonl", "--llama_version", "2"
-    )
+    done = infer(project_root, "--model_path", "m", "--output_file", tmp_path / "taken.jsonl", "--llama_version", "2")
     for part in ("no prompt is given", "go together", "exists already", "--llama_version belongs to"):
         assert part in done.stderr
 
@@ -199,7 +197,7 @@ def test_bad_arguments_are_refused_together(project_root, tmp_path):
 def test_bad_prompt_lines_are_named_before_the_model_is_loaded(project_root, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"source": "a"}\n{"text": "b"}\n\n{"source": 3}\n{', "utf-8")
     files = ("--input_file", tmp_path / "in.jsonl", "--output_file", tmp_path / "out.jsonl")
-    done = run_script(project_root, "--model_path", tmp_path / "nowhere", "--device", "cpu", *files)
+    done = infer(project_root, "--model_path", tmp_path / "nowhere", "--device", "cpu", *files)
     assert done.returncode == 2
     assert [f"line {n}:" in done.stderr for n in range(1, 6)] == [False, True, False, True, True]
     assert not (tmp_path / "out.jsonl").exists()
@@ -218,9 +216,9 @@ def test_hub_names_use_the_local_copy_and_are_refused_without_one(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     options = ("--device", "cpu", "--input_txt", "x", "--max_new_tokens", 1)
-    done = run_script(project_root, "--model_path", "someone/random", *options)
+    done = infer(project_root, "--model_path", "someone/random", *options)
     assert done.returncode == 0, done.stderr
-    done = run_script(project_root, "--model_path", "someone/other", *options)
+    done = infer(project_root, "--model_path", "someone/other", *options)
     assert done.returncode == 2
     assert "someone/other is neither a directory nor a model" in done.stderr
     assert "Traceback" not in done.stderr

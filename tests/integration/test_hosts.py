@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import hosts as own_hosts
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.distributed
 
@@ -300,15 +301,6 @@ def started(host: own_hosts.Host, words: list[str], **variables: str) -> subproc
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_until(condition, process: subprocess.Popen | None = None, timeout_s: float = 120) -> None:
-    """Waits for something that comes before a process ends."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def preflight(

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import hosts as own_hosts
 from tests.support.slurm import as_two_tasks
-from tests.support.training_runs import wait_until
+from tests.support.waiting import wait_until
 
 
 def environment(**more: str) -> dict[str, str]:

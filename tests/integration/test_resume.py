@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from colossal_llama.engine.launch import prepare_engine
-from tests.support.training_runs import ranks_of, wait_until
+from tests.support.training_runs import ranks_of
+from tests.support.waiting import wait_until
 
 prepare_engine()
 

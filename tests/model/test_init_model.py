@@ -22,6 +22,7 @@ from colossal_llama.model.expansion.resize_embeddings import INPUT_MATRIX, OUTPU
 from colossal_llama.model.weights.stored_tensors import StoredTensor, bytes_of, shape_of
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
+from tests.support.scripts import run_script
 
 # 龘 falls to its three bytes in LLaMA-2; ▁你好 has a space in front in the text.
 LLAMA2_PIECES = ["你好", "▁你好", "人工智能", "越来越", "龘", "hello▁wor", "深度学习"]
@@ -107,12 +108,9 @@ def expected_mean(matrix: torch.Tensor, tokenizer_directory: Path, piece: str) -
     return matrix[ids[len(line_break) :]].double().mean(dim=0)
 
 
-def run_script(project_root: Path, **arguments: object) -> subprocess.CompletedProcess:
-    """Runs init_model.py by its path, from another directory."""
-    command = [sys.executable, project_root / "colossal_llama" / "model" / "init_model.py"]
-    for name, value in arguments.items():
-        command += [f"--{name}", str(value)]
-    return subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+def run_init_model(project_root: Path, **arguments: object) -> subprocess.CompletedProcess:
+    words = [word for name, value in arguments.items() for word in (f"--{name}", value)]
+    return run_script(project_root, "colossal_llama/model/init_model.py", *words)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +292,7 @@ def test_script_completes_the_tokenizers_directory(project_root, llama2, rows, t
         "target_tokenizer_path": tokenizer,
         "target_model_path": tokenizer,
     }
-    done = run_script(project_root, **arguments, init_method="norm_matched_mean")
+    done = run_init_model(project_root, **arguments, init_method="norm_matched_mean")
     assert done.returncode == 0, done.stderr
     assert f"{rows + 7:,} rows: {rows:,} kept, 7 new" in done.stdout
     after = {path.name: path.read_bytes() for path in tokenizer.iterdir()}
@@ -311,7 +309,7 @@ def test_script_completes_the_tokenizers_directory(project_root, llama2, rows, t
     new = model.get_input_embeddings().weight[rows].float()
     assert new.norm().item() == pytest.approx(constituents.norm(dim=1).mean().item(), rel=0.01)
 
-    again = run_script(project_root, **arguments)
+    again = run_init_model(project_root, **arguments)
     assert again.returncode == 2
     assert "already holds a model" in again.stderr
     assert {path.name: path.read_bytes() for path in tokenizer.iterdir()} == after
@@ -392,7 +390,7 @@ def test_a_missing_shard_is_named(llama2, rows, target_tokenizer, tmp_path):
 
 def test_all_bad_arguments_are_reported_at_once(project_root, llama2, target_tokenizer, tmp_path):
     (tmp_path / "taken").mkdir()
-    done = run_script(
+    done = run_init_model(
         project_root,
         source_model_and_tokenizer_path=tmp_path / "nowhere",
         target_tokenizer_path=target_tokenizer,
@@ -407,7 +405,7 @@ def test_all_bad_arguments_are_reported_at_once(project_root, llama2, target_tok
 
 def test_a_tokenizer_that_is_no_extension_is_refused(project_root, any_data, llama2, rows, tmp_path):
     source = save_model(tiny_model(rows), llama2, tmp_path / "source")
-    done = run_script(
+    done = run_init_model(
         project_root,
         source_model_and_tokenizer_path=source,
         target_tokenizer_path=any_data / "tokenizers" / "llama3-base",
@@ -430,7 +428,7 @@ def test_the_contracts_example_from_tokenizer_to_model(project_root, any_data, t
     options = ["--source_tokenizer_dir", source_tokenizer, "--target_tokenizer_dir", tmp_path / "target"]
     options += ["--expand_tokens_file", tmp_path / "pieces.jsonl"]
     subprocess.run([sys.executable, script, *options], check=True, capture_output=True)
-    done = run_script(
+    done = run_init_model(
         project_root,
         source_model_and_tokenizer_path=source,
         target_tokenizer_path=tmp_path / "target",

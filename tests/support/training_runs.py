@@ -6,9 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,13 +144,6 @@ def ranks_of(launcher: subprocess.Popen) -> dict[int, psutil.Process]:
     """The processes that a launcher has started, by rank."""
     children = psutil.Process(launcher.pid).children()
     return {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
-
-
-def wait_until(true: Callable[[], bool], process: subprocess.Popen, every_s: float = 0.05) -> None:
-    """Waits for something that a running process will do; fails with its output when it ends before."""
-    while not true():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(every_s)
 
 
 def torchrun(

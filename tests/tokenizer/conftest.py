@@ -1,6 +1,9 @@
-"""Fixtures of several tests of the tokenizer's scripts."""
+"""Fixtures of several tests of tokenizers."""
 
 import pytest
+
+from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.tokenizer.loading import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +20,13 @@ def corpus_directory(any_data, tmp_path_factory):
     (directory / "notes").mkdir()
     (directory / "notes" / "a.txt").write_text("螃蟹 and a 𝔊lyph\n" * 3, "utf-8")
     return directory
+
+
+@pytest.fixture(scope="module", params=["llama2", "llama3-base"])
+def tokenizer(request, any_data):
+    return load_tokenizer(any_data / "tokenizers" / request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(tokenizer):
+    return TextEncoder(tokenizer)

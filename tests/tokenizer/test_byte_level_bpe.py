@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given, settings
@@ -14,19 +12,9 @@ from transformers import AutoTokenizer
 from colossal_llama.tokenizer.expansion.byte_level_bpe import expand_byte_level
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.reachability import verify_reachability
+from tests.support.tokenizer_scripts import expand, ids_of
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-
-
-def expand(root, source, target, pieces):
-    """Runs the script as a user does."""
-    command = [sys.executable, "colossal_llama/tokenizer/init_tokenizer.py", "--source_tokenizer_dir", str(source)]
-    command += ["--target_tokenizer_dir", str(target), "--expand_tokens_file", str(pieces)]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
-
-
-def ids_of(tokenizer, texts):
-    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
 
 
 def token_ends(tokens):

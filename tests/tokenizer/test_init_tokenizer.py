@@ -3,32 +3,21 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast
 
+from tests.support.tokenizer_scripts import expand, ids_of
+
 HAN = st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF)
 ANY = st.characters(exclude_categories=["Cs"])
-
-
-def expand(root, source, target, pieces, *options):
-    """Runs the script as a user does."""
-    command = [sys.executable, "colossal_llama/tokenizer/init_tokenizer.py", "--source_tokenizer_dir", str(source)]
-    command += ["--target_tokenizer_dir", str(target), "--expand_tokens_file", str(pieces), *options]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
 
 
 def write_pieces(path, pieces):
     path.write_text("".join(json.dumps({"piece": piece}, ensure_ascii=False) + "\n" for piece in pieces), "utf-8")
     return path
-
-
-def ids_of(tokenizer, texts):
-    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
 
 
 def differing(texts, ids, other_ids):

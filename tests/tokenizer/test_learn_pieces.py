@@ -7,7 +7,7 @@ import regex
 from transformers import AutoTokenizer
 
 from colossal_llama.tokenizer.learning.vocabulary_size_curve import CurvePoint, choose_size
-from tests.support.tokenizer_scripts import read_jsonl, run_script
+from tests.support.tokenizer_scripts import read_jsonl, run_tokenizer_script
 
 FAMILIES = ["llama2", "llama3-base"]
 
@@ -20,7 +20,7 @@ def learned(request, project_root, any_data, corpus_directory, tmp_path_factory)
     source = any_data / "tokenizers" / request.param
     options = ["--source_tokenizer_dir", source, "--data_input_dirs", corpus_directory, "--output_dir", work / "out"]
     options += ["--scripts", "Han", "--max_pieces", 1500, "--min_frequency", 5, "--max_piece_length", 4]
-    run = run_script(project_root, "learn_pieces.py", *options, "--blocklist_file", work / "blocked.txt")
+    run = run_tokenizer_script(project_root, "learn_pieces.py", *options, "--blocklist_file", work / "blocked.txt")
     assert run.returncode == 0, run.stderr
     return source, work / "out", run.stdout
 
@@ -49,7 +49,9 @@ def test_learned_pieces_need_few_intermediates_and_shorten_the_text_as_the_curve
     source, output, printed = learned
     report = json.loads((output / "learning_report.json").read_text("utf-8"))
     options = ["--source_tokenizer_dir", source, "--target_tokenizer_dir", tmp_path / "new"]
-    run = run_script(project_root, "init_tokenizer.py", *options, "--expand_tokens_file", output / "pieces.jsonl")
+    run = run_tokenizer_script(
+        project_root, "init_tokenizer.py", *options, "--expand_tokens_file", output / "pieces.jsonl"
+    )
     assert run.returncode == 0, run.stderr
     expansion = json.loads((tmp_path / "new" / "expansion_report.json").read_text("utf-8"))
     assert expansion["unreachable"] == expansion["impossible"] == expansion["already_known"] == 0
@@ -69,7 +71,7 @@ def test_the_choice_follows_the_arguments(project_root, made_data, tmp_path):
     options = ["--source_tokenizer_dir", made_data / "tokenizers" / "llama2"]
     options += ["--data_input_dirs", made_data / "sft" / "kdconv"]
     options += ["--scripts", "Han", "--max_pieces", 200, "--num_pieces", 123, "--output_dir", tmp_path / "out"]
-    run = run_script(project_root, "learn_pieces.py", *options, "--min_frequency", 2)
+    run = run_tokenizer_script(project_root, "learn_pieces.py", *options, "--min_frequency", 2)
     assert run.returncode == 0, run.stderr
     assert len(read_jsonl(tmp_path / "out" / "pieces.jsonl")) == 123
     report = json.loads((tmp_path / "out" / "learning_report.json").read_text("utf-8"))
@@ -82,7 +84,7 @@ def test_the_choice_follows_the_arguments(project_root, made_data, tmp_path):
 
 def test_bad_arguments_and_bad_records_are_one_message(project_root, made_data, tmp_path):
     source = made_data / "tokenizers" / "llama2"
-    run = run_script(
+    run = run_tokenizer_script(
         project_root, "learn_pieces.py", "--source_tokenizer_dir", tmp_path / "absent",
         "--data_input_dirs", tmp_path / "none", "--output_dir", tmp_path, "--scripts", "Klingon",
         "--max_pieces", 5, "--num_pieces", 6,
@@ -98,10 +100,10 @@ def test_bad_arguments_and_bad_records_are_one_message(project_root, made_data, 
         assert complaint in run.stderr
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.jsonl").write_text('{"text": "fine"}\n{"source": "", "target": null}\n')
-    run = run_script(project_root, "report.py", "--tokenizers", source, "--data_input_dirs", tmp_path / "bad")
+    run = run_tokenizer_script(project_root, "report.py", "--tokenizers", source, "--data_input_dirs", tmp_path / "bad")
     assert run.returncode == 2
     assert "x.jsonl:2" in run.stderr
-    run = run_script(
+    run = run_tokenizer_script(
         project_root, "learn_pieces.py", "--source_tokenizer_dir", source,
         "--data_input_dirs", made_data / "pretrain" / "en_docs",
         "--output_dir", tmp_path / "out", "--scripts", "Hebrew",

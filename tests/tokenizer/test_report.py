@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from transformers import AutoTokenizer
 
-from tests.support.tokenizer_scripts import read_jsonl, run_script
+from tests.support.tokenizer_scripts import read_jsonl, run_tokenizer_script
 
 FAMILIES = ["llama2", "llama3-base"]
 
@@ -20,7 +20,7 @@ def test_the_report_counts_what_there_is(project_root, any_data, corpus_director
         "--output_file",
         tmp_path / "report.json",
     ]
-    run = run_script(project_root, "report.py", "--tokenizers", *named, *options)
+    run = run_tokenizer_script(project_root, "report.py", "--tokenizers", *named, *options)
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     texts = {"notes": [(corpus_directory / "notes" / "a.txt").read_text("utf-8")]}

@@ -14,14 +14,6 @@ from colossal_llama.utils.arguments import declared_options, option_values
 from tests.support.project_tree import project_files
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> list[str]:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "part").mkdir()
-    return ["--pretrained", str(tmp_path / "model"), "--dataset", str(tmp_path / "part")]
-
-
 def test_defaults_of_the_contract(base):
     arguments = parse_arguments(base)
     assert (arguments.checkpoint.save_interval, arguments.data.num_epochs, arguments.data.micro_batch_size) == (

@@ -1,24 +1,17 @@
 """Heartbeats: a silent rank is noticed, a living one is not."""
 
 import threading
-import time
 
 import pytest
 import torch.distributed as dist
 
 from colossal_llama.training.distributed.heartbeat import Heartbeat, HeartbeatMonitor
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
 def store() -> dist.Store:
     return dist.PrefixStore("test", dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
-
-
-def wait_until(condition, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_rank_that_stops_is_silent_and_a_living_one_is_not(store):
@@ -33,7 +26,7 @@ def test_a_rank_that_stops_is_silent_and_a_living_one_is_not(store):
         return monitor.silent_ranks(limit_s=0.5)
 
     assert silent() == []
-    wait_until(lambda: silent() == [1])
+    wait_until(lambda: silent() == [1], every_s=0.01)
     monitor.reset()
     assert silent() == []
     beats[0].stop(within_s=5)
@@ -43,7 +36,7 @@ def test_a_rank_that_never_begins_is_silent_after_the_limit(store):
     monitor = HeartbeatMonitor(store, [3])
     monitor.poll()
     assert monitor.silent_ranks(limit_s=0.2) == []
-    wait_until(lambda: monitor.silent_ranks(limit_s=0.2) == [3])
+    wait_until(lambda: monitor.silent_ranks(limit_s=0.2) == [3], every_s=0.01)
 
 
 def test_a_lost_store_ends_the_heartbeat(store):

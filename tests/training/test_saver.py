@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.training_runs import ranks_of, torchrun, wait_until
+from tests.support.training_runs import ranks_of, torchrun
+from tests.support.waiting import wait_until
 
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2", "--mixed_precision", "bf16")
 

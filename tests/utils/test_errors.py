@@ -6,11 +6,7 @@ import sys
 import pytest
 
 from colossal_llama.utils.cli import is_decodable
-
-
-def run(project_root, script, *options, **settings):
-    command = [sys.executable, project_root / script, *map(str, options)]
-    return subprocess.run(command, capture_output=True, cwd="/", check=False, **settings)
+from tests.support.scripts import run_script
 
 
 @pytest.fixture
@@ -27,9 +23,9 @@ def a_file(tmp_path):
     ],
 )
 def test_a_directory_below_a_file_is_refused_at_once(project_root, a_file, script, option):
-    done = run(project_root, script, option, a_file / "new")
+    done = run_script(project_root, script, option, a_file / "new")
     assert done.returncode == 2
-    assert f"argument {option}: {a_file}/new cannot be created: {a_file} is not a directory" in done.stderr.decode()
+    assert f"argument {option}: {a_file}/new cannot be created: {a_file} is not a directory" in done.stderr
 
 
 def test_what_the_system_refuses_is_a_message(project_root, tmp_path):
@@ -54,7 +50,7 @@ def test_a_reader_that_goes_away_ends_a_script_without_a_word(project_root):
 
 def test_bytes_that_are_no_text_are_refused(project_root):
     assert is_decodable("你好 😀")
-    done = run(
+    done = run_script(
         project_root,
         "inference_example.py",
         "--model_path",
@@ -63,29 +59,29 @@ def test_bytes_that_are_no_text_are_refused(project_root):
         b"hi \xff".decode("utf-8", "surrogateescape"),
     )
     assert done.returncode == 2
-    assert "argument --input_txt: 'hi \\udcff' contains bytes that are not utf-8: convert it" in done.stderr.decode()
+    assert "argument --input_txt: 'hi \\udcff' contains bytes that are not utf-8: convert it" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["train.py", "inference_example.py"])
 def test_a_seed_that_is_too_large_is_refused(project_root, script):
-    done = run(project_root, script, "--seed", 2**32)
+    done = run_script(project_root, script, "--seed", 2**32)
     assert done.returncode == 2
-    assert f"argument --seed: {2**32} is more than {2**32 - 1}" in done.stderr.decode()
+    assert f"argument --seed: {2**32} is more than {2**32 - 1}" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["prepare_pretrain_dataset.py", "prepare_sft_dataset.py"])
 def test_a_row_that_no_splicing_could_hold_is_refused(project_root, script):
-    done = run(project_root, script, "--max_length", 2**20 + 1)
+    done = run_script(project_root, script, "--max_length", 2**20 + 1)
     assert done.returncode == 2
-    assert f"argument --max_length: {2**20 + 1} is more than {2**20}" in done.stderr.decode()
+    assert f"argument --max_length: {2**20 + 1} is more than {2**20}" in done.stderr
 
 
 def test_a_directory_in_place_of_a_file_and_the_reverse_are_named(project_root, a_file, tmp_path):
     options = ("--tokenizers", tmp_path, "--data_input_dirs", tmp_path, "--output_file", tmp_path)
-    report = run(project_root, "colossal_llama/tokenizer/report.py", *options)
+    report = run_script(project_root, "colossal_llama/tokenizer/report.py", *options)
     assert report.returncode == 2
-    assert f"--output_file {tmp_path} is a directory: give the name of a file" in report.stderr.decode()
-    train = run(project_root, "train.py", "--dataset", a_file, "--eval_dataset", tmp_path / "none")
+    assert f"--output_file {tmp_path} is a directory: give the name of a file" in report.stderr
+    train = run_script(project_root, "train.py", "--dataset", a_file, "--eval_dataset", tmp_path / "none")
     assert train.returncode == 2
-    assert f"--dataset: {a_file} is a file, not a directory" in train.stderr.decode()
-    assert f"--eval_dataset: {tmp_path}/none does not exist" in train.stderr.decode()
+    assert f"--dataset: {a_file} is a file, not a directory" in train.stderr
+    assert f"--eval_dataset: {tmp_path}/none does not exist" in train.stderr
