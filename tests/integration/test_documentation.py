@@ -78,6 +78,8 @@ def test_the_files_that_documents_name_exist():
         named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|sh|md|toml))`", text))
         roots = (PROJECT_ROOT, PROJECT_ROOT / "colossal_llama", PROJECT_ROOT / "colossal_llama" / "training")
         assert [name for name in sorted(named) if not any((root / name).is_file() for root in roots)] == [], document
+        bare = set(re.findall(r"`([\w-]+\.(?:py|sh))`", text))
+        assert bare <= {path.name for path in project_files(PROJECT_ROOT, "")}, document
         linked = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
         folder = (PROJECT_ROOT / document).parent
         assert [target for target in linked if not (folder / target).exists()] == [], document
@@ -132,8 +134,8 @@ def test_every_term_of_the_glossary_is_used_where_it_says():
 
 # Words that this project once used in place of the field's, docs/glossary.md.
 DIALECT = re.compile(
-    r"\b(frugal|lean (?:zero|update|offload)|(?:made|makes?) again|signs? of life|last words|host watch"
-    r"|set aside|held files?|to the letter)\b"
+    r"\b(frugal|lean (zero|update|offload)|(made|makes?) again|signs? of life|last words|host watch|sets? aside"
+    r"|held files?|to the letter|is no number|bad steps?|beside|see each other|chapters|whole story)\b"
 )
 CONTRACT_KEYS = {'"frugal": settings.selective'}  # a key of the dry run's record
 
