@@ -1,1 +1,3 @@
-"""Tests: one package for each room of colossal_llama, integration/, gpu/, and support/ with what they share."""
+"""Tests: one package for each room of colossal_llama, integration/, gpu/, and support/ with what
+they share.
+"""

@@ -14,7 +14,8 @@ from colossal_llama.training.memory.allocator import enable_expandable_segments
 enable_expandable_segments()
 launch.launch(seed=0)
 torch.empty(2**26, device="cuda")
-print("grows:", {segment["is_expandable"] for segment in torch.cuda.memory_snapshot() if segment["total_size"] >= 2**26})
+segments = [segment for segment in torch.cuda.memory_snapshot() if segment["total_size"] >= 2**26]
+print("grows:", {segment["is_expandable"] for segment in segments})
 launch.leave()
 """
 

@@ -1,4 +1,6 @@
-"""On the GPU: documents in one row equal documents apart, and the fused kernels compute what the plain ones do."""
+"""On the GPU: documents in one row equal documents apart, and the fused kernels compute what the
+plain ones do.
+"""
 
 import pytest
 import torch
@@ -74,7 +76,9 @@ def test_spliced_documents_equal_documents_apart(attention):
 
 
 def test_a_row_of_two_tokens():
-    """A rank for which a step has no rows computes one of two tokens (dataset.collator.Collator)."""
+    """A rank for which a step has no rows computes one of two tokens
+    (dataset.collator.Collator).
+    """
     model = make_model(CUDNN)
     ids, positions = (tensor[:1, :20] for tensor in spliced_batch())
     short = forward(model, ids[:, :2], positions[:, :2], [[2]])
@@ -109,7 +113,9 @@ def test_cudnn_equals_pytorchs_kernel_on_long_and_short_documents():
 
 
 def test_whole_rows_equal_the_variable_length_kernel():
-    """Rows of one document each take the plain causal kernel; the same documents as parts of one row do not."""
+    """Rows of one document each take the plain causal kernel; the same documents as parts of one
+    row do not.
+    """
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(3, 1000, (4, 256), generator=generator).cuda()
     positions = torch.arange(256).repeat(4, 1).cuda()
@@ -121,7 +127,9 @@ def test_whole_rows_equal_the_variable_length_kernel():
 
 @pytest.mark.parametrize("share", [0.1, 0.6, 1.0])
 def test_fused_loss_gives_the_plain_loss_and_gradients(share):
-    """Against fp32 arithmetic on the same bf16 numbers, with and without the positions of the targets."""
+    """Against fp32 arithmetic on the same bf16 numbers, with and without the positions of the
+    targets.
+    """
     from colossal_llama.model.kernels.linear_cross_entropy import linear_cross_entropy
 
     generator = torch.Generator().manual_seed(3)
@@ -198,7 +206,8 @@ def test_fused_kernels_give_the_plain_loss_and_gradients():
 
 
 def test_selective_recomputation_computes_the_same():
-    """In the memory that the estimate says, after the first time (Triton's compiler, cuBLAS's workspace).
+    """In the memory that the estimate says, after the first time (Triton's compiler, cuBLAS's
+    workspace).
 
     The same bits but for the attention kernel's, which adds in any order;
     tests/support/kernels_in_interpreter.py compares bits.

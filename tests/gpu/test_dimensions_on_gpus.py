@@ -1,4 +1,6 @@
-"""On two GPUs: each dimension of plugin 3d, and each plugin with two data-parallel ranks, trains what one process of zero2 trains."""
+"""On two GPUs: each dimension of plugin 3d, and each plugin with two data-parallel ranks, trains
+what one process of zero2 trains.
+"""
 
 import subprocess
 
@@ -46,7 +48,8 @@ RESUMED = (*DIMENSIONS, "zero2", *GEMINI)
 
 @pytest.fixture(scope="module")
 def runs(runner):
-    """Gives the runner after the launch that a run belongs to: one process, or two for the first runs and then those from checkpoints.
+    """Gives the runner after the launch that a run belongs to: one process, or two for the first
+    runs and then those from checkpoints.
 
     What a launch says that fails is kept: the runs before the one that failed are judged all the
     same.
@@ -90,7 +93,9 @@ def launched(runner, commands: list[list[str]], ranks: int) -> str:
 
 
 def series(runs, name: str, key: str) -> tuple[list[float], list[float]]:
-    """A number of every step, of a run and of the one process; fails with what the launch said if the run did not come to its end."""
+    """A number of every step, of a run and of the one process; fails with what the launch said if
+    the run did not come to its end.
+    """
     runner, said = runs(name.removesuffix("_again"))
     steps = 10 if name.endswith("_again") else 20
     try:

@@ -1,4 +1,6 @@
-"""On two GPUs: Gemini's gradients stay in their memory until they have been summed. (One rank's sum is a copy that is done in time.)"""
+"""On two GPUs: Gemini's gradients stay in their memory until they have been summed. (One rank's sum
+is a copy that is done in time.)
+"""
 
 import json
 

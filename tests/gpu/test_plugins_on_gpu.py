@@ -1,4 +1,6 @@
-"""On the GPU: every plugin trains alike, with and without flash attention, and goes on from its checkpoint."""
+"""On the GPU: every plugin trains alike, with and without flash attention, and goes on from its
+checkpoint.
+"""
 
 import pytest
 
@@ -22,7 +24,9 @@ TOLERANCE = {"rel": 1e-2, "abs": 1e-2}  # bf16 weights, other kernels
 
 @pytest.fixture(scope="module")
 def runs(runner):
-    """Gives the runner after a plugin's three runs; each plugin has a launch of its own, since some keep state in the process."""
+    """Gives the runner after a plugin's three runs; each plugin has a launch of its own, since some
+    keep state in the process.
+    """
     done = set()
 
     def run(name: str):

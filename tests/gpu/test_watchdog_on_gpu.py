@@ -1,4 +1,6 @@
-"""On two GPUs: a torchrun for each, as on two hosts; one of them is killed with all its processes, and the other ends and says so."""
+"""On two GPUs: a torchrun for each, as on two hosts; one of them is killed with all its processes,
+and the other ends and says so.
+"""
 
 import contextlib
 import os

@@ -1,4 +1,6 @@
-"""On the GPU: bad steps change no weight, and losses by category and the validation loss are there, with every plugin."""
+"""On the GPU: bad steps change no weight, and losses by category and the validation loss are there,
+with every plugin.
+"""
 
 import datasets
 import pytest
@@ -18,7 +20,9 @@ PLUGINS = {
 
 @pytest.fixture(scope="module")
 def runs(runner, toy, tmp_path_factory):
-    """Every plugin on rows of which one has a token whose embedding is no number, in the third of five steps."""
+    """Every plugin on rows of which one has a token whose embedding is no number, in the third of
+    five steps.
+    """
     rows = [row["input_ids"] for part in toy.parts for row in datasets.load_from_disk(str(part))]
     model, _ = poisoned(toy, rows, range(16, 24), tmp_path_factory.mktemp("poison") / "model")
     options = ("--micro_batch_size", "8", "--mixed_precision", "bf16", "--shuffle", "none", "--save_interval", "1")

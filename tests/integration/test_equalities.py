@@ -1,4 +1,6 @@
-"""What must not change the result does not: plugins, ranks, accumulation, recomputation, padding, splicing."""
+"""What must not change the result does not: plugins, ranks, accumulation, recomputation, padding,
+splicing.
+"""
 
 import json
 
@@ -164,7 +166,9 @@ def test_conversations_accumulate_eight_micro_batches_by_default(two_ranks):
 
 
 def test_packed_conversations_equal_conversations_apart(two_ranks):
-    """All twelve are in one step either way: the mean over their targets and its gradient are the same."""
+    """All twelve are in one step either way: the mean over their targets and its gradient are the
+    same.
+    """
     assert two_ranks.metrics("sft")[0]["samples_seen"] == 12
     assert_same(two_ranks, "sft", "sft_alone", FP32)
 

@@ -1,4 +1,6 @@
-"""Two hosts, each with an sshd, name and mounts of its own (tests/support/hosts.py): trained on, checked, unplugged."""
+"""Two hosts, each with an sshd, name and mounts of its own (tests/support/hosts.py): trained on,
+checked, unplugged.
+"""
 
 import json
 import os
@@ -51,7 +53,9 @@ def colossalai_run(hostfile: Path, words: list[str], logs: Path | None = None) -
 
 
 def said_by_ranks(logs: Path) -> list[str]:
-    """Standard error of every rank, by itself: colossalai run mixes the hosts' wherever its reads end, even within a line."""
+    """Standard error of every rank, by itself: colossalai run mixes the hosts' wherever its reads
+    end, even within a line.
+    """
     return [path.read_text() for path in logs.rglob("stderr.log")]
 
 
@@ -79,7 +83,9 @@ class FilledIn:
 def filled_in(
     template: Path, model: Path, parts: tuple[Path, ...], hostfile: Path, num_epochs: int, root: Path
 ) -> FilledIn:
-    """A copy of a template with variables, list of parts and options written in, as a user does in an editor."""
+    """A copy of a template with variables, list of parts and options written in, as a user does in
+    an editor.
+    """
     values = {"PROJECT_NAME": "trial", "PRETRAINED_MODEL_PATH": model, "HOSTFILE": hostfile, "NPROC_PER_NODE": 1}
     values |= {f"PARENT_{name}": root / name for name in ("SAVE_DIR", "TENSORBOARD_DIR", "CONFIG_FILE")}
     text = template.read_text()
@@ -111,7 +117,9 @@ def check_success_on_both(code: int, stdout: str, stderr: str) -> None:
 
 
 def test_filled_in_pretraining_template_stops_cleanly_and_goes_on(cluster, hostfile, toy, project_root, tmp_path):
-    """SIGTERM reaches the rank of one host, and twice, as from SLURM, which signals both torchrun and what torchrun started."""
+    """SIGTERM reaches the rank of one host, and twice, as from SLURM, which signals both torchrun
+    and what torchrun started.
+    """
     template = filled_in(project_root / "train.example.sh", toy.model, toy.parts, hostfile, 12, tmp_path)
     process = started(cluster["node-1"], ["bash", str(template.script)])
     wait_until(lambda: any((tmp_path / "TENSORBOARD_DIR").glob("*/metrics.jsonl")), process)
@@ -246,7 +254,9 @@ def check_said_by_both(causes: tuple[str, ...], logs: Path, shown: str) -> None:
 
 
 def test_a_host_that_goes_is_named_and_the_run_goes_on_without_it(cluster, hostfile, runner, tmp_path):
-    """First the other host goes, then the master, with the launcher and the store; then the other goes on alone."""
+    """First the other host goes, then the master, with the launcher and the store; then the other
+    goes on alone.
+    """
     master, other = cluster["node-1"], cluster["node-2"]
     options = ("--num_epochs", "20", "--max_steps", "200", "--save_interval", "10", "--skip_save_each_epoch")
     words = colossalai_run(hostfile, runner.command("unplugged", *options, "--load_checkpoint", "auto"))

@@ -1,4 +1,6 @@
-"""The ways in which users start train.py: the bash templates through colossalai run, and plain python."""
+"""The ways in which users start train.py: the bash templates through colossalai run, and plain
+python.
+"""
 
 import json
 import os
@@ -16,7 +18,9 @@ from tests.support.waiting import wait_until
 
 
 def environment(**more: str) -> dict[str, str]:
-    """As in an activated environment, on a host without GPUs and without nvidia-smi in front of the test's own."""
+    """As in an activated environment, on a host without GPUs and without nvidia-smi in front of the
+    test's own.
+    """
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
@@ -61,7 +65,9 @@ def test_template_trains_through_colossalai_run(template, kind, toy, project_roo
 
 @pytest.mark.distributed
 def test_a_signal_to_the_template_saves_and_ends_the_run(toy, project_root, tmp_path):
-    """As SLURM or `kill` sends it: to the bash process, whose other processes hear nothing of it."""
+    """As SLURM or `kill` sends it: to the bash process, whose other processes hear nothing of
+    it.
+    """
     template = tmp_path / "train.example.sh"
     template.write_text((project_root / "train.example.sh").read_text().replace("--num_epochs 1 ", "--num_epochs 400 "))
     process = subprocess.Popen(
@@ -101,7 +107,9 @@ time.sleep(60)
 
 @pytest.mark.distributed
 def test_a_launcher_that_is_killed_does_not_leave_its_ranks_training(project_root, tmp_path):
-    """`kill` of colossalai run ends it alone: the ranks are told, they alone, and the script waits until they have saved."""
+    """`kill` of colossalai run ends it alone: the ranks are told, they alone, and the script waits
+    until they have saved.
+    """
     (tmp_path / "rank.py").write_text(RANK)
     (tmp_path / "hostfile").write_text("localhost\n")
     command = ["bash", "colossal_llama/cluster/stoppable.sh", str(tmp_path / "hostfile"), "colossalai", "run"]

@@ -1,4 +1,6 @@
-"""Template, mask, loss, checkpoint and inference fit together: a tiny model gives back the answers that it was trained on."""
+"""Template, mask, loss, checkpoint and inference fit together: a tiny model gives back the answers
+that it was trained on.
+"""
 
 import json
 import os
@@ -29,7 +31,9 @@ def conversations(made_data) -> list[list[dict]]:
 
 @pytest.fixture(scope="module")
 def place(conversations, tmp_path_factory):
-    """A directory with a random model, the conversations, and every prompt that ends in an assistant's turn."""
+    """A directory with a random model, the conversations, and every prompt that ends in an
+    assistant's turn.
+    """
     place = tmp_path_factory.mktemp("by-heart")
     texts = [message["content"] for messages in conversations for message in messages]
     make_tokenizer(texts, place / "model")
@@ -54,7 +58,9 @@ def place(conversations, tmp_path_factory):
 
 
 def make_tokenizer(texts: list[str], path) -> None:
-    """A sentencepiece tokenizer of LLaMA-2's kind, small enough for a CPU to learn its output layer within the test."""
+    """A sentencepiece tokenizer of LLaMA-2's kind, small enough for a CPU to learn its output layer
+    within the test.
+    """
     path.mkdir()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),

@@ -1,4 +1,6 @@
-"""LoRA through the plugins: the adapter alone is trained and saved, resumes bit for bit, and merges to the same model."""
+"""LoRA through the plugins: the adapter alone is trained and saved, resumes bit for bit, and merges
+to the same model.
+"""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""The dimensions of plugin 3d, pipeline, tensor, sequence and ZeRO parallel, train what one process trains.
+"""The dimensions of plugin 3d, pipeline, tensor, sequence and ZeRO parallel, train what one process
+trains.
 
 33 rows, 8 a step, 4 epochs: 20 steps, of which every fifth has a single row (fewer micro-batches
 than pipeline stages, ranks without rows). The vocabulary of 203 is divided by no tensor parallel
@@ -92,7 +93,9 @@ LAYOUTS = {"pp2": PP2, "split_gather": (*TP2, *SPLIT), "all_to_all": ALL}
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory, project_root):
-    """A model whose output layer is its embedding, and which a pipeline therefore has on its first and its last stage."""
+    """A model whose output layer is its embedding, and which a pipeline therefore has on its first
+    and its last stage.
+    """
     root = tmp_path_factory.mktemp("tied")
     toy = make_toy(root)
     model = AutoModelForCausalLM.from_pretrained(toy.model, tie_word_embeddings=True)
@@ -104,7 +107,9 @@ def tied(tmp_path_factory, project_root):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, toy) -> dict[int, tuple[str, ...]]:
-    """Options by vocabulary: a random model of it with four layers, heads and key-value heads, and 12 rows of its tokens."""
+    """Options by vocabulary: a random model of it with four layers, heads and key-value heads, and
+    12 rows of its tokens.
+    """
     options, root = {}, tmp_path_factory.mktemp("large")
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
     for size in VOCABULARIES:
@@ -152,7 +157,9 @@ def runs(runner: Runner, tied, large) -> Runner:
 def assert_same(
     runner: Runner, name: str, reference: str, tolerance: dict[str, float], start: Path | None = None
 ) -> None:
-    """Losses, gradient norms and learning rates of every step, and what became of each weight of the model at the start."""
+    """Losses, gradient norms and learning rates of every step, and what became of each weight of
+    the model at the start.
+    """
     start = start or runner.toy.model
     there, here = runner.metrics(reference), runner.metrics(name)
     for key in ("learning_rate", "samples_seen", "tokens_seen", "target_tokens_seen"):
@@ -179,7 +186,9 @@ def test_same_as_one_process(runs, name):
 
 @pytest.mark.parametrize("name", LARGE)
 def test_four_processes_and_a_large_vocabulary(runs, large, name):
-    """Two steps, of 8 and 4 rows; what is saved has the true size, without the rows that make the vocabulary divisible."""
+    """Two steps, of 8 and 4 rows; what is saved has the true size, without the rows that make the
+    vocabulary divisible.
+    """
     size, is_half = vocabulary_of(name), "fp16" in LARGE[name]
     assert len(runs.metrics(name)) == 2
     # AdamW's first steps are as long for a gradient near nothing; and an ulp of a norm's fp16

@@ -21,7 +21,8 @@ def python_that_fails_at(script: str, directory: Path) -> Path:
     """An interpreter that runs everything but `script`."""
     wrapper = directory / "python"
     wrapper.write_text(
-        f'#!/bin/sh\nif [ "$1" = {script} ]; then echo "no space left on device" >&2; exit 1; fi\nexec {sys.executable} "$@"\n'
+        f'#!/bin/sh\nif [ "$1" = {script} ]; then echo "no space left on device" >&2; exit 1; fi\n'
+        f'exec {sys.executable} "$@"\n'
     )
     wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
     return wrapper

@@ -1,4 +1,6 @@
-"""The example's texts are whole, consistent with each other, and the base model made from them stands where LLaMA-2 does."""
+"""The example's texts are whole, consistent with each other, and the base model made from them
+stands where LLaMA-2 does.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""What would destroy a user's model, mix the records of two runs or end in a traceback: refused by all ranks in one message."""
+"""What would destroy a user's model, mix the records of two runs or end in a traceback: refused by
+all ranks in one message.
+"""
 
 import json
 import os
@@ -41,7 +43,9 @@ launch.leave()
 
 @pytest.fixture(scope="module")
 def done(runner, toy) -> dict:
-    """All command lines, in one launch on two ranks: what came of them by name, and what was printed."""
+    """All command lines, in one launch on two ranks: what came of them by name, and what was
+    printed.
+    """
     place, save = runner.workspace, runner.workspace / "stage" / "save"
     shutil.copytree(toy.model, place / "second" / "save" / "modelling")
     shutil.copytree(toy.model, place / "cut")
@@ -164,7 +168,9 @@ def test_a_benchmark_leaves_the_record_of_a_run_alone(done, runner):
 
 
 def test_two_runs_do_not_write_one_record(done, runner):
-    """Neither at a time nor one after the other: a fresh one sets the former's aside, one that goes on would be mixed with it."""
+    """Neither at a time nor one after the other: a fresh one sets the former's aside, one that goes
+    on would be mixed with it.
+    """
     logs, save = runner.workspace / "stage" / "logs", runner.workspace / "other" / "save"
     assert done["takes_the_logs"] is None
     assert [entry["step"] for entry in runner.metrics("stage")] == [1]

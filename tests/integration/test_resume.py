@@ -1,4 +1,6 @@
-"""A run that was stopped goes on as if nothing had happened: same losses, same weights, bit for bit."""
+"""A run that was stopped goes on as if nothing had happened: same losses, same weights, bit for
+bit.
+"""
 
 import json
 import random
@@ -65,7 +67,8 @@ runpy.run_path("benchmarks/train_many.py", run_name="__main__")
 
 @pytest.fixture(scope="module")
 def resumed(runner, dropout_model):
-    """For each setting a run of 10 steps, and one that goes on from its checkpoint after step 4, without unpickling anything.
+    """For each setting a run of 10 steps, and one that goes on from its checkpoint after step 4,
+    without unpickling anything.
 
     Also all else that goes on with two ranks, since a launch takes longer than these runs.
     """
@@ -132,7 +135,9 @@ def test_a_checkpoint_holds_what_its_name_says(resumed):
 
 @pytest.mark.parametrize("name", ["zero2", "zero2_cpu", "zero2_again"])
 def test_how_long_a_save_took_is_recorded(resumed, name):
-    """zero2_cpu writes while training waits, as asked, zero2_again because there is no host memory for a copy."""
+    """zero2_cpu writes while training waits, as asked, zero2_again because there is no host memory
+    for a copy.
+    """
     entries = {entry["step"]: entry for entry in resumed.metrics(name)}
     after_saves = [step for step in (3, 5, 6, 7, 9) if step > min(entries)]
     assert [step for step, entry in entries.items() if "save_stall_s" in entry] == after_saves
@@ -191,7 +196,8 @@ def kill(process: subprocess.Popen, victim: psutil.Process) -> None:
 
 
 def test_killed_at_any_moment_and_resumed(resumed):
-    """kill -9 of the launcher at a random moment, of a rank while a checkpoint is written; then the same command again.
+    """kill -9 of the launcher at a random moment, of a rank while a checkpoint is written; then the
+    same command again.
 
     A pipeline, each of whose ranks has a part of the model and of its states that no other has.
     """
@@ -239,7 +245,9 @@ def test_a_signal_ends_the_run_after_saving(resumed):
 
 
 def test_a_second_signal_ends_a_rank_at_once(resumed):
-    """Rank 1 is stopped, so that rank 0 waits for it in a collective, where no signal handler of Python's runs."""
+    """Rank 1 is stopped, so that rank 0 waits for it in a collective, where no signal handler of
+    Python's runs.
+    """
     command = resumed.command("twice_signalled", *RUN, "--num_epochs", "400", "--skip_save_each_epoch")
     process = resumed.start(command)
     wait_for_steps(resumed, "twice_signalled", 1, process)
@@ -294,7 +302,9 @@ def test_other_data_is_refused(resumed, toy):
 
 
 def test_going_back_sets_later_checkpoints_aside(resumed):
-    """Else `auto` would take the abandoned ones for the newest, and --keep_last would delete the new ones."""
+    """Else `auto` would take the abandoned ones for the newest, and --keep_last would delete the
+    new ones.
+    """
     name = "went_back"
     names = visible_in(save_of(resumed, name))
     assert {entry for entry in names if entry.startswith("epoch")} == {"epoch-1_step-10"}

@@ -1,4 +1,5 @@
-"""setup_environment.sh, run_tests.sh and .ci/run: refusals, repair, the second run. Nothing is downloaded here.
+"""setup_environment.sh, run_tests.sh and .ci/run: refusals, repair, the second run. Nothing is
+downloaded here.
 
 The environments of these tests borrow the packages of the one that runs the tests, through a .pth
 file.
@@ -49,7 +50,9 @@ def set_up(project: Path, *arguments: object, **variables: str) -> subprocess.Co
 
 
 def fake_package(environment: Path, name: str, version: str, whole: bool = True) -> Path:
-    """A package without files that counts as installed; half-installed ones lack RECORD and INSTALLER."""
+    """A package without files that counts as installed; half-installed ones lack RECORD and
+    INSTALLER.
+    """
     info = site_packages(environment) / f"{name}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

@@ -1,4 +1,6 @@
-"""Watching a run: losses by category, the validation loss, bad steps, the plan; none of it changes what is trained."""
+"""Watching a run: losses by category, the validation loss, bad steps, the plan; none of it changes
+what is trained.
+"""
 
 import itertools
 import json
@@ -41,7 +43,9 @@ BAD_RUN = ("--shuffle", "none", "--max_bad_steps", "2", "--save_interval", "1")
 
 @pytest.fixture(scope="module")
 def poison(toy, tmp_path_factory) -> tuple[Path, int]:
-    """A model in which the embedding of one token is no number, and the only row that has this token (numbered through)."""
+    """A model in which the embedding of one token is no number, and the only row that has this
+    token (numbered through).
+    """
     rows = [row["input_ids"] for part in toy.parts for row in datasets.load_from_disk(str(part))]
     # In the third step of eight rows.
     return poisoned(toy, rows, range(16, 24), tmp_path_factory.mktemp("poison") / "model")
@@ -83,7 +87,9 @@ def with_dataset(command: list[str], part: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def targets(toy, tmp_path_factory) -> dict[str, Path]:
-    """One row; three rows, alone and among five without any target, which fill whole micro-batches and the share of a rank."""
+    """One row; three rows, alone and among five without any target, which fill whole micro-batches
+    and the share of a rank.
+    """
     rows = list(datasets.load_from_disk(str(toy.parts[0])))[:8]
     without = [{**row, "labels": [-100] * len(row["labels"])} for row in rows[3:]]
     made = {"one": rows[:1], "few": rows[:3], "none_in_some": [*without[:4], *rows[:3], without[4]]}
@@ -96,7 +102,9 @@ def targets(toy, tmp_path_factory) -> dict[str, Path]:
 
 
 def losses_by_category(model_path: Path, rows: list[dict]) -> tuple[float, dict[str, float]]:
-    """Mean loss per target, of all and of each category, by transformers alone, document by document."""
+    """Mean loss per target, of all and of each category, by transformers alone, document by
+    document.
+    """
     model = AutoModelForCausalLM.from_pretrained(model_path).eval()
     sums, counts = Counter(), Counter()
     for row in rows:
@@ -147,7 +155,9 @@ def test_losses_by_category_are_exact(two_ranks, toy):
 
 
 def test_the_same_as_plain_pytorch(two_ranks, toy):
-    """AdamW, clipping, cosine and the mean over all targets, written out with PyTorch and transformers, document by document."""
+    """AdamW, clipping, cosine and the mean over all targets, written out with PyTorch and
+    transformers, document by document.
+    """
     rows = [row for part in toy.parts for row in datasets.load_from_disk(str(part))]
     model = AutoModelForCausalLM.from_pretrained(toy.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
@@ -228,7 +238,9 @@ def test_too_many_bad_steps_end_the_run(two_ranks, poison, project_root):
 
 @pytest.fixture(scope="module")
 def overflowing(toy, tmp_path_factory) -> Path:
-    """A model whose gradients are beyond fp16's largest number by themselves: tiny embeddings, which the norms divide by, alone count."""
+    """A model whose gradients are beyond fp16's largest number by themselves: tiny embeddings,
+    which the norms divide by, alone count.
+    """
     path = tmp_path_factory.mktemp("overflowing") / "model"
     shutil.copytree(toy.model, path)
     model = AutoModelForCausalLM.from_pretrained(toy.model)

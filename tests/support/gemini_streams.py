@@ -1,4 +1,5 @@
-"""Started by torchrun: prints whether Gemini sums gradients as they were, or what came into their memory afterwards.
+"""Started by torchrun: prints whether Gemini sums gradients as they were, or what came into their
+memory afterwards.
 
 A chunk is reduced on a second stream, which the last rank keeps busy for a second before;
 everything that the main stream can get of the chunk's memory is filled meanwhile, as the next

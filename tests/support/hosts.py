@@ -3,8 +3,9 @@
 A host is a process tree in Linux namespaces (unshare(1): mounts, host name, processes) that listens
 on a loopback address of its own:
 
-    node-1  127.0.0.2  ─ sshd ─ what is started there by ssh          both see the machine's files, and each may have some hidden
-    node-2  127.0.0.3  ─ sshd ─ …                                     or replaced; killing the tree's first process is pulling the plug
+    node-1  127.0.0.2  ─ sshd ─ what is started there by ssh          both see the machine's files,
+    and each may have some hidden node-2  127.0.0.3  ─ sshd ─ …
+    or replaced; killing the tree's first process is pulling the plug
 
 Nothing of the machine's own configuration is read or changed: keys, port, sshd_config, /etc/hosts
 and the home directory are the test's.
@@ -118,7 +119,9 @@ class Host:
         return True
 
     def pull_the_plug(self) -> None:
-        """Kills all processes of the host at once, with SIGKILL, its sshd and launchers among them."""
+        """Kills all processes of the host at once, with SIGKILL, its sshd and launchers among
+        them.
+        """
         self.process.kill()  # with the first process of its namespace the kernel kills all others
         self.process.wait()
         while self._answers():
@@ -143,7 +146,9 @@ class Host:
         return found
 
     def command(self, words: list[str] | str, **variables: str) -> list[str]:
-        """The ssh command that runs something on this host, in the project's root, as in an activated environment."""
+        """The ssh command that runs something on this host, in the project's root, as in an
+        activated environment.
+        """
         line = words if isinstance(words, str) else shlex.join(words)
         settings = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", **variables}
         exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in settings.items())
@@ -153,7 +158,9 @@ class Host:
 
     @contextmanager
     def without(self, directory: Path) -> Iterator[None]:
-        """Hides what a directory holds from this host, as when its file system is not mounted there."""
+        """Hides what a directory holds from this host, as when its file system is not mounted
+        there.
+        """
         with self._mounted(["-t", "tmpfs", "tmpfs", str(directory)], directory):
             yield
 

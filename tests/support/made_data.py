@@ -1,11 +1,14 @@
-"""Tokenizers and texts of the real ones' kinds, made from the example's texts within seconds, the same on every run.
+"""Tokenizers and texts of the real ones' kinds, made from the example's texts within seconds, the
+same on every run.
 
 `make_data` writes a directory laid out as the real data are:
 
-- `tokenizers/llama2`: a sentencepiece BPE with byte fallback; `tokenizers/llama3-base` and `tokenizers/llama3-instruct`: a
+- `tokenizers/llama2`: a sentencepiece BPE with byte fallback; `tokenizers/llama3-base` and
+`tokenizers/llama3-instruct`: a
   byte-level BPE with LLaMA-3's pattern, merges and control tokens;
 - `pretrain/<category>/<category>-<number>.jsonl` and `sft/<category>/<category>-<number>.jsonl`;
-- `pieces_zh_<number of pieces>.jsonl`, twice: Chinese words that occur in the texts, and a few pieces with other signs.
+- `pieces_zh_<number of pieces>.jsonl`, twice: Chinese words that occur in the texts, and a few
+pieces with other signs.
 """
 
 import json
@@ -30,11 +33,14 @@ LLAMA3_PATTERN = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHARACTER_COUNT = 2
-"""Both tokenizers know the Chinese characters that occur at least so often in the example; the others fall to bytes."""
+"""Both tokenizers know the Chinese characters that occur at least so often in the example; the
+others fall to bytes.
+"""
 KNOWN_WORDS = 60
 """So many of the most frequent Chinese words are in the LLaMA-3 vocabulary."""
 PIECE_COUNTS = (4, 2)
-"""The words of the smaller and of the larger file of pieces occur at least so often in the example."""
+"""The words of the smaller and of the larger file of pieces occur at least so often in the example.
+"""
 OTHER_PIECES = ("▁你好", "▁在", "。”", "：“", "），", "越来越多的人")
 """Pieces as the real files have them: with a space in front, of signs alone."""
 COMMON_SENTENCES = (
@@ -58,7 +64,7 @@ def make_data(root: Path) -> Path:
     return root
 
 
-# ------------------------------------------------------------------------------------------------------- tokenizers
+# tokenizers
 
 
 def make_llama2(directory: Path) -> Path:
@@ -95,7 +101,8 @@ def make_llama2(directory: Path) -> Path:
 def make_llama3(directory: Path, eos_token: str) -> Path:
     """Writes a LLaMA-3 tokenizer that knows English, Chinese characters and few Chinese words.
 
-    Like the real ones, it has no chat template, and a merge for every pair of tokens that makes a third.
+    Like the real ones, it has no chat template, and a merge for every pair of tokens that makes a
+    third.
     """
     directory.mkdir(parents=True)
     words = [word for word, _ in chinese_words(1)[:KNOWN_WORDS]]
@@ -164,7 +171,9 @@ def _trained_vocabulary(lines: Sequence[str]) -> dict[str, int]:
 
 
 def all_merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes a token, in the order of the tokens made: what LLaMA-3's conversion lists."""
+    """Every pair of tokens that makes a token, in the order of the tokens made: what LLaMA-3's
+    conversion lists.
+    """
     merges = []
     for token in sorted(vocabulary, key=vocabulary.get):
         splits = [(token[:place], token[place:]) for place in range(1, len(token))]
@@ -173,11 +182,13 @@ def all_merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     return merges
 
 
-# ------------------------------------------------------------------------------------------------------------ texts
+# texts
 
 
 def make_texts(root: Path) -> Path:
-    """Writes pre-training documents under `pretrain` and conversations under `sft`; returns the root."""
+    """Writes pre-training documents under `pretrain` and conversations under `sft`; returns the
+    root.
+    """
     chinese, english = sentences("zh"), sentences("en")
     kinds = {
         "en_docs": (2, 400, lambda numbers: document(numbers, english, " ")),
@@ -202,7 +213,9 @@ def make_texts(root: Path) -> Path:
 
 
 def document(numbers: random.Random, pool: Sequence[str], between: str) -> str:
-    """A text of one to a thousand sentences, most often a few dozen, with headings, lists, numbers and addresses."""
+    """A text of one to a thousand sentences, most often a few dozen, with headings, lists, numbers
+    and addresses.
+    """
     paragraphs = []
     left = int(2 ** numbers.uniform(0, 7)) * (8 if numbers.random() < 0.02 else 1)
     while left > 0:
@@ -246,11 +259,13 @@ def _turns(texts: Sequence[str]) -> list[dict]:
     return [{"from": ("human", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
 
 
-# ----------------------------------------------------------------------------------------------------------- pieces
+# pieces
 
 
 def make_pieces(root: Path, least_count: int) -> Path:
-    """Writes the Chinese words that occur at least so often, most frequent first, and `OTHER_PIECES`; returns the file."""
+    """Writes the Chinese words that occur at least so often, most frequent first, and
+    `OTHER_PIECES`; returns the file.
+    """
     pieces = list(dict.fromkeys([*(word for word, _ in chinese_words(least_count)), *OTHER_PIECES]))
     path = root / f"pieces_zh_{len(pieces)}.jsonl"
     _write_lines(path, [{"piece": piece} for piece in pieces])
@@ -258,7 +273,9 @@ def make_pieces(root: Path, least_count: int) -> Path:
 
 
 def chinese_words(least_count: int) -> list[tuple[str, int]]:
-    """Two to four Chinese characters that follow each other, and how often they do; the most frequent first."""
+    """Two to four Chinese characters that follow each other, and how often they do; the most
+    frequent first.
+    """
     counts: Counter[str] = Counter()
     for sentence in [*example_texts("zh"), *COMMON_SENTENCES * max(PIECE_COUNTS)]:
         for run in regex.findall(r"\p{Han}+", sentence):
@@ -267,7 +284,7 @@ def chinese_words(least_count: int) -> list[tuple[str, int]]:
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))
 
 
-# ---------------------------------------------------------------------------------------------------------- sources
+# sources
 
 
 def example_texts(language: str) -> list[str]:
@@ -282,7 +299,9 @@ def example_texts(language: str) -> list[str]:
 
 
 def sentences(language: str) -> list[str]:
-    """The different sentences of the example in a language, and the common ones beside the Chinese."""
+    """The different sentences of the example in a language, and the common ones beside the
+    Chinese.
+    """
     ends = r"(?<=[。！？])" if language == "zh" else r"(?<=[.!?]) "
     texts = [*example_texts(language), *(COMMON_SENTENCES if language == "zh" else ())]
     return list(dict.fromkeys(part for text in texts for part in regex.split(ends, text) if len(part) > 3))

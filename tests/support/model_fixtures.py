@@ -15,7 +15,9 @@ def llama2(made_llama2: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def random_model_directory(llama2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LLaMA of two layers with a made LLaMA-2 tokenizer: what it says is noise, and full of broken characters."""
+    """A random LLaMA of two layers with a made LLaMA-2 tokenizer: what it says is noise, and full
+    of broken characters.
+    """
     directory = tmp_path_factory.mktemp("model") / "random"
     tokenizer = AutoTokenizer.from_pretrained(llama2)
     torch.manual_seed(0)

@@ -12,4 +12,6 @@ launch.prepare_engine()
 
 from colossal_llama.training import run_builder  # noqa: E402, F401
 
-gc.freeze()  # benchmarks/train_many.py collects garbage after every run: 0.24 s of a core without this, for half a million objects
+# benchmarks/train_many.py collects garbage after every run: 0.24 s of a core without this, for half
+# a million objects.
+gc.freeze()

@@ -1,4 +1,6 @@
-"""Files of the project: what git tracks or would add, never an environment made inside the checkout."""
+"""Files of the project: what git tracks or would add, never an environment made inside the
+checkout.
+"""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Ranks on CPU processes that are forked from one which has imported all: importing takes each of four ranks 6 s of a core otherwise.
+"""Ranks on CPU processes that are forked from one which has imported all: importing takes each of
+four ranks 6 s of a core otherwise.
 
 They find what torchrun would tell them in their environment, and meet as they do under torchrun.
 Launchers have tests of their own.
@@ -50,7 +51,9 @@ def run_ranks(
 
 
 def _start_server(project_root: Path) -> None:
-    """Starts the process that the ranks are forked from, once, with an environment in which nothing computes on more than a core."""
+    """Starts the process that the ranks are forked from, once, with an environment in which nothing
+    computes on more than a core.
+    """
     _CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
     former = dict(os.environ)
     path = [str(project_root), *filter(None, [former.get("PYTHONPATH")])]

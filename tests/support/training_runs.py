@@ -1,4 +1,6 @@
-"""A tiny model, tokenizer and parts, made on the spot, and a way to run train.py's story many times in one launch."""
+"""A tiny model, tokenizer and parts, made on the spot, and a way to run train.py's story many times
+in one launch.
+"""
 
 import json
 import math
@@ -51,7 +53,9 @@ class Toy:
 
 
 def make_toy(root: Path) -> Toy:
-    """A random two-layer LLaMA in fp32, 33 pre-training rows in 3 parts, 12 conversation rows in 1."""
+    """A random two-layer LLaMA in fp32, 33 pre-training rows in 3 parts, 12 conversation rows
+    in 1.
+    """
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY_SIZE)}}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -104,7 +108,9 @@ def _part(path: Path, rows: int, generator: np.random.Generator, tokenizer: PreT
 
 
 def _row(generator: np.random.Generator, documents: int) -> dict:
-    """Documents of words that count upwards, so that a model can learn them; the first tokens of each are no targets."""
+    """Documents of words that count upwards, so that a model can learn them; the first tokens of
+    each are no targets.
+    """
     lengths = [int(length) for length in generator.integers(4, 24, documents)]
     input_ids, labels = [], []
     for length in lengths:
@@ -122,7 +128,8 @@ def _row(generator: np.random.Generator, documents: int) -> dict:
 
 
 def poisoned(toy: Toy, rows: list[list[int]], among: range, path: Path) -> tuple[Path, int]:
-    """A copy of the model in which the embedding of one token is no number, and the only row that has this token.
+    """A copy of the model in which the embedding of one token is no number, and the only row that
+    has this token.
 
     Args:
         toy: the model.
@@ -165,13 +172,17 @@ def torchrun(
 
 
 class Runner:
-    """Runs a list of train.py command lines one after the other in one launch of `ranks` processes."""
+    """Runs a list of train.py command lines one after the other in one launch of `ranks`
+    processes.
+    """
 
     def __init__(self, project_root: Path, toy: Toy, workspace: Path, on_gpu: bool = False):
         self.project_root, self.toy, self.workspace, self.on_gpu = project_root, toy, workspace, on_gpu
 
     def command(self, name: str, *options: str, sft: bool = False, pretrained: bool = True) -> list[str]:
-        """A command line whose outputs lie under workspace/name; fp32 zero2 on all parts unless options say otherwise."""
+        """A command line whose outputs lie under workspace/name; fp32 zero2 on all parts unless
+        options say otherwise.
+        """
         place = self.workspace / name
         parts = self.toy.sft_parts if sft else self.toy.parts
         model = ["--pretrained", str(self.toy.model)] if pretrained else []
@@ -207,7 +218,9 @@ class Runner:
         return done.stdout + done.stderr
 
     def start(self, command: list[str], ranks: int = 2) -> subprocess.Popen:
-        """Starts train.py on the CPU as a user does, in a session of its own, and returns at once."""
+        """Starts train.py on the CPU as a user does, in a session of its own, and returns at
+        once.
+        """
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         return subprocess.Popen(
             [*launch, "train.py", *command],

@@ -1,4 +1,6 @@
-"""init_tokenizer.py on a LLaMA-3 tokenizer (the real one where it is), and on random byte-level BPE vocabularies."""
+"""init_tokenizer.py on a LLaMA-3 tokenizer (the real one where it is), and on random byte-level BPE
+vocabularies.
+"""
 
 import json
 import shutil

@@ -1,4 +1,6 @@
-"""init_tokenizer.py as a user runs it, on a LLaMA-2 tokenizer and files of pieces: the real ones where they are."""
+"""init_tokenizer.py as a user runs it, on a LLaMA-2 tokenizer and files of pieces: the real ones
+where they are.
+"""
 
 import json
 import os
