@@ -1,4 +1,4 @@
-"""What README and templates tell people to type exists: every script, every flag."""
+"""Documents are true: commands, flags, files, messages and terms exist; the words are the field's."""
 
 import ast
 import re
