@@ -15,7 +15,7 @@ WAYS = ((1, False), (2, False), (1, True), (2, True))  # stage of ZeRO; whether 
 
 @pytest.mark.distributed
 def test_equals_the_plugins_step_on_two_ranks(project_root):
-    done = run_ranks("tests.engine.test_zero_update_on_two_ranks", [], 2, project_root)
+    done = run_ranks("tests.engine.test_zero_update", [], 2, project_root)
     assert done.returncode == 0, done.stdout[-6000:]
     for way in WAYS:
         assert done.stdout.count(f"{way}: equal") == 2
