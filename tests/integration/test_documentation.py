@@ -1,4 +1,4 @@
-"""Documents are true: commands, flags, files, messages and terms exist; the words are the field's."""
+"""Documents are true: commands, flags, files, messages and terms exist; words are the field's."""
 
 import ast
 import re

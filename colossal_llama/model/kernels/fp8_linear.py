@@ -148,7 +148,8 @@ def _product(
 
     `fast_accumulation` is a little less exact, which the forward pass can bear.
     """
-    assert left is not None and right_transposed is not None, "quantized in the layout that is needed"
+    assert left is not None, "quantized without transposing"
+    assert right_transposed is not None, "quantized with transposing"
     return scaled_mm(
         left,
         right_transposed.t(),
