@@ -116,7 +116,7 @@ main() {
     choose_devices
     echo "quick start in $work, $devices"
 
-    step base_model "train a tiny base model on a little English" base_model \
+    step base_model "make a tiny random base model with an English tokenizer" base_model \
         "$python" examples/make_base_model.py --output_dir "$work/base_model"
     step learn "learn which Chinese pieces are worth adding" pieces \
         "$python" colossal_llama/tokenizer/learn_pieces.py --source_tokenizer_dir "$work/base_model" \

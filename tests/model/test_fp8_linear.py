@@ -132,7 +132,7 @@ def test_an_input_of_the_same_tensor_object_with_new_values_is_quantized_again()
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--mixed_precision", "fp32"), "--fp8 rounds half-precision"),
+        (("--mixed_precision", "fp32"), "--fp8 quantizes half-precision"),
         (("--plugin", "3d", "--tp", "2"), "--fp8 needs whole layers"),
         (("--lora_rank", "8"), "--fp8 and --lora_rank"),
         ((), "--fp8 needs a GPU"),
