@@ -148,8 +148,8 @@ def _product(
 
     `fast_accumulation` is a little less exact, which the forward pass can bear.
     """
-    assert left is not None, "quantized without transposing"
-    assert right_transposed is not None, "quantized with transposing"
+    assert left is not None, "quantize was asked for this layout"
+    assert right_transposed is not None, "quantize was asked for this layout"
     return scaled_mm(
         left,
         right_transposed.t(),
