@@ -36,8 +36,8 @@ def report_startup(arguments: TrainingArguments, inputs: RunInputs, trainer: Tra
     schedule = trainer.schedule
     if schedule.warmup_steps >= schedule.total_steps:
         log_rank_zero(
-            f"warning: {schedule.warmup_steps} warm-up steps of {schedule.total_steps} steps: the run ends before the "
-            "learning rate decays"
+            f"warning: {schedule.warmup_steps} warm-up steps of {schedule.total_steps}: the whole run is warm-up, "
+            "and the learning rate reaches --lr in the last step or not at all"
         )
     for note in notes:
         log_rank_zero(note)
