@@ -17,10 +17,12 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from colossal_llama.dataset.prepare import buckets
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.output_dir import run_lock
 from colossal_llama.dataset.prepare.pipeline import prepare
+from colossal_llama.dataset.prepare.verification import verify
 from colossal_llama.utils.errors import UserError
 from tests.support.preparations import preparation
 
@@ -123,6 +125,18 @@ def test_the_plain_command_finishes_what_shards_began(tmp_path, input_dir, token
     assert prepare(settings_for(input_dir, output, tokenizer_dir, num_shards=3, shard_index=1), opened) is None
     prepare(settings_for(input_dir, output, tokenizer_dir), opened)
     assert content(output) == undisturbed
+
+
+def test_parts_of_an_earlier_version_are_completed_by_its_plan(tmp_path, input_dir, tokenizer_dir, opened, monkeypatch):
+    output = tmp_path / "out"
+    with monkeypatch.context() as earlier:
+        assign = buckets.assign_bins
+        earlier.setattr(buckets, "assign_bins", lambda *settings: (assign(*settings) + 1) % NUM_PARTS)
+        for index in (0, 1):
+            prepare(settings_for(input_dir, output, tokenizer_dir, num_shards=2, shard_index=index), opened)
+    manifest = prepare(settings_for(input_dir, output, tokenizer_dir), opened)
+    assert sum(part["documents"] for part in manifest["parts"]) == manifest["totals"]["documents"]
+    assert verify(output)
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["complete", "begun"])

@@ -170,6 +170,11 @@ class PartPlan:
             temporary.replace(directory / f"{name}.npy")
 
     @classmethod
+    def is_saved(cls, directory: Path) -> bool:
+        """True when all arrays have been saved."""
+        return all((directory / f"{name}.npy").is_file() for name in cls.__dataclass_fields__)
+
+    @classmethod
     def load(cls, directory: Path) -> "PartPlan":
         """Maps the arrays that `save` wrote."""
         return cls(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__))

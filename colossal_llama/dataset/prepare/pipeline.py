@@ -255,13 +255,18 @@ def _write_parts(preparation: _Preparation, pool: WorkerPool, facts: Sequence[di
     pending = [index for index in indices if arguments.shards.includes(index) and part_facts(directory, index) is None]
     if pending:
         categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
-        splicing = arguments.rows.splicing
-        row_tokens = arguments.rows.max_length if splicing == "best_fit" else None
-        plan = plan_parts(preparation.chunk_dir, facts, categories, arguments.rows.num_spliced_dataset_bins, row_tokens)
-        plan.save(directory / "cache" / "plan")
+        plan_dir = directory / "cache" / "plan"
+        if PartPlan.is_saved(plan_dir):  # finished parts follow it, be it of an earlier version
+            plan = PartPlan.load(plan_dir)
+        else:
+            num_bins = arguments.rows.num_spliced_dataset_bins
+            plan = plan_parts(preparation.chunk_dir, facts, categories, num_bins)
+            plan.save(plan_dir)
         common = {"kind": arguments.kind, "max_length": arguments.rows.max_length, "seed": arguments.rows.seed}
         common |= {name: preparation.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
-        task = PartTask(directory, splicing, arguments.rows.max_length, arguments.rows.seed, categories, common)
+        task = PartTask(
+            directory, arguments.rows.splicing, arguments.rows.max_length, arguments.rows.seed, categories, common
+        )
         _run_part_tasks(pool, [(task, index) for index in pending], plan, preparation.times)
         for name in ("arrow", "jsonl"):
             fsync_path(directory / name)
