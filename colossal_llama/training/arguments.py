@@ -156,7 +156,7 @@ class PluginArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryArguments:
-    """Gradient checkpointing: recomputation of activations."""
+    """Activation checkpointing, which transformers calls gradient checkpointing."""
 
     use_grad_checkpoint: bool = switch(help="recompute activations in the backward pass to save memory")
     recompute_layers: int | None = option(

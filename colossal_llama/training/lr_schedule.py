@@ -26,6 +26,8 @@ def default_warmup_steps(total_steps: int) -> int:
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
     """Learning rate of a step: linear warm-up to the peak, then cosine decay to a tenth of it.
 
+    Source: SGDR without restarts (arXiv 1608.03983).
+
     Args:
         step: 0 for the first step, `total_steps` − 1 for the last.
         total_steps: of the whole run, warm-up included.

@@ -152,7 +152,7 @@ class Trainer:
         bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{rate:.2e}", tok_s=f"{tokens_per_s:,.0f}", refresh=False)
 
     def _utilisation(self, tokens_per_s: float) -> float | None:
-        """Model FLOPs utilisation: model FLOPs per second over the peak of all devices (PaLM, B).
+        """Model FLOPs utilisation: model FLOPs/s over the peak of all devices (arXiv 2204.02311).
 
         Model FLOPs are those of model.param_count.flops_per_token, peaks those of
         metrics.PEAK_FLOPS. None where the device's peak is unknown.

@@ -11,7 +11,8 @@ Memory can peak in three phases of a step. Each is a sum of the same parts:
 
 The terms were derived from the code (ColossalAI 0.5.0, transformers 4.51.3, Liger 0.6.5), and
 tests/training/test_estimate.py compares them with bytes counted in real steps. The CUDA context and
-the allocator's fragmentation are not included (see `ALLOWANCE_BYTES`).
+the allocator's fragmentation are not included (see `ALLOWANCE_BYTES`). See also arXiv 2205.05198
+(memory of activations) and 1910.02054 (ZeRO).
 """
 
 from dataclasses import dataclass
