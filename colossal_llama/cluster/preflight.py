@@ -131,8 +131,9 @@ def all_reduce_line(measured: dict[str, Any]) -> str:
 def write_record(
     path: Path, reports: list[HostReport], measured: dict[str, Any] | None, problems: list[Problem]
 ) -> None:
-    """Writes surveys, the all-reduce and problems as JSON."""
-    record = {"time_s": round(time.time(), 3), "hosts": [asdict(report) for report in reports], "all_reduce": measured}
+    """Writes surveys, the all-reduce and problems as JSON; a host without a survey has null."""
+    hosts = [{**asdict(report), "survey": report.survey or None} for report in reports]
+    record = {"time_s": round(time.time(), 3), "hosts": hosts, "all_reduce": measured}
     write_json(path, {**record, "problems": [asdict(problem) for problem in problems]})
 
 

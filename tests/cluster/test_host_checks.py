@@ -1,5 +1,6 @@
 """Preflight: from the surveys of hosts to their problems; what a survey reads from nvidia-smi."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from colossal_llama.cluster.host_checks import HostReport, Problem, RunRequirements, compare_hosts
+from colossal_llama.cluster.preflight import write_record
 from colossal_llama.cluster.ssh import read_hostfile
 from colossal_llama.cluster.survey import survey
 from colossal_llama.training.command_line import parse_arguments
@@ -142,3 +144,14 @@ def test_preflight_refuses_what_it_could_not_write_or_read(project_root, tmp_pat
         assert done.returncode == 2
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_record_of_preflight_has_null_for_a_host_without_a_survey(tmp_path):
+    failure = Problem("node-2", "ssh", "no ssh server answers")
+    write_record(tmp_path / "x.json", [HostReport("node-2", failure=failure)], None, [failure])
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert sorted(record) == ["all_reduce", "hosts", "problems", "time_s"]
+    assert record["problems"] == [{"host": "node-2", "check": "ssh", "text": "no ssh server answers"}]
+    assert record["hosts"] == [
+        {"host": "node-2", "survey": None, "skew_s": 0.0, "skew_error_s": 0.0, "failure": record["problems"][0]}
+    ]
