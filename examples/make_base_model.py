@@ -1,4 +1,4 @@
-"""Makes the quick start's base model on the spot: a tiny random LLaMA with an English sentencepiece tokenizer.
+"""Makes the quick start's base model: a tiny random LLaMA with an English sentencepiece tokenizer.
 
 The tokenizer is built like LLaMA-2's (BPE with byte fallback, a space before the first word, <unk>
 <s> </s> = 0 1 2) on the English part of the example alone, with the full-width punctuation that
@@ -23,6 +23,7 @@ SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
 def main() -> None:
+    """Trains the tokenizer and writes it with a random model."""
     arguments = parse_arguments()
     texts = english_texts(arguments.data_input_dir)
     tokenizer_model = train_tokenizer(texts, arguments.vocabulary_size)
@@ -39,6 +40,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses and checks the command line."""
     parser = CollectingArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True, help="new directory for the model and its tokenizer")
     parser.add_argument(
@@ -68,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def english_texts(directory: Path) -> list[str]:
-    """Titles and texts of every record in `en_*.jsonl`, line by line: newlines stay bytes, as in LLaMA-2.
+    """Reads the titles and texts of `en_*.jsonl`, by lines: newlines stay bytes, as in LLaMA-2.
 
     Raises:
         UserError: there is no such file.
@@ -134,7 +136,7 @@ def save_tokenizer(directory: Path, model: bytes, max_positions: int) -> None:
 
 
 def save_random_model(directory: Path, arguments: argparse.Namespace) -> int:
-    """Saves a random `LlamaForCausalLM` (fp32, separate output embedding) and returns its number of parameters.
+    """Saves a random `LlamaForCausalLM` (fp32, embeddings not tied); returns its parameter count.
 
     Heads are 32 wide; every two query heads share a key-value head, as in the larger LLaMAs.
     """

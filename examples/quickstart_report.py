@@ -1,7 +1,7 @@
 """Prints what the quick start's steps achieved, a few lines each, from the files that they left.
 
 python examples/quickstart_report.py compression REPORT.json   tokens per character before and after
-python examples/quickstart_report.py loss RUN_DIR              first and last losses in metrics.jsonl
+python examples/quickstart_report.py loss RUN_DIR              first and last loss in metrics.jsonl
 python examples/quickstart_report.py answers ANSWERS.jsonl     how many are what the example teaches
 """
 
@@ -14,6 +14,7 @@ INDENT = " " * 4
 
 
 def main() -> None:
+    """Prints the report that the command line names; exit code 2 for another."""
     if len(sys.argv) == 3 and sys.argv[1] == "compression":
         report_compression(Path(sys.argv[2]))
     elif len(sys.argv) == 3 and sys.argv[1] == "loss":
@@ -31,7 +32,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def report_compression(report: Path) -> None:
-    """Tokens per character with the tokenizers `before` and `after`, of all texts and of each language's."""
+    """Prints tokens per character of the tokenizers `before` and `after`, also by language."""
     tokenizers = json.loads(report.read_text(encoding="utf-8"))["tokenizers"]
     for beginning, name in (("zh_", "Chinese"), ("en_", "English"), ("", "all texts")):
         rates = [rate_of(tokenizers[key]["categories"], beginning) for key in ("before", "after")]
@@ -58,7 +59,7 @@ def report_loss(run: Path) -> None:
 
 
 def report_answers(answers: Path) -> None:
-    """Some answers, and how many are word for word the example's; exit code 1 if fewer than half are."""
+    """Prints some answers, and the share of exact ones; exit code 1 if it is below one half."""
     records = read_jsonl(answers)
     as_taught = [record["generated"].strip() == record["messages"][-1]["content"] for record in records]
     for record in records[::12]:
