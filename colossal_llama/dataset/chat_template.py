@@ -231,7 +231,6 @@ class ChatTemplate:
         if whole.input_ids[end - 1] not in special:
             raise UserError(
                 f"--chat_template: with {self._name} an answer is not closed by a control token inside of the "
-                "generation "
-                "block, so that the model would not learn to stop: move {% endgeneration %} after the token"
+                "generation block, so that the model would not learn to stop: move {% endgeneration %} after the token"
             )
         return whole.input_ids[end - 1]

@@ -39,9 +39,8 @@ def main() -> None:
     from colossal_llama.model.expansion.resize_embeddings import create_model, plan_expansion
     from colossal_llama.utils.atomic_io import write_json
 
-    documents = _evaluation_documents(
-        arguments
-    )  # read first, so that an error in it is reported before the weights are written
+    # Read first, so that an error in it is reported before the weights are written.
+    documents = _evaluation_documents(arguments)
     plan = plan_expansion(arguments.source_model_and_tokenizer_path, arguments.target_tokenizer_path)
     report = create_model(plan, arguments.init_method, arguments.target_model_path)
     report["seconds"] = round(time.monotonic() - started, 2)

@@ -1,7 +1,7 @@
 """Atomic writes of files and directories.
 
-All is written under a temporary name, flushed to the disk (fsync) and then renamed, so that a
-reader never finds a file or a directory half-written.
+All is written under a temporary name, flushed to the disk (fsync) and then renamed. So a reader
+never finds a file or a directory half-written.
 """
 
 import json

@@ -36,8 +36,8 @@ class InvalidArguments(SystemExit):
 class CollectingArgumentParser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` that collects problems instead of stopping at the first.
 
-    Values that do not convert, values outside `choices`, missing and unknown arguments, and
-    whatever the caller adds with `problem(...)` are printed by `finish()`, all at once, which exits
+    These are values that do not convert, values outside `choices`, missing and unknown arguments,
+    and what the caller adds with `problem(...)`. `finish()` prints all of them at once, and exits
     with code 2 if there is any.
 
     As a sub-command of `colossal-llama` the usage line shows that command instead of `prog`.

@@ -126,8 +126,7 @@ def _with_added_tokens(model: ModelProto, fast: Tokenizer) -> ModelProto:
         if token_id > len(copy.pieces):
             raise UserError(
                 f"the source's added token {token.content} has id {token_id}, but ids end at {len(copy.pieces) - 1} "
-                "before it: "
-                "new pieces would fill the gap; renumber the source's added tokens first"
+                "before it: new pieces would fill the gap; renumber the source's added tokens first"
             )
         copy.pieces.add(piece=token.content, score=0.0, type=_USER_DEFINED)
     return copy
