@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from colossal_llama.dataset.tokenization import SEGMENT, TokenizedBatch
-from colossal_llama.utils.atomic_io import fsync_path, temporary_path, write_bytes
+from colossal_llama.utils.atomic_io import atomic_file, fsync_path, temporary_path, write_bytes
 from colossal_llama.utils.errors import UserError
 
 
@@ -161,13 +161,11 @@ class PartPlan:
     chunk_starts: np.ndarray
 
     def save(self, directory: Path) -> None:
-        """Writes the arrays; the workers map them."""
+        """Writes the arrays atomically; the workers map them, and a resumed run trusts them."""
         directory.mkdir(parents=True, exist_ok=True)
         for name in self.__dataclass_fields__:
-            temporary = temporary_path(directory / f"{name}.npy")
-            with temporary.open("wb") as file:  # np.save would append .npy to a path
+            with atomic_file(directory / f"{name}.npy") as file:
                 np.save(file, getattr(self, name))
-            temporary.replace(directory / f"{name}.npy")
 
     @classmethod
     def is_saved(cls, directory: Path) -> bool:
