@@ -93,7 +93,7 @@ def main() -> None:
         print(f"error: {problem}\n'{PROGRAM} --help' lists the commands.", file=sys.stderr)
         raise SystemExit(2)
     sys.argv[:2] = [f"{PROGRAM} {command.name}"]
-    run_main(pkgutil.resolve_name(command.function))
+    run_main(lambda: pkgutil.resolve_name(command.function)())  # Ctrl-C while importing is caught, too
 
 
 def find_command(name: str) -> Command | None:
