@@ -1,4 +1,4 @@
-"""The tests themselves: they mirror the package; tests/README.md names the file of each property."""
+"""Tests mirror the package; tests/README.md names the file of each property."""
 
 import ast
 import re
