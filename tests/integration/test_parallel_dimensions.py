@@ -20,6 +20,8 @@ from colossal_llama.dataset.dummy_dataset import random_rows
 from colossal_llama.model.weights.generation_config import save_model
 from tests.support.training_runs import Runner, make_toy
 
+pytestmark = pytest.mark.slow  # the runs that all tests of the file share
+
 # Sums in another order. Half precision (which ZeRO needs): fp16, whose last bit is 2^-11. Of the
 # weights each tensor's whole change is compared, in half precision without one element in fifty:
 # AdamW turns a tiny gradient of the other sign into a step of full size in single elements, and

@@ -59,6 +59,8 @@ from colossal_llama.engine import launch
 launch.prepare_engine()
 from colossal_llama.training.checkpoint import saver
 
+pytestmark = pytest.mark.slow  # the runs that all tests of the file share
+
 saver.available_bytes = lambda: 1000
 saver._FILE_BYTES = 100_000
 runpy.run_path("benchmarks/train_many.py", run_name="__main__")

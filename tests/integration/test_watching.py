@@ -20,6 +20,8 @@ from colossal_llama.model.weights.generation_config import save_model
 from colossal_llama.training.plot_training import draw_curves, read_curve
 from tests.support.training_runs import poisoned, ranks_of, torchrun
 
+pytestmark = pytest.mark.slow  # the runs that all tests of the file share
+
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
 PLUGINS = {
     "zero2": (),
