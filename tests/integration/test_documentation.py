@@ -66,7 +66,11 @@ def test_flags_in_the_readme_text_exist_somewhere():
     scripts = {script for document in DOCUMENTS for script, _ in commands_in(document)}
     text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
     scripts |= set(re.findall(r"`python ([\w/]+\.py)", text))
-    known = OTHERS_FLAGS.union(*(flags_of(script) for script in scripts if script != "examples/quickstart_report.py"))
+    shell = (PROJECT_ROOT / "run_tests.sh").read_text(encoding="utf-8")
+    known = OTHERS_FLAGS.union(
+        re.findall(r"^(--\w+)\)", shell, flags=re.MULTILINE),
+        *(flags_of(script) for script in scripts if script != "examples/quickstart_report.py"),
+    )
     for quoted in BACKTICKS.findall(text):
         for flag in FLAG.findall(quoted):
             assert flag in known, f"README.md: {quoted}"
