@@ -21,15 +21,18 @@ from colossal_llama.inference.prompts import (
     pretrained_prompt,
 )
 from colossal_llama.tokenizer.loading import load_tokenizer
+from tests.support.forked import run_forked
 from tests.support.scripts import run_script
 
 GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
+
+SCRIPT = "inference_example.py"
 
 cached_tokenizer = functools.cache(load_tokenizer)
 
 
 def infer(project_root: Path, *options: object, stdin: str = "") -> subprocess.CompletedProcess:
-    return run_script(project_root, "inference_example.py", *options, input=stdin)
+    return run_script(project_root, SCRIPT, *options, input=stdin)
 
 
 def test_script_completes_and_answers(project_root, random_model_directory, random_model, llama2):
@@ -41,7 +44,7 @@ def test_script_completes_and_answers(project_root, random_model_directory, rand
         "sft": template.prompt_ids([Message("human", "床前明月光")]),
     }
     for style, prompt in cases.items():
-        done = infer(project_root, *common, "--input_txt", "床前明月光", "--prompt_style", style)
+        done = run_forked(project_root, SCRIPT, *common, "--input_txt", "床前明月光", "--prompt_style", style)
         assert done.returncode == 0, done.stderr
         assert done.stdout == TextGenerator(random_model, tokenizer, {2}, GREEDY, 12).generate(prompt).text + "\n"
         assert "12 tokens in" in done.stderr
@@ -55,7 +58,7 @@ def test_script_answers_a_file_repeatably(project_root, random_model_directory, 
     outputs = []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         files = ("--input_file", tmp_path / "in.jsonl", "--output_file", tmp_path / f"{name}.jsonl")
-        done = infer(project_root, *common, *files, "--seed", seed, "--temperature", 2)
+        done = run_forked(project_root, SCRIPT, *common, *files, "--seed", seed, "--temperature", 2)
         assert done.returncode == 0, done.stderr
         assert "tokens/s" in done.stderr
         outputs.append([json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()])
@@ -87,7 +90,9 @@ def test_chat_leaves_out_a_line_that_is_no_text(project_root, random_model_direc
 def test_script_chats_with_history(project_root, random_model_directory, random_model, llama2):
     stdin = "你好\n\nsecond question\n/reset\n你好\n/exit\nnever read\n"
     options = ("--device", "cpu", "--do_sample", "False", "--max_new_tokens", 8, "--system", "Be brief.")
-    done = infer(project_root, "--model_path", random_model_directory, "--interactive", *options, stdin=stdin)
+    done = run_forked(
+        project_root, SCRIPT, "--model_path", random_model_directory, "--interactive", *options, stdin=stdin
+    )
     assert done.returncode == 0, done.stderr
 
     tokenizer = cached_tokenizer(llama2)
@@ -127,8 +132,14 @@ def test_script_uses_a_chat_template(project_root, random_model_directory, rando
         "--input_txt",
         "你好",
     )
-    done = infer(
-        project_root, "--model_path", random_model_directory, *options, "--chat_template", tmp_path / "chat.jinja"
+    done = run_forked(
+        project_root,
+        SCRIPT,
+        "--model_path",
+        random_model_directory,
+        *options,
+        "--chat_template",
+        tmp_path / "chat.jinja",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == TextGenerator(random_model, tokenizer, {2}, GREEDY, 8).generate(prompt).text + "\n"
@@ -137,7 +148,7 @@ def test_script_uses_a_chat_template(project_root, random_model_directory, rando
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system message, please') }}{% endif %}" + CHATML
     )
     strict = ("--chat_template", tmp_path / "strict.jinja", "--system", "Be brief.")
-    done = infer(project_root, "--model_path", random_model_directory, *options, *strict)
+    done = run_forked(project_root, SCRIPT, "--model_path", random_model_directory, *options, *strict)
     assert done.returncode == 2
     assert "no system message, please" in done.stderr
     assert "Traceback" not in done.stderr
@@ -156,14 +167,14 @@ def test_script_runs_an_adapter(project_root, random_model_directory, random_mod
     with_adapter = TextGenerator(adapted.eval(), tokenizer, {2}, GREEDY, 12).generate(prompt).text
     assert with_adapter != TextGenerator(random_model, tokenizer, {2}, GREEDY, 12).generate(prompt).text
     options = ("--device", "cpu", "--do_sample", "0", "--max_new_tokens", 12, "--input_txt", "abc")
-    done = infer(project_root, "--model_path", tmp_path / "adapter", *options)
+    done = run_forked(project_root, SCRIPT, "--model_path", tmp_path / "adapter", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout == with_adapter + "\n"
     assert isinstance(adapted, PeftModel)
 
     config_path = tmp_path / "adapter" / "adapter_config.json"
     config_path.write_text(config_path.read_text().replace(str(random_model_directory), "/gone/base"))
-    done = infer(project_root, "--model_path", tmp_path / "adapter", *options)
+    done = run_forked(project_root, SCRIPT, "--model_path", tmp_path / "adapter", *options)
     assert done.returncode == 2
     assert "cannot be found: /gone/base" in done.stderr
     assert "Traceback" not in done.stderr

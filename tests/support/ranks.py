@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.support.hosts import free_port
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT = multiprocessing.get_context("forkserver")
 _OTHERS_END_WITHIN_S = 30.0  # once a rank has failed
 
 
@@ -37,11 +37,11 @@ def run_ranks(
     Returns:
         The first return code that is not 0, and the output of all ranks as standard output.
     """
-    _start_server(project_root)
+    start_server(project_root)
     words, port = [program, *arguments], free_port()
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
         processes = [
-            _CONTEXT.Process(target=_be_rank, args=(rank, ranks, port, words, project_root, output.name))
+            CONTEXT.Process(target=_be_rank, args=(rank, ranks, port, words, project_root, output.name))
             for rank in range(ranks)
         ]
         for process in processes:
@@ -50,11 +50,11 @@ def run_ranks(
         return subprocess.CompletedProcess(words, returncode, output.read(), "")
 
 
-def _start_server(project_root: Path) -> None:
+def start_server(project_root: Path) -> None:
     """Starts the process that the ranks are forked from, once, with an environment in which nothing
     computes on more than a core.
     """
-    _CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
+    CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
     former = dict(os.environ)
     path = [str(project_root), *filter(None, [former.get("PYTHONPATH")])]
     os.environ.update(PYTHONPATH=os.pathsep.join(path), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
