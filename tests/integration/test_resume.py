@@ -25,6 +25,8 @@ from colossal_llama.training.checkpoint.discovery import open_checkpoint  # noqa
 from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer  # noqa: E402
 from colossal_llama.training.checkpoint.state import checkpoint_directories  # noqa: E402
 
+pytestmark = pytest.mark.slow  # the runs that all tests of the file share
+
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
 RUN = (*BATCH, "--num_epochs", "2", "--save_interval", "2", "--use_neft")
 ELASTIC = ("--num_epochs", "2", "--save_interval", "4", "--skip_save_each_epoch", "--use_neft")
@@ -58,8 +60,6 @@ from colossal_llama.engine import launch
 
 launch.prepare_engine()
 from colossal_llama.training.checkpoint import saver
-
-pytestmark = pytest.mark.slow  # the runs that all tests of the file share
 
 saver.available_bytes = lambda: 1000
 saver._FILE_BYTES = 100_000
