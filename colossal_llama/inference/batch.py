@@ -65,6 +65,7 @@ class _Totals:
         self.finish_reasons[completion.finish_reason] += 1
 
     def report(self, duration_s: float) -> dict[str, Any]:
+        """Counts, and the throughput over a duration, as JSON values."""
         return {
             "prompts": self.prompts,
             "prompt_tokens": self.prompt_tokens,

@@ -126,6 +126,7 @@ def varlen_attention(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, groups, scaling):
+        """Computes attention group by group; saves the log-sum-exp statistics, not the weights."""
         tokens, heads, _ = query.shape
         output = torch.empty_like(query)
         stats = torch.empty(tokens, heads, dtype=torch.float32, device=query.device)
@@ -139,6 +140,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        """Computes the gradients of queries, keys and values, group by group."""
         query, key, value, output, stats = ctx.saved_tensors
         gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
         tensors = {_QUERY: query, _KEY: key, _VALUE: value, _OUTPUT: output, _STATS: stats}

@@ -73,6 +73,7 @@ class _NormWithResidual(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, eps):
+        """Computes the norm; passes `hidden` on, so that the backward pass adds its gradient."""
         from liger_kernel.ops.rms_norm import rms_norm_forward
 
         contiguous = hidden.contiguous()
@@ -83,6 +84,7 @@ class _NormWithResidual(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, residual_gradient):
+        """Adds the residual stream's gradient to that of the norm's input, in one kernel."""
         from liger_kernel.ops.fused_add_rms_norm import fused_add_rms_norm_backward
 
         hidden_gradient, _, weight_gradient = fused_add_rms_norm_backward(
