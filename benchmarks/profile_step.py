@@ -100,6 +100,7 @@ def profile_of(options: argparse.Namespace, way: str, model: Path) -> StepProfil
     step = TrainStep.step
 
     def profiled_step(self, micro_batches, number: int, *others, **settings):
+        """As `TrainStep.step`; the first profiled step only starts the profiler up."""
         if number not in (PROFILED_STEP - 1, PROFILED_STEP):
             return step(self, micro_batches, number, *others, **settings)
         with profile(activities=_activities()) as profiler:

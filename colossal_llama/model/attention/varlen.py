@@ -163,6 +163,7 @@ def _varlen_attention(kernel: Callable[..., torch.Tensor]) -> Callable[..., tupl
         scaling: float | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
+        """As `sdpa_attention`."""
         rows, heads, length, width = query.shape
         if has_one_document_per_row(attention_mask, rows, length):
             return _plain_causal(query, key, value, dropout, scaling), None

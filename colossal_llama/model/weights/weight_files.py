@@ -215,6 +215,7 @@ def _reader_of_array(content: np.ndarray) -> Callable[[int, int], np.ndarray]:
 
 def _reader_of_file(file: Any, begin: int) -> Callable[[int, int], bytearray]:
     def read(offset: int, count: int) -> bytearray:
+        """Reads `count` bytes of the tensor from `offset` on; UserError if the file ends before."""
         content = bytearray(count)
         rest, file_offset = memoryview(content), begin + offset
         while rest:
