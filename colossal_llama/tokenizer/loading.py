@@ -1,41 +1,142 @@
 """Loads a tokenizer directory and computes the tokenizer's fingerprint."""
 
 import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
+SETTINGS_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_CONFIGURATION_FILES = ("tokenizer_config.json", "config.json")
 
 
 def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     """Loads the fast tokenizer of a directory (LLaMA-2 sentencepiece or LLaMA-3 byte-level BPE).
 
     Raises:
-        UserError: the directory holds no tokenizer, or one without a fast implementation, a BOS or
-            an EOS token.
+        UserError: the directory holds no tokenizer, or one with code of its own, without a fast
+            implementation, a BOS or an EOS token, or with one id for two tokens.
     """
     path = Path(directory)
     if not path.is_dir():
         raise UserError(f"tokenizer directory {path} does not exist")
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise UserError(f"{path} holds no tokenizer: neither tokenizer.json nor tokenizer.model is there")
+    if not any((path / name).is_file() for name in VOCABULARY_FILES):
+        raise UserError(f"{path} holds no tokenizer: neither {' nor '.join(VOCABULARY_FILES)} is there")
+    tokenizer = load_with_transformers(path, use_fast=True)
     # The import takes 0.7 s, with torch (no USE_TORCH=0 in the environment) more.
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True)
-    except Exception as error:  # whatever transformers, tokenizers or sentencepiece raise on a damaged file
-        raise UserError(f"the tokenizer in {path} cannot be loaded: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"the tokenizer in {path} has no fast implementation (it loads as {type(tokenizer).__name__})")
     for name in ("bos_token", "eos_token"):
         if getattr(tokenizer, name) is None:
             raise UserError(f"the tokenizer in {path} has no {name}: set it in tokenizer_config.json")
+    if shared := _ids_of_several_tokens(tokenizer.get_vocab()):
+        token_id, tokens = shared[0]
+        raise UserError(
+            f"the tokenizer in {path} has one id for several tokens ({len(shared):,} such ids): "
+            f"{token_id} is {' and '.join(map(repr, tokens))}; copy or make the tokenizer again"
+        )
     return tokenizer
+
+
+def load_with_transformers(directory: Path, use_fast: bool) -> "PreTrainedTokenizerBase":
+    """Loads a directory as transformers does, without running code of the directory.
+
+    Args:
+        directory: holds a tokenizer.
+        use_fast: the fast implementation where there is one, else the slow one.
+
+    Raises:
+        UserError: the files are damaged, or name code of their own.
+    """
+    refuse_custom_code(directory)
+    for path in (directory / name for name in (*VOCABULARY_FILES, *SETTINGS_FILES)):
+        if path.exists() and not path.is_file():  # transformers would pass over it
+            raise UserError(f"{path} is not a file: copy the tokenizer again")
+    from transformers import AutoTokenizer
+
+    with loading_errors(f"the tokenizer in {directory}"):
+        return AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False)
+
+
+def refuse_custom_code(directory: Path) -> None:
+    """Refuses a tokenizer's or a model's directory whose configuration names Python code to run.
+
+    Raises:
+        UserError: `auto_map` is set in tokenizer_config.json or config.json, or one of these files
+            is no JSON object.
+    """
+    problems = []
+    for path in (directory / name for name in _CONFIGURATION_FILES):
+        if path.exists() and (code := read_json_object(path).get("auto_map")):
+            problems.append(
+                f"{path} names code of its own (auto_map: {json.dumps(code)[:200]}), which is never run: remove "
+                "auto_map from the file if the class that transformers itself has will do, else use another model"
+            )
+    if problems:
+        raise UserError(problems)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON or holds something else.
+    """
+    if not path.is_file():  # a named pipe would never end
+        raise UserError(f"{path} is not a file: copy it again")
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
+        raise UserError(f"{path} is not JSON: {error}; copy the file again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__} where a JSON object is expected: copy the file again")
+    return content
+
+
+@contextmanager
+def loading_errors(what: str) -> Iterator[None]:
+    """Turns what transformers, tokenizers or sentencepiece raise on damaged files into a message.
+
+    Raises:
+        UserError: `what` cannot be loaded, and why.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # A panic of the tokenizers library is a BaseException, of a class that cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what} cannot be loaded: {reason[:500]}; copy its files again") from error
+
+
+def _ids_of_several_tokens(vocabulary: Mapping[str, int]) -> list[tuple[int, list[str]]]:
+    if len(set(vocabulary.values())) == len(vocabulary):
+        return []
+    tokens = defaultdict(list)
+    for token, token_id in vocabulary.items():
+        tokens[token_id].append(token)
+    return [(token_id, sorted(names)) for token_id, names in sorted(tokens.items()) if len(names) > 1]
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast", serialized: str | None = None) -> str:

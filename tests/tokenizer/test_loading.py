@@ -101,3 +101,37 @@ runpy.run_path("prepare_pretrain_dataset.py", run_name="__main__")"""
     loaded = imported_modules(project_root, code)
     assert not loaded & {"torch", "pandas", "datasets"}
     assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize(
+    "auto_map", [{"AutoTokenizer": ["code.Slow", "code.Fast"]}, {"AutoConfig": "code.C"}, ["code.Slow", None], "code.X"]
+)
+def test_code_of_a_directory_never_runs_and_nothing_is_asked(made_data, tmp_path, monkeypatch, file, auto_map):
+    directory = llama2_copy(made_data, tmp_path / "copy")
+    (directory / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    settings = json.loads((directory / file).read_text()) if (directory / file).exists() else {"model_type": "other"}
+    (directory / file).write_text(json.dumps(settings | {"auto_map": auto_map}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(UserError, match=r"auto_map.*never run"):
+        load_tokenizer(directory)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"3", b'{"a": ', b"\xff\xfe", b"[" * 100_000, b""])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_a_configuration_that_is_no_json_object_is_named(made_data, tmp_path, file, content):
+    directory = llama2_copy(made_data, tmp_path / "copy")
+    (directory / file).write_bytes(content)
+    with pytest.raises(UserError, match=file):
+        load_tokenizer(directory)
+
+
+def test_one_id_for_two_tokens_is_refused(made_data, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(made_data / "tokenizers" / "llama3-base", directory)
+    definition = json.loads((directory / "tokenizer.json").read_text("utf-8"))
+    definition["model"]["vocab"]["zzz"] = 300
+    (directory / "tokenizer.json").write_text(json.dumps(definition), "utf-8")
+    with pytest.raises(UserError, match=r"one id for several tokens.*300 is .*'zzz'"):
+        load_tokenizer(directory)

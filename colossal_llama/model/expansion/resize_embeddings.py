@@ -20,14 +20,15 @@ from colossal_llama.model.weights.weight_files import (
     find_weight_files,
     rewrite_shard,
 )
-from colossal_llama.tokenizer.expansion.result import REPORT_FILE, SETTINGS_FILES
+from colossal_llama.tokenizer.expansion.result import REPORT_FILE
+from colossal_llama.tokenizer.loading import SETTINGS_FILES, VOCABULARY_FILES
 from colossal_llama.utils.atomic_io import atomic_directory, existing_ancestor, write_bytes, write_json
 from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError
 
 INPUT_MATRIX = "model.embed_tokens.weight"
 OUTPUT_MATRIX = "lm_head.weight"
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", *SETTINGS_FILES, REPORT_FILE)
+TOKENIZER_FILES = (*VOCABULARY_FILES, *SETTINGS_FILES, REPORT_FILE)
 
 
 @dataclass(frozen=True)

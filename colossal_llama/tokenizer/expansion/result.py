@@ -7,18 +7,11 @@ from pathlib import Path
 
 from colossal_llama.tokenizer.expansion.pieces import Piece, PieceFile
 from colossal_llama.tokenizer.expansion.reachability import Encode, Reachability
+from colossal_llama.tokenizer.loading import SETTINGS_FILES
 from colossal_llama.utils.atomic_io import atomic_directory, write_json
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError
 
-# Copied as they are; tokenizer.model and tokenizer.json are rewritten.
-SETTINGS_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 REPORT_FILE = "expansion_report.json"
 
 
