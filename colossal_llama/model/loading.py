@@ -4,27 +4,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
+from colossal_llama.model.config_file import read_model_config
 from colossal_llama.utils.errors import UserError
+
+_SETTABLE = ("model_type", "name_or_path", "num_labels")
+"""Attributes of the class LlamaConfig that a config.json may set."""
 
 
 def load_config(path: str | Path) -> PretrainedConfig:
     """Reads a model directory's config.json.
 
     Raises:
-        UserError: it does not exist, cannot be read, or is not a LLaMA's.
+        UserError: it does not exist, cannot be read, or is not that of a LLaMA to train.
     """
-    if not Path(path).is_dir():
-        raise UserError(f"model directory {path} does not exist")
-    if not (Path(path) / "config.json").is_file():
-        raise UserError(f"{path} holds no model: config.json is not there")
+    settings = read_model_config(Path(path))
+    if settings["model_type"] != "llama":
+        raise UserError(f"{path} is a model of type {settings['model_type']!r}; this suite trains LLaMA models")
+    reserved = [key for key in settings if hasattr(LlamaConfig, key) and key not in _SETTABLE]
+    if reserved:
+        raise UserError(
+            f"{path}/config.json sets {', '.join(reserved)}, which would replace a function of transformers' "
+            "configuration: remove it from the file"
+        )
+    if settings.get("quantization_config"):
+        raise UserError(f"{path} is a quantized model, which cannot be trained: give the model that it was made from")
     try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}/config.json cannot be read: {error}") from error
-    if config.model_type != "llama":
-        raise UserError(f"{path} is a model of type {config.model_type!r}; this suite trains LLaMA models")
+        config = LlamaConfig.from_dict(settings)
+        config.to_json_string()  # as every checkpoint does
+    except Exception as error:  # transformers raises what each wrong value happens to cause
+        raise UserError(f"{path}/config.json cannot be used: {type(error).__name__}: {error}") from error
+    if not isinstance(config.torch_dtype, torch.dtype | None):
+        raise UserError(f"{path}/config.json names the torch_dtype {settings['torch_dtype']!r}, which is none")
     return config
 
 
@@ -59,8 +71,10 @@ def load_model(
             device_map={"": device} if device.type == "cuda" else None,
             low_cpu_mem_usage=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"the weights in {path} cannot be loaded: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # transformers, safetensors and torch each raise their own on damaged files
+        raise UserError(f"the weights in {path} cannot be loaded: {error or type(error).__name__}") from error
     # Set after loading, since from_pretrained knows only its own names.
     model.config._attn_implementation = attention
     # Dropping the map keeps accelerate's hooks and transformers' "already placed" checks out of the

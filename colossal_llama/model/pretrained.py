@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from colossal_llama.model.config_file import read_generation_config, read_model_config
 from colossal_llama.model.loading import load_complete_model
 from colossal_llama.model.weights.adapter_files import adapter_base_path, is_adapter
 from colossal_llama.model.weights.weight_files import check_safetensors
@@ -57,10 +57,10 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
     """
     adapter = directory if is_adapter(directory) else None
     base = _base_model_of(adapter) if adapter else directory
+    read_model_config(base)
+    read_generation_config(base)
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(directory if has_tokenizer else base)
-    if not (base / "config.json").is_file():
-        raise UserError(f"{base} holds no model: config.json is not there")
     check_safetensors(base)
     try:
         torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
@@ -69,8 +69,10 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(adapter))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the model in {directory} cannot be loaded: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # transformers, safetensors, peft and torch each raise their own on damaged files
+        raise UserError(f"the model in {directory} cannot be loaded: {error or type(error).__name__}") from error
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(f"the tokenizer has {len(tokenizer):,} tokens, the model in {base} rows for {rows:,} only")

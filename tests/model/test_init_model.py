@@ -368,7 +368,7 @@ def _shrink_config(source: Path) -> None:
         (_drop_output_matrix, "no tensor lm_head.weight"),
         (_truncate, "model.safetensors cannot be read"),
         (_shrink_config, "vocab_size in config.json is 1000"),
-        (lambda source: (source / "config.json").unlink(), "config.json does not exist"),
+        (lambda source: (source / "config.json").unlink(), "config.json is not there"),
         (lambda source: (source / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda source: (source / "model.safetensors").unlink(), "holds no model weights"),
         (lambda source: [p.unlink() for p in source.glob("tokenizer*")], "holds no tokenizer"),

@@ -1,6 +1,5 @@
 """Resizing of a model's embeddings to an expanded tokenizer: planned on headers, then streamed."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from colossal_llama.model.config_file import (
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    read_generation_config,
+    read_model_config,
+)
 from colossal_llama.model.expansion.mean_init import Constituents, InitMethod, RowStatistics, mean_rows
 from colossal_llama.model.expansion.new_tokens import SPECIAL_IDS, read_new_tokens
 from colossal_llama.model.weights.stored_tensors import ARITHMETIC_TYPES, BLOCK_BYTES, StoredTensor
@@ -25,6 +30,7 @@ from colossal_llama.tokenizer.loading import SETTINGS_FILES, VOCABULARY_FILES
 from colossal_llama.utils.atomic_io import atomic_directory, existing_ancestor, write_bytes, write_json
 from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.json_files import read_json_object
 
 INPUT_MATRIX = "model.embed_tokens.weight"
 OUTPUT_MATRIX = "lm_head.weight"
@@ -82,7 +88,7 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
         UserError: files are missing or damaged, the target tokenizer does not extend the source's,
             or the weights are not those of a causal LLaMA with this vocabulary.
     """
-    config = _read_json(source_path / "config.json")
+    config = read_model_config(source_path)
     tokens = read_new_tokens(source_path, target_tokenizer_path)
     source_vocabulary = tokens.source_vocabulary
     rows = _padded_vocab_size(target_tokenizer_path, tokens.target_vocabulary)
@@ -142,7 +148,7 @@ def _padded_vocab_size(target_tokenizer_path: Path, target_vocabulary: int) -> i
     report = target_tokenizer_path / REPORT_FILE
     if not report.is_file():
         return target_vocabulary
-    rows = _read_json(report).get("padded_vocab_size")
+    rows = read_json_object(report, "expand the tokenizer again").get("padded_vocab_size")
     if rows is None:
         return target_vocabulary
     if not isinstance(rows, int) or isinstance(rows, bool) or rows < target_vocabulary:
@@ -152,25 +158,13 @@ def _padded_vocab_size(target_tokenizer_path: Path, target_vocabulary: int) -> i
     return rows
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return content
-
-
 def _target_configs(
     source_path: Path, config: dict[str, Any], special_ids: Mapping[str, int | None], rows: int
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """Makes the configs with the new vocabulary size and special ids, and lists the corrections."""
-    configs = {"config.json": {**config, "vocab_size": rows}}
-    if (source_path / "generation_config.json").is_file():
-        configs["generation_config.json"] = _read_json(source_path / "generation_config.json")
+    configs = {CONFIG_FILE: {**config, "vocab_size": rows}}
+    if (source_path / GENERATION_CONFIG_FILE).is_file():
+        configs[GENERATION_CONFIG_FILE] = read_generation_config(source_path)
     corrections = []
     for name, content in configs.items():
         for key in SPECIAL_IDS:

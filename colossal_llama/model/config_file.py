@@ -1,0 +1,195 @@
+"""config.json and generation_config.json, read and checked. Imports no torch.
+
+transformers takes any key of these files as an attribute of its configurations, whatever the value.
+What it would do with a damaged one is seen late, as a traceback, or never.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.json_files import read_json_object
+
+CONFIG_FILE, GENERATION_CONFIG_FILE = "config.json", "generation_config.json"
+_HARMLESS_PRIVATE_KEYS = (
+    "_name_or_path",
+    "_commit_hash",
+    "_attn_implementation_autoset",
+    "_from_model_config",
+    "_original_object_hash",
+    "_comment",
+)
+"""Private keys that transformers has written into the files of published models; and comments."""
+_OTHER_FILES_KEY = "configuration_files"
+"""Names of further files, which transformers reads in place of config.json."""
+_LARGEST_SIZE, _MOST_LAYERS = 2**31 - 1, 10_000
+_NEEDED_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_OTHER_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+_NUMBERS_ABOVE_0 = ("rms_norm_eps", "rope_theta")
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache")
+_FIXED = {"return_dict": True, "torchscript": False, "is_encoder_decoder": False, "partial_rotary_factor": 1.0}
+"""Values that change what a model returns, or how it computes, to what no LLaMA has."""
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+def read_model_config(directory: Path) -> dict[str, Any]:
+    """Reads and checks the config.json of a model directory.
+
+    Sizes and numbers are checked for LLaMA only; other models are for inference alone.
+
+    Raises:
+        UserError: it is missing or damaged, has impossible values, or private keys, by which a
+            file can make transformers load foreign code.
+    """
+    if not directory.is_dir():
+        raise UserError(f"model directory {directory} does not exist")
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{directory} holds no model: {CONFIG_FILE} is not there")
+    config = read_json_object(path, "copy the model again")
+    _refuse_private_keys(path, config)
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise UserError(f"{path}: model_type is {_shown(kind)}, not the name of an architecture; copy the model again")
+    if kind == "llama":
+        _refuse(path, _problems(config))
+    return config
+
+
+def read_generation_config(directory: Path) -> dict[str, Any]:
+    """Reads and checks the generation_config.json of a model directory; empty where there is none.
+
+    transformers itself makes another one up in place of a file that is not JSON.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = directory / GENERATION_CONFIG_FILE
+    if not path.is_file():
+        return {}
+    settings = read_json_object(path, "copy the model again")
+    _refuse_private_keys(path, settings)
+    problems = [
+        f"{path}: {problem}; correct the file, or copy the model again" for problem in _token_problems(settings)
+    ]
+    if problems:
+        raise UserError(problems)
+    return settings
+
+
+def _refuse(path: Path, problems: Iterable[str]) -> None:
+    found = [f"{path}: {problem}; correct the file, or copy the model again" for problem in problems]
+    if found:
+        raise UserError(found)
+
+
+def _refuse_private_keys(path: Path, config: dict[str, Any]) -> None:
+    private = [key for key in config if key.startswith("_") and key not in _HARMLESS_PRIVATE_KEYS]
+    private += [_OTHER_FILES_KEY] if _OTHER_FILES_KEY in config else []
+    if private:
+        raise UserError(
+            f"{path} sets {', '.join(private)}, which belongs to the inside of transformers and could make it load "
+            "other code or other files: remove it from the file if you trust the model"
+        )
+
+
+def _problems(config: dict[str, Any]) -> Iterator[str]:
+    """Problems of a LLaMA's configuration, one phrase each."""
+    sizes = {key: config.get(key) for key in (*_NEEDED_SIZES, *_OTHER_SIZES)}
+    wrong = [key for key, value in sizes.items() if not _is_size(value) and (value is not None or key in _NEEDED_SIZES)]
+    yield from (f"{key} is {_shown(sizes[key])}, not a positive whole number" for key in wrong)
+    if not wrong:
+        yield from _shape_problems(sizes)
+    for key in _NUMBERS_ABOVE_0:
+        if (key in config or key == "rms_norm_eps") and not _is_number(config.get(key), above=0):
+            yield f"{key} is {_shown(config.get(key))}, not a number above 0"
+    for key, most in (("attention_dropout", 0.999), ("initializer_range", 1e6)):
+        if key in config and not (_is_number(config[key]) and 0 <= config[key] <= most):
+            yield f"{key} is {_shown(config[key])}, not a number from 0 to {most:g}"
+    for key in _SWITCHES:
+        if config.get(key) is not None and not isinstance(config[key], bool):
+            yield f"{key} is {_shown(config[key])}, not true or false"
+    for key, needed in _FIXED.items():
+        if config.get(key, needed) != needed:
+            yield f"{key} is {_shown(config[key])}, and a LLaMA has {needed}"
+    if "num_labels" in config and not _is_size(config["num_labels"]):
+        yield f"num_labels is {_shown(config['num_labels'])}, not a positive whole number"
+    if config.get("pruned_heads"):
+        yield "pruned_heads is given: models without some of their heads are not supported"
+    yield from _token_problems(config)
+    yield from _rope_problems(config)
+
+
+def _shape_problems(sizes: dict[str, Any]) -> Iterator[str]:
+    heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
+    key_value_heads = sizes["num_key_value_heads"] or heads
+    if sizes["num_hidden_layers"] > _MOST_LAYERS:
+        yield f"num_hidden_layers is {sizes['num_hidden_layers']:,}, more than {_MOST_LAYERS:,}"
+    if sizes["head_dim"] is None and width % heads:
+        yield f"hidden_size {width} is not divisible by num_attention_heads {heads}"
+    elif (sizes["head_dim"] or width // heads) % 2:
+        yield f"the heads have {sizes['head_dim'] or width // heads} dimensions: rotary embeddings need an even number"
+    if heads % key_value_heads:
+        yield f"num_attention_heads {heads} is not divisible by num_key_value_heads {key_value_heads}"
+
+
+def _token_problems(config: dict[str, Any]) -> Iterator[str]:
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = config.get(key)
+        listed = ids if isinstance(ids, list) and key == "eos_token_id" else [] if ids is None else [ids]
+        if not all(type(token) is int for token in listed):
+            yield f"{key} is {_shown(ids)}, not a token id"
+    padding, vocabulary = config.get("pad_token_id"), config.get("vocab_size")
+    if type(padding) is int and type(vocabulary) is int and not -vocabulary <= padding < vocabulary:
+        yield f"pad_token_id is {padding}, and the vocabulary has {vocabulary:,} tokens"
+
+
+def _rope_problems(config: dict[str, Any]) -> Iterator[str]:
+    """Problems of the scaling of the rotary embeddings, about which transformers only warns."""
+    scaling = config.get("rope_scaling")
+    if scaling is None:
+        return
+    if not isinstance(scaling, dict):
+        yield f"rope_scaling is {_shown(scaling)}, not an object"
+        return
+    # transformers takes the older key where there are both.
+    kind = scaling.get("type", scaling.get("rope_type"))
+    if kind not in _ROPE_TYPES:
+        yield f"rope_scaling has the type {_shown(kind)}, which is none of {', '.join(_ROPE_TYPES)}"
+    for key, value in scaling.items():
+        least = 1 if key == "factor" else 0
+        if isinstance(value, list):  # longrope: a factor for each pair of a head's dimensions
+            is_right = all(_is_number(number, above=0) for number in value) and len(value) in (0, _pairs(config))
+        elif key in ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"):
+            is_right = _is_number(value, above=0) and value >= least
+        else:
+            is_right = value is None or isinstance(value, str | bool) or (_is_number(value) and value >= 0)
+        if not is_right:
+            yield f"rope_scaling has {key} {_shown(value)}, which no rotary embedding can have"
+    if scaling.get("low_freq_factor") and scaling["low_freq_factor"] == scaling.get("high_freq_factor"):
+        yield "rope_scaling has a low_freq_factor that equals its high_freq_factor"
+
+
+def _pairs(config: dict[str, Any]) -> int:
+    """Number of pairs of dimensions of a head; 0 where the sizes are wrong."""
+    sizes: list[Any] = [config.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim")]
+    width, heads, head = sizes
+    if head is None and _is_size(width) and _is_size(heads):
+        head = width // heads
+    return head // 2 if _is_size(head) else 0
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value <= _LARGEST_SIZE
+
+
+def _is_number(value: object, above: float = -math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > above
+
+
+def _shown(value: object) -> str:
+    """A JSON value, shortened."""
+    text = "missing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
