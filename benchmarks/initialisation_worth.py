@@ -196,7 +196,7 @@ def make_random_model(arguments: Namespace, directory: Path) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.source_tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.source_tokenizer, trust_remote_code=False)
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

@@ -68,7 +68,7 @@ def make_source(directory: Path, arguments: Namespace) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.source_tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.source_tokenizer, trust_remote_code=False)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=arguments.width,

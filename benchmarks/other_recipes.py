@@ -80,7 +80,9 @@ def plain(options: argparse.Namespace) -> tuple[list[float], list[float]]:
     from transformers import AutoModelForCausalLM
 
     device = launch.current_device()
-    model = AutoModelForCausalLM.from_pretrained(options.model, torch_dtype=torch.bfloat16).to(device)
+    model = AutoModelForCausalLM.from_pretrained(options.model, trust_remote_code=False, torch_dtype=torch.bfloat16).to(
+        device
+    )
     model.config.use_cache = False
     model.gradient_checkpointing_enable()
     optimizer = HybridAdam(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, adamw_mode=True)
@@ -121,7 +123,7 @@ def trainer(options: argparse.Namespace) -> tuple[list[float], list[float]]:
                 torch.cuda.synchronize()
             step_s.append(time.perf_counter() - self.started)
 
-    model = AutoModelForCausalLM.from_pretrained(options.model, torch_dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(options.model, trust_remote_code=False, torch_dtype=torch.bfloat16)
     model.config.use_cache = False
     run = Trainer(
         model=model,

@@ -69,4 +69,6 @@ def set_rows(model: PreTrainedModel, first_row: int, input_rows: torch.Tensor, o
 def load_model(directory: Path) -> PreTrainedModel:
     """Loads a model in its stored dtype, on the GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModelForCausalLM.from_pretrained(directory, torch_dtype="auto").to(device).eval()
+    return (
+        AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False, torch_dtype="auto").to(device).eval()
+    )

@@ -186,7 +186,7 @@ def of_other(
 
 def report(options: argparse.Namespace, measured: dict[str, Figures | None], model: Path) -> None:
     """Prints and writes the figures measured so far."""
-    flops = flops_per_token(AutoConfig.from_pretrained(model), LENGTH_TOKENS)
+    flops = flops_per_token(AutoConfig.from_pretrained(model, trust_remote_code=False), LENGTH_TOKENS)
     peak = peak_flops(current_device())
     plain = measured.get("plain")
     rows = []

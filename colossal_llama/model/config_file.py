@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
@@ -48,6 +49,7 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{directory} holds no model: {CONFIG_FILE} is not there")
+    refuse_custom_code(directory)
     config = read_json_object(path, "copy the model again")
     _refuse_private_keys(path, config)
     kind = config.get("model_type")

@@ -7,6 +7,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
 from colossal_llama.model.config_file import read_model_config
+from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS
+from colossal_llama.model.weights.weight_files import read_metadata
+from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
 
 _SETTABLE = ("model_type", "name_or_path", "num_labels")
@@ -90,9 +93,10 @@ def load_complete_model(model_class: Any, path: str | Path, **settings: Any) -> 
     `from_pretrained` itself initialises missing tensors at random.
 
     Raises:
-        UserError: tensors are missing.
+        UserError: tensors are missing, or the directory names custom code.
     """
-    model, report = model_class.from_pretrained(path, output_loading_info=True, **settings)
+    refuse_custom_code(Path(path))
+    model, report = model_class.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **settings)
     absent = sorted(report["missing_keys"])
     if absent:
         shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")
@@ -100,3 +104,18 @@ def load_complete_model(model_class: Any, path: str | Path, **settings: Any) -> 
             f"the weights in {path} are incomplete: {len(absent)} tensors are missing ({shown}); copy the model anew"
         )
     return model
+
+
+def load_adapter(model: PreTrainedModel, path: Path) -> Any:
+    """Puts a peft adapter on its base model.
+
+    Raises:
+        UserError: its weights are not safetensors, or are damaged, or its configuration names code.
+    """
+    from peft import PeftModel
+
+    refuse_custom_code(path)
+    if not (path / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"{path} holds no {ADAPTER_WEIGHTS}; pickled adapters are not loaded")
+    read_metadata(path / ADAPTER_WEIGHTS)
+    return PeftModel.from_pretrained(model, str(path))

@@ -8,10 +8,10 @@ otherwise finished model.
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from transformers import LlamaForCausalLM
 
-from colossal_llama.model.loading import load_complete_model
+from colossal_llama.model.loading import load_adapter, load_complete_model
 from colossal_llama.model.weights.generation_config import save_model
 
 
@@ -42,7 +42,7 @@ def merge_adapter(base_path: Path, adapter_path: Path, target: Path) -> None:
     """
     base = load_complete_model(LlamaForCausalLM, base_path, torch_dtype="auto", low_cpu_mem_usage=True)
     with torch.no_grad():
-        merged = PeftModel.from_pretrained(base, adapter_path).merge_and_unload()
+        merged = load_adapter(base, adapter_path).merge_and_unload()
     save_model(merged, target)
 
 

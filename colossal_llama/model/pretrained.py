@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from colossal_llama.model.config_file import read_generation_config, read_model_config
-from colossal_llama.model.loading import load_complete_model
+from colossal_llama.model.loading import load_adapter, load_complete_model
 from colossal_llama.model.weights.adapter_files import adapter_base_path, is_adapter
 from colossal_llama.model.weights.weight_files import check_safetensors
 from colossal_llama.tokenizer.loading import load_tokenizer
@@ -66,9 +66,7 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
         torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
         model = load_complete_model(AutoModelForCausalLM, base, torch_dtype=torch_dtype, device_map={"": device})
         if adapter:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(adapter))
+            model = load_adapter(model, adapter)
     except UserError:
         raise
     except Exception as error:  # transformers, safetensors, peft and torch each raise their own on damaged files

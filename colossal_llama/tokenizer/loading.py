@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from colossal_llama.utils.custom_code import never_ask_to_trust, refuse_custom_code
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 
@@ -21,7 +22,6 @@ SETTINGS_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-_CONFIGURATION_FILES = ("tokenizer_config.json", "config.json")
 
 
 def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
@@ -70,45 +70,9 @@ def load_with_transformers(directory: Path, use_fast: bool) -> "PreTrainedTokeni
             raise UserError(f"{path} is not a file: copy the tokenizer again")
     from transformers import AutoTokenizer
 
+    never_ask_to_trust()
     with loading_errors(f"the tokenizer in {directory}"):
         return AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False)
-
-
-def refuse_custom_code(directory: Path) -> None:
-    """Refuses a tokenizer's or a model's directory whose configuration names Python code to run.
-
-    Raises:
-        UserError: `auto_map` is set in tokenizer_config.json or config.json, or one of these files
-            is no JSON object.
-    """
-    problems = []
-    for path in (directory / name for name in _CONFIGURATION_FILES):
-        if path.exists() and (code := read_json_object(path).get("auto_map")):
-            problems.append(
-                f"{path} names code of its own (auto_map: {json.dumps(code)[:200]}), which is never run: remove "
-                "auto_map from the file if the class that transformers itself has will do, else use another model"
-            )
-    if problems:
-        raise UserError(problems)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
-
-    Raises:
-        UserError: the file cannot be read, is not JSON or holds something else.
-    """
-    if not path.is_file():  # a named pipe would never end
-        raise UserError(f"{path} is not a file: copy it again")
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
-        raise UserError(f"{path} is not JSON: {error}; copy the file again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__} where a JSON object is expected: copy the file again")
-    return content
 
 
 @contextmanager

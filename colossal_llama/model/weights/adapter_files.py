@@ -1,10 +1,11 @@
 """Configuration of a LoRA adapter directory, read without peft, whose import takes a second."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.json_files import read_json_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -36,11 +37,9 @@ def adapter_base_path(path: Path) -> Path:
 
 
 def _read_config(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        settings = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        absent = [name for name in needed if settings.get(name) is None]
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path / ADAPTER_CONFIG} cannot be read: {error}") from error
+    refuse_custom_code(path)
+    settings = read_json_object(path / ADAPTER_CONFIG)
+    absent = [name for name in needed if settings.get(name) is None]
     if absent:
         raise UserError(f"{path / ADAPTER_CONFIG} cannot be used: {', '.join(absent)} is missing")
     return settings
