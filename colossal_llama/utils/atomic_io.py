@@ -2,6 +2,9 @@
 
 All is written under a temporary name, flushed to the disk (fsync) and then renamed. So a reader
 never finds a file or a directory half-written.
+
+The rename alone protects from a killed process, whose writes the system completes. The flush
+protects from a loss of power. Files that have checksums elsewhere and can be made anew do without.
 """
 
 import json
@@ -47,23 +50,30 @@ def fsync_tree(directory: Path) -> None:
 
 
 @contextmanager
-def atomic_file(target: Path) -> Iterator[BinaryIO]:
-    """Yields a binary file that becomes `target` if the block succeeds, else is deleted."""
+def atomic_file(target: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yields a binary file that becomes `target` if the block succeeds, else is deleted.
+
+    Args:
+        target: the file's name in the end.
+        durable: flushes the file and its directory, so that a loss of power leaves it whole.
+    """
     temporary = temporary_path(target)
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_path(target.parent)
+    if durable:
+        fsync_path(target.parent)
 
 
-def write_bytes(target: Path, data: bytes) -> None:
+def write_bytes(target: Path, data: bytes, *, durable: bool = True) -> None:
     """Writes a file atomically: a reader sees either the old content or the new."""
-    with atomic_file(target) as file:
+    with atomic_file(target, durable=durable) as file:
         file.write(data)
 
 

@@ -1,13 +1,24 @@
-"""Advisory locks on files (flock), released by the system however the process ends."""
+"""Advisory locks on files (flock), released by the system however the process ends.
 
+A lock file is a file of its own: a link, a directory or a pipe of that name is refused, and so is a
+file whose content somebody else wrote.
+"""
+
+import errno
 import fcntl
 import os
+import re
 import socket
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+from colossal_llama.utils.errors import UserError
+
+_HOLDER = re.compile(r"process \d+ on ")
 
 
 @contextmanager
@@ -25,15 +36,61 @@ def file_lock(path: Path, *, shared: bool = False, wait: bool = False) -> Iterat
 
     Raises:
         BlockingIOError: another process holds the lock; `filename` is the content of the file.
+        UserError: what has the name is no file, or has content that is no lock's.
     """
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, operation if wait else operation | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise BlockingIOError(error.errno, error.strerror, file.read().strip()) from None
-        yield file
+    while True:
+        with _open_lock(path) as file:
+            try:
+                fcntl.flock(file, operation if wait else operation | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(error.errno, error.strerror, file.read().strip()) from None
+            if not _is_at(file, path):
+                continue  # its holder removed it while this process waited
+            yield file
+            return
+
+
+def remove_lock(path: Path, file: TextIO) -> bool:
+    """Removes a held lock file, unless other processes share the lock; tells whether it did.
+
+    A process that has opened the file before asks again under the name, see `file_lock`.
+    """
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+        return True
+    return False
+
+
+def _open_lock(path: Path) -> TextIO:
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for its other end.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise _no_lock(path, "a link" if path.is_symlink() else "no file") from None
+    file = os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise _no_lock(path, "no file")
+    beginning = file.read(64)
+    file.seek(0)
+    if beginning and not _HOLDER.match(beginning):
+        file.close()
+        raise _no_lock(path, "a file that somebody else wrote")
+    return file
+
+
+def _no_lock(path: Path, what: str) -> UserError:
+    return UserError(f"{path} is {what}, not a lock of these scripts: move it away, or give another directory")
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    return False
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 
-def fingerprint_bytes(*parts: bytes) -> str:
+def fingerprint_bytes(*parts: bytes | memoryview) -> str:
     """Returns the SHA-256 of the parts, each preceded by its length (8 bytes), as hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:

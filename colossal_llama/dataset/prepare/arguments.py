@@ -24,11 +24,20 @@ def _chat_template(text: str) -> str:
 
 
 def _output_directory(text: str) -> Path:
-    if "," in text and not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} holds a comma: give one directory")
     path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a file, not a directory")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise argparse.ArgumentTypeError(f"{text} is a link to {path.readlink()}, which does not exist") from None
+        if "," in text:
+            raise argparse.ArgumentTypeError(f"{text!r} holds a comma: give one directory") from None
+    except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a file in between
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise argparse.ArgumentTypeError(f"{text} cannot be a directory: {reason}") from None
+    else:
+        if not path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} is a file, not a directory")
     return path
 
 

@@ -5,9 +5,14 @@ cache/chunks/chunk-00000.segments   one SEGMENT record each
 cache/chunks/chunk-00000.rejected   the bad records, jsonl (only where there are any)
 cache/chunks/chunk-00000.json       counts; written last: the chunk is finished
 cache/plan/*.npy                    all segments in the order in which the parts take them
+cache/plan/plan.json                checksum of the arrays; written last
+
+The files of a chunk are not flushed to the disk: 50,000 small chunks would wait for 300,000
+flushes. A killed process needs none. A loss of power may leave a file empty or cut off under its
+final name; its checksum in the chunk's record tells, and the chunk is made anew.
 """
 
-import json
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,8 +23,24 @@ import numpy as np
 import orjson
 
 from colossal_llama.dataset.tokenization import SEGMENT, TokenizedBatch
-from colossal_llama.utils.atomic_io import atomic_file, fsync_path, temporary_path, write_bytes
+from colossal_llama.utils.atomic_io import atomic_file, temporary_path, write_bytes, write_json
+from colossal_llama.utils.checked_json import DamagedJsonError, has_checksum, read_checked, with_checksum
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.fingerprint import fingerprint_bytes, fingerprint_file
+
+_CHUNK_SHAPE = {
+    "index": int,
+    "rows": int,
+    "records": int,
+    "empty_lines": int,
+    "rejected_records": dict,
+    "sha256": str,
+    "documents": int,
+    "segments": int,
+    "tokens": int,
+    "categories": [str],
+    "statistics": dict,
+}
 
 
 class ChunkWriter:
@@ -31,6 +52,7 @@ class ChunkWriter:
         self._tokens_path = self._base.with_suffix(".tokens")
         self._temporary = temporary_path(self._tokens_path)
         self._tokens_file = self._temporary.open("wb")
+        self._tokens_digest = hashlib.sha256()
         self._segments: list[np.ndarray] = []
         self._categories: dict[str, int] = {}
         self._statistics: dict[str, Counter] = {}
@@ -39,6 +61,7 @@ class ChunkWriter:
     def add(self, batch: TokenizedBatch) -> None:
         """Appends a tokenized batch."""
         self._tokens_file.write(batch.tokens.data)
+        self._tokens_digest.update(batch.tokens.data)
         self._tokens += len(batch.tokens)
         numbers = [self._categories.setdefault(name, len(self._categories)) for name in batch.categories]
         segments = batch.segments.copy()
@@ -52,13 +75,12 @@ class ChunkWriter:
     def finish(self, facts: dict, rejected: Sequence[dict]) -> dict:
         """Completes the files; returns the given facts of the chunk with the writer's counts."""
         self._tokens_file.close()
-        fsync_path(self._temporary)
         self._temporary.replace(self._tokens_path)
         segments = np.concatenate(self._segments) if self._segments else np.empty(0, SEGMENT)
-        write_bytes(self._base.with_suffix(".segments"), segments.tobytes())
+        files_sha256 = {"tokens": self._tokens_digest.hexdigest(), "segments": self._write(".segments", segments)}
         if rejected:
             lines = b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in rejected)
-            write_bytes(self._base.with_suffix(".rejected"), lines)
+            files_sha256["rejected"] = self._write(".rejected", lines)
         facts = {
             **facts,
             "documents": self._documents,
@@ -66,9 +88,16 @@ class ChunkWriter:
             "tokens": self._tokens,
             "categories": list(self._categories),
             "statistics": {name: dict(counter) for name, counter in self._statistics.items()},
+            "files_sha256": files_sha256,
         }
-        write_bytes(self._base.with_suffix(".json"), orjson.dumps(facts))
+        write_bytes(self._base.with_suffix(".json"), orjson.dumps(with_checksum(facts)), durable=False)
         return facts
+
+    def _write(self, suffix: str, data: bytes | np.ndarray) -> str:
+        """Writes a file; returns its SHA-256."""
+        content = data if isinstance(data, bytes) else data.tobytes()
+        write_bytes(self._base.with_suffix(suffix), content, durable=False)
+        return hashlib.sha256(content).hexdigest()
 
     def discard(self) -> None:
         """Removes unfinished files."""
@@ -77,11 +106,65 @@ class ChunkWriter:
 
 
 def chunk_facts(directory: Path, index: int) -> dict | None:
-    """Facts of a finished chunk; None for an unfinished one."""
+    """Facts of a finished chunk; None for an unfinished one.
+
+    Raises:
+        DamagedJsonError: its record is not what was written.
+    """
+    path = directory / f"chunk-{index:05d}.json"
     try:
-        return json.loads((directory / f"chunk-{index:05d}.json").read_bytes())
+        facts = read_checked(path, _CHUNK_SHAPE)
     except FileNotFoundError:
         return None
+    if facts["index"] != index:
+        raise DamagedJsonError(path, f"is that of chunk {facts['index']}")
+    return facts
+
+
+def chunk_problem(directory: Path, index: int) -> str | None:
+    """What has changed of a finished chunk since it was written; None where it is whole.
+
+    Of a chunk of an earlier version, without checksums, sizes alone are compared.
+    """
+    try:
+        facts = chunk_facts(directory, index)
+    except DamagedJsonError as error:
+        return f"{_chunk_file(index, 'json')} {error.reason}"
+    if facts is None:
+        return None
+    sizes = {"tokens": 4 * facts["tokens"], "segments": SEGMENT.itemsize * facts["segments"]}
+    names = [*sizes, "rejected"] if facts["rejected_records"] else sizes
+    for name in names:
+        path = directory / _chunk_file(index, name)
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if name in sizes and path.stat().st_size != sizes[name]:
+            return f"{path.name} has another length than it was written with"
+        if has_checksum(facts) and fingerprint_file(path) != facts["files_sha256"][name]:
+            return f"{path.name} has changed since it was written"
+    return None
+
+
+def remove_chunk(directory: Path, index: int) -> None:
+    """Removes a chunk, its record first, so that it is made anew."""
+    for name in ("json", "tokens", "segments", "rejected"):
+        remove_own(directory / _chunk_file(index, name))
+
+
+def _chunk_file(index: int, suffix: str) -> str:
+    return f"chunk-{index:05d}.{suffix}"
+
+
+def remove_own(path: Path) -> None:
+    """Removes a file that these scripts wrote; a directory in its place only where it is empty.
+
+    Raises:
+        UserError: it is a directory that holds something.
+    """
+    try:
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} is in the way and cannot be removed ({error.strerror}): move it away") from error
 
 
 def chunk_rejected(directory: Path, index: int) -> list[dict]:
@@ -127,13 +210,14 @@ class TokenStore:
         boundaries = np.flatnonzero(np.diff(chunks[order])) + 1
         for group in np.split(order, boundaries) if len(order) else []:
             chunk = int(chunks[group[0]])
-            with (self._directory / f"chunk-{chunk:05d}.tokens").open("rb", buffering=0) as file:
+            with (self._directory / _chunk_file(chunk, "tokens")).open("rb", buffering=0) as file:
                 offsets = 4 * (starts[group] - self._chunk_starts[chunk])
                 targets, sizes = 4 * (ends[group] - lengths[group]), 4 * lengths[group].astype(np.int64)
                 for target, size, offset in zip(targets.tolist(), sizes.tolist(), offsets.tolist(), strict=True):
                     if os.preadv(file.fileno(), [buffer[target : target + size]], offset) != size:
                         raise UserError(
-                            f"{file.name} is shorter than it was when it was written: start afresh with --overwrite"
+                            f"{file.name} is shorter than it was when it was written: run the same command again, "
+                            "which makes it anew"
                         )
         return tokens
 
@@ -161,18 +245,50 @@ class PartPlan:
     chunk_starts: np.ndarray
 
     def save(self, directory: Path) -> None:
-        """Writes the arrays atomically; the workers map them, and a resumed run trusts them."""
+        """Writes the arrays and their checksum atomically; the workers map them."""
         directory.mkdir(parents=True, exist_ok=True)
         for name in self.__dataclass_fields__:
             with atomic_file(directory / f"{name}.npy") as file:
                 np.save(file, getattr(self, name))
-
-    @classmethod
-    def is_saved(cls, directory: Path) -> bool:
-        """True when all arrays have been saved."""
-        return all((directory / f"{name}.npy").is_file() for name in cls.__dataclass_fields__)
+        write_json(directory / "plan.json", with_checksum({"plan_sha256": self.fingerprint()}))
 
     @classmethod
     def load(cls, directory: Path) -> "PartPlan":
         """Maps the arrays that `save` wrote."""
         return cls(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the content of all arrays."""
+        arrays = [getattr(self, name) for name in self.__dataclass_fields__]
+        return fingerprint_bytes(*(part for array in arrays for part in (array.dtype.str.encode(), _bytes_of(array))))
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).view(np.uint8).data
+
+
+def saved_plan(directory: Path, chunk_starts: np.ndarray) -> tuple[PartPlan | None, str | None]:
+    """Opens the plan in a directory, if there is one, and compares it with its checksum.
+
+    Args:
+        directory: of the plan.
+        chunk_starts: what it must say about the chunks, see `TokenStore`.
+
+    Returns:
+        The plan, and what is wrong with it; both None where none was saved. A plan of an earlier
+        version, without a checksum, is taken as it is.
+    """
+    present = [directory / f"{name}.npy" for name in PartPlan.__dataclass_fields__]
+    record = directory / "plan.json"
+    if not any(path.exists() for path in present) or not (record.exists() or all(path.exists() for path in present)):
+        return None, None  # killed before it was saved
+    try:
+        plan = PartPlan.load(directory)
+        recorded = read_checked(record, {"plan_sha256": str})["plan_sha256"] if record.exists() else None
+    except (DamagedJsonError, OSError, ValueError, EOFError) as error:
+        return None, str(error)
+    if recorded not in (None, plan.fingerprint()):
+        return None, f"{directory} has changed since it was written"
+    if not np.array_equal(plan.chunk_starts, chunk_starts):
+        return None, f"{directory} was made of other chunks"
+    return plan, None

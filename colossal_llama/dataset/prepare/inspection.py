@@ -1,6 +1,5 @@
 """Prints rows as text, with targets and document boundaries marked."""
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
+from colossal_llama.dataset.prepare.manifest import read_manifest
 from colossal_llama.dataset.prepare.part_writer import DATA_FILE
 from colossal_llama.utils.labels import IGNORED_LABEL
 
@@ -28,7 +28,7 @@ def show_rows(directory: Path, tokenizer: PreTrainedTokenizerFast, count: int, c
         console: to print on; None for standard output.
     """
     console = console or Console(soft_wrap=True, highlight=False)
-    manifest = json.loads((directory / "manifest.json").read_bytes())
+    manifest = read_manifest(directory)
     categories = sorted(manifest["categories"])
     shown = number = 0
     while shown < count and any(number < part["rows"] for part in manifest["parts"]):

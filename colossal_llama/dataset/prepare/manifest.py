@@ -1,18 +1,66 @@
 """Builds `manifest.json`, and prints it as tables."""
 
+import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
+from colossal_llama.dataset.prepare.ownership import is_ours
+from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
 from colossal_llama.utils.console import table
+from colossal_llama.utils.errors import UserError
 
 MANIFEST_VERSION = 1
 PACKAGES = ("numpy", "orjson", "pyarrow", "tokenizers")  # those that may change the bytes
+_PART_TEXTS = ("fingerprint", "arrow_sha256", "jsonl_sha256")
+_PART_COUNTS = ("rows", "tokens", "target_tokens", "documents", "segments")
+IDENTITY_SHAPE = {
+    "arguments": {"num_spliced_dataset_bins": int, "max_length": int},
+    "vocab_size": int,
+    "input_files": [{"name": str, "size_bytes": int}],
+}
+_SHAPE = {
+    "identity": IDENTITY_SHAPE,
+    "versions": dict,
+    "totals": dict.fromkeys(("records", "rows", "tokens_in", "tokens_out"), int),
+    "categories": dict,
+    "input_files": [{"name": str, "rows": int, "chunk_sha256": [str]}],
+    "parts": [{"name": str, **dict.fromkeys(_PART_COUNTS, int), **dict.fromkeys(_PART_TEXTS, str)}],
+}
+
+
+def read_manifest(output_dir: Path) -> dict:
+    """Reads the manifest of a complete preparation.
+
+    Raises:
+        UserError: there is none, it is not what was written, or another program wrote it.
+    """
+    path = output_dir / "manifest.json"
+    if not os.path.lexists(path):
+        raise UserError(
+            f"{output_dir} has no manifest.json: the preparation is not finished; run the same command again"
+        )
+    if not is_ours(path):
+        raise UserError(f"{path} was not written by the prepare scripts, or is damaged beyond recognition")
+    try:
+        return read_checked(path, _SHAPE)
+    except DamagedJsonError as error:
+        raise UserError(f"{error}; prepare the data afresh with --overwrite") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that may change the bytes of a preparation."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def build_manifest(
-    identity: dict, chunks: Sequence[dict], parts: Sequence[dict], files_of_chunks: Sequence[str]
+    identity: dict,
+    chunks: Sequence[dict],
+    parts: Sequence[dict],
+    files_of_chunks: Sequence[str],
+    rejected_sha256: str | None,
 ) -> dict:
     """Builds the manifest of a complete preparation.
 
@@ -23,6 +71,7 @@ def build_manifest(
         chunks: facts of all chunks.
         parts: facts of all parts.
         files_of_chunks: for every chunk the name of its file.
+        rejected_sha256: of rejected.jsonl; None where no record was rejected.
     """
     statistics = total_statistics(chunks)
     total = sum(statistics.values(), Counter())
@@ -30,10 +79,10 @@ def build_manifest(
     tokens = sum(part["tokens"] for part in parts)
     rejected = sum((Counter(chunk["rejected_records"]) for chunk in chunks), Counter())
     capacity = rows * identity["arguments"]["max_length"]
-    return {
+    manifest = {
         "manifest_version": MANIFEST_VERSION,
         "identity": identity,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
         "totals": {
             "records": sum(chunk["records"] for chunk in chunks),
             "empty_lines": sum(chunk["empty_lines"] for chunk in chunks),
@@ -45,7 +94,9 @@ def build_manifest(
         "categories": {name: dict(sorted(statistics[name].items())) for name in sorted(statistics)},
         "input_files": _input_files(chunks, files_of_chunks),
         "parts": [{"name": f"part-{index:05d}", **_part_entry(part)} for index, part in enumerate(parts)],
+        "rejected_sha256": rejected_sha256,
     }
+    return with_checksum(manifest)
 
 
 def total_statistics(chunks: Sequence[dict]) -> dict[str, Counter]:
@@ -67,8 +118,7 @@ def _input_files(chunks: Sequence[dict], files_of_chunks: Sequence[str]) -> list
 
 
 def _part_entry(part: dict) -> dict:
-    names = ("rows", "tokens", "target_tokens", "documents", "segments", "fingerprint", "arrow_sha256", "jsonl_sha256")
-    return {name: part[name] for name in names}
+    return {name: part[name] for name in (*_PART_COUNTS, *_PART_TEXTS)}
 
 
 def summary(manifest: dict) -> str:

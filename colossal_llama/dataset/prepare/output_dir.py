@@ -4,9 +4,10 @@ DIR/manifest.json     written last: the preparation is complete
 DIR/arrow, DIR/jsonl  finished parts only
 DIR/cache/run.json    identity of an incomplete preparation
 DIR/.lock             locked while a run writes here; the system releases it when the process ends
+
+A run that is refused leaves nothing behind, and no run deletes what another program wrote.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,17 +17,25 @@ from typing import Any, Literal
 
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.input_files import InputFile
+from colossal_llama.dataset.prepare.manifest import IDENTITY_SHAPE
+from colossal_llama.dataset.prepare.ownership import (
+    CACHED,
+    REPORTS,
+    RUN_RECORD,
+    foreign_messages,
+    foreign_parts,
+    is_ours,
+    leftover,
+    refuse_foreign,
+)
+from colossal_llama.dataset.prepare.part_check import remove_part
 from colossal_llama.utils.atomic_io import temporary_path, write_json
+from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
+from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError, truncate_problems
-from colossal_llama.utils.file_lock import file_lock
+from colossal_llama.utils.file_lock import file_lock, remove_lock
 
 State = Literal["new", "incomplete", "complete"]
-_CACHED = ("chunks", "plan", "parts", "run.json")
-"""Names that the scripts write under cache/, which may hold other files.
-
-run.json is removed last: it identifies the rest.
-"""
-_TEMPORARY_RUN_RECORDS = ".*run.json.tmp-*"  # left behind by killed runs
 
 
 @contextmanager
@@ -37,22 +46,40 @@ def run_lock(arguments: PrepareArguments) -> Iterator[None]:
         UserError: another run is writing into the directory.
     """
     directory, is_alone = arguments.output_dir, arguments.shards.shard_index is None
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / ".lock").touch()
-    except OSError as error:
-        raise UserError(f"--data_output_dirs: {directory} cannot be written to: {error.strerror}") from error
-    with ExitStack() as locks:
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    locks_before = set(directory.glob(".lock*"))
+    shard = f"{arguments.shards.shard_index}-of-{arguments.shards.num_shards}"
+    with ExitStack() as locks, _empty_directories_removed(missing):
         try:
-            locks.enter_context(file_lock(directory / ".lock", shared=not is_alone))
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = locks.enter_context(file_lock(directory / ".lock", shared=not is_alone))
             if not is_alone:
-                shard = f"{arguments.shards.shard_index}-of-{arguments.shards.num_shards}"
                 locks.enter_context(file_lock(directory / f".lock-shard-{shard}"))
         except BlockingIOError:
             raise UserError(
                 f"another run is writing into {directory}: wait for it to end, or give another --data_output_dirs"
             ) from None
+        except OSError as error:
+            raise UserError(f"--data_output_dirs: {directory} cannot be written to: {error.strerror}") from error
+        try:
+            yield
+        except (UserError, OSError):
+            if directory / ".lock" not in locks_before and remove_lock(directory / ".lock", lock):
+                for path in set(directory.glob(".lock-*")) - locks_before:
+                    path.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _empty_directories_removed(directories: Sequence[Path]) -> Iterator[None]:
+    """Removes those of the directories that are empty when the block is refused."""
+    try:
         yield
+    except (UserError, OSError):
+        with suppress(OSError):
+            for directory in directories:
+                directory.rmdir()
+        raise
 
 
 @contextmanager
@@ -91,16 +118,16 @@ def open_directory(arguments: PrepareArguments, requested: dict, files: Sequence
             origin.
     """
     directory = arguments.output_dir
-    _check_cache(directory / "cache")
+    refuse_foreign(directory)
     if arguments.run.overwrite:
         _remove_outputs(directory)
     records: dict[Path, State] = {
         directory / "manifest.json": "complete",
-        directory / "cache" / "run.json": "incomplete",
+        directory / "cache" / RUN_RECORD: "incomplete",
     }
     for record, state in records.items():
         if record.is_file():
-            _check_identity(directory, json.loads(record.read_bytes())["identity"], requested, state)
+            _check_identity(directory, _recorded_identity(record), requested, state)
             return state
     for name in ("arrow", "jsonl"):
         if (directory / name).is_dir() and any((directory / name).iterdir()):
@@ -110,22 +137,21 @@ def open_directory(arguments: PrepareArguments, requested: dict, files: Sequence
             )
     if arguments.shards.shard_index is None:
         _remove_outputs(directory)
+    return reopen(directory, requested, files)
+
+
+def reopen(directory: Path, requested: dict, files: Sequence[InputFile]) -> State:
+    """Makes the directories of a run that writes, and records its identity."""
     for name in ("arrow", "jsonl", "cache"):
         (directory / name).mkdir(exist_ok=True)
     return _record_run(directory, requested, files)
 
 
-def _check_cache(cache: Path) -> None:
-    foreign = [path.name for path in cache.iterdir() if not _is_cached(path)] if cache.is_dir() else []
-    if foreign:
-        raise UserError(
-            f"{cache} holds {foreign[0]}, which these scripts did not write: give another --data_output_dirs, or move "
-            "it away"
-        )
-
-
-def _is_cached(path: Path) -> bool:
-    return path.name in _CACHED or path.match(_TEMPORARY_RUN_RECORDS)
+def _recorded_identity(record: Path) -> dict:
+    try:
+        return read_checked(record, {"identity": IDENTITY_SHAPE})["identity"]
+    except DamagedJsonError as error:
+        raise UserError(f"{error}; --overwrite starts afresh, or give another --data_output_dirs") from error
 
 
 def _record_run(directory: Path, requested: dict, files: Sequence[InputFile]) -> State:
@@ -133,13 +159,13 @@ def _record_run(directory: Path, requested: dict, files: Sequence[InputFile]) ->
 
     Of several shards' jobs that start at once, one records it and the others compare.
     """
-    record = directory / "cache" / "run.json"
+    record = directory / "cache" / RUN_RECORD
     candidate = temporary_path(record)
-    write_json(candidate, {"identity": requested, "modified_ns": modification_times(files)})
+    write_json(candidate, with_checksum({"identity": requested, "modified_ns": modification_times(files)}))
     try:
         os.link(candidate, record)
     except FileExistsError:
-        _check_identity(directory, json.loads(record.read_bytes())["identity"], requested, "incomplete")
+        _check_identity(directory, _recorded_identity(record), requested, "incomplete")
         return "incomplete"
     finally:
         candidate.unlink()
@@ -166,11 +192,29 @@ def modification_times(files: Sequence[InputFile]) -> dict[str, int]:
 
 def files_with_changed_times(directory: Path, files: Sequence[InputFile]) -> set[str]:
     """Names of the files whose modification time has changed since the directory's run."""
-    for record in (directory / "last_run.json", directory / "cache" / "run.json"):
-        if record.is_file():
-            known = json.loads(record.read_bytes())["modified_ns"]
+    for record in (directory / "last_run.json", directory / "cache" / RUN_RECORD):
+        with suppress(FileNotFoundError, DamagedJsonError):
+            known = read_checked(record, {"modified_ns": dict})["modified_ns"]
             return {name for name, time in modification_times(files).items() if known.get(name) != time}
     return {file.name for file in files}
+
+
+def restore_last_run(arguments: PrepareArguments, files: Sequence[InputFile]) -> None:
+    """Writes last_run.json of a complete preparation anew, where it is damaged or missing.
+
+    The input has been compared with what was read: its modification times are those of the record.
+    """
+    path = arguments.output_dir / "last_run.json"
+    try:
+        read_checked(path, {"modified_ns": dict})
+        return
+    except FileNotFoundError:
+        reason = "is missing"
+    except DamagedJsonError as error:
+        reason = error.reason
+    log_rank_zero(f"{path} {reason}: it is made anew, without the times of the run")
+    content = {"num_workers": arguments.run.num_workers, "modified_ns": modification_times(files)}
+    write_json(path, with_checksum(content))
 
 
 def refuse_changed_content(directory: Path, names: Sequence[str]) -> None:
@@ -217,18 +261,25 @@ def _size(size_bytes: int | None) -> str:
 
 
 def _remove_outputs(directory: Path) -> None:
-    """Removes what the scripts write, and nothing else.
+    """Removes what the scripts wrote, and nothing else.
 
     The manifest goes first, so that a partly removed preparation does not look complete.
+
+    Raises:
+        UserError: arrow/ or jsonl/ holds what they did not write; then nothing is removed.
     """
-    for name in ("manifest.json", "last_run.json", "rejected.jsonl"):
-        (directory / name).unlink(missing_ok=True)
-    for name in ("arrow", "jsonl"):
-        for child in list((directory / name).iterdir()) if (directory / name).is_dir() else []:
-            _remove(child)
+    if foreign := foreign_parts(directory):
+        raise UserError(foreign_messages(directory, foreign))
+    indices = {path.name[5:10] for name in ("arrow", "jsonl") for path in (directory / name).glob("part-*")}
+    for name in REPORTS:
+        if is_ours(directory / name):
+            (directory / name).unlink()
+    for index in sorted(indices):
+        remove_part(directory, int(index))
     empty_cache(directory)
-    for leftover in directory.glob(".*.tmp-*"):
-        leftover.unlink(missing_ok=True)
+    for path in directory.glob(".*.tmp-*"):
+        if leftover(path):
+            path.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:
@@ -248,7 +299,8 @@ def discard_run(arguments: PrepareArguments) -> None:
 
 def empty_cache(directory: Path) -> None:
     """Removes the intermediates under cache/."""
-    for leftover in (directory / "cache").glob(_TEMPORARY_RUN_RECORDS):
-        leftover.unlink(missing_ok=True)
-    for name in _CACHED:
+    for path in (directory / "cache").glob(".*.tmp-*"):
+        if leftover(path):
+            path.unlink(missing_ok=True)
+    for name in CACHED:
         _remove(directory / "cache" / name)

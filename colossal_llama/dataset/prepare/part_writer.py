@@ -21,10 +21,18 @@ from colossal_llama.dataset.prepare.cache import PartPlan, TokenStore
 from colossal_llama.dataset.splicing import SPLICINGS, Rows, shuffle_rows
 from colossal_llama.dataset.tokenization import ID_MASK, TARGET_BIT, labels_of
 from colossal_llama.utils.atomic_io import fsync_tree
+from colossal_llama.utils.checked_json import read_checked, with_checksum
 from colossal_llama.utils.fingerprint import fingerprint_bytes, fingerprint_file
 
 BATCH_TOKENS = 1 << 20  # a record batch: large enough that its fixed cost vanishes, 16 MB of buffers
 DATA_FILE = "data-00000-of-00001.arrow"
+METADATA_FILES = ("state.json", "dataset_info.json")
+PART_FILES = (DATA_FILE, *METADATA_FILES, "part.json")
+"""Names of the files of a part's directory."""
+_PART_SHAPE = {
+    **dict.fromkeys(("kind", "fingerprint", "arrow_sha256", "jsonl_sha256"), str),
+    **dict.fromkeys(("max_length", "rows", "tokens", "target_tokens", "documents", "segments"), int),
+}
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,27 @@ def part_name(index: int) -> str:
 
 
 def part_facts(output_dir: Path, index: int) -> dict | None:
-    """Content of a finished part's part.json; None for an unfinished part."""
-    facts_path = output_dir / "arrow" / part_name(index) / "part.json"
-    if not facts_path.is_file() or not (output_dir / "jsonl" / f"{part_name(index)}.jsonl").is_file():
+    """Content of a finished part's part.json; None for an unfinished part.
+
+    Raises:
+        DamagedJsonError: it is not what was written.
+    """
+    if not (output_dir / "jsonl" / f"{part_name(index)}.jsonl").is_file():
         return None
-    return json.loads(facts_path.read_bytes())
+    try:
+        return read_part_json(output_dir / "arrow" / part_name(index))
+    except FileNotFoundError:
+        return None
+
+
+def read_part_json(directory: Path) -> dict:
+    """Content of the part.json in a part's directory.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedJsonError: it is not what was written.
+    """
+    return read_checked(directory / "part.json", _PART_SHAPE)
 
 
 def write_part(task: PartTask, index: int) -> dict:
@@ -88,6 +112,7 @@ def write_part(task: PartTask, index: int) -> dict:
         "documents": int(plan.first_of_document[first:last].sum()),
         "segments": len(lengths),
         "categories": list(task.categories),
+        "name": name,
         "arrow_sha256": fingerprint_file(data_path),
         "jsonl_sha256": fingerprint_file(jsonl_path),
     }
@@ -99,7 +124,8 @@ def _publish(task: PartTask, scratch: Path, index: int, facts: dict) -> dict:
     described = json.dumps([facts["kind"], facts["jsonl_sha256"], facts["categories"]])
     facts = {**facts, "fingerprint": fingerprint_bytes(described.encode())}
     _write_dataset_metadata(scratch / name, task.categories, facts["fingerprint"])
-    _write_json(scratch / name / "part.json", facts)
+    facts["metadata_sha256"] = {file: fingerprint_file(scratch / name / file) for file in METADATA_FILES}
+    _write_json(scratch / name / "part.json", with_checksum(facts))
     fsync_tree(scratch)
     arrow, jsonl = task.output_dir / "arrow", task.output_dir / "jsonl"
     (scratch / f"{name}.jsonl").replace(jsonl / f"{name}.jsonl")

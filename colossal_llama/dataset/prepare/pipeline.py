@@ -11,17 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
+import numpy as np
 
 from colossal_llama.dataset.prepare import output_dir
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.buckets import plan_parts
-from colossal_llama.dataset.prepare.cache import PartPlan, chunk_facts
+from colossal_llama.dataset.prepare.cache import PartPlan, chunk_facts, saved_plan
 from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
 from colossal_llama.dataset.prepare.input_files import Chunk, InputFile, content_digest, find_input_files, plan_chunks
-from colossal_llama.dataset.prepare.manifest import build_manifest, total_statistics
+from colossal_llama.dataset.prepare.manifest import build_manifest, read_manifest, total_statistics
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer, record_tokenizer
 from colossal_llama.dataset.prepare.part_writer import PartTask, part_facts, write_part
+from colossal_llama.dataset.prepare.recheck import (
+    recheck_chunks,
+    recheck_parts,
+    recheck_rejected,
+    refuse_other_parts,
+    remove_parts_of_other_plan,
+    say_what_is_not_recorded,
+)
 from colossal_llama.dataset.prepare.rejections import (
     SHOWN_BAD_RECORDS,
     BadInputError,
@@ -31,6 +39,7 @@ from colossal_llama.dataset.prepare.rejections import (
 from colossal_llama.dataset.prepare.worker_pool import WorkerPool, shared_flag, worker_pool
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.utils.atomic_io import fsync_path, write_json
+from colossal_llama.utils.checked_json import with_checksum
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError
 
@@ -84,9 +93,9 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
     preparation = _Preparation(arguments, files, plan_chunks(files, arguments.run.limit), identity, StageTimes())
     if state != "new":
         _refuse_changed_content(preparation, state)
-    if state == "complete":
+    if state == "complete" and _is_whole(preparation):
         log_rank_zero(f"{arguments.output_dir} is complete already: nothing to do")
-        manifest = orjson.loads((arguments.output_dir / "manifest.json").read_bytes())
+        manifest = read_manifest(arguments.output_dir)
     else:
         done = _tokenize_and_write(preparation, tokenizer, new=state == "new")
         if done is None:
@@ -114,6 +123,23 @@ class _Preparation:
         return self.arguments.output_dir / "cache" / "chunks"
 
 
+def _is_whole(preparation: _Preparation) -> bool:
+    """Compares a complete preparation with its checksums; False if something must be made anew."""
+    arguments, directory = preparation.arguments, preparation.arguments.output_dir
+    manifest = read_manifest(directory)
+    output_dir.restore_last_run(arguments, preparation.files)
+    indices = range(len(manifest["parts"]))
+    damages = [
+        recheck_parts(directory, indices, arguments.run.num_workers, manifest["parts"]),
+        recheck_rejected(directory, manifest),
+    ]
+    if any(damages):
+        output_dir.reopen(directory, preparation.identity, preparation.files)
+        return False
+    say_what_is_not_recorded([part for index in indices if (part := part_facts(directory, index))])
+    return True
+
+
 def _tokenize_and_write(
     preparation: _Preparation, tokenizer: DocumentTokenizer | ConversationTokenizer, new: bool
 ) -> tuple[list[dict], list[dict]] | None:
@@ -122,6 +148,7 @@ def _tokenize_and_write(
     Returns:
         The facts of all chunks and of all parts; None if some are left to other shards.
     """
+    recheck_chunks(preparation.arguments.output_dir, preparation.chunks, preparation.arguments.run.num_workers)
     job = ChunkJob(tokenizer, preparation.chunk_dir, preparation.arguments.run.on_bad_record == "stop", shared_flag())
     with worker_pool(preparation.arguments.run.num_workers, job) as pool:
         try:
@@ -162,13 +189,21 @@ def _no_records_message(facts: Sequence[dict]) -> str:
 
 
 def _finish(preparation: _Preparation, facts: Sequence[dict], parts: Sequence[dict]) -> dict:
-    """Writes the manifest and the reports, unless another shard's job has; returns the manifest."""
+    """Writes the manifest and the reports, unless another shard's job has; returns the manifest.
+
+    What was made anew in a complete preparation must be as the manifest says.
+    """
     directory = preparation.arguments.output_dir
     with output_dir.finishing_lock(directory):
-        if (directory / "manifest.json").is_file():
-            return orjson.loads((directory / "manifest.json").read_bytes())
-        write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
-        manifest = build_manifest(preparation.identity, facts, parts, [chunk.file.name for chunk in preparation.chunks])
+        recorded = read_manifest(directory) if (directory / "manifest.json").is_file() else None
+        if recorded is not None:
+            refuse_other_parts(directory, recorded, parts)
+            if recorded.get("rejected_sha256") and not (directory / "rejected.jsonl").exists():
+                write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
+            return recorded
+        rejected_sha256 = write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
+        names = [chunk.file.name for chunk in preparation.chunks]
+        manifest = build_manifest(preparation.identity, facts, parts, names, rejected_sha256)
         _write_reports(preparation, manifest)
     return manifest
 
@@ -181,7 +216,7 @@ def _write_reports(preparation: _Preparation, manifest: dict) -> None:
         **vars(preparation.times),
         "modified_ns": modified_ns,
     }
-    write_json(preparation.arguments.output_dir / "last_run.json", last_run)
+    write_json(preparation.arguments.output_dir / "last_run.json", with_checksum(last_run))
     write_json(preparation.arguments.output_dir / "manifest.json", manifest)
 
 
@@ -192,7 +227,7 @@ def _refuse_changed_content(preparation: _Preparation, state: output_dir.State) 
     if not suspects:
         return
     if state == "complete":
-        manifest = orjson.loads((directory / "manifest.json").read_bytes())
+        manifest = read_manifest(directory)
         rows = {entry["name"]: entry["rows"] for entry in manifest["input_files"]}
         known = {entry["name"]: iter(entry["chunk_sha256"]) for entry in manifest["input_files"]}
         readings = [(chunk, rows[chunk.file.name], next(known[chunk.file.name])) for chunk in chunks]
@@ -252,25 +287,53 @@ def _write_parts(preparation: _Preparation, pool: WorkerPool, facts: Sequence[di
     """Writes this job's unfinished parts; returns the facts of all, None for unfinished ones."""
     arguments, directory = preparation.arguments, preparation.arguments.output_dir
     indices = range(arguments.rows.num_spliced_dataset_bins)
-    pending = [index for index in indices if arguments.shards.includes(index) and part_facts(directory, index) is None]
-    if pending:
-        categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
-        plan_dir = directory / "cache" / "plan"
-        if PartPlan.is_saved(plan_dir):  # finished parts follow it, be it of an earlier version
-            plan = PartPlan.load(plan_dir)
-        else:
-            num_bins = arguments.rows.num_spliced_dataset_bins
-            plan = plan_parts(preparation.chunk_dir, facts, categories, num_bins)
-            plan.save(plan_dir)
-        common = {"kind": arguments.kind, "max_length": arguments.rows.max_length, "seed": arguments.rows.seed}
-        common |= {name: preparation.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
-        task = PartTask(
-            directory, arguments.rows.splicing, arguments.rows.max_length, arguments.rows.seed, categories, common
-        )
-        _run_part_tasks(pool, [(task, index) for index in pending], plan, preparation.times)
-        for name in ("arrow", "jsonl"):
-            fsync_path(directory / name)
-    return [part_facts(directory, index) for index in indices]
+    own = [index for index in indices if arguments.shards.includes(index)]
+    others = [index for index in indices if index not in set(own)]
+    recorded = read_manifest(directory)["parts"] if (directory / "manifest.json").is_file() else None
+    if recorded is None:
+        recheck_parts(directory, own, arguments.run.num_workers)
+    if any(part_facts(directory, index) is None for index in own):
+        _write_own_parts(preparation, pool, facts, own, may_replace=recorded is None)
+    parts = [part_facts(directory, index) for index in indices]
+    if others and None not in parts and recheck_parts(directory, others, arguments.run.num_workers):
+        return [part_facts(directory, index) for index in indices]
+    return parts
+
+
+def _write_own_parts(
+    preparation: _Preparation, pool: WorkerPool, facts: Sequence[dict], own: Sequence[int], may_replace: bool
+) -> None:
+    """Writes those of this job's parts that are not finished; replaces those of another plan."""
+    arguments, directory = preparation.arguments, preparation.arguments.output_dir
+    categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
+    plan = _plan(preparation, facts, categories)
+    plan_sha256 = plan.fingerprint()
+    if may_replace:
+        remove_parts_of_other_plan(directory, own, plan_sha256)
+    pending = [index for index in own if part_facts(directory, index) is None]
+    common: dict = {"kind": arguments.kind, "max_length": arguments.rows.max_length, "seed": arguments.rows.seed}
+    common |= {name: preparation.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
+    common["plan_sha256"] = plan_sha256
+    task = PartTask(
+        directory, arguments.rows.splicing, arguments.rows.max_length, arguments.rows.seed, categories, common
+    )
+    _run_part_tasks(pool, [(task, index) for index in pending], plan, preparation.times)
+    for name in ("arrow", "jsonl"):
+        fsync_path(directory / name)
+
+
+def _plan(preparation: _Preparation, facts: Sequence[dict], categories: Sequence[str]) -> PartPlan:
+    """Opens the plan, be it of an earlier version, as finished parts follow it; else makes it."""
+    plan_dir = preparation.arguments.output_dir / "cache" / "plan"
+    plan, problem = saved_plan(plan_dir, np.cumsum([0, *(fact["tokens"] for fact in facts)]))
+    if plan is not None:
+        return plan
+    if problem:
+        log_rank_zero(f"{problem}: made anew")
+    num_bins = preparation.arguments.rows.num_spliced_dataset_bins
+    plan = plan_parts(preparation.chunk_dir, facts, categories, num_bins)
+    plan.save(plan_dir)
+    return plan
 
 
 def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], plan: PartPlan, times: StageTimes) -> None:

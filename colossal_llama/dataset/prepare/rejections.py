@@ -1,5 +1,6 @@
 """Reports bad records: as error messages where they stop the run, else in rejected.jsonl."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +35,12 @@ def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
     ]
 
 
-def write_rejected(output_dir: Path, chunk_dir: Path, chunks: Sequence[Chunk], facts: Sequence[dict]) -> None:
-    """Writes the bad records of all chunks to rejected.jsonl, with line numbers in their files."""
+def write_rejected(output_dir: Path, chunk_dir: Path, chunks: Sequence[Chunk], facts: Sequence[dict]) -> str | None:
+    """Writes the bad records of all chunks to rejected.jsonl, with line numbers in their files.
+
+    Returns:
+        The SHA-256 of the file; None where there is no bad record, and no file.
+    """
     lines, first_row = [], 0
     for chunk, fact in zip(chunks, facts, strict=True):
         first_row = 0 if chunk.start == 0 else first_row
@@ -45,5 +50,8 @@ def write_rejected(output_dir: Path, chunk_dir: Path, chunks: Sequence[Chunk], f
                 orjson.dumps({"file": chunk.file.name, "line": line, **record}, option=orjson.OPT_APPEND_NEWLINE)
             )
         first_row += fact["rows"]
-    if lines:
-        write_bytes(output_dir / "rejected.jsonl", b"".join(lines))
+    if not lines:
+        return None
+    content = b"".join(lines)
+    write_bytes(output_dir / "rejected.jsonl", content)
+    return hashlib.sha256(content).hexdigest()

@@ -1,6 +1,5 @@
 """Verifies a finished preparation: re-reads it and checks its manifest and the rules of rows."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,10 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from colossal_llama.dataset.prepare.part_writer import DATA_FILE, part_facts, part_name
+from colossal_llama.dataset.prepare.manifest import read_manifest
+from colossal_llama.dataset.prepare.part_check import part_problems
+from colossal_llama.dataset.prepare.part_writer import DATA_FILE, part_name
+from colossal_llama.utils.checked_json import has_checksum
 from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.fingerprint import fingerprint_file
@@ -24,20 +26,20 @@ def verify(directory: Path) -> str:
     Raises:
         UserError: the directory holds no complete preparation, or it differs from its manifest.
     """
-    path = directory / "manifest.json"
-    if not path.is_file():
-        raise UserError(
-            f"{directory} has no manifest.json: the preparation is not finished; run the same command again"
-        )
-    manifest = json.loads(path.read_bytes())
-    problems = [*_name_problems(directory, manifest), *_total_problems(manifest)]
+    manifest = read_manifest(directory)
+    problems = [
+        *_name_problems(directory, manifest),
+        *_total_problems(manifest),
+        *_rejected_problems(directory, manifest),
+    ]
     for index, entry in enumerate(progress_bar(manifest["parts"], desc="verify", unit=" parts")):
         problems += [f"{entry['name']}: {problem}" for problem in _part_problems(directory, index, entry, manifest)]
     if problems:
         raise UserError(truncate_problems(problems))
     totals = manifest["totals"]
     counts = f"{len(manifest['parts'])} parts, {totals['rows']:,} rows, {totals['tokens_out']:,} tokens"
-    return f"{directory}: {counts}: all as in the manifest"
+    unrecorded = "" if has_checksum(manifest) else " (an earlier version: no checksum of manifest.json is recorded)"
+    return f"{directory}: {counts}: all as in the manifest{unrecorded}"
 
 
 def _name_problems(directory: Path, manifest: dict) -> Iterator[str]:
@@ -47,8 +49,15 @@ def _name_problems(directory: Path, manifest: dict) -> Iterator[str]:
     for folder, suffix in (("arrow", ""), ("jsonl", ".jsonl")):
         found = {path.name for path in (directory / folder).iterdir()} if (directory / folder).is_dir() else set()
         wanted = {name + suffix for name in expected}
-        yield from (f"{folder}/{name} is missing" for name in sorted(wanted - found))
         yield from (f"{folder}/{name} is not in the manifest" for name in sorted(found - wanted))
+
+
+def _rejected_problems(directory: Path, manifest: dict) -> Iterator[str]:
+    path, sha256 = directory / "rejected.jsonl", manifest.get("rejected_sha256")
+    if sha256 is not None and not path.is_file():
+        yield "rejected.jsonl is missing"
+    elif sha256 is not None and fingerprint_file(path) != sha256:
+        yield "rejected.jsonl has changed since it was written"
 
 
 def _total_problems(manifest: dict) -> Iterator[str]:
@@ -66,21 +75,14 @@ def _total_problems(manifest: dict) -> Iterator[str]:
 
 def _part_problems(directory: Path, index: int, entry: dict, manifest: dict) -> Iterator[str]:
     arrow, jsonl = directory / "arrow" / entry["name"], directory / "jsonl" / f"{entry['name']}.jsonl"
-    for path, name in ((arrow / DATA_FILE, "arrow_sha256"), (jsonl, "jsonl_sha256")):
-        if not path.is_file():
-            if path.parent.is_dir() and path != jsonl:  # a whole part that is missing is named elsewhere
-                yield f"{path.relative_to(directory)} is missing"
-            return
-        if fingerprint_file(path) != entry[name]:
-            yield f"{path.name} has changed since it was written"
-    facts = part_facts(directory, index)
-    if facts is None or any(facts[name] != entry[name] for name in entry if name != "name"):
-        yield "part.json is missing, or differs from the manifest"
+    yield from part_problems(directory, index, entry)
+    if not (arrow / DATA_FILE).is_file() or not jsonl.is_file():
+        return
     try:
         dataset = datasets.load_from_disk(str(arrow))
         with jsonl.open("rb") as lines:
             yield from _row_problems(dataset, lines, entry, manifest)
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # pyarrow, datasets and json each raise their own on a damaged file
         yield f"cannot be read: {error}"
 
 
@@ -88,6 +90,7 @@ def _row_problems(dataset: datasets.Dataset, lines: Iterator[bytes], entry: dict
     max_length, vocab_size = manifest["identity"]["arguments"]["max_length"], manifest["identity"]["vocab_size"]
     counts = {"rows": 0, "tokens": 0, "target_tokens": 0, "segments": 0}
     for batch in dataset.with_format("arrow").iter(ROWS_AT_ONCE):
+        batch.validate(full=True)  # without it, damaged offsets are followed to anywhere in memory
         rows = zip(
             *(batch[name] for name in ("input_ids", "labels", "document_lengths", "document_categories")), strict=True
         )
