@@ -1,6 +1,6 @@
 """Inputs of a run, opened and checked against each other: parts, tokenizer, model, checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from colossal_llama.training.arguments import (
 from colossal_llama.training.benchmark import random_part
 from colossal_llama.training.checkpoint.archive import entry_written_by_a_run
 from colossal_llama.training.checkpoint.discovery import find_checkpoint, read_checkpoint
+from colossal_llama.training.checkpoint.integrity import check_model_directory, damage_of_checkpoint
 from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, Checkpoint, Origin, Progress
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.metrics import refuse_other_record
@@ -56,8 +57,15 @@ class RunInputs:
 
     def model_fingerprint(self) -> str:
         """Fingerprint of the files of the model and of the adapter."""
-        paths = [path for path in (self.model_path, self.adapter_path) if path is not None]
-        return "".join(fingerprint_directory(path) for path in paths)
+        return "".join(fingerprint_directory(path) for path in self._model_paths())
+
+    def start_paths(self) -> list[Path]:
+        """Directories of model and adapter that are not the resumed checkpoint's."""
+        resumed = self.checkpoint.model_path if self.checkpoint is not None else None
+        return [path for path in self._model_paths() if path != resumed]
+
+    def _model_paths(self) -> list[Path]:
+        return [path for path in (self.model_path, self.adapter_path) if path is not None]
 
 
 def open_inputs(arguments: TrainingArguments) -> RunInputs:
@@ -67,7 +75,7 @@ def open_inputs(arguments: TrainingArguments) -> RunInputs:
         CollectiveError: a file is missing or damaged, inputs do not match each other, or they
             differ between hosts.
     """
-    checkpoint = _checkpoint_of_rank_zero(arguments)
+    checkpoint = _undamaged_checkpoint(arguments)
     with consensus.raise_on_all_ranks():
         inputs = _open_inputs(arguments, checkpoint)
         fingerprints = {
@@ -76,6 +84,9 @@ def open_inputs(arguments: TrainingArguments) -> RunInputs:
             str(inputs.model_path): inputs.model_fingerprint(),
         }
     consensus.check_same(fingerprints)
+    if not arguments.dry_run.dry_run:
+        for path in inputs.start_paths():
+            check_model_directory(path)
     return inputs
 
 
@@ -173,28 +184,49 @@ def _set_pad_token(tokenizer: PreTrainedTokenizerFast, kind: str, path: Path) ->
     tokenizer.pad_token = token
 
 
-def _checkpoint_of_rank_zero(arguments: TrainingArguments) -> Checkpoint | None:
-    """Reads, on every rank, the checkpoint that rank 0 finds.
+def _undamaged_checkpoint(arguments: TrainingArguments) -> Checkpoint | None:
+    """The checkpoint to resume from, compared with its checksums; a collective.
+
+    `auto` goes back to the newest one that is not damaged. A dry run compares nothing.
+    """
+    damaged: dict[Path, str] = {}
+    while True:
+        checkpoint, lines = _checkpoint_of_rank_zero(arguments, damaged)
+        if checkpoint is not None and not arguments.dry_run.dry_run:
+            damage = damage_of_checkpoint(checkpoint)
+            if damage is not None:
+                damaged[checkpoint.path] = damage
+                continue
+        for line in lines:
+            log_rank_zero(line)
+        return checkpoint
+
+
+def _checkpoint_of_rank_zero(
+    arguments: TrainingArguments, damaged: Mapping[Path, str]
+) -> tuple[Checkpoint | None, list[str]]:
+    """Reads, on every rank, the checkpoint that rank 0 finds; also rank 0's lines for the log.
 
     Ranks that searched for themselves would diverge when `--save_dir` is not shared by all hosts.
     """
     save_dir = arguments.checkpoint.save_dir
     choice: list[Path | None] = [None]
+    lines: list[str] = []
     with consensus.raise_on_all_ranks():
         if is_rank_zero():
-            found = find_checkpoint(arguments.checkpoint.load_checkpoint, save_dir, log_rank_zero)
+            found = find_checkpoint(arguments.checkpoint.load_checkpoint, save_dir, lines.append, damaged)
             if found is not None and not arguments.benchmark.benchmark:
                 refuse_other_record(arguments.records.tensorboard_dir, save_dir)
             choice = [found.path if found else None]
     dist.broadcast_object_list(choice, src=0)
     if choice[0] is None:
-        return None
+        return None, lines
     with consensus.raise_on_all_ranks():
         if not choice[0].is_dir():
             raise UserError(
                 f"{choice[0]}, from which rank 0 resumes, is absent: --save_dir must be shared by all hosts"
             )
-        return read_checkpoint(choice[0])
+        return read_checkpoint(choice[0]), lines
 
 
 def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> tuple[Path, Path | None]:

@@ -5,7 +5,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from colossal_llama.training.arguments import TrainingArguments
-from colossal_llama.training.checkpoint.archive import archive, archive_later_checkpoints, entry_written_by_a_run
+from colossal_llama.training.checkpoint.archive import (
+    archive,
+    archive_foreign_writes,
+    archive_later_checkpoints,
+    entry_written_by_a_run,
+    is_name_of_a_run,
+)
 from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL
 from colossal_llama.training.distributed import consensus, watchdog
 from colossal_llama.utils.atomic_io import clean_up_interrupted_writes
@@ -53,7 +59,9 @@ def _lock(option: str, directory: Path, locks: ExitStack) -> None:
 
 def _clear_interrupted_writes(save_dir: Path) -> None:
     """Deletes half-written checkpoints of a killed run, and prints its failure report."""
-    for name in clean_up_interrupted_writes(save_dir):
+    for path in archive_foreign_writes(save_dir):
+        log_rank_zero(f"a directory in the place of an interrupted write holds other files: it is kept as {path}")
+    for name in clean_up_interrupted_writes(save_dir, is_name_of_a_run):
         log_rank_zero(f"{save_dir / name} was incomplete when an earlier run ended: it is deleted")
     for line in watchdog.take_failure_report(save_dir):
         log_rank_zero(f"failure report of an earlier run: {line}")

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -168,24 +168,40 @@ def unfinished_path(target: Path) -> Path:
     return target.with_name(f".{target.name}{_UNFINISHED}")
 
 
-def clean_up_interrupted_writes(directory: Path) -> list[str]:
+def interrupted_writes(directory: Path) -> list[tuple[Path, str]]:
+    """Finds what has the name of a half-written, half-removed or half-replaced directory.
+
+    Returns:
+        Each with the final name of what was being written.
+    """
+    found = []
+    for path in sorted(directory.glob(".*")):
+        ending = next((end for end in (_UNFINISHED, _REMOVED, _REPLACED) if path.name.endswith(end)), None)
+        if ending is not None:
+            found.append((path, path.name.removesuffix(ending)[1:]))
+    return found
+
+
+def clean_up_interrupted_writes(directory: Path, is_own: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Deletes or restores what a killed process left half-written, half-removed or half-replaced.
 
     The caller ensures that no process writes in the directory (`file_lock.directory_lock`).
+
+    Args:
+        directory: where it was written.
+        is_own: True for the final names that the caller's processes write; others stay.
 
     Returns:
         The final names of the unfinished files and directories that were deleted.
     """
     unfinished = []
-    for path in sorted(directory.glob(".*")):
-        ending = next((end for end in (_UNFINISHED, _REMOVED, _REPLACED) if path.name.endswith(end)), None)
-        if ending is None or not path.is_dir():
+    for path, name in interrupted_writes(directory):
+        if not is_own(name) or path.is_symlink() or not path.is_dir():
             continue
-        name = path.name.removesuffix(ending)[1:]
-        if ending == _REPLACED and not (directory / name).exists():
+        if path.name.endswith(_REPLACED) and not (directory / name).exists():
             path.rename(directory / name)
             continue
         shutil.rmtree(path, ignore_errors=True)
-        if ending == _UNFINISHED:
+        if path.name.endswith(_UNFINISHED):
             unfinished.append(name)
     return unfinished

@@ -123,7 +123,7 @@ def test_resuming_changes_nothing(resumed, name):
 
 def test_a_checkpoint_holds_what_its_name_says(resumed):
     path = checkpoint_of(resumed, "zero2")
-    names = {"modelling", "optimizer", "random_states", "lr_scheduler", "running_states.json"}
+    names = {"modelling", "optimizer", "random_states", "lr_scheduler", "running_states.json", "checksums.json"}
     assert {entry.name for entry in path.iterdir()} == names
     states = json.loads((path / "running_states.json").read_text())
     assert states["progress"]["step"] == 4

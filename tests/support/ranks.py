@@ -7,6 +7,7 @@ Launchers have tests of their own.
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import os
 import runpy
 import subprocess
@@ -37,17 +38,24 @@ def run_ranks(
     Returns:
         The first return code that is not 0, and the output of all ranks as standard output.
     """
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
+        processes = start_ranks(program, arguments, ranks, project_root, output.name)
+        returncode = _wait(processes, timeout_s)
+        return subprocess.CompletedProcess([program, *arguments], returncode, output.read(), "")
+
+
+def start_ranks(
+    program: str, arguments: list[str], ranks: int, project_root: Path, output: str
+) -> list[multiprocessing.process.BaseProcess]:
+    """Starts a program on `ranks` processes, which append what they print to a file."""
     start_server(project_root)
     words, port = [program, *arguments], free_port()
-    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
-        processes = [
-            CONTEXT.Process(target=_be_rank, args=(rank, ranks, port, words, project_root, output.name))
-            for rank in range(ranks)
-        ]
-        for process in processes:
-            process.start()
-        returncode = _wait(processes, timeout_s)
-        return subprocess.CompletedProcess(words, returncode, output.read(), "")
+    processes = [
+        CONTEXT.Process(target=_be_rank, args=(rank, ranks, port, words, project_root, output)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    return list(processes)
 
 
 def start_server(project_root: Path) -> None:
@@ -81,7 +89,7 @@ def _be_rank(rank: int, ranks: int, port: int, words: list[str], project_root: P
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
-def _wait(processes: list[multiprocessing.Process], timeout_s: float) -> int:
+def _wait(processes: list[multiprocessing.process.BaseProcess], timeout_s: float) -> int:
     """The first exit code that is not 0; the others are ended some time after it."""
     deadline, code = time.monotonic() + timeout_s, 0
     while any(process.is_alive() for process in processes):

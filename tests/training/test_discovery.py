@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from colossal_llama.training.checkpoint.archive import archive, entry_written_by_a_run
+from colossal_llama.training.checkpoint.archive import (
+    archive,
+    archive_foreign_writes,
+    entry_written_by_a_run,
+    is_name_of_a_run,
+    make_way,
+    own_checkpoints,
+)
 from colossal_llama.training.checkpoint.discovery import find_checkpoint
 from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.training.metrics import begin_record
+from colossal_llama.utils.atomic_io import clean_up_interrupted_writes
+from colossal_llama.utils.checksums import write_checksums
 from colossal_llama.utils.errors import UserError
 
 STATES = {"progress": asdict(Progress(step=2)), "origin": asdict(Origin("d", "t", 1, 0, "none", None)), "world_size": 1}
@@ -106,6 +115,89 @@ def test_a_named_checkpoint_must_be_complete_and_so_must_one_of_all(save_dir):
     with pytest.raises(UserError, match="has no complete checkpoint: move these away") as error:
         find_checkpoint("auto", save_dir)
     assert len(error.value.problems) == len(DAMAGES) + 2
+
+
+def test_damaged_content_is_skipped_or_refused_as_missing_files_are(save_dir):
+    for step in DAMAGES:
+        shutil.rmtree(save_dir / f"epoch-0_step-{step}")
+    newer = Path(shutil.copytree(save_dir / "epoch-0_step-2", save_dir / "epoch-0_step-3"))
+    damaged, notices = {newer: f"{newer} is damaged: lr_scheduler is missing"}, []
+    assert find_checkpoint("auto", save_dir, notices.append, damaged).path == save_dir / "epoch-0_step-2"
+    assert notices == [f"skipped: {damaged[newer]}"]
+    with pytest.raises(UserError, match="lr_scheduler is missing: copy it again, name another, or give auto"):
+        find_checkpoint(str(newer), save_dir, notices.append, damaged)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "it is no JSON object"),
+        ("null", "it is no JSON object"),
+        ("{}", "it lacks progress, origin, world_size"),
+        (json.dumps({**STATES, "progress": []}), "progress and origin are no JSON objects"),
+        (json.dumps({**STATES, "progress": {"step": "2"}}), "step is '2'"),
+        (json.dumps({**STATES, "progress": {"steps": 2}}), "steps is 2"),
+        (json.dumps({**STATES, "world_size": None}), "world_size is None"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_running_states_of_another_form_are_refused(save_dir, text, reason):
+    path = save_dir / "epoch-0_step-2"
+    (path / "running_states.json").write_text(text)
+    with pytest.raises(UserError, match=rf"running_states\.json cannot be read \({reason}"):
+        find_checkpoint(str(path), save_dir)
+
+
+def test_a_list_of_checksums_that_was_written_must_be_there(save_dir):
+    path = save_dir / "epoch-0_step-2"
+    write_states(path, {**STATES, "checksums": "checksums.json"})
+    with pytest.raises(UserError, match=r"checksums\.json is missing"):
+        find_checkpoint(str(path), save_dir)
+    write_checksums(path, {})
+    assert find_checkpoint(str(path), save_dir).path == path
+
+
+def test_only_checkpoints_that_a_run_saved_are_its_own(save_dir):
+    """`--keep_last` deletes these, and counts no others."""
+    foreign = save_dir / "epoch-5_step-500"
+    foreign.mkdir()
+    (foreign / "running_states.json").write_text('{"epoch": 5, "step": 500, "sample_start_index": 0}')
+    (save_dir / "epoch-6_step-600").symlink_to(save_dir / "epoch-0_step-2")
+    steps = [int(path.name.rpartition("-")[2]) for path in own_checkpoints(save_dir)]
+    assert steps == [2, *(step for step in DAMAGES if step not in (5, 99))]
+
+
+def test_what_no_run_wrote_is_archived_where_a_run_writes(tmp_path):
+    for name in ("epoch-0_step-2", "modelling", "modelling_merged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
+    write_checksums(tmp_path / "modelling_merged", {})
+    (tmp_path / "linked").symlink_to(tmp_path / "modelling_merged")
+    for name in ("epoch-0_step-2", "modelling", "modelling_merged", "absent"):
+        make_way(tmp_path / name)
+    assert (tmp_path / "modelling_merged" / "precious").exists(), "a run wrote it, and may replace it"
+    for name in ("epoch-0_step-2", "modelling"):
+        assert not (tmp_path / name).exists()
+        assert (tmp_path / f"superseded-0-{name}" / "precious").exists()
+
+
+def test_only_interrupted_writes_of_runs_are_cleaned_up(tmp_path):
+    own = (".epoch-0_step-2.unfinished", ".modelling.removed", ".modelling_merged.unfinished")
+    foreign = (".photos.unfinished", ".notes.replaced", ".epoch-0_step-3.unfinished", ".modelling.unfinished")
+    for name in (*own, *foreign):
+        (tmp_path / name).mkdir()
+    for name in foreign:
+        (tmp_path / name / "precious").touch()
+    (tmp_path / own[0] / "modelling").mkdir()
+    (tmp_path / own[0] / "modelling" / "rank-00000-00000.safetensors").touch()
+    (tmp_path / own[1] / ".rank-00000-00000.safetensors.tmp-host-1").touch()
+    (tmp_path / own[2] / "config.json").touch()
+    (tmp_path / ".epoch-0_step-4.unfinished").symlink_to(tmp_path)
+    archived = {path.name for path in archive_foreign_writes(tmp_path)}
+    moved = {*foreign[2:], ".epoch-0_step-4.unfinished"}
+    assert archived == {f"superseded-0-{name}" for name in moved}
+    assert clean_up_interrupted_writes(tmp_path, is_name_of_a_run) == ["epoch-0_step-2", "modelling_merged"]
+    assert {path.name for path in tmp_path.iterdir()} == {*foreign[:2], *archived}
 
 
 def test_what_a_run_writes_in_its_save_directory(tmp_path):

@@ -14,6 +14,7 @@ BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2", "--mixed_precis
 
 COMMITS = """
 import datetime, json, os
+from dataclasses import asdict
 from pathlib import Path
 import torch, torch.distributed as dist
 from colossal_llama.model.weights.stored_tensors import TensorShape
@@ -28,7 +29,7 @@ said = []
 
 def write(number, name, start=True):
     def complete(directory, written):
-        (directory / "complete.json").write_text(json.dumps(written))
+        (directory / "complete.json").write_text(json.dumps({{name: asdict(file) for name, file in written.items()}}))
 
     pending = DirectoryCommit(place / "checkpoint", commit_stores(f"test-{{number}}"), complete)
     held = torch.full((4,), float(number))

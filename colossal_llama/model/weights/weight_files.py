@@ -115,8 +115,10 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Reads a safetensors file's metadata; safetensors checks the header against the file's size.
 
     Raises:
-        UserError: the file is absent, truncated or damaged.
+        UserError: the file is absent, truncated or damaged, or no file (a pipe would wait for ever).
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} cannot be read: it is not a file")
     try:
         with safe_open(path, framework="np") as file:
             return dict(file.metadata() or {})
@@ -268,6 +270,7 @@ def write_safetensors(
     blocks: Callable[[str], "Iterable[np.ndarray | torch.Tensor]"],
     metadata: Mapping[str, str],
     on_bytes: Callable[[int], Any] = lambda count: None,
+    on_data: Callable[[Any], Any] = lambda data: None,
 ) -> None:
     """Writes a safetensors file atomically from blocks of tensors, one block in memory at a time.
 
@@ -278,6 +281,7 @@ def write_safetensors(
             tensors, or numpy arrays of the storage dtype.
         metadata: free text stored in the header.
         on_bytes: called with the number of bytes after each block, for a progress bar.
+        on_data: called with each piece of the file's content, for a checksum.
 
     Raises:
         ValueError: the blocks of a tensor have another dtype or do not add up to its shape.
@@ -285,12 +289,15 @@ def write_safetensors(
     # As in safetensors, the widest dtypes first, so that every tensor is aligned to its item size.
     order = sorted(shapes, key=lambda name: (-shapes[name].storage_dtype.itemsize, name))
     with atomic_file(target) as file:
-        file.write(_header(order, shapes, metadata))
+        header = _header(order, shapes, metadata)
+        file.write(header)
+        on_data(header)
         for name in order:
             written = 0
             for block in blocks(name):
                 data = _checked_bytes(name, block, shapes[name])
                 file.write(data.data)
+                on_data(data.data)
                 written += data.nbytes
                 on_bytes(data.nbytes)
             if written != shapes[name].bytes:

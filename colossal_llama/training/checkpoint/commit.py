@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from colossal_llama.model.weights.weight_files import write_safetensors
+from colossal_llama.training.checkpoint.archive import make_way
 from colossal_llama.training.checkpoint.staging import StagedFile
 from colossal_llama.training.distributed.heartbeat import Heartbeat, HeartbeatMonitor
 from colossal_llama.utils.atomic_io import fsync_tree, replace_directory, unfinished_path
+from colossal_llama.utils.checksums import ChecksumBuilder, FileChecksum
 
 _WRITER_THREADS = 4
 """A rank: a fast disk takes several files at a time."""
@@ -61,8 +63,23 @@ def commit_stores(prefix: str) -> tuple[dist.Store, dist.Store]:
     return dist.PrefixStore(prefix, store.clone()), dist.PrefixStore(prefix, store.clone())
 
 
-WrittenFiles = dict[str, dict[str, int]]
-"""File → tensor → bytes."""
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that a rank has written."""
+
+    tensors: dict[str, int]
+    """Bytes by name."""
+    checksum: FileChecksum
+    """Of the content as it was in memory."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "WrittenFile":
+        """Reads what `dataclasses.asdict` made of one."""
+        return cls(content["tensors"], FileChecksum(**content["checksum"]))
+
+
+WrittenFiles = dict[str, WrittenFile]
+"""By file name."""
 
 
 @dataclass
@@ -135,7 +152,8 @@ class DirectoryCommit:
         try:
             self._heartbeat.start()
             self._write_all()
-            self._publish(f"vote-{self._rank}", {"error": self._error, "files": self._written})
+            files = {name: asdict(file) for name, file in self._written.items()}
+            self._publish(f"vote-{self._rank}", {"error": self._error, "files": files})
             if self._rank == 0:
                 self._publish("decision", self._decide())
             decision = json.loads(self._wait_for("decision", 0))
@@ -168,9 +186,11 @@ class DirectoryCommit:
         path = self._temporary / file.name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_safetensors(path, file.shapes, lambda name: self._until_aborted(file.slices[name]), file.metadata)
+            blocks, checksum = lambda name: self._until_aborted(file.slices[name]), ChecksumBuilder()
+            write_safetensors(path, file.shapes, blocks, file.metadata, on_data=checksum.update)
+            tensors = {name: shape.bytes for name, shape in file.shapes.items()}
             with self._lock:
-                self._written[file.name] = {name: shape.bytes for name, shape in file.shapes.items()}
+                self._written[file.name] = WrittenFile(tensors, checksum.result())
         except OSError as error:
             self.fail(f"{path.name}: {error.strerror or error}")
         except Exception as error:  # a thread's exception would be lost
@@ -191,7 +211,7 @@ class DirectoryCommit:
                 vote = json.loads(self._wait_for(f"vote-{rank}", rank))
                 self._store.delete_key(f"vote-{rank}")
                 error = error or vote["error"]
-                written |= vote["files"]
+                written |= {name: WrittenFile.from_json(file) for name, file in vote["files"].items()}
             if error is None:
                 self._commit(written)
         except OSError as problem:
@@ -201,7 +221,7 @@ class DirectoryCommit:
             error = f"{here}: {type(problem).__name__}: {problem}"
         if error is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
-        return {"error": error, "bytes": sum(sum(tensors.values()) for tensors in written.values())}
+        return {"error": error, "bytes": sum(sum(file.tensors.values()) for file in written.values())}
 
     def _commit(self, written: WrittenFiles) -> None:
         unseen = [name for name in written if not (self._temporary / name).is_file()]
@@ -211,6 +231,7 @@ class DirectoryCommit:
             )
         self.complete(self._temporary, written)
         fsync_tree(self._temporary)
+        make_way(self.target)
         replace_directory(self._temporary, self.target)
         self.after()
 

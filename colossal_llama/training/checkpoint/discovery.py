@@ -2,11 +2,12 @@
 
 A checkpoint is complete when every file that belongs to it is there and as long as its header says
 (`open_checkpoint`). A directory gets a checkpoint's name only when all its files are on disk
-(checkpoint/commit.py), but copies can be interrupted and disks can fail.
+(checkpoint/commit.py), but copies can be interrupted and disks can fail. Whether the content is
+what was written is found by the ranks together, before they resume (checkpoint/integrity.py).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from colossal_llama.training.checkpoint.state import (
     RANDOM_STATES,
     RUNNING_STATES,
     Checkpoint,
-    Progress,
     checkpoint_directories,
+    read_running_states,
 )
+from colossal_llama.utils.checksums import has_checksums
 from colossal_llama.utils.errors import UserError, truncate_problems
 
 
@@ -51,7 +53,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for needed in (MODEL, OPTIMIZER):
         if not (path / needed).is_dir():
             raise IncompleteCheckpoint(f"{path} is not a complete checkpoint: {needed}/ is missing")
-    if any((path / OPTIMIZER).glob("*.bin*")):
+    recorded = checkpoint.running_states.get("checksums")
+    if recorded is not None and not has_checksums(path):
+        raise IncompleteCheckpoint(f"{path} is not a complete checkpoint: {recorded} is missing")
+    if recorded is None and any((path / OPTIMIZER).glob("*.bin*")):
         raise UserError(
             f"{path} was written by an earlier version, which pickled the optimizer states; pickles are not loaded. "
             f"Start from its weights with --load_checkpoint {checkpoint.model_path}, or finish the run with the "
@@ -62,17 +67,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _running_states(path: Path) -> dict[str, Any]:
     try:
-        states = json.loads((path / RUNNING_STATES).read_text(encoding="utf-8"))
-        missing = [name for name in ("progress", "origin", "world_size") if name not in states]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        Progress(**states["progress"]), dict(states["origin"]), int(states["world_size"])
-    except (OSError, ValueError, TypeError) as error:
+        return read_running_states(path)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise IncompleteCheckpoint(
             f"{path} is not a complete checkpoint: {RUNNING_STATES} cannot be read ({reason})"
         ) from error
-    return states
 
 
 def _verify_files(checkpoint: Checkpoint) -> None:
@@ -91,7 +91,10 @@ def _verify_files(checkpoint: Checkpoint) -> None:
             read_metadata(model / ADAPTER_WEIGHTS)
         else:
             find_weight_files(model)
-        for name in json.loads((path / OPTIMIZER / OPTIMIZER_INDEX).read_text(encoding="utf-8"))["files"]:
+        index = path / OPTIMIZER / OPTIMIZER_INDEX
+        if index.exists() and not index.is_file():
+            raise ValueError("it is not a file")
+        for name in json.loads(index.read_text(encoding="utf-8"))["files"]:
             read_metadata(path / OPTIMIZER / name)
         random_states = list((path / RANDOM_STATES).glob("*.safetensors"))
         for file in random_states:
@@ -99,8 +102,9 @@ def _verify_files(checkpoint: Checkpoint) -> None:
     except UserError as error:
         raise IncompleteCheckpoint(f"{path} is not a complete checkpoint: {error}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it is incomplete or damaged: {error}"
         raise IncompleteCheckpoint(
-            f"{path} is not a complete checkpoint: {OPTIMIZER}/{OPTIMIZER_INDEX} cannot be read ({error})"
+            f"{path} is not a complete checkpoint: {OPTIMIZER}/{OPTIMIZER_INDEX} cannot be read ({reason})"
         ) from error
     ranks = checkpoint.running_states["world_size"]
     if len(random_states) != ranks:
@@ -110,7 +114,10 @@ def _verify_files(checkpoint: Checkpoint) -> None:
 
 
 def find_checkpoint(
-    load_checkpoint: str | None, save_dir: Path, log: Callable[[str], None] = print
+    load_checkpoint: str | None,
+    save_dir: Path,
+    log: Callable[[str], None] = print,
+    damaged: Mapping[Path, str] | None = None,
 ) -> Checkpoint | None:
     """Finds the complete checkpoint to resume from; None where the option names none.
 
@@ -118,12 +125,14 @@ def find_checkpoint(
         load_checkpoint: the option's value; `auto` is the newest complete checkpoint in `save_dir`.
         save_dir: the run's.
         log: receives a line for each incomplete checkpoint that `auto` skips, with the reason.
+        damaged: checkpoints whose content is known to be damaged, with what is wrong.
 
     Raises:
-        UserError: the named checkpoint is incomplete, or all that `auto` found are.
+        UserError: the named checkpoint is incomplete or damaged, or all that `auto` found are.
     """
+    damaged = damaged or {}
     if load_checkpoint == "auto":
-        newest = _newest_complete(checkpoint_directories(save_dir), save_dir, log)
+        newest = _newest_complete(checkpoint_directories(save_dir), save_dir, log, damaged)
         archived = [] if newest else [path.name for path in archived_checkpoints(save_dir)]
         if archived:
             log(
@@ -135,16 +144,24 @@ def find_checkpoint(
     if load_checkpoint is None or not (Path(load_checkpoint) / RUNNING_STATES).is_file():
         return None
     try:
-        return open_checkpoint(Path(load_checkpoint))
+        return _open_undamaged(Path(load_checkpoint), damaged)
     except IncompleteCheckpoint as error:
         raise UserError(f"{error}: copy it again, name another, or give auto for the newest complete one") from error
 
 
-def _newest_complete(found: list[Path], save_dir: Path, log: Callable[[str], None]) -> Checkpoint | None:
+def _open_undamaged(path: Path, damaged: Mapping[Path, str]) -> Checkpoint:
+    if path in damaged:
+        raise IncompleteCheckpoint(damaged[path])
+    return open_checkpoint(path)
+
+
+def _newest_complete(
+    found: list[Path], save_dir: Path, log: Callable[[str], None], damaged: Mapping[Path, str]
+) -> Checkpoint | None:
     problems = []
     for path in reversed(found):
         try:
-            checkpoint = open_checkpoint(path)
+            checkpoint = _open_undamaged(path, damaged)
         except IncompleteCheckpoint as error:
             problems += error.problems
             continue

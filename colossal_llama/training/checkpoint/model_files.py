@@ -15,8 +15,11 @@ from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from colossal_llama.model.weights.generation_config import write_generation_config
 from colossal_llama.model.weights.weight_files import SAFETENSORS_INDEX, find_weight_files
+from colossal_llama.training.checkpoint.archive import make_way
+from colossal_llama.training.checkpoint.commit import WrittenFile
 from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL
 from colossal_llama.utils.atomic_io import fsync_tree, replace_directory, unfinished_path, write_bytes, write_json
+from colossal_llama.utils.checksums import write_checksums
 from colossal_llama.utils.console import is_rank_zero
 
 
@@ -43,29 +46,28 @@ def _write_configurations(target: Path, network: PreTrainedModel, dtype: torch.d
     write_generation_config(network, target)
 
 
-def complete_model_directory(
-    directory: Path, weights: Mapping[str, Mapping[str, int]], others: Mapping[str, bytes]
-) -> None:
-    """Renames the ranks' weight files to their usual names, and adds the index and the small files.
+def complete_model_directory(directory: Path, weights: Mapping[str, WrittenFile], others: Mapping[str, bytes]) -> None:
+    """Renames the ranks' weight files to their usual names; adds index, small files, checksums.
 
     Args:
         directory: holds the weight files.
-        weights: file name → tensor name → bytes.
+        weights: by file name.
         others: from `small_files`.
     """
     if ADAPTER_CONFIG in others:
         (file,) = weights
-        (directory / file).rename(directory / ADAPTER_WEIGHTS)
+        named = {ADAPTER_WEIGHTS: file}
     else:
-        weight_map: dict[str, str] = {}
-        for number, file in enumerate(sorted(weights), start=1):
-            name = f"model-{number:05d}-of-{len(weights):05d}.safetensors"
-            (directory / file).rename(directory / name)
-            weight_map |= dict.fromkeys(weights[file], name)
-        total = sum(size for tensors in weights.values() for size in tensors.values())
+        names = {f"model-{number:05d}-of-{len(weights):05d}": file for number, file in enumerate(sorted(weights), 1)}
+        named = {f"{name}.safetensors": file for name, file in names.items()}
+        weight_map = {tensor: name for name, file in named.items() for tensor in weights[file].tensors}
+        total = sum(size for file in weights.values() for size in file.tensors.values())
         write_json(directory / SAFETENSORS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    for name, file in named.items():
+        (directory / file).rename(directory / name)
     for name, content in others.items():
         write_bytes(directory / name, content)
+    write_checksums(directory, {name: weights[file].checksum for name, file in named.items()})
 
 
 def fp32_weights(directory: Path) -> dict[str, Callable[[], torch.Tensor]]:
@@ -99,7 +101,9 @@ def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedToke
         shutil.rmtree(temporary, ignore_errors=True)
         merge_adapter(base_path, save_dir / MODEL, temporary)
         tokenizer.save_pretrained(temporary)
+        write_checksums(temporary, {})
         fsync_tree(temporary)
+        make_way(target)
         replace_directory(temporary, target)
     dist.barrier()
     return target

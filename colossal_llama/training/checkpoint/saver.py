@@ -21,6 +21,7 @@ from colossal_llama.engine.launch import current_device
 from colossal_llama.engine.loss_scale import loss_scale_state
 from colossal_llama.engine.optimizer_shards import OptimizerShard
 from colossal_llama.model.weights.stored_tensors import shape_of
+from colossal_llama.training.checkpoint.archive import own_checkpoints
 from colossal_llama.training.checkpoint.commit import CommitOutcome, DirectoryCommit, WrittenFiles, commit_stores
 from colossal_llama.training.checkpoint.model_files import complete_model_directory, small_files
 from colossal_llama.training.checkpoint.optimizer_io import index_of, tensors_to_save
@@ -35,12 +36,12 @@ from colossal_llama.training.checkpoint.state import (
     RUNNING_STATES,
     Origin,
     Progress,
-    checkpoint_directories,
     checkpoint_name,
     rank_file,
 )
 from colossal_llama.training.distributed.consensus import CollectiveError
 from colossal_llama.utils.atomic_io import remove_directory, write_json
+from colossal_llama.utils.checksums import CHECKSUMS, write_checksums
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 
 _FILE_BYTES = 2**30
@@ -201,7 +202,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             )
 
     def _newest(self) -> Path | None:
-        found = checkpoint_directories(self._save_dir)
+        found = own_checkpoints(self._save_dir)
         return found[-1] if found else None
 
     def _begin(self, target: Path, complete: Completion) -> DirectoryCommit:
@@ -222,16 +223,18 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             "origin": asdict(self._origin),
             "loss_scale": loss_scale_state(self._optimizer),
             "world_size": dist.get_world_size(),
+            "checksums": CHECKSUMS,
         }
         contents = {LR_SCHEDULER: schedule, RUNNING_STATES: states}
         index = index_of(self._optimizer)
 
         def complete(directory: Path, written: WrittenFiles) -> None:
             complete_model_directory(directory / MODEL, _files_in(MODEL, written), self._small_files)
-            sizes = {name: sum(tensors.values()) for name, tensors in _files_in(OPTIMIZER, written).items()}
+            sizes = {name: sum(file.tensors.values()) for name, file in _files_in(OPTIMIZER, written).items()}
             write_json(directory / OPTIMIZER / OPTIMIZER_INDEX, {**index, "files": sizes})
             for name, content in contents.items():
                 write_json(directory / name, content)
+            write_checksums(directory, {name: file.checksum for name, file in written.items()})
 
         return complete
 
@@ -302,10 +305,13 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         return states + weights // replicas
 
     def _delete_old(self) -> None:
-        """Deletes all checkpoints but the newest `--keep_last`."""
+        """Deletes all checkpoints but the newest `--keep_last`.
+
+        Directories with a checkpoint's name that no run saved are not counted, and stay.
+        """
         if self._keep_last is None:
             return
-        for old in checkpoint_directories(self._save_dir)[: -self._keep_last]:
+        for old in own_checkpoints(self._save_dir)[: -self._keep_last]:
             try:
                 remove_directory(old)
             except OSError as error:
@@ -318,4 +324,4 @@ def _random_states() -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
 
 def _files_in(folder: str, written: WrittenFiles) -> WrittenFiles:
     """The files in a folder, by their names there."""
-    return {Path(name).name: tensors for name, tensors in written.items() if Path(name).parent.name == folder}
+    return {Path(name).name: file for name, file in written.items() if Path(name).parent.name == folder}

@@ -6,12 +6,14 @@
         random_states/        safetensors: states of every rank's random generators
         lr_scheduler          JSON: learning rate schedule and position
         running_states.json   JSON: position in data and run, origin of the run
+        checksums.json        of all other files (utils/checksums.py); modelling/ has its own, too
 
 Nothing in it is unpickled. This module imports no torch.
 """
 
+import json
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,32 @@ class Origin:
             for name, value in asdict(self).items()
             if saved.get(name) != value
         ]
+
+
+def read_running_states(checkpoint: Path) -> dict[str, Any]:
+    """Reads the running states of a checkpoint directory.
+
+    Raises:
+        OSError: they cannot be read.
+        ValueError: they are not what a run writes; names what is wrong.
+    """
+    path = checkpoint / RUNNING_STATES
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a file")
+    states = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(states, dict):
+        raise ValueError("it is no JSON object")
+    missing = [name for name in ("progress", "origin", "world_size") if name not in states]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    if not all(isinstance(states[name], dict) for name in ("progress", "origin")):
+        raise ValueError("progress and origin are no JSON objects")
+    counts = {"world_size": states["world_size"], **states["progress"]}
+    unknown = states["progress"].keys() - {field.name for field in fields(Progress)}
+    wrong = [name for name, value in counts.items() if type(value) is not int or value < 0 or name in unknown]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {counts[wrong[0]]!r}")
+    return states
 
 
 def _shorten(value: object) -> str:

@@ -1,0 +1,121 @@
+"""Comparison of checkpoints and models with their checksums, divided over the ranks.
+
+A file of one rank's state is compared by the rank that will read it, in a run of the same ranks.
+Model files, which every host reads, are divided over the ranks of each host. So nothing is read
+twice from a disk that the run would not read anyway.
+"""
+
+import re
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch.distributed as dist
+
+from colossal_llama.training.checkpoint.state import Checkpoint
+from colossal_llama.training.distributed import consensus
+from colossal_llama.utils.checksums import (
+    CHECKSUMS,
+    FileChecksum,
+    differences,
+    has_checksums,
+    read_checksums,
+    unlisted_files,
+)
+from colossal_llama.utils.console import is_rank_zero, log_rank_zero
+from colossal_llama.utils.errors import UserError, truncate_problems
+
+_OF_A_RANK = re.compile(r"rank-(\d+)-\d+\.safetensors")
+_READ_BY_LIBRARIES = {".bin", ".jinja", ".json", ".model", ".py", ".safetensors"}
+"""Endings of files that are read when they are there: an additional one changes the result."""
+_WEIGHT_ENDINGS = (".safetensors", ".safetensors.index.json")
+
+
+def damage_of_checkpoint(checkpoint: Checkpoint) -> str | None:
+    """Compares a checkpoint with its checksums; a collective.
+
+    Returns:
+        A sentence on what differs, the same on all ranks; None when nothing does. A checkpoint
+        without checksums is not compared, which is logged.
+    """
+    path = checkpoint.path
+    if not has_checksums(path):
+        log_rank_zero(f"{path} was written without checksums, by an earlier version: it is not compared with them")
+        return None
+    begun, index, ranks_of_host = time.perf_counter(), *_position_on_host()
+    problems: list[str] = []
+    try:
+        with consensus.raise_on_all_ranks():
+            files = read_checksums(path)
+            if is_rank_zero():
+                problems += _additional_files(path, files)
+            problems += differences(path, _share_of_checkpoint(files, index, ranks_of_host))
+            if problems:
+                raise UserError(problems)
+    except consensus.CollectiveError as error:
+        return f"{path} is damaged: {'; '.join(truncate_problems(error.problems, 3))}"
+    size = sum(entry.bytes for entry in files.values())
+    log_rank_zero(
+        f"{path}: {len(files)} files ({size / 1e9:.2f} GB) are as they were written, by checksums compared in "
+        f"{time.perf_counter() - begun:.1f} s"
+    )
+    return None
+
+
+def check_model_directory(path: Path) -> None:
+    """Compares a model that a run has written with its checksums; a collective.
+
+    Weights must be as they were written. Configuration and tokenizer may have been edited since:
+    what differs is logged. A model without checksums is not compared.
+
+    Raises:
+        CollectiveError: weights differ.
+    """
+    index, ranks_of_host = _position_on_host()
+    with consensus.raise_on_all_ranks():
+        if has_checksums(path):
+            files = read_checksums(path)
+            weights = {name: entry for name, entry in files.items() if name.endswith(_WEIGHT_ENDINGS)}
+            if is_rank_zero():
+                others = {name: entry for name, entry in files.items() if name not in weights}
+                for difference in differences(path, others):
+                    log_rank_zero(f"warning: {path} was edited or is damaged: {difference}")
+            problems = differences(path, _divided(weights, index, ranks_of_host))
+            if problems:
+                raise UserError(
+                    f"{path} is damaged: {'; '.join(truncate_problems(problems, 3))}: copy it again, or delete "
+                    f"{CHECKSUMS} there if the weights were changed on purpose"
+                )
+
+
+def _position_on_host() -> tuple[int, int]:
+    """Index of this rank among those of its host, and their number; a collective."""
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    rank = dist.get_rank()
+    return hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank])
+
+
+def _share_of_checkpoint(files: Mapping[str, FileChecksum], index: int, ranks_of_host: int) -> dict[str, FileChecksum]:
+    """The files of a checkpoint that this rank compares."""
+    writers = {name: int(match[1]) for name in files if (match := _OF_A_RANK.fullmatch(Path(name).name))}
+    own = {name: files[name] for name, rank in writers.items() if rank % dist.get_world_size() == dist.get_rank()}
+    shared = {name: entry for name, entry in files.items() if name not in writers}
+    return own | _divided(shared, index, ranks_of_host)
+
+
+def _divided(files: Mapping[str, FileChecksum], index: int, parts: int) -> dict[str, FileChecksum]:
+    """Every so-manieth file, by size, so that the parts are about equally long."""
+    by_size = sorted(files, key=lambda name: (-files[name].bytes, name))
+    return {name: files[name] for name in by_size[index::parts]}
+
+
+def _additional_files(path: Path, files: Mapping[str, FileChecksum]) -> list[str]:
+    """Files that the run did not write and that would be read; others are logged."""
+    found = unlisted_files(path, files)
+    harmful = [name for name in found if Path(name).parent != Path() and Path(name).suffix in _READ_BY_LIBRARIES]
+    for name in found:
+        if name not in harmful:
+            log_rank_zero(f"{path / name} was not written with the checkpoint: it is ignored")
+    return [f"{name} was not written with it and would be read: move it away" for name in harmful]
