@@ -3,7 +3,7 @@
     DIRECTORY/checksums.json    {"format": …, "files": {NAME: {"bytes": 8, "xxh3_128": …}, …}}
 
 XXH3 finds damage, not forgery: 128 bits at the speed of memory (27 GB/s on one core where SHA-256
-has 2.1 and BLAKE2b 1.5), so that it costs a writer nothing beside its disk. Imports no torch.
+has 2.1 and BLAKE2b 1.5), so that it costs next to nothing where a disk is written. No torch.
 """
 
 import json

@@ -115,7 +115,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Reads a safetensors file's metadata; safetensors checks the header against the file's size.
 
     Raises:
-        UserError: the file is absent, truncated or damaged, or no file (a pipe would wait for ever).
+        UserError: the file is absent, truncated or damaged, or a directory or a pipe.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"{path} cannot be read: it is not a file")
