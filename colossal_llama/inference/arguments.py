@@ -8,10 +8,10 @@ from colossal_llama.utils.arguments import add_options, from_namespace, group, o
 from colossal_llama.utils.cli import (
     MAX_SEED,
     CollectingArgumentParser,
-    decodable_text,
     existing_file,
     number_in_range,
     parse_bool,
+    usable_name,
 )
 
 
@@ -23,7 +23,9 @@ def _chat_template(text: str) -> str:
 class ModelArguments:
     """The model and how it is loaded."""
 
-    model_path: str = option(required=True, help="directory of a model or of a peft adapter, or hub name")
+    model_path: str = option(
+        type=usable_name, required=True, help="directory of a model or of a peft adapter, or hub name"
+    )
     device: str | None = option(help="cpu, cuda:0, … (default: cuda:0, or cpu where there is no CUDA device)")
     dtype: str = option(
         "auto", choices=("auto", "float32", "float16", "bfloat16"), help="of the weights; auto: as stored"
@@ -34,7 +36,7 @@ class ModelArguments:
 class PromptArguments:
     """The prompts' source and format."""
 
-    input_txt: str | None = option(type=decodable_text, help="the text to complete or the question to answer")
+    input_txt: str | None = option(help="the text to complete or the question to answer")
     interactive: bool = switch(help="chat on standard input, with history")
     input_file: Path | None = option(
         type=existing_file,
@@ -62,9 +64,7 @@ class PromptArguments:
         help="for models fine-tuned on data that was prepared with --chat_template: the same Jinja file, or "
         "'tokenizer' for the tokenizer's own template",
     )
-    system: str | None = option(
-        type=decodable_text, help="system message for --prompt_style sft, instead of the one of preparation"
-    )
+    system: str | None = option(help="system message for --prompt_style sft, instead of the one of preparation")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -20,23 +19,28 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.errors import UserError, run_main
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 @dataclass(frozen=True)
 class Curve:
     """Losses of one run, an entry for each step that has a loss."""
 
     label: str
-    steps: np.ndarray
-    tokens: np.ndarray
+    steps: "np.ndarray"
+    tokens: "np.ndarray"
     """Tokens seen up to each step."""
-    losses: np.ndarray
+    losses: "np.ndarray"
     """In nats per target token."""
-    evaluations: np.ndarray
+    evaluations: "np.ndarray"
     """(evaluations, 3): step, tokens seen, validation loss."""
     smoothing_steps: int = 1
 
-    def smoothed(self) -> np.ndarray:
+    def smoothed(self) -> "np.ndarray":
         """Running mean over the last `smoothing_steps` steps, fewer at the beginning."""
+        import numpy as np
+
         sums = np.cumsum(np.concatenate([[0.0], self.losses]))
         ends = np.arange(1, len(self.losses) + 1)
         begins = np.maximum(0, ends - self.smoothing_steps)
@@ -93,6 +97,8 @@ def read_curve(run: Path, label: str, smoothing_steps: int = 1) -> Curve:
     Raises:
         UserError: the file is absent or empty, or is not a metrics.jsonl.
     """
+    import numpy as np
+
     from colossal_llama.training.metrics import METRICS_FILE, read_metrics  # imports torch: not for --help
 
     try:

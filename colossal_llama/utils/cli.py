@@ -8,9 +8,11 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from colossal_llama.utils.atomic_io import temporary_path
 from colossal_llama.utils.distributed_env import is_multi_host
 
 _TRUE = {"true", "t", "yes", "y", "on", "1"}
@@ -87,10 +89,21 @@ class CollectingArgumentParser(argparse.ArgumentParser):
     # here parsing goes on.
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
-            return super()._get_value(action, arg_string)
+            if not is_decodable(arg_string):
+                encoding = sys.getfilesystemencoding()
+                raise argparse.ArgumentError(
+                    action, f"{arg_string!r} contains bytes that are not {encoding}: convert it (a name: rename it)"
+                )
+            value = super()._get_value(action, arg_string)
+            if problem := _path_problem(value, arg_string):
+                raise argparse.ArgumentError(action, problem)
         except argparse.ArgumentError as error:
             self.problem(str(error))
             return action.default
+        except OSError as error:  # what the system says of a name that is too long, a loop of links …
+            self.problem(str(argparse.ArgumentError(action, f"{arg_string}: {error.strerror}")))
+            return action.default
+        return value
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
@@ -131,22 +144,37 @@ def parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
 
-def decodable_text(given: str) -> str:
-    """Returns text that is valid in the terminal's encoding, mostly UTF-8 (argparse `type=`).
-
-    Raises:
-        argparse.ArgumentTypeError: some bytes could not be decoded.
-    """
-    if not is_decodable(given):
-        raise argparse.ArgumentTypeError(
-            f"{given!r} contains bytes that are not {sys.getfilesystemencoding()}: convert it"
-        )
-    return given
-
-
 def is_decodable(given: str) -> bool:
     """True when no character stands for a byte that could not be decoded (PEP 383)."""
     return not any("\ud800" <= character <= "\udfff" for character in given)
+
+
+def usable_name(text: str) -> str:
+    """Returns the name of a file or directory that need not exist, or of a hub model.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, or the system does not take it.
+    """
+    if problem := _path_problem(Path(text), text):
+        raise argparse.ArgumentTypeError(problem)
+    return text
+
+
+def _path_problem(value: Any, text: str) -> str | None:
+    """Explains why the system takes no such name; None for other values than paths.
+
+    Raises:
+        OSError: the system's own answer: too long, a loop of links, no permission …
+    """
+    if not isinstance(value, Path):
+        return None
+    if not text.strip():
+        return "the name is empty"
+    # Output is written under a temporary name first, which is longer.
+    for path in (value, temporary_path(value)) if value.name else (value,):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+    return None
 
 
 def creatable_directory(text: str) -> Path:

@@ -3,9 +3,10 @@
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def is_rank_zero() -> bool:
@@ -16,11 +17,15 @@ def is_rank_zero() -> bool:
 def log_rank_zero(text: str) -> None:
     """Prints a line on rank 0, above a progress bar if one is running."""
     if is_rank_zero():
+        from tqdm import tqdm
+
         tqdm.write(text)
 
 
-def progress_bar(iterable: Iterable | None = None, **settings: Any) -> tqdm:
+def progress_bar(iterable: Iterable | None = None, **settings: Any) -> "tqdm":
     """Returns a tqdm progress bar, disabled on other ranks than 0; `settings` are tqdm's."""
+    from tqdm import tqdm
+
     settings.setdefault("dynamic_ncols", True)
     settings.setdefault("mininterval", 0.5)
     return tqdm(iterable, disable=not is_rank_zero(), **settings)
