@@ -6,7 +6,7 @@ import os
 import select
 import sys
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 
 def prepare_streams() -> None:
@@ -23,8 +23,8 @@ def prepare_streams() -> None:
         _open_if_closed(descriptor, name, mode)
     _reconfigure(sys.stdin, "surrogateescape")
     _reconfigure(sys.stdout, "backslashreplace")
-    if sys.stderr is sys.__stderr__ and not isinstance(getattr(sys.stderr, "buffer", None), _Lossy):
-        sys.stderr = _lossy_stderr(sys.stderr.encoding)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _lossy_stderr(getattr(sys.stderr, "encoding", "utf-8"))
 
 
 def stdout_fails(asks_for_reader: bool = False) -> OSError | None:
@@ -78,7 +78,7 @@ def _lossy_stderr(encoding: str) -> TextIO:
     # Text that io would write as a whole line reaches the descriptor in one write: launchers
     # interleave the output of hosts between writes.
     return io.TextIOWrapper(
-        _Lossy(2),  # type: ignore[arg-type] # unbuffered, as with python -u
+        cast(Any, _Lossy(2)),  # unbuffered, as with python -u
         encoding=encoding,
         errors="backslashreplace",
         line_buffering=True,
