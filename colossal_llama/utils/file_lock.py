@@ -97,13 +97,25 @@ def _is_at(file: TextIO, path: Path) -> bool:
 def directory_lock(directory: Path) -> Iterator[None]:
     """Locks a directory, which is created if it does not exist, for one process (`.lock` in it).
 
+    A block that fails takes away what was created for it: the lock file, and directories that are
+    still empty.
+
     Raises:
         BlockingIOError: another process holds it; `filename` names the process, its host and since
             when.
     """
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    is_new = not (directory / ".lock").exists()
     directory.mkdir(parents=True, exist_ok=True)
     with file_lock(directory / ".lock") as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}\n")
         file.flush()
-        yield
+        try:
+            yield
+        except BaseException:
+            if is_new and remove_lock(directory / ".lock", file):
+                with suppress(OSError):
+                    for path in missing:
+                        path.rmdir()
+            raise

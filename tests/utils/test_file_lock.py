@@ -44,3 +44,14 @@ def test_a_refusal_names_the_holder_and_a_killed_holder_has_released_its_lock(tm
         holder.kill()
     with directory_lock(directory):
         assert len((directory / ".lock").read_text().splitlines()) == 1
+
+
+def test_a_block_that_fails_leaves_no_lock_and_no_empty_directory(tmp_path):
+    directory = tmp_path / "new" / "deeper"
+    with pytest.raises(ValueError, match="refused"), directory_lock(directory):
+        raise ValueError("refused")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="late"), directory_lock(directory):
+        (directory / "result").touch()
+        raise ValueError("late")
+    assert [path.name for path in directory.iterdir()] == ["result"]
