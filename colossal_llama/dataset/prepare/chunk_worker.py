@@ -1,10 +1,10 @@
 """Reads, checks and tokenizes one chunk of the input, the unit of work of a worker process."""
 
+import ctypes
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class ChunkJob:
     tokenizer: DocumentTokenizer | ConversationTokenizer
     chunk_dir: Path
     stop_on_bad_record: bool
-    bad_record_seen: Synchronized | None = None
+    bad_record_seen: ctypes.c_byte | None = None
 
     @property
     def check_record(self) -> Callable[[dict], Any]:

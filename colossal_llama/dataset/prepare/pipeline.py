@@ -150,8 +150,8 @@ def _tokenize_and_write(
     """
     recheck_chunks(preparation.arguments.output_dir, preparation.chunks, preparation.arguments.run.num_workers)
     job = ChunkJob(tokenizer, preparation.chunk_dir, preparation.arguments.run.on_bad_record == "stop", shared_flag())
-    with worker_pool(preparation.arguments.run.num_workers, job) as pool:
-        try:
+    try:
+        with worker_pool(preparation.arguments.run.num_workers, job) as pool:
             _tokenize(preparation, pool)
             found = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in preparation.chunks]
             if _others_pending("chunks", found):
@@ -159,11 +159,11 @@ def _tokenize_and_write(
             facts = [fact for fact in found if fact is not None]
             if not sum(fact["segments"] for fact in facts):
                 raise BadInputError(_no_records_message(facts))
-        except BadInputError:
-            if new and preparation.arguments.shards.shard_index is None:
-                output_dir.discard_run(preparation.arguments)
-            raise
-        parts = _write_parts(preparation, pool, facts)
+            parts = _write_parts(preparation, pool, facts)
+    except BadInputError:  # no worker writes any more
+        if new and preparation.arguments.shards.shard_index is None:
+            output_dir.discard_run(preparation.arguments)
+        raise
     if _others_pending("parts", parts):
         return None
     return facts, [fact for fact in parts if fact is not None]

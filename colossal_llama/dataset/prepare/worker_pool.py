@@ -1,27 +1,44 @@
-"""Runs tasks on worker processes, a bounded number ahead, and yields results in order."""
+"""Runs tasks on worker processes, a bounded number ahead, and yields results in order.
 
+Each worker has a connection of its own and no lock is shared, so that a worker may be killed at any
+moment: its connection ends, which this process notices wherever it waits. `ProcessPoolExecutor`
+hangs when the killed worker held the lock of the queue.
+"""
+
+import ctypes
+import errno
 import multiprocessing
 import os
+import pickle
+import resource
 import signal
 import sys
+import tempfile
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
-from multiprocessing.sharedctypes import Synchronized
-from typing import Any
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
 
 from colossal_llama.utils.errors import UserError
 
 TASKS_AHEAD = 3  # per worker: enough that none is idle, few enough that an error stops the rest soon
 # Modules of the workers, imported once in the process that they are forked from.
 _PRELOADED = ("colossal_llama.dataset.prepare.chunk_worker", "colossal_llama.dataset.prepare.part_writer")
+# A socket's path has at most 107 bytes, of which Python takes these below the temporary directory.
+_LONGEST_TEMPORARY_DIR = 107 - len("/pymp-12345678/listener-12345678")
+_EXIT_TIMEOUT_S = 10.0
 
 _context = multiprocessing.get_context("forkserver")
-_state: Any = None
+
+
+class _Worker(NamedTuple):
+    """A worker process and this process's end of its connection."""
+
+    process: multiprocessing.context.ForkServerProcess
+    connection: Connection
 
 
 class WorkerPool:
@@ -29,44 +46,132 @@ class WorkerPool:
 
     Workers are forked from a server process rather than from this one. A fork of a process whose
     tokenizer has threads can hang, and holds a copy of everything that this process has imported.
+    A worker starts when a task finds no idle one, and works on one task at a time.
     """
 
-    def __init__(self, executor: ProcessPoolExecutor | None, state: Any, num_workers: int):
-        self._executor, self._state, self._num_workers = executor, state, num_workers
+    def __init__(self, num_workers: int, state: Any):
+        self._num_workers, self._state = num_workers, state
+        self._workers: list[_Worker] = []
 
     def map(self, function: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
-        """Yields results in the order of the tasks.
+        """Yields results in the order of the tasks; the caller takes them all, or ends the pool.
 
         Raises:
-            UserError: a worker was killed, most likely for want of memory.
+            UserError: a worker was killed, most likely for want of memory; no worker can be
+                started.
         """
-        if self._executor is None:
+        if self._num_workers == 1:
             for task in tasks:
                 yield function(self._state, task)
             return
-        pending: deque[Future] = deque()
+        numbered, due = enumerate(tasks), 0
+        busy: dict[_Worker, int] = {}
+        finished: dict[int, Any] = {}
+        while True:
+            while len(busy) + len(finished) <= TASKS_AHEAD * self._num_workers:
+                worker = self._idle_worker(busy.keys())
+                if worker is None or (item := next(numbered, None)) is None:
+                    break
+                busy[worker], task = item
+                with self._noticing_a_killed_worker():
+                    worker.connection.send((function, task))
+            if due in finished:
+                yield finished.pop(due)
+                due += 1
+            elif busy:
+                finished |= {busy.pop(worker): result for worker, result in self._results()}
+            else:
+                return
+
+    def _idle_worker(self, busy: Set[_Worker]) -> _Worker | None:
+        """A worker without a task, which is started if there may be another one."""
+        for worker in self._workers:
+            if worker not in busy:
+                return worker
+        if len(self._workers) == self._num_workers:
+            return None
+        with self._noticing_a_killed_worker():
+            connection, workers_end = _context.Pipe()
+            process = _context.Process(target=_serve, args=(workers_end, self._state), daemon=True)
+            with workers_end:
+                process.start()
+        self._workers.append(_Worker(process, connection))
+        return self._workers[-1]
+
+    def _results(self) -> list[tuple[_Worker, Any]]:
+        """Waits for the next results, and notices whichever worker dies, idle ones too."""
+        with self._noticing_a_killed_worker():
+            ready = wait([end for worker in self._workers for end in (worker.connection, worker.process.sentinel)])
+            if any(worker.process.sentinel in ready for worker in self._workers):
+                raise EOFError
+            answered = [worker for worker in self._workers if worker.connection in ready]
+            answers = [(worker, worker.connection.recv_bytes()) for worker in answered]
+        return [(worker, _result(answer)) for worker, answer in answers]
+
+    @contextmanager
+    def _noticing_a_killed_worker(self) -> Iterator[None]:
+        """Turns errors of a process that cannot start or has ended into a message."""
         try:
-            for task in tasks:
-                pending.append(self._executor.submit(_call, function, task))
-                if len(pending) > TASKS_AHEAD * self._num_workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, probably because memory ran out: run the same command again with fewer "
-                f"--num_workers than {self._num_workers}; finished work is kept"
-            ) from None
-        finally:
-            for future in pending:
-                future.cancel()
+            yield
+        except (EOFError, OSError) as error:
+            raise self._killed() if _is_end(error) else _cannot_start(error) from error
+
+    def _killed(self) -> UserError:
+        return UserError(
+            "a worker process was killed, probably because memory ran out: run the same command again with fewer "
+            f"--num_workers than {self._num_workers}; finished work is kept"
+        )
+
+    def close(self) -> None:
+        """Lets the idle workers end.
+
+        Raises:
+            UserError: one was killed.
+        """
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            worker.process.join(_EXIT_TIMEOUT_S)
+        if any(worker.process.exitcode for worker in self._workers):
+            raise self._killed()
+        self._workers.clear()
+
+    def kill(self) -> None:
+        """Kills the workers, and then waits until they have ended."""
+        for worker in self._workers:
+            assert worker.process.pid is not None, "it has been started"
+            with suppress(ProcessLookupError):
+                # Not process.kill(), which does nothing when the fork server is dead.
+                os.kill(worker.process.pid, signal.SIGKILL)
+        for worker in self._workers:
+            with suppress(EOFError, OSError), worker.connection:
+                while worker.connection.poll(_EXIT_TIMEOUT_S):
+                    worker.connection.recv_bytes()
+
+
+def _is_end(error: EOFError | OSError) -> bool:
+    """True if the process at the other end of a connection has ended, before or in a message."""
+    return not isinstance(error, OSError) or isinstance(error, ConnectionError) or error.errno is None
+
+
+def _cannot_start(error: EOFError | OSError) -> UserError:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return UserError(
+            f"this process may open {limit} files at once, too few for its worker processes: raise the limit "
+            "(ulimit -n 1024), or give --num_workers 1"
+        )
+    return UserError(f"the worker processes cannot be started ({error}): give --num_workers 1")
 
 
 def start_fork_server() -> None:
-    """Starts the server process from which workers are forked.
+    """Starts the server process from which workers are forked, if it does not run.
 
     It imports what they need while this process opens the tokenizer. Without this call it starts
     with the first pool.
+
+    Raises:
+        UserError: there is no directory for its socket, or the process may not open more files.
     """
     _context.set_forkserver_preload(list(_PRELOADED))
     # The server is `python -c …`, which would search the working directory for modules first, where
@@ -82,40 +187,69 @@ def start_fork_server() -> None:
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    temporary_dir, tempfile.tempdir = tempfile.tempdir, _socket_parent()
+    # This process handles Ctrl-C. The server and the workers inherit the mask.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        raise _cannot_start(error) from error
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        tempfile.tempdir = temporary_dir
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def shared_flag() -> Synchronized:
-    """Creates an integer that all workers of a pool share, 0 at first, for the pool's state."""
-    return _context.Value("b", 0)
+def _socket_parent() -> str:
+    """The temporary directory, or another one if its path is too long for a socket below it."""
+    with suppress(FileNotFoundError):  # there may be none
+        for directory in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):
+            if len(os.fsencode(directory)) <= _LONGEST_TEMPORARY_DIR and os.access(directory, os.W_OK | os.X_OK):
+                return directory
+    raise UserError(
+        "no directory can hold the socket of the worker processes: set TMPDIR to a directory that can be written to, "
+        f"with a path of at most {_LONGEST_TEMPORARY_DIR} bytes, or give --num_workers 1"
+    )
+
+
+def shared_flag() -> ctypes.c_byte:
+    """Creates an integer that all workers of a pool share, 0 at first, for the pool's state.
+
+    It has no lock, which a killed worker might hold.
+    """
+    return _context.RawValue(ctypes.c_byte, 0)
 
 
 @contextmanager
 def worker_pool(num_workers: int, state: Any) -> Iterator[WorkerPool]:
-    """Starts a pool whose workers each hold a copy of `state`.
+    """Yields a pool whose workers each hold a copy of `state`.
 
-    The workers end with the block, or when this process dies.
+    The workers end with the block, or when this process dies. An error kills them.
+
+    Raises:
+        UserError: a worker was killed, even if its work was done.
     """
-    if num_workers == 1:
-        yield WorkerPool(None, state, 1)
-        return
-    start_fork_server()
-    executor = ProcessPoolExecutor(num_workers, _context, _start_worker, (state,))
+    if num_workers > 1:
+        start_fork_server()
+    pool = WorkerPool(num_workers, state)
     try:
-        yield WorkerPool(executor, state, num_workers)
+        yield pool
+        pool.close()
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        pool.kill()
 
 
-def _start_worker(state: Any) -> None:
-    global _state
-    _state = state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+# ------------------------------------------------------------------------------------ in the worker
+
+
+def _serve(connection: Connection, state: Any) -> None:
+    """Answers tasks until the connection ends."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    with suppress(EOFError, ConnectionError):
+        while True:
+            function, task = connection.recv()
+            connection.send_bytes(_answer(function, state, task))
 
 
 def _exit_with_parent() -> None:
@@ -125,5 +259,17 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _call(function: Callable[[Any, Any], Any], task: Any) -> Any:
-    return function(_state, task)
+def _answer(function: Callable[[Any, Any], Any], state: Any, task: Any) -> bytes:
+    """The pickled result of a task, or the error that is to be raised in the parent."""
+    try:
+        return pickle.dumps((function(state, task), None))
+    except Exception as error:
+        error.add_note("".join(traceback.format_exception(error)))
+        return pickle.dumps((None, error))
+
+
+def _result(answer: bytes) -> Any:
+    result, error = pickle.loads(answer)
+    if error is not None:
+        raise error
+    return result
