@@ -24,7 +24,7 @@ from colossal_llama.dataset.prepare.output_dir import run_lock
 from colossal_llama.dataset.prepare.pipeline import prepare
 from colossal_llama.dataset.prepare.verification import verify
 from colossal_llama.utils.errors import UserError
-from tests.support.preparations import preparation
+from tests.support.preparations import content, preparation
 
 NUM_PARTS = 12
 
@@ -65,15 +65,6 @@ def command(project_root, input_dir, output_dir, tokenizer_dir, *more) -> list[s
              "--tokenizer_dir", tokenizer_dir, "--data_output_dirs", output_dir, "--max_length", 128,
              "--num_spliced_dataset_bins", NUM_PARTS, *more]  # fmt: skip
     return [str(part) for part in parts]
-
-
-def content(directory: Path) -> dict[str, bytes]:
-    """Everything a run leaves, but for what tells how long it took."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != "last_run.json" and not path.name.startswith(".lock")
-    }
 
 
 @pytest.fixture(scope="module")
