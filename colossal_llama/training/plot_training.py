@@ -81,9 +81,10 @@ def parse_arguments() -> argparse.Namespace:
         help="plot the running mean over so many steps, and the single steps pale behind it",
     )
     options = parser.parse_args()
+    options.runs = options.runs or []
     if options.labels is None:
         options.labels = [str(run) for run in options.runs]
-    if len(options.labels) != len(options.runs):
+    if options.runs and len(options.labels) != len(options.runs):
         parser.problem(f"--labels names {len(options.labels)} runs, but {len(options.runs)} are given")
     if options.output.suffix.lower() not in (".png", ".pdf", ".svg"):
         parser.problem(f"--output {options.output}: the name must end in .png, .pdf or .svg")

@@ -52,6 +52,7 @@ class CollectingArgumentParser(argparse.ArgumentParser):
         settings.setdefault("allow_abbrev", False)
         super().__init__(**settings)
         self._problems: list[str] = []
+        self._is_refused = False  # a value of the option that is being parsed
 
     def problem(self, text: str) -> None:
         """Adds a message: what is wrong, why, what to do next."""
@@ -85,8 +86,13 @@ class CollectingArgumentParser(argparse.ArgumentParser):
         self.finish()
         raise AssertionError("finish() exits when there is a problem")
 
-    # argparse converts and checks each value in these two methods and gives up at the first error;
-    # here parsing goes on.
+    # argparse converts and checks each value in these methods and gives up at the first error; here
+    # parsing goes on, with the default in place of the option's values.
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        self._is_refused = False
+        values = super()._get_values(action, arg_strings)
+        return action.default if self._is_refused else values
+
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
             if not is_decodable(arg_string):
@@ -98,18 +104,22 @@ class CollectingArgumentParser(argparse.ArgumentParser):
             if problem := _path_problem(value, arg_string):
                 raise argparse.ArgumentError(action, problem)
         except argparse.ArgumentError as error:
-            self.problem(str(error))
-            return action.default
+            return self._refuse(str(error), action)
         except OSError as error:  # what the system says of a name that is too long, a loop of links …
-            self.problem(str(argparse.ArgumentError(action, f"{arg_string}: {error.strerror}")))
-            return action.default
+            return self._refuse(str(argparse.ArgumentError(action, f"{arg_string}: {error.strerror}")), action)
         return value
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
-            super()._check_value(action, value)
+            if not self._is_refused:
+                super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            self.problem(str(error))
+            self._refuse(str(error), action)
+
+    def _refuse(self, problem: str, action: argparse.Action) -> Any:
+        self.problem(problem)
+        self._is_refused = True
+        return action.default
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -108,12 +108,32 @@ def run_command(
     return wait_for(process, timeout_s, begin)
 
 
+def run_shell(
+    line: str, words: Sequence[str], timeout_s: float, cwd: Path = PROJECT_ROOT, env: Mapping[str, str] | None = None
+) -> Ended:
+    """Runs a line of bash in which `"$@"` is a command, in a session of its own.
+
+    Args:
+        line: with the redirections, limits and variables of the trial.
+        words: the command, with its interpreter.
+        timeout_s: then the session is killed.
+        cwd: the working directory.
+        env: added to this process's environment.
+    """
+    begin = time.monotonic()
+    process = start_command(["-c", line, "bash", *words], cwd, env, executable="bash")
+    return wait_for(process, timeout_s, begin)
+
+
 def start_command(
-    command: Sequence[str], cwd: Path = PROJECT_ROOT, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    cwd: Path = PROJECT_ROOT,
+    env: Mapping[str, str] | None = None,
+    executable: str = sys.executable,
 ) -> subprocess.Popen[str]:
     """Starts a script of the project in a session of its own."""
     return subprocess.Popen(
-        [sys.executable, *command],
+        [executable, *command],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         stdin=subprocess.DEVNULL,

@@ -76,6 +76,33 @@ def test_a_row_that_no_splicing_could_hold_is_refused(project_root, script):
     assert f"argument --max_length: {2**20 + 1} is more than {2**20}" in done.stderr
 
 
+def test_names_that_the_system_refuses_are_named_with_their_option(project_root, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    no_text = b"\xff".decode("utf-8", "surrogateescape")
+    names = {"": "the name is empty", "n" * 400: "File name too long", "n" * 250: "File name too long"}
+    names |= {no_text: "contains bytes that are not utf-8", "loop/x": "symbolic links"}
+    for script, option in (("train.py", "--save_dir"), ("colossal_llama/training/memory/scale_model.py", "--record")):
+        for name, said in names.items():
+            done = run_script(project_root, script, option, name, cwd=tmp_path)
+            assert done.returncode == 2, done.stderr
+            assert f"argument {option}: " in done.stderr
+            assert said in done.stderr
+            assert "Traceback" not in done.stderr
+
+
+def test_a_list_with_a_bad_value_is_one_message_for_each(project_root):
+    words = ("--gpus", "inf", 8, "x", "--plugins", "zero2", "zero9", "--models", "none")
+    done = run_script(project_root, "colossal_llama/training/memory/scale_model.py", *words)
+    assert done.returncode == 2
+    assert [line.split(" (")[0] for line in done.stderr.splitlines()] == [
+        "error: argument --gpus: 'inf' is not a whole number",
+        "error: argument --gpus: 'x' is not a whole number",
+        "error: argument --plugins: invalid choice: 'zero9'",
+        "error: argument --models: invalid choice: 'none'",
+        "'scale_model.py --help' lists the arguments.",
+    ]
+
+
 def test_a_directory_in_place_of_a_file_and_the_reverse_are_named(project_root, a_file, tmp_path):
     options = ("--tokenizers", tmp_path, "--data_input_dirs", tmp_path, "--output_file", tmp_path)
     report = run_script(project_root, "colossal_llama/tokenizer/report.py", *options)

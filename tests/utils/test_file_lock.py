@@ -51,7 +51,8 @@ def test_a_block_that_fails_leaves_no_lock_and_no_empty_directory(tmp_path):
     with pytest.raises(ValueError, match="refused"), directory_lock(directory):
         raise ValueError("refused")
     assert not (tmp_path / "new").exists()
+    directory.mkdir(parents=True)
+    (directory / "result").touch()
     with pytest.raises(ValueError, match="late"), directory_lock(directory):
-        (directory / "result").touch()
         raise ValueError("late")
     assert [path.name for path in directory.iterdir()] == ["result"]
