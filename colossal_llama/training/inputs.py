@@ -30,6 +30,7 @@ from colossal_llama.training.checkpoint.integrity import check_model_directory, 
 from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, Checkpoint, Origin, Progress
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.metrics import refuse_other_record
+from colossal_llama.utils.checksums import has_checksums
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_directory
@@ -284,9 +285,8 @@ def _refuse_overwriting_start(
                 "rename it, and an adapter is useless without its base model: give another --save_dir"
             )
         if entry == MODEL:
-            log_rank_zero(
-                f"{path} is replaced by the model of this run when it ends: give another --save_dir to keep both"
-            )
+            kept = "it is archived then" if not has_checksums(path) else "give another --save_dir to keep both"
+            log_rank_zero(f"{path} is replaced by the model of this run when it ends: {kept}")
         elif entry != MERGED_MODEL:
             raise UserError(
                 f"{path} is in --save_dir {save_dir}, where the checkpoints of this run replace {entry}: give another "

@@ -161,7 +161,7 @@ def run_trial(
     ended = runs.train(layout, name, "--load_checkpoint", "auto" if by_auto else str(newer))
     outcome = Outcome(
         kind=f"{file_kind}: {damage.__name__.replace('_', ' ')}",
-        result=_result(runs, layout, name, file, ended),
+        result=_result(runs, layout, name, newer, ended),
         detail=f"{layout.name}, {'auto' if by_auto else 'by path'}: {damage.__name__} {file.relative_to(newer)}",
         output=ended.last_lines(12),
         duration_s=round(ended.duration_s, 2),
@@ -170,14 +170,14 @@ def run_trial(
     return outcome
 
 
-def _result(runs: Runs, layout: Layout, name: str, file: Path, ended: Ended) -> str:
+def _result(runs: Runs, layout: Layout, name: str, damaged: Path, ended: Ended) -> str:
     result = ended.result()
     if result == WHOLE:
         if runs.differences(layout, name):
             return WRONG
         return REPAIRED if "skipped: " in ended.stdout else WHOLE
-    names_the_file = any(part in ended.stdout for part in (file.name, f"{file.parent.name}/"))
-    return result if names_the_file else SILENT
+    names_a_file = any(path.name in ended.stdout for path in damaged.rglob("*"))
+    return result if names_a_file or str(damaged) in ended.stdout else SILENT
 
 
 def written_without_checksums(checkpoint: Path) -> None:

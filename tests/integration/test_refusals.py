@@ -146,11 +146,14 @@ def all_weights(folder: Path) -> dict:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-def test_a_checkpoint_that_a_run_begins_from_is_not_renamed(done):
-    """And a finished model is replaced at the end of the next stage, but not in silence."""
+def test_a_checkpoint_that_a_run_begins_from_is_not_renamed(done, runner):
+    """And a model is replaced at the end of the next stage, but not in silence; one that no run
+    wrote is kept.
+    """
     assert "another --save_dir" in done["full_on_checkpoint"][1]
     assert done["second"] is None
-    assert "is replaced by the model of this run when it ends" in done["printed"]
+    assert "is replaced by the model of this run when it ends: it is archived then" in done["printed"]
+    assert all_weights(runner.workspace / "second" / "save" / "superseded-0-modelling")
 
 
 def test_a_benchmark_leaves_the_record_of_a_run_alone(done, runner):

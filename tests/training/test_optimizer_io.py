@@ -1,14 +1,17 @@
 """Optimizer states on disk: however a parameter was sharded, any elements of it are read again."""
 
+import contextlib
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from colossal_llama.engine.launch import prepare_engine
 
@@ -100,6 +103,46 @@ def test_any_division_is_read_by_any_other(tmp_path_factory, data, shape, paddin
             assert torch.equal(shard.states[name][:length], elements(whole[name], range_))
             assert not shard.states[name][length:].any()
     saved.close()
+
+
+def test_a_shard_in_the_place_of_another_is_noticed(tmp_path):
+    """Its elements are there twice, the others not at all: together the right number."""
+    halves = [ShardRange((4, 2), None, begin, begin + 4) for begin in (0, 4)]
+    states = {"step": 1, "exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(4)}
+    written(tmp_path / "optimizer", [shard_of(half, states, torch.ones(4)) for half in halves]).close()
+    shutil.copyfile(tmp_path / "optimizer" / "rank-0-0.safetensors", tmp_path / "optimizer" / "rank-1-0.safetensors")
+    with (
+        contextlib.closing(SavedOptimizer(tmp_path / "optimizer")) as saved,
+        pytest.raises(UserError, match="are missing, or there twice"),
+    ):
+        restore_states(saved, [shard_of(ShardRange((4, 2), None, 0, 8), {}, torch.zeros(8))], {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"end": 5},
+        {"end": 9},
+        {"begin": -1},
+        {"begin": "0"},
+        {"step": None},
+        {"shape": [4, 2.5]},
+        {"shape": None},
+        {"cut": {"dimension": 7, "begin": 0, "end": 1}},
+        {"cut": {"dimension": 0, "begin": 0, "end": 9}},
+        {"cut": [1]},
+    ],
+)
+def test_a_damaged_header_is_refused(tmp_path, change):
+    """As found in a checkpoint without checksums, of an earlier version."""
+    half = ShardRange((4, 2), None, 0, 4)
+    states = {"step": 1, "exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(4)}
+    written(tmp_path / "optimizer", [shard_of(half, states, torch.ones(4))]).close()
+    path = tmp_path / "optimizer" / "rank-0-0.safetensors"
+    entry = {"shape": [4, 2], "cut": None, "begin": 0, "end": 4, "step": 1, **change}
+    save_file(load_file(path), path, {"notes": json.dumps({"weight": entry})})
+    with pytest.raises(UserError, match=r"the optimizer states in .* cannot be read: "):
+        SavedOptimizer(tmp_path / "optimizer")
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -12,6 +12,7 @@ weight is saved as one more state of its parameter.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from colossal_llama.utils.errors import UserError
 
 _FORMAT = "colossal_llama.optimizer.1"
 _MASTER = "master_weight"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def tensors_to_save(shards: list[OptimizerShard]) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
@@ -67,8 +69,20 @@ def _range_to_json(elements: ShardRange) -> dict[str, Any]:
 
 
 def _range_from_json(entry: Mapping[str, Any]) -> ShardRange:
+    """Reads a header entry.
+
+    Raises:
+        ValueError: it describes no elements of a parameter.
+    """
     shard = TensorShard(**entry["cut"]) if entry["cut"] else None
-    return ShardRange(tuple(entry["shape"]), shard, entry["begin"], entry["end"])
+    elements = ShardRange(tuple(entry["shape"]), shard, entry["begin"], entry["end"])
+    numbers = [*elements.shape, elements.begin, elements.end, entry["step"]]
+    is_valid = all(type(number) is int and number >= 0 for number in numbers)
+    if is_valid and shard is not None:
+        is_valid = 0 <= shard.begin <= shard.end <= elements.shape[shard.dimension]
+    if not is_valid or not elements.begin <= elements.end <= math.prod(elements.shard_shape):
+        raise ValueError(f"{dict(entry)} are no elements of a parameter")
+    return elements
 
 
 @dataclass(frozen=True)
@@ -99,8 +113,10 @@ class SavedOptimizer:
                 )
             for name in index["files"]:
                 self._read_header(directory / name)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the optimizer states in {directory} cannot be read: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"the optimizer states in {directory} cannot be read: {error}. Copy the checkpoint again"
+            ) from error
 
     def close(self) -> None:
         """Closes the files."""
@@ -112,9 +128,14 @@ class SavedOptimizer:
             file = self._open.enter_context(safe_open(path, framework="pt"))
         except SafetensorError as error:
             raise UserError(f"{path} cannot be read: it is incomplete or damaged ({error})") from error
-        self._files[path] = file, set(file.keys())
+        names = set(file.keys())
+        self._files[path] = file, names
         for name, entry in json.loads(file.metadata()[HEADER_ENTRIES]).items():
-            self._shards[name].append(_StoredShard(_range_from_json(entry), entry["step"], path))
+            elements = _range_from_json(entry)
+            for tensor in (f"{name}.{state}" for state in (*_MOMENTS, _MASTER)):
+                if tensor in names and file.get_slice(tensor).get_shape() != [elements.end - elements.begin]:
+                    raise ValueError(f"{tensor} in {path.name} has not the length that the header says")
+            self._shards[name].append(_StoredShard(elements, entry["step"], path))
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """Shape of a parameter; None when no states of it were saved."""
@@ -168,19 +189,24 @@ class SavedOptimizer:
 
     def _read_range(self, parameter: str, state: str, stored: list[_StoredShard], begin: int, end: int) -> torch.Tensor:
         """Elements [begin, end) of one flattened tensor-parallel shard, from its stored ranges."""
-        values, found = torch.empty(end - begin), 0
-        for shard in stored:
+        values, done = torch.empty(end - begin), begin
+        for shard in sorted(stored, key=lambda shard: shard.range.begin):
             first, last = max(begin, shard.range.begin), min(end, shard.range.end)
             if first < last:
+                if first != done:
+                    raise UserError(self._incomplete(parameter, state))
                 tensor = self._files[shard.path][0].get_tensor(f"{parameter}.{state}")
                 values[first - begin : last - begin] = tensor[first - shard.range.begin : last - shard.range.begin]
-                found += last - first
-        if found != end - begin:
+                done = last
+        if done != end:
             raise UserError(self._incomplete(parameter, state))
         return values
 
     def _incomplete(self, parameter: str, state: str) -> str:
-        return f"the optimizer states in {self._directory} are incomplete: elements of {parameter}.{state} are missing"
+        return (
+            f"the optimizer states in {self._directory} are incomplete: elements of {parameter}.{state} are missing, "
+            "or there twice"
+        )
 
 
 def restore_states(saved: SavedOptimizer, shards: list[OptimizerShard], weights: Mapping[str, Any]) -> None:
@@ -208,9 +234,7 @@ def restore_states(saved: SavedOptimizer, shards: list[OptimizerShard], weights:
         step = saved.step(shard.name)
         shard.states.clear()
         if step:
-            moments = {
-                name: _to_shard(saved.read(shard.name, name, shard.range), shard) for name in ("exp_avg", "exp_avg_sq")
-            }
+            moments = {name: _to_shard(saved.read(shard.name, name, shard.range), shard) for name in _MOMENTS}
             shard.states.update(step=step, **moments)
 
 

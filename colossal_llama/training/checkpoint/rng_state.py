@@ -28,7 +28,7 @@ def restore_random_states(checkpoint: Path, rank: int) -> None:
     try:
         states = load_file(path)
         torch.set_rng_state(states["cpu"])
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the random states in {path} cannot be read: {error}") from error
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
