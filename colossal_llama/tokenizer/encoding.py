@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import orjson
 from tokenizers import Tokenizer, models
 
+from colossal_llama.tokenizer.token_bytes import byte_level_alphabet, is_byte_level
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -52,15 +54,22 @@ class TextEncoder:
         self._backend = Tokenizer.from_str(self._serialized)
 
     @cached_property
+    def _hidden(self) -> frozenset[str]:
+        """Special tokens that text would give otherwise than by being cut out of it."""
+        produced = _produced_special_tokens(self._backend, _without_prefix_space(self._preprocessing))
+        own_symbols = byte_level_alphabet() if is_byte_level(self._preprocessing) else ()
+        return produced.difference(own_symbols)
+
+    @cached_property
     def _beginning(self) -> Tokenizer:
-        return _plain_text_tokenizer(self._backend, self._preprocessing)
+        return _plain_text_tokenizer(self._backend, self._preprocessing, self._hidden)
 
     @cached_property
     def _continuation(self) -> Tokenizer:
         without_prefix = _without_prefix_space(self._preprocessing)
         if without_prefix == self._preprocessing:
             return self._beginning
-        return _plain_text_tokenizer(self._backend, without_prefix)
+        return _plain_text_tokenizer(self._backend, without_prefix, self._hidden)
 
     @cached_property
     def _preprocessing(self) -> dict:
@@ -77,6 +86,8 @@ class TextEncoder:
         model = self._backend.model
         settings = {name: getattr(model, name, None) for name in _MODEL_SETTINGS}
         vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        for token in self._hidden:
+            del vocabulary[token]
         added = self._backend.get_added_tokens_decoder().items()
         return {
             **self._preprocessing,
@@ -99,16 +110,48 @@ def _encode_all(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def _plain_text_tokenizer(backend: Tokenizer, preprocessing: dict) -> Tokenizer:
+def _produced_special_tokens(backend: Tokenizer, preprocessing: dict) -> frozenset[str]:
+    """Finds the special tokens that a tokenizer's model gives for their text.
+
+    They are entries of its vocabulary: words that it looks up as a whole (`ignore_merges`), single
+    characters, or what a pair of other tokens makes. Those that are part of other tokens are left
+    out, which could not be made without them.
+    """
+    special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+    encoded = _encode_all(_plain_text_tokenizer(backend, preprocessing), list(special))
+    produced = {token for token, ids in zip(special, encoded, strict=True) if special[token] in ids}
+    return frozenset(produced.difference(*_merges(orjson.loads(backend.to_str()))) if produced else ())
+
+
+def _merges(definition: dict) -> list[tuple[str, str]]:
+    """Lists a definition's merges: `["a", "b"]`, or `"a b"` in older files."""
+    merges = definition["model"].get("merges", [])
+    return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+
+
+def _plain_text_tokenizer(backend: Tokenizer, preprocessing: dict, hidden: frozenset[str] = frozenset()) -> Tokenizer:
     """Builds a tokenizer of the same vocabulary that takes control tokens in a text as text.
 
     The vocabulary is shared, not copied: rebuilding LLaMA-2's takes 0.13 s, LLaMA-3's 0.7 s.
+
+    Args:
+        backend: the tokenizer.
+        preprocessing: its normalizer and pre-tokenizer.
+        hidden: entries of the vocabulary that no text may give.
     """
     added = backend.get_added_tokens_decoder()
     # Tokens added as text are matched in a text, so all added tokens must keep their ids.
-    if any(not token.special for token in added.values()):
+    if hidden or any(not token.special for token in added.values()):
         removed = {"post_processor": None, "truncation": None, "padding": None}
         definition = orjson.loads(backend.to_str()) | removed | preprocessing
+        if hidden:
+            kept = [token for token in definition["added_tokens"] if not token["special"]]
+            entries = {token["content"]: token["id"] for token in kept}
+            vocabulary = definition["model"]["vocab"].items()
+            entries |= {token: token_id for token, token_id in vocabulary if token not in hidden}
+            merges = [pair for pair in _merges(definition) if "".join(pair) not in hidden]
+            definition["added_tokens"] = kept
+            definition["model"] |= {"vocab": entries, "merges": merges}
         plain = Tokenizer.from_buffer(orjson.dumps(definition))
     else:
         empty = json.loads(Tokenizer(models.BPE()).to_str())

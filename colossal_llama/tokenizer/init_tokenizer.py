@@ -12,10 +12,17 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.utils.arguments import add_options, from_namespace, option
-from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory, existing_file, number_in_range
+from colossal_llama.utils.cli import (
+    CollectingArgumentParser,
+    creatable_directory,
+    existing_directory,
+    existing_file,
+    number_in_range,
+)
 from colossal_llama.utils.errors import UserError, run_main, truncate_problems
 
-MAX_IMPOSSIBLE_SHOWN = 10
+MAX_SHOWN = 10
+MAX_SHOWN_CHARACTERS = 40  # of a piece; of a reason more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,7 @@ class InitTokenizerArguments:
         "BPE), and tokenizer_config.json",
     )
     target_tokenizer_dir: Path = option(
-        type=Path, required=True, metavar="DIR", help="directory to write; it must not exist yet"
+        type=creatable_directory, required=True, metavar="DIR", help="directory to write; it must not exist yet"
     )
     expand_tokens_file: Path = option(
         type=existing_file,
@@ -58,17 +65,19 @@ def main() -> None:
     from colossal_llama.utils.console import log_rank_zero
 
     source = open_source(arguments.source_tokenizer_dir)
+    for note in source.notes[:MAX_SHOWN]:
+        log_rank_zero(f"note: {note}")
+    if len(source.notes) > MAX_SHOWN:
+        log_rank_zero(f"note: the same of {len(source.notes) - MAX_SHOWN} other added tokens")
     requested = read_pieces(arguments.expand_tokens_file, source.control_tokens)
     expansion = source.expand(requested.pieces)
     reachability = verify_reachability(expansion.piece_ids, expansion.encoders, expansion.encode_by_merges)
     report = expansion_report(expansion, requested, reachability, arguments.pad_to_multiple_of)
     log_rank_zero(report_table(report))
-    for piece, reason in expansion.impossible[:MAX_IMPOSSIBLE_SHOWN]:
-        log_rank_zero(f"left out: {piece.location}: {piece.text!r}: {reason}")
-    if len(expansion.impossible) > MAX_IMPOSSIBLE_SHOWN:
-        log_rank_zero(
-            f"left out: {len(expansion.impossible) - MAX_IMPOSSIBLE_SHOWN} more, listed in expansion_report.json"
-        )
+    for piece, reason in expansion.impossible[:MAX_SHOWN]:
+        log_rank_zero(f"left out: {piece.location}: {shorten(piece.text)!r}: {shorten(reason, 5)}")
+    if len(expansion.impossible) > MAX_SHOWN:
+        log_rank_zero(f"left out: {len(expansion.impossible) - MAX_SHOWN} more, listed in expansion_report.json")
     if unreachable := reachability.unreachable:
         problems = truncate_problems(
             [f"no text was found that produces the new piece {piece!r}" for piece in unreachable]
@@ -77,6 +86,12 @@ def main() -> None:
         raise UserError(problems)
     write_expansion(arguments.source_tokenizer_dir, arguments.target_tokenizer_dir, expansion, report)
     log_rank_zero(f"written to {arguments.target_tokenizer_dir}")
+
+
+def shorten(text: str, times: int = 1) -> str:
+    """Returns a text, or its first `times` MAX_SHOWN_CHARACTERS and an ellipsis."""
+    limit = times * MAX_SHOWN_CHARACTERS
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def parse_arguments() -> InitTokenizerArguments:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from colossal_llama.utils.custom_code import never_ask_to_trust, refuse_custom_code
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_bytes
+from colossal_llama.utils.json_files import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -65,14 +66,52 @@ def load_with_transformers(directory: Path, use_fast: bool) -> "PreTrainedTokeni
         UserError: the files are damaged, or name code of their own.
     """
     refuse_custom_code(directory)
-    for path in (directory / name for name in (*VOCABULARY_FILES, *SETTINGS_FILES)):
-        if path.exists() and not path.is_file():  # transformers would pass over it
-            raise UserError(f"{path} is not a file: copy the tokenizer again")
+    _check_files(directory)
     from transformers import AutoTokenizer
 
     never_ask_to_trust()
     with loading_errors(f"the tokenizer in {directory}"):
         return AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False)
+
+
+def _check_files(directory: Path) -> None:
+    """Checks the files that transformers passes over when they are not as they should be.
+
+    Raises:
+        UserError: one is not a file, or a file of settings holds no JSON object.
+    """
+    for path in (directory / name for name in (*VOCABULARY_FILES, *SETTINGS_FILES)):
+        if not path.exists():
+            continue
+        if not path.is_file():
+            raise UserError(f"{path} is not a file: copy the tokenizer again")
+        if path.name in SETTINGS_FILES and path.suffix == ".json":
+            content = read_json_object(path)
+            if path.name == "added_tokens.json" and not all(type(value) is int for value in content.values()):
+                raise UserError(f"{path} holds other values than ids: copy the file again")
+
+
+def declared_added_tokens(directory: Path) -> dict[str, set[int]]:
+    """Reads the ids that a directory's files give to added tokens, which need not agree.
+
+    A fast tokenizer numbers added tokens itself where its vocabulary lacks them, and the slow one
+    takes these ids as they are.
+
+    Raises:
+        UserError: a file is not as transformers writes it.
+    """
+    declared: dict[str, set[int]] = defaultdict(set)
+    with loading_errors(f"the added tokens of {directory}"):
+        settings = read_json_object(directory / "tokenizer_config.json")
+        for token_id, token in settings.get("added_tokens_decoder", {}).items():
+            declared[token["content"]].add(int(token_id))
+        path = directory / "added_tokens.json"
+        for token, token_id in (read_json_object(path) if path.is_file() else {}).items():
+            declared[token].add(token_id)
+        path = directory / "tokenizer.json"
+        for token in (read_json_object(path) if path.is_file() else {}).get("added_tokens", []):
+            declared[token["content"]].add(token["id"])
+    return dict(declared)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ where they are.
 
 import json
 import os
+import random
 import shutil
 
 import pytest
@@ -274,6 +275,19 @@ def test_a_piece_with_a_space_and_a_piece_that_cannot_be(project_root, llama2, t
     assert new_id in tokenizer.encode("你好", add_special_tokens=False)
 
 
+def test_a_piece_that_spells_a_control_token_with_another_is_left_out(project_root, made_llama2, tmp_path):
+    pieces = write_pieces(tmp_path / "pieces.jsonl", ["</s", "博物馆", "</", "s>"])
+    run = expand(project_root, made_llama2, tmp_path / "new", pieces)
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "new" / "expansion_report.json").read_text("utf-8"))
+    assert (report["new"], report["impossible"], report["already_known"]) == (1 + 1, 2, 0)
+    assert [entry["piece"] for entry in report["impossible_pieces"]] == ["</s", "s>"]
+    assert "pieces.jsonl:1: '</s'" in run.stdout
+    for load in (LlamaTokenizer.from_pretrained, AutoTokenizer.from_pretrained):
+        tokenizer = load(tmp_path / "new", split_special_tokens=True)
+        assert tokenizer.eos_token_id not in tokenizer.encode("a </s>b", add_special_tokens=False)
+
+
 BAD_LINES = {
     b'{"piece": "good"}': None,
     b"{broken": "is not JSON",
@@ -327,7 +341,6 @@ def test_bad_arguments_are_named_at_once_and_an_existing_target_is_untouched(pro
     ("content", "pieces", "complaint"),
     [
         (b"not a model", ["你好"], "not a sentencepiece model"),
-        (None, ["</s"], "would spell the control token </s>"),
         (None, [], "holds no piece"),
     ],
 )
@@ -343,3 +356,20 @@ def test_a_source_or_a_file_that_cannot_be_used(project_root, made_llama2, tmp_p
     assert complaint in run.stderr
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama3-base"])
+@pytest.mark.timeout(60)  # the search for shared intermediates would take hours
+def test_long_pieces_take_seconds_and_longer_ones_are_left_out(made_data, name, tmp_path, project_root):
+    numbers = random.Random(1)
+    long = ["".join(chr(numbers.randrange(0x4E00, 0x9FFF)) for _ in range(length)) for length in (200, 2_000, 2_049)]
+    pieces = write_pieces(tmp_path / "pieces.jsonl", [*long, "博物馆"])
+    run = expand(project_root, made_data / "tokenizers" / name, tmp_path / "new", pieces)
+    assert run.returncode == 0, run.stderr
+    assert "pieces.jsonl:3: " in run.stdout
+    assert "2,049 characters, and a piece at most 2,048" in run.stdout
+    assert len(run.stdout) < 5_000  # long pieces are named by their beginnings
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "new")
+    first = json.loads((tmp_path / "new" / "expansion_report.json").read_text("utf-8"))["source_vocab_size"]
+    for number, piece in enumerate(long[:2]):
+        assert first + number in tokenizer.encode(f"，{piece}。", add_special_tokens=False)

@@ -115,3 +115,18 @@ def boundaries(text, tokens):
         ends.add(position)
     assert position == len(("▁" + text.replace(" ", "▁")).encode()) or not text
     return ends
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    long=st.lists(st.text("abc", min_size=17, max_size=60), min_size=1, max_size=4, unique=True),
+    short=st.lists(st.text("abc", min_size=1, max_size=6), max_size=12, unique=True),
+)
+def test_long_pieces_are_reachable_and_leave_short_ones_as_they_are(long, short):
+    short_plan = plan_merges({piece: tuple(piece) for piece in short}, {})
+    plan = plan_merges({piece: tuple(piece) for piece in [*short, *long]}, {})
+    rank = ranks(plan)
+    for piece in [*long, *short, *plan.intermediates]:
+        assert is_reachable(piece, rank)
+        assert len(piece) == 1 or apply_merges(piece, rank)[-1] == plan.merge_pairs[piece]
+    assert set(short_plan.intermediates) <= set(plan.intermediates)

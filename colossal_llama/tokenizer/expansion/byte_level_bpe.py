@@ -11,14 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import orjson
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
 from colossal_llama.tokenizer.expansion.merge_plan import SourceTokens, plan_merges
-from colossal_llama.tokenizer.expansion.pieces import Piece
-from colossal_llama.tokenizer.expansion.result import Expansion
+from colossal_llama.tokenizer.expansion.pieces import Piece, sift_pieces
+from colossal_llama.tokenizer.expansion.result import Expansion, unused_entries
+from colossal_llama.tokenizer.loading import loading_errors
+from colossal_llama.tokenizer.token_bytes import byte_level_alphabet
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.json_files import read_json_object
 
 _BYTES_AS_CHARACTERS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+_BYTE_OF = byte_level_alphabet()
 # Text before and after a piece that may keep it in one pre-token: nothing, a letter, a space, a
 # punctuation mark.
 _CONTEXTS = (("", ""), ("的", ""), ("", "的"), (" ", ""), ("", "。"), ("。", ""), ("", "\n"))
@@ -33,14 +37,15 @@ def read_definition(path: Path) -> dict | None:
     """
     if not path.is_file():
         return None
+    definition = read_json_object(path)
     try:
-        definition = orjson.loads(path.read_bytes())
         kind = definition["model"]["type"]
         pre_tokenizer = definition["pre_tokenizer"] or {}
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a tokenizer definition: {error}") from error
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    if kind == "BPE" and any(step.get("type") == "ByteLevel" for step in steps):
+        steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+        is_byte_level_bpe = kind == "BPE" and any(step.get("type") == "ByteLevel" for step in steps)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a tokenizer definition ({error}): copy the tokenizer again") from error
+    if is_byte_level_bpe:
         return definition
     if path.with_name("tokenizer.model").is_file():
         return None
@@ -50,38 +55,31 @@ def read_definition(path: Path) -> dict | None:
     )
 
 
-def control_tokens(definition: dict) -> set[str]:
-    """Returns the tokens that are matched before pre-tokenization, such as `<|begin_of_text|>`."""
-    return {token["content"] for token in definition["added_tokens"]}
-
-
-def load_definition(content: bytes) -> Tokenizer:
-    """Builds the tokenizer of a `tokenizer.json`.
-
-    Raises:
-        UserError: the tokenizers library refuses it.
-    """
-    try:
-        return Tokenizer.from_buffer(content)
-    except ValueError as error:
-        raise UserError(f"the source's tokenizer.json cannot be loaded: {error}") from error
-
-
-def expand_byte_level(definition: dict, source: Tokenizer, pieces: Sequence[Piece]) -> Expansion:
+def expand_byte_level(
+    definition: dict, source: Tokenizer, pieces: Sequence[Piece], first_free_id: int = 0
+) -> Expansion:
     """Adds pieces, and the intermediate pieces they need, to a definition.
 
     Args:
         definition: the source's `tokenizer.json`.
-        source: the tokenizer built from it.
+        source: the tokenizer built from it, which may have further added tokens.
         pieces: the requested pieces.
+        first_free_id: no new piece gets an id below this.
+
+    Raises:
+        UserError: ids of the source cannot be kept.
     """
     vocabulary: dict[str, int] = definition["model"]["vocab"]
-    source_size = 1 + max(*vocabulary.values(), *(token["id"] for token in definition["added_tokens"]))
-    known = [piece for piece in pieces if _name(piece) in vocabulary]
-    unknown = [piece for piece in pieces if _name(piece) not in vocabulary]
-    impossible = [(piece, reason) for piece in unknown if (reason := _why_impossible(piece.text, source))]
+    added = source.get_added_tokens_decoder()
+    fixed = vocabulary | _added_token_entries(added, definition, source)
+    source_size = max(1 + max(fixed.values()), first_free_id)
+    fixed |= dict(unused_entries(fixed, source_size))
+    candidates, known, impossible = sift_pieces(pieces, {token.content: token.special for token in added.values()})
+    known += [piece for piece in candidates if _name(piece) in vocabulary]
+    candidates = [piece for piece in candidates if _name(piece) not in vocabulary]
+    impossible += [(piece, reason) for piece in candidates if (reason := _why_impossible(piece.text, source))]
     left_out = {piece for piece, _ in impossible}
-    new = {_name(piece): piece.text for piece in unknown if piece not in left_out}
+    new = {_name(piece): piece.text for piece in candidates if piece not in left_out}
 
     plan = plan_merges(_source_tokens(source, new), source_ranks={})
     # An intermediate piece that is in the vocabulary already needs its merge only.
@@ -89,11 +87,14 @@ def expand_byte_level(definition: dict, source: Tokenizer, pieces: Sequence[Piec
     new_ids = {name: source_size + number for number, name in enumerate([*new, *intermediates])}
     model = {
         **definition["model"],
-        "vocab": vocabulary | _control_token_entries(definition, source) | new_ids,
+        "vocab": fixed | new_ids,
         "merges": _with_merges(definition["model"]["merges"], [plan.merge_pairs[name] for name in plan.order]),
     }
-    content = orjson.dumps({**definition, "model": model})
-    expanded = load_definition(content)
+    content = orjson.dumps(
+        {**definition, "added_tokens": orjson.loads(source.to_str())["added_tokens"], "model": model}
+    )
+    with loading_errors("the expanded tokenizer.json"):
+        expanded = Tokenizer.from_buffer(content)
     return Expansion(
         family="byte-level BPE",
         files={"tokenizer.json": content},
@@ -156,16 +157,40 @@ def _source_tokens(source: Tokenizer, new: Mapping[str, str]) -> dict[str, Sourc
     return {name: tuple(token_of[token_id] for token_id in row) for name, row in zip(new, ids, strict=True)}
 
 
-def _control_token_entries(definition: dict, source: Tokenizer) -> dict[str, int]:
-    """Returns the control tokens, whose ids follow the vocabulary's, as entries of the vocabulary.
+def _added_token_entries(added: Mapping[int, AddedToken], definition: dict, source: Tokenizer) -> dict[str, int]:
+    """Returns the added tokens with their ids as entries of the vocabulary.
 
-    With new ids behind them they would leave a gap, and the tokenizers library then warns on every
-    save that the vocabulary "could be corrupted". Only a token that is split into several
-    pre-tokens may be an entry: a single pre-token would be looked up in ordinary text.
+    The tokenizers library numbers an added token that is no entry itself, after all entries: with
+    new pieces it would get another id.
+
+    Raises:
+        UserError: a pre-token of ordinary text would be looked up as such an entry
+            (`ignore_merges`). (`TextEncoder` hides entries of special tokens.)
     """
-    tokens = {token["content"]: token["id"] for token in definition["added_tokens"]}
-    pre_tokenize = source.pre_tokenizer.pre_tokenize_str
-    return {token: token_id for token, token_id in tokens.items() if len(pre_tokenize(token)) > 1}
+    vocabulary = definition["model"]["vocab"]
+    problems = []
+    for token in added.values():
+        text = _text_of_name(token.content)
+        if token.content in vocabulary or not text or not definition["model"].get("ignore_merges"):
+            continue
+        # Elsewhere the added token is cut out of the text before any look-up.
+        escapes = text != token.content or token.single_word
+        if escapes and _why_impossible(text, source) is None:
+            problems.append(
+                f"the source's added token {token.content!r} cannot keep its id: with new pieces ordinary text that "
+                f"holds {text!r} would give it, too; remove the token from the source or add it without single_word"
+            )
+    if problems:
+        raise UserError(problems)
+    return {token.content: token_id for token_id, token in added.items()}
+
+
+def _text_of_name(name: str) -> str:
+    """Returns the text that a vocabulary's entry stands for; empty if it is none."""
+    try:
+        return bytes(_BYTE_OF[character] for character in name).decode()
+    except (KeyError, UnicodeDecodeError):
+        return ""
 
 
 def _with_merges(merges: list, pairs: Sequence[tuple[str, str]]) -> list:

@@ -23,12 +23,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import pairwise
-from math import fsum
+from math import fsum, inf
 
 SourceTokens = tuple[str, ...]
 """A piece as a sequence of the source vocabulary's tokens."""
 
 _RANK_STEP = 2.0**-20  # ranks are whole numbers until a piece is moved between two of them
+# Shared intermediates are searched for pieces of at most so many source tokens: the time of the
+# search grows with the fourth power. Longer ones (200 tokens took hours) are built pair by pair.
+_MAX_SEARCHED_TOKENS = 16
 # More than the cost of any real tree: chosen where nothing else is possible, then refused by the
 # caller.
 _FORBIDDEN_COST = 10_000
@@ -70,14 +73,19 @@ def plan_merges(
             (byte-level BPE).
         forbidden: strings that must not become intermediate pieces.
     """
+    forbidden = frozenset(forbidden)
     pieces = {piece: tokens for piece, tokens in requested.items() if len(tokens) > 1}
-    intermediates = _choose_intermediates(pieces, source_ranks, frozenset(forbidden))
+    short = {piece: tokens for piece, tokens in pieces.items() if len(tokens) <= _MAX_SEARCHED_TOKENS}
+    intermediates = _choose_intermediates(short, source_ranks, forbidden)
     rank: dict[str, float] = dict(source_ranks)
     rank.update((piece, float(number)) for number, piece in enumerate([*pieces, *intermediates]))
 
-    _move_early_merges(pieces, rank, source_ranks)
-    intermediates.update(_add_intermediates_for_unreachable(pieces, rank, frozenset(forbidden)))
-    _drop_unneeded_intermediates(intermediates, pieces, rank)
+    _move_early_merges(short, rank, source_ranks)
+    intermediates.update(_add_intermediates_for_unreachable(short, rank, forbidden))
+    _drop_unneeded_intermediates(intermediates, short, rank)
+    for piece, tokens in pieces.items():
+        if piece not in short:
+            intermediates.update(_add_intermediates_pair_by_pair(tokens, rank, forbidden))
 
     pieces.update(intermediates)
     merge_pairs = {
@@ -94,19 +102,25 @@ def apply_merges(tokens: Sequence[str], rank: Mapping[str, float]) -> list[tuple
     text around it.
     """
     symbols = list(tokens)
+    ranks = _pair_ranks(symbols, rank)
     merges = []
-    while len(symbols) > 1:
-        best = None
-        for position, (left, right) in enumerate(pairwise(symbols)):
-            candidate = rank.get(left + right)
-            if candidate is not None and (best is None or candidate < best[0]):
-                best = (candidate, position)
-        if best is None:
-            break
-        position = best[1]
-        merges.append((symbols[position], symbols[position + 1]))
-        symbols[position : position + 2] = ["".join(merges[-1])]
+    while ranks and (best := min(ranks)) < inf:
+        merges.append(_merge_pair(symbols, ranks, ranks.index(best), rank))
     return merges
+
+
+def _pair_ranks(symbols: Sequence[str], rank: Mapping[str, float]) -> list[float]:
+    """Lists the rank of each pair of adjacent symbols; infinite where their join is no piece."""
+    return [rank.get(left + right, inf) for left, right in pairwise(symbols)]
+
+
+def _merge_pair(symbols: list[str], ranks: list[float], position: int, rank: Mapping[str, float]) -> tuple[str, str]:
+    """Joins the symbols at a position and the next, and updates the ranks of the pairs around."""
+    left, right = symbols[position : position + 2]
+    symbols[position : position + 2] = [left + right]
+    around = symbols[max(0, position - 1) : position + 2]
+    ranks[max(0, position - 1) : position + 2] = _pair_ranks(around, rank)
+    return left, right
 
 
 def is_reachable(tokens: Sequence[str], rank: Mapping[str, float]) -> bool:
@@ -328,6 +342,37 @@ def _add_intermediates_for_unreachable(
             intermediates[intermediate] = parts
             last += 1.0
             rank[intermediate] = last
+    return intermediates
+
+
+def _add_intermediates_pair_by_pair(
+    tokens: SourceTokens, rank: dict[str, float], forbidden: frozenset[str]
+) -> dict[str, SourceTokens]:
+    """Adds the intermediate pieces of a long piece, in a time that grows with the second power.
+
+    Wherever its merges stop, the two shortest adjacent symbols become an intermediate piece. So
+    most intermediates stay short. Each is ranked last, as in `_add_intermediates_for_unreachable`.
+    """
+    intermediates: dict[str, SourceTokens] = {}
+    last = max(rank.values(), default=0.0)
+    symbols, widths = list(tokens), [1] * len(tokens)
+    ranks = _pair_ranks(symbols, rank)
+    while ranks:
+        if (best := min(ranks)) == inf:
+            pair_widths = list(map(sum, pairwise(widths)))
+            by_width = sorted(range(len(ranks)), key=pair_widths.__getitem__)
+            allowed = (place for place in by_width if symbols[place] + symbols[place + 1] not in forbidden)
+            position = next(allowed, by_width[0])
+            start = sum(widths[:position])
+            intermediate = symbols[position] + symbols[position + 1]
+            intermediates[intermediate] = tokens[start : start + pair_widths[position]]
+            last += 1.0
+            rank[intermediate] = last
+            ranks = _pair_ranks(symbols, rank)
+            continue
+        position = ranks.index(best)
+        _merge_pair(symbols, ranks, position, rank)
+        widths[position : position + 2] = [sum(widths[position : position + 2])]
     return intermediates
 
 

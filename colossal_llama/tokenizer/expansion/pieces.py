@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import orjson
 from colossal_llama.tokenizer.token_bytes import SPACE_MARK
 from colossal_llama.utils.errors import UserError, truncate_problems
 
+MAX_PIECE_CHARACTERS = 2_048  # the plan of merges for one takes 2 s, the time of its second power
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -54,16 +55,14 @@ def read_pieces(path: Path, control_tokens: Iterable[str]) -> PieceFile:
 
     Args:
         path: jsonl, one object with a string `piece` a line.
-        control_tokens: the source's control and byte tokens (`<s>`, `<|eot_id|>`, `<0x0A>` …),
-            which no piece may contain.
+        control_tokens: the control and byte tokens of the source's model (`<s>`, `<0x0A>` …),
+            which no piece may contain. (For added tokens see `sift_pieces`.)
 
     Raises:
         UserError: names file and line of what cannot be read, is not a string, is empty or all
             spaces, or contains a control token; or the file holds no piece.
     """
-    control = re.compile(
-        "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True)) or r"(?!)"
-    )
+    control = _any_of(control_tokens)
     first_location: dict[str, str] = {}
     problems = []
     count = 0
@@ -86,6 +85,43 @@ def read_pieces(path: Path, control_tokens: Iterable[str]) -> PieceFile:
     if not count:
         raise UserError(f'{path} holds no piece: give one {{"piece": "…"}} a line')
     return PieceFile(count, tuple(Piece(text, location) for text, location in first_location.items()))
+
+
+def sift_pieces(
+    pieces: Sequence[Piece], added_tokens: Mapping[str, bool]
+) -> tuple[list[Piece], list[Piece], list[tuple[Piece, str]]]:
+    """Separates pieces that are too long, and those that an added token cuts out of a text first.
+
+    Args:
+        pieces: the requested pieces.
+        added_tokens: content of each added token → true if it is special.
+
+    Returns:
+        (others, known, impossible): the pieces to add; those that are an added token; those that
+        are too long or contain an added token, with the reason.
+    """
+    special = {token.replace(SPACE_MARK, " "): is_special for token, is_special in added_tokens.items()}
+    pattern = _any_of(special)
+    others, known, impossible = [], [], []
+    for piece in pieces:
+        found = pattern.search(piece.text)
+        if piece.text in special:
+            known.append(piece)
+        elif len(piece.text) > MAX_PIECE_CHARACTERS:
+            length = f"it has {len(piece.text):,} characters, and a piece at most {MAX_PIECE_CHARACTERS:,}"
+            impossible.append((piece, length))
+        elif found is not None:
+            kind = "control" if special[found.group()] else "added"
+            reason = f"it contains the {kind} token {found.group()!r}, which the tokenizer cuts out of a text first"
+            impossible.append((piece, reason))
+        else:
+            others.append(piece)
+    return others, known, impossible
+
+
+def _any_of(strings: Iterable[str]) -> re.Pattern:
+    longest_first = sorted(filter(None, strings), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _piece_of_line(line: bytes, control: re.Pattern) -> str:

@@ -1,10 +1,11 @@
 """The expanded vocabulary of either family: its files, its report, and writing them."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from colossal_llama.tokenizer.expansion.old_ids import verify_old_ids
 from colossal_llama.tokenizer.expansion.pieces import Piece, PieceFile
 from colossal_llama.tokenizer.expansion.reachability import Encode, Reachability
 from colossal_llama.tokenizer.loading import SETTINGS_FILES
@@ -13,6 +14,7 @@ from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError
 
 REPORT_FILE = "expansion_report.json"
+MAX_UNUSED_IDS = 4_096  # more than any padding of a vocabulary, less than a damaged id leaves free
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Expansion:
         known: requested pieces that the source has already.
         impossible: requested pieces that no text can produce whatever is added, with the reason;
             they are not added.
-        encoders: the expanded tokenizer in each of its implementations (slow and fast).
+        encoders: the expanded tokenizer in each of its implementations (slow and fast); where there
+            are two, added tokens are text to them.
         encode_by_merges: encodes by merges alone, if the tokenizer has another way too (LLaMA-3
             looks up whole words).
     """
@@ -53,6 +56,31 @@ class Expansion:
     def piece_ids(self) -> dict[str, int]:
         """Text of each new requested piece → its id."""
         return {piece: self.source_size + number for number, piece in enumerate(self.pieces)}
+
+
+def unused_entries(ids: Mapping[str, int], size: int) -> Iterator[tuple[str, int]]:
+    """Yields an entry for each id below `size` that no token has: `<unused_32001>`, 32001.
+
+    With a gap below the new pieces, the number of tokens would not be the number of embedding rows.
+
+    Args:
+        ids: the token ids by content.
+        size: number of ids to fill.
+
+    Raises:
+        UserError: there are too many unused ids.
+    """
+    unused = size - len(set(ids.values()))
+    if unused > MAX_UNUSED_IDS:
+        raise UserError(
+            f"the source's ids end at {size - 1:,}, but {unused:,} ids before that have no token, more than "
+            f"{MAX_UNUSED_IDS:,}: is one of its files damaged? Else renumber its added tokens"
+        )
+    for token_id in sorted(set(range(size)).difference(ids.values())) if unused else ():
+        name = f"<unused_{token_id}>"
+        while name in ids:
+            name = f"<{name}>"
+        yield name, token_id
 
 
 def expansion_report(
@@ -118,7 +146,8 @@ def write_expansion(source: Path, target: Path, expansion: Expansion, report: Ma
     """Writes the tokenizer's directory, complete or not at all.
 
     Raises:
-        UserError: the directory exists already or cannot be written.
+        UserError: the directory exists already or cannot be written, or an id of the source would
+            change.
     """
     try:
         with atomic_directory(target) as directory:
@@ -128,5 +157,6 @@ def write_expansion(source: Path, target: Path, expansion: Expansion, report: Ma
             for name, content in expansion.files.items():
                 (directory / name).write_bytes(content)
             write_json(directory / REPORT_FILE, report)
+            verify_old_ids(source, directory, has_slow="tokenizer.model" in expansion.files)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}") from error

@@ -14,7 +14,7 @@ both are avoided here:
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,9 +24,9 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
 from colossal_llama.tokenizer.expansion.merge_plan import SourceTokens, plan_merges
-from colossal_llama.tokenizer.expansion.pieces import Piece
+from colossal_llama.tokenizer.expansion.pieces import Piece, sift_pieces
 from colossal_llama.tokenizer.expansion.reachability import Encode
-from colossal_llama.tokenizer.expansion.result import Expansion
+from colossal_llama.tokenizer.expansion.result import Expansion, unused_entries
 from colossal_llama.tokenizer.token_bytes import SPACE_MARK
 from colossal_llama.utils.errors import UserError
 
@@ -63,31 +63,38 @@ def control_tokens(model: ModelProto) -> set[str]:
     return {piece.piece for piece in model.pieces if piece.type not in (_NORMAL, _USER_DEFINED, _UNUSED)}
 
 
-def expand_sentencepiece(model: ModelProto, fast: Tokenizer, pieces: Sequence[Piece]) -> Expansion:
+def expand_sentencepiece(
+    model: ModelProto, fast: Tokenizer, pieces: Sequence[Piece], first_free_id: int = 0
+) -> Expansion:
     """Adds pieces, and the characters and intermediate pieces they need, to a model.
 
     Args:
         model: the source's `tokenizer.model`.
         fast: the source's fast tokenizer, from which all but vocabulary and merges is taken.
         pieces: the requested pieces.
+        first_free_id: no new piece gets an id below this.
 
     Raises:
         UserError: a piece would make a control token appear in ordinary text, or ids of the source
             cannot be kept.
     """
-    source = _with_added_tokens(model, fast)
+    source = _with_added_tokens(model, fast, first_free_id)
     source_names = {piece.piece for piece in source.pieces}
-    known = [piece for piece in pieces if _name(piece) in source_names]
-    source_tokens, impossible = _source_tokens(
-        source, source_names, [piece for piece in pieces if _name(piece) not in source_names]
-    )
+    added = fast.get_added_tokens_decoder()
+    candidates, known, impossible = sift_pieces(pieces, {token.content: token.special for token in added.values()})
+    known += [piece for piece in candidates if _name(piece) in source_names]
+    candidates = [piece for piece in candidates if _name(piece) not in source_names]
+    unspelt = control_tokens(model) | _single_words(source, fast)
+    candidates, spelling = _sift_parts(unspelt, source_names, candidates)
+    source_tokens, not_encoded = _source_tokens(source, source_names, candidates)
+    impossible += spelling + not_encoded
 
     characters = [character for character in dict.fromkeys("".join(source_tokens)) if character not in source_names]
-    forbidden = _control_token_parts(source, source_names)
+    forbidden = _parts(unspelt, source_names | source_tokens.keys())
     plan = plan_merges(source_tokens, source_ranks=_source_ranks(source), forbidden=forbidden)
     intermediates = [*(character for character in characters if character not in source_tokens), *plan.intermediates]
     expanded = _append(source, [*source_tokens, *intermediates], plan.order)
-    _refuse_control_token_merges(expanded, len(source.pieces))
+    _refuse_merges_to(unspelt, expanded, len(source.pieces))
     expanded_fast = _replace_vocabulary(fast, expanded)
     return Expansion(
         family="sentencepiece BPE",
@@ -109,27 +116,78 @@ def _name(piece: Piece) -> str:
     return piece.text.replace(" ", SPACE_MARK)
 
 
-def _with_added_tokens(model: ModelProto, fast: Tokenizer) -> ModelProto:
-    """Copies the model and adds the source's added tokens at their ids.
+def _with_added_tokens(model: ModelProto, fast: Tokenizer, first_free_id: int) -> ModelProto:
+    """Copies the model and adds the source's added tokens at their ids, and unused ids between.
 
     A tokenizer that got a `<pad>` after its 32,000 pieces has it under id 32,000; the first new
     piece would take that id.
 
     Raises:
-        UserError: between the pieces and an added token there are unused ids.
+        UserError: there are too many unused ids, or pieces of the source make an added token that
+            is found as a single word only.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
-    for token_id, token in sorted(fast.get_added_tokens_decoder().items()):
-        if token_id < len(copy.pieces):
-            continue
-        if token_id > len(copy.pieces):
-            raise UserError(
-                f"the source's added token {token.content} has id {token_id}, but ids end at {len(copy.pieces) - 1} "
-                "before it: new pieces would fill the gap; renumber the source's added tokens first"
-            )
-        copy.pieces.add(piece=token.content, score=0.0, type=_USER_DEFINED)
+    size, added = len(model.pieces), fast.get_added_tokens_decoder()
+    ids = {piece.piece: token_id for token_id, piece in enumerate(model.pieces)}
+    ids |= {token.content: token_id for token_id, token in added.items()}
+    end = max([size, first_free_id, *(token_id + 1 for token_id in added)])
+    names = {token_id: token.content for token_id, token in added.items()}
+    names |= {token_id: name for name, token_id in unused_entries(ids, end)}
+    lowest = min(piece.score for piece in model.pieces)
+    for token_id in range(size, end):
+        # Unused: sentencepiece never gives it. Transformers cuts added tokens out of a text itself.
+        copy.pieces.add(piece=names[token_id], score=lowest, type=_UNUSED)
+    single_words = _single_words(copy, fast)
+    made = {token for part, token in _parts(single_words, ids).items() if part in ids}
+    made |= {token for token in single_words if len(token) == 1}
+    if made:
+        raise UserError(
+            f"the source's added tokens {', '.join(map(repr, sorted(made)))} cannot keep their ids: the pieces of the "
+            "result make them, also where they are no single word; remove them or add them without single_word"
+        )
     return copy
+
+
+def _single_words(model: ModelProto, fast: Tokenizer) -> set[str]:
+    """Returns the added tokens, no pieces of the source, that are found as single words only.
+
+    The others are cut out of a text wherever they stand, before pieces could make them.
+    """
+    normal = {piece.piece for piece in model.pieces if piece.type == _NORMAL}
+    added = fast.get_added_tokens_decoder().values()
+    return {token.content for token in added if token.single_word and token.content not in normal}
+
+
+def _sift_parts(
+    unspelt: Collection[str], names: set[str], pieces: Sequence[Piece]
+) -> tuple[list[Piece], list[tuple[Piece, str]]]:
+    """Separates the pieces that spell a control token together with another piece.
+
+    Transformers' converter of a `tokenizer.model` makes a merge of every such pair. A `</s>` spelt
+    out in a text would then become the control token.
+
+    Args:
+        unspelt: tokens that no pieces may spell.
+        names: the source's pieces.
+        pieces: the requested pieces.
+
+    Returns:
+        (others, impossible): the pieces to add; those left out, with the reason.
+    """
+    others, impossible = [], []
+    every_part = {part for token in unspelt for cut in range(1, len(token)) for part in (token[:cut], token[cut:])}
+    names_of_parts = every_part & names
+    for piece in pieces:
+        name = _name(piece)
+        spelt = _parts(unspelt, names_of_parts | {name}).get(name) if name in every_part else None
+        if spelt is None:
+            others.append(piece)
+            names_of_parts |= every_part & {name}
+        else:
+            reason = f"joined with another piece it would spell the control token {spelt} in ordinary text"
+            impossible.append((piece, reason))
+    return others, impossible
 
 
 def _source_tokens(
@@ -208,40 +266,33 @@ def _distinct_scores_below(lowest: float, count: int) -> list[float]:
     return scores.tolist()
 
 
-def _control_token_parts(model: ModelProto, names: set[str]) -> set[str]:
-    """Returns strings that, joined with a piece, spell a control token: `<s` and `>` make `<s>`."""
-    parts = set()
-    for control in control_tokens(model):
-        for cut in range(1, len(control)):
-            left, right = control[:cut], control[cut:]
+def _parts(tokens: Collection[str], names: Collection[str]) -> dict[str, str]:
+    """Maps strings that spell a token with a name to that token: with `>`, `<s` spells `<s>`."""
+    parts = {}
+    for token in sorted(tokens):
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
             if right in names:
-                parts.add(left)
+                parts[left] = token
             if left in names:
-                parts.add(right)
+                parts[right] = token
     return parts
 
 
-def _refuse_control_token_merges(model: ModelProto, source_size: int) -> None:
-    """Refuses new pieces that, joined with another one, spell a control token.
-
-    Transformers' converter of a `tokenizer.model` makes a merge of every such pair. A `</s>` spelt
-    out in a text would then become the control token.
+def _refuse_merges_to(unspelt: Collection[str], model: ModelProto, source_size: int) -> None:
+    """Refuses intermediate pieces that spell a control token with another piece; see `_sift_parts`.
 
     Raises:
         UserError: names these pieces.
     """
     names = {piece.piece for piece in model.pieces}
     new_names = {piece.piece for piece in model.pieces[source_size:]}
-    problems = []
-    for control in sorted(control_tokens(model)):
-        for cut in range(1, len(control)):
-            pair = {control[:cut], control[cut:]}
-            if pair <= names and pair & new_names:
-                problems.append(
-                    f"piece {' and piece '.join(sorted(pair & new_names))}: a merge with "
-                    f"{' or '.join(sorted(pair - new_names)) or 'each other'} would spell the control token {control} "
-                    "in ordinary text; leave it out"
-                )
+    problems = [
+        f"the new piece {part!r} would spell the control token {token} in ordinary text, joined with another one: "
+        "leave out the requested pieces that contain it"
+        for part, token in _parts(unspelt, names).items()
+        if part in new_names
+    ]
     if problems:
         raise UserError(problems)
 
@@ -289,4 +340,6 @@ def _slow_encoder(model: ModelProto, adds_space: bool) -> Encode:
 
 
 def _fast_encoder(fast: Tokenizer) -> Encode:
-    return lambda texts: [encoding.ids for encoding in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+    """Returns the fast tokenizer's encoding function without added tokens, as the slow one's is."""
+    plain = Tokenizer.from_buffer(orjson.dumps(orjson.loads(fast.to_str()) | {"added_tokens": []}))
+    return lambda texts: [encoding.ids for encoding in plain.encode_batch_fast(list(texts), add_special_tokens=False)]

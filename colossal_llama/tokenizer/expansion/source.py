@@ -1,13 +1,16 @@
 """Opens a source tokenizer for expansion, of either family."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from colossal_llama.tokenizer.expansion import byte_level_bpe, sentencepiece_bpe
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.result import Expansion
+from colossal_llama.tokenizer.loading import declared_added_tokens, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -15,11 +18,15 @@ class SourceTokenizer:
     """A tokenizer to expand.
 
     Attributes:
-        control_tokens: strings that no piece may contain.
+        control_tokens: strings of the model that stand for no text; no piece may contain one.
+        added_tokens: content of each added token → true if it is special.
+        notes: what is wrong with the tokenizer's files, and how it is understood.
         expand: function from pieces to the expanded vocabulary; it may be called repeatedly.
     """
 
     control_tokens: frozenset[str]
+    added_tokens: Mapping[str, bool]
+    notes: Sequence[str]
     expand: Callable[[Sequence[Piece]], Expansion]
 
 
@@ -30,30 +37,37 @@ def open_source(directory: Path) -> SourceTokenizer:
         UserError: the directory holds neither, or a file in it cannot be read.
     """
     definition = byte_level_bpe.read_definition(directory / "tokenizer.json")
-    if definition is not None:
-        return _open_byte_level(directory, definition)
-    return _open_sentencepiece(directory)
-
-
-def _open_byte_level(directory: Path, definition: dict) -> SourceTokenizer:
-    tokenizer = byte_level_bpe.load_definition((directory / "tokenizer.json").read_bytes())
-    controls = byte_level_bpe.control_tokens(definition)
-    return SourceTokenizer(
-        frozenset(controls), lambda pieces: byte_level_bpe.expand_byte_level(definition, tokenizer, pieces)
-    )
-
-
-def _open_sentencepiece(directory: Path) -> SourceTokenizer:
-    model = sentencepiece_bpe.read_model(directory / "tokenizer.model")
+    model = None if definition is not None else sentencepiece_bpe.read_model(directory / "tokenizer.model")
     # Keeps transformers from importing torch, which no tokenizer needs (1.6 of 5 seconds), and from
     # the advice to install it.
     os.environ.setdefault("USE_TORCH", "0")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from colossal_llama.tokenizer.loading import load_tokenizer
-
+    # As transformers loads it: it adds tokens that tokenizer_config.json alone names.
     fast = load_tokenizer(directory).backend_tokenizer
-    controls = sentencepiece_bpe.control_tokens(model)
-    controls |= {token.content for token in fast.get_added_tokens_decoder().values()}
-    return SourceTokenizer(
-        frozenset(controls), lambda pieces: sentencepiece_bpe.expand_sentencepiece(model, fast, pieces)
-    )
+    added = {token.content: token.special for token in fast.get_added_tokens_decoder().values()}
+    declared = declared_added_tokens(directory)
+    # No new piece gets an id that a file gives to an added token, even if that is not its id.
+    first_free_id = 1 + max((token_id for ids in declared.values() for token_id in ids), default=-1)
+    if model is None:
+        assert definition is not None
+        controls: set[str] = set()
+        expand = lambda pieces: byte_level_bpe.expand_byte_level(definition, fast, pieces, first_free_id)  # noqa: E731
+    else:
+        controls = {token for token in sentencepiece_bpe.control_tokens(model) if added.get(token, True)}
+        expand = lambda pieces: sentencepiece_bpe.expand_sentencepiece(model, fast, pieces, first_free_id)  # noqa: E731
+    return SourceTokenizer(frozenset(controls), added, _notes(fast, declared), expand)
+
+
+def _notes(fast: Tokenizer, declared: Mapping[str, set[int]]) -> list[str]:
+    """Names the added tokens to which the files give another id than the loaded tokenizer has."""
+    notes = []
+    for token, ids in declared.items():
+        own = fast.token_to_id(token)
+        others = ", ".join(map(str, sorted(ids - {own})))
+        loaded = "does not load it" if own is None else f"loads it as {own}, which it keeps"
+        if others:
+            notes.append(
+                f"the source's files give the added token {token!r} the id {others}, but the fast tokenizer {loaded}; "
+                "no new piece gets that id"
+            )
+    return notes
