@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from colossal_llama.dataset.conversation import Message, Role
+from colossal_llama.utils.line_reader import LongLine
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # may begin a UTF-8 file
 DEFAULT_CATEGORY = "default"  # of a conversation without one
@@ -41,14 +42,16 @@ class RecordError(Exception):
         self.reason = reason
 
 
-def parse_row(row: bytes | dict) -> dict:
+def parse_row(row: bytes | LongLine | dict) -> dict:
     """Parses a line as a JSON object; a Parquet row is one already.
 
     Raises:
-        RecordError: the line is not UTF-8, not JSON, or not an object.
+        RecordError: the line is too long, not UTF-8, not JSON, or not an object.
     """
     if isinstance(row, dict):
         return row
+    if isinstance(row, LongLine):
+        raise RecordError("line_too_long", f"{row} --max_line_mb sets the bound")
     try:
         record = orjson.loads(row)
     except orjson.JSONDecodeError as error:

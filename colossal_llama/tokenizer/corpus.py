@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import orjson
 
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.directory_listing import list_files
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -106,8 +107,8 @@ def read_texts(
             documents are. None: documents stay whole.
 
     Raises:
-        UserError: names file and line of a record that is not JSON or has none of these, or a
-            compressed file that is damaged.
+        UserError: names file and line of a record that is not JSON, has none of these or is too
+            long, or a compressed file that is damaged.
     """
     generator = random.Random(seed)
     for path in files:
@@ -151,14 +152,28 @@ def split_into_blocks(text: str, max_characters: int) -> Iterator[str]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        yield from _read_undamaged(path, file)
+        yield from _bounded_lines(path, cast(BinaryIO, file))
+
+
+def _bounded_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    lines = iter(lambda: read_line(file, MAX_LINE_MB * BYTES_PER_MB), b"")
+    for number, line in enumerate(_read_undamaged(path, lines), start=1):
+        if isinstance(line, LongLine):
+            raise UserError(f"{path}:{number}: {line} Split it")
+        yield line
 
 
 def _text_blocks(path: Path) -> Iterator[bytes]:
     """Yields blocks of whole lines of a text file."""
     with path.open("rb") as file:
-        while lines := file.readlines(_TEXT_BLOCK_BYTES):
-            yield b"".join(lines)
+        block = b""
+        for line in _bounded_lines(path, file):
+            block += line
+            if len(block) > _TEXT_BLOCK_BYTES:
+                yield block
+                block = b""
+        if block:
+            yield block
 
 
 def _read_undamaged(path: Path, reading: Iterable, at_most: int | None = None) -> Iterator:

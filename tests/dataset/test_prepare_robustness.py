@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
-import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -345,13 +345,34 @@ def test_a_cut_off_compressed_file_is_a_bad_record(tmp_path, tokenizer_dir, open
     whole = gzip.compress(os.urandom(3000).hex().encode() + b"\n" + records(500).encode())
     (source / "a.jsonl.gz").write_bytes(whole[: len(whole) - 200])
     (source / "b.parquet").write_bytes(b"PAR1 this is no parquet file")
-    frames = [zstandard.compress(records(200).encode()) for _ in range(2)]
+    frames = [pyarrow.compress(records(200).encode(), codec="zstd", asbytes=True) for _ in range(2)]
     (source / "d.jsonl.zst").write_bytes(frames[0] + frames[1][:-20])
     (source / "c.jsonl").write_text(records(3))
     with pytest.raises(UserError, match="damaged"):
         prepare(settings_for(source, tmp_path / "out", tokenizer_dir), opened)
     manifest = prepare(settings_for(source, tmp_path / "out", tokenizer_dir, on_bad_record="skip"), opened)
     assert manifest["totals"]["rejected_records"]["damaged_file"] == 3
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_a_line_beyond_the_bound_is_a_bad_record_and_what_follows_is_read(tmp_path, tokenizer_dir, opened, name):
+    long = json.dumps({"source": "", "target": "x" * 9_000_000, "category": "c"}).encode()
+    lines = records(2).encode() + long + b"\n" + records(3).encode()
+    codec = {"gz": "gzip", "zst": "zstd"}.get(name.rpartition(".")[2])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(pyarrow.compress(lines, codec=codec, asbytes=True) if codec else lines)
+    bound = {"max_line_mb": 8, "num_spliced_dataset_bins": 2}
+    with pytest.raises(UserError, match=rf"/{name}:3: the line has 9 MB, more than 8: .* --max_line_mb"):
+        prepare(settings_for(tmp_path / "in", tmp_path / "out", tokenizer_dir, **bound), opened)
+    wanted = settings_for(tmp_path / "in", tmp_path / "out", tokenizer_dir, on_bad_record="skip", **bound)
+    totals = prepare(wanted, opened)["totals"]
+    assert (totals["records"], totals["documents"], totals["rejected_records"]) == (6, 5, {"line_too_long": 1})
+    rejected = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+    assert rejected["line"] == 3
+    assert len(rejected["record"]) == 200
+    with pytest.raises(UserError, match="max_line_mb: 8 then, None now"):
+        prepare(settings_for(tmp_path / "in", tmp_path / "out", tokenizer_dir, on_bad_record="skip",
+                             num_spliced_dataset_bins=2), opened)  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", "\n\n \n"], ids=["empty", "blank"])

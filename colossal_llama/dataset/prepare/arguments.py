@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from colossal_llama.utils.arguments import group, option, switch
 from colossal_llama.utils.cli import existing_directories, existing_directory, existing_file, number_in_range
+from colossal_llama.utils.line_reader import BYTES_PER_MB, MAX_LINE_MB
 
 Kind = Literal["pretrain", "sft"]
 
@@ -138,6 +139,12 @@ class RunArguments:
         help="stop before any part is written and show the bad records, or skip them, count them by reason and list "
         "them in rejected.jsonl",
     )
+    max_line_mb: int = option(
+        MAX_LINE_MB,
+        type=number_in_range(int, minimum=1),
+        metavar="MB",
+        help="longest line that is read, in megabytes; a longer one is a bad record (a bound on memory)",
+    )
     limit: int | None = option(
         type=number_in_range(int, minimum=1),
         metavar="RECORDS",
@@ -151,6 +158,11 @@ class RunArguments:
     )
     keep_cache: bool = switch(help="keep the intermediates in cache/ after success")
     overwrite: bool = switch(help="remove what these scripts wrote into the output directory and start afresh")
+
+    @property
+    def max_line_bytes(self) -> int:
+        """Longest line that is read, in bytes."""
+        return self.max_line_mb * BYTES_PER_MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +232,8 @@ class PrepareArguments:
             "seed": self.rows.seed,
             "on_bad_record": self.run.on_bad_record,
             "limit": self.run.limit,
+            # Preparations of earlier versions have no record of it.
+            **({} if self.run.max_line_mb == MAX_LINE_MB else {"max_line_mb": self.run.max_line_mb}),
         }
 
 

@@ -12,6 +12,7 @@ from colossal_llama.dataset.prepare.cache import ChunkWriter
 from colossal_llama.dataset.prepare.input_files import Chunk, DamagedFileError, read_rows
 from colossal_llama.dataset.records import RecordError, conversation_of, document_of, parse_row
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
+from colossal_llama.utils.line_reader import LongLine
 
 BATCH_BYTES = 4 << 20  # records tokenized at once: enough for the tokenizer, and a bound on memory
 
@@ -23,12 +24,14 @@ class ChunkJob:
     Attributes:
         tokenizer: tokenizes checked records.
         chunk_dir: directory of finished chunks.
+        max_line_bytes: longest line that is read; a longer one is a bad record.
         stop_on_bad_record: a bad record ends the run; the remaining records are then only checked.
         bad_record_seen: flag shared by all workers: one of them has found a bad record.
     """
 
     tokenizer: DocumentTokenizer | ConversationTokenizer
     chunk_dir: Path
+    max_line_bytes: int
     stop_on_bad_record: bool
     bad_record_seen: ctypes.c_byte | None = None
 
@@ -53,7 +56,8 @@ class _ChunkCounts:
     rejected: list[dict] = field(default_factory=list)
     reasons: Counter = field(default_factory=Counter)
 
-    def reject(self, row: int, content: bytes | dict, error: RecordError) -> None:
+    def reject(self, row: int, content: bytes | LongLine | dict, error: RecordError) -> None:
+        content = content.beginning if isinstance(content, LongLine) else content
         text = content.decode("utf-8", "backslashreplace") if isinstance(content, bytes) else repr(content)
         self.reasons[error.reason] += 1
         self.rejected.append({"row": row, "reason": error.reason, "message": str(error), "record": text})
@@ -73,7 +77,7 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
     batch: list[Any] = []
     batch_bytes = 0
     try:
-        for number, row in _limited_rows(chunk, digest, counts):
+        for number, row in _limited_rows(job, chunk, digest, counts):
             counts.rows = number + 1
             record = _checked_record(job, counts, number, row)
             if record is None or job.checks_only:
@@ -101,12 +105,14 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
         writer.discard()
 
 
-def _limited_rows(chunk: Chunk, digest: Any, counts: _ChunkCounts) -> Iterator[tuple[int, bytes | dict]]:
+def _limited_rows(
+    job: ChunkJob, chunk: Chunk, digest: Any, counts: _ChunkCounts
+) -> Iterator[tuple[int, bytes | LongLine | dict]]:
     """Rows up to the record limit; damage to the file becomes a bad record after the last row."""
     if chunk.record_limit == 0:
         return
     try:
-        for number, row in read_rows(chunk, digest):
+        for number, row in read_rows(chunk, digest, job.max_line_bytes):
             yield number, row
             if counts.records == chunk.record_limit:
                 return
@@ -116,7 +122,7 @@ def _limited_rows(chunk: Chunk, digest: Any, counts: _ChunkCounts) -> Iterator[t
         counts.reject(counts.rows, b"", RecordError("damaged_file", message))
 
 
-def _checked_record(job: ChunkJob, counts: _ChunkCounts, number: int, row: bytes | dict) -> Any:
+def _checked_record(job: ChunkJob, counts: _ChunkCounts, number: int, row: bytes | LongLine | dict) -> Any:
     """Checked record of a row; None for an empty or bad row, which is counted."""
     if isinstance(row, bytes) and not row.strip():
         counts.empty_lines += 1

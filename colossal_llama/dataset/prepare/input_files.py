@@ -7,6 +7,7 @@ other file is one chunk. Chunks depend on the input alone, never on the number o
                    ^ chunk 0    ^ chunk 1       the third line belongs to chunk 0
 """
 
+import errno
 import gzip
 import hashlib
 import io
@@ -15,16 +16,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import zstandard
+from typing import Any, BinaryIO, cast
 
 from colossal_llama.dataset.records import BYTE_ORDER_MARK
 from colossal_llama.utils.directory_listing import list_files
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.line_reader import LongLine, read_line
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 CHUNK_BYTES = 4 << 20
+READ_BYTES = 1 << 20
 MAX_CHUNKS = 16_384  # larger inputs get larger chunks: 64 MiB for 1 TiB
 
 
@@ -137,12 +138,13 @@ def plan_chunks(files: Sequence[InputFile], limit: int | None) -> list[Chunk]:
     return chunks
 
 
-def read_rows(chunk: Chunk, digest: Any) -> Iterator[tuple[int, bytes | dict]]:
+def read_rows(chunk: Chunk, digest: Any, max_line_bytes: int) -> Iterator[tuple[int, bytes | LongLine | dict]]:
     """Reads the rows of a chunk.
 
     Args:
         chunk: to read.
         digest: a hashlib object, updated with everything that is read.
+        max_line_bytes: longest line that is read.
 
     Yields:
         Number of the row in the chunk, from 0, and a line without its end, or a Parquet row.
@@ -150,29 +152,33 @@ def read_rows(chunk: Chunk, digest: Any) -> Iterator[tuple[int, bytes | dict]]:
     Raises:
         DamagedFileError: the file cannot be read to its end; the rows before the damage have been
             yielded.
+        UserError: the system cannot read the file, or it has vanished.
     """
-    if chunk.file.path.suffix == ".parquet":
-        yield from _parquet_rows(chunk, digest)
-        return
+    path = chunk.file.path
     try:
-        with _open_lines(chunk) as file:
-            if chunk.start:
-                file.seek(chunk.start - 1)
-                file.readline()
-            position = file.tell() if chunk.end is not None else 0
-            number = 0
-            while chunk.end is None or position < chunk.end:
-                line = file.readline()
-                if not line:
-                    return
-                position += len(line)
-                digest.update(line)
-                if number == 0 and chunk.start == 0:
-                    line = line.removeprefix(BYTE_ORDER_MARK)
-                yield number, line.rstrip(b"\r\n")
-                number += 1
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        yield from _parquet_rows(path, digest) if path.suffix == ".parquet" else _lines(chunk, digest, max_line_bytes)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DamagedFileError(str(error)) from error
+    except OSError as error:
+        if error.errno is None:  # pyarrow's, of damaged content
+            raise DamagedFileError(str(error)) from error
+        reason = "it was there when the run began" if error.errno == errno.ENOENT else "check the disk"
+        raise UserError(f"{path} cannot be read: {error.strerror} ({reason}); run the same command again") from error
+
+
+def _lines(chunk: Chunk, digest: Any, max_line_bytes: int) -> Iterator[tuple[int, bytes | LongLine]]:
+    with _open_lines(chunk.file.path) as file:
+        position, number = _skip_to_first_line(file, chunk), 0
+        while chunk.end is None or position < chunk.end:
+            line = read_line(file, max_line_bytes, digest.update)
+            if not line:
+                return
+            position += len(line)
+            if isinstance(line, bytes):
+                line = line.removeprefix(BYTE_ORDER_MARK) if number == 0 and chunk.start == 0 else line
+                line = line.rstrip(b"\r\n")
+            yield number, line
+            number += 1
 
 
 def content_digest(chunk: Chunk, rows: int) -> str:
@@ -181,7 +187,7 @@ def content_digest(chunk: Chunk, rows: int) -> str:
     if chunk.record_limit == 0:
         return digest.hexdigest()  # nothing was read
     try:
-        for number, _ in read_rows(chunk, digest):
+        for number, _ in read_rows(chunk, digest, READ_BYTES):  # long lines, too, in blocks
             if number + 1 == rows or chunk.file.path.suffix == ".parquet":
                 break
     except DamagedFileError:
@@ -197,74 +203,51 @@ def rows_before(chunk: Chunk) -> int:
     count, left = 1, chunk.start - 1
     with chunk.file.path.open("rb") as file:
         while left:
-            block = file.read(min(left, 1 << 20))
+            block = file.read(min(left, READ_BYTES))
             count += block.count(b"\n")
             left -= len(block)
     return count
 
 
-def _open_lines(chunk: Chunk) -> io.BufferedIOBase | BinaryIO:
-    path = chunk.file.path
+def _open_lines(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    file = path.open("rb", buffering=READ_BYTES)
     if path.suffix == ".zst":
-        return io.BufferedReader(_ZstandardFile(path), 1 << 20)
-    return path.open("rb", buffering=1 << 20)
+        import pyarrow
+
+        # Reads all frames in blocks, and raises when the last one is truncated.
+        stream = pyarrow.CompressedInputStream(file, "zstd")
+        return cast(BinaryIO, io.BufferedReader(stream, READ_BYTES))
+    return file
 
 
-class _ZstandardFile(io.RawIOBase):
-    """Reads all frames of a .zst file and raises, as gzip does, when the last one is truncated.
-
-    `zstandard.open` stops there without an error.
-    """
-
-    def __init__(self, path: Path):
-        self._file = path.open("rb")
-        self._frame: Any = None
-        self._compressed = self._content = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Reads decompressed bytes into a buffer.
-
-        Raises:
-            EOFError: the file ends inside a frame.
-        """
-        while not self._content:
-            self._compressed = self._compressed or self._file.read(zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE)
-            if not self._compressed:
-                if self._frame is not None:
-                    raise EOFError("the file ends inside a compressed frame")
-                return 0
-            frame = self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._content = frame.decompress(self._compressed)
-            self._compressed = b""
-            if frame.eof:
-                self._compressed, self._frame = frame.unused_data, None
-        size = min(len(buffer), len(self._content))
-        buffer[:size], self._content = self._content[:size], self._content[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _skip_to_first_line(file: BinaryIO, chunk: Chunk) -> int:
+    """Skips the end of the line before the chunk; returns the position, at most about its end."""
+    if not chunk.start or chunk.end is None:
+        return 0
+    position = chunk.start - 1
+    file.seek(position)
+    while position < chunk.end:
+        block = file.readline(READ_BYTES)
+        position += len(block)
+        if not block or block.endswith(b"\n"):
+            break
+    return position
 
 
-def _parquet_rows(chunk: Chunk, digest: Any) -> Iterator[tuple[int, dict]]:
+def _parquet_rows(path: Path, digest: Any) -> Iterator[tuple[int, dict]]:
     import pyarrow
     from pyarrow import parquet
 
-    with chunk.file.path.open("rb") as file:
-        while block := file.read(1 << 20):
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
             digest.update(block)
-    number = 0
-    try:
-        with parquet.ParquetFile(chunk.file.path) as file:
-            for batch in file.iter_batches(batch_size=256):
+        number = 0
+        try:
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     yield number, row
                     number += 1
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DamagedFileError(str(error)) from error
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+            raise DamagedFileError(str(error)) from error

@@ -149,9 +149,10 @@ def _tokenize_and_write(
         The facts of all chunks and of all parts; None if some are left to other shards.
     """
     recheck_chunks(preparation.arguments.output_dir, preparation.chunks, preparation.arguments.run.num_workers)
-    job = ChunkJob(tokenizer, preparation.chunk_dir, preparation.arguments.run.on_bad_record == "stop", shared_flag())
+    run = preparation.arguments.run
+    job = ChunkJob(tokenizer, preparation.chunk_dir, run.max_line_bytes, run.on_bad_record == "stop", shared_flag())
     try:
-        with worker_pool(preparation.arguments.run.num_workers, job) as pool:
+        with worker_pool(run.num_workers, job) as pool:
             _tokenize(preparation, pool)
             found = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in preparation.chunks]
             if _others_pending("chunks", found):
