@@ -270,7 +270,8 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool) -> None:
             elapsed = time.perf_counter() - started
             bar.set_postfix_str(
                 f"{times.tokenized_documents / elapsed:,.0f} documents/s, {times.tokenized_tokens / elapsed:,.0f} "
-                "tokens/s"
+                "tokens/s",
+                refresh=False,  # else each of 50,000 small chunks draws the bar
             )
     times.tokenize_s = time.perf_counter() - started
     if bad:
