@@ -71,10 +71,10 @@ def _open_lock(path: Path) -> TextIO:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
         raise _no_lock(path, "a link" if path.is_symlink() else "no file") from None
-    file = os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise _no_lock(path, "no file")
+    file = os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace")
     beginning = file.read(64)
     file.seek(0)
     if beginning and not _HOLDER.match(beginning):

@@ -27,7 +27,7 @@ _BEGINNINGS = {
     "part.jsonl": b'{"input_ids":[',
 }
 REPORTS = ("manifest.json", "last_run.json", "rejected.jsonl")
-_TEMPORARY = re.compile(r"\.(?P<name>manifest\.json|last_run\.json|rejected\.jsonl|run\.json)\.tmp-.+-\d+")
+_TEMPORARY = re.compile(r"\.+(?P<name>manifest\.json|last_run\.json|rejected\.jsonl|run\.json)\.tmp-.+-\d+")
 _PART = re.compile(r"part-(?P<index>\d{5})")
 _CACHE_FILE = re.compile(
     r"chunk-\d{5,}\.(tokens|segments|rejected|json)|\w+\.npy|plan\.json|part-\d{5,}\.\d+|\..+\.tmp-.+-\d+"
@@ -67,6 +67,8 @@ def foreign_messages(directory: Path, names: Sequence[str]) -> list[str]:
 
 def _foreign_reports(directory: Path) -> Iterator[str]:
     yield from (name for name in REPORTS if _exists(directory / name) and not is_ours(directory / name))
+    locks = directory.glob(".lock-*")  # ours are empty; .lock is looked at when it is taken
+    yield from (path.name for path in locks if path.is_symlink() or not path.is_file() or path.stat().st_size)
 
 
 def _foreign_directories(directory: Path) -> Iterator[str]:

@@ -28,7 +28,6 @@ from colossal_llama.dataset.prepare.recheck import (
     recheck_rejected,
     refuse_other_parts,
     remove_parts_of_other_plan,
-    say_what_is_not_recorded,
 )
 from colossal_llama.dataset.prepare.rejections import (
     SHOWN_BAD_RECORDS,
@@ -136,7 +135,6 @@ def _is_whole(preparation: _Preparation) -> bool:
     if any(damages):
         output_dir.reopen(directory, preparation.identity, preparation.files)
         return False
-    say_what_is_not_recorded([part for index in indices if (part := part_facts(directory, index))])
     return True
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from colossal_llama.dataset.prepare.cache import chunk_problem, remove_chunk
+from colossal_llama.dataset.prepare.cache import chunk_facts, chunk_problem, remove_chunk
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.dataset.prepare.manifest import versions
 from colossal_llama.dataset.prepare.part_check import part_problems, remove_part
@@ -32,6 +32,10 @@ def recheck_chunks(output_dir: Path, chunks: Sequence[Chunk], num_threads: int) 
     for chunk, _ in problems:
         remove_chunk(chunk_dir, chunk.index)
     _say([f"cache/chunks/{problem} (input file {chunk.file.name})" for chunk, problem in problems])
+    damaged = {chunk.index for chunk, _ in problems}
+    _say_what_is_not_recorded(
+        "chunks", [chunk_facts(chunk_dir, chunk.index) for chunk in finished if chunk.index not in damaged]
+    )
 
 
 def recheck_parts(
@@ -60,6 +64,7 @@ def recheck_parts(
     for index, _ in problems:
         remove_part(output_dir, index)
     _say([f"{part_name(index)}: {problem}" for index, problem in problems])
+    _say_what_is_not_recorded("parts", [part_facts(output_dir, index) for index in indices])
     return bool(problems)
 
 
@@ -85,12 +90,6 @@ def recheck_rejected(output_dir: Path, manifest: dict) -> bool:
     _say(["rejected.jsonl has changed since it was written" if path.exists() else "rejected.jsonl is missing"])
     path.unlink(missing_ok=True)
     return True
-
-
-def say_what_is_not_recorded(parts: Sequence[dict]) -> None:
-    """Says that parts of an earlier version lack some checksums."""
-    if not all(map(has_checksum, parts)):
-        log_rank_zero("parts of an earlier version: no checksums of part.json and the metadata files are recorded")
 
 
 def refuse_other_parts(output_dir: Path, manifest: dict, parts: Sequence[dict]) -> None:
@@ -125,6 +124,12 @@ def _problems_of(
     with ThreadPoolExecutor(num_threads) as pool:
         problems = list(progress_bar(pool.map(problem_of, units), desc=description, total=len(units)))
     return [(unit, problem) for unit, problem in zip(units, problems, strict=True) if problem is not None]
+
+
+def _say_what_is_not_recorded(units: str, facts: Sequence[dict | None]) -> None:
+    """Says that chunks or parts of an earlier version lack checksums."""
+    if not all(has_checksum(fact) for fact in facts if fact is not None):
+        log_rank_zero(f"{units} of an earlier version: not all of their checksums are recorded, so that damage to the rest goes unnoticed")
 
 
 def _say(problems: Sequence[str]) -> None:
