@@ -34,7 +34,7 @@ def run(tmp_path, opened, made_data):
 
 def snapshot(directory):
     return {
-        str(path.relative_to(directory)): os.readlink(path) if path.is_symlink()
+        str(path.relative_to(directory)): path.readlink() if path.is_symlink()
         else path.read_bytes() if path.is_file() else path.stat().st_mode
         for path in directory.rglob("*")
     }  # fmt: skip

@@ -129,7 +129,10 @@ def _problems_of(
 def _say_what_is_not_recorded(units: str, facts: Sequence[dict | None]) -> None:
     """Says that chunks or parts of an earlier version lack checksums."""
     if not all(has_checksum(fact) for fact in facts if fact is not None):
-        log_rank_zero(f"{units} of an earlier version: not all of their checksums are recorded, so that damage to the rest goes unnoticed")
+        log_rank_zero(
+            f"{units} of an earlier version: not all of their checksums are recorded, so that some damage goes "
+            "unnoticed"
+        )
 
 
 def _say(problems: Sequence[str]) -> None:
