@@ -24,6 +24,7 @@ from colossal_llama.engine.cpu_accelerator import prepare_cpu
 from colossal_llama.engine.patches.core import apply_patches
 from colossal_llama.engine.patches.gemini import apply_gemini_patches
 from colossal_llama.utils.distributed_env import adopt_slurm_variables
+from colossal_llama.utils.errors import UserError
 
 
 def has_gpu() -> bool:
@@ -44,26 +45,32 @@ def launch(seed: int) -> None:
 
     Args:
         seed: of every random generator, the same on all ranks.
+
+    Raises:
+        UserError: the ranks cannot meet at MASTER_ADDR, or this host has no GPU for this rank.
     """
     adopt_slurm_variables()
     if "RANK" in os.environ:
         _end_with_launcher()
     else:
-        _set_single_process_variables()
+        _serve_single_process()
     prepare_engine()
     import colossalai
 
     local_rank = int(os.environ["LOCAL_RANK"])
-    colossalai.launch(
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        host=os.environ["MASTER_ADDR"],
-        port=int(os.environ["MASTER_PORT"]),
-        # SLURM may show each task its own GPU only, which then is number 0 for all of them.
-        local_rank=local_rank % torch.cuda.device_count() if has_gpu() else local_rank,
-        seed=seed,
-        verbose=False,
-    )
+    if has_gpu():
+        _check_gpus(local_rank)
+    with _meeting_problems_named():
+        colossalai.launch(
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            host=os.environ["MASTER_ADDR"],
+            port=int(os.environ["MASTER_PORT"]),
+            # SLURM may show each task its own GPU only, which then is number 0 for all of them.
+            local_rank=local_rank % torch.cuda.device_count() if has_gpu() else local_rank,
+            seed=seed,
+            verbose=False,
+        )
 
 
 def join_without_engine() -> None:
@@ -145,12 +152,58 @@ def _end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
 
 
-def _set_single_process_variables() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+def _serve_single_process() -> None:
+    """Sets the launcher's variables for a world of one, whose store this process serves.
+
+    The store's own port is free and taken at once; a port that is asked for and bound later may be
+    another process's by then. PyTorch connects to a store that is there already if
+    TORCHELASTIC_USE_AGENT_STORE says so.
+    """
+    global _single_process_store
+    _single_process_store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = _single_process_store.port
     alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in alone.items()})
+    os.environ.update({name: str(value) for name, value in alone.items()}, TORCHELASTIC_USE_AGENT_STORE="True")
+
+
+_single_process_store: dist.TCPStore | None = None  # closed when it is collected
+
+
+def _check_gpus(local_rank: int) -> None:
+    """Refuses a rank that would share a GPU; what NCCL says of it comes late, and names no cause.
+
+    Raises:
+        UserError: this host shows fewer GPUs than it has ranks.
+    """
+    gpus, variables = torch.cuda.device_count(), os.environ
+    processes = int(variables.get("LOCAL_WORLD_SIZE") or variables.get("SLURM_NTASKS_PER_NODE") or local_rank + 1)
+    shows_each_its_own = gpus == 1 and ("CUDA_VISIBLE_DEVICES" in variables or "SLURM_STEP_ID" in variables)
+    if processes > gpus and not shows_each_its_own:
+        raise UserError(
+            f"{socket.gethostname()} has {gpus} GPUs (CUDA_VISIBLE_DEVICES={variables.get('CUDA_VISIBLE_DEVICES', '')}) "
+            f"for {processes} processes: start at most {gpus} on each host (--nproc_per_node)"
+        )
+
+
+@contextlib.contextmanager
+def _meeting_problems_named() -> Iterator[None]:
+    """Turns what PyTorch says of a store that cannot be served or reached into a `UserError`."""
+    try:
+        yield
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']} port {os.environ['MASTER_PORT']}"
+        if "EADDRINUSE" in str(error):
+            problem = (
+                f"MASTER_PORT={os.environ['MASTER_PORT']} is in use on {socket.gethostname()}, perhaps by another run: "
+                "choose another one (--master_port of torchrun and colossalai run)"
+            )
+        else:
+            problem = (
+                f"rank {os.environ['RANK']} on {socket.gethostname()} cannot meet the other ranks at {where}: is that "
+                "rank 0's host, does it run, and do the hosts reach each other? "
+                "colossal_llama/cluster/preflight.py checks that"
+            )
+        raise UserError(f"{problem} ({' '.join(str(error).split())[:300]})") from error
 
 
 @contextlib.contextmanager

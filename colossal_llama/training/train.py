@@ -1,39 +1,64 @@
-"""Continues the pre-training of a LLaMA, or fine-tunes it: one run, from data to model."""
+"""Continues the pre-training of a LLaMA, or fine-tunes it: one run, from data to model.
+
+Signals are handled from the first import on, so all others are within functions.
+"""
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from colossal_llama.training.arguments import TrainingArguments
-from colossal_llama.training.command_line import parse_arguments
-from colossal_llama.training.memory.allocator import enable_expandable_segments
-from colossal_llama.training.memory.config import selective_recomputation_possible
-from colossal_llama.utils.distributed_env import adopt_slurm_variables
+from colossal_llama.training import signals
+
+if TYPE_CHECKING:
+    from colossal_llama.training.arguments import TrainingArguments
 
 
 def main() -> None:
     """Parses the command line, joins the process group, trains, and leaves the group."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        parse_arguments()
-    adopt_slurm_variables()
-    from colossal_llama.engine import launch
-    from colossal_llama.training.distributed import consensus, watchdog
+    with signals.REQUEST.listening():
+        from colossal_llama.training.command_line import parse_arguments
+        from colossal_llama.utils.distributed_env import adopt_slurm_variables, launcher_problems
+        from colossal_llama.utils.errors import UserError
 
-    def parse() -> TrainingArguments:
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            parse_arguments()
+        adopt_slurm_variables()
+        if problems := launcher_problems():
+            raise UserError(problems)
+        _run()
+
+
+def _run() -> None:
+    """Trains in the process group; all ranks leave it together, unless one fails."""
+    from colossal_llama.engine import launch
+    from colossal_llama.training.command_line import parse_arguments
+    from colossal_llama.training.distributed import consensus, watchdog
+    from colossal_llama.training.memory.allocator import enable_expandable_segments
+    from colossal_llama.training.memory.config import selective_recomputation_possible
+
+    def parse() -> "TrainingArguments":
         arguments = parse_arguments(has_gpu=launch.has_gpu(), world_size=int(os.environ.get("WORLD_SIZE", "1")))
         if selective_recomputation_possible(arguments):
             enable_expandable_segments()
         return arguments
 
-    arguments = consensus.parse_and_launch(parse, lambda arguments: arguments.data.seed)
-    with watchdog.watched(arguments.checkpoint.save_dir):
-        train(arguments)
-    # Not after an error: leaving waits for the other ranks, which may be waiting for this one.
-    launch.leave()
+    with watchdog.lost_ranks_named():
+        try:
+            arguments = consensus.parse_and_launch(parse, lambda arguments: arguments.data.seed)
+            with watchdog.watched(arguments.checkpoint.save_dir):
+                train(arguments)
+        except signals.Stopped:
+            launch.leave()
+            raise
+        # Not after another error: leaving waits for the other ranks, which may be waiting for this
+        # one.
+        launch.leave()
 
 
-def train(arguments: TrainingArguments) -> None:
+def train(arguments: "TrainingArguments") -> None:
     """Runs one training: opens the inputs, sets up the model, trains, and saves the result."""
     # Imported here: these import ColossalAI, which the launch must have prepared.
+    from colossal_llama.training.distributed.consensus import announce_late_signal
     from colossal_llama.training.dry_run import report_dry_run
     from colossal_llama.training.final_model import finish_run
     from colossal_llama.training.inputs import open_inputs, with_data_defaults
@@ -53,3 +78,4 @@ def train(arguments: TrainingArguments) -> None:
         report_startup(arguments, inputs, trainer, setup.notes)
         finished = trainer.fit()
         finish_run(arguments, trainer, inputs.model_path, finished)
+        announce_late_signal()

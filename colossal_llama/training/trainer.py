@@ -21,7 +21,7 @@ from colossal_llama.training.evaluation import Evaluation, Evaluator
 from colossal_llama.training.lr_schedule import Schedule
 from colossal_llama.training.metrics import MetricsWriter, peak_flops
 from colossal_llama.training.nonfinite_steps import NonFiniteSteps, finite
-from colossal_llama.training.signals import StopRequest
+from colossal_llama.training.signals import REQUEST, Phase, StopRequest
 from colossal_llama.training.train_step import StepResult, TrainStep
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 
@@ -63,13 +63,17 @@ class Trainer:
         self.train_step.model.train()
         bar = progress_bar(total=self.schedule.total_steps, initial=self.progress.step, desc="training", unit="step")
         saving = self.saver or contextlib.nullcontext()
-        with StopRequest().listening() as stop, bar, contextlib.closing(self.metrics), saving:
+        stop = REQUEST
+        stop.begin(Phase.TRAINING)
+        with bar, contextlib.closing(self.metrics), saving:
             if self._is_finished():  # no step is left, so that the loop below evaluates nothing
                 self._evaluate_if_due(stop)
             while self.progress.epoch < self.schedule.num_epochs and not self._is_finished():
                 if not self._train_epoch(stop, bar):
+                    stop.begin(Phase.FINISHING, is_announced=True)
                     return False
                 self.progress = self.progress.next_epoch()
+            stop.begin(Phase.FINISHING)
         return True
 
     def _is_finished(self) -> bool:
@@ -86,12 +90,13 @@ class Trainer:
             seconds = time.perf_counter() - started + wait_s
             self.progress = self.progress.advanced(result.rows, result.samples, result.tokens, result.target_tokens)
             self.nonfinite_steps.observe(self.progress.step, result.loss, result.gradient_norm, micro_batches)
-            ends = result.stop_requested or self.nonfinite_steps.limit_reached
+            stops = result.stop_requested and not self._is_finished()
+            ends = stops or self.nonfinite_steps.limit_reached
             evaluation = None if ends else self._evaluate_if_due(stop)
             self._record(result, rate, seconds, wait_s, evaluation, bar)
             self.nonfinite_steps.raise_if_limit_reached()
             saved = self._save_at_interval()
-            if result.stop_requested:
+            if stops:
                 self._stop_early(saved)
                 return False
             if self._is_finished():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from colossal_llama.utils.atomic_io import temporary_path
-from colossal_llama.utils.distributed_env import is_multi_host
+from colossal_llama.utils.distributed_env import is_multi_host, speaks_for_host
 
 _TRUE = {"true", "t", "yes", "y", "on", "1"}
 _FALSE = {"false", "f", "no", "n", "off", "0"}
@@ -69,7 +69,7 @@ class CollectingArgumentParser(argparse.ArgumentParser):
         """
         if not self._problems:
             return
-        if not is_multi_host() and os.environ.get("LOCAL_RANK", "0") == "0":
+        if not is_multi_host() and speaks_for_host():
             for text in self._problems:
                 print(f"error: {text}", file=sys.stderr)
             print(f"'{self.prog} --help' lists the arguments.", file=sys.stderr)

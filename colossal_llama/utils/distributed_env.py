@@ -7,10 +7,30 @@ import os
 import re
 import socket
 
+_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
+_COUNTS = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
+_OF_SLURM = {
+    "RANK": "SLURM_PROCID",
+    "LOCAL_RANK": "SLURM_LOCALID",
+    "WORLD_SIZE": "SLURM_NTASKS",
+    "GROUP_WORLD_SIZE": "SLURM_NNODES",
+    "MASTER_ADDR": "SLURM_STEP_NODELIST",
+    "MASTER_PORT": "SLURM_JOB_ID",
+}
+_ADVICE = "start train.py with torchrun, colossalai run or srun, which set it, or unset {names} to train in one process"
+HOST_TIMEOUT_VARIABLE = "COLOSSAL_LLAMA_HOST_TIMEOUT_S"
+"""Seconds without a heartbeat after which a host counts as lost (training/distributed/watchdog.py)."""
+
 
 def is_multi_host() -> bool:
     """True when the run's processes are on more than one host."""
-    return int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    return (_whole_number("GROUP_WORLD_SIZE") or 1) > 1
+
+
+def speaks_for_host() -> bool:
+    """True for the process that prints messages for its host: its local rank is 0, or not known."""
+    return not _is_launched() or int(os.environ["LOCAL_RANK"]) == 0
 
 
 def is_srun_task() -> bool:
@@ -27,35 +47,125 @@ def adopt_slurm_variables() -> None:
 
     MASTER_ADDR is the step's first host, where SLURM puts rank 0. MASTER_PORT is derived from the
     job id, so that two jobs on one host do not collide. Both keep a value that the user has set.
+    What SLURM does not say, or not in its form, stays unset, and `launcher_problems` names it.
     The variables: https://slurm.schedmd.com/srun.html
     """
     if not is_srun_task():
         return
     slurm = os.environ
-    hosts = slurm.get("SLURM_STEP_NUM_NODES") or slurm.get("SLURM_NNODES", "1")
     nodelist = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST") or socket.gethostname()
-    job = int(slurm.get("SLURM_JOB_ID", "0"))
-    os.environ.update(
-        RANK=slurm["SLURM_PROCID"],
-        LOCAL_RANK=slurm["SLURM_LOCALID"],
-        WORLD_SIZE=slurm.get("SLURM_STEP_NUM_TASKS") or slurm["SLURM_NTASKS"],
-        GROUP_RANK=slurm.get("SLURM_NODEID", "0"),
-        GROUP_WORLD_SIZE=hosts,
-    )
-    os.environ.setdefault("MASTER_ADDR", first_host(nodelist))
-    os.environ.setdefault("MASTER_PORT", str(20_000 + job % 10_000))
+    job = slurm.get("SLURM_JOB_ID", "0")
+    adopted = {
+        "RANK": slurm["SLURM_PROCID"],
+        "LOCAL_RANK": slurm["SLURM_LOCALID"],
+        "WORLD_SIZE": slurm.get("SLURM_STEP_NUM_TASKS") or slurm.get("SLURM_NTASKS"),
+        "GROUP_RANK": slurm.get("SLURM_NODEID", "0"),
+        "GROUP_WORLD_SIZE": slurm.get("SLURM_STEP_NUM_NODES") or slurm.get("SLURM_NNODES", "1"),
+        "MASTER_ADDR": slurm.get("MASTER_ADDR") or first_host(nodelist),
+        "MASTER_PORT": slurm.get("MASTER_PORT") or (str(20_000 + int(job) % 10_000) if _is_number(job) else None),
+    }
+    os.environ.update({name: value for name, value in adopted.items() if value is not None})
 
 
-def first_host(nodelist: str) -> str:
-    """Returns the first host of a SLURM node list.
+def first_host(nodelist: str) -> str | None:
+    """Returns the first host of a SLURM node list; None where the text is none.
 
     >>> first_host("gpu[007-012,020],login"), first_host("rack[2-3]n[1,4]"), first_host("a,b")
     ('gpu007', 'rack2n1', 'a')
-
-    Raises:
-        ValueError: the text is not a node list.
     """
     first = re.match(r"(?:\[[^\]]*\]|[^,\[])+", nodelist)
     if first is None:
-        raise ValueError(f"{nodelist!r} is not a SLURM node list")
+        return None
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
+
+
+def launcher_problems() -> list[str]:
+    """Checks the variables of the launcher, before anything slow is imported.
+
+    Returns:
+        A message for each problem: variables that are missing, no numbers, or contradict each
+        other, a MASTER_ADDR that cannot be resolved, a network interface that does not exist.
+    """
+    problems = _host_timeout_problems() + _gloo_interface_problems()
+    given = [name for name in _PLACE if name in os.environ]
+    if not given:
+        return problems
+    needed = (*_PLACE, *_MEETING_POINT)
+    missing = [name for name in needed if not os.environ.get(name)]
+    if missing:
+        advice = _ADVICE.format(names=", ".join(given))
+        return [*problems, f"{_listed(given)} set, and not {_listed(missing)}: {advice}"]
+    numbers = (*_PLACE, *(name for name in _COUNTS if name in os.environ), "MASTER_PORT")
+    odd = [name for name in numbers if not _is_number(os.environ[name])]
+    if odd:
+        advice = _ADVICE.format(names=", ".join(given))
+        return [*problems, *(f"{_listed([name])}={os.environ[name]!r} is not a whole number: {advice}" for name in odd)]
+    return problems + _contradictions() + _meeting_point_problems()
+
+
+def _contradictions() -> list[str]:
+    """Problems of numbers that are numbers."""
+    problems = []
+    for name in ("WORLD_SIZE", *_COUNTS):
+        if _whole_number(name) == 0:
+            problems.append(f"{name} is 0, and at least one process is needed")
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        mine, of = _whole_number(rank), _whole_number(size)
+        if mine is not None and of and mine >= of:
+            problems.append(f"{rank} is {mine}, and {size} is {of}: ranks count from 0 to {of - 1}")
+    return problems
+
+
+def _meeting_point_problems() -> list[str]:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    problems = [] if 0 < port < 65_536 else [f"MASTER_PORT={port} is no port: choose one from 1 to 65535"]
+    try:
+        socket.getaddrinfo(address, None)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no host name"
+        problems.append(
+            f"MASTER_ADDR={address!r} cannot be resolved ({reason}): give the host name or address of rank 0's host, "
+            "or add it to /etc/hosts"
+        )
+    return problems
+
+
+def _host_timeout_problems() -> list[str]:
+    text = os.environ.get(HOST_TIMEOUT_VARIABLE)
+    if text is None or re.fullmatch(r"\d*\.?\d*", text) and re.search("[1-9]", text):
+        return []
+    return [f"{HOST_TIMEOUT_VARIABLE}={text!r} is not a number of seconds above 0"]
+
+
+def _gloo_interface_problems() -> list[str]:
+    """Names in GLOO_SOCKET_IFNAME, separated by commas, that no network interface has."""
+    names = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+    known = [name for _, name in socket.if_nameindex()]
+    return [
+        f"GLOO_SOCKET_IFNAME: this host ({socket.gethostname()}) has no network interface {name!r}: choose from "
+        f"{', '.join(known)}, or unset it"
+        for name in names
+        if name not in known
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    """Names of variables, each with that of SLURM's from which it is set."""
+    if "SLURM_PROCID" not in os.environ:
+        return ", ".join(names)
+    return ", ".join(f"{name} ({_OF_SLURM[name]})" if name in _OF_SLURM else name for name in names)
+
+
+def _is_launched() -> bool:
+    """True when rank and world size make sense: a lone RANK in a shell is no launcher's."""
+    return all(_whole_number(name) is not None for name in _PLACE) and not _contradictions()
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None
+
+
+def _whole_number(name: str) -> int | None:
+    """Value of an environment variable; None where it is not set, or not a whole number."""
+    text = os.environ.get(name, "")
+    return int(text) if _is_number(text) else None

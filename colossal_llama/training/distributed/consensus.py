@@ -10,6 +10,7 @@ copy) is tried by all ranks first, and they exchange their errors:
 
 import os
 import socket
+import sys
 import time
 import traceback
 from collections import defaultdict
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from colossal_llama.engine import launch
+from colossal_llama.training.signals import REQUEST, Stopped, describe_stop, exit_code
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.cli import InvalidArguments
 from colossal_llama.utils.console import is_rank_zero
@@ -51,6 +53,7 @@ def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Argument
 
     Raises:
         CollectiveError: arguments, packages or this project's files are wrong on some host.
+        Stopped: a rank has received a signal meanwhile.
     """
     arguments, problems = None, []
     try:
@@ -60,8 +63,7 @@ def parse_and_launch(parse: Callable[[], Arguments], seed_of: Callable[[Argument
             raise
         problems = error.problems
     problems += _launch(seed_of(arguments) if arguments else 0)
-    if is_multi_host():
-        raise_problems([*problems, *_version_differences()])
+    raise_problems([*problems, *(_version_differences() if is_multi_host() else ())])
     assert arguments is not None, "problems were raised"
     return arguments
 
@@ -99,13 +101,16 @@ def _version_differences() -> list[str]:
 
 
 def raise_problems(problems: list[str]) -> None:
-    """Raises on all ranks when one has problems; a collective.
+    """Raises on all ranks when one has problems, or a signal to stop; a collective.
 
     Raises:
         CollectiveError: with every rank's problems and the hosts that have them.
+        Stopped: a rank has received a signal, and the run has not begun to train.
     """
-    found = _all_gather((socket.gethostname(), problems))
+    replies = _all_gather((socket.gethostname(), problems, REQUEST.number_before_training()))
+    found = [(host, theirs) for host, theirs, _ in replies]
     if not any(theirs for _, theirs in found):
+        _stop_before_training([number for *_, number in replies if number is not None])
         return
     hosts = {host for host, _ in found}
     hosts_with = defaultdict(set)  # keeps the order in which problems are found
@@ -118,6 +123,21 @@ def raise_problems(problems: list[str]) -> None:
             for problem, having in hosts_with.items()
         ]
     )
+
+
+def _stop_before_training(numbers: list[int]) -> None:
+    if not numbers:
+        return
+    if is_rank_zero():
+        print(describe_stop(numbers[0]), file=sys.stderr, flush=True)
+    raise Stopped(exit_code(numbers[0]))
+
+
+def announce_late_signal() -> None:
+    """Tells of a signal that some rank received after the last step; a collective."""
+    numbers = [number for number in _all_gather(REQUEST.number) if number is not None]
+    if is_rank_zero():
+        REQUEST.announce_late(numbers[0] if numbers else None)
 
 
 @contextmanager

@@ -33,10 +33,9 @@ import torch.distributed as dist
 
 from colossal_llama.training.distributed.consensus import CollectiveError
 from colossal_llama.training.distributed.heartbeat import Heartbeat, HeartbeatMonitor
-from colossal_llama.utils.distributed_env import is_multi_host
+from colossal_llama.utils.distributed_env import HOST_TIMEOUT_VARIABLE, is_multi_host
 from colossal_llama.utils.errors import UserError
 
-LIMIT_VARIABLE = "COLOSSAL_LLAMA_HOST_TIMEOUT_S"
 _LIMIT_S = 30.0
 FAILURE_REPORT = "why_it_ended.txt"
 """File in the save directory: a line of each surviving host."""
@@ -59,7 +58,7 @@ def watched(save_dir: Path) -> Iterator[None]:
     if not is_multi_host():
         yield
         return
-    watchdog = Watchdog(float(os.environ.get(LIMIT_VARIABLE, _LIMIT_S)), save_dir)
+    watchdog = Watchdog(float(os.environ.get(HOST_TIMEOUT_VARIABLE, _LIMIT_S)), save_dir)
     try:
         yield
         dist.barrier()  # nobody leaves, and nobody's store closes, while another still polls it
@@ -76,6 +75,32 @@ def watched(save_dir: Path) -> Iterator[None]:
         raise UserError(cause) from error
     finally:
         watchdog.stop()
+
+
+@contextmanager
+def lost_ranks_named() -> Iterator[None]:
+    """Turns errors that another rank's end causes into one sentence, and exits with code 3.
+
+    On several hosts `watched` does so, with the cause, from the first step to the last.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_symptom(error):
+            raise
+        message = " ".join(str(error).split())[:500]
+        if "Duplicate GPU" in message:
+            cause = (
+                "two processes use the same GPU: --nproc_per_node is larger than the number of GPUs that "
+                f"CUDA_VISIBLE_DEVICES shows ({message})"
+            )
+        else:
+            cause = (
+                "the connection to another process of this run is lost, or was never made. If that process has ended, "
+                f"its own output says why ({type(error).__name__}: {message})"
+            )
+        print(f"error (rank {os.environ['RANK']} on {socket.gethostname()}): {cause}", file=sys.stderr, flush=True)
+        raise SystemExit(_EXIT_CODE) from error
 
 
 def _is_symptom(error: Exception) -> bool:
