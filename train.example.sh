@@ -34,8 +34,8 @@ if [[ ! -f $HOSTFILE ]]; then
     exit 2
 fi
 
-# On each host the least used GPUs, by memory in use. colossalai run sets this process's environment on every host by the host's own
-# shell, with the value between double quotes: $(…) therefore stays unexpanded here, and chooses among that host's GPUs there.
+# On each host the least used GPUs, by memory in use: $(…) stays unexpanded here, and the shell of each host replaces this one
+# expression. Every other value and word reaches the hosts as it is (colossal_llama/cluster/colossalai_run.py).
 if [[ -z ${CUDA_VISIBLE_DEVICES:-} ]]; then
     export CUDA_VISIBLE_DEVICES="\$(bash colossal_llama/cluster/least_used_gpus.sh $NPROC_PER_NODE)"
 fi
@@ -43,7 +43,6 @@ fi
 # To resume a run that was stopped, give its name: FULL_PROJECT_NAME=pretrain-2026-01-31-12-00-00 bash train.example.sh …
 FULL_PROJECT_NAME="${FULL_PROJECT_NAME:-${PROJECT_NAME}-$(date +%Y-%m-%d-%H-%M-%S)}"
 SAVE_DIR="${PARENT_SAVE_DIR}/${FULL_PROJECT_NAME}"
-mkdir -p "$SAVE_DIR" "$PARENT_TENSORBOARD_DIR" "$PARENT_CONFIG_FILE"
 echo "run $FULL_PROJECT_NAME: ${#dataset[@]} parts, checkpoints in $SAVE_DIR"
 
 # SIGTERM or Ctrl-C to this script (its process id stays the same) reaches the ranks, which save and end.

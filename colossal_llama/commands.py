@@ -69,6 +69,12 @@ COMMANDS = (
         "predict memory and time of a training step on many GPUs",
     ),
     Command("preflight", "colossal_llama.cluster.preflight:main", "check every host of a hostfile before a long run"),
+    Command(
+        "colossalai_run",
+        "colossal_llama.cluster.colossalai_run:main",
+        "start `colossalai run` with each word quoted for the shells of the hosts",
+        ("run",),
+    ),
     Command("survey", "colossal_llama.cluster.survey:main", "print packages, disk, GPUs of this host as JSON"),
     Command(
         "all_reduce_check",

@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
+from colossal_llama.utils.distributed_env import launcher_problems
 from colossal_llama.utils.errors import run_main
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def main() -> None:
         "--size_mib", type=number_in_range(float, above=0), default=64.0, metavar="MIB", help="size of the tensor"
     )
     options = parser.parse_args()
+    for problem in launcher_problems() or ([] if "RANK" in os.environ else ["start this script with torchrun"]):
+        parser.problem(problem)
     parser.finish()
     import torch
     import torch.distributed as dist

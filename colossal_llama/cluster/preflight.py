@@ -17,8 +17,9 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.cluster.host_checks import HostReport, Problem, RunRequirements, compare_hosts
+from colossal_llama.cluster.hostfile import read_hostfile
 from colossal_llama.utils.atomic_io import write_json
-from colossal_llama.utils.cli import CollectingArgumentParser, existing_file, number_in_range
+from colossal_llama.utils.cli import CollectingArgumentParser, is_decodable, number_in_range
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import run_main
 
@@ -29,10 +30,10 @@ _CHECKPOINT_BYTES_PER_WEIGHT_BYTE = 7
 def main() -> None:
     """Surveys every host, compares the surveys, tries an all-reduce, and reports."""
     options = parse_arguments()
+    hosts = read_hostfile(options.hostfile)
     from colossal_llama.cluster.probe import Cluster, survey_all, try_all_reduce
-    from colossal_llama.cluster.ssh import read_hostfile
 
-    cluster = Cluster(read_hostfile(options.hostfile), options.ssh_port, options.timeout_s, options.connect_timeout_s)
+    cluster = Cluster(hosts, options.ssh_port, options.timeout_s, options.connect_timeout_s)
     print(f"checking {len(cluster.hosts)} hosts …", flush=True)
     directories = [path.absolute() for path in (options.pretrained, *options.dataset) if path]
     reports = survey_all(cluster, directories, options.save_dir)
@@ -60,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="preflight.py", description="Check every host of a hostfile before a long run."
     )
     parser.add_argument(
-        "--hostfile", type=existing_file, default=Path("hostfile"), metavar="FILE", help="one host name on each line"
+        "--hostfile", type=Path, default=Path("hostfile"), metavar="FILE", help="one host name on each line"
     )
     parser.add_argument(
         "--nproc_per_node", type=number_in_range(int, 1), default=8, metavar="N", help="processes (GPUs) on each host"
@@ -105,6 +106,9 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.record.is_dir() or not options.record.absolute().parent.is_dir():
         parser.problem(f"--record: {options.record} is a directory, or is in one that does not exist: name a file")
+    for path in (options.pretrained, options.save_dir, *options.dataset):
+        if path is not None and not is_decodable(str(path)):
+            parser.problem(f"{str(path)!r} is not UTF-8, and cannot be handed to other hosts: rename it")
     parser.finish()
     return options
 
@@ -116,7 +120,7 @@ def required_bytes(options: argparse.Namespace) -> int:
     if options.pretrained is None:
         return 0
     weights = [path for pattern in ("*.safetensors", "*.bin") for path in options.pretrained.glob(pattern)]
-    return _CHECKPOINT_BYTES_PER_WEIGHT_BYTE * sum(path.stat().st_size for path in weights)
+    return _CHECKPOINT_BYTES_PER_WEIGHT_BYTE * sum(path.stat().st_size for path in weights if path.is_file())
 
 
 def all_reduce_line(measured: dict[str, Any]) -> str:

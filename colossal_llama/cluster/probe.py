@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,15 @@ def _survey_host(cluster: Cluster, host: str, command: list[str]) -> HostReport:
             output = remote.run(command, cluster.timeout_s)
     except HostUnreachable as error:
         return HostReport(host, failure=Problem(host, "ssh", str(error)))
-    if output.code:
+    found = _last_object(output.stdout)
+    if output.code or found is None:
         last_line = (output.stderr.strip() or output.stdout.strip() or "nothing").splitlines()[-1]
         text = (
             f"the survey ended with code {output.code} and printed: {last_line}. This project and its "
             f"environment must be there under the same paths ({IMPORT_ROOT}, {sys.executable})"
         )
         return HostReport(host, skew_s=skew_s, skew_error_s=skew_error_s, failure=Problem(host, "python", text))
-    return HostReport(host, json.loads(output.stdout.splitlines()[-1]), skew_s, skew_error_s)
+    return HostReport(host, found, skew_s, skew_error_s)
 
 
 def try_all_reduce(
@@ -107,8 +109,11 @@ def try_all_reduce(
 
     def all_reduce_on(host: str) -> Output:
         command = [*torchrun, f"--node_rank={hosts.index(host)}", "colossal_llama/cluster/all_reduce_check.py"]
-        with cluster.shell(host) as remote:
-            return remote.run([*command, "--size_mib", str(size_mib)], cluster.timeout_s)
+        try:
+            with cluster.shell(host) as remote:
+                return remote.run([*command, "--size_mib", str(size_mib)], cluster.timeout_s)
+        except HostUnreachable as error:
+            return Output(255, "", f"Error: {error}")
 
     outputs = run_on_all(hosts, all_reduce_on)
     advice = (
@@ -120,9 +125,19 @@ def try_all_reduce(
         for host, output in outputs.items()
         if output.code
     ]
-    if failures:
-        return None, failures
-    return json.loads(outputs[hosts[0]].stdout.splitlines()[-1]), []
+    measured = _last_object(outputs[hosts[0]].stdout)
+    if measured is None and not failures:
+        failures = [Problem(hosts[0], "all_reduce", f"the all-reduce printed no result: {advice}")]
+    return (None, failures) if failures else (measured, [])
+
+
+def _last_object(output: str) -> dict[str, Any] | None:
+    """The last line that is a JSON object; start-up files of a shell may print others."""
+    for line in reversed(output.splitlines()):
+        if line.startswith("{"):
+            with suppress(json.JSONDecodeError):
+                return json.loads(line)
+    return None
 
 
 def _reason(output: Output) -> str:

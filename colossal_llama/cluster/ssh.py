@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import fabric
-from invoke.exceptions import CommandTimedOut
+from invoke.exceptions import CommandTimedOut, Failure, ThreadException
 from paramiko.ssh_exception import AuthenticationException, NoValidConnectionsError, SSHException
 
-from colossal_llama.utils.errors import UserError
-
 Result = TypeVar("Result")
+_BROKEN_CONNECTION = (SSHException, ThreadException, OSError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -32,24 +31,6 @@ class Output:
 
 class HostUnreachable(Exception):
     """A host that cannot be reached over ssh; the message says why and what to do."""
-
-
-def read_hostfile(path: Path) -> list[str]:
-    """Reads a hostfile: a host name on each line, empty lines skipped, as for `colossalai run`.
-
-    Raises:
-        UserError: the file has no host, or one twice, or is not UTF-8.
-    """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): write one host name on each line") from error
-    if not names:
-        raise UserError(f"{path} has no host name: write one on each line")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path} names {', '.join(twice)} more than once: remove the repetitions")
-    return names
 
 
 class RemoteShell:
@@ -87,7 +68,11 @@ class RemoteShell:
         self._connection.close()
 
     def run(self, command: Sequence[str], timeout_s: float) -> Output:
-        """Runs a command, which is killed after `timeout_s` (code 124)."""
+        """Runs a command, which is killed after `timeout_s` (code 124).
+
+        Raises:
+            HostUnreachable: the connection broke.
+        """
         line = f"timeout {timeout_s:.0f} {shlex.join(command)}"
         try:
             done = self._connection.run(
@@ -95,14 +80,30 @@ class RemoteShell:
             )
         except CommandTimedOut:
             return Output(124, "", f"not finished after {timeout_s:.0f} s")
+        except _BROKEN_CONNECTION as error:
+            raise HostUnreachable(_connection_problem(self.host, error)) from error
         return Output(done.exited, done.stdout, done.stderr)
 
     def clock_skew_s(self) -> tuple[float, float]:
-        """Returns the seconds that the host's clock is ahead of this one's, and their error."""
+        """Returns the seconds that the host's clock is ahead of this one's, and their error.
+
+        Raises:
+            HostUnreachable: the host does not tell the time.
+        """
         started = time.time()
-        done = self._connection.run("date +%s.%N", hide=True, in_stream=False)
+        try:
+            shown = self._connection.run("date +%s.%N", hide=True, in_stream=False).stdout
+        except (Failure, *_BROKEN_CONNECTION) as error:
+            raise HostUnreachable(_connection_problem(self.host, error)) from error
         ended = time.time()
-        return float(done.stdout) - (started + ended) / 2, (ended - started) / 2
+        try:
+            theirs = float(shown)
+        except ValueError:
+            raise HostUnreachable(
+                f"`date` shows {shown[:80]!r} there instead of seconds: does a start-up file of the shell (~/.bashrc) "
+                "print something?"
+            ) from None
+        return theirs - (started + ended) / 2, (ended - started) / 2
 
 
 def run_on_all(hosts: Sequence[str], function: Callable[[str], Result]) -> dict[str, Result]:

@@ -4,13 +4,18 @@
 #     bash stoppable.sh HOSTFILE colossalai run … train.py …
 #
 # colossalai run forwards no signal: SIGTERM ends it alone, and the ranks train on. When it is killed so, this script signals the ranks, too.
+# It is started by colossalai_run.py, which quotes the words for the shells of the hosts and refuses what cannot reach them.
 # The ranks reach a consensus on stopping, so signalling those of one host is enough: this host's, or where it has none, the first host of the
 # hostfile that has some (over ssh).
 set -uo pipefail
 
-readonly here=${BASH_SOURCE[0]%/*}
-readonly hostfile=$1
+here=$(dirname -- "${BASH_SOURCE[0]}")
+readonly here hostfile=$1
 shift
+if [[ "${1:-} ${2:-}" == "colossalai run" ]]; then
+    shift 2
+    set -- "$(command -v python || command -v python3)" "$here/colossalai_run.py" "$@"
+fi
 COLOSSAL_LLAMA_LAUNCH="$(uname -n)-$$-$(date +%s)" # colossalai run hands its environment to every host
 export COLOSSAL_LLAMA_LAUNCH
 # A torchrun that is signalled itself, as SLURM does, kills its ranks after 30 s otherwise: a checkpoint of 98 GB takes 900 s at 110 MB/s.
@@ -25,9 +30,11 @@ forward() {
         echo "SIG$signal forwarded to the ranks of this host: the run ends when all is saved" >&2
         return
     fi
+    local there
+    printf -v there 'cd %q && bash %q %q %q' "$PWD" "$here/signal_ranks.sh" "$COLOSSAL_LLAMA_LAUNCH" "$signal"
     while read -r -u 3 host; do
-        if [[ -n $host && -n $(ssh -o BatchMode=yes "$host" \
-            "cd '$PWD' && bash '$here/signal_ranks.sh' '$COLOSSAL_LLAMA_LAUNCH' $signal" 2>/dev/null </dev/null) ]]; then
+        host=${host%$'\r'}
+        if [[ -n $host && -n $(ssh -o BatchMode=yes -- "$host" "$there" 2>/dev/null </dev/null) ]]; then
             echo "SIG$signal forwarded to the ranks of $host: the run ends when all is saved" >&2
             return
         fi

@@ -180,8 +180,8 @@ def _check_gpus(local_rank: int) -> None:
     shows_each_its_own = gpus == 1 and ("CUDA_VISIBLE_DEVICES" in variables or "SLURM_STEP_ID" in variables)
     if processes > gpus and not shows_each_its_own:
         raise UserError(
-            f"{socket.gethostname()} has {gpus} GPUs (CUDA_VISIBLE_DEVICES={variables.get('CUDA_VISIBLE_DEVICES', '')}) "
-            f"for {processes} processes: start at most {gpus} on each host (--nproc_per_node)"
+            f"{socket.gethostname()} has {gpus} GPUs for {processes} processes (CUDA_VISIBLE_DEVICES is "
+            f"{variables.get('CUDA_VISIBLE_DEVICES', 'not set')}): start at most {gpus} on each host (--nproc_per_node)"
         )
 
 

@@ -20,7 +20,7 @@ _OF_SLURM = {
 }
 _ADVICE = "start train.py with torchrun, colossalai run or srun, which set it, or unset {names} to train in one process"
 HOST_TIMEOUT_VARIABLE = "COLOSSAL_LLAMA_HOST_TIMEOUT_S"
-"""Seconds without a heartbeat after which a host counts as lost (training/distributed/watchdog.py)."""
+"""Seconds without a heartbeat after which a host counts as lost (distributed/watchdog.py)."""
 
 
 def is_multi_host() -> bool:
@@ -94,7 +94,7 @@ def launcher_problems() -> list[str]:
     missing = [name for name in needed if not os.environ.get(name)]
     if missing:
         advice = _ADVICE.format(names=", ".join(given))
-        return [*problems, f"{_listed(given)} set, and not {_listed(missing)}: {advice}"]
+        return [*problems, f"{_listed(given)} set without {_listed(missing)}: {advice}"]
     numbers = (*_PLACE, *(name for name in _COUNTS if name in os.environ), "MASTER_PORT")
     odd = [name for name in numbers if not _is_number(os.environ[name])]
     if odd:
@@ -132,7 +132,7 @@ def _meeting_point_problems() -> list[str]:
 
 def _host_timeout_problems() -> list[str]:
     text = os.environ.get(HOST_TIMEOUT_VARIABLE)
-    if text is None or re.fullmatch(r"\d*\.?\d*", text) and re.search("[1-9]", text):
+    if text is None or (re.fullmatch(r"\d*\.?\d*", text) and re.search("[1-9]", text)):
         return []
     return [f"{HOST_TIMEOUT_VARIABLE}={text!r} is not a number of seconds above 0"]
 

@@ -28,6 +28,8 @@ _LAUNCHES = ("1 process", "2 processes")
 _LAUNCHERS = ("python train.py", "torchrun")
 _SENTENCE = re.compile(r"^stopped by |came after the last step|; the model is in ", re.MULTILINE)
 _CRASH = re.compile(r"Traceback|terminate called|Fatal Python error|Connection reset")
+_OF_TORCHRUN = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+torch\.\S+\.ChildFailedError")
+"""The traceback that torchrun prints when a rank ends with another code than 0."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Running:
         ranks: returns the process ids of the ranks, by rank; fewer while they are being started.
         wait: waits for the end, and returns the exit codes (None: killed at the time limit).
         directory: of its outputs.
+        launch: how it was started.
     """
 
     ranks: Callable[[], list[int]]
     wait: Callable[[], list[int | None]]
     directory: Path
+    launch: str
 
     def output(self) -> str:
         """All that the processes wrote."""
@@ -122,15 +126,11 @@ def _signal(
     return chosen
 
 
-def _judge(
-    running: Running, codes: list[int | None], reference: Undisturbed, number: int, at_the_end: bool
-) -> str:
+def _judge(running: Running, codes: list[int | None], reference: Undisturbed, number: int, at_the_end: bool) -> str:
     output = running.output()
     if None in codes:
         return HANG
-    # torchrun prints a traceback of its own when a rank ends with another code than 0.
-    ours = output.split("torch.distributed.elastic.multiprocessing.errors.ChildFailedError")[0]
-    if _CRASH.search(re.sub(r"Traceback[^\n]*\n(?:[^\n]*\n)*?[^\n]*torchrun[^\n]*\n", "", ours)):
+    if _CRASH.search(_OF_TORCHRUN.sub("", output)):
         return TRACEBACK
     if not _SENTENCE.search(output) and "stopped by a signal" not in output:
         return SILENT
@@ -138,8 +138,7 @@ def _judge(
         if "stopped by a signal after step" in output:  # it came during the steps
             return WRONG if at_the_end else STOPPED
         return WHOLE if running.model() == reference.model else WRONG
-    launcher_code = {1} if running.directory.name.isdigit() and len(codes) == 1 else set()
-    if at_the_end or not set(codes) <= {128 + number} | launcher_code:
+    if at_the_end or set(codes) != {1 if running.launch == "torchrun" else 128 + number}:
         return WRONG
     return STOPPED if not (running.directory / "save" / "modelling").exists() else WRONG
 
@@ -162,7 +161,7 @@ def _start(launch: str, toy: Toy, directory: Path) -> Running:
                 process.kill()
             return codes
 
-        return Running(lambda: [process.pid or 0 for process in processes], wait, directory)
+        return Running(lambda: [process.pid or 0 for process in processes], wait, directory, launch)
     return _start_launcher(launch, command, directory)
 
 
@@ -196,7 +195,7 @@ def _start_launcher(launch: str, command: list[str], directory: Path) -> Running
             os.killpg(process.pid, signal.SIGKILL)
             return [None]
 
-    return Running(ranks, wait, directory)
+    return Running(ranks, wait, directory, launch)
 
 
 def _handles_signals(running: Running, number: int) -> bool:
@@ -206,7 +205,7 @@ def _handles_signals(running: Running, number: int) -> bool:
         caught = [int(re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[0], 16) for pid in ids]
     except OSError:
         return True  # it has ended
-    # A Python of any kind handles SIGINT, a launcher's fork both: this project's handles SIGHUP, too.
+    # Any Python handles SIGINT, and a fork of torchrun SIGTERM, too: this project handles SIGHUP.
     both = 1 << (number - 1) | 1 << (signal.SIGHUP - 1)
     return bool(ids) and all(mask & both == both for mask in caught)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from colossal_llama.cluster.host_checks import HostReport, Problem, RunRequirements, compare_hosts
+from colossal_llama.cluster.hostfile import read_hostfile
 from colossal_llama.cluster.preflight import write_record
-from colossal_llama.cluster.ssh import read_hostfile
 from colossal_llama.cluster.survey import survey
 from colossal_llama.training.command_line import parse_arguments
 from colossal_llama.utils.environment import code_fingerprint, installed_packages, query_gpus
