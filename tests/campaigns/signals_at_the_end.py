@@ -150,7 +150,8 @@ def _start(launch: str, toy: Toy, directory: Path) -> Running:
     words += ["--tensorboard_dir", directory / "logs", "--config_file", directory / "config.json"]
     command = [str(word) for word in words]
     if launch in _LAUNCHES:
-        processes = start_ranks("train.py", command, int(launch[0]), PROJECT_ROOT, directory / "output")
+        (directory / "output").touch()
+        processes = start_ranks("train.py", command, int(launch[0]), PROJECT_ROOT, str(directory / "output"))
 
         def wait() -> list[int | None]:
             deadline = time.monotonic() + _TIMEOUT_S

@@ -113,7 +113,8 @@ def test_nohup_is_respected(project_root):
 @pytest.mark.distributed
 def test_a_rank_that_is_killed_is_reported_by_the_other_in_a_sentence(runner, project_root, tmp_path):
     command = runner.command("killed", "--num_epochs", "400", "--skip_save_each_epoch")
-    ranks = start_ranks("train.py", command, 2, project_root, tmp_path / "output")
+    (tmp_path / "output").touch()
+    ranks = start_ranks("train.py", command, 2, project_root, str(tmp_path / "output"))
     metrics = runner.workspace / "killed" / "logs" / "metrics.jsonl"
     wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
     ranks[1].kill()
