@@ -1,4 +1,4 @@
-"""Damaged or missing files of a preparation are noticed and made anew, and earlier versions read."""
+"""Damaged or missing files of a preparation are made anew; earlier versions are read."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""JSON objects with their checksum: read again as written, refused when anything of them changed."""
+"""JSON objects with their checksum: read as written, refused when anything has changed."""
 
 import json
 import os
