@@ -1,8 +1,7 @@
 """Encodes conversations by a Jinja chat template: the tokenizer's own, or one from a file.
 
-The rendered text is split at its control tokens and at the boundaries of the generation spans, and
-each fragment is encoded by itself. So targets are known by construction and prompts are exact
-prefixes:
+The ids are those that the tokenizer gives to the rendered text, as transformers'
+`apply_chat_template` returns them. An answer's tokens are those of a generation span of that text:
 
     <|start|>user⏎Hi<|end|><|start|>assistant⏎Hello<|end|>
     control  text  control  control  text     [ target    )
@@ -12,16 +11,20 @@ it stays text.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from colossal_llama.dataset.conversation import EncodedBatch, EncodedConversation, Message
+from colossal_llama.dataset.template_renderer import ChatTemplateError, ChatTemplateLimitError, TemplateRenderer
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
-from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.tokenizer.encoding import MARK, TextEncoder, control_mark
 from colossal_llama.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,19 +32,21 @@ if TYPE_CHECKING:
 
 TOKENIZERS_OWN = "tokenizer"  # value of --chat_template that selects the tokenizer's template
 ROLE_NAMES = {"human": "user", "assistant": "assistant", "system": "system"}
-_ESCAPE = "\ufdd0"  # a noncharacter: Unicode promises that no text needs it
+DATE_FUNCTION = "strftime_now"  # how a template asks for the date
+CHAT_DATE = "chat_template_date"  # in tokenizer_config.json: the day of the data that the model was trained on
 _PROBE = (Message("human", "a question"), Message("assistant", "an answer"))
-
-
-class ChatTemplateError(Exception):
-    """Raised when the template cannot render a conversation, or marks not exactly its answers."""
 
 
 class ChatTemplate:
     """Chat format given by a Jinja template, with the interface of `ConversationTemplate`."""
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerFast", source: str, name: str, encoder: TextEncoder | None = None
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        source: str,
+        name: str,
+        date: str,
+        encoder: TextEncoder | None = None,
     ):
         """Compiles and checks the template.
 
@@ -49,19 +54,20 @@ class ChatTemplate:
             tokenizer: defines the control tokens.
             source: the template, which encloses answers in a `generation` block.
             name: of the template, for messages.
+            date: the day that the template is told, YYYY-MM-DD.
             encoder: of the tokenizer, if it has been built.
 
         Raises:
             UserError: the template cannot be rendered, marks no answers, or a prompt is not a
                 prefix of the conversation.
         """
-        self._source, self._name = source, name
+        self._source, self._name, self._date = source, name, date
         self._encoder = encoder or TextEncoder(tokenizer)
+        self._renderer = TemplateRenderer(source, name, tokenizer.special_tokens_map, date)
         self._special_ids = {
             token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        self._token_names = {name: tokenizer.special_tokens_map.get(name, "") for name in ("bos_token", "eos_token")}
-        if not re.search(r"{%-?\s*generation\s*-?%}", source):
+        if not re.search(r"{%[-+]?\s*generation\s*[-+]?%}", source):
             raise UserError(
                 f"--chat_template: {name} does not mark the assistant's answers: put them between {{% generation %}} "
                 "and {% endgeneration %} in a copy of the template, and give that file"
@@ -70,25 +76,29 @@ class ChatTemplate:
 
     @classmethod
     def open(
-        cls, tokenizer: "PreTrainedTokenizerFast", source: str, encoder: TextEncoder | None = None
+        cls, tokenizer: "PreTrainedTokenizerFast", source: str, date: str, encoder: TextEncoder | None = None
     ) -> "ChatTemplate":
         """Opens the tokenizer's own template, or that of a file.
 
         Args:
             tokenizer: see `ChatTemplate`.
             source: the value of `--chat_template`: `tokenizer` or a path.
+            date: see `ChatTemplate`.
             encoder: see `ChatTemplate`.
 
         Raises:
             UserError: there is no template, or it cannot be used.
         """
         if source != TOKENIZERS_OWN:
-            return cls(tokenizer, Path(source).read_text(encoding="utf-8"), source, encoder)
-        if not isinstance(tokenizer.chat_template, str):
+            return cls(tokenizer, _read_template(Path(source)), source, date, encoder)
+        own = tokenizer.chat_template
+        if isinstance(own, dict):  # several by name, of which this is the one for plain chats
+            own = own.get("default")
+        if not isinstance(own, str):
             raise UserError(
                 f"--chat_template: the tokenizer in {tokenizer.name_or_path} has no chat template of its own"
             )
-        return cls(tokenizer, tokenizer.chat_template, "the tokenizer's template", encoder)
+        return cls(tokenizer, own, "the tokenizer's template", date, encoder)
 
     def encode(self, messages: Sequence[Message]) -> EncodedConversation:
         """Encodes one conversation; its `message_ends` are those of the answers alone.
@@ -99,15 +109,29 @@ class ChatTemplate:
         text, spans = self._rendered(messages, for_prompt=False)
         if len(spans) != sum(message.role == "assistant" for message in messages):
             raise ChatTemplateError(f"{self._name} marks {len(spans)} answers in {len(messages)} messages")
-        input_ids, positions = self._ids(text, [boundary for span in spans for boundary in span])
-        targets = [(positions[start], positions[end]) for start, end in spans]
+        input_ids, targets = self._ids(text, spans)
+        if any(start == end for start, end in targets):
+            raise ChatTemplateError(f"{self._name} marks an answer that is empty")
         return EncodedConversation(input_ids, targets, [end for _, end in targets])
 
     def encode_batch(
         self, conversations: Sequence[Sequence[Message]], batch_encoder: BatchEncoder | None = None
     ) -> EncodedBatch:
-        """Encodes many conversations; one that the template refuses has no tokens."""
-        encoded = [self._encode_or_empty(messages) for messages in conversations]
+        """Encodes many conversations; one that the template refuses has no tokens.
+
+        Raises:
+            ChatTemplateLimitError: the template exceeds a limit; its `conversation` is set.
+        """
+        encoded, refusals = [], {}
+        for number, messages in enumerate(conversations):
+            try:
+                encoded.append(self.encode(messages))
+            except ChatTemplateLimitError as error:
+                error.conversation = number
+                raise
+            except ChatTemplateError as error:
+                encoded.append(EncodedConversation([], [], []))
+                refusals[number] = str(error)
         ends = np.cumsum([len(conversation.input_ids) for conversation in encoded], dtype=np.int64)
         starts = (ends - np.diff(ends, prepend=0)).tolist()
         targets = [
@@ -117,7 +141,7 @@ class ChatTemplate:
         ]
         ids = np.array([token_id for conversation in encoded for token_id in conversation.input_ids], np.int32)
         spans = np.array(targets, np.int64).reshape(-1, 2)
-        return EncodedBatch(ids, ends, spans, spans[:, 0], spans[:, 1])
+        return EncodedBatch(ids, ends, spans, spans[:, 0], spans[:, 1], refusals)
 
     def subset_encoder(
         self, messages: Sequence[Message], batch: EncodedBatch, number: int
@@ -127,49 +151,35 @@ class ChatTemplate:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Encodes a prompt, up to where the answer begins."""
-        text, spans = self._rendered(messages, for_prompt=True)
-        return self._ids(text, [boundary for span in spans for boundary in span])[0]
+        return self._ids(self._rendered(messages, for_prompt=True)[0], [])[0]
 
     def describe(self) -> dict:
         """Describes the format for a manifest: formats with equal descriptions give equal ids."""
-        return {"kind": "jinja", "template": self._source, "turn_end_id": self.turn_end_id}
-
-    def _encode_or_empty(self, messages: Sequence[Message]) -> EncodedConversation:
-        try:
-            return self.encode(messages)
-        except ChatTemplateError:
-            return EncodedConversation([], [], [])
+        dated = {"date": self._date} if DATE_FUNCTION in self._source else {}
+        return {
+            "kind": "jinja",
+            "template": self._source,
+            "turn_end_id": self.turn_end_id,
+            "ids": "of the rendered text as a whole",
+            **dated,
+        }
 
     # ------------------------------------------------------------------------------------ rendering
-
-    def __getstate__(self) -> dict:
-        # A compiled template cannot be pickled.
-        return {name: value for name, value in vars(self).items() if name != "_compiled"}
-
-    @cached_property
-    def _compiled(self) -> Any:
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
-        return _compile_jinja_template(self._source)
 
     @cached_property
     def _special(self) -> re.Pattern:
         return re.compile("|".join(map(re.escape, sorted(self._special_ids, key=len, reverse=True))))
 
+    @cached_property
+    def _special_or_escape(self) -> re.Pattern:
+        return re.compile(f"{MARK}|{self._special.pattern}")
+
     def _rendered(self, messages: Sequence[Message], for_prompt: bool) -> tuple[str, list[tuple[int, int]]]:
         """Renders the template: text with escaped control tokens, and the spans of the answers."""
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import _render_with_assistant_indices
-
-        rendered_messages = [
+        for_template = [
             {"role": ROLE_NAMES[message.role], "content": self._escaped(message.content)} for message in messages
         ]
-        try:
-            return _render_with_assistant_indices(
-                self._compiled, rendered_messages, None, None, for_prompt, **self._token_names
-            )
-        except TemplateError as error:
-            raise ChatTemplateError(f"{self._name}: {error}") from error
+        return self._renderer.render(for_template, for_prompt)
 
     def _escaped(self, content: str) -> str:
         """Escapes every control token in a message.
@@ -177,52 +187,57 @@ class ChatTemplate:
         Also escaped is an incomplete one at an end of the message: the text around it in the
         template could complete it.
         """
-        if _ESCAPE in content:
-            raise ChatTemplateError(
-                f"{self._name}: a message holds the noncharacter U+FDD0, which is used to escape control tokens"
-            )
-        content = self._special.sub(lambda match: match.group()[0] + _ESCAPE + match.group()[1:], content)
-        cut = any(content.endswith(token[:size]) for token in self._special_ids for size in range(1, len(token)))
-        begun = any(content.startswith(token[size:]) for token in self._special_ids for size in range(1, len(token)))
-        return _ESCAPE * begun + content + _ESCAPE * cut
+        if MARK in content:
+            raise ChatTemplateError(f"{self._name}: a message holds the noncharacter U+FDD0")
+        content = self._special.sub(lambda match: match.group()[0] + MARK + match.group()[1:], content)
+        return MARK * self._ends_a_token(content) + content + MARK * self._begins_a_token(content)
 
-    def _ids(self, text: str, boundaries: Sequence[int]) -> tuple[list[int], dict[int, int]]:
-        """Encodes a rendered text; maps boundaries, positions in the text, to token positions."""
-        fragments = list(self._fragments(text, sorted({*boundaries, len(text)})))
-        plain = [text.replace(_ESCAPE, "") for _, _, text in fragments if text is not None]
-        encoded = iter([*self._encoder.encode_beginning(plain[:1]), *self._encoder.encode_continuation(plain[1:])])
-        ids: list[int] = []
-        positions = {0: 0}
-        for end, token, plain_text in fragments:
-            ids += [self._special_ids[token]] if plain_text is None else next(encoded)
-            positions[end] = len(ids)
-        return ids, positions
+    def _begins_a_token(self, content: str) -> bool:
+        return content.endswith(self._token_beginnings)
 
-    def _fragments(self, text: str, boundaries: Sequence[int]) -> Iterator[tuple[int, str, str | None]]:
-        """Splits a text at its control tokens and at boundaries.
+    def _ends_a_token(self, content: str) -> bool:
+        return content.startswith(self._token_ends)
 
-        Yields:
-            (end in the text, control token, None) or (end in the text, "", text).
+    @cached_property
+    def _token_beginnings(self) -> tuple[str, ...]:
+        return tuple({token[:size] for token in self._special_ids for size in range(1, len(token))})
+
+    @cached_property
+    def _token_ends(self) -> tuple[str, ...]:
+        return tuple({token[size:] for token in self._special_ids for size in range(1, len(token))})
+
+    def _ids(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encodes a rendered text; maps spans of the text to spans of tokens.
+
+        A token with text on both sides of a span's boundary is in the span, as it is in the mask
+        that transformers makes.
         """
-        start = 0
-        for boundary in boundaries:
-            for match in self._special.finditer(text, start, boundary):
-                if start < match.start():
-                    yield match.start(), "", text[start : match.start()]
-                yield match.end(), match.group(), None
-                start = match.end()
-            if start < boundary:
-                yield boundary, "", text[start:boundary]
-                start = boundary
+        ends, growths = [0], [0]  # by how much the text has grown at positions from each end on
+
+        def marked(match: re.Match) -> str:
+            found = match.group()
+            written = "" if found == MARK else control_mark(self._special_ids[found])
+            ends.append(match.end())
+            growths.append(growths[-1] + len(written) - len(found))
+            return written
+
+        ids, positions = self._encoder.encode_marked(self._special_or_escape.sub(marked, text))
+        if not spans:
+            return ids.tolist(), []
+        moved = np.array([[at + growths[bisect_right(ends, at) - 1] for at in span] for span in spans])
+        first = np.searchsorted(positions[:, 1], moved[:, 0], side="right")
+        after = np.searchsorted(positions[:, 0], moved[:, 1], side="left")
+        return ids.tolist(), list(zip(first.tolist(), after.tolist(), strict=True))
 
     def _check_with_probe(self) -> int:
         """Checks that a prompt is a prefix of its conversation; returns the end-of-turn id."""
         try:
-            whole, prompt = self.encode(_PROBE), self.prompt_ids(_PROBE[:1])
+            text, spans = self._rendered(_PROBE, for_prompt=False)
+            whole, prompt = self.encode(_PROBE), self._rendered(_PROBE[:1], for_prompt=True)[0]
         except ChatTemplateError as error:
             raise UserError(f"--chat_template: {error}") from error
         start, end = whole.target_spans[0]
-        if whole.input_ids[:start] != prompt:
+        if text[: spans[0][0]] != prompt:
             raise UserError(
                 f"--chat_template: with {self._name} a prompt does not end where an answer begins: what is between "
                 "{% generation %} and {% endgeneration %} must follow what add_generation_prompt gives"
@@ -233,4 +248,37 @@ class ChatTemplate:
                 f"--chat_template: with {self._name} an answer is not closed by a control token inside of the "
                 "generation block, so that the model would not learn to stop: move {% endgeneration %} after the token"
             )
+        if whole.input_ids[:start] != self._ids(prompt, [])[0]:
+            print(
+                f"warning: --chat_template: with {self._name} one token holds the end of a prompt and the beginning of "
+                "an answer, so that the model is asked otherwise than it is trained: move the space before an answer "
+                "out of the prompt and into the generation block",
+                file=sys.stderr,
+            )
         return whole.input_ids[end - 1]
+
+
+def chat_date(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Day that the model's chat template was told in training, YYYY-MM-DD; without a record today.
+
+    Raises:
+        UserError: the record is no date.
+    """
+    recorded = tokenizer.init_kwargs.get(CHAT_DATE)
+    try:
+        day = datetime.now() if recorded is None else datetime.fromisoformat(recorded)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{CHAT_DATE} in tokenizer_config.json of {tokenizer.name_or_path} is {str(recorded)[:40]!r}: write a day "
+            "like 2025-01-31, or remove it"
+        ) from error
+    return day.date().isoformat()
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--chat_template: {path} is not UTF-8 ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"--chat_template: {path} cannot be read: {error.strerror}") from error

@@ -9,7 +9,7 @@ imitate a control token or shift one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -34,13 +34,14 @@ TURN_END_TOKENS = {2: "</s>", 3: "<|eot_id|>"}
 class Message(NamedTuple):
     """A message of a conversation.
 
-    A `system` message may only come first; it replaces the default system prompt. The class is a
-    tuple, because a corpus has millions of messages: constructing one takes a third of a frozen
-    dataclass's time.
+    A `system` message may only come first; it replaces the default system prompt. An answer that is
+    not trained is context alone. The class is a tuple, because a corpus has millions of messages:
+    constructing one takes a third of a frozen dataclass's time.
     """
 
     role: Role
     content: str
+    is_trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class EncodedConversation:
 
     Attributes:
         input_ids: all ids, beginning with BOS.
-        target_spans: for every assistant message the half-open range [start, end) of its content
-            and its end-of-turn token.
+        target_spans: for every assistant message, trained or not, the half-open range [start, end)
+            of its content and its end-of-turn token.
         message_ends: for every message but the system message the position just after its
             end-of-turn token.
 
@@ -72,10 +73,12 @@ class EncodedBatch:
         ids: int32 [tokens].
         ends: int64 [conversations], the position just after each; one without any token could not
             be encoded.
-        targets: int64 [answers, 2], half-open ranges of positions, in order.
+        targets: int64 [answers, 2], half-open ranges of positions, in order; of all answers,
+            trained or not.
         content_starts: int64 [messages], the position of the first content token of every message,
             in order; system messages are left out.
         message_ends: int64 [messages], the position just after each message's end-of-turn token.
+        refusals: reasons why conversations could not be encoded, by number of the conversation.
     """
 
     ids: np.ndarray
@@ -83,13 +86,20 @@ class EncodedBatch:
     targets: np.ndarray
     content_starts: np.ndarray
     message_ends: np.ndarray
+    refusals: dict[int, str] = field(default_factory=dict)
 
-    @property
-    def is_target(self) -> np.ndarray:
-        """Target mask: bool [tokens], True for tokens in the loss."""
+    def target_mask(self, conversations: Sequence[Sequence[Message]]) -> np.ndarray:
+        """Target mask of the encoded conversations: bool [tokens], True for tokens in the loss."""
+        trained = [
+            message.is_trained
+            for number, messages in enumerate(conversations)
+            for message in messages
+            if message.role == "assistant" and number not in self.refusals
+        ]
+        targets = self.targets[np.array(trained, bool)]
         steps = np.zeros(len(self.ids) + 1, np.int8)
-        steps[self.targets[:, 0]] += 1
-        steps[self.targets[:, 1]] -= 1
+        steps[targets[:, 0]] += 1
+        steps[targets[:, 1]] -= 1
         return np.cumsum(steps[:-1], dtype=np.int8) > 0
 
     def range_of(self, number: int) -> tuple[int, int]:

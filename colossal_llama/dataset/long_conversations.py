@@ -10,7 +10,7 @@ Encode = Callable[[Sequence[Message]], EncodedConversation]
 
 
 def truncated(messages: Sequence[Message], encode: Encode, max_length: int) -> tuple[EncodedConversation | None, int]:
-    """Truncates a conversation after its last answer that fits into a row.
+    """Truncates a conversation after its last trained answer that fits into a row.
 
     Args:
         messages: of the conversation.
@@ -18,9 +18,11 @@ def truncated(messages: Sequence[Message], encode: Encode, max_length: int) -> t
         max_length: maximum length of a row in tokens.
 
     Returns:
-        The encoded conversation and the number of turns left out; (None, 0) if no answer fits.
+        The encoded conversation and the number of turns left out; (None, 0) if no trained answer
+            fits. Its target spans are those of the trained answers.
     """
-    ends = [number for number, message in enumerate(messages, 1) if message.role == "assistant"]
+    answers = [(number, message) for number, message in enumerate(messages, 1) if message.role == "assistant"]
+    ends = [number for number, message in answers if message.is_trained]
     encoded: dict[int, EncodedConversation] = {}
 
     def length(end: int) -> int:
@@ -31,17 +33,19 @@ def truncated(messages: Sequence[Message], encode: Encode, max_length: int) -> t
     if not fitting:
         return None, 0
     end = ends[fitting - 1]
-    return encoded.get(end) or encode(messages[:end]), len(messages) - end
+    kept = encoded.get(end) or encode(messages[:end])
+    spans = [span for (_, answer), span in zip(answers, kept.target_spans, strict=False) if answer.is_trained]
+    return replace(kept, target_spans=spans), len(messages) - end
 
 
 def windows(
     messages: Sequence[Message], encode: Encode, max_length: int
 ) -> tuple[list[EncodedConversation], list[int]]:
-    """Divides a conversation into overlapping windows in which every answer is a target once.
+    """Divides a conversation into overlapping windows; each trained answer is a target in one.
 
     A window begins with a question: the earliest for which the context and the first new answer
     fill at most half of the row. It extends to the end of the row. Answers that are targets in an
-    earlier window are context.
+    earlier window, and those that are not trained, are context.
 
         turns      h a h a h a h a h a          (a system message goes with every window)
         window 1   h A h A h A
@@ -59,6 +63,7 @@ def windows(
     system = list(messages[:1]) if messages and messages[0].role == "system" else []
     turns = list(messages[len(system) :])
     answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    trained = [number for number in answers if turns[number].is_trained]
     starts = [
         n for n, turn in enumerate(turns) if n == 0 or (turn.role == "human" and turns[n - 1].role == "assistant")
     ]
@@ -69,11 +74,11 @@ def windows(
     found: list[EncodedConversation] = []
     too_long: list[int] = []
     following = 0
-    while following < len(answers):
-        answer = answers[following]
+    while following < len(trained):
+        answer = trained[following]
         possible = [start for start in starts if start <= answer]
         if len(window_of(possible[-1], answer + 1).input_ids) > max_length:
-            too_long.append(following)
+            too_long.append(answers.index(answer))
             following += 1
             continue
         # The later the start, the shorter the window: counts the starts, from the last on, whose
@@ -82,9 +87,10 @@ def windows(
             possible[::-1], max_length // 2, key=lambda start: len(window_of(start, answer + 1).input_ids)
         )
         start = possible[-max(roomy, 1)]
-        later = answers[following:]
+        later = trained[following:]
         fitting = bisect_right(later, max_length, key=lambda end: len(window_of(start, end + 1).input_ids))
         window = window_of(start, later[fitting - 1] + 1)
-        found.append(replace(window, target_spans=window.target_spans[-fitting:]))
+        within = zip([number for number in answers if number >= start], window.target_spans, strict=False)
+        found.append(replace(window, target_spans=[span for number, span in within if number in later[:fitting]]))
         following += fitting
     return found, too_long

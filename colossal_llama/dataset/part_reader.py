@@ -31,6 +31,8 @@ class Part:
     max_length: int
     """Maximum length of a row in tokens, as the part was prepared."""
     categories: tuple[str, ...]
+    chat_template_date: str | None = None
+    """Day that the chat template was told, YYYY-MM-DD; None for a format without a date."""
 
     def row_lengths_tokens(self) -> np.ndarray:
         """Lengths of all rows in tokens: int64 (rows,)."""
@@ -137,6 +139,7 @@ def _open_part(path: Path, max_length: int, option: str) -> Part:
         tokens=int(facts["tokens"]),
         max_length=int(facts["max_length"]),
         categories=categories,
+        chat_template_date=facts.get("chat_template_date"),
     )
 
 

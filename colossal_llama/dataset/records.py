@@ -1,16 +1,21 @@
 """Parses and checks input records: documents and conversations; names what is wrong with them."""
 
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from colossal_llama.dataset import record_keys
 from colossal_llama.dataset.conversation import Message, Role
+from colossal_llama.dataset.record_keys import RecordError
 from colossal_llama.utils.line_reader import LongLine
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # may begin a UTF-8 file
 DEFAULT_CATEGORY = "default"  # of a conversation without one
+CONVERSATION_RULES = 2
+"""Number of the rules by which records become messages; another number may give other rows."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,8 @@ class Document:
     source: str
     target: str
     category: str
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """Names of what is counted about it, besides what is counted of every record."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +35,8 @@ class Conversation:
 
     messages: tuple[Message, ...]
     category: str
-
-
-class RecordError(Exception):
-    """A record that cannot be used.
-
-    Attributes:
-        reason: one word, for counting.
-    """
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """See `Document`."""
 
 
 def parse_row(row: bytes | LongLine | dict) -> dict:
@@ -77,7 +74,11 @@ def document_of(record: dict) -> Document:
         raise RecordError("empty_target", '"target" is empty: there is nothing to learn')
     if not category:
         raise RecordError("empty_category", '"category" is empty: name the sub-dataset')
-    return Document(source, target, category)
+    notes = () if len(record) == 3 else tuple(record_keys.unread(name) for name in record if name not in _DOCUMENT_KEYS)
+    return Document(source, target, category, notes)
+
+
+_DOCUMENT_KEYS = frozenset({"source", "target", "category"})
 
 
 ROLES: dict[str, Role] = {
@@ -86,6 +87,7 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
     "system": "system",
+    "developer": "system",
 }
 
 
@@ -95,31 +97,59 @@ def conversation_of(record: dict) -> Conversation:
         {"messages" or "conversations": [{"from" or "role": …, "content" or "value": …}, …]}
         {"instruction": …, "input": …, "output": …}                            (Alpaca)
 
-    Each may have a "category" and a "system" message, which may be empty.
+    Each may have a "category" and a system prompt, which may be empty. Keys that decide what is
+    trained are obeyed or refused, other keys are noted (`record_keys`); turns that do not alternate
+    are noted or left out (`_checked_turns`).
 
     Raises:
-        RecordError: it has none of these formats, a message is empty or of an unknown role, or
-            there is no assistant message.
+        RecordError: it has none of these formats, a message is empty or of an unknown role, a key
+            asks for what is not supported, or no assistant message is trained.
     """
-    system = [Message("system", _string(record, "system"))] if record.get("system") not in (None, "") else []
+    notes: list[str] = []
+    system = [Message("system", text)] if (text := _system_prompt(record)) else []
     category = _string(record, "category") if record.get("category") is not None else DEFAULT_CATEGORY
     if record.get("history"):
         raise RecordError("unknown_form", '"history" is not read: write the conversation as "messages"')
     names = [name for name in ("messages", "conversations") if record.get(name) is not None]
     if len(names) > 1:
         raise RecordError("unknown_form", 'both "messages" and "conversations" are given: leave one')
+    used = {"category", "system", "history"}
     if names:
-        messages = [*system, *_messages(record[names[0]], names[0])]
+        messages = [*system, *_messages(record[names[0]], names[0], notes)]
+        used.add(names[0])
+        _refuse_unread_instruction(record, messages)
     elif "instruction" in record and "output" in record:
         messages = [*system, *_alpaca_messages(record)]
+        used |= {"instruction", "input", "output"}
     else:
         known = ", ".join(f'"{name}"' for name in record) or "nothing"
         raise RecordError("missing_field", f'neither "messages" nor "instruction" and "output", but {known[:80]}')
-    _check_messages(messages)
-    return Conversation(tuple(messages), category or DEFAULT_CATEGORY)
+    if record.keys() - used:
+        is_trained = record_keys.read({name: value for name, value in record.items() if name not in used}, "", notes)
+        if is_trained is False:
+            raise RecordError("no_trained_answer", "the record is marked as not trained: there is nothing to learn")
+    return Conversation(tuple(_checked_turns(messages, notes)), category or DEFAULT_CATEGORY, tuple(notes))
 
 
-def _messages(listed: Any, name: str) -> list[Message]:
+def _system_prompt(record: dict) -> str | None:
+    """System prompt of a record under whichever name, None without one."""
+    names = [name for name in record if record_keys.is_system_prompt(name) and record[name] not in (None, "")]
+    if len({_string(record, name) for name in names}) > 1:
+        raise RecordError("unknown_form", f'"{names[0]}" and "{names[1]}" differ: leave one system prompt')
+    return _string(record, names[0]) if names else None
+
+
+def _refuse_unread_instruction(record: dict, messages: Sequence[Message]) -> None:
+    """Refuses an "instruction" next to messages, unless one of them says it, too."""
+    text = record.get("instruction")
+    if text and not (isinstance(text, str) and any(text in message.content for message in messages)):
+        raise RecordError(
+            "unread_instruction",
+            '"instruction" stands next to messages and is in none of them: name it "system", or leave it out',
+        )
+
+
+def _messages(listed: Any, name: str, notes: list[str]) -> list[Message]:
     if not isinstance(listed, list):
         raise RecordError("wrong_type", f'"{name}" is {_kind(listed)}, a list is needed')
     messages = []
@@ -129,15 +159,26 @@ def _messages(listed: Any, name: str) -> list[Message]:
             if isinstance(role, str) and isinstance(content, str) and role in ROLES:
                 messages.append(Message(ROLES[role], content))
                 continue
-        where = f"message {number}"
-        if not isinstance(item, dict):
-            raise RecordError("wrong_type", f"{where} is {_kind(item)}, an object is needed")
-        role = _string(item, _one_name(item, ("from", "role"), where), where)
-        if role not in ROLES:
-            known = ", ".join(ROLES)
-            raise RecordError("unknown_role", f"{where} is from {role[:40]!r}: the known roles are {known}")
-        messages.append(Message(ROLES[role], _string(item, _one_name(item, ("content", "value"), where), where)))
+        messages.append(_message(item, f"message {number}", notes))
     return messages
+
+
+def _message(item: Any, where: str, notes: list[str]) -> Message:
+    if not isinstance(item, dict):
+        raise RecordError("wrong_type", f"{where} is {_kind(item)}, an object is needed")
+    is_trained = record_keys.read({k: v for k, v in item.items() if k not in _MESSAGE_KEYS}, where, notes)
+    role = _string(item, _one_name(item, ("from", "role"), where), where)
+    if role not in ROLES:
+        raise RecordError("unknown_role", f"{where} is from {role[:40]!r}: the known roles are {', '.join(ROLES)}")
+    content = _string(item, _one_name(item, ("content", "value"), where), where)
+    if is_trained and ROLES[role] != "assistant":
+        raise RecordError(
+            "trains_another_role", f"{where} is from {role} and marked as trained: only the assistant's messages are"
+        )
+    return Message(ROLES[role], content, is_trained is not False)
+
+
+_MESSAGE_KEYS = frozenset({"from", "role", "content", "value"})
 
 
 def _one_name(item: dict, names: tuple[str, str], where: str) -> str:
@@ -153,14 +194,49 @@ def _alpaca_messages(record: dict) -> list[Message]:
     return [Message("human", f"{instruction}\n\n{extra}" if extra else instruction), Message("assistant", output)]
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
+def _checked_turns(messages: list[Message], notes: list[str]) -> list[Message]:
+    """Applies the rules of turns: what cannot be used is refused or left out, what is odd is noted.
+
+    Blank messages (whitespace, or characters that cannot be seen) are refused. Questions after the
+    last answer are left out. A first answer without a question, and a message after another one of
+    the same role, stay as they are.
+    """
+    before: Role | None = None
     for number, message in enumerate(messages, 1):
         if not message.content:
             raise RecordError("empty_message", f"message {number} (from {message.role}) is empty")
+        if _is_blank(message.content):
+            raise RecordError("blank_message", f"message {number} (from {message.role}) has nothing but blanks")
         if message.role == "system" and number > 1:
             raise RecordError("misplaced_system", f"message {number} is a system message: only the first may be")
-    if not any(message.role == "assistant" for message in messages):
+        if message.role == before:
+            notes.append("odd_turns.same_role_again")
+        elif message.role == "assistant" and before != "human":
+            notes.append("odd_turns.answer_without_a_question")
+        if not message.is_trained and message.role == "assistant":
+            notes.append("untrained_answers.marked_so")
+        before = message.role
+    answers = [number for number, message in enumerate(messages, 1) if message.role == "assistant"]
+    if not answers:
         raise RecordError("no_assistant_message", "the assistant never speaks: there is nothing to learn")
+    if not any(messages[number - 1].is_trained for number in answers):
+        raise RecordError("no_trained_answer", "every answer is marked as not trained: there is nothing to learn")
+    if answers[-1] < len(messages):
+        notes.append("documents_cut.question_without_an_answer")
+        notes += ["cut_turns.question_without_an_answer"] * (len(messages) - answers[-1])
+    return messages[: answers[-1]]
+
+
+def _is_blank(text: str) -> bool:
+    if text.isspace():
+        return True
+    return len(text) < _LONGEST_CHECKED and all(
+        unicodedata.category(sign) in _UNSEEN or sign.isspace() for sign in text
+    )
+
+
+_UNSEEN = ("Cc", "Cf")  # control and format characters: zero-width space, byte order mark
+_LONGEST_CHECKED = 16
 
 
 def _string(record: dict, name: str, where: str = "") -> str:

@@ -9,7 +9,7 @@ are written:
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from colossal_llama.dataset.conversation import ConversationTemplate, EncodedBat
 from colossal_llama.dataset.document_splitting import CutScores, cut_positions
 from colossal_llama.dataset.long_conversations import Encode, truncated, windows
 from colossal_llama.dataset.records import Conversation, Document
+from colossal_llama.dataset.template_renderer import ChatTemplateError, ChatTemplateLimitError
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.utils.labels import IGNORED_LABEL
 
@@ -39,8 +40,10 @@ class TokenizedBatch:
         categories: names of the categories, by number.
         documents: number of records with at least one segment; `segments` numbers them from 0.
         statistics: by category name, counts of documents, characters, tokens in and out, targets,
-            splits, and by reason of what was cut (`cut_tokens.REASON`) and dropped
-            (`dropped_documents.REASON`, `dropped_tokens.REASON`).
+            splits, of what was noticed when the records were checked, and by reason of what was cut
+            (`cut_tokens.REASON`) and dropped (`dropped_documents.REASON`, `dropped_tokens.REASON`).
+        refusals: reasons why records could not be tokenized, by number of the record in the batch;
+            they are in no other count.
     """
 
     tokens: np.ndarray
@@ -48,6 +51,7 @@ class TokenizedBatch:
     categories: list[str]
     documents: int
     statistics: dict[str, Counter] = field(default_factory=dict)
+    refusals: dict[int, str] = field(default_factory=dict)
 
 
 def labels_of(flagged: np.ndarray) -> np.ndarray:
@@ -112,6 +116,7 @@ class DocumentTokenizer:
         ):
             counter = collector.counter(document.category)
             counter["documents"] += 1
+            counter.update(document.notes)
             counter["characters"] += len(document.source) + len(document.target)
             counter["tokens_in"] += end - start
             segments = [tokens[start:end]]
@@ -184,24 +189,33 @@ class ConversationTokenizer:
     def tokenize(self, conversations: Sequence[Conversation]) -> TokenizedBatch:
         """Tokenizes conversations into segments."""
         collector = _SegmentCollector()
-        batch = self._template.encode_batch([conversation.messages for conversation in conversations], self._encoder)
-        tokens = batch.ids | np.where(batch.is_target, TARGET_BIT, np.int32(0))
+        listed = [conversation.messages for conversation in conversations]
+        batch = self._template.encode_batch(listed, self._encoder)
+        refusals = dict(batch.refusals)
+        tokens = batch.ids | np.where(batch.target_mask(listed), TARGET_BIT, np.int32(0))
         for number, conversation in enumerate(conversations):
-            counter = collector.counter(conversation.category)
-            counter["documents"] += 1
-            start, end = batch.range_of(number)
-            if start == end:
-                counter["dropped_documents.refused_by_chat_template"] += 1
+            if number in refusals:
                 continue
+            start, end = batch.range_of(number)
+            counter = Counter(conversation.notes)
+            counter["documents"] += 1
             counter["characters"] += sum(len(message.content) for message in conversation.messages)
             counter["tokens_in"] += end - start
             segments = [tokens[start:end]]
-            if end - start > self._max_length:
-                segments = self._fit(conversation.messages, batch, number, counter)
+            try:
+                if end - start > self._max_length:
+                    segments = self._fit(conversation.messages, batch, number, counter)
+            except ChatTemplateLimitError as error:
+                error.conversation = number
+                raise
+            except ChatTemplateError as error:  # the template takes the whole and refuses a part of it
+                refusals[number] = str(error)
+                continue
             counter["segments"] += len(segments)
+            collector.counter(conversation.category).update(counter)
             if segments:
                 collector.add(conversation.category, segments)
-        return _with_token_counts(collector.batch())
+        return replace(_with_token_counts(collector.batch()), refusals=refusals)
 
     def _fit(self, messages: Sequence[Message], batch: EncodedBatch, number: int, counter: Counter) -> list[np.ndarray]:
         """Truncates a conversation that is longer than a row, or divides it into windows."""

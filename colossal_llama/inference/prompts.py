@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from colossal_llama.dataset.chat_template import ChatTemplate, ChatTemplateError
+from colossal_llama.dataset.chat_template import ChatTemplate, chat_date
 from colossal_llama.dataset.conversation import TURN_END_TOKENS, ConversationTemplate, Message
 from colossal_llama.dataset.records import RecordError, conversation_of, document_of
+from colossal_llama.dataset.template_renderer import ChatTemplateError
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 
@@ -51,7 +52,7 @@ def open_template(
         UserError: the template cannot be used, or the tokenizer is not of that version.
     """
     if chat_template is not None:
-        return ChatTemplate.open(tokenizer, chat_template)
+        return ChatTemplate.open(tokenizer, chat_template, chat_date(tokenizer))
     return ConversationTemplate.for_llama(tokenizer, llama_version or detect_llama_version(tokenizer))
 
 

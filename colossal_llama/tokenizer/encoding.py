@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import orjson
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 
 from colossal_llama.tokenizer.token_bytes import byte_level_alphabet, is_byte_level
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+MARK = "\ufdd0"  # a noncharacter: Unicode promises that no text needs it
 _MODEL_SETTINGS = ("byte_fallback", "dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
 
 
@@ -72,6 +74,19 @@ class TextEncoder:
         return _plain_text_tokenizer(self._backend, without_prefix, self._hidden)
 
     @cached_property
+    def _marked(self) -> tuple[Tokenizer, np.ndarray]:
+        """Copy whose control tokens are written as marks, and the tokenizer's id of each of its."""
+        copy = _copy_without_added_tokens(self._backend, self._preprocessing)
+        ids = np.arange(copy.get_vocab_size() + len(self._backend.get_added_tokens_decoder()))
+        for token_id, token in sorted(self._backend.get_added_tokens_decoder().items()):
+            written = control_mark(token_id) if token.special else token.content
+            settings = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+            add = copy.add_special_tokens if token.special else copy.add_tokens
+            add([AddedToken(written, **settings)])
+            ids[copy.token_to_id(written)] = token_id
+        return copy, ids
+
+    @cached_property
     def _preprocessing(self) -> dict:
         """The definition's `normalizer` and `pre_tokenizer`, applied to a text before any merge."""
         steps = {"normalizer": self._backend.normalizer, "pre_tokenizer": self._backend.pre_tokenizer}
@@ -104,6 +119,24 @@ class TextEncoder:
     def encode_continuation(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes texts that follow other tokens: one list of ids for each text."""
         return _encode_all(self._continuation, texts)
+
+    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes a text whose control tokens are written as `control_mark`, and no others.
+
+        The ids are those that the tokenizer gives to the text with its control tokens: it alone
+        decides what a control token does to the text next to it (LLaMA-2's space before a word).
+
+        Returns:
+            Ids: int64 [tokens]. Where each begins and ends in the text: int64 [tokens, 2].
+        """
+        copy, ids = self._marked
+        encoding = copy.encode(text, add_special_tokens=False)
+        return ids[encoding.ids], np.array(encoding.offsets, np.int64).reshape(-1, 2)
+
+
+def control_mark(token_id: int) -> str:
+    """Returns what stands for a control token in a text for `TextEncoder.encode_marked`."""
+    return f"{MARK}{token_id}{MARK}"
 
 
 def _encode_all(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -154,11 +187,16 @@ def _plain_text_tokenizer(backend: Tokenizer, preprocessing: dict, hidden: froze
             definition["model"] |= {"vocab": entries, "merges": merges}
         plain = Tokenizer.from_buffer(orjson.dumps(definition))
     else:
-        empty = json.loads(Tokenizer(models.BPE()).to_str())
-        plain = Tokenizer.from_str(json.dumps(empty | preprocessing))
-        plain.model = backend.model
+        plain = _copy_without_added_tokens(backend, preprocessing)
     plain.encode_special_tokens = True
     return plain
+
+
+def _copy_without_added_tokens(backend: Tokenizer, preprocessing: dict) -> Tokenizer:
+    empty = json.loads(Tokenizer(models.BPE()).to_str())
+    copy = Tokenizer.from_str(json.dumps(empty | preprocessing))
+    copy.model = backend.model
+    return copy
 
 
 def _without_prefix_space(preprocessing: dict) -> dict:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from colossal_llama.dataset.chat_template import CHAT_DATE
 from colossal_llama.dataset.part_reader import Part, data_fingerprint, open_parts
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.weights.adapter_files import (
@@ -142,6 +143,7 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
     if arguments.records.eval_dataset:
         eval_parts = open_parts(arguments.records.eval_dataset, data.max_length, option="--eval_dataset")
     _warn_of_long_documents(data.cross_document_attention, config, [*parts, *eval_parts])
+    _record_chat_date(tokenizer, parts)
     fingerprint = tokenizer_fingerprint(tokenizer)
     if not arguments.checkpoint.allow_other_data:
         _refuse_other_tokenizer({"--dataset": parts, "--eval_dataset": eval_parts}, fingerprint, model_path)
@@ -154,6 +156,18 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
         packed_to_tokens=packed_to_tokens(data, parts),
     )
     return RunInputs(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin)
+
+
+def _record_chat_date(tokenizer: PreTrainedTokenizerFast, parts: list[Part]) -> None:
+    """Saves with the tokenizer the day that the data's chat template was told, for inference."""
+    dates = sorted({part.chat_template_date for part in parts if part.chat_template_date})
+    if dates:
+        tokenizer.init_kwargs[CHAT_DATE] = dates[-1]
+    if len(dates) > 1:
+        log_rank_zero(
+            f"warning: the chat templates of the parts were told {len(dates)} days, {dates[0]} to {dates[-1]}: the "
+            "model is asked with the last one"
+        )
 
 
 def _refuse_other_tokenizer(parts_by_option: dict[str, list[Part]], fingerprint: str, model_path: Path) -> None:

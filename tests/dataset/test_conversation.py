@@ -116,7 +116,7 @@ def test_a_batch_gives_what_single_calls_give(tokenizer_and_template):
         if batch.range_of(number)[0] <= span[0] < batch.range_of(number)[1]
     ]
     assert spans == batch.targets.tolist()
-    assert sum(batch.is_target.tolist()) == sum(end - start for start, end in spans)
+    assert sum(batch.target_mask(conversations).tolist()) == sum(end - start for start, end in spans)
     ends = template.encode(conversations[0])
     assert ends.message_ends[-1] == len(ends.input_ids)
     assert ends.input_ids[ends.message_ends[0] - 1] == template.turn_end_id

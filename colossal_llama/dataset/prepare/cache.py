@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from colossal_llama.dataset.record_keys import bound_names
 from colossal_llama.dataset.tokenization import SEGMENT, TokenizedBatch
 from colossal_llama.utils.atomic_io import atomic_file, temporary_path, write_bytes, write_json
 from colossal_llama.utils.checked_json import DamagedJsonError, has_checksum, read_checked, with_checksum
@@ -71,6 +72,7 @@ class ChunkWriter:
         self._documents += batch.documents
         for name, counter in batch.statistics.items():
             self._statistics.setdefault(name, Counter()).update(counter)
+            bound_names(self._statistics[name])
 
     def finish(self, facts: dict, rejected: Sequence[dict]) -> dict:
         """Completes the files; returns the given facts of the chunk with the writer's counts."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.dataset.prepare.cache import ChunkWriter
-from colossal_llama.dataset.prepare.input_files import Chunk, DamagedFileError, read_rows
+from colossal_llama.dataset.prepare.input_files import Chunk, DamagedFileError, read_rows, rows_before
 from colossal_llama.dataset.records import RecordError, conversation_of, document_of, parse_row
+from colossal_llama.dataset.template_renderer import ChatTemplateLimitError
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
+from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.line_reader import LongLine
 
 BATCH_BYTES = 4 << 20  # records tokenized at once: enough for the tokenizer, and a bound on memory
@@ -60,7 +63,8 @@ class _ChunkCounts:
         content = content.beginning if isinstance(content, LongLine) else content
         text = content.decode("utf-8", "backslashreplace") if isinstance(content, bytes) else repr(content)
         self.reasons[error.reason] += 1
-        self.rejected.append({"row": row, "reason": error.reason, "message": str(error), "record": text})
+        rejected = {"row": row, "reason": error.reason, "message": str(error), "record": text}
+        insort(self.rejected, rejected, key=lambda record: record["row"])  # a template refuses after later checks
 
 
 def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
@@ -74,23 +78,21 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
     """
     digest, counts = hashlib.sha256(), _ChunkCounts()
     writer = ChunkWriter(job.chunk_dir, chunk.index)
-    batch: list[Any] = []
-    batch_bytes = 0
+    batch = _Batch()
     try:
         for number, row in _limited_rows(job, chunk, digest, counts):
             counts.rows = number + 1
             record = _checked_record(job, counts, number, row)
             if record is None or job.checks_only:
                 continue
-            batch.append(record)
-            batch_bytes += len(row) if isinstance(row, bytes) else len(str(row))
-            if batch_bytes >= BATCH_BYTES:
-                writer.add(job.tokenizer.tokenize(batch))
-                batch, batch_bytes = [], 0
+            batch.add(record, number, row)
+            if batch.size_bytes >= BATCH_BYTES:
+                _tokenize_batch(job, chunk, counts, writer, batch)
+                batch = _Batch()
+        if batch.records and not job.checks_only:
+            _tokenize_batch(job, chunk, counts, writer, batch)
         if job.checks_only:
             return {"index": chunk.index, "finished": False, "rows": counts.rows, "rejected": counts.rejected}
-        if batch:
-            writer.add(job.tokenizer.tokenize(batch))
         facts = {
             "index": chunk.index,
             "finished": True,
@@ -103,6 +105,42 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
         return writer.finish(facts, counts.rejected)
     finally:
         writer.discard()
+
+
+@dataclass
+class _Batch:
+    """Checked records, with their row numbers and rows."""
+
+    records: list[Any] = field(default_factory=list)
+    rows: list[tuple[int, bytes | LongLine | dict]] = field(default_factory=list)
+    size_bytes: int = 0
+
+    def add(self, record: Any, number: int, row: bytes | LongLine | dict) -> None:
+        self.records.append(record)
+        self.rows.append((number, row))
+        self.size_bytes += len(row) if isinstance(row, bytes) else len(str(row))
+
+
+def _tokenize_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: ChunkWriter, batch: _Batch) -> None:
+    """Tokenizes and writes a batch; records that the chat template refuses become bad records.
+
+    Raises:
+        UserError: the template exceeds its limits, as it may for every record.
+    """
+    try:
+        tokenized = job.tokenizer.tokenize(batch.records)
+    except ChatTemplateLimitError as error:
+        line = rows_before(chunk) + batch.rows[error.conversation][0] + 1
+        raise UserError(f"--chat_template: {chunk.file.path}:{line}: {error}") from None
+    writer.add(tokenized)
+    for number, message in tokenized.refusals.items():
+        _reject(job, counts, *batch.rows[number], RecordError("refused_by_chat_template", message))
+
+
+def _reject(job: ChunkJob, counts: _ChunkCounts, number: int, row: bytes | LongLine | dict, error: RecordError) -> None:
+    counts.reject(number, row, error)
+    if job.stop_on_bad_record and job.bad_record_seen is not None:
+        job.bad_record_seen.value = 1
 
 
 def _limited_rows(
@@ -131,7 +169,5 @@ def _checked_record(job: ChunkJob, counts: _ChunkCounts, number: int, row: bytes
     try:
         return job.check_record(parse_row(row))
     except RecordError as error:
-        counts.reject(number, row, error)
-        if job.stop_on_bad_record and job.bad_record_seen is not None:
-            job.bad_record_seen.value = 1
+        _reject(job, counts, number, row, error)
         return None

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from colossal_llama.dataset.prepare.ownership import is_ours
+from colossal_llama.dataset.record_keys import UNREAD_KEYS, bound_names
 from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError
@@ -74,7 +75,7 @@ def build_manifest(
         rejected_sha256: of rejected.jsonl; None where no record was rejected.
     """
     statistics = total_statistics(chunks)
-    total = sum(statistics.values(), Counter())
+    total = bound_names(sum(statistics.values(), Counter()))
     rows = sum(part["rows"] for part in parts)
     tokens = sum(part["tokens"] for part in parts)
     rejected = sum((Counter(chunk["rejected_records"]) for chunk in chunks), Counter())
@@ -105,6 +106,8 @@ def total_statistics(chunks: Sequence[dict]) -> dict[str, Counter]:
     for chunk in chunks:
         for name, counts in chunk["statistics"].items():
             statistics.setdefault(name, Counter()).update(counts)
+    for counter in statistics.values():
+        bound_names(counter)
     return statistics
 
 
@@ -181,9 +184,21 @@ def _loss_lines(manifest: dict) -> list[str]:
     totals = manifest["totals"]
     lines = [f"rejected records: {reason}  {count:,}" for reason, count in totals["rejected_records"].items()]
     for key, count in totals.items():
-        if key.startswith(("cut_", "dropped_")):
-            lost, reason = key.split(".")
+        if key.startswith(("cut_", "dropped_", "odd_", "untrained_")):
+            lost, reason = key.split(".", 1)
             lines.append(f"{lost.replace('_', ' ')}: {reason}  {count:,}")
+    lines += _unread_key_lines(totals)
     if totals["empty_lines"]:
         lines.append(f"empty lines skipped: {totals['empty_lines']:,}")
     return ["\n".join(lines)] if lines else ["nothing was rejected, cut or dropped"]
+
+
+SHOWN_KEYS = 20
+
+
+def _unread_key_lines(totals: Mapping[str, int]) -> list[str]:
+    """Names of keys that nothing here reads, the most frequent first."""
+    unread = Counter({key: count for key, count in totals.items() if key.startswith(UNREAD_KEYS)}).most_common()
+    lines = [f"key that is not read: {key.removeprefix(UNREAD_KEYS)}  {count:,}" for key, count in unread[:SHOWN_KEYS]]
+    rest = sum(count for _, count in unread[SHOWN_KEYS:])
+    return [*lines, f"and {len(unread) - SHOWN_KEYS:,} other keys  {rest:,}"] if rest else lines

@@ -7,6 +7,7 @@ from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate
 from colossal_llama.dataset.document_splitting import CutScores
 from colossal_llama.dataset.prepare.arguments import ConversationRowArguments, DocumentRowArguments, PrepareArguments
+from colossal_llama.dataset.records import CONVERSATION_RULES
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
@@ -44,14 +45,20 @@ class OpenTokenizer:
 
 
 def record_tokenizer(
-    arguments: PrepareArguments, opened: OpenTokenizer
+    arguments: PrepareArguments, opened: OpenTokenizer, date: str
 ) -> tuple[DocumentTokenizer | ConversationTokenizer, dict]:
-    """Builds the tokenizer of records, and the facts that identify its format."""
+    """Builds the tokenizer of records, and the facts that identify its format.
+
+    Args:
+        arguments: of the preparation.
+        opened: the tokenizer.
+        date: the day that a chat template is told, YYYY-MM-DD.
+    """
     tokenizer, rows = opened.tokenizer, arguments.rows
     facts = {"tokenizer_fingerprint": opened.fingerprint, "vocab_size": len(tokenizer)}
     if isinstance(rows, ConversationRowArguments):
-        template = _template(rows, opened)
-        facts["template"] = template.describe()
+        template = _template(rows, opened, date)
+        facts |= {"template": template.describe(), "conversation_rules": CONVERSATION_RULES}
         return ConversationTokenizer(template, opened.encoder, rows.max_length, rows.long_conversations), facts
     assert isinstance(rows, DocumentRowArguments)
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -60,7 +67,7 @@ def record_tokenizer(
     return samples, facts
 
 
-def _template(rows: ConversationRowArguments, opened: OpenTokenizer) -> ConversationTemplate | ChatTemplate:
+def _template(rows: ConversationRowArguments, opened: OpenTokenizer, date: str) -> ConversationTemplate | ChatTemplate:
     if rows.chat_template is None:
         return ConversationTemplate.for_llama(opened.tokenizer, rows.llama_version, opened.text_encoder)
-    return ChatTemplate.open(opened.tokenizer, rows.chat_template, opened.text_encoder)
+    return ChatTemplate.open(opened.tokenizer, rows.chat_template, date, opened.text_encoder)

@@ -104,6 +104,19 @@ def identity(arguments: PrepareArguments, files: Sequence[InputFile], format_fac
     }
 
 
+def recorded_date(arguments: PrepareArguments) -> str | None:
+    """Day that the directory's preparation tells its chat template; None if it has not begun.
+
+    Whatever is wrong with the record is found by `open_directory`.
+    """
+    if arguments.run.overwrite:
+        return None
+    for record in ("manifest.json", f"cache/{RUN_RECORD}"):
+        with suppress(OSError, UserError, LookupError, TypeError):
+            return _recorded_identity(arguments.output_dir / record)["template"]["date"]
+    return None
+
+
 def open_directory(arguments: PrepareArguments, requested: dict, files: Sequence[InputFile]) -> State:
     """Prepares the directory for the run and returns its state.
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,8 @@ def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) ->
 def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -> dict | None:
     started = time.perf_counter()
     files = find_input_files(arguments.paths.data_input_dirs, excluded=arguments.output_dir)
-    tokenizer, format_facts = record_tokenizer(arguments, opened or OpenTokenizer(arguments.paths.tokenizer_dir))
+    date = output_dir.recorded_date(arguments) or datetime.now().date().isoformat()
+    tokenizer, format_facts = record_tokenizer(arguments, opened or OpenTokenizer(arguments.paths.tokenizer_dir), date)
     identity = output_dir.identity(arguments, files, format_facts)
     state = output_dir.open_directory(arguments, identity, files)
     preparation = _Preparation(arguments, files, plan_chunks(files, arguments.run.limit), identity, StageTimes())
@@ -313,6 +315,8 @@ def _write_own_parts(
     pending = [index for index in own if part_facts(directory, index) is None]
     common: dict = {"kind": arguments.kind, "max_length": arguments.rows.max_length, "seed": arguments.rows.seed}
     common |= {name: preparation.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
+    if date := preparation.identity.get("template", {}).get("date"):
+        common["chat_template_date"] = date
     common["plan_sha256"] = plan_sha256
     task = PartTask(
         directory, arguments.rows.splicing, arguments.rows.max_length, arguments.rows.seed, categories, common

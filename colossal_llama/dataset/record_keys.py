@@ -1,0 +1,143 @@
+"""Further keys of fine-tuning records than roles and texts: obeyed, refused, or noted as unread.
+
+Obeyed or refused is what decides what is trained. The names are those of OpenAI, axolotl,
+LLaMA-Factory, ms-swift, torchtune, TRL, XTuner and NeMo, compared without case, `_` and `-`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+
+class RecordError(Exception):
+    """A record that cannot be used.
+
+    Attributes:
+        reason: one word, for counting.
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+_SYSTEM_PROMPTS = frozenset({
+    "system", "systemprompt", "systemmessage", "systeminstruction", "systeminstructions", "sysprompt",
+    "developer", "developerprompt", "developermessage", "preprompt", "preamble",
+})  # fmt: skip
+_TRAIN_FLAGS = frozenset({
+    "weight", "train", "training", "trainable", "istrained", "totrain", "dotrain", "trainon", "trainonturn",
+    "loss", "withloss", "hasloss", "useloss", "computeloss", "calculateloss", "lossmask", "lossweight",
+    "sampleweight", "outputwithloss", "learn",
+})  # fmt: skip
+_SKIP_FLAGS = frozenset({
+    "mask", "masked", "ismasked", "noloss", "ignoreloss", "skiploss", "notrain", "donttrain", "untrained",
+})  # fmt: skip
+"""Flags that say the opposite: true stands for an answer that is not trained."""
+_UNSUPPORTED = {
+    "tools are neither shown nor trained": (
+        "tools", "tool", "functions", "function", "toolcalls", "toolcall", "functioncall", "functioncalls",
+        "toolcallid", "toolchoice", "toolresponses", "toolresponse", "toolresults", "toolresult",
+        "paralleltoolcalls", "availabletools",
+    ),
+    "reasoning is neither shown nor trained; write it into the answer, or leave it out": (
+        "reasoning", "reasoningcontent", "reasoningdetails", "reasoningtext", "thinking", "thinkingcontent",
+        "thought", "thoughts", "cot", "chainofthought", "scratchpad", "enablethinking",
+    ),
+    "only text is trained": (
+        "image", "images", "imageurl", "video", "videos", "audio", "audios", "pixelvalues", "attachments",
+    ),
+    "preferences are not trained": (
+        "chosen", "rejected", "rejectedresponse", "rejectedmessages", "ktotag",
+    ),
+    "an answer is trained as a whole or not": (
+        "traindetail", "traindetails", "trainingdetail", "prefix", "lossscale", "lossmasks", "messagelossmask",
+        "assistantmasks", "completionmask", "inputids",
+    ),
+    "it changes the format or the targets of one record, which are those of all": (
+        "chattemplate", "chattemplatekwargs", "documents", "rolestotrain", "trainoneos", "trainoneot",
+        "trainoninput", "trainoninputs", "trainonprompt", "trainonprompts", "maskhistory", "maskinputs",
+        "answeronlyloss", "needeostoken",
+    ),
+}  # fmt: skip
+_REASONS = {name: reason for reason, names in _UNSUPPORTED.items() for name in names}
+_SAYS_NO = frozenset({"", "0", "false", "none", "null", "[]", "{}"})
+_SHOWN_CHARACTERS = 60
+UNREAD_KEYS = "unread_keys."
+"""Prefix of the names of counts of keys that are not read."""
+_OTHER_KEYS = f"{UNREAD_KEYS}(other keys)"
+MOST_COUNTED_KEYS = 1000
+
+
+def is_system_prompt(name: str) -> bool:
+    """True for a name of a system prompt."""
+    return _plain(name) in _SYSTEM_PROMPTS
+
+
+def read(keys: Mapping[str, Any], where: str, notes: list[str]) -> bool | None:
+    """Reads the keys of a record, or of a message, that its format does not use.
+
+    Args:
+        keys: with their values; those without a value (null, "", [], {}) are as if absent.
+        where: `message 2`; empty for the record.
+        notes: receives `unread_keys.NAME` for each key that has no meaning here.
+
+    Returns:
+        True if a flag says that it is trained, False if one says that it is not, else None.
+
+    Raises:
+        RecordError: a key asks for what is not supported, or flags contradict each other.
+    """
+    flags: dict[str, bool] = {}
+    for name, value in keys.items():
+        plain = _plain(name)
+        if value is None or value in ("", [], {}) or (plain in _SYSTEM_PROMPTS and not where):
+            continue
+        shown = f'"{name}" of {where}' if where else f'"{name}"'
+        if plain in _TRAIN_FLAGS or plain in _SKIP_FLAGS:
+            flags[name] = _flag(value, shown) is (plain in _TRAIN_FLAGS)
+        elif plain in _REASONS and not (str(value).strip().lower() in _SAYS_NO or value is False):
+            raise RecordError(f"unsupported_{_reason(name)}", f"{shown} is not supported: {_REASONS[plain]}")
+        else:
+            notes.append(unread(name))
+    if len(set(flags.values())) > 1:
+        listed = " and ".join(f'"{name}"' for name in flags)
+        raise RecordError("unknown_form", f"{listed} contradict each other{f' in {where}' if where else ''}")
+    return next(iter(flags.values()), None)
+
+
+def unread(name: str) -> str:
+    """Name of the count of a key that is not read."""
+    shown = "".join(sign if sign.isprintable() else "?" for sign in name[:_SHOWN_CHARACTERS])
+    return f"{UNREAD_KEYS}{shown}{'…' if len(name) > _SHOWN_CHARACTERS else ''}"
+
+
+def bound_names(counts: Counter[str]) -> Counter[str]:
+    """Counts the rarest of the keys that are not read as one, if their names are too many."""
+    if len(counts) > MOST_COUNTED_KEYS:
+        names = [name for name in counts if name.startswith(UNREAD_KEYS) and name != _OTHER_KEYS]
+        for name in sorted(names, key=lambda name: (-counts[name], name))[MOST_COUNTED_KEYS:]:
+            counts[_OTHER_KEYS] += counts.pop(name)
+    return counts
+
+
+def _flag(value: Any, shown: str) -> bool:
+    if isinstance(value, str):
+        value = {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower(), value)
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    raise RecordError(
+        "unsupported_weight",
+        f"{shown} is {str(value)[:40]!r}: an answer is trained (1, true) or not (0, false), with "
+        "no weight between or beyond",
+    )
+
+
+@lru_cache(maxsize=4096)
+def _plain(name: str) -> str:
+    return name.replace("_", "").replace("-", "").replace(" ", "").lower()
+
+
+def _reason(name: str) -> str:
+    return "".join(sign if sign.isalpha() else "_" for sign in name.lower())
