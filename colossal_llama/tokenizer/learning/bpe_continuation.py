@@ -31,6 +31,9 @@ _FIRST_PRIVATE = 0x10000  # token 0's character; the BPE trainer takes any code 
 # A letter of each script that is written without spaces: Han, Hiragana, Katakana, Thai, Lao, Khmer,
 # Myanmar, Tibetan.
 _WITHOUT_SPACES = "一あアกກកကཀ"
+_LETTER_OR_MARK = r"[\p{L}\p{M}]"
+_JOINERS = "\u200c\u200d"  # they show inside a word how letters join: Persian, Indic scripts
+_DANDAS = "\u0964\u0965"
 _BATCH_WORDS = 20_000
 
 
@@ -55,7 +58,10 @@ def word_pattern(scripts: Iterable[str]) -> regex.Pattern:
     """Compiles the pattern of a word of the given Unicode scripts.
 
     A word includes the space before it, as LLaMA's own pieces do, unless the scripts are written
-    without spaces.
+    without spaces. A letter or mark that several scripts share (ー of Hiragana and Katakana, the
+    Arabic tatweel) belongs to each of them: `Script_Extensions` of Unicode (UAX #24). Joiners
+    (U+200C, U+200D) belong to the word around them. A danda, which ends sentences in many Indic
+    scripts, is a word of its own.
 
     Args:
         scripts: `Han`, `Cyrillic` and others; `any` means letters of all scripts.
@@ -65,15 +71,24 @@ def word_pattern(scripts: Iterable[str]) -> regex.Pattern:
     """
     scripts = list(scripts)
     if "any" in scripts:
-        return regex.compile(r" ?[\p{L}\p{M}]+")
+        return regex.compile(" ?" + _joined(_LETTER_OR_MARK, _LETTER_OR_MARK))
     for script in scripts:
         try:
             regex.compile(rf"\p{{Script={script}}}")
         except regex.error:
             raise ValueError(f"{script} is not a Unicode script") from None
-    letters = "".join(rf"\p{{Script={script}}}" for script in scripts)
+    own = "".join(rf"\p{{Script={script}}}" for script in scripts)
+    shared = "".join(rf"\p{{scx={script}}}" for script in scripts)
+    letter = rf"[{own}[[{shared}]&&[\p{{L}}\p{{M}}]]]"
     space = "" if all(regex.search(rf"\p{{Script={script}}}", _WITHOUT_SPACES) for script in scripts) else " ?"
-    return regex.compile(rf"{space}[{letters}][{letters}\p{{M}}]*")
+    word = space + _joined(letter, rf"[{letter}\p{{M}}]")
+    has_danda = regex.match(rf"[{shared}]", _DANDAS) is not None
+    return regex.compile(rf"{word}|[{_DANDAS}]+" if has_danda else word, regex.V1)
+
+
+def _joined(first: str, following: str) -> str:
+    """Returns the expression of a word: a first letter, following ones, joiners between them."""
+    return rf"{first}{following}*(?:[{_JOINERS}]+{following}+)*"
 
 
 def count_words(texts: Iterable[str], pattern: regex.Pattern) -> Counter[str]:
@@ -97,6 +112,7 @@ def learn_pieces(words: Mapping[str, int], tokenizer: "PreTrainedTokenizerFast",
         limits: limits of the pieces.
     """
     symbols = _Symbols(tokenizer)
+    words = symbols.split_at_pre_tokens(words)
     sequences: Counter[str] = Counter()
     for word, sequence in zip(words, symbols.encode(list(words)), strict=True):
         sequences[sequence] += words[word]
@@ -169,9 +185,20 @@ class _Symbols:
         self._tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         self._byte_level = is_byte_level(self._encoder.definition())
         self._byte_of = byte_level_alphabet()
+        self._pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
         self._known_characters = {token for token in self._tokens if len(token) == 1}
         self._new_characters: dict[str, str] = {}  # symbol → character
         self._new_symbols: dict[str, str] = {}  # character → symbol
+
+    def split_at_pre_tokens(self, words: Mapping[str, int]) -> Mapping[str, int]:
+        """Splits words where a byte-level tokenizer does: LLaMA-3 merges nothing across a mark."""
+        if not self._byte_level:
+            return words
+        parts: Counter[str] = Counter()
+        for word, frequency in words.items():
+            for _, (start, end) in self._pre_tokenizer.pre_tokenize_str(word):
+                parts[word[start:end]] += frequency
+        return parts
 
     def encode(self, words: list[str]) -> Iterator[str]:
         """Yields each word as a string of symbols."""
