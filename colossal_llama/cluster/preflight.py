@@ -19,10 +19,12 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 from colossal_llama.cluster.host_checks import HostReport, Problem, RunRequirements, compare_hosts
 from colossal_llama.cluster.hostfile import read_hostfile
 from colossal_llama.utils.atomic_io import write_json
-from colossal_llama.utils.cli import CollectingArgumentParser, is_decodable, number_in_range
+from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import run_main
+from colossal_llama.utils.output_file import output_file_problem
 
+_RECORD_BEGINNING = b'{\n  "time_s": '
 # Half-precision weights take 2 bytes a parameter, with master weights and two Adam moments 14.
 _CHECKPOINT_BYTES_PER_WEIGHT_BYTE = 7
 
@@ -104,11 +106,8 @@ def parse_arguments() -> argparse.Namespace:
         "--record", type=Path, default=Path("preflight.json"), metavar="FILE", help="surveys and problems as JSON"
     )
     options = parser.parse_args()
-    if options.record.is_dir() or not options.record.absolute().parent.is_dir():
-        parser.problem(f"--record: {options.record} is a directory, or is in one that does not exist: name a file")
-    for path in (options.pretrained, options.save_dir, *options.dataset):
-        if path is not None and not is_decodable(str(path)):
-            parser.problem(f"{str(path)!r} is not UTF-8, and cannot be handed to other hosts: rename it")
+    if problem := output_file_problem(options.record, _RECORD_BEGINNING):
+        parser.problem(f"--record {problem}")
     parser.finish()
     return options
 

@@ -13,6 +13,7 @@ from colossal_llama.utils.cli import (
     parse_bool,
     usable_name,
 )
+from colossal_llama.utils.output_file import output_file_problem
 
 
 def _chat_template(text: str) -> str:
@@ -99,6 +100,11 @@ class InferenceArguments:
     generation: GenerationArguments = group("generation")
 
 
+def report_path(output_file: Path) -> Path:
+    """Returns the file of the counts and the throughput, next to the answers."""
+    return output_file.with_suffix(".report.json") if output_file.name else output_file
+
+
 def parse_arguments(argv: list[str] | None = None) -> InferenceArguments:
     """Parses and checks the command line; exits with code 2 and every problem when there is one."""
     parser = CollectingArgumentParser(
@@ -122,10 +128,11 @@ def _check_input_and_output(parser: CollectingArgumentParser, given: Namespace) 
         parser.problem(f"{what}: give one of --input_txt TEXT, --interactive, --input_file FILE")
     if (given.input_file is None) != (given.output_file is None):
         parser.problem("--input_file and --output_file go together: give both or neither")
-    if given.output_file is not None and given.output_file.exists():
-        parser.problem(f"--output_file {given.output_file} exists already: give a new name")
-    elif given.output_file is not None and not given.output_file.parent.is_dir():
-        parser.problem(f"--output_file: the directory {given.output_file.parent} does not exist")
+    if given.output_file is not None:
+        for path in (given.output_file, report_path(given.output_file)):
+            if problem := output_file_problem(path):
+                parser.problem(f"--output_file {problem}")
+                break
 
 
 def _check_prompt_format(parser: CollectingArgumentParser, given: Namespace) -> None:

@@ -6,12 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from colossal_llama.dataset.records import BYTE_ORDER_MARK, RecordError, parse_row
+from colossal_llama.inference.arguments import report_path
 from colossal_llama.inference.generation import Completion, TextGenerator
 from colossal_llama.utils.atomic_io import fsync_path, temporary_path, write_json
 from colossal_llama.utils.console import log_rank_zero, progress_bar
@@ -83,7 +85,7 @@ def generate_file(
     """Writes every record with `generated`, `generated_tokens` and `stopped`, in order.
 
     The file appears when all answers are there. After a failure or an interrupt, the answers so far
-    are kept as `OUTPUT.partial.jsonl`.
+    are kept as `OUTPUT.partial.jsonl`, or `OUTPUT.partial-1.jsonl` where that exists.
 
     Args:
         generator: generates the answers.
@@ -119,7 +121,7 @@ def generate_file(
         raise
     fsync_path(output.parent)
     report = totals.report(time.monotonic() - started)
-    write_json(output.with_suffix(".report.json"), report)
+    write_json(report_path(output), report)
     return report
 
 
@@ -136,11 +138,17 @@ def _extended_record(record: dict, completion: Completion) -> str:
 def _keep_partial(temporary: Path, output: Path) -> None:
     """Keeps the answers so far; the last line may be incomplete if the disk was full."""
     if temporary.exists() and temporary.stat().st_size:
-        partial = output.with_suffix(".partial.jsonl")
+        partial = _free_name(output)
         temporary.replace(partial)
         log_rank_zero(f"the answers so far are in {partial}")
     else:
         temporary.unlink(missing_ok=True)
+
+
+def _free_name(output: Path) -> Path:
+    """The name of the answers so far: an earlier run's, or somebody else's, are kept."""
+    names = (output.with_suffix(f".partial{f'-{number}' if number else ''}.jsonl") for number in count())
+    return next(path for path in names if not path.exists() and not path.is_symlink())
 
 
 def _refuse_too_long(prompts: list[list[int]], max_positions: int) -> None:

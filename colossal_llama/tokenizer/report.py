@@ -16,9 +16,12 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 from colossal_llama.utils.arguments import add_options, from_namespace, option
 from colossal_llama.utils.cli import CollectingArgumentParser, existing_directories, number_in_range
 from colossal_llama.utils.errors import run_main
+from colossal_llama.utils.output_file import output_file_problem
 
 if TYPE_CHECKING:
     from colossal_llama.tokenizer.compression import TokenizationCounts
+
+_BEGINNING = b'{\n  "data_input_dirs": '  # of an output file
 
 
 def named_directory(text: str) -> tuple[str, Path]:
@@ -91,10 +94,8 @@ def parse_arguments() -> ReportArguments:
         for name in sorted({name for name in names if names.count(name) > 1}):
             parser.problem(f"--tokenizers: two are named {name}: write NAME=DIR")
     output_file = namespace.output_file
-    if output_file is not None and not output_file.parent.is_dir():
-        parser.problem(f"--output_file: the directory {output_file.parent} does not exist")
-    if output_file is not None and output_file.is_dir():
-        parser.problem(f"--output_file {output_file} is a directory: give the name of a file")
+    if output_file is not None and (problem := output_file_problem(output_file, _BEGINNING)):
+        parser.problem(f"--output_file {problem}")
     parser.finish()
     return from_namespace(ReportArguments, namespace)
 

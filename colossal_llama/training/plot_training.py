@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
+from colossal_llama.utils.atomic_io import atomic_file
+from colossal_llama.utils.cli import CollectingArgumentParser, creatable_directory, number_in_range
 from colossal_llama.utils.errors import UserError, run_main
+from colossal_llama.utils.output_file import output_file_problem
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+_TITLE = "plot_training of colossal-llama"
+"""In the metadata of a plot: tells those that may be replaced from other files."""
+_FORMATS = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,28 @@ def parse_arguments() -> argparse.Namespace:
         options.labels = [str(run) for run in options.runs]
     if options.runs and len(options.labels) != len(options.runs):
         parser.problem(f"--labels names {len(options.labels)} runs, but {len(options.runs)} are given")
-    if options.output.suffix.lower() not in (".png", ".pdf", ".svg"):
+    if options.output.suffix.lower() not in _FORMATS:
         parser.problem(f"--output {options.output}: the name must end in .png, .pdf or .svg")
+    elif problem := _output_problem(options.output):
+        parser.problem(f"--output {problem}")
     parser.finish()
     return options
+
+
+def _output_problem(output: Path) -> str | None:
+    """Explains why the plot cannot be written; an earlier plot is replaced, another file is not."""
+    if not output.parent.exists():
+        try:
+            creatable_directory(str(output.parent))
+        except argparse.ArgumentTypeError as error:
+            return str(error)
+        return None
+    problem = output_file_problem(output)
+    if problem is None or output.is_symlink() or not output.is_file():
+        return problem
+    if _TITLE.encode() in output.read_bytes():
+        return None
+    return f"{output} exists already, and is no plot of this command: give a new name, or remove it"
 
 
 def read_curve(run: Path, label: str, smoothing_steps: int = 1) -> Curve:
@@ -108,14 +133,16 @@ def read_curve(run: Path, label: str, smoothing_steps: int = 1) -> Curve:
             np.array([entry[name] for entry in entries], dtype=kind)
             for name, kind in (("step", int), ("tokens_seen", int), ("loss", float))
         )
+        if {steps.ndim, tokens.ndim, losses.ndim} != {1}:
+            raise ValueError("a step, its tokens and its loss are a number each")
+        found = [(e["step"], e["tokens_seen"], e["eval_loss"]) for e in entries if e.get("eval_loss") is not None]
+        evaluations = np.array(found, dtype=float).reshape(-1, 3)
     except OSError as error:
         raise UserError(f"{run}: {METRICS_FILE} cannot be read there ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:  # not text, not JSON, or without these values
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:  # not text, JSON or such numbers
         raise UserError(f"{run}: these are not metrics written by train.py ({error})") from error
     if not len(steps):
         raise UserError(f"{run}: the metrics hold no finished step yet")
-    found = [(e["step"], e["tokens_seen"], e["eval_loss"]) for e in entries if e.get("eval_loss") is not None]
-    evaluations = np.array(found, dtype=float).reshape(-1, 3)
     return Curve(label, steps, tokens, losses, evaluations, smoothing_steps)
 
 
@@ -132,12 +159,14 @@ def draw_curves(curves: list[Curve], output: Path) -> None:
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for curve in curves:
+        label = curve.label.replace("$", r"\$")  # no formula
+        label = f" {label}" if label.startswith("_") else label  # which matplotlib would leave out
         for column, (panel, x) in enumerate(zip(panels, (curve.steps, curve.tokens), strict=True)):
             marker = "o" if len(curve.steps) == 1 else None
-            (line,) = panel.plot(x, curve.smoothed(), label=curve.label, marker=marker)
+            (line,) = panel.plot(x, curve.smoothed(), label=label, marker=marker)
             if len(curve.evaluations):
                 evaluated_at, losses = curve.evaluations[:, column], curve.evaluations[:, 2]
-                panel.plot(evaluated_at, losses, "o--", color=line.get_color(), label=f"{curve.label}, validation")
+                panel.plot(evaluated_at, losses, "o--", color=line.get_color(), label=f"{label}, validation")
             if curve.smoothing_steps > 1:
                 panel.plot(x, curve.losses, color=line.get_color(), alpha=0.25)
     panels[0].set(xlabel="optimizer step", ylabel="loss (nats per target token)")
@@ -147,7 +176,8 @@ def draw_curves(curves: list[Curve], output: Path) -> None:
     panels[0].legend()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=130)
+        with atomic_file(output) as file:
+            figure.savefig(file, format=output.suffix[1:].lower(), dpi=130, metadata={"Title": _TITLE})
     except (OSError, ValueError) as error:
         raise UserError(f"{output} cannot be plotted: {getattr(error, 'strerror', None) or error}") from error
     finally:

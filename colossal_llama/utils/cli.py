@@ -194,7 +194,8 @@ def creatable_directory(text: str) -> Path:
         argparse.ArgumentTypeError: the nearest existing parent is a file, or is not writable.
     """
     path = Path(text)
-    parent = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
+    parents = path.absolute().parents
+    parent = next((parent for parent in parents if parent.exists() or parent.is_symlink()), path)
     if not parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text} cannot be created: {parent} is not a directory")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -276,6 +277,7 @@ def existing_file(text: str) -> Path:
     """
     path = Path(text)
     if not path.is_file():
-        reason = "is a directory, not a file" if path.exists() else "does not exist"
+        kind = "a directory" if path.is_dir() else "a device or a pipe"
+        reason = f"is {kind}, not a file" if path.exists() else "does not exist"
         raise argparse.ArgumentTypeError(f"{text} {reason}")
     return path

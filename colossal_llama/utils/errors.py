@@ -89,6 +89,7 @@ def run_main(main: Callable[[], None]) -> None:
     prepare_streams()
     ended: BaseException | None = None
     try:
+        Path.cwd()  # raises where the directory is gone; libraries end without a sentence there
         main()
     except BaseException as error:
         ended = error

@@ -192,8 +192,11 @@ def run_trial(world: World, name: str, words: list[str], is_alone: bool, stdin: 
     result, problem = ended.result(), ""
     if ended.code == EXIT_CODE_OF_FINDINGS.get(name) and "error: " in ended.stderr:
         result = "whole"
-    if result != HANG and snapshot(world.inputs) != inputs:
-        result, problem = WRONG, "inputs have changed: " + difference(inputs, snapshot(world.inputs))
+    changed = difference(inputs, snapshot(world.inputs))
+    if ended.code == 0:  # an output may be named to lie there
+        changed -= _remove_new(world.inputs, changed - inputs.keys())
+    if result != HANG and changed:
+        result, problem = WRONG, f"inputs have changed: {sorted(changed)}"
     elif ended.code == 2 and (left := snapshot(world.out)):
         result, problem = WRONG, f"a refused command left {sorted(left)}"
     elif sorted(Path("/").iterdir()) != root:
@@ -215,6 +218,16 @@ def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def difference(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> str:
+def difference(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> set[str]:
     """Names that are new, gone or changed."""
-    return ", ".join(sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)))
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def _remove_new(directory: Path, names: set[str]) -> set[str]:
+    """Removes what a command has written, and restores nothing else; returns the names."""
+    for path in sorted((directory / name for name in names), reverse=True):
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
+    return names

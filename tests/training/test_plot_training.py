@@ -9,7 +9,14 @@ from colossal_llama.utils.errors import UserError
 
 @pytest.mark.parametrize(
     "content",
-    [b"\x0a\x93\x01 no text", b"no json", b'{"step": 1, "tokens_seen": 2, "loss": "high"}', b'{"step": 1}', b"[1]"],
+    [
+        *(b"\x0a\x93\x01 no text", b"no json", b'{"step": 1}', b"[1]", b"1", b"\x00", b"[" * 5000),
+        b'{"step": 1, "tokens_seen": 2, "loss": "high"}',
+        b'{"step": 1, "tokens_seen": 2, "loss": [1]}',
+        b'{"step": 1e999, "tokens_seen": 2, "loss": 1}',
+        b'{"step": 1%s, "tokens_seen": 2, "loss": 1}' % (b"0" * 30),
+        b'{"step": 1, "tokens_seen": 2, "loss": 1, "eval_loss": "low"}',
+    ],
 )
 def test_what_is_no_record_is_said(content, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(content + b"\n")

@@ -43,8 +43,10 @@ from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import run_main
+from colossal_llama.utils.output_file import output_file_problem
 
 GPUS_PER_HOST = 8
+_RECORD_BEGINNING = b'{\n  "rate": '
 _BUCKET_BYTES = 24 * 2**20  # of ZeRO's communication in half precision
 
 
@@ -397,6 +399,8 @@ def parse_arguments() -> argparse.Namespace:
                 parser.problem(
                     f"--plugins {name} divides the heads, and {model} has {heads} key-value heads: leave one out"
                 )
+    if options.record is not None and (problem := output_file_problem(options.record, _RECORD_BEGINNING)):
+        parser.problem(f"--record {problem}")
     if options.tokens_per_s and not 0 < utilisation(rate_of(options)) <= 1:
         parser.problem(
             f"--tokens_per_s {options.tokens_per_s:,.0f} is more than the GPU's peak allows for the model of --rate "
