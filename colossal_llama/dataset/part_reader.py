@@ -1,6 +1,5 @@
 """Opens the parts that the prepare scripts wrote, memory-mapped, and reads their metadata."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ import datasets
 import numpy as np
 import pyarrow.compute
 
+from colossal_llama.dataset.part_content import CATEGORY_COLUMN, ROW_COLUMNS, ContentRules, check_structure, data_files
+from colossal_llama.dataset.part_facts import FACTS_FILE, PartFacts, read_part_facts
 from colossal_llama.utils.cli import directory_problem
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_bytes
-
-_FACTS = {"kind": str, "fingerprint": str, "tokens": int, "max_length": int}
-"""Required fields of part.json."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +21,50 @@ class Part:
 
     path: Path
     rows: datasets.Dataset
-    kind: str
-    """`pretrain` or `sft`."""
-    fingerprint: str
-    tokenizer_fingerprint: str | None
-    tokens: int
-    max_length: int
-    """Maximum length of a row in tokens, as the part was prepared."""
+    facts: PartFacts
     categories: tuple[str, ...]
-    chat_template_date: str | None = None
-    """Day that the chat template was told, YYYY-MM-DD; None for a format without a date."""
+    files: tuple[Path, ...] = ()
+    """The Arrow files; none for rows that are in memory only."""
+
+    @property
+    def kind(self) -> str:
+        """`pretrain` or `sft`."""
+        return self.facts.kind
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the part wherever it is."""
+        return self.facts.fingerprint
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Identifies the tokenizer of the preparation."""
+        return self.facts.tokenizer_fingerprint
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all rows."""
+        return self.facts.tokens
+
+    @property
+    def chat_template_date(self) -> str | None:
+        """Day that the chat template was told, YYYY-MM-DD; None for a format without a date."""
+        return self.facts.chat_template_date
+
+    def rules(self, vocabulary: int, compare_checksum: bool) -> ContentRules:
+        """What the rows must be.
+
+        Args:
+            vocabulary: number of token ids.
+            compare_checksum: True where the file's checksum is compared, if it is recorded.
+        """
+        return ContentRules(
+            vocabulary=vocabulary,
+            max_length_tokens=self.facts.max_length,
+            categories=len(self.categories),
+            target_tokens=self.facts.target_tokens,
+            arrow_sha256=self.facts.arrow_sha256 if compare_checksum else None,
+        )
 
     def row_lengths_tokens(self) -> np.ndarray:
         """Lengths of all rows in tokens: int64 (rows,)."""
@@ -99,48 +131,52 @@ def open_parts(paths: Sequence[str | Path], max_length: int, option: str = "--da
 def _open_part(path: Path, max_length: int, option: str) -> Part:
     if reason := directory_problem(path):
         raise UserError(f"{option}: {path} {reason}")
-    facts_path = path / "part.json"
-    if not facts_path.is_file():
+    if not (path / FACTS_FILE).is_file():
         raise UserError(
             f"{option}: {path} is not a part written by prepare_pretrain_dataset.py or prepare_sft_dataset.py (no "
-            "part.json); give the directories arrow/part-00000 and so on, one by one"
+            f"{FACTS_FILE}); give the directories arrow/part-00000 and so on, one by one"
         )
     try:
+        facts, files = read_part_facts(path), data_files(path)
+        schemas = [check_structure(file) for file in files]
+    except UserError as error:
+        raise UserError([f"{option}: {problem}" for problem in error.problems]) from error
+    try:
         rows = datasets.load_from_disk(str(path))
-        facts = json.loads(facts_path.read_text(encoding="utf-8"))
     except Exception as error:  # pyarrow, datasets and json each raise their own on a damaged file
         raise UserError(f"{option}: {path} cannot be read: {error}") from error
-    missing = {"input_ids", "labels", "document_lengths"} - set(rows.column_names)
-    if missing:
-        raise UserError(f"{option}: {path} lacks the columns {', '.join(sorted(missing))}")
-    wrong = [
-        name for name, kind in _FACTS.items() if not (isinstance(facts, dict) and isinstance(facts.get(name), kind))
-    ]
-    if wrong:
+    if facts.max_length > max_length:
         raise UserError(
-            f"{option}: {facts_path} lacks {', '.join(wrong)}, or has values of other types there: the file was "
-            "changed or truncated; copy the part again, or prepare the data again"
-        )
-    if facts["max_length"] > max_length:
-        raise UserError(
-            f"{option}: {path} was prepared for rows of up to {facts['max_length']} tokens, more than --max_length "
+            f"{option}: {path} was prepared for rows of up to {facts.max_length} tokens, more than --max_length "
             f"{max_length}: raise --max_length, or prepare the data again with the shorter one"
         )
-    categories: tuple[str, ...] = ()
-    feature = rows.features.get("document_categories")
-    if feature is not None:
-        categories = tuple(feature.feature.names)
-    return Part(
-        path=path,
-        rows=rows,
-        kind=facts["kind"],
-        fingerprint=facts["fingerprint"],
-        tokenizer_fingerprint=facts.get("tokenizer_fingerprint"),
-        tokens=int(facts["tokens"]),
-        max_length=int(facts["max_length"]),
-        categories=categories,
-        chat_template_date=facts.get("chat_template_date"),
-    )
+    part = Part(path=path, rows=rows, files=tuple(files), facts=facts, categories=_category_names(rows))
+    if problem := _contradiction(part, schemas):
+        raise UserError(f"{option}: {path}: {problem}; copy the part again, or prepare the data again")
+    return part
+
+
+def _category_names(rows: datasets.Dataset) -> tuple[str, ...]:
+    feature = getattr(rows.features.get(CATEGORY_COLUMN), "feature", None)
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+
+
+def _contradiction(part: Part, schemas: Sequence[pyarrow.Schema]) -> str | None:
+    """What the files of a part say differently from each other."""
+    facts, table = part.facts, part.rows.data
+    for name in (*ROW_COLUMNS, CATEGORY_COLUMN):
+        if name in table.schema.names and any(table.schema.field(name).type != s.field(name).type for s in schemas):
+            return f"dataset_info.json gives the column {name} another type than the Arrow file"
+    if facts.rows not in (None, len(part.rows)):
+        return f"the Arrow file holds {len(part.rows):,} rows, and {FACTS_FILE} says {facts.rows:,}"
+    if facts.arrow_sha256 is not None and len(part.files) > 1:
+        return f"state.json names {len(part.files)} Arrow files, and a preparation writes one"
+    tokens = int(part.row_lengths_tokens().sum())
+    if facts.tokens != tokens:
+        return f"the Arrow file holds {tokens:,} tokens, and {FACTS_FILE} says {facts.tokens:,}"
+    if facts.categories not in (None, part.categories):
+        return f"dataset_info.json names other categories than {FACTS_FILE}"
+    return None
 
 
 def data_fingerprint(parts: Sequence[Part]) -> str:

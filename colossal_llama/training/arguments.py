@@ -55,6 +55,13 @@ class DataArguments:
         metavar="PART",
         help="prepared part directories (arrow/part-00000 …), in training order; required without --benchmark",
     )
+    verify_data: bool = option(
+        True,
+        type=parse_bool,
+        metavar="BOOL",
+        help="compare the SHA-256 of each part with that of its preparation, while the model is loaded; ids, labels, "
+        "lengths and categories are checked in any case",
+    )
     max_length: int = option(
         4096, type=number_in_range(int, 2), metavar="TOKENS", help="longest row that the parts may hold"
     )

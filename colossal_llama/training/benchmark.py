@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from colossal_llama.dataset.dummy_dataset import random_rows
+from colossal_llama.dataset.part_facts import PartFacts
 from colossal_llama.dataset.part_reader import Part
 
 WARM_UP_STEPS = 3
@@ -23,11 +24,12 @@ def random_part(rows: int, length_tokens: int, vocabulary: int) -> Part:
     return Part(
         path=Path("random rows"),
         rows=random_rows(rows, length_tokens, vocabulary),
-        kind="pretrain",
-        fingerprint=f"random rows {rows} {length_tokens} {vocabulary}",
-        tokenizer_fingerprint=None,
-        tokens=rows * length_tokens,
-        max_length=length_tokens,
+        facts=PartFacts(
+            kind="pretrain",
+            fingerprint=f"random rows {rows} {length_tokens} {vocabulary}",
+            tokens=rows * length_tokens,
+            max_length=length_tokens,
+        ),
         categories=(),
     )
 

@@ -84,6 +84,7 @@ def report_dry_run(arguments: TrainingArguments, inputs: RunInputs) -> None:
     if inputs.checkpoint is not None:
         progress = resume_progress(inputs.checkpoint, inputs.origin, arguments.checkpoint.allow_other_data)
     config = load_config(inputs.model_path)
+    inputs.verification.finish()
     report(arguments, plan_run(arguments, config, inputs.parts, inputs.origin, progress))
 
 

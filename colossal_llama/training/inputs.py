@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from colossal_llama.dataset.chat_template import CHAT_DATE
 from colossal_llama.dataset.part_reader import Part, data_fingerprint, open_parts
+from colossal_llama.model.expansion.new_tokens import vocabulary_rows
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.weights.adapter_files import (
     ADAPTER_WEIGHTS,
@@ -29,6 +30,7 @@ from colossal_llama.training.checkpoint.archive import entry_written_by_a_run
 from colossal_llama.training.checkpoint.discovery import find_checkpoint, read_checkpoint
 from colossal_llama.training.checkpoint.integrity import check_model_directory, damage_of_checkpoint
 from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, Checkpoint, Origin, Progress
+from colossal_llama.training.data_verification import DataVerification
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.metrics import refuse_other_record
 from colossal_llama.utils.checksums import has_checksums
@@ -56,6 +58,8 @@ class RunInputs:
     checkpoint: Checkpoint | None
     """Checkpoint to resume from; None for a fresh start or a weights-only one."""
     origin: Origin
+    verification: DataVerification
+    """Reads the parts in the background; to be finished before the first step."""
 
     def model_fingerprint(self) -> str:
         """Fingerprint of the files of the model and of the adapter."""
@@ -155,7 +159,11 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
         shuffle=data.shuffle,
         packed_to_tokens=packed_to_tokens(data, parts),
     )
-    return RunInputs(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin)
+    # Parts of another tokenizer may have ids that only the embeddings have.
+    vocabulary = config.vocab_size if arguments.checkpoint.allow_other_data else vocabulary_rows(tokenizer)
+    by_option = {"--dataset": parts, "--eval_dataset": eval_parts}
+    verification = DataVerification(by_option, vocabulary, data.verify_data)
+    return RunInputs(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin, verification)
 
 
 def _record_chat_date(tokenizer: PreTrainedTokenizerFast, parts: list[Part]) -> None:

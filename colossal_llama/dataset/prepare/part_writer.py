@@ -17,12 +17,13 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from colossal_llama.dataset.part_facts import part_fingerprint
 from colossal_llama.dataset.prepare.cache import PartPlan, TokenStore
 from colossal_llama.dataset.splicing import SPLICINGS, Rows, shuffle_rows
 from colossal_llama.dataset.tokenization import ID_MASK, TARGET_BIT, labels_of
 from colossal_llama.utils.atomic_io import fsync_tree
 from colossal_llama.utils.checked_json import read_checked, with_checksum
-from colossal_llama.utils.fingerprint import fingerprint_bytes, fingerprint_file
+from colossal_llama.utils.fingerprint import fingerprint_file
 
 BATCH_TOKENS = 1 << 20  # a record batch: large enough that its fixed cost vanishes, 16 MB of buffers
 DATA_FILE = "data-00000-of-00001.arrow"
@@ -121,8 +122,7 @@ def write_part(task: PartTask, index: int) -> dict:
 
 def _publish(task: PartTask, scratch: Path, index: int, facts: dict) -> dict:
     name = part_name(index)
-    described = json.dumps([facts["kind"], facts["jsonl_sha256"], facts["categories"]])
-    facts = {**facts, "fingerprint": fingerprint_bytes(described.encode())}
+    facts = {**facts, "fingerprint": part_fingerprint(facts["kind"], facts["jsonl_sha256"], facts["categories"])}
     _write_dataset_metadata(scratch / name, task.categories, facts["fingerprint"])
     facts["metadata_sha256"] = {file: fingerprint_file(scratch / name / file) for file in METADATA_FILES}
     _write_json(scratch / name / "part.json", with_checksum(facts))

@@ -34,6 +34,9 @@ _VISIBLE_WITHIN_S = 5.0
 """Network file systems show a new file late. They do not cache as absent a name that nobody has
 looked up before."""
 
+_MEETING_INTERVAL_S = 10.0
+"""Seconds between two meetings of ranks that wait for each other's work."""
+
 Arguments = TypeVar("Arguments")
 
 
@@ -159,6 +162,19 @@ def raise_on_all_ranks() -> Iterator[None]:
         traceback.print_exc()
         problems = [f"{type(error).__name__}: {error}"]
     raise_problems(problems)
+
+
+def wait_on_all_ranks(is_done: Callable[[float], bool], on_wait: Callable[[], None] = lambda: None) -> None:
+    """Waits until something is done on every rank, however long it takes; a collective.
+
+    The ranks meet every few seconds, so that none runs into the time limit of a collective.
+
+    Args:
+        is_done: waits for so many seconds at most, and returns whether it is done on this rank.
+        on_wait: called each time that some rank is not done yet.
+    """
+    while not all(_all_gather(is_done(_MEETING_INTERVAL_S))):
+        on_wait()
 
 
 def write_record(option: str, file: Path, content: Any) -> None:
