@@ -135,7 +135,7 @@ def test_preflight_refuses_what_it_could_not_write_or_read(project_root, tmp_pat
     """Before it asks any host."""
     (tmp_path / "hosts").write_bytes("nœud-1\n".encode("latin-1", "replace") + b"\xff\n")
     for words, said in (
-        (["--record", tmp_path / "absent" / "x.json"], "is in one that does not exist"),
+        (["--record", tmp_path / "absent" / "x.json"], "absent does not exist"),
         (["--record", tmp_path], "is a directory"),
         (["--record", tmp_path / "x.json"], "is not UTF-8 text"),
     ):
