@@ -148,11 +148,12 @@ def _produced_special_tokens(backend: Tokenizer, preprocessing: dict) -> frozens
 
     They are entries of its vocabulary: words that it looks up as a whole (`ignore_merges`), single
     characters, or what a pair of other tokens makes. Those that are part of other tokens are left
-    out, which could not be made without them.
+    out, which could not be made without them, and the one that stands for unknown text.
     """
     special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
     encoded = _encode_all(_plain_text_tokenizer(backend, preprocessing), list(special))
     produced = {token for token, ids in zip(special, encoded, strict=True) if special[token] in ids}
+    produced.discard(getattr(backend.model, "unk_token", None))
     return frozenset(produced.difference(*_merges(orjson.loads(backend.to_str()))) if produced else ())
 
 

@@ -18,3 +18,9 @@ def test_a_token_added_as_text_is_found_in_texts_and_a_control_token_is_not(any_
             assert ids.count(word) == 1
             assert not {control, tokenizer.eos_token_id} & set(ids)
     assert encoder.encode_beginning(["a<word>b"])[0] == tokenizer.encode("a<word>b", add_special_tokens=False)
+
+
+def test_unknown_words_have_the_unknown_token(toy):
+    """Without it the model of a vocabulary of words cannot encode a text at all."""
+    encoder = TextEncoder(load_tokenizer(toy.model))
+    assert encoder.encode_beginning(["w3 unheard <s>"]) == [[3, 0, 0, 0, 0]]
