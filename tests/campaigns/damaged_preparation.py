@@ -30,8 +30,8 @@ from tests.support.made_data import make_llama2
 NUM_PARTS = 6
 HALF_FINISHED, COMPLETE = "half-finished", "complete"
 SHARE_HALF_FINISHED = 0.6
-STOPS = ("2 chunks", "6 chunks", "plan", "1 part", "4 parts")
-"""Where the half-finished preparations were killed."""
+STOPS = ("2 chunks", "6 chunks", "plan", "1 part", "4 parts", "5 chunks of a repair")
+"""Where the half-finished preparations were killed; the last is complete but for a part."""
 UNVERIFIED = ("last_run.json",)  # --verify reads what says how the data are, not when they were made
 
 
@@ -98,30 +98,34 @@ def _make_templates(command: list[str], work_dir: Path) -> dict[str, list[Path]]
     complete = work_dir / "complete"
     ended = run_here([*command, "--data_output_dirs", str(complete)])
     assert ended.code == 0, ended.stderr
-    killed = []
+    killed: list[Path] = []
     for number, stop in enumerate(STOPS):
         killed.append(work_dir / f"killed-{number}")
-        _run_until(stop, [*command, "--data_output_dirs", str(killed[-1])], killed[-1])
+        _run_until(stop, [*command, "--data_output_dirs", str(killed[-1])], killed[-1], complete)
     return {COMPLETE: [complete], HALF_FINISHED: killed}
 
 
-def _run_until(stop: str, command: list[str], output: Path) -> None:
+def _run_until(stop: str, command: list[str], output: Path, complete: Path) -> None:
     """Kills the command (SIGKILL) when it has come so far."""
     count = int(stop.split()[0]) if stop != "plan" else 1
     folder, pattern = {
         "chunk": ("cache/chunks", "chunk-*.json"),
         "plan": ("cache/plan", "plan.json"),
         "part": ("arrow", "part-*"),
-    }[stop.split()[-1].rstrip("s")]
+    }[stop.split()[:2][-1].rstrip("s")]
     # The system may let the command go on between two looks: a few attempts.
     for _ in range(10):
         shutil.rmtree(output, ignore_errors=True)
+        if is_repair := stop.endswith("repair"):
+            shutil.copytree(complete, output)
+            shutil.rmtree(output / "arrow" / "part-00001")
         process = start_command(["prepare_pretrain_dataset.py", *command])
         while process.poll() is None and len(list((output / folder).glob(pattern))) < count:
             time.sleep(0.0005)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        if (output / "cache" / "run.json").exists() and not (output / "manifest.json").exists():
+        is_done = (output / ("arrow/part-00001" if is_repair else "manifest.json")).exists()
+        if (output / "cache" / "run.json").exists() and not is_done:
             return
     raise AssertionError(f"could not kill the preparation at {stop}")
 

@@ -1,6 +1,7 @@
 """Damaged or missing files of a preparation are made anew; earlier versions are read."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -112,6 +113,39 @@ def test_a_plan_of_other_parts_replaces_the_parts_too(capsys, run, whole, begun)
     run(begun)
     assert "another plan" in capsys.readouterr().out
     assert content(begun) == content(whole)
+
+
+def test_kept_intermediates_are_compared_before_they_repair_a_part(capsys, tmp_path, run, whole):
+    output = tmp_path / "out"
+    run(output, keep_cache=True)
+    flip(output / "cache" / "chunks" / "chunk-00001.tokens")
+    shutil.rmtree(output / "arrow" / "part-00001")
+    run(output)
+    assert "chunk-00001.tokens has changed" in capsys.readouterr().out
+    assert content(output) == content(whole)
+
+
+def test_a_further_part_in_a_complete_directory_is_named(capsys, run, complete):
+    shutil.copytree(complete / "arrow" / "part-00001", complete / "arrow" / "part-00003")
+    run(complete)
+    assert "arrow/part-00003 is no part of this preparation" in capsys.readouterr().out
+
+
+def test_flushes_do_not_grow_with_the_number_of_input_files(tmp_path, monkeypatch, made_data):
+    """4,000 files took 32,484 flushes, a minute and a half on a disk of 3 ms each."""
+    tokenizer_dir, flushes, flush = made_data / "tokenizers" / "llama2", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (flushes.append(descriptor), flush(descriptor)))
+    counts = []
+    for number in (10, 100):
+        source = tmp_path / f"in-{number}"
+        source.mkdir()
+        for name in range(number):
+            (source / f"{name}.jsonl").write_text('{"source": "", "target": "a few words", "category": "c"}\n')
+        options = {"max_length": 64, "num_spliced_dataset_bins": 2}
+        flushes.clear()
+        prepare(preparation("pretrain", (source,), tokenizer_dir, tmp_path / f"out-{number}", **options))
+        counts.append(len(flushes))
+    assert counts[0] == counts[1] < 50
 
 
 def test_a_part_that_comes_out_otherwise_is_refused(monkeypatch, run, complete):

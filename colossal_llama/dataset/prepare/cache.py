@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import orjson
@@ -212,7 +213,7 @@ class TokenStore:
         boundaries = np.flatnonzero(np.diff(chunks[order])) + 1
         for group in np.split(order, boundaries) if len(order) else []:
             chunk = int(chunks[group[0]])
-            with (self._directory / _chunk_file(chunk, "tokens")).open("rb", buffering=0) as file:
+            with _opened(self._directory / _chunk_file(chunk, "tokens")) as file:
                 offsets = 4 * (starts[group] - self._chunk_starts[chunk])
                 targets, sizes = 4 * (ends[group] - lengths[group]), 4 * lengths[group].astype(np.int64)
                 for target, size, offset in zip(targets.tolist(), sizes.tolist(), offsets.tolist(), strict=True):
@@ -222,6 +223,13 @@ class TokenStore:
                             "which makes it anew"
                         )
         return tokens
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb", buffering=0)
+    except FileNotFoundError:
+        raise UserError(f"{path} has gone: run the same command again, which makes it anew") from None
 
 
 @dataclass(frozen=True)

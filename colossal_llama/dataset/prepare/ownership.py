@@ -6,7 +6,9 @@ cut off later on is recognised, too. Files of other names are not looked at.
 
 import json
 import re
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from colossal_llama.dataset.prepare.part_check import foreign_in_part
@@ -37,10 +39,9 @@ _CACHE_FILE = re.compile(
 def is_ours(path: Path, name: str | None = None) -> bool:
     """True for a file that begins as the scripts begin one of the name, the path's by default."""
     beginning = _BEGINNINGS[name or path.name]
-    if path.is_symlink() or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(beginning)) == beginning
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return _read_beginning(path, len(beginning)) == beginning
+    return False
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -87,7 +88,12 @@ def _foreign_cache(cache: Path) -> Iterator[str]:
         if path.name not in CACHED or path.name == RUN_RECORD or path.is_symlink():
             yield f"cache/{path.name}"
             continue
-        found = path.iterdir() if path.is_dir() else iter([path])
+        try:
+            found = list(path.iterdir())
+        except NotADirectoryError:
+            found = [path]
+        except FileNotFoundError:
+            continue  # the last of several jobs has just emptied the cache
         other = next((below for below in found if not has_record or not _CACHE_FILE.fullmatch(below.name)), None)
         if other is not None:
             yield f"cache/{other.relative_to(cache)}"
@@ -128,14 +134,24 @@ def _recorded_parts(directory: Path) -> int:
 def leftover(path: Path) -> bool:
     """True for the temporary file that a killed run left of a report or of run.json.
 
-    It is empty, or begins as the file does.
+    It is empty, or begins as the file does. That of a running job may have gone meanwhile.
     """
     named = _TEMPORARY.fullmatch(path.name)
-    if named is None or path.is_symlink() or not path.is_file():
+    if named is None:
         return False
     beginning = _BEGINNINGS[named["name"]]
+    with suppress(FileNotFoundError):
+        found = _read_beginning(path, len(beginning))
+        return found is not None and beginning.startswith(found)
+    return True
+
+
+def _read_beginning(path: Path, count: int) -> bytes | None:
+    """The first bytes of a file; None for what is a link or no file."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return None
     with path.open("rb") as file:
-        return beginning.startswith(file.read(len(beginning)))
+        return file.read(count)
 
 
 def _exists(path: Path) -> bool:

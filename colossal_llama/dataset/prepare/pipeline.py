@@ -29,6 +29,7 @@ from colossal_llama.dataset.prepare.recheck import (
     recheck_rejected,
     refuse_other_parts,
     remove_parts_of_other_plan,
+    say_further_entries,
 )
 from colossal_llama.dataset.prepare.rejections import (
     SHOWN_BAD_RECORDS,
@@ -128,16 +129,17 @@ def _is_whole(preparation: _Preparation) -> bool:
     """Compares a complete preparation with its checksums; False if something must be made anew."""
     arguments, directory = preparation.arguments, preparation.arguments.output_dir
     manifest = read_manifest(directory)
-    output_dir.restore_last_run(arguments, preparation.files)
     indices = range(len(manifest["parts"]))
-    damages = [
-        recheck_parts(directory, indices, arguments.run.num_workers, manifest["parts"]),
-        recheck_rejected(directory, manifest),
-    ]
-    if any(damages):
-        output_dir.reopen(directory, preparation.identity, preparation.files)
-        return False
-    return True
+    with output_dir.finishing_lock(directory):
+        output_dir.restore_last_run(arguments, preparation.files)
+        damages = [
+            recheck_parts(directory, indices, arguments.run.num_workers, manifest["parts"]),
+            recheck_rejected(directory, manifest),
+        ]
+        say_further_entries(directory, len(indices))
+        if any(damages):
+            output_dir.reopen(directory, preparation.identity, preparation.files)
+    return not any(damages)
 
 
 def _tokenize_and_write(

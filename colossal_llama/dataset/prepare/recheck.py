@@ -25,9 +25,10 @@ Unit = TypeVar("Unit")
 def recheck_chunks(output_dir: Path, chunks: Sequence[Chunk], num_threads: int) -> None:
     """Removes the finished chunks that have changed since they were written."""
     chunk_dir = output_dir / "cache" / "chunks"
+    is_repair = (output_dir / "manifest.json").exists()
     finished = [chunk for chunk in chunks if (chunk_dir / f"chunk-{chunk.index:05d}.json").exists()]
     problems = _problems_of(lambda chunk: chunk_problem(chunk_dir, chunk.index), finished, "check chunks", num_threads)
-    if (output_dir / "manifest.json").exists():
+    if (output_dir / "manifest.json").exists() and not is_repair:
         return  # another shard's job has finished the preparation, and empties the cache
     for chunk, _ in problems:
         remove_chunk(chunk_dir, chunk.index)
@@ -90,6 +91,15 @@ def recheck_rejected(output_dir: Path, manifest: dict) -> bool:
     _say(["rejected.jsonl has changed since it was written" if path.exists() else "rejected.jsonl is missing"])
     path.unlink(missing_ok=True)
     return True
+
+
+def say_further_entries(output_dir: Path, num_parts: int) -> None:
+    """Says what is in arrow/ and jsonl/ and is none of the preparation's parts."""
+    for folder, suffix in (("arrow", ""), ("jsonl", ".jsonl")):
+        parts = {part_name(index) + suffix for index in range(num_parts)}
+        for path in sorted((output_dir / folder).glob("[!.]*")):
+            if path.name not in parts:
+                log_rank_zero(f"{path} is no part of this preparation, and is left as it is")
 
 
 def refuse_other_parts(output_dir: Path, manifest: dict, parts: Sequence[dict]) -> None:
