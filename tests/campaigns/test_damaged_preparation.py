@@ -4,6 +4,6 @@ from tests.campaigns.damaged_preparation import run_trials
 
 
 def test_damages_of_preparations_are_noticed(tmp_path):
-    outcomes = list(run_trials(40, 1, tmp_path))
-    assert len(outcomes) >= 40
+    outcomes = list(run_trials(25, 1, tmp_path))
+    assert len(outcomes) >= 25
     assert [outcome for outcome in outcomes if not outcome.is_good] == []
