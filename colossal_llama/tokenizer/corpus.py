@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from colossal_llama.utils.console import log_rank_zero
-from colossal_llama.utils.directory_listing import list_files
+from colossal_llama.utils.directory_listing import list_files, unread_message, unread_record
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
 
@@ -46,7 +46,7 @@ class CorpusText:
 def find_files(directories: Sequence[Path]) -> list[Path]:
     """Lists all readable files below the directories, sorted by path.
 
-    Logs how many files there are of other formats, which only preparation reads.
+    Logs how many files there are of other formats, and the first of them.
 
     Raises:
         UserError: a directory does not exist or holds no such file, or one cannot be reached.
@@ -57,16 +57,18 @@ def find_files(directories: Sequence[Path]) -> list[Path]:
         if not directory.is_dir():
             problems.append(f"{directory} is not a directory")
             continue
-        found, unreachable = list_files(directory, RECORD_SUFFIXES + TEXT_SUFFIXES)
-        problems += unreachable
-        unread = list_files(directory, UNREAD_SUFFIXES)[0]
-        if unread:
+        listing = list_files(directory, RECORD_SUFFIXES + TEXT_SUFFIXES)
+        problems += listing.problems
+        if unread := [path for path in listing.unread if path.name.endswith(UNREAD_SUFFIXES)]:
             log_rank_zero(
                 f"left out: {len(unread)} files of formats that only preparation reads, the first of them {unread[0]}"
             )
-        if not found:
+            listing.unread = [path for path in listing.unread if not path.name.endswith(UNREAD_SUFFIXES)]
+        if message := unread_message(unread_record([(directory, listing)])):
+            log_rank_zero(message)
+        if not listing.files and not listing.problems:
             problems.append(f"{directory} holds no file to read: {', '.join(RECORD_SUFFIXES + TEXT_SUFFIXES)} are read")
-        files += found
+        files += [file.path for file in listing.files]
     if problems:
         raise UserError(problems)
     return sorted(set(files))

@@ -1,35 +1,188 @@
-"""Recursive listing of the input files of a directory."""
+"""Recursive listing of the input files of a directory, and of the files that are not read."""
 
 import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+SHOWN_UNREAD = 20
+_KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
-def list_files(directory: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """Lists the files below a directory with one of the suffixes, sorted, without hidden ones.
+class FoundFile(NamedTuple):
+    """A file; `real_path` is its path without links."""
+
+    path: Path
+    real_path: str
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass
+class Listing:
+    """What a directory and its subdirectories hold.
+
+    Attributes:
+        files: with one of the suffixes, sorted by path.
+        unread: the other files, sorted.
+        misnamed: directories whose names have one of the suffixes; they are listed as any other.
+        hidden: number of files and directories whose names begin with a dot, which are passed over.
+        has_excluded: True if something lies in the directory that is not to be listed.
+        problems: a message for each directory or file that is meant and cannot be read.
+    """
+
+    files: list[FoundFile] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+    misnamed: list[Path] = field(default_factory=list)
+    hidden: int = 0
+    has_excluded: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+def list_files(directory: Path, suffixes: tuple[str, ...], excluded: Path | None = None) -> Listing:
+    """Lists the files below a directory.
 
     Symbolic links are followed. A directory that is reached twice, through a cycle of links or a
-    link to a neighbour, is read once.
+    link to a neighbour, is read once. No file is opened.
 
-    Returns:
-        The files, and a message for each directory that cannot be read and each broken link.
+    Args:
+        directory: to list.
+        suffixes: of the files that are meant.
+        excluded: a directory of which nothing is listed.
     """
-    files, problems, seen = [], [], {directory.resolve()}
+    listing, seen = Listing(), {os.path.realpath(directory)}
+    barred = None if excluded is None else os.path.realpath(excluded)
+    pending = [os.fspath(directory)]
+    while pending:
+        parent = pending.pop()
+        real_parent = os.path.realpath(parent)
+        if _is_below(real_parent, barred):
+            listing.has_excluded = True
+            continue
+        folders = []
+        for entry in _entries(parent, listing.problems):
+            if entry.name.startswith("."):
+                listing.hidden += 1
+            elif not _is_directory(entry):
+                _add_file(listing, entry, real_parent, suffixes, barred)
+            else:
+                if entry.name.endswith(suffixes):
+                    listing.misnamed.append(Path(entry.path))
+                real_path = os.path.realpath(entry.path)
+                if real_path not in seen:
+                    seen.add(real_path)
+                    folders.append(entry.path)
+        pending += reversed(folders)
+    listing.files.sort(key=lambda found: found.path.parts)
+    listing.unread.sort()
+    return listing
 
-    def note(error: OSError) -> None:
-        problems.append(f"{error.filename} cannot be read: {error.strerror}")
 
-    for parent, folders, names in os.walk(directory, onerror=note, followlinks=True):
-        visible = [Path(parent, name) for name in folders if not name.startswith(".")]
-        folders.clear()
-        for path in sorted(visible, key=lambda path: (path.is_symlink(), path.name)):
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                folders.append(path.name)
-        for path in (Path(parent, name) for name in names if name.endswith(suffixes) and not name.startswith(".")):
-            if path.is_file():
-                files.append(path)
-            elif path.is_symlink():
-                problems.append(
-                    f"{path} is a link to {path.readlink()}, which does not exist: is a file system not mounted?"
-                )
-    return sorted(files), problems
+def _add_file(
+    listing: Listing, entry: os.DirEntry, real_parent: str, suffixes: tuple[str, ...], barred: str | None
+) -> None:
+    if not entry.name.endswith(suffixes):
+        listing.unread.append(Path(entry.path))
+        return
+    real_path = os.path.realpath(entry.path) if entry.is_symlink() else f"{real_parent.rstrip(os.sep)}/{entry.name}"
+    if _is_below(real_path, barred):
+        listing.has_excluded = True
+    elif found := _found(entry, real_path, listing.problems):
+        listing.files.append(found)
+
+
+def _is_below(real_path: str, barred: str | None) -> bool:
+    return barred is not None and (real_path == barred or real_path.startswith(barred.rstrip(os.sep) + os.sep))
+
+
+def _entries(directory: str, problems: list[str]) -> list[os.DirEntry]:
+    """Entries of a directory: links last, so that what they lead to is found by its own name."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
+    except OSError as error:
+        problems.append(f"{directory} cannot be read: {error.strerror}")
+        return []
+
+
+def _is_directory(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a cycle of links, or one into a directory that may not be entered
+        return False
+
+
+def _found(entry: os.DirEntry, real_path: str, problems: list[str]) -> FoundFile | None:
+    """A file that can be read; None if it cannot, which is added to the problems."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        problems.append(_stat_problem(entry, error))
+        return None
+    kind = next((name for test, name in _KINDS if test(status.st_mode)), None)
+    if kind is not None:
+        problems.append(f"{entry.path} is {kind}: write what it gives into a file, or move it away")
+    elif not os.access(entry.path, os.R_OK):
+        problems.append(f"{entry.path} may not be read: change its permissions, or move it away")
+    else:
+        return FoundFile(Path(entry.path), real_path, status.st_size, status.st_mtime_ns)
+    return None
+
+
+def _stat_problem(entry: os.DirEntry, error: OSError) -> str:
+    if not entry.is_symlink():
+        return f"{entry.path} cannot be read: {error.strerror}; run the same command again, or move it away"
+    target = Path(entry.path).readlink()
+    if isinstance(error, FileNotFoundError):
+        return f"{entry.path} is a link to {target}, which does not exist: is a file system not mounted?"
+    return f"{entry.path} is a link to {target}, which cannot be read: {error.strerror}"
+
+
+def unread_record(listings: Sequence[tuple[Path, Listing]]) -> dict:
+    """Builds a JSON object of the files that are not read: how many, and the first names.
+
+    Args:
+        listings: of directories, whose own names begin those of their files.
+    """
+    unread = [(directory, path) for directory, listing in listings for path in listing.unread]
+    misnamed = [(directory, path) for directory, listing in listings for path in listing.misnamed]
+    endings = Counter(displayed(path.suffix or path.name) for _, path in unread)
+    return {
+        "count": len(unread),
+        "by_ending": dict(sorted(endings.most_common(SHOWN_UNREAD))),
+        "first": [_name_below(*named) for named in unread[:SHOWN_UNREAD]],
+        "directories_named_as_files": [_name_below(*named) for named in misnamed[:SHOWN_UNREAD]],
+        "hidden": sum(listing.hidden for _, listing in listings),
+    }
+
+
+def _name_below(directory: Path, path: Path) -> str:
+    return displayed(f"{directory.resolve().name}/{path.relative_to(directory)}")
+
+
+def displayed(name: str) -> str:
+    r"""Returns a name of which bytes that are not UTF-8 are written as `\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def unread_message(record: dict) -> str:
+    """Formats `unread_record` as lines; empty if everything is read."""
+    lines = []
+    if record["count"]:
+        endings = ", ".join(f"{ending} {count:,}" for ending, count in record["by_ending"].items())
+        hidden = record["count"] - len(record["first"])
+        names = ", ".join(record["first"]) + (f", and {hidden:,} more" if hidden else "")
+        lines.append(f"files that are not read: {record['count']:,} ({endings}): {names}")
+    if names := ", ".join(record["directories_named_as_files"]):
+        lines.append(f"directories that are named as files, of which the files are read: {names}")
+    if record["hidden"]:
+        lines.append(f"hidden files and directories that are not read: {record['hidden']:,}")
+    return "\n".join(lines)

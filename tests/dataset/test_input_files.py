@@ -60,7 +60,7 @@ def test_compressed_and_parquet_files_give_the_same_records(tmp_path):
     frames = [pa.compress(part, codec="zstd", asbytes=True) for part in (lines[:half], lines[half:])]
     (tmp_path / "c.jsonl.zst").write_bytes(b"".join(frames))
     pq.write_table(pa.Table.from_pylist(objects), tmp_path / "d.parquet")
-    files = find_input_files([tmp_path], tmp_path / "out")
+    files, _ = find_input_files([tmp_path], tmp_path / "out")
     assert [file.path.name for file in files] == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet"]
     for chunk in plan_chunks(files, None):
         assert [parse_row(row) for row in _rows(chunk)] == objects
@@ -73,7 +73,7 @@ def test_order_does_not_depend_on_the_order_of_directories(tmp_path):
     one = find_input_files([tmp_path / "a", tmp_path / "b"], tmp_path / "a" / "out")
     other = find_input_files([tmp_path / "b", tmp_path / "a"], tmp_path / "a" / "out")
     assert one == other
-    assert [file.name for file in one] == ["a/deep/z.jsonl", "a/y.jsonl", "b/x.jsonl"]
+    assert [file.name for file in one[0]] == ["a/deep/z.jsonl", "a/y.jsonl", "b/x.jsonl"]
 
 
 def test_linked_directories_are_read_once_and_links_to_nothing_are_named(tmp_path):
@@ -88,7 +88,7 @@ def test_linked_directories_are_read_once_and_links_to_nothing_are_named(tmp_pat
     (corpus / "linked").symlink_to(elsewhere)
     (corpus / "again").symlink_to(corpus / "own")
     (elsewhere / "round").symlink_to(corpus)
-    files = find_input_files([corpus], tmp_path / "out")
+    files, _ = find_input_files([corpus], tmp_path / "out")
     assert [file.name for file in files] == ["corpus/linked/y.jsonl", "corpus/own/x.jsonl"]
     (corpus / "z.jsonl").symlink_to(tmp_path / "not_mounted" / "z.jsonl")
     with pytest.raises(UserError, match=r"z\.jsonl is a link to .*not_mounted/z\.jsonl, which does not exist"):
@@ -128,3 +128,25 @@ def test_a_limit_is_shared_evenly(tmp_path_factory, count, limit):
     shares = [chunk.record_limit for chunk in plan_chunks(files, limit)]
     assert sum(shares) == limit
     assert max(shares) - min(shares) <= 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_file_that_has_vanished_or_cannot_be_read_is_named(tmp_path, name):
+    path = tmp_path / name
+    chunk = Chunk(0, InputFile(path, name, 10, 0), 0, None, None)
+    with pytest.raises(UserError, match=f"{name} cannot be read: No such file .*it was there when the run began"):
+        _rows(chunk)
+    path.mkdir()
+    with pytest.raises(UserError, match=f"{name} cannot be read: Is a directory"):
+        _rows(chunk)
+
+
+def test_a_chunk_inside_a_long_line_reads_no_further_than_its_end(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"x" * 5000)
+    monkeypatch.setattr(input_files, "READ_BYTES", 100)
+    chunk = Chunk(0, InputFile(path, "a", 5000, 0), 1000, 2000, None)
+    with path.open("rb") as file:
+        assert 2000 <= input_files._skip_to_first_line(file, chunk) <= 2100
+        assert file.tell() <= 2100
+    assert _rows(chunk) == []

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from colossal_llama.dataset.prepare import buckets
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
+from colossal_llama.dataset.prepare.manifest import summary
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.output_dir import run_lock
 from colossal_llama.dataset.prepare.pipeline import prepare
@@ -352,6 +353,22 @@ def test_a_cut_off_compressed_file_is_a_bad_record(tmp_path, tokenizer_dir, open
         prepare(settings_for(source, tmp_path / "out", tokenizer_dir), opened)
     manifest = prepare(settings_for(source, tmp_path / "out", tokenizer_dir, on_bad_record="skip"), opened)
     assert manifest["totals"]["rejected_records"]["damaged_file"] == 3
+
+
+def test_files_that_are_not_read_are_named_on_the_terminal_and_in_the_manifest(tmp_path, tokenizer_dir, opened, capsys):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.jsonl").write_text(records(3))
+    (source / os.fsdecode(b"\xe9.jsonl")).write_text(records(2))
+    for name in ("b.json", "c.JSONL", ".hidden.jsonl"):
+        (source / name).write_text(records(1))
+    manifest = prepare(settings_for(source, tmp_path / "out", tokenizer_dir), opened)
+    assert manifest["totals"]["documents"] == 5
+    assert [file["name"] for file in manifest["input_files"]] == ["in/a.jsonl", "in/\\xe9.jsonl"]
+    assert manifest["unread_files"]["first"] == ["in/b.json", "in/c.JSONL"]
+    message = "files that are not read: 2 (.JSONL 1, .json 1): in/b.json, in/c.JSONL\nhidden files and directories that"
+    assert message in capsys.readouterr().out
+    assert message in summary(manifest)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])

@@ -13,14 +13,21 @@ import hashlib
 import io
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from colossal_llama.dataset.records import BYTE_ORDER_MARK
-from colossal_llama.utils.directory_listing import list_files
-from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.directory_listing import (
+    FoundFile,
+    Listing,
+    displayed,
+    list_files,
+    unread_message,
+    unread_record,
+)
+from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.line_reader import LongLine, read_line
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -62,7 +69,7 @@ class DamagedFileError(Exception):
     """A compressed or parquet file that cannot be read to its end."""
 
 
-def find_input_files(directories: Sequence[Path], excluded: Path) -> list[InputFile]:
+def find_input_files(directories: Sequence[Path], excluded: Path) -> tuple[list[InputFile], dict]:
     """Lists all input files below the directories, in the order of their names.
 
     Args:
@@ -71,42 +78,51 @@ def find_input_files(directories: Sequence[Path], excluded: Path) -> list[InputF
         excluded: the output directory, whose files are not read even if it is inside one of the
             directories.
 
+    Returns:
+        The files, and a record of the files that are not read (`directory_listing.unread_record`).
+
     Raises:
         UserError: a directory holds no input file, or a file cannot be reached or is reached twice.
     """
-    problems, found, excluded = [], {}, excluded.resolve()
-    for directory in directories:
-        paths, unreachable = list_files(directory, FORMATS)
-        problems += [f"--data_input_dirs: {problem}" for problem in unreachable]
-        outside = [path for path in paths if excluded not in path.resolve().parents]
-        if not outside:
-            missing = "but those in the output directory" if paths else f"that ends in {', '.join(FORMATS)}"
-            problems.append(f"--data_input_dirs: {directory} holds no file {missing}")
-        for path in outside:
-            if path.resolve() in found:
-                problems.append(f"--data_input_dirs: {path} is reached twice, its documents would be doubled")
-            found[path.resolve()] = (path, directory)
+    problems: list[str] = []
+    reached: dict[str, tuple[FoundFile, Path]] = {}
+    listings = [(directory, list_files(directory, FORMATS, excluded)) for directory in sorted(directories)]
+    for directory, listing in listings:
+        problems += [f"--data_input_dirs: {problem}" for problem in listing.problems]
+        if not listing.files and not listing.problems:
+            endings = f"that ends in {', '.join(FORMATS)}"
+            missing = "but those in the output directory" if listing.has_excluded else endings
+            problems.append(f"--data_input_dirs: {directory} holds no file {missing}{_instead(directory, listing)}")
+        for file in listing.files:
+            if file.real_path in reached:
+                problems.append(f"--data_input_dirs: {file.path} is reached twice, its documents would be doubled")
+            reached[file.real_path] = (file, directory)
     if problems:
-        raise UserError(problems)
-    names = _names_of(found.values())
-    files = [_input_file(path, name) for (path, _), name in zip(found.values(), names, strict=True)]
-    return sorted(files, key=lambda file: file.name)
+        raise UserError(truncate_problems(problems))
+    names = _names_of([(file.path, directory) for file, directory in reached.values()])
+    files = [
+        InputFile(file.path, displayed(name), file.size_bytes, file.modified_ns)
+        for (file, _), name in zip(reached.values(), names, strict=True)
+    ]
+    return sorted(files, key=lambda file: file.name), unread_record(listings)
 
 
-def _input_file(path: Path, name: str) -> InputFile:
-    stat = path.stat()
-    return InputFile(path, name, stat.st_size, stat.st_mtime_ns)
+def _instead(directory: Path, listing: Listing) -> str:
+    message = unread_message(unread_record([(directory, listing)]))
+    return f" ({message.splitlines()[0]})" if message else ""
 
 
-def _names_of(files: Iterable[tuple[Path, Path]]) -> list[str]:
+def _names_of(files: Sequence[tuple[Path, Path]]) -> list[str]:
     """Names each (file, input directory): the directory's name and the path below it.
 
     Equal names get more of the directory's path:
 
     /corpus/zh/data/a.jsonl, /corpus/en/data/a.jsonl  →  zh/data/a.jsonl, en/data/a.jsonl
     """
-    whole = [(directory.resolve() / path.relative_to(directory)).parts[1:] for path, directory in files]
-    depths = [len(path.relative_to(directory).parts) + 1 for path, directory in files]
+    parents = {directory: directory.resolve().parts[1:] for _, directory in files}
+    below = [path.parts[len(directory.parts) :] for path, directory in files]
+    whole = [(*parents[directory], *parts) for (_, directory), parts in zip(files, below, strict=True)]
+    depths = [len(parts) + 1 for parts in below]
     while True:
         names = ["/".join(parts[-depth:]) for parts, depth in zip(whole, depths, strict=True)]
         counts = Counter(names)
@@ -162,8 +178,9 @@ def read_rows(chunk: Chunk, digest: Any, max_line_bytes: int) -> Iterator[tuple[
     except OSError as error:
         if error.errno is None:  # pyarrow's, of damaged content
             raise DamagedFileError(str(error)) from error
-        reason = "it was there when the run began" if error.errno == errno.ENOENT else "check the disk"
-        raise UserError(f"{path} cannot be read: {error.strerror} ({reason}); run the same command again") from error
+        vanished = "it was there when the run began; put it back, or start afresh with --overwrite"
+        remedy = vanished if error.errno == errno.ENOENT else "run the same command again when it can be read"
+        raise UserError(f"{path} cannot be read: {error.strerror}: {remedy}") from error
 
 
 def _lines(chunk: Chunk, digest: Any, max_line_bytes: int) -> Iterator[tuple[int, bytes | LongLine]]:

@@ -11,6 +11,7 @@ from colossal_llama.dataset.prepare.ownership import is_ours
 from colossal_llama.dataset.record_keys import UNREAD_KEYS, bound_names
 from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
 from colossal_llama.utils.console import table
+from colossal_llama.utils.directory_listing import unread_message
 from colossal_llama.utils.errors import UserError
 
 MANIFEST_VERSION = 1
@@ -61,6 +62,7 @@ def build_manifest(
     chunks: Sequence[dict],
     parts: Sequence[dict],
     files_of_chunks: Sequence[str],
+    unread_files: dict,
     rejected_sha256: str | None,
 ) -> dict:
     """Builds the manifest of a complete preparation.
@@ -72,6 +74,7 @@ def build_manifest(
         chunks: facts of all chunks.
         parts: facts of all parts.
         files_of_chunks: for every chunk the name of its file.
+        unread_files: `directory_listing.unread_record`.
         rejected_sha256: of rejected.jsonl; None where no record was rejected.
     """
     statistics = total_statistics(chunks)
@@ -94,6 +97,7 @@ def build_manifest(
         },
         "categories": {name: dict(sorted(statistics[name].items())) for name in sorted(statistics)},
         "input_files": _input_files(chunks, files_of_chunks),
+        "unread_files": unread_files,
         "parts": [{"name": f"part-{index:05d}", **_part_entry(part)} for index, part in enumerate(parts)],
         "rejected_sha256": rejected_sha256,
     }
@@ -126,7 +130,7 @@ def _part_entry(part: dict) -> dict:
 
 def summary(manifest: dict) -> str:
     """Formats the manifest as tables: categories, parts, and losses by reason."""
-    blocks = [_category_table(manifest), _part_table(manifest), *_loss_lines(manifest)]
+    blocks = [_category_table(manifest), _part_table(manifest), *_loss_lines(manifest), _unread_files(manifest)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -178,6 +182,11 @@ def _part_table(manifest: dict) -> str:
 def _part_row(name: str, parts: Sequence[dict], max_length: int) -> list:
     rows, documents, tokens = (sum(part[key] for part in parts) for key in ("rows", "documents", "tokens"))
     return [name, rows, documents, tokens, round(tokens / (rows * max_length), 4) if rows else 0.0]
+
+
+def _unread_files(manifest: dict) -> str:
+    """Names the files that were not read; earlier versions did not record them."""
+    return unread_message(manifest["unread_files"]) if "unread_files" in manifest else ""
 
 
 def _loss_lines(manifest: dict) -> list[str]:

@@ -42,6 +42,7 @@ from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentT
 from colossal_llama.utils.atomic_io import fsync_path, write_json
 from colossal_llama.utils.checked_json import with_checksum
 from colossal_llama.utils.console import log_rank_zero, progress_bar
+from colossal_llama.utils.directory_listing import unread_message
 from colossal_llama.utils.errors import UserError
 
 
@@ -87,12 +88,15 @@ def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) ->
 
 def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -> dict | None:
     started = time.perf_counter()
-    files = find_input_files(arguments.paths.data_input_dirs, excluded=arguments.output_dir)
+    files, unread_files = find_input_files(arguments.paths.data_input_dirs, excluded=arguments.output_dir)
+    if message := unread_message(unread_files):
+        log_rank_zero(message)
     date = output_dir.recorded_date(arguments) or datetime.now().date().isoformat()
     tokenizer, format_facts = record_tokenizer(arguments, opened or OpenTokenizer(arguments.paths.tokenizer_dir), date)
     identity = output_dir.identity(arguments, files, format_facts)
     state = output_dir.open_directory(arguments, identity, files)
-    preparation = _Preparation(arguments, files, plan_chunks(files, arguments.run.limit), identity, StageTimes())
+    chunks = plan_chunks(files, arguments.run.limit)
+    preparation = _Preparation(arguments, files, unread_files, chunks, identity, StageTimes())
     if state != "new":
         _refuse_changed_content(preparation, state)
     if state == "complete" and _is_whole(preparation):
@@ -116,6 +120,7 @@ class _Preparation:
 
     arguments: PrepareArguments
     files: Sequence[InputFile]
+    unread_files: dict
     chunks: Sequence[Chunk]
     identity: dict
     times: StageTimes
@@ -155,8 +160,7 @@ def _tokenize_and_write(
     job = ChunkJob(tokenizer, preparation.chunk_dir, run.max_line_bytes, run.on_bad_record == "stop", shared_flag())
     try:
         with worker_pool(run.num_workers, job) as pool:
-            _tokenize(preparation, pool)
-            found = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in preparation.chunks]
+            found = _tokenize(preparation, pool)
             if _others_pending("chunks", found):
                 return None
             facts = [fact for fact in found if fact is not None]
@@ -206,7 +210,7 @@ def _finish(preparation: _Preparation, facts: Sequence[dict], parts: Sequence[di
             return recorded
         rejected_sha256 = write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
         names = [chunk.file.name for chunk in preparation.chunks]
-        manifest = build_manifest(preparation.identity, facts, parts, names, rejected_sha256)
+        manifest = build_manifest(preparation.identity, facts, parts, names, preparation.unread_files, rejected_sha256)
         _write_reports(preparation, manifest)
     return manifest
 
@@ -248,20 +252,17 @@ def _refuse_changed_content(preparation: _Preparation, state: output_dir.State) 
 # ------------------------------------------------------------------------------------- tokenizing
 
 
-def _tokenize(preparation: _Preparation, pool: WorkerPool) -> None:
-    """Tokenizes this job's chunks that are not finished."""
-    pending = [
-        chunk
-        for chunk in preparation.chunks
-        if preparation.arguments.shards.includes(chunk.index)
-        and chunk_facts(preparation.chunk_dir, chunk.index) is None
-    ]
+def _tokenize(preparation: _Preparation, pool: WorkerPool) -> list[dict | None]:
+    """Tokenizes this job's chunks; returns the facts of all, None for unfinished ones."""
+    includes, chunks = preparation.arguments.shards.includes, preparation.chunks
+    known = {chunk.index: chunk_facts(preparation.chunk_dir, chunk.index) for chunk in chunks if includes(chunk.index)}
+    pending = [chunk for chunk in chunks if includes(chunk.index) and known[chunk.index] is None]
     times = preparation.times
     started = time.perf_counter()
     bad: list[tuple[Chunk, dict]] = []
     with progress_bar(total=sum(map(_chunk_bytes, pending)), desc="tokenize", unit="B", unit_scale=True) as bar:
-        for chunk, facts in zip(pending, pool.map(process_chunk, pending), strict=True):
-            bar.update(_chunk_bytes(chunk))
+        for number, (chunk, facts) in enumerate(zip(pending, pool.map(process_chunk, pending), strict=True), start=1):
+            known[chunk.index] = facts
             if not facts["finished"]:
                 bad += [(chunk, record) for record in facts["rejected"]]
                 if len(bad) > SHOWN_BAD_RECORDS:
@@ -271,17 +272,20 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool) -> None:
             times.tokenized_tokens += facts["tokens"]
             elapsed = time.perf_counter() - started
             bar.set_postfix_str(
-                f"{times.tokenized_documents / elapsed:,.0f} documents/s, {times.tokenized_tokens / elapsed:,.0f} "
-                "tokens/s",
+                f"chunk {number:,} of {len(pending):,}, {times.tokenized_documents / elapsed:,.0f} documents/s, "
+                f"{times.tokenized_tokens / elapsed:,.0f} tokens/s",
                 refresh=False,  # else each of 50,000 small chunks draws the bar
             )
+            bar.update(_chunk_bytes(chunk))
     times.tokenize_s = time.perf_counter() - started
     if bad:
         raise BadInputError(bad_record_messages(bad))
+    return [known.get(chunk.index) or chunk_facts(preparation.chunk_dir, chunk.index) for chunk in chunks]
 
 
 def _chunk_bytes(chunk: Chunk) -> int:
-    return chunk.file.size_bytes if chunk.end is None else chunk.end - chunk.start
+    """Size of a chunk, at least 1, so that the progress bar moves over empty files."""
+    return max(1, chunk.file.size_bytes if chunk.end is None else chunk.end - chunk.start)
 
 
 # ------------------------------------------------------------------------------------------ parts
@@ -292,7 +296,7 @@ def _write_parts(preparation: _Preparation, pool: WorkerPool, facts: Sequence[di
     arguments, directory = preparation.arguments, preparation.arguments.output_dir
     indices = range(arguments.rows.num_spliced_dataset_bins)
     own = [index for index in indices if arguments.shards.includes(index)]
-    others = [index for index in indices if index not in set(own)]
+    others = [index for index in indices if not arguments.shards.includes(index)]
     recorded = read_manifest(directory)["parts"] if (directory / "manifest.json").is_file() else None
     if recorded is None:
         recheck_parts(directory, own, arguments.run.num_workers)
@@ -346,12 +350,14 @@ def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], pla
     started = time.perf_counter()
     ranges = [slice(*plan.part_starts[index : index + 2]) for _, index in tasks]
     tokens = [int(plan.lengths[segments].sum()) for segments in ranges]
+    moves = [max(1, count) for count in tokens]  # the bar moves over empty parts, too
     written = 0
-    with progress_bar(total=sum(tokens), desc="write parts", unit=" tokens", unit_scale=True) as bar:
-        for segments, count, _ in zip(ranges, tokens, pool.map(_write_one_part, tasks), strict=True):
-            bar.update(count)
+    with progress_bar(total=sum(moves), desc="write parts", unit=" tokens", unit_scale=True) as bar:
+        for number, (segments, move, _) in enumerate(zip(ranges, moves, pool.map(_write_one_part, tasks), strict=True)):
             written += int(plan.first_of_document[segments].sum())
-            bar.set_postfix_str(f"{written / (time.perf_counter() - started):,.0f} documents/s")
+            speed = written / (time.perf_counter() - started)
+            bar.set_postfix_str(f"part {number + 1:,} of {len(tasks):,}, {speed:,.0f} documents/s", refresh=False)
+            bar.update(move)
     times.write_s, times.written_tokens = time.perf_counter() - started, sum(tokens)
 
 
