@@ -3,6 +3,8 @@
 import multiprocessing.process
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from multiprocessing import forkserver
@@ -167,4 +169,21 @@ def test_without_a_temporary_directory_the_remedy_is_named(monkeypatch):
     forkserver._forkserver._stop()
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match="set TMPDIR to a directory that can be written to"):
-        start_fork_server()
+        start_fork_server(2)
+
+
+def test_a_limit_of_open_files_is_raised_or_named():
+    """The soft limit is this process's own to raise; a hard one is named with a number that fits."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (30, 40))\n"
+        "from colossal_llama.dataset.prepare.worker_pool import _allow_open_files, start_fork_server\n"
+        "from colossal_llama.utils.errors import run_main\n"
+        "_allow_open_files(34); print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+        "run_main(lambda: start_fork_server(9))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "(34, 40)\n")
+    assert done.stderr == (
+        "error: this process may open 40 files at once, too few for its worker processes: raise the limit "
+        "(ulimit -n 1024), or give --num_workers 8\n"
+    )

@@ -44,7 +44,7 @@ def run(kind: Kind) -> None:
     if arguments.run.num_workers > 1:
         from colossal_llama.dataset.prepare.worker_pool import start_fork_server
 
-        start_fork_server()
+        start_fork_server(arguments.run.num_workers)
     from colossal_llama.dataset.prepare.manifest import summary
     from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
     from colossal_llama.dataset.prepare.pipeline import prepare

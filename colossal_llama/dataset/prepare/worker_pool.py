@@ -30,6 +30,8 @@ _PRELOADED = ("colossal_llama.dataset.prepare.chunk_worker", "colossal_llama.dat
 # A socket's path has at most 107 bytes, of which Python takes these below the temporary directory.
 _LONGEST_TEMPORARY_DIR = 107 - len("/pymp-12345678/listener-12345678")
 _EXIT_TIMEOUT_S = 10.0
+# Open files of this process, and for each worker of it or of the fork server: 22 suffice for 2 workers, 40 for 8.
+_FILES, _FILES_PER_WORKER = 16, 3
 
 _context = multiprocessing.get_context("forkserver")
 
@@ -154,25 +156,46 @@ def _is_end(error: EOFError | OSError) -> bool:
     return not isinstance(error, OSError) or isinstance(error, ConnectionError) or error.errno is None
 
 
+def _allow_open_files(needed: int) -> None:
+    """Raises the limit of open files, which the fork server and the workers inherit.
+
+    Raises:
+        UserError: the system does not allow so many.
+    """
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or needed <= limit:
+        return
+    if highest != resource.RLIM_INFINITY and needed > highest:
+        raise _too_few_files(highest, max(1, (highest - _FILES) // _FILES_PER_WORKER))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, highest))
+
+
+def _too_few_files(limit: int, fitting_workers: int) -> UserError:
+    return UserError(
+        f"this process may open {limit} files at once, too few for its worker processes: raise the limit "
+        f"(ulimit -n 1024), or give --num_workers {fitting_workers}"
+    )
+
+
 def _cannot_start(error: EOFError | OSError) -> UserError:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return UserError(
-            f"this process may open {limit} files at once, too few for its worker processes: raise the limit "
-            "(ulimit -n 1024), or give --num_workers 1"
-        )
+        return _too_few_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1)
     return UserError(f"the worker processes cannot be started ({error}): give --num_workers 1")
 
 
-def start_fork_server() -> None:
+def start_fork_server(num_workers: int) -> None:
     """Starts the server process from which workers are forked, if it does not run.
 
     It imports what they need while this process opens the tokenizer. Without this call it starts
     with the first pool.
 
+    Args:
+        num_workers: of the largest pool; the limit of open files is raised for it.
+
     Raises:
         UserError: there is no directory for its socket, or the process may not open more files.
     """
+    _allow_open_files(_FILES + num_workers * _FILES_PER_WORKER)
     _context.set_forkserver_preload(list(_PRELOADED))
     # The server is `python -c …`, which would search the working directory for modules first, where
     # other copies may be.
@@ -231,7 +254,7 @@ def worker_pool(num_workers: int, state: Any) -> Iterator[WorkerPool]:
         UserError: a worker was killed, even if its work was done.
     """
     if num_workers > 1:
-        start_fork_server()
+        start_fork_server(num_workers)
     pool = WorkerPool(num_workers, state)
     try:
         yield pool
