@@ -173,7 +173,7 @@ def test_without_a_temporary_directory_the_remedy_is_named(monkeypatch):
 
 
 def test_a_limit_of_open_files_is_raised_or_named():
-    """The soft limit is this process's own to raise; a hard one is named with a number that fits."""
+    """The soft limit is the process's own; a hard one is named, with a number that fits."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (30, 40))\n"
         "from colossal_llama.dataset.prepare.worker_pool import _allow_open_files, start_fork_server\n"
