@@ -349,8 +349,13 @@ def test_a_cut_off_compressed_file_is_a_bad_record(tmp_path, tokenizer_dir, open
     frames = [pyarrow.compress(records(200).encode(), codec="zstd", asbytes=True) for _ in range(2)]
     (source / "d.jsonl.zst").write_bytes(frames[0] + frames[1][:-20])
     (source / "c.jsonl").write_text(records(3))
-    with pytest.raises(UserError, match="damaged"):
-        prepare(settings_for(source, tmp_path / "out", tokenizer_dir), opened)
+    for damaged in ("a.jsonl.gz", "b.parquet", "d.jsonl.zst"):
+        alone = tmp_path / f"only-{damaged}"
+        alone.mkdir()
+        shutil.copy(source / damaged, alone)
+        with pytest.raises(UserError, match="damaged"):
+            prepare(settings_for(alone, tmp_path / "out", tokenizer_dir), opened)
+        assert content(tmp_path / "out") == {}
     manifest = prepare(settings_for(source, tmp_path / "out", tokenizer_dir, on_bad_record="skip"), opened)
     assert manifest["totals"]["rejected_records"]["damaged_file"] == 3
 
@@ -364,7 +369,7 @@ def test_files_that_are_not_read_are_named_on_the_terminal_and_in_the_manifest(t
         (source / name).write_text(records(1))
     manifest = prepare(settings_for(source, tmp_path / "out", tokenizer_dir), opened)
     assert manifest["totals"]["documents"] == 5
-    assert [file["name"] for file in manifest["input_files"]] == ["in/a.jsonl", "in/\\xe9.jsonl"]
+    assert [file["name"] for file in manifest["input_files"]] == ["in/\\xe9.jsonl", "in/a.jsonl"]
     assert manifest["unread_files"]["first"] == ["in/b.json", "in/c.JSONL"]
     message = "files that are not read: 2 (.JSONL 1, .json 1): in/b.json, in/c.JSONL\nhidden files and directories that"
     assert message in capsys.readouterr().out

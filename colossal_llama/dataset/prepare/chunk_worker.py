@@ -157,7 +157,7 @@ def _limited_rows(
     except DamagedFileError as error:
         message = f"the file is damaged, nothing can be read from here on: {error}"
         counts.records += 1
-        counts.reject(counts.rows, b"", RecordError("damaged_file", message))
+        _reject(job, counts, counts.rows, b"", RecordError("damaged_file", message))
 
 
 def _checked_record(job: ChunkJob, counts: _ChunkCounts, number: int, row: bytes | LongLine | dict) -> Any:
