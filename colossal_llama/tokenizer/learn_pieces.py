@@ -27,13 +27,14 @@ from colossal_llama.utils.cli import (
 from colossal_llama.utils.errors import UserError, run_main
 
 if TYPE_CHECKING:
+    from colossal_llama.tokenizer.expansion.source import SourceTokenizer
     from colossal_llama.tokenizer.learning.bpe_continuation import LearningLimits
     from colossal_llama.tokenizer.learning.training_corpus import TrainingCorpus
     from colossal_llama.tokenizer.learning.vocabulary_size_curve import CurvePoint
 
 
 def _comma_separated(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ def main() -> None:
     corpus = read_training_corpus(arguments.input.data_input_dirs, learning.sample_mb, learning.seed, learning.scripts)
     words, num_words = corpus.words, sum(corpus.words.values())
     log_rank_zero(f"read {corpus.characters:,} characters: {num_words:,} words, {len(words):,} different; learning …")
-    pieces = learn_pieces(words, tokenizer, learning_limits(learning, source.control_tokens))
+    pieces = learn_pieces(words, tokenizer, learning_limits(learning, source))
     if not pieces:
         raise UserError(
             f"no piece was learned: the texts hold {num_words:,} words of {','.join(learning.scripts)}, and none is "
@@ -155,8 +156,9 @@ def check_arguments(parser: CollectingArgumentParser, arguments: argparse.Namesp
     """Checks combinations of arguments, and existing files."""
     from colossal_llama.tokenizer.learning.bpe_continuation import word_pattern
 
-    if arguments.output_dir is not None and arguments.output_dir.exists():
-        parser.problem(f"--output_dir {arguments.output_dir} exists already and is left untouched: give a new name")
+    output = arguments.output_dir
+    if output is not None and (output.exists() or output.is_symlink()):
+        parser.problem(f"--output_dir {output} exists already and is left untouched: give a new name")
     if (
         arguments.num_pieces is not None
         and arguments.max_pieces is not None
@@ -167,17 +169,35 @@ def check_arguments(parser: CollectingArgumentParser, arguments: argparse.Namesp
         word_pattern(arguments.scripts)
     except ValueError as error:
         parser.problem(f"--scripts: {error}")
+    try:
+        blocked_strings(arguments.blocklist_file)
+    except UserError as error:
+        parser.problem(f"--blocklist_file: {error}")
 
 
-def learning_limits(arguments: LearningArguments, control_tokens: frozenset[str]) -> "LearningLimits":
-    """Returns the limits of learning; control tokens are blocked like lines of --blocklist_file."""
+def learning_limits(arguments: LearningArguments, source: "SourceTokenizer") -> "LearningLimits":
+    """Returns the limits of learning; no piece contains a control or an added token."""
     from colossal_llama.tokenizer.learning.bpe_continuation import LearningLimits
 
-    blocked = set(control_tokens)
-    if arguments.blocklist_file is not None:
-        lines = arguments.blocklist_file.read_text("utf-8").splitlines()
-        blocked |= {line.strip() for line in lines if line.strip()}
+    blocked = blocked_strings(arguments.blocklist_file) | source.control_tokens | source.added_tokens.keys()
     return LearningLimits(arguments.max_pieces, arguments.min_frequency, arguments.max_piece_length, frozenset(blocked))
+
+
+def blocked_strings(path: Path | None) -> set[str]:
+    """Reads the strings that no piece may contain, one a line; none without a file.
+
+    Raises:
+        UserError: the file cannot be read, or is not UTF-8.
+    """
+    if path is None:
+        return set()
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start:,}: {error.reason}): convert it") from error
+    return {line.strip() for line in lines if line.strip()}
 
 
 def write_result(

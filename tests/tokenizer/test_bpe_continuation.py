@@ -59,3 +59,9 @@ def test_learned_pieces_of_words_with_marks_and_joiners_can_be_added(made_data, 
     assert len(ids) < len(tokenizer.encode(f"x {word}", add_special_tokens=False))
     if family == "llama2":  # LLaMA-3 splits at marks and joiners
         assert len(ids) == 1 + len(tokenizer.encode("x", add_special_tokens=False))
+
+
+@pytest.mark.parametrize("scripts", [[], ["Klingon"], ["Han}|.{"], [""], ["Han]"]])
+def test_what_is_no_script_is_refused(scripts):
+    with pytest.raises(ValueError, match="script"):
+        word_pattern(scripts)

@@ -84,9 +84,12 @@ def test_the_choice_follows_the_arguments(project_root, made_data, tmp_path):
 
 def test_bad_arguments_and_bad_records_are_one_message(project_root, made_data, tmp_path):
     source = made_data / "tokenizers" / "llama2"
+    blocklist = tmp_path / "blocked.txt"
+    blocklist.write_bytes(b"a\xff\n")
     run = run_tokenizer_script(
         project_root, "learn_pieces.py", "--source_tokenizer_dir", tmp_path / "absent",
         "--data_input_dirs", tmp_path / "none", "--output_dir", tmp_path, "--scripts", "Klingon",
+        "--blocklist_file", blocklist,
         "--max_pieces", 5, "--num_pieces", 6,
     )  # fmt: skip
     assert run.returncode == 2
@@ -95,6 +98,7 @@ def test_bad_arguments_and_bad_records_are_one_message(project_root, made_data, 
         "none does not exist",
         "exists already",
         "Klingon",
+        "blocked.txt is not UTF-8 (byte 1",
         "--num_pieces 6 is more",
     ):
         assert complaint in run.stderr

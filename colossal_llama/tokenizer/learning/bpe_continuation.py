@@ -67,16 +67,20 @@ def word_pattern(scripts: Iterable[str]) -> regex.Pattern:
         scripts: `Han`, `Cyrillic` and others; `any` means letters of all scripts.
 
     Raises:
-        ValueError: a name is not that of a script.
+        ValueError: a name is not that of a script, or there is none.
     """
     scripts = list(scripts)
+    if not scripts:
+        raise ValueError("no script is named")
     if "any" in scripts:
         return regex.compile(" ?" + _joined(_LETTER_OR_MARK, _LETTER_OR_MARK))
     for script in scripts:
         try:
-            regex.compile(rf"\p{{Script={script}}}")
+            is_name = regex.fullmatch(r"[\w -]+", script) and regex.compile(rf"\p{{Script={script}}}")
         except regex.error:
-            raise ValueError(f"{script} is not a Unicode script") from None
+            is_name = None
+        if not is_name:
+            raise ValueError(f"{script} is not a Unicode script")
     own = "".join(rf"\p{{Script={script}}}" for script in scripts)
     shared = "".join(rf"\p{{scx={script}}}" for script in scripts)
     letter = rf"[{own}[[{shared}]&&[\p{{L}}\p{{M}}]]]"
