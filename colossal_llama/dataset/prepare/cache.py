@@ -264,8 +264,15 @@ class PartPlan:
 
     @classmethod
     def load(cls, directory: Path) -> "PartPlan":
-        """Maps the arrays that `save` wrote."""
-        return cls(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__))
+        """Maps the arrays that `save` wrote.
+
+        Raises:
+            UserError: one of them cannot be read.
+        """
+        try:
+            return cls(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__))
+        except Exception as error:  # NumPy raises what its several parsers of a damaged header raise
+            raise UserError(f"{directory} cannot be read ({error})") from error
 
     def fingerprint(self) -> str:
         """SHA-256 of the content of all arrays."""
@@ -295,7 +302,7 @@ def saved_plan(directory: Path, chunk_starts: np.ndarray) -> tuple[PartPlan | No
     try:
         plan = PartPlan.load(directory)
         recorded = read_checked(record, {"plan_sha256": str})["plan_sha256"] if record.exists() else None
-    except (DamagedJsonError, OSError, ValueError, EOFError) as error:
+    except UserError as error:
         return None, str(error)
     if recorded not in (None, plan.fingerprint()):
         return None, f"{directory} has changed since it was written"

@@ -314,10 +314,10 @@ def _write_own_parts(
     """Writes those of this job's parts that are not finished; replaces those of another plan."""
     arguments, directory = preparation.arguments, preparation.arguments.output_dir
     categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
-    plan = _plan(preparation, facts, categories)
+    plan, is_new = _plan(preparation, facts, categories)
     plan_sha256 = plan.fingerprint()
     if may_replace:
-        remove_parts_of_other_plan(directory, own, plan_sha256)
+        remove_parts_of_other_plan(directory, own, plan_sha256, unnamed=is_new)
     pending = [index for index in own if part_facts(directory, index) is None]
     common: dict = {"kind": arguments.kind, "max_length": arguments.rows.max_length, "seed": arguments.rows.seed}
     common |= {name: preparation.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
@@ -332,18 +332,22 @@ def _write_own_parts(
         fsync_path(directory / name)
 
 
-def _plan(preparation: _Preparation, facts: Sequence[dict], categories: Sequence[str]) -> PartPlan:
-    """Opens the plan, be it of an earlier version, as finished parts follow it; else makes it."""
+def _plan(preparation: _Preparation, facts: Sequence[dict], categories: Sequence[str]) -> tuple[PartPlan, bool]:
+    """Opens the plan, be it of an earlier version, as finished parts follow it; else makes it.
+
+    Returns:
+        The plan, and whether it was made.
+    """
     plan_dir = preparation.arguments.output_dir / "cache" / "plan"
     plan, problem = saved_plan(plan_dir, np.cumsum([0, *(fact["tokens"] for fact in facts)]))
     if plan is not None:
-        return plan
+        return plan, False
     if problem:
         log_rank_zero(f"{problem}: made anew")
     num_bins = preparation.arguments.rows.num_spliced_dataset_bins
     plan = plan_parts(preparation.chunk_dir, facts, categories, num_bins)
     plan.save(plan_dir)
-    return plan
+    return plan, True
 
 
 def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], plan: PartPlan, times: StageTimes) -> None:

@@ -69,15 +69,19 @@ def recheck_parts(
     return bool(problems)
 
 
-def remove_parts_of_other_plan(output_dir: Path, indices: Sequence[int], plan_sha256: str) -> None:
+def remove_parts_of_other_plan(output_dir: Path, indices: Sequence[int], plan_sha256: str, unnamed: bool) -> None:
     """Removes the finished parts that were written by another plan than the one in use.
 
-    Parts of an earlier version, which do not name their plan, stay where the plan was found whole.
+    Args:
+        output_dir: of the preparation.
+        indices: of the parts.
+        plan_sha256: fingerprint of the plan.
+        unnamed: removes parts of an earlier version, which do not name their plan, too.
     """
     others = []
     for index in indices:
         facts = part_facts(output_dir, index)
-        if facts is not None and facts.get("plan_sha256", plan_sha256) != plan_sha256:
+        if facts is not None and facts.get("plan_sha256", None if unnamed else plan_sha256) != plan_sha256:
             remove_part(output_dir, index)
             others.append(f"{part_name(index)} was written by another plan of the parts")
     _say(others)
