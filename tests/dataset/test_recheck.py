@@ -94,6 +94,13 @@ def test_what_is_damaged_in_a_begun_directory_is_made_anew(capsys, run, whole, b
     assert content(begun) == content(whole)
 
 
+@pytest.mark.parametrize("name", ["arrow", "jsonl", "cache/chunks", "cache/plan"])
+def test_a_directory_that_is_gone_is_made_anew(run, whole, begun, name):
+    shutil.rmtree(begun / name)
+    run(begun)
+    assert content(begun) == content(whole)
+
+
 def test_two_parts_in_each_others_place_are_noticed(run, whole, begun):
     for name in ("arrow/part-0000{}", "jsonl/part-0000{}.jsonl"):
         first, second, between = (begun / name.format(number) for number in (0, 2, 9))

@@ -141,6 +141,8 @@ def open_directory(arguments: PrepareArguments, requested: dict, files: Sequence
     for record, state in records.items():
         if record.is_file():
             _check_identity(directory, _recorded_identity(record), requested, state)
+            if state == "incomplete":
+                _make_directories(directory)
             return state
     for name in ("arrow", "jsonl"):
         if (directory / name).is_dir() and any((directory / name).iterdir()):
@@ -155,9 +157,13 @@ def open_directory(arguments: PrepareArguments, requested: dict, files: Sequence
 
 def reopen(directory: Path, requested: dict, files: Sequence[InputFile]) -> State:
     """Makes the directories of a run that writes, and records its identity."""
+    _make_directories(directory)
+    return _record_run(directory, requested, files)
+
+
+def _make_directories(directory: Path) -> None:
     for name in ("arrow", "jsonl", "cache"):
         (directory / name).mkdir(exist_ok=True)
-    return _record_run(directory, requested, files)
 
 
 def _recorded_identity(record: Path) -> dict:
