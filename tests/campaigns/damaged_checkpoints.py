@@ -100,8 +100,9 @@ def replace_by_that_of_the_other(file: Path, other: Path, rng: random.Random) ->
 
 
 def swap_with_neighbour(file: Path, other: Path, rng: random.Random) -> None:
-    others = (path for path in file.parent.iterdir() if path != file and path.is_file())
-    neighbour = min(others, key=lambda path: (path.suffix != file.suffix, path.name))  # of the next rank
+    others = [path for path in (*file.parent.iterdir(), *file.parent.parent.iterdir()) if path.is_file()]
+    nearest = [(path.parent != file.parent, path.suffix != file.suffix, path) for path in others if path != file]
+    neighbour = min(nearest)[2]  # of the next rank, if there is one
     content = file.read_bytes()
     file.write_bytes(neighbour.read_bytes())
     neighbour.write_bytes(content)

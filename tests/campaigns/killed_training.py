@@ -16,7 +16,7 @@ from pathlib import Path
 from colossal_llama.training.checkpoint.state import checkpoint_directories
 from colossal_llama.utils.checksums import differences, read_checksums
 from tests.campaigns.outcome import WHOLE, WRONG, Ended, Outcome
-from tests.support.layouts import LAYOUTS, Layout, Runs
+from tests.support.layouts import LAYOUTS, STEPS, Layout, Runs
 
 SAVING = ("--save_interval", "1", "--load_checkpoint", "auto")
 
@@ -76,7 +76,9 @@ def _result(runs: Runs, layout: Layout, name: str, ended: Ended) -> str:
     save_dir = runs.save_dir(name)
     damaged = [difference for path in checkpoint_directories(save_dir) for difference in _damage(path)]
     left = [path.name for path in save_dir.iterdir() if path.name.startswith(".") and path.name != ".lock"]
-    return WRONG if damaged or left or runs.differences(layout, name) else WHOLE
+    steps = [entry["step"] for entry in runs.runner.metrics(name)]
+    is_whole = steps == list(range(1, STEPS + 1)) and not runs.differences(layout, name)
+    return WHOLE if is_whole and not damaged and not left else WRONG
 
 
 def _damage(checkpoint: Path) -> list[str]:

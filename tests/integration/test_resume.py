@@ -87,6 +87,9 @@ def resumed(runner, dropout_model):
     ]
     runner.run(first, ranks=2)
     shutil.copytree(save_of(runner, "zero2"), save_of(runner, "went_back"))
+    foreign = save_of(runner, "went_back") / "epoch-0_step-1" / "notes.md"
+    foreign.parent.mkdir()
+    foreign.write_text("no run has written this")
     back = ("--load_checkpoint", str(checkpoint_of(runner, "went_back")), "--keep_last", "1")
     finished = ("--load_checkpoint", str(save_of(runner, "zero2_again") / "epoch-1_step-10"))
     again = [
@@ -305,11 +308,12 @@ def test_other_data_is_refused(resumed, toy):
 
 def test_going_back_sets_later_checkpoints_aside(resumed):
     """Else `auto` would take the abandoned ones for the newest, and --keep_last would delete the
-    new ones.
+    new ones. What no run has written stays.
     """
     name = "went_back"
     names = visible_in(save_of(resumed, name))
-    assert {entry for entry in names if entry.startswith("epoch")} == {"epoch-1_step-10"}
+    assert {entry for entry in names if entry.startswith("epoch")} == {"epoch-0_step-1", "epoch-1_step-10"}
+    assert (save_of(resumed, name) / "epoch-0_step-1" / "notes.md").exists()
     assert {f"superseded-0-epoch-1_step-{step}" for step in (6, 8, 10)} <= names
     assert resumed.losses(name) == resumed.losses("zero2")[4:]
 

@@ -120,7 +120,7 @@ def test_a_named_checkpoint_must_be_complete_and_so_must_one_of_all(save_dir):
 def test_damaged_content_is_skipped_or_refused_as_missing_files_are(save_dir):
     for step in DAMAGES:
         shutil.rmtree(save_dir / f"epoch-0_step-{step}")
-    newer = Path(shutil.copytree(save_dir / "epoch-0_step-2", save_dir / "epoch-0_step-3"))
+    newer = Path(shutil.copytree(save_dir / "epoch-0_step-2", save_dir / "epoch-1_step-2"))
     damaged, notices = {newer: f"{newer} is damaged: lr_scheduler is missing"}, []
     assert find_checkpoint("auto", save_dir, notices.append, damaged).path == save_dir / "epoch-0_step-2"
     assert notices == [f"skipped: {damaged[newer]}"]
@@ -146,6 +146,15 @@ def test_running_states_of_another_form_are_refused(save_dir, text, reason):
     (path / "running_states.json").write_text(text)
     with pytest.raises(UserError, match=rf"running_states\.json cannot be read \({reason}"):
         find_checkpoint(str(path), save_dir)
+
+
+def test_running_states_of_another_checkpoint_are_refused(save_dir):
+    path = save_dir / "epoch-0_step-2"
+    write_states(path, {**STATES, "progress": asdict(Progress(step=3))})
+    with pytest.raises(UserError, match=r"its running_states\.json is that of step 3"):
+        find_checkpoint(str(path), save_dir)
+    renamed = path.rename(save_dir / "kept")
+    assert find_checkpoint(str(renamed), save_dir).progress.step == 3
 
 
 def test_a_list_of_checksums_that_was_written_must_be_there(save_dir):

@@ -21,6 +21,7 @@ from colossal_llama.training.checkpoint.state import (
     Checkpoint,
     checkpoint_directories,
     read_running_states,
+    step_of_checkpoint,
 )
 from colossal_llama.utils.checksums import has_checksums
 from colossal_llama.utils.errors import UserError, truncate_problems
@@ -39,6 +40,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     checkpoint = read_checkpoint(path)
     _verify_files(checkpoint)
+    step, named = checkpoint.progress.step, step_of_checkpoint(path.name)
+    if named not in (None, step):
+        raise IncompleteCheckpoint(f"{path} is not a complete checkpoint: its {RUNNING_STATES} is that of step {step}")
     return checkpoint
 
 
