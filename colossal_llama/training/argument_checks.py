@@ -17,6 +17,7 @@ from colossal_llama.training.arguments import (
 )
 from colossal_llama.training.checkpoint.state import RUNNING_STATES, checkpoint_directories
 from colossal_llama.training.parallel_layout import SP_MODES, layout_of, layout_problem, read_model_shape
+from colossal_llama.training.record_files import clashing_names, config_file_problem, foreign_records
 from colossal_llama.utils.arguments import ineffective_options, is_given
 from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
 
@@ -102,6 +103,19 @@ def _check_paths(parser: CollectingArgumentParser, arguments: TrainingArguments)
         parser.problem(f"--config_file: {records.config_file} is a directory, a file name is needed")
     for file in _files_among(*records.config_file.parents):
         parser.problem(f"--config_file: {file} is a file, a directory is needed")
+    _check_records(parser, arguments)
+
+
+def _check_records(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
+    """Adds a problem for each file that the run would replace and no run has written."""
+    records, save_dir, is_dry_run = arguments.records, arguments.checkpoint.save_dir, arguments.dry_run.dry_run
+    if not records.config_file.is_dir():
+        problem = config_file_problem(records.config_file, is_dry_run)
+        for text in [problem] if problem else clashing_names(records.config_file, records.tensorboard_dir, save_dir):
+            parser.problem(text)
+    if not is_dry_run:
+        for text in foreign_records(records.tensorboard_dir, save_dir):
+            parser.problem(text)
 
 
 def _files_among(*directories: Path) -> list[Path]:

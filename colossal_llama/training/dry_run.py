@@ -6,7 +6,6 @@ No weights are loaded, and no GPU is needed: the memory is estimated for process
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,11 +18,19 @@ from colossal_llama.training.arguments import MethodArguments, PluginArguments, 
 from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.inputs import RunInputs, resume_progress
-from colossal_llama.training.lr_schedule import Schedule, plan_schedule, rows_of_epoch, step_geometry, tokens_of_run
+from colossal_llama.training.lr_schedule import (
+    Schedule,
+    learning_rate_jump,
+    plan_schedule,
+    rows_of_epoch,
+    step_geometry,
+    tokens_of_run,
+)
 from colossal_llama.training.memory.config import MemoryConfig, memory_config_of, trained_parameters
 from colossal_llama.training.memory.estimate import ALLOWANCE_BYTES, GIB, MemoryEstimate, estimate
 from colossal_llama.training.memory.recompute_policy import Recomputation, minimal_recomputation
 from colossal_llama.training.parallel_layout import layout_of
+from colossal_llama.training.record_files import dry_run_file
 from colossal_llama.utils.console import log_rank_zero, table
 
 
@@ -85,7 +92,12 @@ def report_dry_run(arguments: TrainingArguments, inputs: RunInputs) -> None:
         progress = resume_progress(inputs.checkpoint, inputs.origin, arguments.checkpoint.allow_other_data)
     config = load_config(inputs.model_path)
     inputs.verification.finish()
-    report(arguments, plan_run(arguments, config, inputs.parts, inputs.origin, progress))
+    run = plan_run(arguments, config, inputs.parts, inputs.origin, progress)
+    report(arguments, run)
+    resumed = inputs.checkpoint
+    jump = learning_rate_jump(resumed.path, run.schedule, progress.step) if resumed is not None else None
+    if jump is not None:
+        log_rank_zero(jump)
 
 
 def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
@@ -103,7 +115,7 @@ def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
     log_rank_zero(memory_table(memory))
     for line in _fit_report(memory, settings, run.config, device_bytes):
         log_rank_zero(line)
-    file = record_file(arguments.records.config_file)
+    file = dry_run_file(arguments.records.config_file)
     record = _record(arguments, run, memory, device_bytes)
     record |= {"recomputed_layers": settings.recomputed_layers, "frugal": settings.selective}
     consensus.write_record("--config_file", file, record)
@@ -120,11 +132,6 @@ def _memory_settings(arguments: TrainingArguments, run: DryRun, device_bytes: in
     if arguments.memory.use_grad_checkpoint and device_bytes is not None:
         return minimal_recomputation(run.config, settings, device_bytes)
     return replace(settings, selective=False)
-
-
-def record_file(config_file: Path) -> Path:
-    """Path of a dry run's record: next to the configuration file of the run itself."""
-    return config_file.with_name(f"{config_file.name}.dry_run.json")
 
 
 def _device_bytes(gpu_memory_gib: float | None) -> int | None:

@@ -3,17 +3,22 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import StepGeometry
 from colossal_llama.training.arguments import DataArguments, OptimizerArguments, PluginArguments
-from colossal_llama.training.checkpoint.state import Origin, Progress
+from colossal_llama.training.checkpoint.state import LR_SCHEDULER, Origin, Progress
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.json_files import read_json_object
 
 FINAL_FRACTION = 0.1
 """Last learning rate over the peak."""
+JUMP_FRACTION = 0.01
+"""Relative difference from the checkpoint's schedule beyond which a resumed run's rate is said to
+jump."""
 WARMUP_FRACTION = 0.025
 """Default warm-up steps over all steps."""
 
@@ -54,6 +59,44 @@ class Schedule:
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         return learning_rate(step, self.total_steps, self.warmup_steps, self.peak_learning_rate)
+
+
+def learning_rate_jump(checkpoint: Path, schedule: Schedule, step: int) -> str | None:
+    """Describes how far the learning rate of a resumed run is from where its checkpoint left it.
+
+    Args:
+        checkpoint: directory, whose schedule is compared with the present one.
+        schedule: of the resumed run.
+        step: number of steps done.
+
+    Returns:
+        One sentence; None where the next step has the rate that it would have had.
+    """
+    if step >= schedule.total_steps:
+        return None
+    try:
+        saved = read_json_object(checkpoint / LR_SCHEDULER)
+        last = float(saved["last_learning_rate"])
+        former = Schedule(int(saved["total_steps"]), int(saved["warmup_steps"]), float(saved["peak_learning_rate"]), 0)
+    except (UserError, KeyError, TypeError, ValueError):
+        return f"{checkpoint / LR_SCHEDULER} tells no learning rate, so that it may jump here without a notice"
+    rate, expected = schedule.rate(step), former.rate(step)
+    if abs(rate - expected) <= JUMP_FRACTION * expected:
+        return None
+    changes = [
+        f"{name} {before:g} → {now:g}"
+        for name, before, now in (
+            ("steps", former.total_steps, schedule.total_steps),
+            ("warm-up steps", former.warmup_steps, schedule.warmup_steps),
+            ("--lr", former.peak_learning_rate, schedule.peak_learning_rate),
+        )
+        if before != now
+    ]
+    return (
+        f"warning: the learning rate jumps from {last:.2e} in step {step} to {rate:.2e} in step {step + 1}, because "
+        f"the schedule is not that of the checkpoint ({', '.join(changes)}), by which step {step + 1} would have "
+        f"{expected:.2e}: stop this run and set --lr, --warmup_steps, --num_epochs or --max_steps if that is not meant"
+    )
 
 
 def plan_steps(

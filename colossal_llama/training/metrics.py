@@ -13,14 +13,10 @@ from typing import Any
 
 import torch
 
+from colossal_llama.training.record_files import BENCHMARK_FILE, EVENTS, METRICS_FILE, WRITER_FILE
 from colossal_llama.utils.atomic_io import write_json, write_text
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
-
-METRICS_FILE, BENCHMARK_FILE = "metrics.jsonl", "benchmark.jsonl"
-WRITER_FILE = "run.json"
-"""Names the `--save_dir` of the run whose metrics a directory holds."""
-_EVENTS = "events.out.tfevents.*"
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
 """Dense bf16 FLOP/s of the vendors' datasheets, the denominator of model FLOPs utilisation."""
@@ -161,7 +157,7 @@ def _archive_earlier_metrics(directory: Path) -> None:
     TensorBoard shows the latter as another run.
     """
     metrics, writer = directory / METRICS_FILE, directory / WRITER_FILE
-    events = sorted(directory.glob(_EVENTS))
+    events = sorted(directory.glob(EVENTS))
     if not events and not metrics.exists():
         return
     pairs = ((directory / f"metrics-{n}.jsonl", directory / f"events-{n}") for n in itertools.count())

@@ -18,9 +18,6 @@ from colossal_llama.dataset.loader import RowReader
 from colossal_llama.training.distributed.consensus import CollectiveError
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 
-RECORD = "bad_steps.jsonl"
-"""File in the save directory: one line a non-finite step."""
-
 
 def finite(value: float | None) -> float | None:
     """A finite loss or gradient norm unchanged; None for NaN and Inf, which JSON cannot hold."""

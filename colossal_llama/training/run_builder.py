@@ -29,8 +29,8 @@ from colossal_llama.training.inputs import RunInputs, packed_to_tokens, resume_p
 from colossal_llama.training.lr_schedule import plan_schedule, step_geometry
 from colossal_llama.training.metrics import MetricsWriter, begin_record
 from colossal_llama.training.model_setup import ModelSetup
-from colossal_llama.training.nonfinite_steps import RECORD as NONFINITE_STEPS_FILE
 from colossal_llama.training.nonfinite_steps import NonFiniteSteps
+from colossal_llama.training.record_files import NONFINITE_STEPS_FILE
 from colossal_llama.training.run_dir import archive_earlier_results
 from colossal_llama.training.startup_report import write_config_file
 from colossal_llama.training.train_step import TrainStep

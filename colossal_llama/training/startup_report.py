@@ -15,7 +15,7 @@ from colossal_llama.engine.launch import colossalai_version, current_device
 from colossal_llama.training.arguments import DataArguments, PluginArguments, TrainingArguments
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.inputs import RunInputs
-from colossal_llama.training.lr_schedule import Schedule
+from colossal_llama.training.lr_schedule import Schedule, learning_rate_jump
 from colossal_llama.training.trainer import Trainer
 from colossal_llama.utils.console import log_rank_zero
 
@@ -43,6 +43,8 @@ def report_startup(arguments: TrainingArguments, inputs: RunInputs, trainer: Tra
         log_rank_zero(note)
     if inputs.checkpoint is not None:
         log_rank_zero(f"resuming {inputs.checkpoint.path} after step {trainer.progress.step}")
+        if jump := learning_rate_jump(inputs.checkpoint.path, schedule, trainer.progress.step):
+            log_rank_zero(jump)
         if schedule.total_steps <= trainer.progress.step:
             log_rank_zero(f"warning: nothing is left to train: the run ends after step {schedule.total_steps}")
 

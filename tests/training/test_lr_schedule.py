@@ -1,12 +1,20 @@
 """Step arithmetic and learning rate at every border."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from colossal_llama.dataset.loader import StepGeometry
 from colossal_llama.training.checkpoint.state import Progress
-from colossal_llama.training.lr_schedule import default_warmup_steps, learning_rate, plan_steps
+from colossal_llama.training.lr_schedule import (
+    Schedule,
+    default_warmup_steps,
+    learning_rate,
+    learning_rate_jump,
+    plan_steps,
+)
 
 
 @given(st.integers(1, 300), st.integers(0, 60))
@@ -25,6 +33,42 @@ def test_rate_rises_to_the_peak_and_falls_to_a_tenth(total, warmup):
 
 def test_default_warmup_is_a_fortieth():
     assert [default_warmup_steps(total) for total in (1, 40, 1000)] == [0, 1, 25]
+
+
+def save_schedule(directory, schedule, step):
+    content = {
+        "step": step,
+        "total_steps": schedule.total_steps,
+        "warmup_steps": schedule.warmup_steps,
+        "peak_learning_rate": schedule.peak_learning_rate,
+        "last_learning_rate": schedule.rate(step - 1),
+    }
+    (directory / "lr_scheduler").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("resumed", "step", "said"),
+    [
+        (Schedule(100, 5, 3e-4, 1), 40, None),
+        (Schedule(101, 5, 3e-4, 1), 40, None),  # a rank more or less: half a percent
+        (Schedule(200, 5, 3e-4, 2), 100, "from 3.00e-05 in step 100 to 1.69e-04 in step 101"),
+        (Schedule(200, 5, 3e-4, 2), 100, "steps 100 → 200"),
+        (Schedule(100, 5, 6e-4, 1), 40, "--lr 0.0003 → 0.0006"),
+        (Schedule(100, 60, 3e-4, 1), 40, "warm-up steps 5 → 60"),
+        (Schedule(40, 5, 6e-4, 1), 40, None),  # nothing is left to train
+    ],
+)
+def test_a_jump_of_the_learning_rate_is_described(tmp_path, resumed, step, said):
+    save_schedule(tmp_path, Schedule(100, 5, 3e-4, 1), step)
+    jump = learning_rate_jump(tmp_path, resumed, step)
+    assert jump is None if said is None else said in jump
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{}", '{"last_learning_rate": null}'])
+def test_a_checkpoint_without_a_learning_rate_is_said(tmp_path, content):
+    if content is not None:
+        (tmp_path / "lr_scheduler").write_text(content)
+    assert "tells no learning rate" in learning_rate_jump(tmp_path, Schedule(100, 5, 3e-4, 1), 40)
 
 
 geometries = st.builds(StepGeometry, st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
