@@ -20,7 +20,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.cluster.hostfile import host_problem, read_hostfile, resolution_problems
+from colossal_llama.cluster.hostfile import host_problem, read_hostfile, resolution_problems, ssh_problems
 from colossal_llama.utils.cli import CollectingArgumentParser, is_decodable
 from colossal_llama.utils.errors import UserError, run_main
 
@@ -117,21 +117,26 @@ def word_problems(options: Sequence[str], script: Sequence[str]) -> list[str]:
         return problems
     if not _PLAIN.fullmatch(script[0]) or not script[0].endswith(".py") or script[0].startswith("-"):
         problems.append(f"{script[0]!r}: the script must be a .py file whose path has no spaces or shell characters")
-    hosts: list[str] = []
-    for name, value in _values(options):
+    started_on: list[str] = []
+    master: list[str] = []
+    given = _values(options)
+    for name, value in given:
         if name == "--hostfile":
             try:
-                hosts += read_hostfile(Path(value))
+                started_on += read_hostfile(Path(value))
             except UserError as error:
                 problems += error.problems
         elif name in _HOST_LISTS:
             problems += [f"{name}: {problem}" for host in value.split(",") if (problem := host_problem(host))]
-            hosts += value.split(",") if name in ("-H", "-host", "--host") else []
+            started_on += value.split(",") if name in ("-H", "-host", "--host") else []
         elif not _PLAIN.fullmatch(value):
             problems.append(f"{name} {value!r} has characters that a shell would interpret: choose another value")
         elif name == "--master_addr":
-            hosts.append(value)
-    return problems or resolution_problems(hosts)
+            master = [value]
+    port = dict(given).get("--ssh-port")
+    if port is not None and not port.isdecimal():
+        problems.append(f"--ssh-port {port!r} is not a number")
+    return problems or resolution_problems(started_on + master) or ssh_problems(started_on, int(port) if port else None)
 
 
 def clean_environment(variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -6,6 +6,10 @@
 set -euo pipefail
 
 number=$1
+if [[ ! $number =~ ^[1-9][0-9]{0,3}$ ]]; then
+    echo "error: $number is not a number of GPUs" >&2
+    exit 2
+fi
 if command -v nvidia-smi >/dev/null; then
     if ! shown=$(nvidia-smi --query-gpu=memory.used,index --format=csv,noheader,nounits); then
         echo "error: nvidia-smi fails on $(uname -n): $shown" >&2

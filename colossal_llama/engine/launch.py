@@ -23,7 +23,7 @@ from colossal_llama.engine.adam_extension import TorchCpuAdam, TorchCudaAdam
 from colossal_llama.engine.cpu_accelerator import prepare_cpu
 from colossal_llama.engine.patches.core import apply_patches
 from colossal_llama.engine.patches.gemini import apply_gemini_patches
-from colossal_llama.utils.distributed_env import adopt_slurm_variables
+from colossal_llama.utils.distributed_env import adopt_slurm_variables, nccl_interface_problems
 from colossal_llama.utils.errors import UserError
 
 
@@ -60,6 +60,8 @@ def launch(seed: int) -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
     if has_gpu():
         _check_gpus(local_rank)
+        if problems := nccl_interface_problems():
+            raise UserError(problems)
     with _meeting_problems_named():
         colossalai.launch(
             rank=int(os.environ["RANK"]),

@@ -1,8 +1,8 @@
 """Stop signals, from the first import of a run until its process group is left.
 
-    starting    imports, data, model   ends on all ranks, nothing to save, exit code 128 + number
-    training    steps                  ends after the current step, when all is saved, exit code 0
-    finishing   final model            is noted: the model is written as without it, exit code 0
+    importing, meeting, starting   ends on all ranks: nothing to save, exit code 128 + number
+    training                       ends after the current step, when all is saved, exit code 0
+    finishing                      is noted: the model is written as without it, exit code 0
 
 In every phase a second signal ends the process at once, with exit code 128 + its number. Imports
 the standard library only, so that signals are handled before anything else is imported.
@@ -25,15 +25,20 @@ _ONE_REQUEST_S = 2.0
 ranks, and torchrun forwards what it receives."""
 _CONSENSUS_WITHIN_S = 15.0
 """Time for the ranks to end together while they start; torchrun kills them 30 s after a signal."""
+_MEETING_WITHIN_S = 3.0
+"""Time for the ranks of torchrun to meet after a signal: one that has ended already never comes."""
+_POLL_S = 0.2
 _FLUSH_WITHIN_S = 1.0  # nobody may read the pipe that stdout is
 
 
 class Phase(Enum):
-    """Phase of a run."""
+    """Phase of a run: imports, process group, data and model, steps, final model."""
 
-    STARTING = 1
-    TRAINING = 2
-    FINISHING = 3
+    IMPORTING = 1
+    MEETING = 2
+    STARTING = 3
+    TRAINING = 4
+    FINISHING = 5
 
 
 class Stopped(SystemExit):
@@ -54,7 +59,8 @@ class StopRequest:
     """
 
     number: int | None = None
-    phase: Phase = Phase.STARTING
+    phase: Phase = Phase.IMPORTING
+    _phase_began_s: float = 0.0
     _is_announced: bool = False
     _first_s: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -101,11 +107,11 @@ class StopRequest:
             is_announced: the user has been told about a signal that was received.
         """
         with self._lock:
-            self.phase, self._is_announced = phase, is_announced
+            self.phase, self._phase_began_s, self._is_announced = phase, time.monotonic(), is_announced
 
     def number_before_training(self) -> int | None:
         """Number of the signal for which a run ends that has not begun to train; None without."""
-        return self.number if self.phase is Phase.STARTING else None
+        return self.number if self.phase.value < Phase.TRAINING.value else None
 
     def announce_late(self, number: int | None) -> None:
         """Prints that a signal was noted too late to stop anything, unless that has been said.
@@ -125,16 +131,26 @@ class StopRequest:
             try:
                 numbers = reader.recv(64)
             except TimeoutError:
-                reader.settimeout(None)
-                if (late := self.number_before_training()) is not None:
-                    _end(late, describe_stop(late))
+                self._end_late()
                 continue
             for number in (number for number in numbers if number in STOPPING):
-                reader.settimeout(_CONSENSUS_WITHIN_S)
+                reader.settimeout(_POLL_S)
                 if number == signal.SIGHUP:
                     _forget_terminals(terminals)
                 with self._lock:
                     self._handle(number)
+
+    def _end_late(self) -> None:
+        """Ends a process that has a signal and waits in vain for the others to end with it.
+
+        Imports are not limited: they end by themselves, and the others wait for this process.
+        """
+        with self._lock:
+            number, waited_s = self.number_before_training(), time.monotonic() - max(self._first_s, self._phase_began_s)
+            is_meeting = self.phase is Phase.MEETING and _has_torchrun()
+            limit_s = _MEETING_WITHIN_S if is_meeting else _CONSENSUS_WITHIN_S
+        if number is not None and self.phase is not Phase.IMPORTING and waited_s > limit_s:
+            _end(number, describe_stop(number))
 
     def _handle(self, number: int) -> None:
         if self.number is not None:
@@ -142,8 +158,10 @@ class StopRequest:
                 _end(number, f"second signal ({_name(number)}): the process ends at once and saves nothing")
             return
         self.number, self._first_s = number, time.monotonic()
-        if self.phase is Phase.STARTING and _is_alone():
-            _end(number, describe_stop(number))
+        is_before = self.number_before_training() is not None
+        if is_before and (_is_alone() or (self.phase is Phase.IMPORTING and _has_torchrun())):
+            # torchrun ends the other ranks, and rank 0 among them speaks.
+            _end(number, describe_stop(number) if _is_alone() or os.environ.get("LOCAL_RANK") == "0" else None)
         if self.phase is Phase.FINISHING and not self._is_announced and os.environ.get("RANK", "0") == "0":
             _say(
                 f"{_name(number)} came after the last step: the run ends when all is written; a second signal ends it "
@@ -171,12 +189,18 @@ def _is_alone() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def _end(number: int, sentence: str) -> None:
+def _has_torchrun() -> bool:
+    """True when a launcher ends the other ranks if this one ends."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _end(number: int, sentence: str | None) -> None:
     """Ends the process from this thread, whatever the main thread waits for."""
     late = threading.Timer(_FLUSH_WITHIN_S, os._exit, [exit_code(number)])
     late.daemon = True
     late.start()
-    _say(sentence)
+    if sentence is not None:
+        _say(sentence)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(exit_code(number))

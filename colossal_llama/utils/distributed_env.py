@@ -141,12 +141,29 @@ def _gloo_interface_problems() -> list[str]:
     """Names in GLOO_SOCKET_IFNAME, separated by commas, that no network interface has."""
     names = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
     known = [name for _, name in socket.if_nameindex()]
-    return [
-        f"GLOO_SOCKET_IFNAME: this host ({socket.gethostname()}) has no network interface {name!r}: choose from "
-        f"{', '.join(known)}, or unset it"
-        for name in names
-        if name not in known
-    ]
+    return [_interface_problem("GLOO_SOCKET_IFNAME", name) for name in names if name not in known]
+
+
+def nccl_interface_problems() -> list[str]:
+    """Checks NCCL_SOCKET_IFNAME: beginnings of names (whole names after =), one of which is there.
+
+    After ^ the names are those to leave out. Only a run on GPUs reads the variable.
+    https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-socket-ifname
+    """
+    text = os.environ.get("NCCL_SOCKET_IFNAME", "")
+    is_whole_name = text.startswith("=")
+    names = [name for name in text.removeprefix("=").split(",") if name]
+    known = [name for _, name in socket.if_nameindex()]
+    found = any(one == name or (not is_whole_name and one.startswith(name)) for one in known for name in names)
+    return [] if found or not names or text.startswith("^") else [_interface_problem("NCCL_SOCKET_IFNAME", text)]
+
+
+def _interface_problem(variable: str, name: str) -> str:
+    known = ", ".join(name for _, name in socket.if_nameindex())
+    return (
+        f"{variable}: this host ({socket.gethostname()}) has no network interface {name!r}: choose from {known}, or "
+        "unset it"
+    )
 
 
 def _listed(names: list[str]) -> str:

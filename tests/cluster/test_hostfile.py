@@ -1,11 +1,12 @@
 """Host names: what is one, what is not, and what cannot be resolved."""
 
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from colossal_llama.cluster.hostfile import host_problem, read_hostfile, resolution_problems
+from colossal_llama.cluster.hostfile import host_problem, read_hostfile, resolution_problems, ssh_problems
 from colossal_llama.utils.errors import UserError
 
 
@@ -50,3 +51,16 @@ def test_preflight_refuses_a_hostfile_in_one_sentence(project_root, tmp_path, co
     assert done.returncode == 2
     assert done.stderr.startswith("error: hostfile ") or done.stderr.startswith("error: hostfile, line 1")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_host_without_an_ssh_server_leads_to_preflight():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        (problem,) = ssh_problems(["localhost", "127.0.0.9"], port)
+        assert problem.startswith(f"no ssh server answers on the host 127.0.0.9 at port {port}")
+        assert "preflight.py" in problem
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.9", port))
+        listener.listen()
+        assert ssh_problems(["127.0.0.9"], port) == []

@@ -143,6 +143,41 @@ def test_filled_in_pretraining_template_stops_cleanly_and_goes_on(cluster, hostf
     assert (template.save_dir / "modelling" / "config.json").is_file()
 
 
+def test_odd_words_and_variables_reach_both_hosts_whole(cluster, hostfile, project_root, tmp_path):
+    (tmp_path / "rank.py").write_text(
+        "import json, os, pathlib, sys\n"
+        "record = pathlib.Path(__file__).with_name('given-' + os.environ['RANK'])\n"
+        "record.write_text(json.dumps([sys.argv[1:], os.environ['NCCL_ODD'], 'MY_SECRET' in os.environ]))\n"
+    )
+    odd = ["a b", "it's", "$(touch executed)", "`touch executed`", 'say "x"; touch executed', "*", "\\", "a\nb", "-x"]
+    words = ["--nproc_per_node", "1", "--hostfile", str(hostfile), "--master_port", str(own_hosts.free_port())]
+    command = ["bash", "colossal_llama/cluster/stoppable.sh", str(hostfile), "colossalai", "run", *words]
+    variables = {"NCCL_ODD": 'q"$(touch executed)`touch executed`', "MY_SECRET": "x"}
+    done = cluster["node-1"].run([*command, str(tmp_path / "rank.py"), *odd], **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for rank in range(2):
+        assert json.loads((tmp_path / f"given-{rank}").read_text()) == [odd, variables["NCCL_ODD"], False]
+    assert not (project_root / "executed").exists()
+
+
+def test_hosts_that_are_not_there_are_named_before_anything_starts(cluster, hostfile, toy, tmp_path):
+    for name, words in (
+        ("no-such-host", "the host no-such-host cannot be resolved"),
+        (own_hosts.DOWN, f"no ssh server answers on the host {own_hosts.DOWN} at port"),
+        ("-oProxyCommand=touch executed", f"{hostfile}, line 2: '-oProxyCommand=touch executed' is not a host name"),
+    ):
+        hostfile.write_text(f"node-1\n{name}\n")
+        variables = {"HOSTFILE": str(hostfile), "NPROC_PER_NODE": "1", "PRETRAINED_MODEL_PATH": str(toy.model)}
+        variables |= {
+            f"PARENT_{kind}": str(tmp_path / "out") for kind in ("SAVE_DIR", "TENSORBOARD_DIR", "CONFIG_FILE")
+        }
+        done = cluster["node-1"].run(["bash", "train.example.sh", str(toy.parts[0])], 60, **variables)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert f"error: {words}" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_signal_reaches_ranks_on_another_host_than_the_template_s(cluster, project_root, tmp_path):
     """As from a login node: node-1 starts, node-2 alone is in the hostfile and has the rank."""
     (tmp_path / "hostfile").write_text("node-2\n")

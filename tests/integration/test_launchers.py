@@ -4,6 +4,7 @@ python.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,35 @@ def test_template_trains_through_colossalai_run(template, kind, toy, project_roo
     assert (run / "modelling" / "config.json").is_file()
     assert (tmp_path / "logs" / run.name / "metrics.jsonl").is_file()
     assert (tmp_path / "configs" / f"{run.name}.json").is_file()
+
+
+@pytest.mark.distributed
+def test_a_template_trains_with_names_that_a_shell_would_execute(toy, project_root, tmp_path):
+    odd = tmp_path / 'it\'s; $(touch executed) `touch executed` "q" *'
+    shutil.copytree(toy.model, odd / "model")
+    shutil.copytree(toy.parts[0], odd / "part\n0")
+    variables = settings_of_template(tmp_path, odd / "model") | {
+        "PROJECT_NAME": "$(touch executed)",
+        "NPROC_PER_NODE": "1",
+        "NCCL_ODD": 'q"$(touch executed)',
+        "BASH_FUNC_ls%%": "() { touch executed; }",
+    }
+    variables |= {f"PARENT_{name}": str(odd / name) for name in ("SAVE_DIR", "TENSORBOARD_DIR", "CONFIG_FILE")}
+    done = subprocess.run(
+        ["bash", "train.example.sh", str(odd / "part\n0")],
+        cwd=project_root,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (odd / "SAVE_DIR").iterdir()
+    assert run.name.startswith("$(touch executed)-20")
+    assert (run / "modelling" / "config.json").is_file()
+    assert not (project_root / "executed").exists()
 
 
 @pytest.mark.distributed

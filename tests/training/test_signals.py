@@ -19,7 +19,7 @@ from colossal_llama.training import signals
 request = signals.REQUEST
 with request.listening():
     phase, naps = sys.argv[1], int(sys.argv[2])
-    if phase != "STARTING":
+    if phase != "IMPORTING":
         request.begin(signals.Phase[phase])
     print("listening", flush=True)
     for _ in range(naps):
@@ -42,20 +42,34 @@ def start(project_root, phase: str, naps: int = 10, **settings) -> subprocess.Po
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_process_that_starts_alone_ends_at_once(project_root, number, code):
-    process = start(project_root, "STARTING", 300)
+@pytest.mark.parametrize("phase", ["IMPORTING", "MEETING", "STARTING"])
+def test_a_process_that_starts_alone_ends_at_once(project_root, phase, number, code):
+    process = start(project_root, phase, 300)
     process.send_signal(number)
     output, errors = process.communicate(timeout=10)
     assert (process.returncode, output) == (code, "")
     assert errors == f"stopped by {number.name} before the first step: there was nothing to save yet\n"
 
 
-def test_a_rank_that_starts_waits_for_the_others_to_end_with_them(project_root):
-    process = start(project_root, "STARTING", 3, env={"WORLD_SIZE": "2"})
+@pytest.mark.parametrize("phase", ["IMPORTING", "MEETING", "STARTING"])
+def test_a_rank_that_starts_waits_for_the_others_to_end_with_them(project_root, phase):
+    process = start(project_root, phase, 3, env={"WORLD_SIZE": "2"})
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=10)
     assert process.returncode == 0
     assert "received True" in output
+
+
+@pytest.mark.parametrize(("local_rank", "spoken"), [("0", 1), ("1", 0)])
+@pytest.mark.parametrize(("phase", "within_s"), [("IMPORTING", 5.0), ("MEETING", 10.0)])
+def test_a_rank_of_torchrun_ends_soon(project_root, phase, within_s, local_rank, spoken):
+    """Before the ranks have met: torchrun ends the others, of which the first speaks."""
+    variables = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": local_rank}
+    process = start(project_root, phase, 300, env=variables)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=within_s)
+    assert process.returncode == 143
+    assert errors.count("stopped by SIGTERM before the first step") >= spoken
 
 
 def test_a_signal_is_noted_in_the_last_phase_and_ignored_after_it(project_root):

@@ -1,10 +1,17 @@
 """Rank and world size from the variables of srun or torchrun."""
 
 import os
+import socket
 
 import pytest
 
-from colossal_llama.utils.distributed_env import adopt_slurm_variables, first_host
+from colossal_llama.utils.distributed_env import (
+    adopt_slurm_variables,
+    first_host,
+    launcher_problems,
+    nccl_interface_problems,
+    speaks_for_host,
+)
 from tests.support.slurm import RANK_VARIABLES, of_srun
 
 
@@ -70,3 +77,62 @@ def test_other_processes_of_a_job_are_left_alone(no_launcher, kept):
     adopt_slurm_variables()
     assert "MASTER_ADDR" not in os.environ
     assert os.environ.get("RANK") == variables.get("RANK")
+
+
+LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("change", "problems"),
+    [
+        ({}, []),
+        ({"RANK": None}, ["LOCAL_RANK, WORLD_SIZE set without RANK"]),
+        ({"MASTER_PORT": None, "MASTER_ADDR": ""}, ["set without MASTER_ADDR, MASTER_PORT"]),
+        ({"RANK": "abc", "WORLD_SIZE": "-1"}, ["RANK='abc' is not a whole", "WORLD_SIZE='-1' is not a whole"]),
+        ({"RANK": "2"}, ["RANK is 2, and WORLD_SIZE is 2: ranks count from 0 to 1"]),
+        ({"LOCAL_WORLD_SIZE": "1"}, ["LOCAL_RANK is 1, and LOCAL_WORLD_SIZE is 1"]),
+        ({"MASTER_PORT": "99999"}, ["MASTER_PORT=99999 is no port"]),
+        ({"MASTER_ADDR": "no-such-host.invalid"}, ["MASTER_ADDR='no-such-host.invalid' cannot be resolved"]),
+        ({"GLOO_SOCKET_IFNAME": "lo,xyz"}, ["has no network interface 'xyz'"]),
+        ({"COLOSSAL_LLAMA_HOST_TIMEOUT_S": "0"}, ["COLOSSAL_LLAMA_HOST_TIMEOUT_S='0' is not a number of seconds"]),
+    ],
+)
+def test_odd_variables_of_a_launcher(no_launcher, change, problems):
+    for name, value in {**LAUNCHED, **change}.items():
+        if value is not None:
+            no_launcher.setenv(name, value)
+    found = launcher_problems()
+    assert len(found) == len(problems)
+    assert all(words in problem for problem, words in zip(found, problems, strict=True))
+
+
+def test_a_process_that_is_no_rank_is_never_silent(no_launcher):
+    """A lone variable in a shell, or ranks that contradict each other, are no launcher's."""
+    assert speaks_for_host()
+    no_launcher.setenv("LOCAL_RANK", "3")
+    assert speaks_for_host()
+    for name, value in LAUNCHED.items():
+        no_launcher.setenv(name, value)
+    assert not speaks_for_host()
+    no_launcher.setenv("RANK", "2")
+    assert speaks_for_host()
+
+
+def test_slurm_s_names_are_given_with_what_is_missing(no_launcher):
+    for name, value in of_srun(0, 4, 2, "[").items():
+        no_launcher.setenv(name, value)
+    no_launcher.delenv("SLURM_STEP_NUM_TASKS")
+    no_launcher.delenv("SLURM_NTASKS")
+    adopt_slurm_variables()
+    (problem,) = launcher_problems()
+    assert "WORLD_SIZE (SLURM_NTASKS), MASTER_ADDR (SLURM_STEP_NODELIST)" in problem
+
+
+@pytest.mark.parametrize(
+    ("names", "is_good"),
+    [("", True), ("e", True), ("=e", False), ("=eth0", True), ("^lo", True), ("ib,eth", True), ("ib", False)],
+)
+def test_interfaces_as_nccl_reads_them(no_launcher, names, is_good):
+    no_launcher.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0")])
+    no_launcher.setenv("NCCL_SOCKET_IFNAME", names)
+    assert (nccl_interface_problems() == []) == is_good

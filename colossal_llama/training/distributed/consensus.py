@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from colossal_llama.engine import launch
-from colossal_llama.training.signals import REQUEST, Stopped, describe_stop, exit_code
+from colossal_llama.training.signals import REQUEST, Phase, Stopped, describe_stop, exit_code
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.cli import InvalidArguments
 from colossal_llama.utils.console import is_rank_zero
@@ -82,9 +82,13 @@ def _launch(seed: int) -> list[str]:
         if not is_multi_host():
             raise
         traceback.print_exc()
+        REQUEST.begin(Phase.MEETING)
         launch.join_without_engine()
+        REQUEST.begin(Phase.STARTING)
         return [f"ColossalAI cannot be imported: {type(error).__name__}: {error}"]
+    REQUEST.begin(Phase.MEETING)
     launch.launch(seed)
+    REQUEST.begin(Phase.STARTING)
     return []
 
 

@@ -33,6 +33,7 @@ import torch.distributed as dist
 
 from colossal_llama.training.distributed.consensus import CollectiveError
 from colossal_llama.training.distributed.heartbeat import Heartbeat, HeartbeatMonitor
+from colossal_llama.training.signals import REQUEST, describe_stop, exit_code
 from colossal_llama.utils.distributed_env import HOST_TIMEOUT_VARIABLE, is_multi_host
 from colossal_llama.utils.errors import UserError
 
@@ -88,6 +89,9 @@ def lost_ranks_named() -> Iterator[None]:
     except Exception as error:
         if not _is_symptom(error):
             raise
+        if (number := REQUEST.number_before_training()) is not None:  # the others have ended by the same signal
+            print(describe_stop(number), file=sys.stderr, flush=True)
+            raise SystemExit(exit_code(number)) from None
         message = " ".join(str(error).split())[:500]
         if "Duplicate GPU" in message:
             cause = (
