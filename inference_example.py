@@ -3,8 +3,7 @@
 The options: `python inference_example.py --help`.
 """
 
-from colossal_llama.inference.cli import main
 from colossal_llama.utils.errors import run_main
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main("colossal_llama.inference.cli:main")

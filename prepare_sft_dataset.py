@@ -3,8 +3,7 @@
 The options: `python prepare_sft_dataset.py --help`.
 """
 
-from colossal_llama.dataset.prepare.cli import prepare_sft
 from colossal_llama.utils.errors import run_main
 
 if __name__ == "__main__":
-    run_main(prepare_sft)
+    run_main("colossal_llama.dataset.prepare.cli:prepare_sft")

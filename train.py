@@ -6,8 +6,7 @@ The options: `python train.py --help`. For instance:
         --pretrained MODEL --dataset DATA/arrow/part-0000* --plugin zero2 …
 """
 
-from colossal_llama.training.train import main
 from colossal_llama.utils.errors import run_main
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main("colossal_llama.training.train:main")

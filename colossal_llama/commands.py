@@ -8,7 +8,6 @@ module of the command that is asked for is imported.
 """
 
 import difflib
-import pkgutil
 import sys
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ class Command:
 
     Attributes:
         name: that of the script which does the same.
-        function: `module:function`, as `pkgutil.resolve_name` takes it.
+        function: `module:function`, as `run_main` takes it.
         summary: a line for `colossal-llama --help`.
         aliases: further names.
     """
@@ -99,7 +98,7 @@ def main() -> None:
         print(f"error: {problem}\n'{PROGRAM} --help' lists the commands.", file=sys.stderr)
         raise SystemExit(2)
     sys.argv[:2] = [f"{PROGRAM} {command.name}"]
-    run_main(lambda: pkgutil.resolve_name(command.function)())  # Ctrl-C while importing is caught, too
+    run_main(command.function)
 
 
 def find_command(name: str) -> Command | None:

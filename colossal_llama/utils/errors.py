@@ -1,15 +1,15 @@
-"""Errors that the user can fix: one message, no traceback, exit code 2."""
+"""Errors that the user can fix: one message, no traceback, exit code 2.
+
+Scripts import this module first, and Ctrl-C meanwhile has a traceback: it imports little at once.
+"""
 
 import errno
-import importlib.util
 import os
 import signal
-import socket
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from colossal_llama.utils.distributed_env import speaks_for_host
 from colossal_llama.utils.streams import prepare_streams, stdout_fails
@@ -66,7 +66,7 @@ def truncate_problems(problems: Sequence[str], limit: int = 20) -> list[str]:
 def print_and_exit(error: UserError) -> NoReturn:
     """Prints the problems to stderr on the first rank of each host, and exits with code 2."""
     if speaks_for_host():
-        host = "" if os.environ.get("RANK", "0") == "0" else f" (rank {os.environ['RANK']} on {socket.gethostname()})"
+        host = "" if os.environ.get("RANK", "0") == "0" else f" (rank {os.environ['RANK']} on {os.uname().nodename})"
         for problem in error.problems:
             # One write a line: launchers interleave the output of hosts between writes.
             sys.stderr.write(f"error{host}: {problem}\n")
@@ -74,8 +74,11 @@ def print_and_exit(error: UserError) -> NoReturn:
     raise SystemExit(2)
 
 
-def run_main(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], None] | str) -> None:
     """Runs a script's `main`, and turns expected errors into a message and an exit code.
+
+    Named as `module:function`, it is imported here, so that Ctrl-C meanwhile and absent packages
+    are messages, too.
 
     - Code 2: a `UserError`, an error of the file system (disk full, no permission, name too long)
       or of the host's resources (memory, open files), or a package that is not installed, with its
@@ -90,6 +93,10 @@ def run_main(main: Callable[[], None]) -> None:
     ended: BaseException | None = None
     try:
         Path.cwd()  # raises where the directory is gone; libraries end without a sentence there
+        if isinstance(main, str):
+            import pkgutil
+
+            main = cast(Callable[[], None], pkgutil.resolve_name(main))
         main()
     except BaseException as error:
         ended = error
@@ -152,12 +159,16 @@ def _problem_of_system(error: OSError) -> str | None:
             return "no directory for temporary files can be written: set TMPDIR to one that can"
         return "the working directory no longer exists: change to another one and run the command again"
     if "AF_UNIX path too long" in str(error):
+        import tempfile
+
         return f"TMPDIR ({tempfile.gettempdir()}) is too long for the name of a socket: set it to a shorter directory"
     return None
 
 
 def missing_package_problem(module: str) -> str | None:
     """The sentence for a module whose package is not installed; None where the package is there."""
+    import importlib.util
+
     package = module.partition(".")[0]
     if not package or package == __name__.partition(".")[0] or importlib.util.find_spec(package) is not None:
         return None
