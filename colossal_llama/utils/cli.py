@@ -19,6 +19,8 @@ _TRUE = {"true", "t", "yes", "y", "on", "1"}
 _FALSE = {"false", "f", "no", "n", "off", "0"}
 PROGRAM = "colossal-llama"
 """The console command, whose sub-commands are in colossal_llama/commands.py."""
+LARGEST_INTEGER = 2**63 - 1
+"""The largest that libraries take, where an option has no limit of its own."""
 MAX_SEED = 2**32 - 1
 """The largest seed that NumPy takes, and with it ColossalAI's launch."""
 
@@ -223,12 +225,15 @@ def number_in_range(
     Args:
         kind: `int` or `float`.
         minimum: the smallest value allowed.
-        maximum: the largest value allowed.
+        maximum: the largest value allowed; None: any number, or `LARGEST_INTEGER`.
         above: the value must be strictly greater.
 
     Returns:
         A function from text to number; it raises `argparse.ArgumentTypeError`.
     """
+
+    if maximum is None and kind is int:
+        maximum = LARGEST_INTEGER
 
     def convert(text: str) -> float:
         """Returns the finite number in the range that the text is."""

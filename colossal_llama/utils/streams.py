@@ -37,8 +37,8 @@ def stdout_fails(asks_for_reader: bool = False) -> OSError | None:
     """
     try:
         sys.stdout.flush()
-        if asks_for_reader:
-            _raise_if_nobody_reads(1)
+        if asks_for_reader and stdout_has_no_reader():
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
     except OSError as error:
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, 1)
@@ -107,13 +107,8 @@ def _reconfigure(stream: Any, errors: str) -> None:
         stream.reconfigure(errors=errors)
 
 
-def _raise_if_nobody_reads(descriptor: int) -> None:
-    """Raises for a pipe without a reader, also when nothing is left in the buffer to write to it.
-
-    Raises:
-        BrokenPipeError: nobody reads the pipe.
-    """
+def stdout_has_no_reader() -> bool:
+    """True when stdout is a pipe that nobody reads, also when nothing is left to write to it."""
     poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    if any(event & select.POLLERR for _, event in poll.poll(0)):
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    poll.register(1, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -16,6 +16,7 @@ from tests.campaigns.command_lines import EXIT_CODE_OF_FINDINGS, World, make_wor
 from tests.campaigns.outcome import PROJECT_ROOT, REFUSED, SILENT, STOPPED, WHOLE, WRONG, Outcome, run_shell
 
 TIMEOUT_S = 180
+LOST_CONNECTION = 3  # exit code of a rank, documented in training/distributed/watchdog.py
 LONG_DIRECTORY = "d" * 90
 CONDITIONS = {
     "stdout closed": '"$@" >&-',
@@ -66,6 +67,8 @@ def run_trial(world: World, condition: str, name: str) -> Outcome:
     if ended.code == EXIT_CODE_OF_FINDINGS.get(name):
         result = WHOLE
     elif result == SILENT and ended.code == 2 and condition in UNSEEN:
+        result = REFUSED
+    elif result == SILENT and ended.code == LOST_CONNECTION and ("error (" in ended.stderr or condition in UNSEEN):
         result = REFUSED
     elif result == SILENT and ended.code == 1 and condition.startswith("reader"):
         result = STOPPED  # as Python's documentation recommends, see utils/errors.py

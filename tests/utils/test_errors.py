@@ -69,6 +69,12 @@ def test_a_seed_that_is_too_large_is_refused(project_root, script):
     assert f"argument --seed: {2**32} is more than {2**32 - 1}" in done.stderr
 
 
+def test_a_whole_number_that_no_library_takes_is_refused(project_root):
+    done = run_script(project_root, "inference_example.py", "--max_new_tokens", 10**30, "--top_k", 2**63)
+    assert f"argument --max_new_tokens: {10**30} is more than {2**63 - 1}" in done.stderr
+    assert f"argument --top_k: {2**63} is more than {2**63 - 1}" in done.stderr
+
+
 @pytest.mark.parametrize("script", ["prepare_pretrain_dataset.py", "prepare_sft_dataset.py"])
 def test_a_row_that_no_splicing_could_hold_is_refused(project_root, script):
     done = run_script(project_root, script, "--max_length", 2**20 + 1)

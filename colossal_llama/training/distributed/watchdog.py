@@ -36,6 +36,7 @@ from colossal_llama.training.distributed.heartbeat import Heartbeat, HeartbeatMo
 from colossal_llama.training.signals import REQUEST, describe_stop, exit_code
 from colossal_llama.utils.distributed_env import HOST_TIMEOUT_VARIABLE, is_multi_host
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.streams import stdout_has_no_reader
 
 _LIMIT_S = 30.0
 FAILURE_REPORT = "why_it_ended.txt"
@@ -110,7 +111,9 @@ def lost_ranks_named() -> Iterator[None]:
 def _is_symptom(error: Exception) -> bool:
     """True for an error that another rank's end may have caused."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError | BrokenPipeError) or (
+    if isinstance(error, BrokenPipeError):
+        return not stdout_has_no_reader()
+    return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in text for word in _SYMPTOMS)
     )
 
