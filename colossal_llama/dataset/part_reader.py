@@ -71,12 +71,11 @@ class Part:
         column = self.rows.data.column("input_ids")
         return pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
 
-    def max_document_tokens(self, cross_document_attention: bool) -> int:
-        """Length of the longest document; of the longest row where attention crosses documents."""
+    def document_tokens(self, cross_document_attention: bool) -> np.ndarray:
+        """Lengths of all documents; of the rows where attention crosses documents."""
         if cross_document_attention:
-            return int(self.row_lengths_tokens().max(initial=0))
-        lengths = pyarrow.compute.list_flatten(self.rows.data.column("document_lengths"))
-        return pyarrow.compute.max(lengths).as_py() or 0
+            return self.row_lengths_tokens()
+        return pyarrow.compute.list_flatten(self.rows.data.column("document_lengths")).to_numpy()
 
 
 def full_row_tokens(parts: Sequence[Part], max_length: int, packed_to_tokens: int | None) -> int:

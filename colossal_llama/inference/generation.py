@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from colossal_llama.model.rope import unscaled_length_tokens
 from colossal_llama.utils.errors import UserError
 
 _REPLACEMENT = "\ufffd"  # bytes that form no whole character decode to it
@@ -139,6 +140,9 @@ class TextGenerator:
         )
         self._cache = DynamicCache()
         self._cached_ids: list[int] = []
+        limit_tokens = unscaled_length_tokens(model.config)
+        # Keys in the cache may have been rotated by the frequencies of another length.
+        self._may_reuse_cache = limit_tokens is None or limit_tokens >= self.max_positions
 
     def generate(self, prompt_ids: Sequence[int], on_text: Callable[[str], Any] = lambda text: None) -> Completion:
         """Generates from one prompt.
@@ -170,7 +174,7 @@ class TextGenerator:
 
     def _keep_common_prefix(self, prompt_ids: Sequence[int]) -> int:
         """Crops the cache to the prompt's prefix; at least one token is left to compute."""
-        limit = min(len(self._cached_ids), len(prompt_ids) - 1)
+        limit = min(len(self._cached_ids), len(prompt_ids) - 1) if self._may_reuse_cache else 0
         common = next((i for i in range(limit) if self._cached_ids[i] != prompt_ids[i]), limit)
         if common == 0:
             self._cache = DynamicCache()

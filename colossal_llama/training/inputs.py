@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
@@ -11,6 +12,7 @@ from colossal_llama.dataset.chat_template import CHAT_DATE
 from colossal_llama.dataset.part_reader import Part, data_fingerprint, open_parts
 from colossal_llama.model.expansion.new_tokens import vocabulary_rows
 from colossal_llama.model.loading import load_config
+from colossal_llama.model.rope import varying_rope_problem
 from colossal_llama.model.weights.adapter_files import (
     ADAPTER_WEIGHTS,
     adapter_base_path,
@@ -146,6 +148,7 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
     eval_parts = []
     if arguments.records.eval_dataset:
         eval_parts = open_parts(arguments.records.eval_dataset, data.max_length, option="--eval_dataset")
+    _refuse_varying_rope(data, config, [*parts, *eval_parts])
     _warn_of_long_documents(data.cross_document_attention, config, [*parts, *eval_parts])
     _record_chat_date(tokenizer, parts)
     fingerprint = tokenizer_fingerprint(tokenizer)
@@ -188,8 +191,19 @@ def _refuse_other_tokenizer(parts_by_option: dict[str, list[Part]], fingerprint:
                 )
 
 
+def _refuse_varying_rope(data: DataArguments, config: PretrainedConfig, parts: list[Part]) -> None:
+    lengths = np.concatenate([part.document_tokens(data.cross_document_attention) for part in parts])
+    one_per_row = len(lengths) == sum(len(part.rows) for part in parts)
+    is_packed = packed_to_tokens(data, parts) is not None
+    several = data.micro_batch_size > 1 or is_packed or not one_per_row
+    # A packed row is one document where attention crosses documents.
+    longest_tokens = data.max_length if is_packed and data.cross_document_attention else int(lengths.max())
+    if problem := varying_rope_problem(config, int(lengths.min()), longest_tokens, several):
+        raise UserError(problem)
+
+
 def _warn_of_long_documents(cross_document_attention: bool, config: PretrainedConfig, parts: list[Part]) -> None:
-    longest_tokens = max(part.max_document_tokens(cross_document_attention) for part in parts)
+    longest_tokens = max(int(part.document_tokens(cross_document_attention).max(initial=0)) for part in parts)
     if longest_tokens > config.max_position_embeddings:
         log_rank_zero(
             f"warning: the data have {'rows' if cross_document_attention else 'documents'} of up to "

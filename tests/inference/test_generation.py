@@ -148,3 +148,19 @@ def test_a_prompt_beyond_the_models_positions_is_refused(random_model, llama2):
     with pytest.raises(UserError, match="400 positions"):
         generator.generate([1] * 400)
     assert len(generator.generate([1] * 398).token_ids) == 2
+
+
+def test_keys_of_another_length_are_not_reused(random_model, llama2):
+    """With longrope, a prefix of a longer prompt has been rotated by other frequencies."""
+    config = random_model.config
+    factors = [1.0] * (config.head_dim // 2)
+    config.rope_scaling = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
+    config.original_max_position_embeddings = 100
+    try:
+        generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, 2)
+        assert [generator.generate([1, 5, 6, 7]).reused_tokens for _ in range(2)] == [0, 0]
+    finally:
+        config.rope_scaling = None
+        del config.original_max_position_embeddings
+    generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, 2)
+    assert [generator.generate([1, 5, 6, 7]).reused_tokens for _ in range(2)] == [0, 3]
