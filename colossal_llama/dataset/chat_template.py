@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,7 +140,8 @@ class ChatTemplate:
             for start, conversation in zip(starts, encoded, strict=True)
             for begin, end in conversation.target_spans
         ]
-        ids = np.array([token_id for conversation in encoded for token_id in conversation.input_ids], np.int32)
+        listed = chain.from_iterable(conversation.input_ids for conversation in encoded)
+        ids = np.fromiter(listed, np.int32, int(ends[-1]) if encoded else 0)
         spans = np.array(targets, np.int64).reshape(-1, 2)
         return EncodedBatch(ids, ends, spans, spans[:, 0], spans[:, 1], refusals)
 

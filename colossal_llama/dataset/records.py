@@ -205,7 +205,7 @@ def _checked_turns(messages: list[Message], notes: list[str]) -> list[Message]:
     for number, message in enumerate(messages, 1):
         if not message.content:
             raise RecordError("empty_message", f"message {number} (from {message.role}) is empty")
-        if _is_blank(message.content):
+        if message.content.isspace() or (len(message.content) < _LONGEST_CHECKED and _is_unseen(message.content)):
             raise RecordError("blank_message", f"message {number} (from {message.role}) has nothing but blanks")
         if message.role == "system" and number > 1:
             raise RecordError("misplaced_system", f"message {number} is a system message: only the first may be")
@@ -227,12 +227,8 @@ def _checked_turns(messages: list[Message], notes: list[str]) -> list[Message]:
     return messages[: answers[-1]]
 
 
-def _is_blank(text: str) -> bool:
-    if text.isspace():
-        return True
-    return len(text) < _LONGEST_CHECKED and all(
-        unicodedata.category(sign) in _UNSEEN or sign.isspace() for sign in text
-    )
+def _is_unseen(text: str) -> bool:
+    return all(unicodedata.category(sign) in _UNSEEN or sign.isspace() for sign in text)
 
 
 _UNSEEN = ("Cc", "Cf")  # control and format characters: zero-width space, byte order mark

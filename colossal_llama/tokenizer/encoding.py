@@ -6,6 +6,7 @@ Imports no transformers, so that a worker process is small and starts at once.
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,7 +132,8 @@ class TextEncoder:
         """
         copy, ids = self._marked
         encoding = copy.encode(text, add_special_tokens=False)
-        return ids[encoding.ids], np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding))
+        return ids[np.array(encoding.ids, np.int64)], offsets.reshape(-1, 2)
 
 
 def control_mark(token_id: int) -> str:
