@@ -184,6 +184,21 @@ def test_inference_tells_the_day_of_training(tokenizer, tmp_path):
         chat_date(saved)
 
 
+def test_the_day_of_the_chats_is_saved_with_the_model(runner, toy, tmp_path):
+    parts = []
+    for number, day in enumerate(("2024-12-31", "2025-01-31")):
+        part = tmp_path / f"part-{number}"
+        shutil.copytree(toy.sft_parts[0], part)
+        facts = json.loads((part / "part.json").read_text())
+        (part / "part.json").write_text(json.dumps({**facts, "chat_template_date": day}))
+        parts.append(str(part))
+    command = runner.command("days", "--accumulation_steps", "12", sft=True)
+    command[command.index("--dataset") + 1 : command.index("--max_length")] = parts
+    printed = runner.run([command], ranks=1)
+    assert "told 2 days, 2024-12-31 to 2025-01-31" in printed
+    assert chat_date(load_tokenizer(runner.workspace / "days" / "save" / "modelling")) == "2025-01-31"
+
+
 # ------------------------------------------------------------------------------ hostile templates
 
 
@@ -239,6 +254,20 @@ def test_a_template_is_stopped_at_its_limits(source, message, monkeypatch):
     with pytest.raises(ChatTemplateLimitError, match=message):
         rendered(source)
     assert rendered(GOOD) == ("ab", [(0, 1), (1, 2)])
+
+
+def test_a_model_with_an_endless_template_is_named_when_it_is_asked(any_data, monkeypatch):
+    monkeypatch.setattr(template_renderer, "PROCESSOR_TIME_S", 0.3)
+    tokenizer = load_tokenizer(any_data / "tokenizers" / "llama2")
+    tokenizer.chat_template = ENDLESS + VICUNA
+    with pytest.raises(UserError, match="the tokenizer's template had not rendered"):
+        open_template(tokenizer, None, "tokenizer")
+    tokenizer.chat_template = "{% if messages | length > 2 %}" + ENDLESS + "{% endif %}" + VICUNA
+    template = open_template(tokenizer, None, "tokenizer")
+    messages = [Message("human", "a"), Message("assistant", "b"), Message("human", "c")]
+    assert conversation_prompt_ids(template, messages[:1])
+    with pytest.raises(UserError, match="processor time"):
+        conversation_prompt_ids(template, messages)
 
 
 def test_generation_blocks_are_found_wherever_they_stand():
