@@ -57,22 +57,27 @@ class TextEncoder:
         self._backend = Tokenizer.from_str(self._serialized)
 
     @cached_property
-    def _hidden(self) -> frozenset[str]:
-        """Special tokens that text would give otherwise than by being cut out of it."""
-        produced = _produced_special_tokens(self._backend, _without_prefix_space(self._preprocessing))
-        own_symbols = byte_level_alphabet() if is_byte_level(self._preprocessing) else ()
-        return produced.difference(own_symbols)
-
-    @cached_property
     def _beginning(self) -> Tokenizer:
+        if _without_prefix_space(self._preprocessing) == self._preprocessing:
+            return self._continuation
         return _plain_text_tokenizer(self._backend, self._preprocessing, self._hidden)
 
     @cached_property
     def _continuation(self) -> Tokenizer:
-        without_prefix = _without_prefix_space(self._preprocessing)
-        if without_prefix == self._preprocessing:
-            return self._beginning
-        return _plain_text_tokenizer(self._backend, without_prefix, self._hidden)
+        if not self._hidden:
+            return self._with_all_tokens
+        return _plain_text_tokenizer(self._backend, _without_prefix_space(self._preprocessing), self._hidden)
+
+    @cached_property
+    def _with_all_tokens(self) -> Tokenizer:
+        return _plain_text_tokenizer(self._backend, _without_prefix_space(self._preprocessing))
+
+    @cached_property
+    def _hidden(self) -> frozenset[str]:
+        """Special tokens that text would give otherwise than by being cut out of it."""
+        produced = _produced_special_tokens(self._backend, self._with_all_tokens)
+        own_symbols = byte_level_alphabet() if is_byte_level(self._preprocessing) else ()
+        return produced.difference(own_symbols)
 
     @cached_property
     def _marked(self) -> tuple[Tokenizer, np.ndarray]:
@@ -145,7 +150,7 @@ def _encode_all(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def _produced_special_tokens(backend: Tokenizer, preprocessing: dict) -> frozenset[str]:
+def _produced_special_tokens(backend: Tokenizer, plain: Tokenizer) -> frozenset[str]:
     """Finds the special tokens that a tokenizer's model gives for their text.
 
     They are entries of its vocabulary: words that it looks up as a whole (`ignore_merges`), single
@@ -153,7 +158,7 @@ def _produced_special_tokens(backend: Tokenizer, preprocessing: dict) -> frozens
     out, which could not be made without them, and the one that stands for unknown text.
     """
     special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
-    encoded = _encode_all(_plain_text_tokenizer(backend, preprocessing), list(special))
+    encoded = _encode_all(plain, list(special))
     produced = {token for token, ids in zip(special, encoded, strict=True) if special[token] in ids}
     produced.discard(getattr(backend.model, "unk_token", None))
     return frozenset(produced.difference(*_merges(orjson.loads(backend.to_str()))) if produced else ())

@@ -301,6 +301,7 @@ BAD_LINES = {
     b'{"piece": "<0x0A>"}': "control token <0x0A>",
     b'{"piece": "\xff"}': "not UTF-8",
     b'{"piece": "\\ud800"}': "surrogate",
+    b"[" * 5_000: "nested too deeply",
 }
 
 

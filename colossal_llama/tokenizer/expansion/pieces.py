@@ -161,6 +161,8 @@ def _parse(line: bytes) -> Any:
             raise ValueError(f"is not UTF-8 (byte {error.start}): {error.reason}") from error
         except json.JSONDecodeError as error:
             raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from error
+        except RecursionError as error:
+            raise ValueError("is not JSON of an object: it is nested too deeply") from error
         if _SURROGATE.search(json.dumps(record, ensure_ascii=False)):
             raise ValueError("holds half a surrogate pair, which is not a character") from None
         return record
