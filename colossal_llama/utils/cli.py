@@ -231,7 +231,6 @@ def number_in_range(
     Returns:
         A function from text to number; it raises `argparse.ArgumentTypeError`.
     """
-
     if maximum is None and kind is int:
         maximum = LARGEST_INTEGER
 

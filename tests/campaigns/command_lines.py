@@ -28,6 +28,24 @@ WORDS = (
     *("9" * 18, "9" * 30, "9" * 5000, "True", "no", "None", "null", "auto", "cpu", "cuda:99", "meta", "你好", "٣"),
     *("a,b", ",", "{}", "[]", "%s", "{0}", "$HOME", "a;b", "a b", "\n", "tokenizer", "any", "Han", "sft", NO_TEXT),
 )
+MILD = (
+    "1",
+    "2",
+    "3",
+    "8",
+    "64",
+    "0.5",
+    "1e-3",
+    "True",
+    "no",
+    "bf16",
+    "auto",
+    "cpu",
+    "best_fit",
+    "greedy",
+    "你好",
+    "any",
+)
 EXIT_CODE_OF_FINDINGS = {"preflight": 1}  # documented: hosts have problems
 ENDLESS = ("--num_epochs", "--max_steps", "--num_samples", "--num_workers", "--timeout_s", "--connect_timeout_s")
 """Options whose large values ask for hours of work, or thousands of processes."""
@@ -114,7 +132,10 @@ def _working_lines(inputs: Path, out: Path) -> dict[str, tuple[str, list[str]]]:
             f"--source_model_and_tokenizer_path {model} --target_tokenizer_path {model} --target_model_path {new}",
         ),
         "prepare_pretrain": ("prepare_pretrain_dataset.py", f"--data_input_dirs {inputs}/pretrain_texts {prepare}"),
-        "prepare_sft": ("prepare_sft_dataset.py", f"--data_input_dirs {inputs}/sft_texts --llama_version 2 {prepare}"),
+        "prepare_sft": (
+            "prepare_sft_dataset.py",
+            f"--data_input_dirs {inputs}/sft_texts --llama_version 2 {prepare} --max_length 1024",
+        ),
         "train": ("train.py", train),
         "dry_run": ("train.py", f"{train} --dry_run"),
         "inference": ("inference_example.py", f"{infer} --input_txt w3"),
@@ -159,10 +180,10 @@ def mutate(draw: random.Random, world: World, name: str, options: list[str]) -> 
     words = list(world.lines[name][1])
     for _ in range(draw.choice((1, 1, 1, 2, 3, 4))):
         option = draw.choice(options)
-        value = draw.choice(world.paths() if draw.random() < 0.5 else WORDS)
+        value = draw.choice(draw.choice((world.paths(), WORDS, MILD, MILD)))
         if option in ENDLESS and value not in ("", "0", "1", "2", "-1", "nan", "你好"):
             continue
-        match draw.randrange(8):
+        match draw.randrange(12):
             case 0:
                 words += [option]
             case 1:

@@ -66,9 +66,7 @@ def run_trial(world: World, condition: str, name: str) -> Outcome:
     result = ended.result()
     if ended.code == EXIT_CODE_OF_FINDINGS.get(name):
         result = WHOLE
-    elif result == SILENT and ended.code == 2 and condition in UNSEEN:
-        result = REFUSED
-    elif result == SILENT and ended.code == LOST_CONNECTION and ("error (" in ended.stderr or condition in UNSEEN):
+    elif result == SILENT and ended.code in (2, LOST_CONNECTION) and ("error" in ended.stderr or condition in UNSEEN):
         result = REFUSED
     elif result == SILENT and ended.code == 1 and condition.startswith("reader"):
         result = STOPPED  # as Python's documentation recommends, see utils/errors.py
