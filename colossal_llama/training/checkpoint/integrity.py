@@ -8,7 +8,8 @@ twice from a disk that the run would not read anyway.
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
@@ -43,14 +44,14 @@ def damage_of_checkpoint(checkpoint: Checkpoint) -> str | None:
     if not has_checksums(path):
         log_rank_zero(f"{path} was written without checksums, by an earlier version: it is not compared with them")
         return None
-    begun, index, ranks_of_host = time.perf_counter(), *_position_on_host()
+    begun, position = time.perf_counter(), _position()
     problems: list[str] = []
     try:
         with consensus.raise_on_all_ranks():
             files = read_checksums(path)
             if is_rank_zero():
                 problems += _additional_files(path, files)
-            problems += differences(path, _share_of_checkpoint(files, index, ranks_of_host))
+            problems += differences(path, share_of_checkpoint(files, position))
             if problems:
                 raise UserError(problems)
     except consensus.CollectiveError as error:
@@ -72,7 +73,7 @@ def check_model_directory(path: Path) -> None:
     Raises:
         CollectiveError: weights differ.
     """
-    index, ranks_of_host = _position_on_host()
+    position = _position()
     with consensus.raise_on_all_ranks():
         if has_checksums(path):
             files = read_checksums(path)
@@ -81,7 +82,7 @@ def check_model_directory(path: Path) -> None:
                 others = {name: entry for name, entry in files.items() if name not in weights}
                 for difference in differences(path, others):
                     log_rank_zero(f"warning: {path} was edited or is damaged: {difference}")
-            problems = differences(path, _divided(weights, index, ranks_of_host))
+            problems = differences(path, _divided(weights, position))
             if problems:
                 raise UserError(
                     f"{path} is damaged: {'; '.join(truncate_problems(problems, 3))}: copy it again, or delete "
@@ -89,26 +90,41 @@ def check_model_directory(path: Path) -> None:
                 )
 
 
-def _position_on_host() -> tuple[int, int]:
-    """Index of this rank among those of its host, and their number; a collective."""
+@dataclass(frozen=True)
+class Position:
+    """Position of a rank among all, and among those of its host."""
+
+    rank: int
+    ranks: int
+    index_on_host: int
+    ranks_of_host: int
+
+
+def position_of(rank: int, hosts: Sequence[str]) -> Position:
+    """Position of a rank, given the host of each rank."""
+    host = hosts[rank]
+    return Position(rank, len(hosts), hosts[:rank].count(host), hosts.count(host))
+
+
+def share_of_checkpoint(files: Mapping[str, FileChecksum], position: Position) -> dict[str, FileChecksum]:
+    """The files of a checkpoint that a rank compares."""
+    writers = {name: int(match[1]) for name in files if (match := _OF_A_RANK.fullmatch(Path(name).name))}
+    own = {name: files[name] for name, rank in writers.items() if rank % position.ranks == position.rank}
+    shared = {name: entry for name, entry in files.items() if name not in writers}
+    return own | _divided(shared, position)
+
+
+def _position() -> Position:
+    """Position of this rank; a collective."""
     hosts: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
-    rank = dist.get_rank()
-    return hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank])
+    return position_of(dist.get_rank(), hosts)
 
 
-def _share_of_checkpoint(files: Mapping[str, FileChecksum], index: int, ranks_of_host: int) -> dict[str, FileChecksum]:
-    """The files of a checkpoint that this rank compares."""
-    writers = {name: int(match[1]) for name in files if (match := _OF_A_RANK.fullmatch(Path(name).name))}
-    own = {name: files[name] for name, rank in writers.items() if rank % dist.get_world_size() == dist.get_rank()}
-    shared = {name: entry for name, entry in files.items() if name not in writers}
-    return own | _divided(shared, index, ranks_of_host)
-
-
-def _divided(files: Mapping[str, FileChecksum], index: int, parts: int) -> dict[str, FileChecksum]:
-    """Every so-manieth file, by size, so that the parts are about equally long."""
+def _divided(files: Mapping[str, FileChecksum], position: Position) -> dict[str, FileChecksum]:
+    """The files that a rank of a host compares: dealt out by size, so that all read alike much."""
     by_size = sorted(files, key=lambda name: (-files[name].bytes, name))
-    return {name: files[name] for name in by_size[index::parts]}
+    return {name: files[name] for name in by_size[position.index_on_host :: position.ranks_of_host]}
 
 
 def _additional_files(path: Path, files: Mapping[str, FileChecksum]) -> list[str]:
