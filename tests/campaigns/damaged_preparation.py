@@ -24,7 +24,7 @@ from pathlib import Path
 
 from colossal_llama.dataset.prepare.cli import prepare_pretrain
 from colossal_llama.utils.errors import run_main
-from tests.campaigns.outcome import REFUSED, REPAIRED, WHOLE, WRONG, Ended, Outcome, start_command
+from tests.campaigns.outcome import REFUSED, REPAIRED, WHOLE, WRONG, Ended, Outcome, run_command
 from tests.support.made_data import make_llama2
 
 NUM_PARTS = 6
@@ -105,29 +105,38 @@ def _make_templates(command: list[str], work_dir: Path) -> dict[str, list[Path]]
     return {COMPLETE: [complete], HALF_FINISHED: killed}
 
 
+_KILLS_ITSELF = """
+import os, signal, sys
+from colossal_llama.dataset.prepare import pipeline
+from colossal_llama.dataset.prepare.cli import prepare_pretrain
+
+def dying(function):
+    def call(*values):
+        global left
+        result = function(*values)
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return call
+
+owner, name, left = (pipeline.PartPlan if sys.argv[1] == "save" else pipeline), sys.argv[1], int(sys.argv[2])
+setattr(owner, name, dying(getattr(owner, name)))
+del sys.argv[1:3]
+prepare_pretrain()
+"""
+
+
 def _run_until(stop: str, command: list[str], output: Path, complete: Path) -> None:
-    """Kills the command (SIGKILL) when it has come so far."""
-    count = int(stop.split()[0]) if stop != "plan" else 1
-    folder, pattern = {
-        "chunk": ("cache/chunks", "chunk-*.json"),
-        "plan": ("cache/plan", "plan.json"),
-        "part": ("arrow", "part-*"),
-    }[stop.split()[:2][-1].rstrip("s")]
-    # The system may let the command go on between two looks: a few attempts.
-    for _ in range(10):
-        shutil.rmtree(output, ignore_errors=True)
-        if is_repair := stop.endswith("repair"):
-            shutil.copytree(complete, output)
-            shutil.rmtree(output / "arrow" / "part-00001")
-        process = start_command(["prepare_pretrain_dataset.py", *command])
-        while process.poll() is None and len(list((output / folder).glob(pattern))) < count:
-            time.sleep(0.0005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        is_done = (output / ("arrow/part-00001" if is_repair else "manifest.json")).exists()
-        if (output / "cache" / "run.json").exists() and not is_done:
-            return
-    raise AssertionError(f"could not kill the preparation at {stop}")
+    """Lets the command kill itself (SIGKILL) when it has come so far."""
+    words = stop.split()
+    count, unit = (int(words[0]), words[1].rstrip("s")) if len(words) > 1 else (1, stop)
+    function = {"chunk": "process_chunk", "plan": "save", "part": "write_part"}[unit]
+    if stop.endswith("repair"):
+        shutil.copytree(complete, output)
+        shutil.rmtree(output / "arrow" / "part-00001")
+    ended = run_command(["-c", _KILLS_ITSELF, function, str(count), *command], timeout_s=300)
+    assert ended.code == -signal.SIGKILL, ended.stderr
 
 
 def content(directory: Path) -> dict[str, bytes]:
