@@ -5,10 +5,12 @@ import io
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -61,9 +63,7 @@ class MetricsWriter:
         begin_record(path, resumed_at_step)
         self._file = path.open("ab", buffering=0)
         if not is_benchmark:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(directory), purge_step=resumed_at_step + 1 if resumed_at_step else None)
+            self._writer = _open_events(directory, resumed_at_step + 1 if resumed_at_step else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes a step's metrics.
@@ -110,6 +110,30 @@ class MetricsWriter:
             if writer is not None:
                 with suppress(OSError):  # of TensorBoard's buffer: logged by `_warn_once`
                     writer.close()
+
+
+def _open_events(directory: Path, purge_step: int | None) -> Any:
+    """Opens a TensorBoard file whose name comes after those that are there.
+
+    TensorBoard reads the files of a directory in the order of their names, which begin with the
+    time. After the clock was set back it would read this file first, and show twice the steps that
+    it replaces.
+
+    Args:
+        directory: receives the file.
+        purge_step: first step that this file replaces; None for a fresh run.
+    """
+    from tensorboard.summary.writer import event_file_writer
+    from torch.utils.tensorboard import SummaryWriter
+
+    stamps = [int(match[1]) for path in directory.glob(EVENTS) if (match := re.match(r"\D+(\d+)\.", path.name))]
+    stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
+    clock = event_file_writer.time
+    event_file_writer.time = SimpleNamespace(time=lambda: stamp)  # the name cannot be given otherwise
+    try:
+        return SummaryWriter(str(directory), purge_step=purge_step)
+    finally:
+        event_file_writer.time = clock
 
 
 def begin_record(path: Path, resumed_at_step: int) -> None:

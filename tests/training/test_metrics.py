@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -23,6 +24,22 @@ def no_file_beyond(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("set_back_s", [0, 1, 86_400, 10**10])
+def test_tensorboard_shows_each_step_once_after_the_clock_was_set_back(tmp_path, monkeypatch, set_back_s):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    now = time.time
+    logs, save_dir = tmp_path / "logs", tmp_path / "save"
+    for begin, clock in ((0, now), (2, lambda: max(1.0, now() - set_back_s)), (3, lambda: max(0.0, now() - 2 * set_back_s))):
+        monkeypatch.setattr(time, "time", clock)
+        writer = MetricsWriter(logs, save_dir, begin)
+        for step in range(begin + 1, 5):
+            writer.write(step, {"loss": float(10 * begin + step)})
+        writer.close()
+    shown = EventAccumulator(str(logs)).Reload()
+    assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(1, 1), (2, 2), (3, 23), (4, 34)]
 
 
 # TensorBoard's own thread may meet the limit too, and ends.
