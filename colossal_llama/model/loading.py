@@ -4,16 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
 from colossal_llama.model.config_file import read_model_config
 from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS
-from colossal_llama.model.weights.weight_files import read_metadata
+from colossal_llama.model.weights.weight_files import first_line, read_metadata
+from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
 
 _SETTABLE = ("model_type", "name_or_path", "num_labels")
 """Attributes of the class LlamaConfig that a config.json may set."""
+
+_MOST_PARAMETERS_CHECKED_ON_HOST = 2_000_000_000
 
 
 def load_config(path: str | Path) -> PretrainedConfig:
@@ -77,7 +81,9 @@ def load_model(
     except UserError:
         raise
     except Exception as error:  # transformers, safetensors and torch each raise their own on damaged files
-        raise UserError(f"the weights in {path} cannot be loaded: {error or type(error).__name__}") from error
+        raise UserError(f"the weights in {path} cannot be loaded: {first_line(error)}") from error
+    if problem := nonfinite_weights(model, path):
+        log_rank_zero(f"warning: {problem}")  # non-finite steps have limits of their own
     # Set after loading, since from_pretrained knows only its own names.
     model.config._attn_implementation = attention
     # Dropping the map keeps accelerate's hooks and transformers' "already placed" checks out of the
@@ -85,6 +91,27 @@ def load_model(
     if hasattr(model, "hf_device_map"):
         del model.hf_device_map
     return model
+
+
+def nonfinite_weights(model: PreTrainedModel, path: str | Path) -> str | None:
+    """Names tensors with NaN or Inf, in one pass that is left out for large models in host memory.
+
+    Returns:
+        A sentence; None where all are finite.
+    """
+    if model.device.type == "cpu" and model.num_parameters() > _MOST_PARAMETERS_CHECKED_ON_HOST:
+        return None
+    wrong = [
+        name
+        for name, values in model.named_parameters()
+        if values.is_floating_point() and not values.sum(dtype=torch.float32).isfinite()
+    ]
+    if not wrong:
+        return None
+    return (
+        f"the weights in {path} have NaN or Inf in {len(wrong)} tensors ({', '.join(wrong[:3])}): they are damaged, or "
+        "come from a run that diverged"
+    )
 
 
 def load_complete_model(model_class: Any, path: str | Path, **settings: Any) -> PreTrainedModel:
@@ -118,4 +145,32 @@ def load_adapter(model: PreTrainedModel, path: Path) -> Any:
     if not (path / ADAPTER_WEIGHTS).is_file():
         raise UserError(f"{path} holds no {ADAPTER_WEIGHTS}; pickled adapters are not loaded")
     read_metadata(path / ADAPTER_WEIGHTS)
-    return PeftModel.from_pretrained(model, str(path))
+    adapted = PeftModel.from_pretrained(model, str(path))
+    check_adapter(adapted, path)
+    return adapted
+
+
+def check_adapter(adapted: Any, path: Path) -> None:
+    """Refuses an adapter that does not have all tensors of its configuration, or has more.
+
+    peft leaves a missing tensor as it is initialised, and passes over one too many.
+
+    Raises:
+        UserError: names some of them.
+    """
+    from peft import get_peft_model_state_dict
+
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # Embeddings that were saved with the adapter are not always among peft's.
+    expected, found = ({name for name in names if "lora_" in name} for names in (tensors, _names_in(path)))
+    for what, names in (("misses", expected - found), ("has too many", found - expected)):
+        if names:
+            raise UserError(
+                f"the adapter {path} {what} {len(names)} tensors ({min(names)} …): it does not belong to its "
+                "adapter_config.json; copy it again"
+            )
+
+
+def _names_in(adapter: Path) -> list[str]:
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="np") as tensors:
+        return list(tensors.keys())

@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from colossal_llama.model.config_file import read_generation_config, read_model_config
-from colossal_llama.model.loading import load_adapter, load_complete_model
+from colossal_llama.model.loading import load_adapter, load_complete_model, nonfinite_weights
 from colossal_llama.model.weights.adapter_files import adapter_base_path, is_adapter
-from colossal_llama.model.weights.weight_files import check_safetensors
+from colossal_llama.model.weights.llama_tensors import check_tensors
+from colossal_llama.model.weights.weight_files import first_line, tensor_shapes
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
 
@@ -57,20 +58,24 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
     """
     adapter = directory if is_adapter(directory) else None
     base = _base_model_of(adapter) if adapter else directory
-    read_model_config(base)
+    config = read_model_config(base)
     read_generation_config(base)
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(directory if has_tokenizer else base)
-    check_safetensors(base)
+    shapes = tensor_shapes(base)
+    if config["model_type"] == "llama" and not config.get("quantization_config"):
+        check_tensors(base, shapes, config)
     try:
         torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
         model = load_complete_model(AutoModelForCausalLM, base, torch_dtype=torch_dtype, device_map={"": device})
+        if problem := nonfinite_weights(model, base):
+            raise UserError(problem)
         if adapter:
             model = load_adapter(model, adapter)
     except UserError:
         raise
     except Exception as error:  # transformers, safetensors, peft and torch each raise their own on damaged files
-        raise UserError(f"the model in {directory} cannot be loaded: {error or type(error).__name__}") from error
+        raise UserError(f"the model in {directory} cannot be loaded: {first_line(error)}") from error
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(f"the tokenizer has {len(tokenizer):,} tokens, the model in {base} rows for {rows:,} only")

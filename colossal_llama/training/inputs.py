@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from colossal_llama.dataset.chat_template import CHAT_DATE
 from colossal_llama.dataset.part_reader import Part, data_fingerprint, open_parts
+from colossal_llama.model.config_file import read_generation_config
 from colossal_llama.model.expansion.new_tokens import vocabulary_rows
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.rope import varying_rope_problem
@@ -19,7 +20,8 @@ from colossal_llama.model.weights.adapter_files import (
     is_adapter,
     load_adapter_config,
 )
-from colossal_llama.model.weights.weight_files import check_safetensors, read_metadata
+from colossal_llama.model.weights.llama_tensors import check_tensors
+from colossal_llama.model.weights.weight_files import read_metadata, tensor_shapes
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.training.arguments import (
     LORA_LAYERS,
@@ -136,8 +138,9 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
         save_dir, lora_rank = arguments.checkpoint.save_dir, arguments.method.lora_rank
         _refuse_overwriting_start(save_dir, lora_rank, model_path, adapter_path, checkpoint)
     config = load_config(model_path)
+    read_generation_config(model_path)
     if not arguments.dry_run.dry_run:  # a dry run reads no weights
-        check_safetensors(model_path)
+        check_tensors(model_path, tensor_shapes(model_path), config.to_dict())
     tokenizer = load_tokenizer(model_path)
     if data.pad_token is not None:
         _set_pad_token(tokenizer, data.pad_token, model_path)

@@ -15,9 +15,10 @@ from colossal_llama.model.attention.varlen import choose_attention
 from colossal_llama.model.kernels.apply import fused_kernels_unavailable_reason, use_fused_kernels
 from colossal_llama.model.kernels.fp8_linear import fp8_unavailable_reason, use_fp8
 from colossal_llama.model.kernels.per_token_loss import return_token_losses
-from colossal_llama.model.loading import load_config, load_model
+from colossal_llama.model.loading import check_adapter, load_config, load_model
 from colossal_llama.model.lora import freeze_all_but_embeddings, lora_config
 from colossal_llama.model.param_count import flops_per_token
+from colossal_llama.model.weights.weight_files import first_line
 from colossal_llama.training.arguments import (
     GPU_ONLY_PLUGINS,
     MethodArguments,
@@ -136,7 +137,15 @@ def _with_adapters(
     config = lora_config(method.lora_rank, alpha, method.lora_dropout, method.lora_target_modules)
     adapter = str(inputs.adapter_path) if inputs.adapter_path else None
     torch.manual_seed(seed)  # new adapters are random, and must be the same on every rank
-    adapted = backend.add_lora(model, config, adapter)
+    with consensus.raise_on_all_ranks():
+        try:
+            adapted = backend.add_lora(model, config, adapter)
+        except Exception as error:  # peft and safetensors each raise their own on damaged files
+            if adapter is None:
+                raise
+            raise UserError(f"the adapter {adapter} cannot be loaded: {first_line(error)}") from error
+        if inputs.adapter_path:
+            check_adapter(adapted, inputs.adapter_path)
     # peft keeps the base path of a loaded adapter; the base model may have been moved since.
     adapted.active_peft_config.base_model_name_or_path = str(inputs.model_path)
     return adapted

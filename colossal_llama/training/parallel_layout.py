@@ -58,7 +58,7 @@ def read_model_shape(directory: Path | None) -> ModelShape | None:
                 key_value_heads=int(config.get("num_key_value_heads") or heads),
                 intermediate=int(config["intermediate_size"]),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
     return None
 

@@ -17,6 +17,7 @@ from colossal_llama.model.config_file import (
 )
 from colossal_llama.model.expansion.mean_init import Constituents, InitMethod, RowStatistics, mean_rows
 from colossal_llama.model.expansion.new_tokens import SPECIAL_IDS, read_new_tokens
+from colossal_llama.model.weights.llama_tensors import check_tensors
 from colossal_llama.model.weights.stored_tensors import ARITHMETIC_TYPES, BLOCK_BYTES, StoredTensor
 from colossal_llama.model.weights.weight_files import (
     SAFETENSORS_INDEX,
@@ -94,6 +95,9 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
     rows = _padded_vocab_size(target_tokenizer_path, tokens.target_vocabulary)
     weights = find_weight_files(source_path)
     matrices = _embedding_names(weights, config, source_path)
+    if config["model_type"] == "llama":
+        shapes = {name: tensor.shape for shard in weights.shards for name, tensor in shard.tensors.items()}
+        check_tensors(source_path, shapes, config)
     source_rows = weights.shape_of(matrices[0]).shape[0]
     if source_vocabulary > source_rows:
         raise UserError(
@@ -272,6 +276,8 @@ def _expanded(
         rows = stored.rows(start, min(start + step, plan.source_vocabulary))
         known.add(stored.to_float(rows))
         yield rows
+    if not np.isfinite(known.mean).all():
+        raise UserError(f"the embedding rows in {plan.source} have NaN or Inf: they are damaged; copy the model anew")
     for rows in mean_rows(stored, plan.constituents, method, known.mean):
         new.add(rows)
         yield stored.from_float(rows)

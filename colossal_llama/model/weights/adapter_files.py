@@ -1,5 +1,7 @@
 """Configuration of a LoRA adapter directory, read without peft, whose import takes a second."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,4 +44,21 @@ def _read_config(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     absent = [name for name in needed if settings.get(name) is None]
     if absent:
         raise UserError(f"{path / ADAPTER_CONFIG} cannot be used: {', '.join(absent)} is missing")
+    wrong = [name for name in needed if not _IS_RIGHT[name](settings[name])]
+    if wrong:
+        shown = ", ".join(f"{name} is {settings[name]!r}" for name in wrong)
+        raise UserError(f"{path / ADAPTER_CONFIG} cannot be used: {shown}; copy the adapter again")
     return settings
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+_IS_RIGHT: dict[str, Callable[[Any], bool]] = {
+    "r": lambda value: type(value) is int and value > 0,
+    "lora_alpha": lambda value: _is_number(value) and value > 0,
+    "lora_dropout": lambda value: _is_number(value) and 0 <= value < 1,
+    "target_modules": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "base_model_name_or_path": lambda value: isinstance(value, str) and bool(value),
+}

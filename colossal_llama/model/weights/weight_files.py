@@ -8,6 +8,7 @@ passes through a few megabytes. The format is simple: an 8-byte length, a JSON h
 
 import json
 import os
+import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from colossal_llama.model.weights.stored_tensors import StoredTensor, TensorShape, bytes_of, shape_of
 from colossal_llama.utils.atomic_io import atomic_file
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.json_files import read_json_object
 
 if TYPE_CHECKING:
     import torch
@@ -89,26 +91,36 @@ def find_weight_files(directory: Path) -> WeightFiles:
             return WeightFiles((_read_shard(directory / single_name),), is_sharded=False)
         if (directory / index_name).is_file():
             return _read_sharded(directory / index_name)
-    names = ", ".join(name for layout in _LAYOUTS for name in reversed(layout))
-    raise UserError(f"{directory} holds no model weights: none of {names} is there")
+    raise UserError(f"{directory} holds no model weights: none of {_layout_names()} is there")
 
 
-def check_safetensors(directory: Path) -> None:
-    """Checks by header and size that the safetensors files of a model directory are complete.
+def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Reads the shapes of all tensors in the files that transformers would load, by name.
 
-    These are the files that transformers would load. Their content is left to the loader: dtypes
-    that `find_weight_files` does not support, and indexes that name a tensor too many or too few,
-    as real models have. So is a directory without safetensors.
+    Other than `find_weight_files`, it takes any dtype, and indexes that name a tensor too many or
+    too few, as real models have. The files of safetensors are read by header and size only.
 
     Raises:
-        UserError: a file is absent, truncated or damaged.
+        UserError: there are no weights, or a file is absent, truncated or damaged.
     """
-    index_name, single_name = _LAYOUTS[0]
-    if (directory / single_name).is_file():
-        read_metadata(directory / single_name)
-    elif (directory / index_name).is_file():
-        for name in set(_read_index(directory / index_name).values()):
-            read_metadata(directory / name)
+    for index_name, single_name in _LAYOUTS:
+        if (directory / single_name).is_file():
+            return _shapes_of_file(directory / single_name)
+        if (directory / index_name).is_file():
+            files = sorted(set(_read_index(directory / index_name).values()))
+            return {tensor: shape for name in files for tensor, shape in _shapes_of_file(directory / name).items()}
+    raise UserError(f"{directory} holds no model weights: none of {_layout_names()} is there")
+
+
+def _layout_names() -> str:
+    return ", ".join(name for layout in _LAYOUTS for name in reversed(layout))
+
+
+def _shapes_of_file(path: Path) -> dict[str, tuple[int, ...]]:
+    if path.suffix != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in _load_bin(path).items()}
+    read_metadata(path)
+    return {name: tuple(entry["shape"]) for name, entry in _raw_header(path)[0].items()}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -130,14 +142,17 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _read_index(index_path: Path) -> dict[str, str]:
     """Reads an index: tensor name → name of its file in the same directory; all files exist."""
-    try:
-        weight_map = json.loads(index_path.read_text("utf-8"))["weight_map"]
-        shard_names = sorted(set(weight_map.values()))
-        missing = [name for name in shard_names if not (index_path.parent / name).is_file()]
-    except OSError as error:
-        raise UserError(f"{index_path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index_path} is not an index of weight files: {error!r}") from error
+    weight_map = read_json_object(index_path, "copy the model again").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index_path} is not an index of weight files: it has no weight_map; copy the model again")
+    names = weight_map.values()
+    foreign = [name for name in names if not isinstance(name, str) or name != Path(name).name]
+    if foreign:
+        raise UserError(
+            f"{index_path} names {foreign[0]!r}, which is no file of its own directory: it was changed; copy the model "
+            "again"
+        )
+    missing = sorted({name for name in names if not (index_path.parent / name).is_file()})
     if missing:
         raise UserError(f"{index_path} names weight files that are not there: {', '.join(missing)}")
     return weight_map
@@ -171,14 +186,20 @@ def _read_shard(path: Path) -> WeightShard:
 
 def _read_header(path: Path) -> dict[str, tuple[TensorShape, int]]:
     """Reads shape and file offset of every tensor of a safetensors file, in its order."""
+    header, begin = _raw_header(path)
+    return {
+        name: (TensorShape(tuple(entry["shape"]), entry["dtype"]), begin + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def _raw_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Reads the entries of a checked safetensors file, and the position at which the data begin."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
-    return {
-        name: (TensorShape(tuple(entry["shape"]), entry["dtype"]), 8 + size + entry["data_offsets"][0])
-        for name, entry in header.items()
-    }
+    return header, 8 + size
 
 
 def _load_bin(path: Path) -> dict[str, "torch.Tensor"]:
@@ -189,10 +210,21 @@ def _load_bin(path: Path) -> dict[str, "torch.Tensor"]:
         # torch can map its zip format only
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, …: torch raises many kinds on a damaged file
-        raise UserError(f"weight file {path} cannot be read: {error}") from error
+        reason = "it holds other Python objects than tensors, which are not loaded" if _is_pickle(error) else error
+        raise UserError(f"weight file {path} cannot be read: {first_line(reason)}; copy the model again") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise UserError(f"weight file {path} is not a dictionary of tensors")
     return loaded
+
+
+def _is_pickle(error: Exception) -> bool:
+    """True where torch has refused to unpickle, and advises to trust the file."""
+    return isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
+
+
+def first_line(error: object) -> str:
+    """The first line of an error that a library has raised."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 @contextmanager
