@@ -7,6 +7,7 @@ Fixtures: the project's root, tokenizers and texts, a tiny model, a way to run t
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def _implied_markers(item: pytest.Item) -> set[str]:
     if room == "engine" or "runner" in fixtures or item.get_closest_marker("distributed"):
         markers.add("engine")
     return markers
+
+
+@pytest.fixture(autouse=True)
+def unchanged_environment() -> Iterator[None]:
+    """Takes back variables that a test has set by calling a script's function (USE_TORCH)."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
