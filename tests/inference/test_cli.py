@@ -119,7 +119,9 @@ CHATML = (
 def test_script_uses_a_chat_template(project_root, random_model_directory, random_model, llama2, tmp_path):
     (tmp_path / "chat.jinja").write_text(CHATML)
     tokenizer = cached_tokenizer(llama2)
-    prompt = ChatTemplate.open(tokenizer, str(tmp_path / "chat.jinja"), date="").prompt_ids([Message("human", "你好")])
+    prompt = ChatTemplate.open(tokenizer, str(tmp_path / "chat.jinja"), date="2026-01-01").prompt_ids(
+        [Message("human", "你好")]
+    )
     options = (
         "--device",
         "cpu",
