@@ -22,15 +22,23 @@ class DataVerification:
     a run that fails in the meantime does not wait for them.
     """
 
-    def __init__(self, parts_by_option: Mapping[str, Sequence[Part]], vocabulary: int, compare_checksums: bool):
+    def __init__(
+        self,
+        parts_by_option: Mapping[str, Sequence[Part]],
+        tokenizer_ids: int,
+        embedding_rows: int,
+        compare_checksums: bool,
+    ):
         """Begins to read.
 
         Args:
             parts_by_option: the parts, by the option that names them.
-            vocabulary: number of token ids.
+            tokenizer_ids: number of ids of the tokenizer, for parts that were prepared with it.
+            embedding_rows: number of ids that the model has, for parts that name no tokenizer.
             compare_checksums: False checks the values alone (`--verify_data False`).
         """
-        self._vocabulary, self._compare_checksums = vocabulary, compare_checksums
+        self._tokenizer_ids, self._embedding_rows = tokenizer_ids, embedding_rows
+        self._compare_checksums = compare_checksums
         parts = [(option, part) for option, given in parts_by_option.items() for part in given if part.files]
         self._report(parts)
         self._problems: dict[int, list[str]] = {}
@@ -75,7 +83,8 @@ class DataVerification:
                     return
                 index, (option, part) = self._todo.pop()
             try:
-                check_content(list(part.files), part.rules(self._vocabulary, self._compare_checksums))
+                vocabulary = self._embedding_rows if part.tokenizer_fingerprint is None else self._tokenizer_ids
+                check_content(list(part.files), part.rules(vocabulary, self._compare_checksums))
             except UserError as error:
                 self._problems[index] = [f"{option}: {problem}" for problem in error.problems]
             except BaseException as error:  # raised again by `finish`

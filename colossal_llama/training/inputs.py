@@ -166,9 +166,9 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
         packed_to_tokens=packed_to_tokens(data, parts),
     )
     # Parts of another tokenizer may have ids that only the embeddings have.
-    vocabulary = config.vocab_size if arguments.checkpoint.allow_other_data else vocabulary_rows(tokenizer)
+    ids = config.vocab_size if arguments.checkpoint.allow_other_data else vocabulary_rows(tokenizer)
     by_option = {"--dataset": parts, "--eval_dataset": eval_parts}
-    verification = DataVerification(by_option, vocabulary, data.verify_data)
+    verification = DataVerification(by_option, ids, config.vocab_size, data.verify_data)
     return RunInputs(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin, verification)
 
 

@@ -99,7 +99,9 @@ def targets(toy, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("targets")
     for name, content in made.items():
         datasets.Dataset.from_list(content, features=features).save_to_disk(str(folder / name))
-        shutil.copy(toy.parts[0] / "part.json", folder / name / "part.json")
+        facts = json.loads((toy.parts[0] / "part.json").read_text())
+        facts |= {"rows": len(content), "tokens": sum(len(row["input_ids"]) for row in content)}
+        (folder / name / "part.json").write_text(json.dumps(facts))
     return {name: folder / name for name in made}
 
 

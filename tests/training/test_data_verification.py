@@ -37,7 +37,7 @@ def parts(toy, tmp_path):
 def verify(parts, compare_checksums=True, vocabulary=203):
     half = len(parts) // 2
     opened = {"--dataset": open_parts(parts[:half], 96), "--eval_dataset": open_parts(parts[half:], 96)}
-    DataVerification(opened, vocabulary, compare_checksums).finish()
+    DataVerification(opened, vocabulary, 203, compare_checksums).finish()
 
 
 def damage(part):
@@ -64,6 +64,14 @@ def test_values_are_checked_without_the_checksums_too(parts, tmp_path, capsys):
         with pytest.raises(CollectiveError, match="none of the 9 of the vocabulary"):
             verify(parts, compare_checksums=False, vocabulary=9)
     assert "the checksums of the data are not compared (--verify_data False)" in capsys.readouterr().out
+
+
+def test_parts_that_name_no_tokenizer_may_have_all_ids_of_the_model(parts, tmp_path):
+    for part in parts:
+        facts = json.loads((part / "part.json").read_text())
+        (part / "part.json").write_text(json.dumps({**facts, "tokenizer_fingerprint": None}))
+    with single_rank(tmp_path):
+        verify(parts, vocabulary=9)
 
 
 def test_parts_without_a_checksum_are_said(toy, tmp_path, capsys):
