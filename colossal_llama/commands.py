@@ -88,17 +88,22 @@ def main() -> None:
 
     The exit code is 2 when there is no command of that name.
     """
+    command = find_command(sys.argv[1]) if len(sys.argv) > 1 else None
+    if command is None:
+        run_main(_answer_without_command)
+        return
+    sys.argv[:2] = [f"{PROGRAM} {command.name}"]
+    run_main(command.function)
+
+
+def _answer_without_command() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else None
     if name in ("-h", "--help", "--version"):
         print(__version__ if name == "--version" else usage())
         return
-    command = find_command(name) if name else None
-    if command is None:
-        problem = unknown_command(name) if name else "no command was given"
-        print(f"error: {problem}\n'{PROGRAM} --help' lists the commands.", file=sys.stderr)
-        raise SystemExit(2)
-    sys.argv[:2] = [f"{PROGRAM} {command.name}"]
-    run_main(command.function)
+    problem = unknown_command(name) if name else "no command was given"
+    print(f"error: {problem}\n'{PROGRAM} --help' lists the commands.", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def find_command(name: str) -> Command | None:

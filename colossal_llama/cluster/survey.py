@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 from colossal_llama.utils.atomic_io import existing_ancestor
 from colossal_llama.utils.cli import CollectingArgumentParser
 from colossal_llama.utils.environment import code_fingerprint, installed_packages, query_gpus
-from colossal_llama.utils.errors import run_main
+from colossal_llama.utils.errors import UserError, run_main
 from colossal_llama.utils.fingerprint import fingerprint_directory
 
 
@@ -56,12 +56,22 @@ def survey(save_dir: Path, mark: Path | None, directories: list[Path]) -> dict[s
         "python": ".".join(map(str, sys.version_info[:3])),
         "packages": installed_packages(),
         "code": code_fingerprint(),
-        "directories": {str(path): fingerprint_directory(path) if has_content(path) else None for path in directories},
+        "directories": {str(path): _fingerprint(path) for path in directories},
         "free_bytes": shutil.disk_usage(existing_ancestor(save_dir)).free,
         "sees_mark": mark is None or mark.exists(),
         "gpus": gpus,
         "gpu_error": gpu_error,
     }
+
+
+def _fingerprint(directory: Path) -> str | None:
+    try:
+        return fingerprint_directory(directory) if has_content(directory) else None
+    except OSError as error:  # a file vanished meanwhile, or is one of the system's own
+        raise UserError(
+            f"{error.filename or directory}: {error.strerror}; {directory} must be readable, and nothing may change "
+            "it meanwhile"
+        ) from error
 
 
 def has_content(path: Path) -> bool:

@@ -165,6 +165,7 @@ def _serve_single_process() -> None:
     _single_process_store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     port = _single_process_store.port
     alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    alone |= {"LOCAL_WORLD_SIZE": 1, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1}  # others may be left over in the shell
     os.environ.update({name: str(value) for name, value in alone.items()}, TORCHELASTIC_USE_AGENT_STORE="True")
 
 

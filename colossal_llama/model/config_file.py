@@ -32,6 +32,7 @@ _NUMBERS_ABOVE_0 = ("rms_norm_eps", "rope_theta")
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache")
 _FIXED = {"return_dict": True, "torchscript": False, "is_encoder_decoder": False, "partial_rotary_factor": 1.0}
 """Values that change what a model returns, or how it computes, to what no LLaMA has."""
+_DEFAULT_ROPE_THETA = 10_000.0
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
@@ -55,8 +56,7 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise UserError(f"{path}: model_type is {_shown(kind)}, not the name of an architecture; copy the model again")
-    if kind == "llama":
-        _refuse(path, _problems(config))
+    _refuse(path, [*(_problems(config) if kind == "llama" else ()), *_problems_of_new_rope_key(config)])
     return config
 
 
@@ -172,6 +172,32 @@ def _rope_problems(config: dict[str, Any]) -> Iterator[str]:
             yield f"rope_scaling has {key} {_shown(value)}, which no rotary embedding can have"
     if scaling.get("low_freq_factor") and scaling["low_freq_factor"] == scaling.get("high_freq_factor"):
         yield "rope_scaling has a low_freq_factor that equals its high_freq_factor"
+
+
+def _problems_of_new_rope_key(config: dict[str, Any]) -> Iterator[str]:
+    """Rotary embeddings as transformers 5 writes them, where the older keys say something else.
+
+    The older transformers passes over `rope_parameters`, and computes with its defaults.
+    """
+    new = config.get("rope_parameters")
+    if new is None:
+        return
+    if not isinstance(new, dict):
+        yield f"rope_parameters is {_shown(new)}, not an object"
+        return
+    scaling = config.get("rope_scaling")
+    old = {"rope_theta": config.get("rope_theta"), **(scaling if isinstance(scaling, dict) else {})}
+    defaults = {"rope_theta": _DEFAULT_ROPE_THETA, "rope_type": "default"}
+    needed, found = (
+        {**defaults, **{key: value for key, value in keys.items() if value is not None}} for keys in (new, old)
+    )
+    found["rope_type"] = old.get("type", found["rope_type"])
+    if differing := sorted(key for key in needed if needed[key] != found.get(key)):
+        yield (
+            f"rope_parameters has {', '.join(f'{key} {_shown(needed[key])}' for key in differing)}: that is how "
+            "transformers 5 writes rotary embeddings, and the version used here would not see it; set rope_theta, and "
+            "rope_scaling to the other values if the rope_type is not default"
+        )
 
 
 def _pairs(config: dict[str, Any]) -> int:

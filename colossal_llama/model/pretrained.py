@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from colossal_llama.model.config_file import read_generation_config, read_model_config
 from colossal_llama.model.loading import load_adapter, load_complete_model, nonfinite_weights
@@ -59,6 +60,11 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
     adapter = directory if is_adapter(directory) else None
     base = _base_model_of(adapter) if adapter else directory
     config = read_model_config(base)
+    if config["model_type"] not in CONFIG_MAPPING_NAMES:
+        raise UserError(
+            f"{base} is a model of type {config['model_type']!r}, which transformers does not know; code that comes "
+            "with a model is never run: use another model"
+        )
     read_generation_config(base)
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(directory if has_tokenizer else base)

@@ -88,6 +88,13 @@ class CollectingArgumentParser(argparse.ArgumentParser):
         self.finish()
         raise AssertionError("finish() exits when there is a problem")
 
+    def _print_message(self, message: str, file: Any = None) -> None:  # argparse's own passes over a full disk
+        try:
+            (file or sys.stderr).write(message)
+        except OSError as error:
+            error.filename = "standard output"  # what is written to stderr has no errors (prepare_streams)
+            raise
+
     # argparse converts and checks each value in these methods and gives up at the first error; here
     # parsing goes on, with the default in place of the option's values.
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:

@@ -1,17 +1,13 @@
 """Console output of rank 0: log lines, progress bars and tables."""
 
-import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from colossal_llama.utils.distributed_env import is_rank_zero
+
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-
-def is_rank_zero() -> bool:
-    """True when this process prints: the launcher's RANK is 0 or not set."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def log_rank_zero(text: str) -> None:

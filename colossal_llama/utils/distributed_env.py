@@ -25,7 +25,12 @@ HOST_TIMEOUT_VARIABLE = "COLOSSAL_LLAMA_HOST_TIMEOUT_S"
 
 def is_multi_host() -> bool:
     """True when the run's processes are on more than one host."""
-    return (_whole_number("GROUP_WORLD_SIZE") or 1) > 1
+    return _is_launched() and (_whole_number("GROUP_WORLD_SIZE") or 1) > 1
+
+
+def is_rank_zero() -> bool:
+    """True for rank 0 of a launcher, and for a process that no launcher started."""
+    return not _is_launched() or int(os.environ["RANK"]) == 0
 
 
 def speaks_for_host() -> bool:
@@ -91,7 +96,7 @@ def launcher_problems() -> list[str]:
     if not given:
         return problems
     needed = (*_PLACE, *_MEETING_POINT)
-    missing = [name for name in needed if not os.environ.get(name)]
+    missing = [name for name in needed if name not in given and not os.environ.get(name)]
     if missing:
         advice = _ADVICE.format(names=", ".join(given))
         return [*problems, f"{_listed(given)} set without {_listed(missing)}: {advice}"]
@@ -174,8 +179,9 @@ def _listed(names: list[str]) -> str:
 
 
 def _is_launched() -> bool:
-    """True when rank and world size make sense: a lone RANK in a shell is no launcher's."""
-    return all(_whole_number(name) is not None for name in _PLACE) and not _contradictions()
+    """True when a launcher's variables are complete and make sense: a lone RANK is a leftover."""
+    is_complete = all(_whole_number(name) is not None for name in _PLACE) and all(map(os.environ.get, _MEETING_POINT))
+    return is_complete and not _contradictions()
 
 
 def _is_number(text: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, cast
 
-from colossal_llama.utils.distributed_env import speaks_for_host
+from colossal_llama.utils.distributed_env import is_rank_zero, speaks_for_host
 from colossal_llama.utils.streams import prepare_streams, stdout_fails
 
 _OUT_OF_FILES = frozenset((errno.EMFILE, errno.ENFILE))
@@ -66,7 +66,7 @@ def truncate_problems(problems: Sequence[str], limit: int = 20) -> list[str]:
 def print_and_exit(error: UserError) -> NoReturn:
     """Prints the problems to stderr on the first rank of each host, and exits with code 2."""
     if speaks_for_host():
-        host = "" if os.environ.get("RANK", "0") == "0" else f" (rank {os.environ['RANK']} on {os.uname().nodename})"
+        host = "" if is_rank_zero() else f" (rank {os.environ['RANK']} on {os.uname().nodename})"
         for problem in error.problems:
             # One write a line: launchers interleave the output of hosts between writes.
             sys.stderr.write(f"error{host}: {problem}\n")

@@ -155,3 +155,9 @@ def test_the_record_of_preflight_has_null_for_a_host_without_a_survey(tmp_path):
     assert record["hosts"] == [
         {"host": "node-2", "survey": None, "skew_s": 0.0, "skew_error_s": 0.0, "failure": record["problems"][0]}
     ]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "vanished").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=f"error; {tmp_path} must be readable"):
+        survey(tmp_path, None, [tmp_path])

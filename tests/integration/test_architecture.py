@@ -102,7 +102,9 @@ def test_packages_import_nothing():
     assert len(files) > 10
     for path in files:
         nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        assert not [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)], path
+        imports = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        is_root = path.parent.name == PACKAGE  # which refuses an old Python
+        assert imports == (["import sys"] if is_root else []), path
 
 
 def test_no_module_has_an_empty_name(package):

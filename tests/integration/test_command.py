@@ -97,6 +97,16 @@ def test_an_unknown_command_is_refused_with_a_suggestion(project_root):
         assert done.stderr == f"error: {problem}\n'colossal-llama --help' lists the commands.\n"
 
 
+@pytest.mark.parametrize("script", ["train.py", "inference_example.py", "colossal_llama/__main__.py"])
+def test_an_old_python_is_refused_by_a_sentence(project_root, script):
+    for path in (project_root / script, project_root / "colossal_llama" / "__init__.py"):
+        ast.parse(path.read_text("utf-8"), feature_version=(3, 4))
+    code = f"import sys, runpy; sys.version_info = (3, 9, 1); runpy.run_path({script!r}, run_name='__main__')"
+    done = run(project_root, sys.executable, "-c", code)
+    assert done.returncode == 2
+    assert done.stderr == "error: Python 3.9 is too old: run setup_environment.sh (3.11 or 3.12)\n"
+
+
 def test_problems_of_a_sub_command_are_messages(project_root):
     done = run(project_root, sys.executable, "-m", "colossal_llama", "survey")
     assert done.returncode == 2

@@ -93,6 +93,25 @@ def test_keys_that_reach_into_transformers(model, key):
         load_config(model)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rope_theta": 500_000.0}, "rope_theta 500000.0"),
+        ({"rope_type": "linear", "factor": 2.0}, "factor 2.0, rope_type 'linear'"),
+        ([], "rope_parameters is"),
+    ],
+)
+def test_rotary_embeddings_of_transformers_5_are_not_passed_over(model, values, said):
+    change(model, rope_parameters=values)
+    with pytest.raises(UserError, match=said):
+        load_config(model)
+    if isinstance(values, dict):
+        theta = values.pop("rope_theta", 10_000.0)
+        change(model, rope_theta=theta, rope_scaling=values or None)
+        assert load_config(model).rope_theta == theta
+    change(model, rope_parameters={"rope_type": "default", "rope_theta": 10_000}, rope_theta=None, rope_scaling=None)
+
+
 def test_what_published_models_have_is_read(model):
     change(
         model,

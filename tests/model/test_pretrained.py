@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from colossal_llama.model.pretrained import find_model, load_for_inference
 from colossal_llama.utils.errors import UserError
@@ -41,6 +43,31 @@ def test_an_index_that_names_a_tensor_too_many_is_no_damage_and_a_shard_that_was
     os.truncate(tmp_path / last, (tmp_path / last).stat().st_size - 1)
     with pytest.raises(UserError, match=rf"{re.escape(last)} cannot be read: it is incomplete or damaged"):
         load_for_inference(tmp_path, "auto", torch.device("cpu"))
+
+
+def test_an_adapter_whose_tensors_do_not_fit_is_refused(random_model_directory, tmp_path):
+    model = LlamaForCausalLM.from_pretrained(random_model_directory)
+    adapter = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapter.save_pretrained(tmp_path)
+    change_json(tmp_path / "adapter_config.json", base_model_name_or_path=str(random_model_directory))
+    load_for_inference(tmp_path, "auto", torch.device("cpu"))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    name = next(iter(tensors))
+    for changed in ({**tensors, name.replace("q_proj", "k_proj"): tensors[name].clone()}, {}):
+        save_file(changed, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(UserError, match=r"does not belong to its adapter_config\.json"):
+            load_for_inference(tmp_path, "auto", torch.device("cpu"))
+
+
+def test_an_unknown_architecture_is_named_in_one_sentence(random_model_directory, tmp_path):
+    shutil.copytree(random_model_directory, tmp_path, dirs_exist_ok=True)
+    change_json(tmp_path / "config.json", model_type="somebody_s")
+    with pytest.raises(UserError, match=r"^[^\n]+ is a model of type 'somebody_s', which transformers does not know;"):
+        load_for_inference(tmp_path, "auto", torch.device("cpu"))
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "nowhere"])

@@ -8,6 +8,8 @@ import pytest
 from colossal_llama.utils.distributed_env import (
     adopt_slurm_variables,
     first_host,
+    is_multi_host,
+    is_rank_zero,
     launcher_problems,
     nccl_interface_problems,
     speaks_for_host,
@@ -89,6 +91,7 @@ LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "l
         ({"RANK": None}, ["LOCAL_RANK, WORLD_SIZE set without RANK"]),
         ({"MASTER_PORT": None, "MASTER_ADDR": ""}, ["set without MASTER_ADDR, MASTER_PORT"]),
         ({"RANK": "abc", "WORLD_SIZE": "-1"}, ["RANK='abc' is not a whole", "WORLD_SIZE='-1' is not a whole"]),
+        ({"RANK": ""}, ["RANK='' is not a whole number"]),
         ({"RANK": "2"}, ["RANK is 2, and WORLD_SIZE is 2: ranks count from 0 to 1"]),
         ({"LOCAL_WORLD_SIZE": "1"}, ["LOCAL_RANK is 1, and LOCAL_WORLD_SIZE is 1"]),
         ({"MASTER_PORT": "99999"}, ["MASTER_PORT=99999 is no port"]),
@@ -107,15 +110,21 @@ def test_odd_variables_of_a_launcher(no_launcher, change, problems):
 
 
 def test_a_process_that_is_no_rank_is_never_silent(no_launcher):
-    """A lone variable in a shell, or ranks that contradict each other, are no launcher's."""
-    assert speaks_for_host()
-    no_launcher.setenv("LOCAL_RANK", "3")
-    assert speaks_for_host()
+    """Leftovers in a shell, or ranks that contradict each other, are no launcher's."""
+
+    def is_heard() -> bool:
+        assert speaks_for_host() == is_rank_zero()
+        return speaks_for_host() and not is_multi_host()
+
+    no_launcher.setenv("GROUP_WORLD_SIZE", "2")
+    assert is_heard()
     for name, value in LAUNCHED.items():
+        assert is_heard()
         no_launcher.setenv(name, value)
-    assert not speaks_for_host()
+    assert is_multi_host()
+    assert not speaks_for_host() | is_rank_zero()
     no_launcher.setenv("RANK", "2")
-    assert speaks_for_host()
+    assert is_heard()
 
 
 def test_slurm_s_names_are_given_with_what_is_missing(no_launcher):

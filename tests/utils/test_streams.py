@@ -1,5 +1,6 @@
 """Streams that a shell has closed, filled, or given an encoding of few letters."""
 
+import re
 import subprocess
 import sys
 
@@ -43,6 +44,17 @@ def test_a_full_stdout_is_said_and_nothing_else(project_root):
     assert done.stderr.decode().endswith("said\nerror: standard output cannot be written: No space left on device\n")
     done = run(project_root, f"print('lost'); {REFUSES}", ">/dev/full")
     assert (done.returncode, done.stderr.decode()) == (2, "error: no: 你好\n")
+
+
+@pytest.mark.parametrize("words", ["train.py --help", "-m colossal_llama --help", "-m colossal_llama --version"])
+def test_help_for_a_full_disk_or_a_reader_that_goes(project_root, words):
+    command = [f"'{sys.executable}' {words} {to}" for to in (">/dev/full", "| :; exit ${PIPESTATUS[0]}")]
+    full, closed = (
+        subprocess.run(["bash", "-c", line], capture_output=True, cwd=project_root, check=False, env={})
+        for line in command
+    )
+    assert re.fullmatch(rb"error: standard output.*: No space left on device\n", full.stderr)
+    assert (full.returncode, closed.returncode, closed.stderr) == (2, 1, b"")
 
 
 @pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])

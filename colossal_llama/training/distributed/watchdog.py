@@ -17,6 +17,7 @@ The failure is printed on standard error, and written as a failure report into t
 next run there prints the report.
 """
 
+import errno
 import os
 import socket
 import sys
@@ -94,6 +95,8 @@ def lost_ranks_named() -> Iterator[None]:
             print(describe_stop(number), file=sys.stderr, flush=True)
             raise SystemExit(exit_code(number)) from None
         message = " ".join(str(error).split())[:500]
+        if os.strerror(errno.EMFILE) in message:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
         if "Duplicate GPU" in message:
             cause = (
                 "two processes use the same GPU: --nproc_per_node is larger than the number of GPUs that "
