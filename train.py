@@ -6,7 +6,13 @@ The options: `python train.py --help`. For instance:
         --pretrained MODEL --dataset DATA/arrow/part-0000* --plugin zero2 …
 """
 
-from colossal_llama.utils.errors import run_main
+import sys
+
+try:
+    from colossal_llama.utils.errors import run_main
+except KeyboardInterrupt:  # as run_main ends from then on
+    sys.stderr.write("interrupted\n")
+    sys.exit(130)
 
 if __name__ == "__main__":
     run_main("colossal_llama.training.train:main")

@@ -89,9 +89,9 @@ def run_main(main: Callable[[], None] | str) -> None:
 
     Other errors keep their traceback.
     """
-    prepare_streams()
     ended: BaseException | None = None
     try:
+        prepare_streams()
         Path.cwd()  # raises where the directory is gone; libraries end without a sentence there
         if isinstance(main, str):
             import pkgutil

@@ -97,7 +97,21 @@ def test_an_unknown_command_is_refused_with_a_suggestion(project_root):
         assert done.stderr == f"error: {problem}\n'colossal-llama --help' lists the commands.\n"
 
 
-@pytest.mark.parametrize("script", ["train.py", "inference_example.py", "colossal_llama/__main__.py"])
+SCRIPTS = ["train.py", "inference_example.py", "prepare_pretrain_dataset.py", "prepare_sft_dataset.py"]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "colossal_llama/__main__.py"])
+def test_ctrl_c_during_the_first_import_has_no_traceback(project_root, script):
+    code = (
+        "import signal, sys, runpy\nclass Finder:\n    def find_spec(self, name, *rest):\n"
+        "        name.endswith('.errors') and signal.raise_signal(signal.SIGINT)\n"
+        f"sys.meta_path.insert(0, Finder())\nrunpy.run_path({script!r}, run_name='__main__')"
+    )
+    done = run(project_root, sys.executable, "-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "colossal_llama/__main__.py"])
 def test_an_old_python_is_refused_by_a_sentence(project_root, script):
     for path in (project_root / script, project_root / "colossal_llama" / "__init__.py"):
         ast.parse(path.read_text("utf-8"), feature_version=(3, 4))
