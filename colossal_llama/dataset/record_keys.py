@@ -27,7 +27,7 @@ _SYSTEM_PROMPTS = frozenset({
     "developer", "developerprompt", "developermessage", "preprompt", "preamble",
 })  # fmt: skip
 _TRAIN_FLAGS = frozenset({
-    "weight", "train", "training", "trainable", "istrained", "totrain", "dotrain", "trainon", "trainonturn",
+    "weight", "train", "training", "trainable", "trained", "istrained", "totrain", "dotrain", "trainon", "trainonturn",
     "loss", "withloss", "hasloss", "useloss", "computeloss", "calculateloss", "lossmask", "lossweight",
     "sampleweight", "outputwithloss", "learn",
 })  # fmt: skip
@@ -61,6 +61,7 @@ _UNSUPPORTED = {
         "answeronlyloss", "needeostoken",
     ),
 }  # fmt: skip
+_SOUNDS_LIKE_A_FLAG = ("train", "loss", "mask", "weight")
 _REASONS = {name: reason for reason, names in _UNSUPPORTED.items() for name in names}
 _SAYS_NO = frozenset({"", "0", "false", "none", "null", "[]", "{}"})
 _SHOWN_CHARACTERS = 60
@@ -97,14 +98,32 @@ def read(keys: Mapping[str, Any], where: str, notes: list[str]) -> bool | None:
         shown = f'"{name}" of {where}' if where else f'"{name}"'
         if plain in _TRAIN_FLAGS or plain in _SKIP_FLAGS:
             flags[name] = _flag(value, shown) is (plain in _TRAIN_FLAGS)
-        elif plain in _REASONS and not (str(value).strip().lower() in _SAYS_NO or value is False):
-            raise RecordError(f"unsupported_{_reason(name)}", f"{shown} is not supported: {_REASONS[plain]}")
+            continue
+        if plain in _REASONS:
+            if not (value is False or str(value).strip().lower() in _SAYS_NO):
+                raise RecordError(f"unsupported_{_reason(name)}", f"{shown} is not supported: {_REASONS[plain]}")
         else:
-            notes.append(unread(name))
+            _refuse_unknown_instruction(plain, value, shown, is_message=bool(where))
+        notes.append(unread(name))
     if len(set(flags.values())) > 1:
         listed = " and ".join(f'"{name}"' for name in flags)
         raise RecordError("unknown_form", f"{listed} contradict each other{f' in {where}' if where else ''}")
     return next(iter(flags.values()), None)
+
+
+def _refuse_unknown_instruction(plain: str, value: Any, shown: str, is_message: bool) -> None:
+    """Refuses a message's system prompt, and what seems to be a flag under a name not known here.
+
+    A record may have texts and numbers under such names: its weight in a mixture, its set.
+    """
+    if is_message and plain in _SYSTEM_PROMPTS:
+        raise RecordError("unsupported_system", f"{shown} is not read: give it to the record, or as the first message")
+    is_fact = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if (is_message or not is_fact) and any(word in plain for word in _SOUNDS_LIKE_A_FLAG):
+        raise RecordError(
+            "unknown_flag",
+            f'{shown} may decide what is trained, and is not known: name it "train" or "weight", or leave it out',
+        )
 
 
 def unread(name: str) -> str:

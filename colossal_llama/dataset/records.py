@@ -1,6 +1,6 @@
 """Parses and checks input records: documents and conversations; names what is wrong with them."""
 
-import unicodedata
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,7 +128,9 @@ def conversation_of(record: dict) -> Conversation:
         is_trained = record_keys.read({name: value for name, value in record.items() if name not in used}, "", notes)
         if is_trained is False:
             raise RecordError("no_trained_answer", "the record is marked as not trained: there is nothing to learn")
-    return Conversation(tuple(_checked_turns(messages, notes)), category or DEFAULT_CATEGORY, tuple(notes))
+    return Conversation(
+        tuple(_checked_turns(messages, notes, first=1 - len(system))), category or DEFAULT_CATEGORY, tuple(notes)
+    )
 
 
 def _system_prompt(record: dict) -> str | None:
@@ -191,24 +193,28 @@ def _one_name(item: dict, names: tuple[str, str], where: str) -> str:
 def _alpaca_messages(record: dict) -> list[Message]:
     instruction, output = _string(record, "instruction"), _string(record, "output")
     extra = _string(record, "input") if record.get("input") is not None else ""
-    return [Message("human", f"{instruction}\n\n{extra}" if extra else instruction), Message("assistant", output)]
+    question = "\n\n".join(text for text in (instruction, extra) if text)
+    return [Message("human", question), Message("assistant", output)]
 
 
-def _checked_turns(messages: list[Message], notes: list[str]) -> list[Message]:
+def _checked_turns(messages: list[Message], notes: list[str], first: int) -> list[Message]:
     """Applies the rules of turns: what cannot be used is refused or left out, what is odd is noted.
 
     Blank messages (whitespace, or characters that cannot be seen) are refused. Questions after the
     last answer are left out. A first answer without a question, and a message after another one of
     the same role, stay as they are.
+
+    Args:
+        messages: of the conversation.
+        notes: receives what is left out or odd.
+        first: number of the first message in errors; 0 for the record's system prompt.
     """
     before: Role | None = None
-    for number, message in enumerate(messages, 1):
-        if not message.content:
-            raise RecordError("empty_message", f"message {number} (from {message.role}) is empty")
-        if message.content.isspace() or (len(message.content) < _LONGEST_CHECKED and _is_unseen(message.content)):
-            raise RecordError("blank_message", f"message {number} (from {message.role}) has nothing but blanks")
-        if message.role == "system" and number > 1:
-            raise RecordError("misplaced_system", f"message {number} is a system message: only the first may be")
+    for number, message in enumerate(messages, first):
+        if not _VISIBLE.search(message.content):
+            raise _blank(message, f"message {number} (from {message.role})" if number else "the system prompt")
+        if message.role == "system" and number > first:
+            raise _misplaced_system(number, first)
         if message.role == before:
             notes.append("odd_turns.same_role_again")
         elif message.role == "assistant" and before != "human":
@@ -227,12 +233,22 @@ def _checked_turns(messages: list[Message], notes: list[str]) -> list[Message]:
     return messages[: answers[-1]]
 
 
-def _is_unseen(text: str) -> bool:
-    return all(unicodedata.category(sign) in _UNSEEN or sign.isspace() for sign in text)
+_VISIBLE = re.compile(
+    r"[^\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+"""Neither whitespace, nor a control or format character, a selector, or a filler (Hangul, …)."""
 
 
-_UNSEEN = ("Cc", "Cf")  # control and format characters: zero-width space, byte order mark
-_LONGEST_CHECKED = 16
+def _blank(message: Message, where: str) -> RecordError:
+    if not message.content:
+        return RecordError("empty_message", f"{where} is empty")
+    return RecordError("blank_message", f"{where} has nothing but blanks")
+
+
+def _misplaced_system(number: int, first: int) -> RecordError:
+    reason = "only the first may be" if first else "the record has a system prompt already, leave one"
+    return RecordError("misplaced_system", f"message {number} is a system message: {reason}")
 
 
 def _string(record: dict, name: str, where: str = "") -> str:

@@ -88,6 +88,7 @@ class TemplateRenderer:
             with execution_limits(PROCESSOR_TIME_S, MEMORY_BYTES + 64 * characters):
                 blocks = self._compiled.generate(**self._token_names, **variables)
                 text = self._joined(blocks, RENDERED_CHARACTERS + 10 * characters)
+                text.encode()  # fails at half a surrogate pair, which no tokenizer takes
         except (TimeLimitError, MemoryError) as error:
             raise ChatTemplateLimitError(f"{self._name} {_exceeded(error)}") from None
         except ChatTemplateError:
@@ -121,7 +122,10 @@ class TemplateRenderer:
     @cached_property
     def _compiled(self) -> jinja2.Template:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, jinja2.ext.loopcontrols],
+            finalize=_without_functions,
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_template_error
@@ -129,6 +133,13 @@ class TemplateRenderer:
         # Rows must not depend on chance.
         del environment.filters["random"], environment.globals["lipsum"]
         return environment.from_string(self._source)
+
+
+def _without_functions(value: Any) -> Any:
+    """Refuses to write a function (`content.strip` without `()`): its text is a memory address."""
+    if callable(value) and not isinstance(value, jinja2.Undefined):
+        raise jinja2.TemplateError(f"a function is written out instead of being called: {type(value).__name__}")
+    return value
 
 
 def _to_json(

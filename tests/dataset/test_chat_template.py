@@ -225,6 +225,8 @@ def rendered(source: str, messages=(("user", "a"), ("assistant", "b"))):
         ("{% if", "line 1: "),
         ("{{ [1, 2] | random }}", "No filter named 'random'"),
         ("{{ strftime_now(3) }}", "TypeError"),
+        (r"{{ '\ud83d' }}", "UnicodeEncodeError"),
+        ("{{ messages[0].content.strip }}", "line 1: a function is written out"),
         ("{{ raise_exception('roles\nmust alternate') }}", "line 1: roles must alternate"),
         ("{% generation %}{% generation %}{% endgeneration %}{% endgeneration %}", "within another"),
     ],

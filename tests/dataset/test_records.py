@@ -62,6 +62,7 @@ HELLO = (Message("human", "Hi"), Message("assistant", "Hello"))
             {"instruction": "Add", "input": "1 2", "output": "3"},
             (Message("human", "Add\n\n1 2"), Message("assistant", "3")),
         ),
+        ({"instruction": "", "input": "Hi", "output": "Hello"}, HELLO),
         (
             {"messages": [{"role": "system", "content": "S"}, {"role": "assistant", "content": "Hello"}]},
             (Message("system", "S"), HELLO[1]),
@@ -201,6 +202,25 @@ def test_a_key_that_asks_for_what_is_not_supported_is_refused_by_name(keys, reas
         assert next(iter(keys)) in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["loss_masked", "ignore_in_loss", "weights", "TrainThis", "mask-answer"])
+def test_what_seems_to_be_a_flag_is_not_passed_over(name):
+    for record in (
+        {"messages": [turn("user", "a"), turn("assistant", "b", **{name: True})]},
+        {"messages": [turn("user", "a"), turn("assistant", "b")], name: [1]},
+    ):
+        with pytest.raises(RecordError, match=name) as raised:
+            conversation_of(record)
+        assert raised.value.reason == "unknown_flag"
+    fact = {"messages": [turn("user", "a"), turn("assistant", "b")], "training_set": "web", "mixture_weight": 0.3}
+    assert notes_of(fact) == {"unread_keys.training_set": 1, "unread_keys.mixture_weight": 1}
+
+
+def test_a_system_prompt_within_a_message_is_refused():
+    with pytest.raises(RecordError, match="as the first message") as raised:
+        conversation_of({"messages": [turn("user", "a", system_prompt="Be kind."), turn("assistant", "b")]})
+    assert raised.value.reason == "unsupported_system"
+
+
 def test_a_question_is_never_trained():
     assert conversation_of({"messages": [turn("user", "a", weight=0), turn("assistant", "b")]}).notes == ()
     with pytest.raises(RecordError, match="only the assistant's messages") as raised:
@@ -275,9 +295,24 @@ def test_turns_that_do_not_alternate_follow_a_rule_and_are_noted(listed, kept, n
     assert Counter(conversation.notes) == notes
 
 
-@pytest.mark.parametrize("blank", [" ", "\n\t ", "\u3000", "\u200b", "\ufeff ", "\x00"])
+BLANKS = [" ", "\n\t ", "\u3000", "\u200b", "\u200b" * 40, "\ufeff ", "\x00", "\u3164", "\u2800 \u2800", "\ufe0f"]
+
+
+@pytest.mark.parametrize("blank", BLANKS)
 def test_blank_messages_are_refused(blank):
     for listed in ([turn("user", blank), A], [H, turn("assistant", blank)], [turn("system", blank), H, A]):
         with pytest.raises(RecordError) as raised:
             conversation_of({"messages": listed})
         assert raised.value.reason == "blank_message"
+
+
+def test_messages_are_numbered_as_they_are_in_the_file():
+    for listed, message in (
+        ([H, turn("assistant", " ")], "message 2 (from assistant)"),
+        ([S, H, A], "message 1 is a system message: the record has a system prompt already"),
+    ):
+        with pytest.raises(RecordError) as raised:
+            conversation_of({"messages": listed, "system": "You are a pirate."})
+        assert message in str(raised.value)
+    with pytest.raises(RecordError, match="the system prompt has nothing but blanks"):
+        conversation_of({"messages": [H, A], "system": " "})
