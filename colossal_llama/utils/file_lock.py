@@ -11,7 +11,7 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -51,13 +51,20 @@ def file_lock(path: Path, *, shared: bool = False, wait: bool = False) -> Iterat
             return
 
 
-def remove_lock(path: Path, file: TextIO) -> bool:
+def remove_lock(path: Path, file: TextIO, further: Iterable[Path] = ()) -> bool:
     """Removes a held lock file, unless other processes share the lock; tells whether it did.
 
     A process that has opened the file before asks again under the name, see `file_lock`.
+
+    Args:
+        path: the lock file.
+        file: it, open.
+        further: lock files that are taken by holders of this one alone, removed before it.
     """
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for other in further:
+            other.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         return True
     return False

@@ -13,10 +13,10 @@ _KEPT_BYTES = 200
 
 @dataclass(frozen=True)
 class LongLine:
-    """A line that is too long to be read.
+    """A line, or a row of a table, that is too long to be read.
 
     Attributes:
-        beginning: its first bytes.
+        beginning: the line's first bytes; none of a row.
         size_bytes: its length with the line feed.
         max_bytes: the bound.
     """
@@ -29,10 +29,9 @@ class LongLine:
         return self.size_bytes
 
     def __str__(self) -> str:
-        return (
-            f"the line has {self.size_bytes / BYTES_PER_MB:,.0f} MB, more than {self.max_bytes / BYTES_PER_MB:,.0f}: "
-            "is a line feed missing?"
-        )
+        what, question = ("line", ": is a line feed missing?") if self.beginning else ("row", ";")
+        size_mb, max_mb = self.size_bytes / BYTES_PER_MB, self.max_bytes / BYTES_PER_MB
+        return f"the {what} has {size_mb:,.0f} MB, more than {max_mb:,.0f}{question}"
 
 
 def read_line(

@@ -122,6 +122,21 @@ def test_a_refused_run_leaves_nothing_behind(tmp_path, run):
     assert not (tmp_path / "out" / ".lock").exists()
 
 
+def test_a_refused_run_leaves_the_directories_that_were_there(tmp_path, run):
+    for name in ("arrow", "cache"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="bad record"):
+        run(on_bad_record="stop")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["arrow", "cache"]
+
+
+def test_what_a_shard_wrote_after_another_had_emptied_the_cache_is_no_foreign_file(tmp_path, run):
+    run(keep_cache=True)
+    (tmp_path / "out" / "cache" / "run.json").unlink()
+    run()
+    assert list((tmp_path / "out" / "cache").iterdir()) == []
+
+
 def test_verify_names_a_manifest_of_another_program(tmp_path):
     write(tmp_path / "manifest.json", '{"name": "somebody else\'s"}')
     with pytest.raises(UserError, match="not written by the prepare scripts"):

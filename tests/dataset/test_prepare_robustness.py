@@ -9,21 +9,27 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import datasets
 import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.prepare import buckets
+from colossal_llama.dataset.prepare import buckets, pipeline
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
+from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
+from colossal_llama.dataset.prepare.input_files import find_input_files, plan_chunks
 from colossal_llama.dataset.prepare.manifest import summary
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.output_dir import run_lock
 from colossal_llama.dataset.prepare.pipeline import prepare
 from colossal_llama.dataset.prepare.verification import verify
+from colossal_llama.dataset.prepare.worker_pool import shared_flag
+from colossal_llama.dataset.tokenization import DocumentTokenizer
 from colossal_llama.utils.errors import UserError
 from tests.support.preparations import content, preparation
 
@@ -392,9 +398,110 @@ def test_a_line_beyond_the_bound_is_a_bad_record_and_what_follows_is_read(tmp_pa
     rejected = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
     assert rejected["line"] == 3
     assert len(rejected["record"]) == 200
-    with pytest.raises(UserError, match="max_line_mb: 8 then, None now"):
+    with pytest.raises(UserError, match="max_line_mb: 8 then, 256 now"):
         prepare(settings_for(tmp_path / "in", tmp_path / "out", tokenizer_dir, on_bad_record="skip",
                              num_spliced_dataset_bins=2), opened)  # fmt: skip
+
+
+def test_a_long_cell_of_a_table_is_a_bad_record(tmp_path, tokenizer_dir, opened):
+    (tmp_path / "in").mkdir()
+    texts = ["short", "long " * 400_000, "short"]
+    rows = [{"source": "", "target": text, "category": "c"} for text in texts]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in" / "a.parquet")
+    bound = {"max_line_mb": 1, "on_bad_record": "skip"}
+    totals = prepare(settings_for(tmp_path / "in", tmp_path / "out", tokenizer_dir, **bound), opened)["totals"]
+    assert (totals["records"], totals["documents"], totals["rejected_records"]) == (3, 2, {"line_too_long": 1})
+    message = "the row has 2 MB, more than 1; --max_line_mb sets the bound"
+    assert json.loads((tmp_path / "out" / "rejected.jsonl").read_text())["message"] == message
+
+
+def test_many_bad_records_are_written_as_they_come(tmp_path, tokenizer_dir, opened):
+    (tmp_path / "in").mkdir()
+    with gzip.open(tmp_path / "in" / "a.jsonl.gz", "wt", compresslevel=1) as file:
+        file.writelines([records(1), '{"a": 1}\n' * 60_000, records(1), "[]\n"])
+    tracemalloc.start()
+    prepare(settings_for(tmp_path / "in", tmp_path / "out", tokenizer_dir, on_bad_record="skip"), opened)
+    peak_mb = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    assert peak_mb < 25, "measured: 17, and 51 with all of them in memory"
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [entry["line"] for entry in rejected] == [*range(2, 60_002), 60_003]
+
+
+def test_bad_records_that_stop_the_run_are_shortened_and_end_their_chunk(tmp_path, opened):
+    text = ('{"a": "' + "x" * 10_000 + '"}\n') * 1_000
+    (tmp_path / "a.jsonl").write_text(text)
+    (chunk, *_) = plan_chunks(find_input_files([tmp_path], tmp_path / "out")[0], None)
+    tokenizer = DocumentTokenizer(opened.encoder, 1, 2, opened.cut_scores, 128, "split")
+    facts = process_chunk(ChunkJob(tokenizer, tmp_path / "out", 10**6, True, shared_flag()), chunk)
+    assert (facts["finished"], facts["rows"], len(facts["rejected"])) == (False, 21, 21)
+    assert max(len(record["record"]) for record in facts["rejected"]) < 1_000
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def grow(path: Path) -> None:
+    with path.open("a") as file:
+        file.write(records(1))
+
+
+def replace(path: Path) -> None:
+    text = path.read_text()
+    path.with_name("new").write_text(text.replace("document 1", "document 7"))
+    path.with_name("new").replace(path)
+
+
+CHANGES = {
+    "grows": (grow, "has changed from [0-9,]+ to [0-9,]+ bytes while it was read", "bytes then, .* bytes now"),
+    "shrinks": (lambda path: os.truncate(path, 500), "to 500 bytes while it was read", "500 bytes now"),
+    "replaced": (replace, "was written or replaced while it was read", "its content has changed"),
+    "gone": (Path.unlink, "can no longer be read: No such file", "absent now"),
+}
+
+
+@pytest.mark.parametrize("stage", ["process_chunk", "_write_one_part"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_input_that_changes_while_a_run_reads_it_is_noticed(
+    tmp_path, input_dir, tokenizer_dir, opened, monkeypatch, change, stage
+):
+    act, message, next_message = CHANGES[change]
+    source = Path(shutil.copytree(input_dir, tmp_path / "in"))
+    work, pending = getattr(pipeline, stage), [source / "3.jsonl"]
+
+    def work_and_change(state, task):
+        done = work(state, task)
+        if stage != "process_chunk" or task.index == 5:
+            for path in pending:
+                act(path)
+            pending.clear()
+        return done
+
+    monkeypatch.setattr(pipeline, stage, work_and_change)
+    wanted = settings_for(source, tmp_path / "out", tokenizer_dir)
+    with pytest.raises(UserError, match=f"3.jsonl {message}"):
+        prepare(wanted, opened)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    with pytest.raises(UserError, match=f"3.jsonl: .*{next_message}"):
+        prepare(wanted, opened)
+
+
+def test_input_that_was_only_touched_while_a_run_read_it_is_used_by_the_next(
+    tmp_path, input_dir, tokenizer_dir, opened, monkeypatch, undisturbed
+):
+    source = Path(shutil.copytree(input_dir, tmp_path / input_dir.name))
+    plan_parts = pipeline.plan_parts
+    monkeypatch.setattr(pipeline, "plan_parts", lambda *given: (os.utime(source / "3.jsonl"), plan_parts(*given))[1])
+    wanted = settings_for(source, tmp_path / "out", tokenizer_dir)
+    with pytest.raises(UserError, match=r"3.jsonl was written or replaced"):
+        prepare(wanted, opened)
+    prepare(wanted, opened)
+    assert content(tmp_path / "out") == undisturbed
+
+
+def test_an_output_directory_that_goes_meanwhile_is_named(tmp_path, input_dir, tokenizer_dir, opened, monkeypatch):
+    out, build_manifest = tmp_path / "out", pipeline.build_manifest
+    monkeypatch.setattr(pipeline, "build_manifest", lambda *given: (shutil.rmtree(out), build_manifest(*given))[1])
+    with pytest.raises(UserError, match="has gone while this run was working with it"):
+        prepare(settings_for(input_dir, out, tokenizer_dir), opened)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n \n"], ids=["empty", "blank"])

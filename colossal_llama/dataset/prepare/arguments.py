@@ -143,7 +143,8 @@ class RunArguments:
         MAX_LINE_MB,
         type=number_in_range(int, minimum=1),
         metavar="MB",
-        help="longest line that is read, in megabytes; a longer one is a bad record (a bound on memory)",
+        help="longest line that is read, in megabytes; a longer one is a bad record. A worker takes up to "
+        "20 bytes of memory for each byte of it",
     )
     limit: int | None = option(
         type=number_in_range(int, minimum=1),

@@ -15,7 +15,8 @@ final name; its checksum in the chunk's record tells, and the chunk is made anew
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -51,10 +52,7 @@ class ChunkWriter:
     def __init__(self, directory: Path, index: int):
         directory.mkdir(parents=True, exist_ok=True)
         self._base = directory / f"chunk-{index:05d}"
-        self._tokens_path = self._base.with_suffix(".tokens")
-        self._temporary = temporary_path(self._tokens_path)
-        self._tokens_file = self._temporary.open("wb")
-        self._tokens_digest = hashlib.sha256()
+        self._files = {"tokens": _GrowingFile(self._base.with_suffix(".tokens"))}
         self._segments: list[np.ndarray] = []
         self._categories: dict[str, int] = {}
         self._statistics: dict[str, Counter] = {}
@@ -62,8 +60,7 @@ class ChunkWriter:
 
     def add(self, batch: TokenizedBatch) -> None:
         """Appends a tokenized batch."""
-        self._tokens_file.write(batch.tokens.data)
-        self._tokens_digest.update(batch.tokens.data)
+        self._files["tokens"].write(batch.tokens.data)
         self._tokens += len(batch.tokens)
         numbers = [self._categories.setdefault(name, len(self._categories)) for name in batch.categories]
         segments = batch.segments.copy()
@@ -75,15 +72,19 @@ class ChunkWriter:
             self._statistics.setdefault(name, Counter()).update(counter)
             bound_names(self._statistics[name])
 
-    def finish(self, facts: dict, rejected: Sequence[dict]) -> dict:
+    def add_rejected(self, records: Sequence[dict]) -> None:
+        """Appends bad records."""
+        if records and "rejected" not in self._files:
+            self._files["rejected"] = _GrowingFile(self._base.with_suffix(".rejected"))
+        for record in records:
+            self._files["rejected"].write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+
+    def finish(self, facts: dict) -> dict:
         """Completes the files; returns the given facts of the chunk with the writer's counts."""
-        self._tokens_file.close()
-        self._temporary.replace(self._tokens_path)
         segments = np.concatenate(self._segments) if self._segments else np.empty(0, SEGMENT)
-        files_sha256 = {"tokens": self._tokens_digest.hexdigest(), "segments": self._write(".segments", segments)}
-        if rejected:
-            lines = b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in rejected)
-            files_sha256["rejected"] = self._write(".rejected", lines)
+        self._files["segments"] = _GrowingFile(self._base.with_suffix(".segments"))
+        self._files["segments"].write(segments.data)
+        files_sha256 = {name: file.finish() for name, file in self._files.items()}
         facts = {
             **facts,
             "documents": self._documents,
@@ -96,15 +97,31 @@ class ChunkWriter:
         write_bytes(self._base.with_suffix(".json"), orjson.dumps(with_checksum(facts)), durable=False)
         return facts
 
-    def _write(self, suffix: str, data: bytes | np.ndarray) -> str:
-        """Writes a file; returns its SHA-256."""
-        content = data if isinstance(data, bytes) else data.tobytes()
-        write_bytes(self._base.with_suffix(suffix), content, durable=False)
-        return hashlib.sha256(content).hexdigest()
-
     def discard(self) -> None:
         """Removes unfinished files."""
-        self._tokens_file.close()
+        for file in self._files.values():
+            file.discard()
+
+
+class _GrowingFile:
+    """A file that is written piece by piece, and gets its name when it is whole."""
+
+    def __init__(self, target: Path):
+        self._target, self._temporary = target, temporary_path(target)
+        self._file, self._digest = self._temporary.open("wb"), hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+
+    def finish(self) -> str:
+        """Renames the file; returns its SHA-256."""
+        self._file.close()
+        self._temporary.replace(self._target)
+        return self._digest.hexdigest()
+
+    def discard(self) -> None:
+        self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 
@@ -141,10 +158,13 @@ def chunk_problem(directory: Path, index: int) -> str | None:
         path = directory / _chunk_file(index, name)
         if not path.is_file():
             return f"{path.name} is missing"
-        if name in sizes and path.stat().st_size != sizes[name]:
-            return f"{path.name} has another length than it was written with"
-        if has_checksum(facts) and fingerprint_file(path) != facts["files_sha256"][name]:
-            return f"{path.name} has changed since it was written"
+        try:
+            if name in sizes and path.stat().st_size != sizes[name]:
+                return f"{path.name} has another length than it was written with"
+            if has_checksum(facts) and fingerprint_file(path) != facts["files_sha256"][name]:
+                return f"{path.name} has changed since it was written"
+        except FileNotFoundError:  # another shard's job empties the cache
+            return f"{path.name} is missing"
     return None
 
 
@@ -170,10 +190,10 @@ def remove_own(path: Path) -> None:
         raise UserError(f"{path} is in the way and cannot be removed ({error.strerror}): move it away") from error
 
 
-def chunk_rejected(directory: Path, index: int) -> list[dict]:
+def chunk_rejected(directory: Path, index: int) -> Iterator[dict]:
     """Bad records of a finished chunk; their row numbers count within the chunk from 0."""
-    path = directory / f"chunk-{index:05d}.rejected"
-    return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+    with suppress(FileNotFoundError), (directory / _chunk_file(index, "rejected")).open("rb") as file:
+        yield from map(orjson.loads, file)
 
 
 def chunk_segments(directory: Path, index: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,13 +10,15 @@ from typing import Any
 
 from colossal_llama.dataset.prepare.cache import ChunkWriter
 from colossal_llama.dataset.prepare.input_files import Chunk, DamagedFileError, read_rows, rows_before
+from colossal_llama.dataset.prepare.rejections import SHOWN_BAD_RECORDS, SHOWN_RECORD_CHARACTERS
 from colossal_llama.dataset.records import RecordError, conversation_of, document_of, parse_row
 from colossal_llama.dataset.template_renderer import ChatTemplateLimitError
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.line_reader import LongLine
 
-BATCH_BYTES = 4 << 20  # records tokenized at once: enough for the tokenizer, and a bound on memory
+BATCH_BYTES = 4 << 20  # records tokenized at once, with the bad ones among them: a bound on memory
+_OBJECT_BYTES = 500  # of a bad record in memory, besides its text
 
 
 @dataclass
@@ -51,20 +52,25 @@ class ChunkJob:
 
 @dataclass
 class _ChunkCounts:
-    """Counts of what has been read of a chunk."""
+    """Counts of what has been read of a chunk, and the bad records that are not written yet."""
 
     rows: int = 0
     records: int = 0
     empty_lines: int = 0
     rejected: list[dict] = field(default_factory=list)
+    rejected_bytes: int = 0
     reasons: Counter = field(default_factory=Counter)
 
-    def reject(self, row: int, content: bytes | LongLine | dict, error: RecordError) -> None:
-        content = content.beginning if isinstance(content, LongLine) else content
-        text = content.decode("utf-8", "backslashreplace") if isinstance(content, bytes) else repr(content)
+    def reject(self, row: int, text: str, error: RecordError) -> None:
         self.reasons[error.reason] += 1
-        rejected = {"row": row, "reason": error.reason, "message": str(error), "record": text}
-        insort(self.rejected, rejected, key=lambda record: record["row"])  # a template refuses after later checks
+        self.rejected_bytes += len(text) + _OBJECT_BYTES
+        self.rejected.append({"row": row, "reason": error.reason, "message": str(error), "record": text})
+
+    def take_rejected(self) -> list[dict]:
+        """The bad records so far, in their order: a template refuses after later checks."""
+        rejected = sorted(self.rejected, key=lambda record: record["row"])
+        self.rejected, self.rejected_bytes = [], 0
+        return rejected
 
 
 def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
@@ -73,8 +79,8 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
     Returns:
         The chunk's facts: numbers of rows, records, empty lines, bad records by reason, documents,
             segments and tokens, SHA-256 of what was read, and statistics by category. `finished` is
-            False if a bad record stopped the run; then `rejected` lists this chunk's bad records,
-            and no files remain.
+            False if a bad record stopped the run; then `rejected` lists the first of this chunk's
+            bad records, and no files remain.
     """
     digest, counts = hashlib.sha256(), _ChunkCounts()
     writer = ChunkWriter(job.chunk_dir, chunk.index)
@@ -83,16 +89,19 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
         for number, row in _limited_rows(job, chunk, digest, counts):
             counts.rows = number + 1
             record = _checked_record(job, counts, number, row)
-            if record is None or job.checks_only:
+            if job.checks_only:
+                if len(counts.rejected) > SHOWN_BAD_RECORDS:
+                    break
                 continue
-            batch.add(record, number, row)
-            if batch.size_bytes >= BATCH_BYTES:
-                _tokenize_batch(job, chunk, counts, writer, batch)
+            if record is not None:
+                batch.add(record, number, row)
+            if batch.size_bytes + counts.rejected_bytes >= BATCH_BYTES:
+                _write_batch(job, chunk, counts, writer, batch)
                 batch = _Batch()
-        if batch.records and not job.checks_only:
-            _tokenize_batch(job, chunk, counts, writer, batch)
+        if not job.checks_only:
+            _write_batch(job, chunk, counts, writer, batch)
         if job.checks_only:
-            return {"index": chunk.index, "finished": False, "rows": counts.rows, "rejected": counts.rejected}
+            return {"index": chunk.index, "finished": False, "rows": counts.rows, "rejected": counts.take_rejected()}
         facts = {
             "index": chunk.index,
             "finished": True,
@@ -102,7 +111,7 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
             "rejected_records": dict(counts.reasons),
             "sha256": digest.hexdigest(),
         }
-        return writer.finish(facts, counts.rejected)
+        return writer.finish(facts)
     finally:
         writer.discard()
 
@@ -121,24 +130,31 @@ class _Batch:
         self.size_bytes += len(row) if isinstance(row, bytes) else len(str(row))
 
 
-def _tokenize_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: ChunkWriter, batch: _Batch) -> None:
+def _write_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: ChunkWriter, batch: _Batch) -> None:
     """Tokenizes and writes a batch; records that the chat template refuses become bad records.
 
     Raises:
         UserError: the template exceeds its limits, as it may for every record.
     """
-    try:
-        tokenized = job.tokenizer.tokenize(batch.records)
-    except ChatTemplateLimitError as error:
-        line = rows_before(chunk) + batch.rows[error.conversation][0] + 1
-        raise UserError(f"--chat_template: {chunk.file.path}:{line}: {error}") from None
-    writer.add(tokenized)
-    for number, message in tokenized.refusals.items():
-        _reject(job, counts, *batch.rows[number], RecordError("refused_by_chat_template", message))
+    if batch.records:
+        try:
+            tokenized = job.tokenizer.tokenize(batch.records)
+        except ChatTemplateLimitError as error:
+            line = rows_before(chunk) + batch.rows[error.conversation][0] + 1
+            raise UserError(f"--chat_template: {chunk.file.path}:{line}: {error}") from None
+        writer.add(tokenized)
+        for number, message in tokenized.refusals.items():
+            _reject(job, counts, *batch.rows[number], RecordError("refused_by_chat_template", message))
+    if not job.checks_only:
+        writer.add_rejected(counts.take_rejected())
 
 
 def _reject(job: ChunkJob, counts: _ChunkCounts, number: int, row: bytes | LongLine | dict, error: RecordError) -> None:
-    counts.reject(number, row, error)
+    content = row.beginning if isinstance(row, LongLine) else row
+    # Where a bad record stops the run, its beginning alone is shown. A character has up to 4 bytes.
+    shown = slice(4 * SHOWN_RECORD_CHARACTERS if job.stop_on_bad_record else None)
+    text = content[shown].decode("utf-8", "backslashreplace") if isinstance(content, bytes) else repr(content)[shown]
+    counts.reject(number, text, error)
     if job.stop_on_bad_record and job.bad_record_seen is not None:
         job.bad_record_seen.value = 1
 

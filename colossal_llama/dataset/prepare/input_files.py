@@ -33,6 +33,7 @@ from colossal_llama.utils.line_reader import LongLine, read_line
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 CHUNK_BYTES = 4 << 20
 READ_BYTES = 1 << 20
+PARQUET_ROWS = 32  # in memory at once: a dictionary of 1 MB on the disk may be a cell of every row
 MAX_CHUNKS = 16_384  # larger inputs get larger chunks: 64 MiB for 1 TiB
 
 
@@ -172,7 +173,11 @@ def read_rows(chunk: Chunk, digest: Any, max_line_bytes: int) -> Iterator[tuple[
     """
     path = chunk.file.path
     try:
-        yield from _parquet_rows(path, digest) if path.suffix == ".parquet" else _lines(chunk, digest, max_line_bytes)
+        yield from (
+            _parquet_rows(path, digest, max_line_bytes)
+            if path.suffix == ".parquet"
+            else _lines(chunk, digest, max_line_bytes)
+        )
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DamagedFileError(str(error)) from error
     except OSError as error:
@@ -196,6 +201,28 @@ def _lines(chunk: Chunk, digest: Any, max_line_bytes: int) -> Iterator[tuple[int
                 line = line.rstrip(b"\r\n")
             yield number, line
             number += 1
+
+
+def refuse_files_that_changed(files: Sequence[InputFile]) -> None:
+    """Compares files with their listing, once they have been read.
+
+    Raises:
+        UserError: one has another size or modification time now, or is gone.
+    """
+    changes = [(file.path, change) for file in files if (change := _change_of(file))]
+    if changes:
+        remedy = "run the same command again when nothing writes to the input any more"
+        raise UserError([*truncate_problems([f"{path} {change}" for path, change in changes]), remedy])
+
+
+def _change_of(file: InputFile) -> str | None:
+    try:
+        status = file.path.stat()
+    except OSError as error:
+        return f"can no longer be read: {error.strerror}"
+    if status.st_size != file.size_bytes:
+        return f"has changed from {file.size_bytes:,} to {status.st_size:,} bytes while it was read"
+    return None if status.st_mtime_ns == file.modified_ns else "was written or replaced while it was read"
 
 
 def content_digest(chunk: Chunk, rows: int) -> str:
@@ -253,7 +280,7 @@ def _skip_to_first_line(file: BinaryIO, chunk: Chunk) -> int:
     return position
 
 
-def _parquet_rows(path: Path, digest: Any) -> Iterator[tuple[int, dict]]:
+def _parquet_rows(path: Path, digest: Any, max_row_bytes: int) -> Iterator[tuple[int, LongLine | dict]]:
     import pyarrow
     from pyarrow import parquet
 
@@ -262,9 +289,19 @@ def _parquet_rows(path: Path, digest: Any) -> Iterator[tuple[int, dict]]:
             digest.update(block)
         number = 0
         try:
-            for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
-                for row in batch.to_pylist():
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=PARQUET_ROWS):
+                for row in _bounded_rows(batch, max_row_bytes):
                     yield number, row
                     number += 1
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise DamagedFileError(str(error)) from error
+
+
+def _bounded_rows(batch: Any, max_bytes: int) -> Iterator[LongLine | dict]:
+    """Rows of a record batch, one at a time where one of them may be too long."""
+    if batch.nbytes <= max_bytes:
+        yield from batch.to_pylist()
+        return
+    for index in range(batch.num_rows):
+        row = batch.slice(index, 1)
+        yield LongLine(b"", row.nbytes, max_bytes) if row.nbytes > max_bytes else row.to_pylist()[0]

@@ -11,7 +11,7 @@ A run that is refused leaves nothing behind, and no run deletes what another pro
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,8 +34,12 @@ from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, wi
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.file_lock import file_lock, remove_lock
+from colossal_llama.utils.line_reader import MAX_LINE_MB
 
 State = Literal["new", "incomplete", "complete"]
+_DIRECTORIES = ("arrow", "jsonl", "cache")
+_UNRECORDED = {"max_line_mb": MAX_LINE_MB}
+"""Values of the options that are recorded only where they are others."""
 
 
 @contextmanager
@@ -64,9 +68,10 @@ def run_lock(arguments: PrepareArguments) -> Iterator[None]:
         try:
             yield
         except (UserError, OSError):
-            if directory / ".lock" not in locks_before and remove_lock(directory / ".lock", lock):
-                for path in set(directory.glob(".lock-*")) - locks_before:
-                    path.unlink(missing_ok=True)
+            if directory / ".lock" not in locks_before:
+                remove_lock(
+                    directory / ".lock", lock, (path for path in directory.glob(".lock-*") if path not in locks_before)
+                )
             raise
 
 
@@ -120,6 +125,8 @@ def recorded_date(arguments: PrepareArguments) -> str | None:
 def open_directory(arguments: PrepareArguments, requested: dict, files: Sequence[InputFile]) -> State:
     """Prepares the directory for the run and returns its state.
 
+    A shard's job waits while another one finishes the preparation, and empties the cache.
+
     Args:
         arguments: of the run.
         requested: its `identity`.
@@ -130,6 +137,12 @@ def open_directory(arguments: PrepareArguments, requested: dict, files: Sequence
         UserError: the directory holds a preparation of another identity, or parts of unknown
             origin.
     """
+    is_alone = arguments.shards.shard_index is None
+    with nullcontext() if is_alone else finishing_lock(arguments.output_dir):
+        return _open_locked(arguments, requested, files)
+
+
+def _open_locked(arguments: PrepareArguments, requested: dict, files: Sequence[InputFile]) -> State:
     directory = arguments.output_dir
     refuse_foreign(directory)
     if arguments.run.overwrite:
@@ -162,7 +175,7 @@ def reopen(directory: Path, requested: dict, files: Sequence[InputFile]) -> Stat
 
 
 def _make_directories(directory: Path) -> None:
-    for name in ("arrow", "jsonl", "cache"):
+    for name in _DIRECTORIES:
         (directory / name).mkdir(exist_ok=True)
 
 
@@ -187,7 +200,7 @@ def _record_run(directory: Path, requested: dict, files: Sequence[InputFile]) ->
         _check_identity(directory, _recorded_identity(record), requested, "incomplete")
         return "incomplete"
     finally:
-        candidate.unlink()
+        candidate.unlink(missing_ok=True)
     return "new"
 
 
@@ -261,7 +274,8 @@ def _differences(name: str, recorded: Any, requested: Any) -> Iterator[str]:
         yield from _file_differences(recorded, requested)
     elif isinstance(recorded, dict) and isinstance(requested, dict):
         for key in sorted({*recorded, *requested}):
-            yield from _differences(key, recorded.get(key), requested.get(key))
+            default = _UNRECORDED.get(key)
+            yield from _differences(key, recorded.get(key, default), requested.get(key, default))
     elif recorded != requested:
         yield f"{name}: {recorded} then, {requested} now"
 
@@ -308,12 +322,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def discard_run(arguments: PrepareArguments) -> None:
-    """Removes everything that a failed run has written, empty directories too."""
+def missing_directories(arguments: PrepareArguments) -> list[Path]:
+    """Those of arrow/, jsonl/ and cache/ that do not exist."""
+    return [path for name in _DIRECTORIES if not (path := arguments.output_dir / name).exists()]
+
+
+def discard_run(arguments: PrepareArguments, made: Sequence[Path]) -> None:
+    """Removes everything that a failed run has written, and the directories that it made."""
     _remove_outputs(arguments.output_dir)
-    for name in ("arrow", "jsonl", "cache"):
+    for path in made:
         with suppress(OSError):
-            (arguments.output_dir / name).rmdir()
+            path.rmdir()
 
 
 def empty_cache(directory: Path) -> None:

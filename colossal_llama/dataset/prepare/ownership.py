@@ -78,12 +78,13 @@ def _foreign_directories(directory: Path) -> Iterator[str]:
 
 
 def _foreign_cache(cache: Path) -> Iterator[str]:
-    """Names under cache/ that no run wrote; without run.json everything that is not empty."""
+    """Names under cache/ that no run wrote; without a run's record everything that is not empty."""
     if not cache.is_dir():
         return
-    has_record = is_ours(cache / RUN_RECORD)
+    # A shard's job may write there when another one has just finished, and removed run.json.
+    has_record = is_ours(cache / RUN_RECORD) or is_ours(cache.parent / "manifest.json")
     for path in sorted(cache.iterdir()):
-        if leftover(path) or (path.name == RUN_RECORD and has_record):
+        if leftover(path) or (path.name == RUN_RECORD and is_ours(path)):
             continue
         if path.name not in CACHED or path.name == RUN_RECORD or path.is_symlink():
             yield f"cache/{path.name}"

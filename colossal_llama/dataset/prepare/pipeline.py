@@ -19,7 +19,14 @@ from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.buckets import plan_parts
 from colossal_llama.dataset.prepare.cache import PartPlan, chunk_facts, saved_plan
 from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
-from colossal_llama.dataset.prepare.input_files import Chunk, InputFile, content_digest, find_input_files, plan_chunks
+from colossal_llama.dataset.prepare.input_files import (
+    Chunk,
+    InputFile,
+    content_digest,
+    find_input_files,
+    plan_chunks,
+    refuse_files_that_changed,
+)
 from colossal_llama.dataset.prepare.manifest import build_manifest, read_manifest, total_statistics
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer, record_tokenizer
 from colossal_llama.dataset.prepare.part_writer import PartTask, part_facts, write_part
@@ -77,6 +84,13 @@ def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) ->
             return _prepare_locked(arguments, opened)
     except PermissionError as error:
         raise UserError(f"{error.filename} may not be read or written: {error.strerror}") from error
+    except FileNotFoundError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(arguments.output_dir):
+            raise
+        raise UserError(
+            f"{error.filename} has gone while this run was working with it: run the same command again, which makes it "
+            "anew"
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -94,6 +108,7 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
     date = output_dir.recorded_date(arguments) or datetime.now().date().isoformat()
     tokenizer, format_facts = record_tokenizer(arguments, opened or OpenTokenizer(arguments.paths.tokenizer_dir), date)
     identity = output_dir.identity(arguments, files, format_facts)
+    missing = output_dir.missing_directories(arguments)
     state = output_dir.open_directory(arguments, identity, files)
     chunks = plan_chunks(files, arguments.run.limit)
     preparation = _Preparation(arguments, files, unread_files, chunks, identity, StageTimes())
@@ -103,7 +118,7 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
         log_rank_zero(f"{arguments.output_dir} is complete already: nothing to do")
         manifest = read_manifest(arguments.output_dir)
     else:
-        done = _tokenize_and_write(preparation, tokenizer, new=state == "new")
+        done = _tokenize_and_write(preparation, tokenizer, made=missing if state == "new" else None)
         if done is None:
             return None
         preparation.times.total_s = time.perf_counter() - started
@@ -148,9 +163,14 @@ def _is_whole(preparation: _Preparation) -> bool:
 
 
 def _tokenize_and_write(
-    preparation: _Preparation, tokenizer: DocumentTokenizer | ConversationTokenizer, new: bool
+    preparation: _Preparation, tokenizer: DocumentTokenizer | ConversationTokenizer, made: Sequence[Path] | None
 ) -> tuple[list[dict], list[dict]] | None:
     """Tokenizes the chunks and writes the parts that are not finished.
+
+    Args:
+        preparation: whose chunks and parts these are.
+        tokenizer: of records.
+        made: the directories that this run has made; None where an earlier run began.
 
     Returns:
         The facts of all chunks and of all parts; None if some are left to other shards.
@@ -161,6 +181,7 @@ def _tokenize_and_write(
     try:
         with worker_pool(run.num_workers, job) as pool:
             found = _tokenize(preparation, pool)
+            refuse_files_that_changed(preparation.files)
             if _others_pending("chunks", found):
                 return None
             facts = [fact for fact in found if fact is not None]
@@ -168,8 +189,8 @@ def _tokenize_and_write(
                 raise BadInputError(_no_records_message(facts))
             parts = _write_parts(preparation, pool, facts)
     except BadInputError:  # no worker writes any more
-        if new and preparation.arguments.shards.shard_index is None:
-            output_dir.discard_run(preparation.arguments)
+        if made is not None and preparation.arguments.shards.shard_index is None:
+            output_dir.discard_run(preparation.arguments, made)
         raise
     if _others_pending("parts", parts):
         return None
@@ -208,6 +229,7 @@ def _finish(preparation: _Preparation, facts: Sequence[dict], parts: Sequence[di
             if recorded.get("rejected_sha256") and not (directory / "rejected.jsonl").exists():
                 write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
             return recorded
+        refuse_files_that_changed(preparation.files)
         rejected_sha256 = write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
         names = [chunk.file.name for chunk in preparation.chunks]
         manifest = build_manifest(preparation.identity, facts, parts, names, preparation.unread_files, rejected_sha256)

@@ -8,7 +8,7 @@ import orjson
 
 from colossal_llama.dataset.prepare.cache import chunk_rejected
 from colossal_llama.dataset.prepare.input_files import Chunk, rows_before
-from colossal_llama.utils.atomic_io import write_bytes
+from colossal_llama.utils.atomic_io import atomic_file
 from colossal_llama.utils.errors import UserError
 
 SHOWN_BAD_RECORDS = 20
@@ -41,17 +41,16 @@ def write_rejected(output_dir: Path, chunk_dir: Path, chunks: Sequence[Chunk], f
     Returns:
         The SHA-256 of the file; None where there is no bad record, and no file.
     """
-    lines, first_row = [], 0
-    for chunk, fact in zip(chunks, facts, strict=True):
-        first_row = 0 if chunk.start == 0 else first_row
-        for record in chunk_rejected(chunk_dir, chunk.index):
-            line = first_row + record.pop("row") + 1
-            lines.append(
-                orjson.dumps({"file": chunk.file.name, "line": line, **record}, option=orjson.OPT_APPEND_NEWLINE)
-            )
-        first_row += fact["rows"]
-    if not lines:
+    if not any(fact["rejected_records"] for fact in facts):
         return None
-    content = b"".join(lines)
-    write_bytes(output_dir / "rejected.jsonl", content)
-    return hashlib.sha256(content).hexdigest()
+    digest, first_row = hashlib.sha256(), 0
+    with atomic_file(output_dir / "rejected.jsonl") as file:
+        for chunk, fact in zip(chunks, facts, strict=True):
+            first_row = 0 if chunk.start == 0 else first_row
+            for record in chunk_rejected(chunk_dir, chunk.index):
+                entry = {"file": chunk.file.name, "line": first_row + record.pop("row") + 1, **record}
+                line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
+                file.write(line)
+                digest.update(line)
+            first_row += fact["rows"]
+    return digest.hexdigest()
