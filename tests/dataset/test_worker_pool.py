@@ -58,6 +58,18 @@ def kill_this_process(content):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class EndsTheParent:
+    """A state that ends the worker's parent while the worker unpickles it."""
+
+    def __reduce__(self):
+        return terminate_parent, ()
+
+
+def terminate_parent():
+    os.kill(multiprocessing.parent_process().pid, signal.SIGTERM)
+    time.sleep(0.5)
+
+
 def has_ended(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -187,3 +199,18 @@ def test_a_limit_of_open_files_is_raised_or_named():
         "error: this process may open 40 files at once, too few for its worker processes: raise the limit "
         "(ulimit -n 1024), or give --num_workers 8\n"
     )
+
+
+def test_a_worker_that_starts_while_its_parent_is_ended_prints_no_traceback(project_root):
+    script = """
+        from colossal_llama.dataset.prepare.worker_pool import worker_pool
+        from tests.dataset.test_worker_pool import EndsTheParent, power
+        with worker_pool(2, [EndsTheParent(), bytes(1 << 24)]) as pool:
+            print(list(pool.map(power, range(9))))
+    """
+    # The pipe of stderr ends when the last process has ended.
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(line[8:] for line in script.splitlines())],
+        cwd=project_root, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "", "")

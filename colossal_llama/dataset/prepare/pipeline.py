@@ -52,6 +52,10 @@ from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.directory_listing import unread_message
 from colossal_llama.utils.errors import UserError
 
+_FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk of {} is full: free some space") | {
+    errno.EFBIG: "a file in {} would be larger than the system allows: raise the limit (ulimit -f)"
+}
+
 
 @dataclass
 class StageTimes:
@@ -92,11 +96,12 @@ def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) ->
             "anew"
         ) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        problem = _FULL.get(error.errno or 0)
+        if problem is None:
             raise
         raise UserError(
-            f"the disk of {arguments.output_dir} is full: free some space and run the same command again; finished "
-            "parts are intact and will be kept"
+            f"{problem.format(arguments.output_dir)} and run the same command again; finished parts are intact and "
+            "will be kept"
         ) from error
 
 

@@ -7,6 +7,7 @@ hangs when the killed worker held the lock of the queue.
 
 import ctypes
 import errno
+import io
 import multiprocessing
 import os
 import pickle
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -54,6 +55,7 @@ class WorkerPool:
 
     def __init__(self, num_workers: int, state: Any):
         self._num_workers, self._state = num_workers, state
+        self._pickled_state: tuple[bytes, list[ctypes.c_byte]] | None = None
         self._workers: list[_Worker] = []
 
     def map(self, function: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
@@ -93,12 +95,18 @@ class WorkerPool:
                 return worker
         if len(self._workers) == self._num_workers:
             return None
+        if self._pickled_state is None:
+            self._pickled_state = _pickled(self._state)
+        content, shared = self._pickled_state
         with self._noticing_a_killed_worker():
             connection, workers_end = _context.Pipe()
-            process = _context.Process(target=_serve, args=(workers_end, self._state), daemon=True)
+            process = _context.Process(target=_serve, args=(workers_end, shared), daemon=True)
             with workers_end:
                 process.start()
-        self._workers.append(_Worker(process, connection))
+            self._workers.append(_Worker(process, connection))
+            # Not as an argument: where this process is ended meanwhile, the other would print a
+            # traceback.
+            connection.send_bytes(content)
         return self._workers[-1]
 
     def _results(self) -> list[tuple[_Worker, Any]]:
@@ -150,6 +158,27 @@ class WorkerPool:
             with suppress(EOFError, OSError), worker.connection:
                 while worker.connection.poll(_EXIT_TIMEOUT_S):
                     worker.connection.recv_bytes()
+
+
+class _StatePickler(pickle.Pickler):
+    """Pickles a state; the flags that processes share are set apart, and stand in it by number."""
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file)
+        self.shared: list[ctypes.c_byte] = []
+
+    def persistent_id(self, value: Any) -> int | None:
+        if not isinstance(value, ctypes.c_byte):
+            return None
+        self.shared.append(value)
+        return len(self.shared) - 1
+
+
+def _pickled(state: Any) -> tuple[bytes, list[ctypes.c_byte]]:
+    file = io.BytesIO()
+    pickler = _StatePickler(file)
+    pickler.dump(state)
+    return file.getvalue(), pickler.shared
 
 
 def _is_end(error: EOFError | OSError) -> bool:
@@ -267,10 +296,22 @@ def worker_pool(num_workers: int, state: Any) -> Iterator[WorkerPool]:
 # ------------------------------------------------------------------------------------ in the worker
 
 
-def _serve(connection: Connection, state: Any) -> None:
-    """Answers tasks until the connection ends."""
+class _StateUnpickler(pickle.Unpickler):
+    """Reads what `_StatePickler` wrote."""
+
+    def __init__(self, content: bytes, shared: Sequence[ctypes.c_byte]):
+        super().__init__(io.BytesIO(content))
+        self._shared = shared
+
+    def persistent_load(self, number: int) -> ctypes.c_byte:
+        return self._shared[number]
+
+
+def _serve(connection: Connection, shared: Sequence[ctypes.c_byte]) -> None:
+    """Receives the state, and answers tasks until the connection ends, be it in a message."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    with suppress(EOFError, ConnectionError):
+    with suppress(EOFError, OSError):
+        state = _StateUnpickler(connection.recv_bytes(), shared).load()
         while True:
             function, task = connection.recv()
             connection.send_bytes(_answer(function, state, task))
