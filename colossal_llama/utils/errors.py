@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -101,12 +102,18 @@ def run_main(main: Callable[[], None] | str) -> None:
     except BaseException as error:
         ended = error
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the interpreter ends has no traceback
+        signal.signal(signal.SIGINT, _interrupt_at_once)  # the interpreter's end takes up to a second
     lost_output = stdout_fails(isinstance(ended, BrokenPipeError))
     if lost_output is not None and (ended is None or isinstance(ended, OSError | SystemExit)):
         ended = _end_of_output(lost_output, ended)
     if ended is not None:
         _exit_for(ended)
+
+
+def _interrupt_at_once(*_: object) -> NoReturn:
+    with suppress(OSError):
+        os.write(2, b"interrupted\n")
+    os._exit(130)
 
 
 def _end_of_output(lost_output: OSError, ended: BaseException | None) -> BaseException:

@@ -34,6 +34,15 @@ def test_what_the_system_refuses_is_a_message(project_root, tmp_path):
     assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}: Is a directory\n")
 
 
+def test_ctrl_c_while_the_interpreter_ends_is_a_line(project_root):
+    code = (
+        "import atexit, os, signal\nfrom colossal_llama.utils.errors import run_main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\nrun_main(lambda: None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=project_root, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_errors_of_the_program_keep_their_traceback(project_root):
     code = "from colossal_llama.utils.errors import run_main; run_main(lambda: open('/nowhere'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=project_root, check=False)
