@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,10 @@ def _load(
     from colossal_llama.inference.generation import Sampling, TextGenerator
     from colossal_llama.model.pretrained import load_for_inference, stop_token_ids
 
-    model, tokenizer = load_for_inference(_model_directory(arguments.model.model_path), arguments.model.dtype, device)
+    with redirect_stdout(sys.stderr):  # what is said of the model is no part of the answer
+        model, tokenizer = load_for_inference(
+            _model_directory(arguments.model.model_path), arguments.model.dtype, device
+        )
     prompt_ids, template = prompt_builder(arguments.prompt, tokenizer)
     stop_ids = stop_token_ids(model, tokenizer, *([template.turn_end_id] if template else []))
     given = arguments.generation

@@ -20,9 +20,13 @@ _HARMLESS_PRIVATE_KEYS = (
     "_attn_implementation_autoset",
     "_from_model_config",
     "_original_object_hash",
+    "_flash_attn_2_enabled",
+    "_num_labels",
     "_comment",
 )
-"""Private keys that transformers has written into the files of published models; and comments."""
+"""Private keys that transformers has written into the files of published models; and comments.
+
+transformers reads neither the attention switch of its 4.34 and 4.35 nor this number of labels."""
 _OTHER_FILES_KEY = "configuration_files"
 """Names of further files, which transformers reads in place of config.json."""
 _LARGEST_SIZE, _MOST_LAYERS = 2**31 - 1, 10_000

@@ -14,7 +14,7 @@ from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
 
-_SETTABLE = ("model_type", "name_or_path", "num_labels")
+_SETTABLE = ("model_type", "name_or_path", "num_labels", "keys_to_ignore_at_inference")
 """Attributes of the class LlamaConfig that a config.json may set."""
 
 _MOST_PARAMETERS_CHECKED_ON_HOST = 2_000_000_000

@@ -12,6 +12,7 @@ from colossal_llama.model.loading import load_adapter, load_complete_model, nonf
 from colossal_llama.model.weights.adapter_files import adapter_base_path, is_adapter
 from colossal_llama.model.weights.llama_tensors import check_tensors
 from colossal_llama.model.weights.weight_files import first_line, tensor_shapes
+from colossal_llama.model.weights.written_model import check_written_model
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
 
@@ -69,6 +70,8 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(directory if has_tokenizer else base)
     shapes = tensor_shapes(base)
+    for path in dict.fromkeys((base, directory)):
+        check_written_model(path)
     if config["model_type"] == "llama" and not config.get("quantization_config"):
         check_tensors(base, shapes, config)
     try:

@@ -21,6 +21,7 @@ from colossal_llama.inference.prompts import (
     pretrained_prompt,
 )
 from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.checksums import write_checksums
 from tests.support.forked import run_forked
 from tests.support.scripts import run_script
 
@@ -69,6 +70,25 @@ def test_script_answers_a_file_repeatably(project_root, random_model_directory, 
     assert report["generated_tokens"] == sum(o["generated_tokens"] for o in outputs[0])
     assert report["reused_prompt_tokens"] > 0  # the system sentence
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_script_says_apart_from_the_answer_what_was_edited_and_refuses_changed_weights(
+    project_root, random_model_directory, tmp_path
+):
+    model = shutil.copytree(random_model_directory, tmp_path / "model")
+    write_checksums(model, {})
+    options = ("--model_path", model, "--device", "cpu", "--do_sample", "no", "--max_new_tokens", 4, "--input_txt", "a")
+    whole = run_forked(project_root, SCRIPT, *options)
+    (model / "generation_config.json").write_text('{"top_p": 0.9}')
+    edited = run_forked(project_root, SCRIPT, *options)
+    assert (edited.returncode, edited.stdout) == (0, whole.stdout)
+    assert "was edited or is damaged: generation_config.json" in edited.stderr
+    content = bytearray((model / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (model / "model.safetensors").write_bytes(content)
+    changed = run_forked(project_root, SCRIPT, *options)
+    assert (changed.returncode, changed.stdout) == (2, "")
+    assert "the content of model.safetensors is not what was written" in changed.stderr
 
 
 def test_chat_leaves_out_a_line_that_is_no_text(project_root, random_model_directory, tmp_path):

@@ -26,6 +26,7 @@ from colossal_llama.model.weights.weight_files import (
     find_weight_files,
     rewrite_shard,
 )
+from colossal_llama.model.weights.written_model import check_written_model
 from colossal_llama.tokenizer.expansion.result import REPORT_FILE
 from colossal_llama.tokenizer.loading import SETTINGS_FILES, VOCABULARY_FILES
 from colossal_llama.utils.atomic_io import atomic_directory, existing_ancestor, write_bytes, write_json
@@ -98,6 +99,7 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
     if config["model_type"] == "llama":
         shapes = {name: tensor.shape for shard in weights.shards for name, tensor in shard.tensors.items()}
         check_tensors(source_path, shapes, config)
+    check_written_model(source_path)
     source_rows = weights.shape_of(matrices[0]).shape[0]
     if source_vocabulary > source_rows:
         raise UserError(

@@ -12,8 +12,8 @@ from typing import Any
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 
-_BUFFER = re.compile(r"rotary_emb\.inv_freq$")
-"""A buffer that early versions of transformers saved, and computed anew."""
+_BUFFER = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+"""Buffers that early versions of transformers and their forks saved, and computed anew."""
 _SHOWN = 3
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from colossal_llama.model.weights.written_model import check_weights, recorded_files, say_what_was_edited
 from colossal_llama.training.checkpoint.state import Checkpoint
 from colossal_llama.training.distributed import consensus
 from colossal_llama.utils.checksums import (
-    CHECKSUMS,
     FileChecksum,
     differences,
     has_checksums,
@@ -30,7 +30,6 @@ from colossal_llama.utils.errors import UserError, truncate_problems
 _OF_A_RANK = re.compile(r"rank-(\d+)-\d+\.safetensors")
 _READ_BY_LIBRARIES = {".bin", ".jinja", ".json", ".model", ".py", ".safetensors"}
 """Endings of files that are read when they are there: an additional one changes the result."""
-_WEIGHT_ENDINGS = (".safetensors", ".safetensors.index.json")
 
 
 def damage_of_checkpoint(checkpoint: Checkpoint) -> str | None:
@@ -75,19 +74,10 @@ def check_model_directory(path: Path) -> None:
     """
     position = _position()
     with consensus.raise_on_all_ranks():
-        if has_checksums(path):
-            files = read_checksums(path)
-            weights = {name: entry for name, entry in files.items() if name.endswith(_WEIGHT_ENDINGS)}
-            if is_rank_zero():
-                others = {name: entry for name, entry in files.items() if name not in weights}
-                for difference in differences(path, others):
-                    log_rank_zero(f"warning: {path} was edited or is damaged: {difference}")
-            problems = differences(path, _divided(weights, position))
-            if problems:
-                raise UserError(
-                    f"{path} is damaged: {'; '.join(truncate_problems(problems, 3))}: copy it again, or delete "
-                    f"{CHECKSUMS} there if the weights were changed on purpose"
-                )
+        files = recorded_files(path)
+        if is_rank_zero():
+            say_what_was_edited(path, files.others)
+        check_weights(path, _divided(files.weights, position))
 
 
 @dataclass(frozen=True)
