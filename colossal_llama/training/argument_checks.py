@@ -17,7 +17,12 @@ from colossal_llama.training.arguments import (
 )
 from colossal_llama.training.checkpoint.state import RUNNING_STATES, checkpoint_directories
 from colossal_llama.training.parallel_layout import SP_MODES, layout_of, layout_problem, read_model_shape
-from colossal_llama.training.record_files import clashing_names, config_file_problem, foreign_records
+from colossal_llama.training.record_files import (
+    clashing_names,
+    config_file_problem,
+    file_among_inputs,
+    foreign_records,
+)
 from colossal_llama.utils.arguments import ineffective_options, is_given
 from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
 
@@ -113,9 +118,16 @@ def _check_records(parser: CollectingArgumentParser, arguments: TrainingArgument
         problem = config_file_problem(records.config_file, is_dry_run)
         for text in [problem] if problem else clashing_names(records.config_file, records.tensorboard_dir, save_dir):
             parser.problem(text)
+        for text in () if problem else file_among_inputs(records.config_file, _input_directories(arguments)):
+            parser.problem(text)
     if not is_dry_run:
         for text in foreign_records(records.tensorboard_dir, save_dir):
             parser.problem(text)
+
+
+def _input_directories(arguments: TrainingArguments) -> list[Path]:
+    parts = (*arguments.data.dataset, *arguments.records.eval_dataset)
+    return [*filter(None, [arguments.model.pretrained]), *parts]
 
 
 def _files_among(*directories: Path) -> list[Path]:

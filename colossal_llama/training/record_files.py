@@ -4,7 +4,7 @@ No file is replaced, renamed or shortened that no run of this suite wrote.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from colossal_llama.utils.errors import UserError
@@ -64,6 +64,13 @@ def clashing_names(config_file: Path, tensorboard_dir: Path, save_dir: Path) -> 
     for file in (*names, save_dir / NONFINITE_STEPS_FILE):
         if config_file.resolve() == file.resolve():
             yield f"--config_file: {file} is the name of another record of the run: name another"
+
+
+def file_among_inputs(config_file: Path, inputs: Iterable[Path]) -> Iterator[str]:
+    """Problems of a `--config_file` in a directory of the model or of a part, which others read."""
+    for directory in inputs:
+        if config_file.resolve().parent == directory.resolve():
+            yield f"--config_file: {config_file} lies in {directory}, which the run only reads: name another"
 
 
 def _is_there(file: Path) -> bool:

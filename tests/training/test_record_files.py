@@ -58,6 +58,11 @@ def test_names_of_other_records_are_refused(problems, tmp_path):
         assert "is the name of another record" in problems("--config_file", tmp_path / file)[0]
 
 
+def test_a_config_file_among_the_inputs_is_refused(problems, toy):
+    for directory in (toy.model, toy.parts[0]):
+        assert f"lies in {directory}" in problems("--config_file", directory / "tokenizer_of_mine.json")[0]
+
+
 @pytest.mark.parametrize(
     ("file", "foreign", "own"),
     [
