@@ -176,6 +176,14 @@ def test_a_damaged_record_of_the_run_is_refused_and_overwriting_helps(run, whole
     assert content(output) == content(whole)
 
 
+def test_a_manifest_without_a_checksum_that_lacks_a_part_is_refused(run, complete):
+    manifest = json.loads((complete / "manifest.json").read_text())
+    del manifest["parts"][-1], manifest["checksum"]
+    (complete / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    with pytest.raises(UserError, match="lists 2 of 3 parts"):
+        run(complete)
+
+
 def test_last_run_json_is_written_anew_once_the_input_has_been_compared(capsys, run, complete):
     path = complete / "last_run.json"
     path.write_bytes(path.read_bytes()[:100])
