@@ -154,10 +154,11 @@ def _is_whole(preparation: _Preparation) -> bool:
     """Compares a complete preparation with its checksums; False if something must be made anew."""
     arguments, directory = preparation.arguments, preparation.arguments.output_dir
     manifest = read_manifest(directory)
-    if len(manifest["parts"]) != arguments.rows.num_spliced_dataset_bins:
+    listed, num_parts = len(manifest["parts"]), arguments.rows.num_spliced_dataset_bins
+    if listed != num_parts:
         raise UserError(
-            f"{directory / 'manifest.json'} lists {len(manifest['parts'])} of {arguments.rows.num_spliced_dataset_bins} "
-            "parts: it was changed since it was written; --overwrite starts afresh"
+            f"{directory / 'manifest.json'} lists {listed} of {num_parts} parts: it was changed since it was written; "
+            "--overwrite starts afresh"
         )
     indices = range(len(manifest["parts"]))
     with output_dir.finishing_lock(directory):
