@@ -11,6 +11,7 @@ rows in the same steps.
 
 import itertools
 import math
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ import numpy as np
 from colossal_llama.dataset.collator import Collator, MicroBatch
 from colossal_llama.dataset.part_reader import Part
 from colossal_llama.dataset.splicing import Rows
+from colossal_llama.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,18 @@ class RowReader:
         self._category_numbers = [np.array([categories.index(name) for name in names], np.int64) for names in named]
         self._parts = [part.rows.select_columns(columns).with_format("numpy") for part in parts]
         self._paths = [part.path for part in parts]
+        self._files = [[(file, file.stat()) for file in part.files] for part in parts]
         self._collator = collator
 
     def micro_batch(self, rows: Sequence[Sequence[int] | np.ndarray]) -> MicroBatch:
-        """Micro-batch of rows, each given as the numbers of its samples."""
+        """Micro-batch of rows, each given as the numbers of its samples.
+
+        Raises:
+            UserError: a part's file has become shorter since it was opened.
+        """
         sample_ids = [int(sample) for row in rows for sample in row]
+        for part in {self._part_of(sample) for sample in sample_ids}:
+            self._refuse_shortened_files(part)
         joined = [_concatenated([self._read(int(sample)) for sample in row]) for row in rows]
         return self._collator(joined, sample_ids, [len(row) for row in rows])
 
@@ -97,6 +106,19 @@ class RowReader:
         """Path of a sample's part, and the sample's row number in that part."""
         part = self._part_of(sample)
         return self._paths[part], sample - int(self._starts[part])
+
+    def _refuse_shortened_files(self, part: int) -> None:
+        """Refuses to read behind the end of a mapped file, which the system answers with SIGBUS."""
+        for file, opened in self._files[part]:
+            try:
+                now = file.stat()
+            except OSError:
+                continue  # deleted or moved: the mapped file is still whole
+            if os.path.samestat(now, opened) and now.st_size < opened.st_size:
+                raise UserError(
+                    f"{file} has become shorter while the run reads it ({now.st_size:,} of {opened.st_size:,} bytes): "
+                    "copy the part again, and resume the run with --load_checkpoint auto"
+                )
 
     def _part_of(self, sample: int) -> int:
         return int(np.searchsorted(self._starts, sample, side="right")) - 1
