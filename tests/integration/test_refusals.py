@@ -52,9 +52,9 @@ def done(runner, toy) -> dict:
     (weights,) = (place / "cut").glob("*.safetensors")
     os.truncate(weights, weights.stat().st_size // 2)
     shutil.copytree(toy.model, place / "base")
-    shutil.copytree(toy.model, place / "few_positions")
+    shutil.copytree(toy.model, place / "few_positions_model")
     config = json.loads((toy.model / "config.json").read_text())
-    (place / "few_positions" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
+    (place / "few_positions_model" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
     shutil.copytree(toy.model, place / "no_unk")
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         settings = json.loads((place / "no_unk" / file).read_text())
@@ -91,7 +91,7 @@ def done(runner, toy) -> dict:
         "full_on_checkpoint": stage("--load_checkpoint", checkpoint),
         "shrunk": shrunk,
         "few_positions": runner.command(
-            "few_positions", *NEXT, "--pretrained", str(place / "few_positions"), "--dry_run", pretrained=False
+            "few_positions", *NEXT, "--pretrained", str(place / "few_positions_model"), "--dry_run", pretrained=False
         ),
         "held_logs": runner.command("held", *NEXT),
         "elsewhere": runner.command("elsewhere", *BATCH, "--max_steps", "3", "--save_interval", "1"),

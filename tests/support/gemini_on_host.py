@@ -95,7 +95,9 @@ def main() -> None:
 
 
 def _run(rank: int, ranks: int, directory: str) -> None:
-    os.environ["RANK"] = str(rank)  # by which utils.console knows which rank prints
+    # By these utils.distributed_env knows which rank prints and saves.
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
     colossalai.accelerator.set_accelerator(_Accelerator())
     empty = torch.empty

@@ -151,7 +151,8 @@ class _Evaluator:
 @pytest.fixture(autouse=True)
 def silent(monkeypatch):
     """No progress bars: rank 1 has none."""
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "::1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
 
 
 @settings(max_examples=60, deadline=None)
