@@ -5,6 +5,7 @@ Most trials are processes forked from one that has imported everything; every te
 model of the undisturbed run. Signalled before the first, it ends on all ranks with a sentence.
 """
 
+import itertools
 import os
 import random
 import re
@@ -26,6 +27,7 @@ _STEPS = 3
 _TIMEOUT_S = 120.0
 _LAUNCHES = ("1 process", "2 processes")
 _LAUNCHERS = ("python train.py", "torchrun")
+_PORT_TAKEN = "is in use on"
 _SENTENCE = re.compile(r"^stopped by |came after the last step|; the model is in ", re.MULTILINE)
 _CRASH = re.compile(r"Traceback|terminate called|Fatal Python error|Connection reset")
 _OF_TORCHRUN = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+torch\.\S+\.ChildFailedError")
@@ -86,10 +88,13 @@ def run_trials(trials: int, seed: int, work_dir: Path) -> Iterator[Outcome]:
         delay_s = generator.random() * 1.05 * (reference.end_s if at_the_end else reference.start_s)
         who = "all" if to_all or launch in ("1 process", "python train.py") else "one"
         kind = f"{number.name} to {who}, {launch}: {'at the end' if at_the_end else 'before the first step'}"
-        running = _start(launch, toy, work_dir / str(trial))
-        begin = time.monotonic()
-        sent = _signal(running, number, who == "all", at_the_end, delay_s, generator)
-        codes = running.wait()
+        for attempt in itertools.count():  # another campaign on this machine may take the port first
+            running = _start(launch, toy, work_dir / f"{trial}-{attempt}")
+            begin = time.monotonic()
+            sent = _signal(running, number, who == "all", at_the_end, delay_s, generator)
+            codes = running.wait()
+            if _PORT_TAKEN not in running.output() or attempt == 3:
+                break
         result = _judge(running, codes, reference, number, at_the_end)
         detail = f"trial {trial}: rank {sent} after {delay_s:.3f} s, codes {codes}"
         shown = running.output()[-1500:] if result not in (WHOLE, STOPPED) else ""

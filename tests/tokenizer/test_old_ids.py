@@ -147,6 +147,12 @@ def test_a_token_that_ordinary_text_would_give_is_refused(made_data, tmp_path, f
     assert not (tmp_path / "new").exists()
 
 
+def test_a_null_character_in_an_added_token_is_one_message(made_data, tmp_path):
+    source = with_added_tokens(made_data / "tokenizers" / "llama2", tmp_path / "source", ["a\0b"], [])
+    with pytest.raises(UserError, match="contains a null character"):
+        open_source(source)
+
+
 def test_a_second_expansion_keeps_the_first_ones_ids(pair, family, tmp_path):
     _, first = pair
     expanded(first, tmp_path / "twice", ["越来越", "人工", "博物馆里"])

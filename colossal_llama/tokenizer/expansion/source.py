@@ -11,6 +11,7 @@ from colossal_llama.tokenizer.expansion import byte_level_bpe, sentencepiece_bpe
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.result import Expansion
 from colossal_llama.tokenizer.loading import declared_added_tokens, load_tokenizer
+from colossal_llama.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def open_source(directory: Path) -> SourceTokenizer:
     """Opens byte-level BPE (LLaMA-3) or sentencepiece BPE (LLaMA-2).
 
     Raises:
-        UserError: the directory holds neither, or a file in it cannot be read.
+        UserError: the directory holds neither, a file in it cannot be read, or sentencepiece cannot
+            hold an added token.
     """
     definition = byte_level_bpe.read_definition(directory / "tokenizer.json")
     model = None if definition is not None else sentencepiece_bpe.read_model(directory / "tokenizer.model")
@@ -45,6 +47,11 @@ def open_source(directory: Path) -> SourceTokenizer:
     # As transformers loads it: it adds tokens that tokenizer_config.json alone names.
     fast = load_tokenizer(directory).backend_tokenizer
     added = {token.content: token.special for token in fast.get_added_tokens_decoder().values()}
+    if model is not None and (unusable := [token for token in added if "\0" in token]):
+        raise UserError(
+            f"the added token {unusable[0]!r} of {directory} contains a null character, which a tokenizer.model cannot "
+            "hold: correct tokenizer_config.json and special_tokens_map.json there"
+        )
     declared = declared_added_tokens(directory)
     # No new piece gets an id that a file gives to an added token, even if that is not its id.
     first_free_id = 1 + max((token_id for ids in declared.values() for token_id in ids), default=-1)
