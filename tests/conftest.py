@@ -39,14 +39,21 @@ def _implied_markers(item: pytest.Item) -> set[str]:
     return markers
 
 
+SCRIPT_VARIABLES = {name: os.environ.get(name) for name in ("USE_TORCH", "TRANSFORMERS_NO_ADVISORY_WARNINGS")}
+"""What the scripts that need no torch set for themselves, as it was before any test."""
+
+
 @pytest.fixture(autouse=True)
 def unchanged_environment() -> Iterator[None]:
-    """Takes back variables that a test has set by calling a script's function (USE_TORCH)."""
-    before = dict(os.environ)
+    """Takes back variables that a test or a fixture has set by calling a script's function."""
+    _restore_script_variables()
     yield
-    if dict(os.environ) != before:
-        os.environ.clear()
-        os.environ.update(before)
+    _restore_script_variables()
+
+
+def _restore_script_variables() -> None:
+    for name, value in SCRIPT_VARIABLES.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture(scope="session")
