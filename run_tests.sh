@@ -2,7 +2,7 @@
 # Checks style, spelling and types, then runs the tests; the exit code is the first that is not 0.
 #
 #   bash run_tests.sh [PYTEST ARGUMENTS]              for instance: bash run_tests.sh -k tokenizer
-#   bash run_tests.sh --fast [PYTEST ARGUMENTS]       style, and the tests without slow ones, ranks and GPUs: 2 minutes
+#   bash run_tests.sh --fast [PYTEST ARGUMENTS]       style, and the tests without slow ones, ranks and GPUs: 3 minutes
 #   bash run_tests.sh --engine [PYTEST ARGUMENTS]     only the tests of what runs on ColossalAI, without style
 #
 # Two test files run at a time, since much of the time is start-up and waiting; `-n 0` runs one test after the other. So
