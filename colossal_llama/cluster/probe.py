@@ -108,6 +108,7 @@ def try_all_reduce(
     torchrun += [f"--nproc_per_node={processes_per_host}", f"--master_addr={hosts[0]}", f"--master_port={master_port}"]
 
     def all_reduce_on(host: str) -> Output:
+        """Runs the processes of one host."""
         command = [*torchrun, f"--node_rank={hosts.index(host)}", "colossal_llama/cluster/all_reduce_check.py"]
         try:
             with cluster.shell(host) as remote:

@@ -31,7 +31,7 @@ _FOREIGN_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, 
 
 @dataclass(frozen=True)
 class ContentRules:
-    """What the rows of a part must be.
+    """Rules that the rows of a part must keep.
 
     Attributes:
         vocabulary: ids are below this number.
@@ -229,7 +229,7 @@ def _values(batch: pa.RecordBatch, name: str) -> np.ndarray:
 
 
 def _starts(batch: pa.RecordBatch, name: str) -> np.ndarray:
-    """Where each list of a column begins in `_values`, and where the last one ends."""
+    """Start of each list of a column in `_values`, and the end of the last one."""
     offsets = batch.column(name).offsets.to_numpy()
     return offsets - offsets[0] if len(offsets) else np.zeros(1, np.int64)
 

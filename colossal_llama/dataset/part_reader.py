@@ -52,7 +52,7 @@ class Part:
         return self.facts.chat_template_date
 
     def rules(self, vocabulary: int, compare_checksum: bool) -> ContentRules:
-        """What the rows must be.
+        """Builds the rules that the rows must keep.
 
         Args:
             vocabulary: number of token ids.
@@ -161,7 +161,7 @@ def _category_names(rows: datasets.Dataset) -> tuple[str, ...]:
 
 
 def _contradiction(part: Part, schemas: Sequence[pyarrow.Schema]) -> str | None:
-    """What the files of a part say differently from each other."""
+    """Names the first fact on which the files of a part disagree; None where they agree."""
     facts, table = part.facts, part.rows.data
     for name in (*ROW_COLUMNS, CATEGORY_COLUMN):
         if name in table.schema.names and any(table.schema.field(name).type != s.field(name).type for s in schemas):

@@ -77,11 +77,7 @@ def read_generation_config(directory: Path) -> dict[str, Any]:
         return {}
     settings = read_json_object(path, "copy the model again")
     _refuse_private_keys(path, settings)
-    problems = [
-        f"{path}: {problem}; correct the file, or copy the model again" for problem in _token_problems(settings)
-    ]
-    if problems:
-        raise UserError(problems)
+    _refuse(path, _token_problems(settings))
     return settings
 
 

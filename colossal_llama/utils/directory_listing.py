@@ -28,7 +28,7 @@ class FoundFile(NamedTuple):
 
 @dataclass
 class Listing:
-    """What a directory and its subdirectories hold.
+    """Files and directories found below a directory.
 
     Attributes:
         files: with one of the suffixes, sorted by path.

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 
-_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
 _COUNTS = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
 _OF_SLURM = {
@@ -92,15 +92,15 @@ def launcher_problems() -> list[str]:
         other, a MASTER_ADDR that cannot be resolved, a network interface that does not exist.
     """
     problems = _host_timeout_problems() + _gloo_interface_problems()
-    given = [name for name in _PLACE if name in os.environ]
+    given = [name for name in _RANK_VARIABLES if name in os.environ]
     if not given:
         return problems
-    needed = (*_PLACE, *_MEETING_POINT)
+    needed = (*_RANK_VARIABLES, *_MEETING_POINT)
     missing = [name for name in needed if name not in given and not os.environ.get(name)]
     if missing:
         advice = _ADVICE.format(names=", ".join(given))
         return [*problems, f"{_listed(given)} set without {_listed(missing)}: {advice}"]
-    numbers = (*_PLACE, *(name for name in _COUNTS if name in os.environ), "MASTER_PORT")
+    numbers = (*_RANK_VARIABLES, *(name for name in _COUNTS if name in os.environ), "MASTER_PORT")
     odd = [name for name in numbers if not _is_number(os.environ[name])]
     if odd:
         advice = _ADVICE.format(names=", ".join(given))
@@ -180,7 +180,9 @@ def _listed(names: list[str]) -> str:
 
 def _is_launched() -> bool:
     """True when a launcher's variables are complete and make sense: a lone RANK is a leftover."""
-    is_complete = all(_whole_number(name) is not None for name in _PLACE) and all(map(os.environ.get, _MEETING_POINT))
+    is_complete = all(_whole_number(name) is not None for name in _RANK_VARIABLES) and all(
+        map(os.environ.get, _MEETING_POINT)
+    )
     return is_complete and not _contradictions()
 
 

@@ -26,6 +26,21 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
+def train_by_template(project_root: Path, command: list[str], variables: dict[str, str]) -> None:
+    """Runs a template to its end."""
+    done = subprocess.run(
+        command,
+        cwd=project_root,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def settings_of_template(tmp_path: Path, model: Path) -> dict[str, str]:
     """The environment that fills a template in, for two processes on this host."""
     hostfile = tmp_path / "hostfile"
@@ -46,17 +61,7 @@ def settings_of_template(tmp_path: Path, model: Path) -> dict[str, str]:
 @pytest.mark.parametrize(("template", "kind"), [("train.example.sh", "parts"), ("train_sft.example.sh", "sft_parts")])
 def test_template_trains_through_colossalai_run(template, kind, toy, project_root, tmp_path):
     command = ["bash", template, *map(str, getattr(toy, kind))]
-    done = subprocess.run(
-        command,
-        cwd=project_root,
-        env=settings_of_template(tmp_path, toy.model),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_by_template(project_root, command, settings_of_template(tmp_path, toy.model))
     (run,) = (tmp_path / "save").iterdir()
     assert run.name.startswith("trial-20")
     assert (run / "modelling" / "config.json").is_file()
@@ -76,17 +81,7 @@ def test_a_template_trains_with_names_that_a_shell_would_execute(toy, project_ro
         "BASH_FUNC_ls%%": "() { touch executed; }",
     }
     variables |= {f"PARENT_{name}": str(odd / name) for name in ("SAVE_DIR", "TENSORBOARD_DIR", "CONFIG_FILE")}
-    done = subprocess.run(
-        ["bash", "train.example.sh", str(odd / "part\n0")],
-        cwd=project_root,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_by_template(project_root, ["bash", "train.example.sh", str(odd / "part\n0")], variables)
     (run,) = (odd / "SAVE_DIR").iterdir()
     assert run.name.startswith("$(touch executed)-20")
     assert (run / "modelling" / "config.json").is_file()

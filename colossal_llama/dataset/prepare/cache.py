@@ -142,7 +142,7 @@ def chunk_facts(directory: Path, index: int) -> dict | None:
 
 
 def chunk_problem(directory: Path, index: int) -> str | None:
-    """What has changed of a finished chunk since it was written; None where it is whole.
+    """Names what has changed of a finished chunk since it was written; None where it is whole.
 
     Of a chunk of an earlier version, without checksums, sizes alone are compared.
     """

@@ -70,7 +70,7 @@ class WrittenFile:
     tensors: dict[str, int]
     """Bytes by name."""
     checksum: FileChecksum
-    """Of the content as it was in memory."""
+    """Checksum of the content as it was in memory."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "WrittenFile":

@@ -175,6 +175,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self.wait()
 
         def complete(directory: Path, written: WrittenFiles) -> None:
+            """Adds the small files, the indexes and the checksums to the written tensors."""
             complete_model_directory(directory, _files_in("", written), self._small_files)
 
         commit = self._begin(self._save_dir / MODEL, complete)
@@ -229,6 +230,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         index = index_of(self._optimizer)
 
         def complete(directory: Path, written: WrittenFiles) -> None:
+            """Adds the small files, the indexes and the checksums to the written tensors."""
             complete_model_directory(directory / MODEL, _files_in(MODEL, written), self._small_files)
             sizes = {name: sum(file.tensors.values()) for name, file in _files_in(OPTIMIZER, written).items()}
             write_json(directory / OPTIMIZER / OPTIMIZER_INDEX, {**index, "files": sizes})
