@@ -16,6 +16,7 @@ from colossal_llama.utils.json_files import read_json_object
 CONFIG_FILE, GENERATION_CONFIG_FILE = "config.json", "generation_config.json"
 _HARMLESS_PRIVATE_KEYS = (
     "_name_or_path",
+    "_model_name_or_path",
     "_commit_hash",
     "_attn_implementation_autoset",
     "_from_model_config",
@@ -26,7 +27,8 @@ _HARMLESS_PRIVATE_KEYS = (
 )
 """Private keys that transformers has written into the files of published models; and comments.
 
-transformers reads neither the attention switch of its 4.34 and 4.35 nor this number of labels."""
+transformers reads neither the attention switch of its 4.34 and 4.35 nor this number of labels, nor
+the name of a model that it converted from GGUF."""
 _OTHER_FILES_KEY = "configuration_files"
 """Names of further files, which transformers reads in place of config.json."""
 _LARGEST_SIZE, _MOST_LAYERS = 2**31 - 1, 10_000

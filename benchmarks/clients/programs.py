@@ -1,0 +1,66 @@
+"""Programs that open what the suite writes: each with its environment and its script."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.clients.models import TriedModel, run_script
+
+TRANSFORMERS_5 = ("transformers==5.24.0",)
+LLAMA_CPP = ("xllamacpp==2026.10.11549", "gguf==0.19.0")
+
+
+def _as_it_is(model: TriedModel, work: Path) -> Path:
+    return model.directory
+
+
+def _as_gguf(model: TriedModel, work: Path) -> Path:
+    """The model as a GGUF file, written once by `export_model`."""
+    target = work / "gguf" / model.name.replace(" ", "-")
+    if not target.exists():
+        options = ("--output_dir", target, "--gguf", "f16")
+        run_script("-m", "colossal_llama", "export_model", "--model_path", model.directory, *options)
+    (file,) = target.glob("*.gguf")
+    return file
+
+
+@dataclass(frozen=True)
+class Client:
+    """A program of others.
+
+    Attributes:
+        name: of its environment.
+        title: in the table.
+        requirements: of its environment, pinned.
+        script: in this directory; see `transformers_client.py`.
+        opens: which models it can open.
+        prepare: gives the path that it opens, for a model and the work directory.
+        unresolved: requirements that are installed without what they ask for.
+        renders_chats: it renders conversations by the model's chat template.
+    """
+
+    name: str
+    title: str
+    requirements: Sequence[str]
+    script: str
+    opens: Callable[[TriedModel], bool] = lambda model: True
+    prepare: Callable[[TriedModel, Path], Path] = _as_it_is
+    unresolved: Sequence[str] = ()
+    renders_chats: bool = True
+
+
+CLIENTS = {
+    client.name: client
+    for client in (
+        Client("transformers5", "transformers 5", TRANSFORMERS_5, "transformers_client.py"),
+        Client(
+            "llama_cpp",
+            "llama.cpp",
+            LLAMA_CPP,
+            "llama_cpp_client.py",
+            opens=lambda model: not model.is_adapter,
+            prepare=_as_gguf,
+        ),
+    )
+}
+"""By name."""
