@@ -61,6 +61,12 @@ COMMANDS = (
         "generate: complete a text, answer prompts, chat",
         ("inference",),
     ),
+    Command(
+        "export_model",
+        "colossal_llama.export.export_model:main",
+        "write a model for other programs: merged, another dtype, GGUF, model card",
+        ("export",),
+    ),
     Command("plot_training", "colossal_llama.training.plot_training:main", "plot the loss curves of runs"),
     Command(
         "scale_model",

@@ -6,7 +6,6 @@ needed.
 """
 
 import os
-import re
 import sys
 import time
 from argparse import Namespace
@@ -24,6 +23,7 @@ from colossal_llama.utils.cli import (
     number_in_range,
 )
 from colossal_llama.utils.console import log_rank_zero, table
+from colossal_llama.utils.environment import peak_memory_bytes
 from colossal_llama.utils.errors import run_main
 
 _MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*")
@@ -120,16 +120,6 @@ def _evaluation_documents(arguments: Namespace) -> list[str]:
     from colossal_llama.model.expansion.text_loss import read_evaluation_text
 
     return read_evaluation_text(arguments.eval_file, arguments.eval_bytes)
-
-
-def peak_memory_bytes() -> int:
-    """Returns the peak resident memory of this process so far.
-
-    Linux's ru_maxrss is not used: it starts at the memory of the parent process (getrusage(2),
-    execve(2)).
-    """
-    (peak_kib,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return int(peak_kib) * 1024
 
 
 def print_summary(report: dict[str, Any], directory: Path) -> None:

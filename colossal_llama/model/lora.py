@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from colossal_llama.model.loading import load_adapter, load_complete_model
 from colossal_llama.model.weights.generation_config import save_model
@@ -40,10 +40,18 @@ def merge_adapter(base_path: Path, adapter_path: Path, target: Path) -> None:
     Raises:
         UserError: weights of the base are missing.
     """
+    save_model(merged_model(base_path, adapter_path), target)
+
+
+def merged_model(base_path: Path, adapter_path: Path) -> PreTrainedModel:
+    """Merges an adapter into its base model on the CPU, in the base's dtype.
+
+    Raises:
+        UserError: weights of the base are missing, or the adapter is damaged.
+    """
     base = load_complete_model(LlamaForCausalLM, base_path, torch_dtype="auto", low_cpu_mem_usage=True)
     with torch.no_grad():
-        merged = load_adapter(base, adapter_path).merge_and_unload()
-    save_model(merged, target)
+        return load_adapter(base, adapter_path).merge_and_unload()
 
 
 def freeze_all_but_embeddings(model: LlamaForCausalLM) -> None:

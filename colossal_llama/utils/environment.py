@@ -62,6 +62,16 @@ def code_fingerprint() -> str:
     )
 
 
+def peak_memory_bytes() -> int:
+    """Returns the peak resident memory of this process so far.
+
+    Linux's ru_maxrss is not used: it starts at the memory of the parent process (getrusage(2),
+    execve(2)).
+    """
+    (peak_kib,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak_kib) * 1024
+
+
 def query_gpus() -> tuple[list[dict[str, str]], str | None]:
     """Asks nvidia-smi for the GPUs of this host.
 

@@ -88,7 +88,7 @@ def find_weight_files(directory: Path) -> WeightFiles:
     """
     for index_name, single_name in _LAYOUTS:
         if (directory / single_name).is_file():
-            return WeightFiles((_read_shard(directory / single_name),), is_sharded=False)
+            return WeightFiles((read_shard(directory / single_name),), is_sharded=False)
         if (directory / index_name).is_file():
             return _read_sharded(directory / index_name)
     raise UserError(f"{directory} holds no model weights: none of {_layout_names()} is there")
@@ -160,7 +160,7 @@ def _read_index(index_path: Path) -> dict[str, str]:
 
 def _read_sharded(index_path: Path) -> WeightFiles:
     weight_map = _read_index(index_path)
-    shards = tuple(_read_shard(index_path.parent / name) for name in sorted(set(weight_map.values())))
+    shards = tuple(read_shard(index_path.parent / name) for name in sorted(set(weight_map.values())))
     held = {name: shard.path.name for shard in shards for name in shard.tensors}
     wrong = sorted(name for name in weight_map.keys() | held.keys() if weight_map.get(name) != held.get(name))
     if wrong:
@@ -172,7 +172,12 @@ def _read_sharded(index_path: Path) -> WeightFiles:
     return WeightFiles(shards, is_sharded=True)
 
 
-def _read_shard(path: Path) -> WeightShard:
+def read_shard(path: Path) -> WeightShard:
+    """Reads the header of one weight file.
+
+    Raises:
+        UserError: it is absent, truncated or damaged, or holds tensors of an unknown dtype.
+    """
     try:
         if path.suffix == ".safetensors":
             metadata = read_metadata(path)

@@ -1,0 +1,1 @@
+"""Export of finished models: a complete directory for other programs, GGUF, and a model card."""

@@ -1,0 +1,162 @@
+"""Directory of an export: planned, written under a temporary name, then checked and recorded."""
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import colossal_llama
+from colossal_llama.export.arguments import ExportArguments, size_bytes
+from colossal_llama.export.conversion import ConversionCounts, target_shape
+from colossal_llama.export.gguf_file import add_gguf, gguf_bytes, gguf_name
+from colossal_llama.export.shards import write_shards, write_weight_files
+from colossal_llama.export.small_files import not_copied, notices, small_files
+from colossal_llama.export.source import ExportSource, open_source
+from colossal_llama.export.weights import Weights, open_weights
+from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS
+from colossal_llama.model.weights.stored_tensors import TensorShape
+from colossal_llama.utils.atomic_io import atomic_directory, existing_ancestor, write_bytes, write_json
+from colossal_llama.utils.checksums import FileChecksum, read_checksums, write_checksums
+from colossal_llama.utils.console import log_rank_zero
+from colossal_llama.utils.environment import peak_memory_bytes
+from colossal_llama.utils.errors import UserError
+
+RECORD_FILE = "export.json"
+
+
+def export(arguments: ExportArguments) -> None:
+    """Writes the export, checks it under --check, and prints a summary.
+
+    Raises:
+        UserError: the source cannot be exported, or the check has failed; in the latter case the
+            export is complete and stays.
+    """
+    started = time.monotonic()
+    source = open_source(arguments.weights.model_path, arguments.weights.merge)
+    output = arguments.weights.output_dir.resolve()
+    _refuse_overlap(source, output)
+    if arguments.weights.gguf and source.adapter and not arguments.weights.merge:
+        raise UserError("--gguf holds a whole model, and the source is an adapter: add --merge")
+    record = write_directory(arguments, source, output)
+    record |= {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": peak_memory_bytes()}
+    save_record(output, record)
+    print_summary(record, output)
+
+
+def _refuse_overlap(source: ExportSource, output: Path) -> None:
+    for directory in (source.directory.resolve(), source.base.resolve()):
+        if output.is_relative_to(directory):
+            raise UserError(f"--output_dir {output} lies in the model's directory {directory}: give one outside it")
+
+
+def write_directory(arguments: ExportArguments, source: ExportSource, output: Path) -> dict[str, Any]:
+    """Writes all files of the export but its record; returns what belongs into the record."""
+    options, counts = arguments.weights, ConversionCounts()
+    with open_weights(source, options.merge) as weights:
+        targets = {name: target_shape(name, shape, options.dtype) for name, shape in weights.shapes.items()}
+        _check_disk_space(targets, options.gguf, output)
+        if output.exists():
+            output.rmdir()  # it is empty
+        with atomic_directory(output) as directory:
+            checksums = _write_weights(weights, targets, size_bytes(options.max_shard_size), directory, counts)
+            small = small_files(source, weights.tied, _dtype_of(targets), arguments.card.base_model)
+            small |= notices(dict.fromkeys((source.directory, source.base)))
+            _write_small_files(directory, small)
+            gguf = None
+            if options.gguf:
+                gguf = add_gguf(directory, gguf_name(output, options.gguf), options.gguf)
+            write_checksums(directory, checksums)
+    return {
+        "format": "colossal_llama.export.1",
+        "version": colossal_llama.__version__,
+        "source": _name_of(source.directory),
+        "kind": "model" if not source.adapter else "merged" if options.merge else "adapter",
+        "base": _name_of(source.base) if source.adapter else None,
+        "dtypes": dict(Counter(shape.dtype_name for shape in targets.values())),
+        "weight_files": sorted(checksums),
+        "weight_bytes": sum(shape.bytes for shape in targets.values()),
+        "values": sum(shape.bytes // shape.storage_dtype.itemsize for shape in targets.values()),
+        "tied_embeddings": weights.tied,
+        "values_that_became_zero": counts.became_zero,
+        "tensors_left_out": list(weights.left_out),
+        "files_not_copied": not_copied(source, small),
+        "gguf": gguf,
+        "check": None,
+    }
+
+
+def _write_weights(
+    weights: Weights,
+    targets: Mapping[str, TensorShape],
+    max_bytes: int,
+    directory: Path,
+    counts: ConversionCounts,
+) -> dict[str, FileChecksum]:
+    if weights.tied is None:  # peft reads one file of this name
+        return write_weight_files(weights, targets, {ADAPTER_WEIGHTS: list(targets)}, directory, counts)
+    return write_shards(weights, targets, max_bytes, directory, counts)
+
+
+def _write_small_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        write_bytes(directory / name, content)
+
+
+def _dtype_of(targets: Mapping[str, TensorShape]) -> str:
+    """The dtype that most values have, PyTorch's name."""
+    sizes: Counter[str] = Counter()
+    for shape in targets.values():
+        sizes[shape.dtype_name] += shape.bytes // shape.storage_dtype.itemsize
+    return sizes.most_common(1)[0][0]
+
+
+def _check_disk_space(targets: Mapping[str, TensorShape], gguf: str | None, output: Path) -> None:
+    needed = sum(shape.bytes for shape in targets.values())
+    if gguf:
+        needed += gguf_bytes(sum(shape.bytes // shape.storage_dtype.itemsize for shape in targets.values()), gguf)
+    parent = existing_ancestor(output)
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise UserError(
+            f"the export takes {needed / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free: make room or give "
+            "another --output_dir"
+        )
+
+
+def _name_of(directory: Path) -> str:
+    """Name of a model's directory without the path to it; that of its run for `modelling/`."""
+    path = directory.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name.startswith("modelling") else path.name
+
+
+def save_record(output: Path, record: Mapping[str, Any]) -> None:
+    """Writes export.json, and its checksum beside those of the other files."""
+    known = {name: entry for name, entry in read_checksums(output).items() if name != RECORD_FILE}
+    write_json(output / RECORD_FILE, record)
+    write_checksums(output, known)
+
+
+def print_summary(record: Mapping[str, Any], output: Path) -> None:
+    """Prints what was written, what was changed and what was left out."""
+    kinds = {"model": "model", "merged": "adapter merged into its base", "adapter": "adapter"}
+    dtypes = ", ".join(f"{count:,} tensors {name}" for name, count in record["dtypes"].items())
+    files = len(record["weight_files"])
+    log_rank_zero(
+        f"{kinds[record['kind']]} {record['source']}: {record['values']:,} values, {dtypes}, "
+        f"{record['weight_bytes'] / 1e9:.2f} GB in {files} file{'s' if files > 1 else ''}"
+        f"{', embeddings tied' if record['tied_embeddings'] else ''}"
+    )
+    if record["values_that_became_zero"]:
+        share = record["values_that_became_zero"] / record["values"]
+        log_rank_zero(f"{record['values_that_became_zero']:,} values ({share:.2g} of all) are too small and became 0")
+    for what, key in (("tensors left out", "tensors_left_out"), ("files not copied", "files_not_copied")):
+        if record[key]:
+            log_rank_zero(f"{what}: {', '.join(record[key])}")
+    if record["gguf"]:
+        log_rank_zero(f"GGUF: {record['gguf']['file']}; try it with: llama-cli -m {output / record['gguf']['file']}")
+    log_rank_zero(
+        f"{record['seconds']:.1f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; complete model in {output}"
+    )

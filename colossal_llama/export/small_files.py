@@ -1,0 +1,94 @@
+"""Small files of an export: configurations, tokenizer, licence and notices."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from colossal_llama.export.source import ExportSource
+from colossal_llama.model.config_file import CONFIG_FILE, GENERATION_CONFIG_FILE, read_generation_config
+from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG
+from colossal_llama.tokenizer.loading import SETTINGS_FILES, VOCABULARY_FILES
+from colossal_llama.utils.json_files import read_json_object
+
+_TOKENIZER_FILES = (*VOCABULARY_FILES, *SETTINGS_FILES, "vocab.json", "merges.txt")
+_MORE_TEMPLATES = "additional_chat_templates"
+"""Directory of named chat templates, as transformers writes it."""
+_NOTICE = re.compile(r"(licen[cs]e|notice|copying|use[_-]policy|acceptable[_-]use)", re.IGNORECASE)
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def small_files(source: ExportSource, tied: bool | None, dtype: str, base_name: str | None) -> dict[str, bytes]:
+    """Content of all files but the weights, by name.
+
+    Args:
+        source: the model or the adapter.
+        tied: of the weights written; None for an adapter.
+        dtype: of the weights written, PyTorch's name.
+        base_name: name of the base for an adapter's configuration; None: as it is.
+    """
+    files = {name: (source.tokenizer / name).read_bytes() for name in _tokenizer_files(source.tokenizer)}
+    if tied is None:
+        assert source.adapter is not None, "models have weights that are tied or not"
+        settings = read_json_object(source.adapter / ADAPTER_CONFIG)
+        files[ADAPTER_CONFIG] = _json({**settings, "base_model_name_or_path": base_name} if base_name else settings)
+    else:
+        files[CONFIG_FILE] = _json(model_config(source.config, tied, dtype))
+    files[GENERATION_CONFIG_FILE] = _json(_generation_config(source))
+    return files
+
+
+def model_config(config: Mapping[str, Any], tied: bool, dtype: str) -> dict[str, Any]:
+    """The config.json of an export, for transformers 4 and 5.
+
+    Both read `torch_dtype`; `dtype` is read by 5 alone. The path of the base on this host goes.
+    """
+    written = {key: value for key, value in config.items() if key not in ("dtype", "_name_or_path")}
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]
+    return {**written, "architectures": [kind], "tie_word_embeddings": tied, "torch_dtype": dtype}
+
+
+def _generation_config(source: ExportSource) -> dict[str, Any]:
+    """The source's settings, or its base's; where there are none, its special tokens alone."""
+    for directory in dict.fromkeys((source.directory, source.base)):
+        if settings := read_generation_config(directory):
+            return settings
+    return {name: source.config[name] for name in _SPECIAL_IDS if source.config.get(name) is not None}
+
+
+def _tokenizer_files(directory: Path) -> list[str]:
+    more = sorted((directory / _MORE_TEMPLATES).glob("*.jinja"))
+    names = [name for name in _TOKENIZER_FILES if (directory / name).is_file()]
+    return [*names, *(f"{_MORE_TEMPLATES}/{path.name}" for path in more)]
+
+
+def notices(directories: Iterable[Path]) -> dict[str, bytes]:
+    """Content of the licence and notice files of directories by name; the first of a name counts."""
+    found: dict[str, bytes] = {}
+    for directory in directories:
+        for path in sorted(directory.iterdir()):
+            if _NOTICE.match(path.name) and path.is_file():
+                found.setdefault(path.name, path.read_bytes())
+    return found
+
+
+def not_copied(source: ExportSource, written: Iterable[str]) -> list[str]:
+    """Names of what lies in the source's directories and has no counterpart in the export.
+
+    Weight files, their indexes and checksums are written anew.
+    """
+    weights = re.compile(r".*\.(safetensors|bin)(\.index\.json)?|checksums\.json")
+    names = {
+        path.name
+        for directory in dict.fromkeys((source.directory, source.base))
+        for path in directory.iterdir()
+        if not path.name.startswith(".") and not weights.fullmatch(path.name)
+    }
+    return sorted(names - {name.split("/")[0] for name in written} - {ADAPTER_CONFIG})
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
