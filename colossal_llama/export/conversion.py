@@ -1,4 +1,4 @@
-"""Conversion of stored weights to another dtype, block by block, without a loss that nobody sees."""
+"""Conversion of stored weights to another dtype, block by block; what is lost is counted."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

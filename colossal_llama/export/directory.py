@@ -133,7 +133,7 @@ def _name_of(directory: Path) -> str:
 
 
 def save_record(output: Path, record: Mapping[str, Any]) -> None:
-    """Writes export.json, and its checksum beside those of the other files."""
+    """Writes export.json, and adds its checksum to the list."""
     known = {name: entry for name, entry in read_checksums(output).items() if name != RECORD_FILE}
     write_json(output / RECORD_FILE, record)
     write_checksums(output, known)

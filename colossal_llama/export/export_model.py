@@ -1,6 +1,6 @@
-"""Exports a model as a complete directory for other programs: merged, in another dtype, as GGUF.
+r"""Exports a model as a complete directory for other programs: merged, in another dtype, as GGUF.
 
-    python colossal_llama/export/export_model.py --model_path runs/zh --output_dir export/zh \
+python colossal_llama/export/export_model.py --model_path runs/zh --output_dir export/zh \
         --dtype bfloat16 --gguf q8_0 --model_card --check "Hi"
 """
 

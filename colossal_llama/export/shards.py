@@ -1,4 +1,4 @@
-"""Weight files of an export: tensors distributed over files of limited size, written as a stream."""
+"""Weight files of an export: tensors over files of limited size, as a stream."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

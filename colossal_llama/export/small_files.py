@@ -66,7 +66,7 @@ def _tokenizer_files(directory: Path) -> list[str]:
 
 
 def notices(directories: Iterable[Path]) -> dict[str, bytes]:
-    """Content of the licence and notice files of directories by name; the first of a name counts."""
+    """Content of licence and notice files of directories; the first of a name counts."""
     found: dict[str, bytes] = {}
     for directory in directories:
         for path in sorted(directory.iterdir()):

@@ -65,7 +65,7 @@ def open_weights(source: ExportSource, merge: bool) -> Iterator[Weights]:
 def _open_files(
     shards: "tuple[WeightShard, ...] | list[WeightShard]",
 ) -> Iterator[tuple[dict[str, TensorShape], Callable[[str], StoredTensor]]]:
-    """Yields the shapes of all tensors and a function that opens one; one file is open at a time."""
+    """Yields the shapes of all tensors and a function that opens one; one file is open."""
     shard_of = {name: shard for shard in shards for name in shard.tensors}
     with ExitStack() as stack:
         opened: dict[int, Callable[[str], StoredTensor]] = {}
@@ -122,7 +122,7 @@ def _of_model(
         if tied:
             kept.remove(OUTPUT_MATRIX)
         elif is_merged:
-            log_rank_zero(f"the adapter has changed one of the tied matrices: {OUTPUT_MATRIX} is written, too, not tied")
+            log_rank_zero(f"the adapter has changed a tied matrix: {OUTPUT_MATRIX} is written, too, not tied")
         else:
             raise UserError(
                 f"config.json ties {OUTPUT_MATRIX} to {INPUT_MATRIX} (tie_word_embeddings), and the weight files hold "
