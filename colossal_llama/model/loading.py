@@ -66,7 +66,8 @@ def _untrainable(settings: dict[str, Any]) -> Iterator[str]:
     if activation not in ("silu", "swish"):
         yield f"has the hidden_act {activation!r}; models with SwiGLU (silu) can be trained"
     layer_types = settings.get("layer_types") or []
-    if settings.get("use_sliding_window") or any(kind != _FULL_ATTENTION for kind in layer_types):
+    is_full = isinstance(layer_types, list) and all(kind == _FULL_ATTENTION for kind in layer_types)
+    if settings.get("use_sliding_window") or not is_full:
         yield (
             "has a sliding window on some layers (use_sliding_window, layer_types), which cannot be trained; published "
             "models of these types have it switched off"
