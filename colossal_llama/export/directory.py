@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import colossal_llama
-from colossal_llama.export.arguments import ExportArguments, size_bytes
+from colossal_llama.export.arguments import CheckArguments, ExportArguments, size_bytes
+from colossal_llama.export.check import check_export
 from colossal_llama.export.conversion import ConversionCounts, target_shape
-from colossal_llama.export.gguf_file import add_gguf, gguf_bytes, gguf_name
+from colossal_llama.export.gguf_file import add_gguf, gguf_bytes, gguf_name, require_writer
 from colossal_llama.export.shards import write_shards, write_weight_files
 from colossal_llama.export.small_files import not_copied, notices, small_files
 from colossal_llama.export.source import ExportSource, open_source
@@ -39,10 +40,23 @@ def export(arguments: ExportArguments) -> None:
     _refuse_overlap(source, output)
     if arguments.weights.gguf and source.adapter and not arguments.weights.merge:
         raise UserError("--gguf holds a whole model, and the source is an adapter: add --merge")
+    if arguments.weights.gguf:
+        require_writer()
     record = write_directory(arguments, source, output)
     record |= {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": peak_memory_bytes()}
     save_record(output, record)
     print_summary(record, output)
+    if arguments.check.check:
+        gguf = record["gguf"]["file"] if record["gguf"] else None
+        record["check"] = _checked(arguments.check, source, output, gguf)
+        save_record(output, record)
+
+
+def _checked(options: CheckArguments, source: ExportSource, output: Path, gguf: str | None) -> dict[str, Any]:
+    try:
+        return check_export(options, source, output, gguf)
+    except UserError as error:
+        raise UserError(f"{error}. What was written stays in {output}") from error
 
 
 def _refuse_overlap(source: ExportSource, output: Path) -> None:
@@ -156,7 +170,9 @@ def print_summary(record: Mapping[str, Any], output: Path) -> None:
         if record[key]:
             log_rank_zero(f"{what}: {', '.join(record[key])}")
     if record["gguf"]:
-        log_rank_zero(f"GGUF: {record['gguf']['file']}; try it with: llama-cli -m {output / record['gguf']['file']}")
+        log_rank_zero(f"GGUF: {record['gguf']['file']}")
+        for note in record["gguf"]["notes"]:
+            log_rank_zero(f"  {note}")
     log_rank_zero(
         f"{record['seconds']:.1f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; complete model in {output}"
     )

@@ -21,8 +21,19 @@ def gguf_bytes(values: int, outtype: str) -> int:
     return int(values * _BYTES_PER_VALUE[outtype])
 
 
+def require_writer() -> None:
+    """Checks before the work that the file can be written.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    from colossal_llama.export.gguf import require_gguf_package
+
+    require_gguf_package()
+
+
 def add_gguf(directory: Path, name: str, outtype: str) -> dict[str, Any]:
     """Writes the file into a complete model directory; returns what its writer reports."""
     from colossal_llama.export.gguf import write_gguf  # imports gguf, which only this needs
 
-    return {"file": name, "type": outtype, "report": write_gguf(directory, directory / name, outtype)}
+    return {"file": name, "type": outtype, **write_gguf(directory, directory / name, outtype)}
