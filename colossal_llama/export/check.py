@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,8 @@ from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 
 _RUN = "import runpy, sys; runpy.run_path(sys.argv[1])['main']()"
-_TRANSFORMERS, _LLAMA_CPP = (
-    Path(__file__).with_name(f"{name}_probe.py") for name in ("transformers", "gguf")
-)
-_SHOWN_TOKENS_OF_STDERR = 500
+_TRANSFORMERS, _LLAMA_CPP = (Path(__file__).with_name(f"{name}_probe.py") for name in ("transformers", "gguf"))
+_SHOWN_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,11 @@ class Answer:
 
     Attributes:
         found: what the probe wrote: prompt_ids, ids, text, versions.
-        logits: (tokens of the prompt, vocabulary), float32; None of llama.cpp.
+        logits: (tokens of the prompt, vocabulary), float32.
     """
 
     found: dict[str, Any]
-    logits: np.ndarray | None
+    logits: np.ndarray
 
 
 def check_export(options: CheckArguments, source: ExportSource, output: Path, gguf: str | None) -> dict[str, Any]:
@@ -56,9 +54,13 @@ def check_export(options: CheckArguments, source: ExportSource, output: Path, gg
     """
     is_adapter = (output / "adapter_config.json").is_file()
     before = _answer(options, "the source", source.base, source.adapter, source.tokenizer)
-    after = _answer(options, "the export", source.base if is_adapter else output, output if is_adapter else None, output)
+    after = _answer(
+        options, "the export", source.base if is_adapter else output, output if is_adapter else None, output
+    )
     record = _compared(before, after)
-    log_rank_zero(f"--check with transformers {record['transformers']}, {'chat' if record['is_chat'] else 'plain'} prompt:")
+    log_rank_zero(
+        f"--check with transformers {record['transformers']}, {'chat' if record['is_chat'] else 'plain'} prompt:"
+    )
     log_rank_zero(f"  source: {record['source_answer']!r}\n  export: {record['export_answer']!r}")
     log_rank_zero(f"  {_verdict(record)}")
     if gguf:
@@ -97,14 +99,15 @@ def _run_probe(probe: Path, request: Mapping[str, Any], scratch: Path, problem: 
         return json.loads(answer.read_text(encoding="utf-8"))
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        reason = f"{name}; SIGKILL means that this host has too little memory for the model" if name == "SIGKILL" else name
+        reason = (
+            f"{name}; SIGKILL means that this host has too little memory for the model" if name == "SIGKILL" else name
+        )
         raise UserError(f"{problem}: the process was ended by {reason}")
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    raise UserError(f"{problem}: {(lines or [f'exit code {done.returncode}'])[-1][-_SHOWN_TOKENS_OF_STDERR:]}")
+    raise UserError(f"{problem}: {(lines or [f'exit code {done.returncode}'])[-1][-_SHOWN_CHARACTERS:]}")
 
 
 def _compared(before: Answer, after: Answer) -> dict[str, Any]:
-    assert before.logits is not None and after.logits is not None, "both are of transformers"
     if before.found["prompt_ids"] != after.found["prompt_ids"]:
         raise UserError("--check: the tokenizer of the export makes other prompt ids than that of the source")
     if np.isfinite(before.logits).all() and not np.isfinite(after.logits).all():
@@ -114,7 +117,7 @@ def _compared(before: Answer, after: Answer) -> dict[str, Any]:
         )
     largest = float(np.abs(before.logits - after.logits).max())
     one, other = before.found["ids"], after.found["ids"]
-    equal = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other)))
+    equal = _equal_beginning(one, other)
     return {
         "transformers": after.found["transformers"],
         "is_chat": after.found["is_chat"],
@@ -130,12 +133,18 @@ def _compared(before: Answer, after: Answer) -> dict[str, Any]:
     }
 
 
+def _equal_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of tokens until two answers differ."""
+    differing = (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    return next(differing, min(len(one), len(other)))
+
+
 def _verdict(record: Mapping[str, Any]) -> str:
     if record["largest_logit_difference"] == 0:
         logits = f"logits equal bit for bit over {record['prompt_tokens']} tokens of prompt"
     else:
         logits = (
-            f"logits differ by up to {record['largest_logit_difference']:.3g} (the largest is "
+            f"logits, each in its own dtype, differ by up to {record['largest_logit_difference']:.3g} (the largest is "
             f"{record['largest_logit']:.3g}); the most probable next token is the same at "
             f"{record['equal_next_tokens']} of {record['prompt_tokens']} tokens of prompt"
         )
@@ -160,6 +169,8 @@ def _check_gguf(options: CheckArguments, file: Path, expected: Answer) -> dict[s
     with tempfile.TemporaryDirectory() as scratch:
         found = _run_probe(_LLAMA_CPP, request, Path(scratch), f"--check: {file.name} cannot be loaded by llama.cpp")
     one, other = expected.found["ids"], found["ids"]
-    equal = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other)))
-    log_rank_zero(f"  GGUF (xllamacpp {found['xllamacpp']}): {found['text']!r}; the first {equal} of {len(one)} tokens are equal")
+    equal = _equal_beginning(one, other)
+    log_rank_zero(
+        f"  GGUF (xllamacpp {found['xllamacpp']}): {found['text']!r}; the first {equal} of {len(one)} tokens are equal"
+    )
     return {"xllamacpp": found["xllamacpp"], "answer": found["text"], "equal_answer_tokens": equal}
