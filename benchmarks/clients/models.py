@@ -54,10 +54,10 @@ class TriedModel:
     sentencepiece: bool = False
 
 
-def run_script(*command: object) -> None:
+def run_script(*command: object, python: Path | str = sys.executable) -> None:
     """Runs a script of the project, quietly on the CPU; its output is shown when it fails."""
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, *map(str, command)]
+    words = [str(python), *map(str, command)]
     done = subprocess.run(words, cwd=PROJECT_ROOT, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.clients.environment import client_environment
 from benchmarks.clients.models import TriedModel, run_script
 
 TRANSFORMERS_5 = ("transformers==5.24.0",)
@@ -15,11 +16,12 @@ def _as_it_is(model: TriedModel, work: Path) -> Path:
 
 
 def _as_gguf(model: TriedModel, work: Path) -> Path:
-    """The model as a GGUF file, written once by `export_model`."""
+    """The model as a GGUF file, written once by `export_model`, which needs the package gguf."""
     target = work / "gguf" / model.name.replace(" ", "-")
     if not target.exists():
         options = ("--output_dir", target, "--gguf", "f16")
-        run_script("-m", "colossal_llama", "export_model", "--model_path", model.directory, *options)
+        python = client_environment("llama_cpp", LLAMA_CPP)
+        run_script("-m", "colossal_llama", "export_model", "--model_path", model.directory, *options, python=python)
     (file,) = target.glob("*.gguf")
     return file
 

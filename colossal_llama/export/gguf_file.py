@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.export.gguf import write_gguf
+
 _BYTES_PER_VALUE = {"f16": 2.0, "q8_0": 34 / 32}
 """q8_0 stores 32 values as a half-precision scale and 32 bytes."""
 
@@ -21,19 +23,6 @@ def gguf_bytes(values: int, outtype: str) -> int:
     return int(values * _BYTES_PER_VALUE[outtype])
 
 
-def require_writer() -> None:
-    """Checks before the work that the file can be written.
-
-    Raises:
-        UserError: a package is missing.
-    """
-    from colossal_llama.export.gguf import require_gguf_package
-
-    require_gguf_package()
-
-
 def add_gguf(directory: Path, name: str, outtype: str) -> dict[str, Any]:
     """Writes the file into a complete model directory; returns what its writer reports."""
-    from colossal_llama.export.gguf import write_gguf  # imports gguf, which only this needs
-
-    return {"file": name, "type": outtype, **write_gguf(directory, directory / name, outtype)}
+    return {"file": name, "type": outtype, "report": write_gguf(directory, directory / name, outtype)}

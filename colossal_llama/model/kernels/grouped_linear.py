@@ -13,18 +13,19 @@ once less.
 In fp8 they quantize the input once (model.kernels.fp8_linear).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from colossal_llama.model.kernels.torch_function import through_torch_function
 
 
-def linear_groups(layer: Any) -> tuple[tuple[nn.Linear, ...], ...]:
+def linear_groups(layer: LlamaDecoderLayer) -> tuple[tuple[nn.Linear, ...], ...]:
     """Linear layers of a decoder layer, grouped by the input that they read."""
     attention, mlp = layer.self_attn, layer.mlp
     return (
@@ -72,15 +73,16 @@ class SharedInput:
         self._hidden, self._result, self._key, self._readers = None, None, None, set()
 
 
-def share_input_gradients(model: PreTrainedModel) -> None:
+def share_input_gradients(model: LlamaForCausalLM) -> None:
     """Makes grouped linear layers accumulate their input's gradient in their products, in place.
 
     Args:
-        model: as `from_pretrained` gives it, before any plugin wraps it.
+        model: as `from_pretrained` gives it, before any plugin wraps it; layers with a bias are
+            left alone.
     """
     for layer in model.model.layers:
         for group in linear_groups(layer):
-            if len(group) > 1:
+            if len(group) > 1 and all(linear.bias is None for linear in group):
                 shared = SharedInput(len(group))
                 for index, linear in enumerate(group):
                     linear.forward = MethodType(_forward_of(group, shared, index), linear)
@@ -97,8 +99,7 @@ def _forward_of(
 
     def forward(self: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
         def outputs() -> tuple[torch.Tensor, ...]:
-            biases = [linear.bias for linear in group if linear.bias is not None]  # all have one, or none
-            return _grouped_products(hidden_states, *(linear.weight for linear in group), *biases, layers=len(group))
+            return _grouped_products(hidden_states, *(linear.weight for linear in group))
 
         return shared.result(index, hidden_states, outputs)[index]
 
@@ -106,33 +107,24 @@ def _forward_of(
 
 
 @through_torch_function
-def _grouped_products(hidden: torch.Tensor, *parameters: torch.Tensor, layers: int) -> tuple[torch.Tensor, ...]:
-    """Computes all layers of a group from their weights and, where there are any, biases."""
+def _grouped_products(hidden: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if torch.is_autocast_enabled(hidden.device.type) or not torch.is_grad_enabled():
-        return _products(hidden, parameters, layers)
-    return _GroupedProducts.apply(hidden, layers, *parameters)
-
-
-def _products(hidden: torch.Tensor, parameters: Sequence[torch.Tensor], layers: int) -> tuple[torch.Tensor, ...]:
-    biases: Sequence[torch.Tensor | None] = parameters[layers:] or [None] * layers
-    return tuple(
-        nn.functional.linear(hidden, weight, bias) for weight, bias in zip(parameters[:layers], biases, strict=True)
-    )
+        return tuple(nn.functional.linear(hidden, weight) for weight in weights)
+    return _GroupedProducts.apply(hidden, *weights)
 
 
 class _GroupedProducts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, layers, *parameters):
-        """Multiplies `hidden` (…, in) by each weight (out, in) transposed; adds the biases."""
-        ctx.save_for_backward(hidden, *parameters[:layers])
-        return _products(hidden, parameters, layers)
+    def forward(ctx, hidden, *weights):
+        """Multiplies `hidden` (…, in) by the transpose of each weight (out, in)."""
+        ctx.save_for_backward(hidden, *weights)
+        return tuple(nn.functional.linear(hidden, weight) for weight in weights)
 
     @staticmethod
     def backward(ctx, *gradients):
-        """Returns the summed gradient of `hidden` and each parameter's gradient, where needed."""
+        """Returns the summed gradient of `hidden` and each weight's gradient, only where needed."""
         hidden, *weights = ctx.saved_tensors
-        needs_hidden, _, *needed = ctx.needs_input_grad
-        need_weights, need_biases = needed[: len(weights)], needed[len(weights) :]
+        needs_hidden, *need_weights = ctx.needs_input_grad
         flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
         total = None
         if needs_hidden:
@@ -141,6 +133,4 @@ class _GroupedProducts(torch.autograd.Function):
                 total.addmm_(gradient, weight)
             total = total.view(hidden.shape)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        of_weights = [grad.t() @ rows if needed else None for grad, needed in zip(flat, need_weights, strict=True)]
-        of_biases = [grad.sum(dim=0) if needed else None for grad, needed in zip(flat, need_biases, strict=False)]
-        return total, None, *of_weights, *of_biases
+        return total, *(grad.t() @ rows if needed else None for grad, needed in zip(flat, need_weights, strict=True))
