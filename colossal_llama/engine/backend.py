@@ -11,7 +11,7 @@ from colossalai.booster import Booster
 from colossalai.booster.plugin import HybridParallelPlugin, TorchDDPPlugin
 from colossalai.booster.plugin.plugin_base import Plugin
 from peft import LoraConfig, PeftModel
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from colossal_llama.engine import process_groups
 from colossal_llama.engine.optimizer_shards import OptimizerShard, optimizer_shards
@@ -68,7 +68,7 @@ class Backend:
         """
         return process_groups.replicas(self.plugin, over_data, over_tensor)
 
-    def add_lora(self, model: LlamaForCausalLM, config: LoraConfig, adapter_path: str | None) -> PeftModel:
+    def add_lora(self, model: PreTrainedModel, config: LoraConfig, adapter_path: str | None) -> PeftModel:
         """Puts LoRA adapters on a model, before `prepare`.
 
         Args:
@@ -91,7 +91,7 @@ class Backend:
             refuse_nonfinite_updates(optimizer)
         return model, optimizer
 
-    def unwrap(self, model: Any) -> LlamaForCausalLM | PeftModel:
+    def unwrap(self, model: Any) -> PreTrainedModel | PeftModel:
         """The model without the plugin's wrapper; with its adapters, where it has some."""
         return model.unwrap(unwrap_peft=False)
 

@@ -12,6 +12,7 @@ from colossal_llama.engine.backend import Backend
 from colossal_llama.engine.launch import has_gpu
 from colossal_llama.engine.patches.llama_parallel import install_sharded_forwards
 from colossal_llama.engine.pipeline_schedule import VariableShapeSchedule
+from colossal_llama.engine.whole_model import WholeModelPolicy
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 INITIAL_LOSS_SCALE = 2.0**16
@@ -139,6 +140,7 @@ def _three_dimensions(config: PluginConfig) -> Plugin:
         # Without tensor parallelism nothing needs a padded vocabulary, and the fused cross-entropy
         # needs an unpadded one.
         make_vocab_size_divisible_by=64 if config.tp > 1 else 1,
+        custom_policy=WholeModelPolicy() if config.tp == config.pp == config.sp == 1 else None,
     )
     if config.pp > 1:
         plugin.scheduler = VariableShapeSchedule(plugin.stage_manager, microbatch_size=config.microbatch_size)

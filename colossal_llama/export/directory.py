@@ -1,5 +1,6 @@
 """Directory of an export: planned, written under a temporary name, then checked and recorded."""
 
+import math
 import shutil
 import time
 from collections import Counter
@@ -8,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import colossal_llama
-from colossal_llama.export.arguments import ExportArguments, size_bytes
+from colossal_llama.export.arguments import CardArguments, CheckArguments, ExportArguments, size_bytes
+from colossal_llama.export.check import check_export
 from colossal_llama.export.conversion import ConversionCounts, target_shape
 from colossal_llama.export.gguf import check_gguf
 from colossal_llama.export.gguf_file import add_gguf, gguf_bytes, gguf_name
+from colossal_llama.export.lineage import trace_lineage
+from colossal_llama.export.model_card import CARD_FILE, model_card
 from colossal_llama.export.shards import write_shards, write_weight_files
 from colossal_llama.export.small_files import not_copied, notices, small_files
-from colossal_llama.export.source import ExportSource, open_source
+from colossal_llama.export.source import ExportSource, name_of, open_source
 from colossal_llama.export.weights import Weights, open_weights
 from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS
 from colossal_llama.model.weights.stored_tensors import TensorShape
@@ -46,6 +50,17 @@ def export(arguments: ExportArguments) -> None:
     record |= {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": peak_memory_bytes()}
     save_record(output, record)
     print_summary(record, output)
+    if arguments.check.check:
+        gguf = record["gguf"]["file"] if record["gguf"] else None
+        record["check"] = _checked(arguments.check, source, output, gguf)
+        save_record(output, record)
+
+
+def _checked(options: CheckArguments, source: ExportSource, output: Path, gguf: str | None) -> dict[str, Any]:
+    try:
+        return check_export(options, source, output, gguf)
+    except UserError as error:
+        raise UserError(f"{error}. What was written stays in {output}") from error
 
 
 def _refuse_overlap(source: ExportSource, output: Path) -> None:
@@ -67,27 +82,47 @@ def write_directory(arguments: ExportArguments, source: ExportSource, output: Pa
             small = small_files(source, weights.tied, _dtype_of(targets), arguments.card.base_model)
             small |= notices(dict.fromkeys((source.directory, source.base)))
             _write_small_files(directory, small)
-            gguf = None
+            record = _record(arguments, source, output, weights, targets) | {
+                "weight_files": sorted(checksums),
+                "values_that_became_zero": counts.became_zero,
+                "files_not_copied": not_copied(source, small),
+            }
             if options.gguf:
-                gguf = add_gguf(directory, gguf_name(output, options.gguf), options.gguf)
+                record["gguf"] = add_gguf(directory, gguf_name(output, options.gguf), options.gguf)
+            if arguments.card.model_card:
+                _write_small_files(directory, _card_files(arguments.card, source, record, small))
             write_checksums(directory, checksums)
+    return record
+
+
+def _record(
+    arguments: ExportArguments, source: ExportSource, output: Path, weights: Weights, targets: Mapping[str, TensorShape]
+) -> dict[str, Any]:
     return {
         "format": "colossal_llama.export.1",
         "version": colossal_llama.__version__,
-        "source": _name_of(source.directory),
-        "kind": "model" if not source.adapter else "merged" if options.merge else "adapter",
-        "base": _name_of(source.base) if source.adapter else None,
+        "name": output.name,
+        "source": name_of(source.directory),
+        "kind": "model" if not source.adapter else "merged" if arguments.weights.merge else "adapter",
+        "base": arguments.card.base_model or name_of(source.base) if source.adapter else None,
         "dtypes": dict(Counter(shape.dtype_name for shape in targets.values())),
-        "weight_files": sorted(checksums),
         "weight_bytes": sum(shape.bytes for shape in targets.values()),
-        "values": sum(shape.bytes // shape.storage_dtype.itemsize for shape in targets.values()),
+        "values": _values_in(targets),
         "tied_embeddings": weights.tied,
-        "values_that_became_zero": counts.became_zero,
         "tensors_left_out": list(weights.left_out),
-        "files_not_copied": not_copied(source, small),
-        "gguf": gguf,
+        "gguf": None,
         "check": None,
     }
+
+
+def _card_files(
+    options: CardArguments, source: ExportSource, record: Mapping[str, Any], there: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """The model card, and licences of the models on the way that are not there yet."""
+    lineage = trace_lineage(source.directory, options.records)
+    found = notices(lineage.directories)
+    card = model_card(options, source, lineage, record)
+    return {**{name: found[name] for name in found if name not in there}, CARD_FILE: card.encode("utf-8")}
 
 
 def _write_weights(
@@ -112,14 +147,18 @@ def _dtype_of(targets: Mapping[str, TensorShape]) -> str:
     """The dtype that most values have, PyTorch's name."""
     sizes: Counter[str] = Counter()
     for shape in targets.values():
-        sizes[shape.dtype_name] += shape.bytes // shape.storage_dtype.itemsize
+        sizes[shape.dtype_name] += math.prod(shape.shape)
     return sizes.most_common(1)[0][0]
+
+
+def _values_in(targets: Mapping[str, TensorShape]) -> int:
+    return sum(math.prod(shape.shape) for shape in targets.values())
 
 
 def _check_disk_space(targets: Mapping[str, TensorShape], gguf: str | None, output: Path) -> None:
     needed = sum(shape.bytes for shape in targets.values())
     if gguf:
-        needed += gguf_bytes(sum(shape.bytes // shape.storage_dtype.itemsize for shape in targets.values()), gguf)
+        needed += gguf_bytes(_values_in(targets), gguf)
     parent = existing_ancestor(output)
     free = shutil.disk_usage(parent).free
     if free < needed:
@@ -127,12 +166,6 @@ def _check_disk_space(targets: Mapping[str, TensorShape], gguf: str | None, outp
             f"the export takes {needed / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free: make room or give "
             "another --output_dir"
         )
-
-
-def _name_of(directory: Path) -> str:
-    """Name of a model's directory without the path to it; that of its run for `modelling/`."""
-    path = directory.resolve()
-    return f"{path.parent.name}/{path.name}" if path.name.startswith("modelling") else path.name
 
 
 def save_record(output: Path, record: Mapping[str, Any]) -> None:
@@ -160,8 +193,8 @@ def print_summary(record: Mapping[str, Any], output: Path) -> None:
             log_rank_zero(f"{what}: {', '.join(record[key])}")
     if record["gguf"]:
         log_rank_zero(f"GGUF: {record['gguf']['file']}; try it with: llama-cli -m {output / record['gguf']['file']}")
-        for note in record["gguf"]["report"]["notes"]:
-            log_rank_zero(f"note: {note}")
+        for note in record["gguf"]["notes"]:
+            log_rank_zero(f"  {note}")
     log_rank_zero(
         f"{record['seconds']:.1f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; complete model in {output}"
     )

@@ -25,4 +25,4 @@ def gguf_bytes(values: int, outtype: str) -> int:
 
 def add_gguf(directory: Path, name: str, outtype: str) -> dict[str, Any]:
     """Writes the file into a complete model directory; returns what its writer reports."""
-    return {"file": name, "type": outtype, "report": write_gguf(directory, directory / name, outtype)}
+    return {"file": name, "type": outtype, **write_gguf(directory, directory / name, outtype)}

@@ -1,5 +1,6 @@
 """Source of an export: finds the model, its base and its tokenizer, and refuses what is damaged."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from colossal_llama.model.weights.llama_tensors import check_tensors
 from colossal_llama.model.weights.weight_files import read_metadata, tensor_shapes
 from colossal_llama.model.weights.written_model import check_written_model
 from colossal_llama.tokenizer.loading import VOCABULARY_FILES, load_tokenizer
-from colossal_llama.training.checkpoint.state import MODEL, checkpoint_directories
+from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, checkpoint_directories, step_of_checkpoint
 from colossal_llama.utils.errors import UserError
 
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_NO_NAMES = ("checkpoints", "checkpoint", "save", "save_dir", "output")
+"""Directories of a run that say nothing of it; the one around them does."""
 _ADAPTER_TYPE = "LORA"
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 
@@ -34,6 +38,7 @@ class ExportSource:
         adapter: `directory` where it is an adapter, else None.
         tokenizer: directory whose tokenizer belongs to the model.
         config: checked config.json of `base`.
+        has_chat_template: True if the tokenizer has one.
     """
 
     directory: Path
@@ -41,6 +46,7 @@ class ExportSource:
     adapter: Path | None
     tokenizer: Path
     config: dict[str, Any]
+    has_chat_template: bool
 
 
 def model_directory(name: str) -> Path:
@@ -86,7 +92,8 @@ def open_source(name: str, merge: bool) -> ExportSource:
     tokenizer = next((path for path in (directory, base) if _has_tokenizer(path)), None)
     if tokenizer is None:
         raise UserError(f"{directory} has no tokenizer: copy the files of the one it was trained with into it")
-    rows, tokens = config["vocab_size"], len(load_tokenizer(tokenizer))
+    loaded = load_tokenizer(tokenizer)
+    rows, tokens = config["vocab_size"], len(loaded)
     if tokens > rows:
         raise UserError(
             f"the tokenizer in {tokenizer} has {tokens:,} tokens, the model in {base} rows for {rows:,} only: take the "
@@ -94,7 +101,7 @@ def open_source(name: str, merge: bool) -> ExportSource:
         )
     for path in dict.fromkeys((base, directory)):
         check_written_model(path)
-    return ExportSource(directory, base, adapter, tokenizer, config)
+    return ExportSource(directory, base, adapter, tokenizer, config, bool(loaded.chat_template))
 
 
 def _base_of(adapter: Path) -> Path:
@@ -138,3 +145,24 @@ def _check_adapter(adapter: Path, config: dict[str, Any], merge: bool) -> None:
 
 def _has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in VOCABULARY_FILES)
+
+
+def name_of(model: str | Path) -> str:
+    """Name of a model without the path to it on this host.
+
+    >>> name_of("/data/llama"), name_of("runs/zh/modelling"), name_of("ORG/NAME@main")
+    ('llama', 'zh', 'ORG/NAME')
+    >>> name_of("/cache/models--ORG--NAME/snapshots/1f0c8a")
+    'ORG/NAME'
+    """
+    path = Path(model)
+    cached = next((part for part in path.parts if part.startswith("models--")), None)
+    if cached is not None:
+        return cached.removeprefix("models--").replace("--", "/", 1)
+    if not path.exists() and _HUB_NAME.fullmatch(str(model)):
+        return str(model).partition("@")[0]
+    if path.name in (MODEL, MERGED_MODEL):
+        path = path.absolute().parent
+        path = path.parent if step_of_checkpoint(path.name) is not None else path
+        return path.parent.name if path.name in _NO_NAMES and path.parent.name else path.name
+    return path.resolve().name or str(model)

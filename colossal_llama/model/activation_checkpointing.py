@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 
-def recompute_layers(model: LlamaForCausalLM, layers: int, reentrant: bool, selective: bool = False) -> None:
+def recompute_layers(model: PreTrainedModel, layers: int, reentrant: bool, selective: bool = False) -> None:
     """Enables activation checkpointing for the first `layers` decoder layers, in place.
 
     Args:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.model.architectures import find_architecture
 from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
@@ -33,11 +34,11 @@ _OTHER_FILES_KEY = "configuration_files"
 """Names of further files, which transformers reads in place of config.json."""
 _LARGEST_SIZE, _MOST_LAYERS = 2**31 - 1, 10_000
 _NEEDED_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_OTHER_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+_OTHER_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
 _NUMBERS_ABOVE_0 = ("rms_norm_eps", "rope_theta")
-_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache")
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "use_sliding_window")
 _FIXED = {"return_dict": True, "torchscript": False, "is_encoder_decoder": False, "partial_rotary_factor": 1.0}
-"""Values that change what a model returns, or how it computes, to what no LLaMA has."""
+"""Values that change what a model returns, or how it computes, to what none of the table has."""
 _DEFAULT_ROPE_THETA = 10_000.0
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
@@ -45,7 +46,8 @@ _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 def read_model_config(directory: Path) -> dict[str, Any]:
     """Reads and checks the config.json of a model directory.
 
-    Sizes and numbers are checked for LLaMA only; other models are for inference alone.
+    Sizes and numbers are checked for the architectures of `model.architectures`; others are for
+    inference alone.
 
     Raises:
         UserError: it is missing or damaged, has impossible values, or private keys, by which a
@@ -62,7 +64,9 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise UserError(f"{path}: model_type is {_shown(kind)}, not the name of an architecture; copy the model again")
-    _refuse(path, [*(_problems(config) if kind == "llama" else ()), *_problems_of_new_rope_key(config)])
+    architecture = find_architecture(kind)
+    problems = _problems({**architecture.defaults, **config}) if architecture else ()
+    _refuse(path, [*problems, *_problems_of_new_rope_key(config)])
     return config
 
 
@@ -100,7 +104,7 @@ def _refuse_private_keys(path: Path, config: dict[str, Any]) -> None:
 
 
 def _problems(config: dict[str, Any]) -> Iterator[str]:
-    """Problems of a LLaMA's configuration, one phrase each."""
+    """Problems of the configuration of a model of the table, one phrase each."""
     sizes = {key: config.get(key) for key in (*_NEEDED_SIZES, *_OTHER_SIZES)}
     wrong = [key for key, value in sizes.items() if not _is_size(value) and (value is not None or key in _NEEDED_SIZES)]
     yield from (f"{key} is {_shown(sizes[key])}, not a positive whole number" for key in wrong)

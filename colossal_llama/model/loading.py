@@ -1,12 +1,15 @@
-"""Loading of LLaMA models and their configurations."""
+"""Loading of models to train and their configurations."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
-from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from colossal_llama.model.architectures import Architecture, architecture_of, trainable_architecture
 from colossal_llama.model.config_file import read_model_config
 from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS
 from colossal_llama.model.weights.weight_files import first_line, read_metadata
@@ -15,7 +18,8 @@ from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
 
 _SETTABLE = ("model_type", "name_or_path", "num_labels", "keys_to_ignore_at_inference")
-"""Attributes of the class LlamaConfig that a config.json may set."""
+"""Attributes of a configuration's class that a config.json may set."""
+_FULL_ATTENTION = "full_attention"
 
 _MOST_PARAMETERS_CHECKED_ON_HOST = 2_000_000_000
 
@@ -24,12 +28,12 @@ def load_config(path: str | Path) -> PretrainedConfig:
     """Reads a model directory's config.json.
 
     Raises:
-        UserError: it does not exist, cannot be read, or is not that of a LLaMA to train.
+        UserError: it does not exist, cannot be read, or is not that of a model to train.
     """
     settings = read_model_config(Path(path))
-    if settings["model_type"] != "llama":
-        raise UserError(f"{path} is a model of type {settings['model_type']!r}; this suite trains LLaMA models")
-    reserved = [key for key in settings if hasattr(LlamaConfig, key) and key not in _SETTABLE]
+    architecture = trainable_architecture(settings["model_type"], path)
+    config_class = model_class(architecture).config_class
+    reserved = [key for key in settings if hasattr(config_class, key) and key not in _SETTABLE]
     if reserved:
         raise UserError(
             f"{path}/config.json sets {', '.join(reserved)}, which would replace a function of transformers' "
@@ -37,8 +41,12 @@ def load_config(path: str | Path) -> PretrainedConfig:
         )
     if settings.get("quantization_config"):
         raise UserError(f"{path} is a quantized model, which cannot be trained: give the model that it was made from")
+    if problems := [f"{path}/config.json {problem}" for problem in _untrainable(settings)]:
+        raise UserError(problems)
+    if settings.get("use_sliding_window") is False:
+        settings["sliding_window"] = None  # which transformers 4.51 warns of, and obeys in masks of its own
     try:
-        config = LlamaConfig.from_dict(settings)
+        config = config_class.from_dict(settings)
         config.to_json_string()  # as every checkpoint does
     except Exception as error:  # transformers raises what each wrong value happens to cause
         raise UserError(f"{path}/config.json cannot be used: {type(error).__name__}: {error}") from error
@@ -47,12 +55,31 @@ def load_config(path: str | Path) -> PretrainedConfig:
     return config
 
 
+def model_class(architecture: Architecture) -> Any:
+    """The class of transformers with an output layer."""
+    return getattr(transformers, architecture.causal_class)
+
+
+def _untrainable(settings: dict[str, Any]) -> Iterator[str]:
+    """Settings that transformers computes with and the kernels here do not, one phrase each."""
+    activation = settings.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        yield f"has the hidden_act {activation!r}; models with SwiGLU (silu) can be trained"
+    layer_types = settings.get("layer_types") or []
+    is_full = isinstance(layer_types, list) and all(kind == _FULL_ATTENTION for kind in layer_types)
+    if settings.get("use_sliding_window") or not is_full:
+        yield (
+            "has a sliding window on some layers (use_sliding_window, layer_types), which cannot be trained; published "
+            "models of these types have it switched off"
+        )
+
+
 def load_model(
     path: str | Path,
     dtype: torch.dtype,
     attention: str,
     device: torch.device,
-) -> LlamaForCausalLM:
+) -> PreTrainedModel:
     """Loads a model directory's weights.
 
     They are safetensors or .bin files; of the latter PyTorch unpickles tensors only.
@@ -71,7 +98,7 @@ def load_model(
     config.use_cache = False
     try:
         model = load_complete_model(
-            LlamaForCausalLM,
+            model_class(architecture_of(config)),
             path,
             config=config,
             torch_dtype=dtype,
@@ -124,6 +151,8 @@ def load_complete_model(model_class: Any, path: str | Path, **settings: Any) -> 
     """
     refuse_custom_code(Path(path))
     model, report = model_class.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **settings)
+    if getattr(model.config, "use_sliding_window", None) is False:
+        model.config.sliding_window = None  # transformers 4.51 obeys it all the same
     absent = sorted(report["missing_keys"])
     if absent:
         shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from colossal_llama.model.loading import load_adapter, load_complete_model
+from colossal_llama.model.architectures import architecture_of
+from colossal_llama.model.loading import load_adapter, load_complete_model, load_config, model_class
 from colossal_llama.model.weights.generation_config import save_model
 
 
@@ -49,12 +50,13 @@ def merged_model(base_path: Path, adapter_path: Path) -> PreTrainedModel:
     Raises:
         UserError: weights of the base are missing, or the adapter is damaged.
     """
-    base = load_complete_model(LlamaForCausalLM, base_path, torch_dtype="auto", low_cpu_mem_usage=True)
+    base_class = model_class(architecture_of(load_config(base_path)))
+    base = load_complete_model(base_class, base_path, torch_dtype="auto", low_cpu_mem_usage=True)
     with torch.no_grad():
         return load_adapter(base, adapter_path).merge_and_unload()
 
 
-def freeze_all_but_embeddings(model: LlamaForCausalLM) -> None:
+def freeze_all_but_embeddings(model: PreTrainedModel) -> None:
     """Freezes every parameter but those of the input and output embeddings, in place."""
     model.requires_grad_(False)
     model.get_input_embeddings().requires_grad_(True)

@@ -1,19 +1,17 @@
-"""Parameter counts and FLOPs of a LLaMA and its LoRA adapters, from the configuration alone.
+"""Parameter counts and FLOPs of a model and its LoRA adapters, from the configuration alone.
 
 Imports no torch.
 """
 
+import math
 from typing import Any
+
+from colossal_llama.model.architectures import head_width, key_value_heads, layer_tensors, window_tokens
 
 
 def layer_parameters(config: Any) -> int:
     """Counts the parameters of one decoder layer."""
-    width, inner = config.hidden_size, config.intermediate_size
-    queries, keys = attention_widths(config)
-    attention = width * (queries + 2 * keys) + queries * width
-    biases = (queries + 2 * keys + width) * bool(getattr(config, "attention_bias", False))
-    biases += (2 * inner + width) * bool(getattr(config, "mlp_bias", False))
-    return attention + 3 * width * inner + biases + 2 * width
+    return sum(math.prod(shape) for _, shape in layer_tensors(config))
 
 
 def parameters(config: Any) -> int:
@@ -25,12 +23,15 @@ def parameters(config: Any) -> int:
 def flops_per_token(config: Any, length_tokens: int) -> float:
     """Computes model FLOPs per token of a full row in one training step.
 
-    6 · (parameters − input embedding) + 6 · layers · width · length: six for each weight of
-    a matrix product (two forward, four backward), and the causal half of the attention scores and
-    sums. Recomputation is not counted.
+    6 · (parameters − input embedding) + 6 · layers · width of the queries · length: six for each
+    weight of a matrix product (two forward, four backward), and the causal half of the attention
+    scores and sums. Of a row longer than the attention's window only what the window leaves of
+    them. Recomputation is not counted.
     """
     looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return 6.0 * (parameters(config) - looked_up + config.num_hidden_layers * config.hidden_size * length_tokens)
+    window, queries = min(window_tokens(config) or length_tokens, length_tokens), attention_widths(config)[0]
+    attended_tokens = 2 * window - window * window / length_tokens  # twice their mean number
+    return 6.0 * (parameters(config) - looked_up + config.num_hidden_layers * queries * attended_tokens)
 
 
 def adapter_parameters(config: Any, rank: int, layers: tuple[str, ...]) -> int:
@@ -44,5 +45,5 @@ def adapter_parameters(config: Any, rank: int, layers: tuple[str, ...]) -> int:
 
 def attention_widths(config: Any) -> tuple[int, int]:
     """Total widths of the queries and of the keys."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads * head, config.num_key_value_heads * head
+    head = head_width(config)
+    return config.num_attention_heads * head, key_value_heads(config) * head

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from colossal_llama.model.architectures import find_architecture
 from colossal_llama.model.config_file import read_generation_config, read_model_config
 from colossal_llama.model.loading import load_adapter, load_complete_model, nonfinite_weights
 from colossal_llama.model.weights.adapter_files import adapter_base_path, is_adapter
@@ -72,7 +73,7 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
     shapes = tensor_shapes(base)
     for path in dict.fromkeys((base, directory)):
         check_written_model(path)
-    if config["model_type"] == "llama" and not config.get("quantization_config"):
+    if find_architecture(config["model_type"]) and not config.get("quantization_config"):
         check_tensors(base, shapes, config)
     try:
         torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)

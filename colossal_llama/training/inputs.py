@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from colossal_llama.dataset.chat_template import CHAT_DATE
 from colossal_llama.dataset.part_reader import Part, data_fingerprint, open_parts
+from colossal_llama.model.architectures import ARCHITECTURES, architecture_of
 from colossal_llama.model.config_file import read_generation_config
 from colossal_llama.model.expansion.new_tokens import vocabulary_rows
 from colossal_llama.model.loading import load_config
@@ -27,6 +28,7 @@ from colossal_llama.training.arguments import (
     LORA_LAYERS,
     DataArguments,
     MethodArguments,
+    PluginArguments,
     TrainingArguments,
 )
 from colossal_llama.training.benchmark import random_part
@@ -138,6 +140,7 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
         save_dir, lora_rank = arguments.checkpoint.save_dir, arguments.method.lora_rank
         _refuse_overwriting_start(save_dir, lora_rank, model_path, adapter_path, checkpoint)
     config = load_config(model_path)
+    _refuse_parallel_dimensions(arguments.plugin, config, model_path)
     read_generation_config(model_path)
     if not arguments.dry_run.dry_run:  # a dry run reads no weights
         check_tensors(model_path, tensor_shapes(model_path), config.to_dict())
@@ -170,6 +173,17 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
     by_option = {"--dataset": parts, "--eval_dataset": eval_parts}
     verification = DataVerification(by_option, ids, config.vocab_size, data.verify_data)
     return RunInputs(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin, verification)
+
+
+def _refuse_parallel_dimensions(plugin: PluginArguments, config: PretrainedConfig, model_path: Path) -> None:
+    """Refuses the parallel dimensions of plugin 3d for architectures that they do not know."""
+    if plugin.tp * plugin.pp * plugin.sp == 1 or architecture_of(config).is_parallelised:
+        return
+    supported = ", ".join(each.model_type for each in ARCHITECTURES if each.is_parallelised)
+    raise UserError(
+        f"{model_path} is a model of type {config.model_type!r}: --tp, --pp and --sp divide models of type {supported} "
+        "only; train it with --plugin zero2, zero2_cpu, gemini or ddp"
+    )
 
 
 def _record_chat_date(tokenizer: PreTrainedTokenizerFast, parts: list[Part]) -> None:

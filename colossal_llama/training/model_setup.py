@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
-from transformers import LlamaForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from colossal_llama.dataset.part_reader import full_row_tokens
 from colossal_llama.engine.backend import Backend
 from colossal_llama.engine.launch import current_device
 from colossal_llama.engine.plugins import PRECISIONS, PluginConfig, build_backend
 from colossal_llama.model.activation_checkpointing import recompute_layers
+from colossal_llama.model.architectures import head_width, key_value_heads
 from colossal_llama.model.attention.varlen import choose_attention
 from colossal_llama.model.kernels.apply import fused_kernels_unavailable_reason, use_fused_kernels
 from colossal_llama.model.kernels.fp8_linear import fp8_unavailable_reason, use_fp8
@@ -41,7 +42,7 @@ class ModelSetup:
     """Backend of the plugin, and the model to train with it."""
 
     backend: Backend
-    model: LlamaForCausalLM | PeftModel
+    model: PreTrainedModel | PeftModel
     flops_per_token: float
     fuses_loss: bool
     """True when output layer and cross-entropy are one kernel, which never builds the logits."""
@@ -108,7 +109,7 @@ def _choose_attention(
     model: ModelArguments, plugin: PluginArguments, config: PretrainedConfig, device: torch.device
 ) -> tuple[str, str]:
     ranks = layout_of(plugin).head_parallel_size
-    heads = (config.num_attention_heads // ranks, config.num_key_value_heads // ranks, config.head_dim)
+    heads = (config.num_attention_heads // ranks, key_value_heads(config) // ranks, head_width(config))
     return choose_attention(
         model.use_flash_attn,
         model.fused_kernels,
@@ -130,7 +131,7 @@ def _loading_device(plugin: PluginArguments, device: torch.device) -> torch.devi
 
 
 def _with_adapters(
-    method: MethodArguments, seed: int, inputs: RunInputs, backend: Backend, model: LlamaForCausalLM
+    method: MethodArguments, seed: int, inputs: RunInputs, backend: Backend, model: PreTrainedModel
 ) -> PeftModel:
     """Adds LoRA adapters to the model, new ones or those of a checkpoint, in the model's dtype."""
     alpha = method.lora_alpha or 2.0 * method.lora_rank
@@ -152,7 +153,7 @@ def _with_adapters(
 
 
 def _recompute(
-    arguments: TrainingArguments, backend: Backend, model: LlamaForCausalLM, device: torch.device, fused_kernels: bool
+    arguments: TrainingArguments, backend: Backend, model: PreTrainedModel, device: torch.device, fused_kernels: bool
 ) -> str:
     """Sets up activation checkpointing; returns a note for the start-up report."""
     chosen = choose_recomputation(arguments, model.config, device, backend.data_parallel_size, fused_kernels)
@@ -167,7 +168,7 @@ def _recompute(
     return note
 
 
-def _use_kernels(arguments: ModelArguments, model: LlamaForCausalLM, device: torch.device, fuses_loss: bool) -> str:
+def _use_kernels(arguments: ModelArguments, model: PreTrainedModel, device: torch.device, fuses_loss: bool) -> str:
     if not arguments.fused_kernels:
         return "fused kernels: off (--fused_kernels False)"
     reason = fused_kernels_unavailable_reason(device)
@@ -177,7 +178,7 @@ def _use_kernels(arguments: ModelArguments, model: LlamaForCausalLM, device: tor
     return "fused kernels: norm, rotary, SwiGLU" + (", linear cross-entropy" if fuses_loss else "")
 
 
-def _use_fp8(model: LlamaForCausalLM, device: torch.device) -> str:
+def _use_fp8(model: PreTrainedModel, device: torch.device) -> str:
     reason = fp8_unavailable_reason(device, model.config)
     if reason is not None:
         raise UserError(f"--fp8 cannot be used: {reason}")
@@ -185,7 +186,7 @@ def _use_fp8(model: LlamaForCausalLM, device: torch.device) -> str:
     return "fp8: matrix products of the decoder layers in 8 bits"
 
 
-def _check_vocabulary(model: LlamaForCausalLM, inputs: RunInputs) -> None:
+def _check_vocabulary(model: PreTrainedModel, inputs: RunInputs) -> None:
     rows, tokens = model.get_input_embeddings().num_embeddings, len(inputs.tokenizer)
     if rows < tokens:
         raise UserError(

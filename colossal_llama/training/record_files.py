@@ -17,7 +17,9 @@ NONFINITE_STEPS_FILE = "bad_steps.jsonl"
 """File in the save directory: one line a non-finite step."""
 EVENTS = "events.out.tfevents.*"
 """TensorBoard's files."""
-_RUN_KEYS, _DRY_RUN_KEYS = {"command", "arguments", "world_size"}, {"arguments", "memory_bytes"}
+RUN_KEYS = frozenset(("command", "arguments", "world_size"))
+"""Of the `--config_file` of a run."""
+_DRY_RUN_KEYS = frozenset(("arguments", "memory_bytes"))
 
 
 def dry_run_file(config_file: Path) -> Path:
@@ -27,7 +29,7 @@ def dry_run_file(config_file: Path) -> Path:
 
 def config_file_problem(config_file: Path, dry_run: bool) -> str | None:
     """Explains why `--config_file`, or a dry run's record, cannot be written; None where it can."""
-    file, keys = (dry_run_file(config_file), _DRY_RUN_KEYS) if dry_run else (config_file, _RUN_KEYS)
+    file, keys = (dry_run_file(config_file), _DRY_RUN_KEYS) if dry_run else (config_file, RUN_KEYS)
     if not _is_there(file) or file.is_dir():  # the caller names a directory
         return None
     if not file.is_symlink() and file.is_file():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from colossal_llama.dataset.collator import Collator
 from colossal_llama.dataset.epoch_plan import plan_epoch
@@ -204,7 +204,7 @@ def _choose_optimizer_step(plugin: PluginArguments, fused_kernels: bool, optimiz
     return notes
 
 
-def _attach_noise(method: MethodArguments, model: LlamaForCausalLM) -> NeftuneNoise | None:
+def _attach_noise(method: MethodArguments, model: PreTrainedModel) -> NeftuneNoise | None:
     """Hooks NEFTune noise onto the prepared model's embedding.
 
     Done after `Backend.prepare`: tensor parallelism replaces the embedding layer.

@@ -12,26 +12,31 @@ from liger_kernel.ops import fused_add_rms_norm as liger_fused_add_rms_norm
 from liger_kernel.ops import rms_norm as liger_rms_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import PretrainedConfig, PreTrainedModel
 
 from colossal_llama.model.activation_checkpointing import recompute_layers
+from colossal_llama.model.architectures import ARCHITECTURES, architecture_of
 from colossal_llama.model.attention.document_mask import encode_document_mask
 from colossal_llama.model.attention.varlen import SDPA
 from colossal_llama.model.kernels import rms_norm
 from colossal_llama.model.kernels.adamw import adamw_fused, adamw_reference
 from colossal_llama.model.kernels.apply import use_fused_kernels
+from colossal_llama.model.loading import model_class
 from colossal_llama.training.memory.estimate import activation_bytes_per_layer
 
 ROWS, WIDTH = 7, 48  # a width that is no power of two
 LENGTH = 9
-CONFIG = LlamaConfig(
-    vocab_size=50,
-    hidden_size=WIDTH,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
+SHAPE = {
+    "vocab_size": 50,
+    "hidden_size": WIDTH,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "sliding_window": 4,  # shorter than the documents
+}
+CONFIGS = [model_class(architecture).config_class(**SHAPE) for architecture in ARCHITECTURES]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -103,10 +108,12 @@ def norms() -> None:
 
 
 def model() -> None:
-    """Loss and gradients of a model with all fused kernels, its first layer recomputed."""
-    results = [computed(fused, recomputed=1, selective=False)[0] for fused in (False, True)]
-    for mine, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+    """Logits and gradients of models with all fused kernels, their first layer recomputed."""
+    for config in CONFIGS:
+        plain = computed(config, False, recomputed=1, selective=False)[0]
+        fused = computed(config, True, recomputed=1, selective=False)[0]
+        for mine, theirs in zip(fused, plain, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5, msg=config.model_type)
 
 
 def selective_recomputation() -> None:
@@ -114,24 +121,25 @@ def selective_recomputation() -> None:
 
     Nothing is left alive of a forward pass that no backward pass follows.
     """
-    for recomputed, dtype in itertools.product((0, 1), (torch.float32, torch.float16)):
+    cases = itertools.product(CONFIGS[:1], (0, 1), (torch.float32, torch.float16))
+    for config, recomputed, dtype in (*cases, *((config, 0, torch.float32) for config in CONFIGS[1:])):
         (plain, plain_bytes), (selective, selective_bytes) = (
-            computed(True, recomputed, selective, dtype) for selective in (False, True)
+            computed(config, True, recomputed, selective, dtype) for selective in (False, True)
         )
         for mine, theirs in zip(selective, plain, strict=True):
             assert torch.equal(mine, theirs)
-        sizes = activation_bytes_per_layer(CONFIG, 2 * LENGTH, fused_kernels=True, value_bytes=dtype.itemsize)
-        layers = CONFIG.num_hidden_layers - recomputed
+        sizes = activation_bytes_per_layer(config, 2 * LENGTH, fused_kernels=True, value_bytes=dtype.itemsize)
+        layers = config.num_hidden_layers - recomputed
         assert plain_bytes - selective_bytes == layers * (sizes[0] - sizes[1]) > 0, (plain_bytes, selective_bytes)
     left_bytes = [bytes_alive_after(selective) for selective in (False, True)]
     assert left_bytes[0] == left_bytes[1], left_bytes
 
 
 def computed(
-    fused: bool, recomputed: int, selective: bool, dtype: torch.dtype = torch.float32
+    config: PretrainedConfig, fused: bool, recomputed: int, selective: bool, dtype: torch.dtype = torch.float32
 ) -> tuple[list[torch.Tensor], int]:
     """Logits and gradients of a model, and the bytes alive between forward and backward."""
-    network, counter = network_of(fused, recomputed, selective, dtype), LiveBytes()
+    network, counter = network_of(config, fused, recomputed, selective, dtype), LiveBytes()
     logits = logits_of(network, counter)
     between = counter.live
     logits.float().square().mean().backward()
@@ -141,15 +149,17 @@ def computed(
 
 def bytes_alive_after(selective: bool) -> int:
     """Bytes alive when a forward pass is over and its result forgotten."""
-    network, counter = network_of(True, 0, selective, torch.float32), LiveBytes()
+    network, counter = network_of(CONFIGS[0], True, 0, selective, torch.float32), LiveBytes()
     logits_of(network, counter)
     gc.collect()
     return counter.live
 
 
-def network_of(fused: bool, recomputed: int, selective: bool, dtype: torch.dtype) -> LlamaForCausalLM:
+def network_of(
+    config: PretrainedConfig, fused: bool, recomputed: int, selective: bool, dtype: torch.dtype
+) -> PreTrainedModel:
     torch.manual_seed(0)
-    network = LlamaForCausalLM(CONFIG).train().to(dtype)
+    network = model_class(architecture_of(config))(config).train().to(dtype)
     network.config._attn_implementation = SDPA
     if fused:
         use_fused_kernels(network, fuse_loss=False)
@@ -157,7 +167,7 @@ def network_of(fused: bool, recomputed: int, selective: bool, dtype: torch.dtype
     return network
 
 
-def logits_of(network: LlamaForCausalLM, counter: LiveBytes) -> torch.Tensor:
+def logits_of(network: PreTrainedModel, counter: LiveBytes) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 50, (2, LENGTH), generator=generator)
     settings = {"attention_mask": encode_document_mask([[4, 5], [9]], LENGTH), "use_cache": False}

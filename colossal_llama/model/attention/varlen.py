@@ -7,6 +7,10 @@ in one variable-length kernel: cuDNN's (model.attention.cudnn), PyTorch's
 (`torch.nn.attention.varlen`) or the flash-attn package's. The fourth calls
 `scaled_dot_product_attention` document by document, on any device.
 
+A sliding window (Mistral) is obeyed where a document is longer than it: by the variable-length
+kernels of PyTorch and flash-attn, and by a mask document by document; cuDNN's hands over to
+PyTorch's. Shorter documents are computed without it, as they would be with it.
+
 Where every row is one whole document all of them call the plain causal kernel once. Measured on an
 H200, 8 rows of 4,096 tokens, 32 heads of 64, 4 key-value heads, forward and backward, in ms: one
 document a row: cuDNN 5.1, PyTorch's flash kernel 7.7, its variable-length one 8.0; sixteen
@@ -104,6 +108,7 @@ def sdpa_attention(
     attention_mask: torch.Tensor,
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention with document masking, one `scaled_dot_product_attention` a document.
@@ -116,12 +121,14 @@ def sdpa_attention(
         attention_mask: from `encode_document_mask`.
         dropout: probability of dropping an attention weight.
         scaling: factor on the scores; 1 / sqrt(head dimension) when None.
+        sliding_window: tokens that a token attends to, itself included; None: all before it.
 
     Returns:
         (rows, length, heads, head dimension), and None in place of the attention weights.
     """
     rows, heads, length, width = query.shape
-    if has_one_document_per_row(attention_mask, rows, length):
+    window = _window_in_use(sliding_window, attention_mask)
+    if window is None and has_one_document_per_row(attention_mask, rows, length):
         return _plain_causal(query, key, value, dropout, scaling), None
     # (1, heads, rows * length, width): documents never cross rows, so each is one slice of the
     # flattened batch.
@@ -135,8 +142,9 @@ def sdpa_attention(
                 queries[:, :, begin:end],
                 keys[:, :, begin:end],
                 values[:, :, begin:end],
+                attn_mask=_window_mask(end - begin, window, query.device),
                 dropout_p=dropout,
-                is_causal=True,
+                is_causal=window is None or end - begin <= window,
                 scale=scaling,
                 enable_gqa=heads != key.shape[1],
             )
@@ -145,12 +153,24 @@ def sdpa_attention(
     return torch.cat(outputs, dim=2).view(heads, rows, length, width).permute(1, 2, 0, 3), None
 
 
+def _window_in_use(window: int | None, mask: torch.Tensor) -> int | None:
+    """The window; None where no document is longer than it."""
+    return window if window is not None and max_seqlen_of(mask) > window else None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Mask (length, length) of the pairs within the window; None where it leaves nothing out."""
+    if window is None or length <= window:
+        return None
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
 def _varlen_attention(kernel: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, None]]:
     """Makes an attention function like `sdpa_attention` of a variable-length kernel.
 
     Args:
         kernel: takes queries, keys and values flattened to (rows * length, heads, head dimension),
-            the document mask, dropout and scaling.
+            the document mask, dropout, scaling and the window (None where it is not in use).
     """
 
     def attention(
@@ -161,14 +181,16 @@ def _varlen_attention(kernel: Callable[..., torch.Tensor]) -> Callable[..., tupl
         attention_mask: torch.Tensor,
         dropout: float = 0.0,
         scaling: float | None = None,
+        sliding_window: int | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
         """As `sdpa_attention`."""
         rows, heads, length, width = query.shape
-        if has_one_document_per_row(attention_mask, rows, length):
+        window = _window_in_use(sliding_window, attention_mask)
+        if window is None and has_one_document_per_row(attention_mask, rows, length):
             return _plain_causal(query, key, value, dropout, scaling), None
         flat = [states.transpose(1, 2).reshape(rows * length, states.shape[1], width) for states in (query, key, value)]
-        return kernel(*flat, attention_mask, dropout, scaling).view(rows, length, heads, width), None
+        return kernel(*flat, attention_mask, dropout, scaling, window).view(rows, length, heads, width), None
 
     return attention
 
@@ -188,7 +210,7 @@ def _plain_causal(query, key, value, dropout, scaling):
     return output.transpose(1, 2)
 
 
-def _flash_attn_kernel(query, key, value, mask, dropout, scaling):
+def _flash_attn_kernel(query, key, value, mask, dropout, scaling, window):
     from flash_attn import flash_attn_varlen_func
 
     cu_seqlens, max_seqlen = cu_seqlens_of(mask), max_seqlen_of(mask)
@@ -203,21 +225,25 @@ def _flash_attn_kernel(query, key, value, mask, dropout, scaling):
         dropout_p=dropout,
         softmax_scale=scaling,
         causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
     )
 
 
-def _torch_kernel(query, key, value, mask, dropout, scaling):
+def _torch_kernel(query, key, value, mask, dropout, scaling, window):
     from torch.nn.attention.varlen import varlen_attn
 
     _refuse_dropout(dropout)
-    settings = {"scale": scaling, "window_size": (-1, 0)}  # a window to the left only: causal
+    before = -1 if window is None else window - 1
+    settings = {"scale": scaling, "window_size": (before, 0)}  # a window to the left only: causal
     if query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters:
         settings["enable_gqa"] = True  # PyTorch 2.11 has no such option and takes fewer key heads without it
     cu_seqlens, max_seqlen = cu_seqlens_of(mask), max_seqlen_of(mask)
     return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **settings)
 
 
-def _cudnn_kernel(query, key, value, mask, dropout, scaling):
+def _cudnn_kernel(query, key, value, mask, dropout, scaling, window):
+    if window is not None:
+        return _torch_kernel(query, key, value, mask, dropout, scaling, window)
     _refuse_dropout(dropout)
     return cudnn.varlen_attention(query, key, value, documents_of(mask), scaling)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from colossal_llama.model.architectures import find_architecture
 from colossal_llama.model.config_file import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
@@ -96,7 +97,7 @@ def plan_expansion(source_path: Path, target_tokenizer_path: Path) -> ExpansionP
     rows = _padded_vocab_size(target_tokenizer_path, tokens.target_vocabulary)
     weights = find_weight_files(source_path)
     matrices = _embedding_names(weights, config, source_path)
-    if config["model_type"] == "llama":
+    if find_architecture(config["model_type"]):
         shapes = {name: tensor.shape for shard in weights.shards for name, tensor in shard.tensors.items()}
         check_tensors(source_path, shapes, config)
     check_written_model(source_path)

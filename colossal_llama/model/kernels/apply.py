@@ -1,4 +1,4 @@
-"""Fused kernels that need no CUDA toolkit, and which part of a LLaMA each of them replaces.
+"""Fused kernels that need no CUDA toolkit, and which part of a model each of them replaces.
 
     norm, and the residual addition before it   Liger   model.kernels.rms_norm
     q, k, v and gate, up projections            ours    model.kernels.grouped_linear
@@ -12,13 +12,15 @@ against 517), takes longer to start and does not work with Gemini.
 """
 
 import importlib.util
+import sys
 from types import MethodType
+from typing import Any
 
 import torch
-from transformers import Cache, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
+from transformers import Cache, PreTrainedModel
 
 from colossal_llama.model.activation_checkpointing import mark_recomputable
+from colossal_llama.model.architectures import architecture_of
 from colossal_llama.model.kernels.grouped_linear import share_input_gradients
 from colossal_llama.model.kernels.linear_cross_entropy import linear_cross_entropy, next_token_labels
 from colossal_llama.model.kernels.per_token_loss import LossOutput
@@ -35,7 +37,7 @@ def fused_kernels_unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
-def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
+def use_fused_kernels(model: PreTrainedModel, fuse_loss: bool = True) -> None:
     """Replaces the parts of a loaded model named above by fused kernels, in place.
 
     Args:
@@ -44,17 +46,31 @@ def use_fused_kernels(model: LlamaForCausalLM, fuse_loss: bool = True) -> None:
             logits in training. It needs the output layer's weight whole and without padding, so it
             must be off under tensor parallelism, which shards it.
     """
-    from liger_kernel.transformers import apply_liger_kernel_to_llama
-
-    apply_liger_kernel_to_llama(model=model, rms_norm=False, fused_linear_cross_entropy=False)
+    _replace_rotary_embedding(model)
     model.model.norm.forward = MethodType(_norm_forward, model.model.norm)
+    has_qk_norm = architecture_of(model.config).has_qk_norm
     for layer in model.model.layers:
         layer.forward = MethodType(_layer_forward, layer)
         layer.mlp.forward = MethodType(_mlp_forward, layer.mlp)
+        for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm) if has_qk_norm else ():
+            norm.forward = MethodType(_norm_forward, norm)
     share_input_gradients(model)
     model.fuses_loss = fuse_loss  # for a parallelised model's forward (engine.patches.llama_parallel)
     if fuse_loss:
         model.forward = MethodType(_forward_with_fused_loss, model)
+
+
+def _replace_rotary_embedding(model: PreTrainedModel) -> None:
+    """Replaces the function by which the attention of this architecture rotates queries and keys.
+
+    It is a name in the module of transformers that defines the attention; Liger's own patches set
+    it, too, but it has none for some versions of transformers.
+    """
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
+
+    module: Any = sys.modules[type(model.model.layers[0].self_attn).__module__]
+    assert hasattr(module, "apply_rotary_pos_emb"), "this version of transformers rotates otherwise"
+    module.apply_rotary_pos_emb = liger_rotary_pos_emb
 
 
 @through_torch_function
@@ -70,7 +86,7 @@ def _norm_forward(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.T
 
 
 def _layer_forward(
-    self: LlamaDecoderLayer,
+    self: Any,
     hidden_states: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
@@ -81,7 +97,7 @@ def _layer_forward(
     position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
     **settings: object,
 ) -> tuple[torch.Tensor, ...]:
-    """Replaces `LlamaDecoderLayer.forward`, with the arguments in its order; fuses the norms."""
+    """Replaces a decoder layer's forward, with the arguments in its order; fuses the norms."""
     before, after = self.input_layernorm, self.post_attention_layernorm
     normed, hidden = rms_norm_with_residual(hidden_states, before.weight, eps=before.variance_epsilon)
     attended, weights = self.self_attn(
@@ -100,8 +116,8 @@ def _layer_forward(
     return (hidden, weights) if output_attentions else (hidden,)
 
 
-def _mlp_forward(self: LlamaMLP, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Replaces `LlamaMLP.forward` by Liger's SwiGLU, whose product is recomputable."""
+def _mlp_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Replaces the SwiGLU's forward by Liger's SwiGLU, whose product is recomputable."""
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction, swiglu_forward
 
     gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
@@ -114,7 +130,7 @@ def _mlp_forward(self: LlamaMLP, hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 def _forward_with_fused_loss(
-    self: LlamaForCausalLM,
+    self: PreTrainedModel,
     input_ids: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
@@ -122,7 +138,7 @@ def _forward_with_fused_loss(
     target_positions: torch.Tensor | None = None,
     **settings: object,
 ) -> LossOutput:
-    """Replaces `LlamaForCausalLM.forward`; computes the loss from the hidden states.
+    """Replaces the causal model's forward; computes the loss from the hidden states.
 
     `target_positions`, if given, are the positions in the flattened batch whose next token is a
     target, (targets,) int64. Without them the output layer computes all positions.

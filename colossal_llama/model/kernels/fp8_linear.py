@@ -17,11 +17,12 @@ from types import MethodType
 import torch
 from torch import nn
 from torch.nn.functional import ScalingType, scaled_mm
-from transformers import LlamaForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from colossal_llama.model.kernels.fp8_cast import ALIGNMENT, E5M2, Quantized, amax, quantize
 from colossal_llama.model.kernels.grouped_linear import SharedInput, linear_groups
 from colossal_llama.model.kernels.torch_function import through_torch_function
+from colossal_llama.model.param_count import attention_widths
 
 MIN_CAPABILITY = (8, 9)
 """Compute capability from which on NVIDIA's devices have fp8 matrix units: Ada and Hopper."""
@@ -35,13 +36,14 @@ def fp8_unavailable_reason(device: torch.device, config: PretrainedConfig) -> st
         return f"{torch.cuda.get_device_name(device)} has no fp8 matrix units; Hopper and Ada have"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    unaligned = [size for size in (config.hidden_size, config.intermediate_size) if size % ALIGNMENT]
+    widths = (config.hidden_size, config.intermediate_size, *attention_widths(config))
+    unaligned = [size for size in widths if size % ALIGNMENT]
     if unaligned:
         return f"the model's widths must be multiples of {ALIGNMENT}, and it has {unaligned[0]}"
     return None
 
 
-def use_fp8(model: LlamaForCausalLM) -> None:
+def use_fp8(model: PreTrainedModel) -> None:
     """Makes the linear layers of all decoder layers multiply in fp8, in place.
 
     Args:

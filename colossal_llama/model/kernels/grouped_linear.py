@@ -13,19 +13,18 @@ once less.
 In fp8 they quantize the input once (model.kernels.fp8_linear).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers import PreTrainedModel
 
 from colossal_llama.model.kernels.torch_function import through_torch_function
 
 
-def linear_groups(layer: LlamaDecoderLayer) -> tuple[tuple[nn.Linear, ...], ...]:
+def linear_groups(layer: Any) -> tuple[tuple[nn.Linear, ...], ...]:
     """Linear layers of a decoder layer, grouped by the input that they read."""
     attention, mlp = layer.self_attn, layer.mlp
     return (
@@ -73,16 +72,15 @@ class SharedInput:
         self._hidden, self._result, self._key, self._readers = None, None, None, set()
 
 
-def share_input_gradients(model: LlamaForCausalLM) -> None:
+def share_input_gradients(model: PreTrainedModel) -> None:
     """Makes grouped linear layers accumulate their input's gradient in their products, in place.
 
     Args:
-        model: as `from_pretrained` gives it, before any plugin wraps it; layers with a bias are
-            left alone.
+        model: as `from_pretrained` gives it, before any plugin wraps it.
     """
     for layer in model.model.layers:
         for group in linear_groups(layer):
-            if len(group) > 1 and all(linear.bias is None for linear in group):
+            if len(group) > 1:
                 shared = SharedInput(len(group))
                 for index, linear in enumerate(group):
                     linear.forward = MethodType(_forward_of(group, shared, index), linear)
@@ -99,7 +97,8 @@ def _forward_of(
 
     def forward(self: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
         def outputs() -> tuple[torch.Tensor, ...]:
-            return _grouped_products(hidden_states, *(linear.weight for linear in group))
+            biases = [linear.bias for linear in group if linear.bias is not None]  # all have one, or none
+            return _grouped_products(hidden_states, *(linear.weight for linear in group), *biases, layers=len(group))
 
         return shared.result(index, hidden_states, outputs)[index]
 
@@ -107,24 +106,33 @@ def _forward_of(
 
 
 @through_torch_function
-def _grouped_products(hidden: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _grouped_products(hidden: torch.Tensor, *parameters: torch.Tensor, layers: int) -> tuple[torch.Tensor, ...]:
+    """Computes all layers of a group from their weights and, where there are any, biases."""
     if torch.is_autocast_enabled(hidden.device.type) or not torch.is_grad_enabled():
-        return tuple(nn.functional.linear(hidden, weight) for weight in weights)
-    return _GroupedProducts.apply(hidden, *weights)
+        return _products(hidden, parameters, layers)
+    return _GroupedProducts.apply(hidden, layers, *parameters)
+
+
+def _products(hidden: torch.Tensor, parameters: Sequence[torch.Tensor], layers: int) -> tuple[torch.Tensor, ...]:
+    biases: Sequence[torch.Tensor | None] = parameters[layers:] or [None] * layers
+    return tuple(
+        nn.functional.linear(hidden, weight, bias) for weight, bias in zip(parameters[:layers], biases, strict=True)
+    )
 
 
 class _GroupedProducts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, *weights):
-        """Multiplies `hidden` (…, in) by the transpose of each weight (out, in)."""
-        ctx.save_for_backward(hidden, *weights)
-        return tuple(nn.functional.linear(hidden, weight) for weight in weights)
+    def forward(ctx, hidden, layers, *parameters):
+        """Multiplies `hidden` (…, in) by each weight (out, in) transposed; adds the biases."""
+        ctx.save_for_backward(hidden, *parameters[:layers])
+        return _products(hidden, parameters, layers)
 
     @staticmethod
     def backward(ctx, *gradients):
-        """Returns the summed gradient of `hidden` and each weight's gradient, only where needed."""
+        """Returns the summed gradient of `hidden` and each parameter's gradient, where needed."""
         hidden, *weights = ctx.saved_tensors
-        needs_hidden, *need_weights = ctx.needs_input_grad
+        needs_hidden, _, *needed = ctx.needs_input_grad
+        need_weights, need_biases = needed[: len(weights)], needed[len(weights) :]
         flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
         total = None
         if needs_hidden:
@@ -133,4 +141,6 @@ class _GroupedProducts(torch.autograd.Function):
                 total.addmm_(gradient, weight)
             total = total.view(hidden.shape)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        return total, *(grad.t() @ rows if needed else None for grad, needed in zip(flat, need_weights, strict=True))
+        of_weights = [grad.t() @ rows if needed else None for grad, needed in zip(flat, need_weights, strict=True)]
+        of_biases = [grad.sum(dim=0) if needed else None for grad, needed in zip(flat, need_biases, strict=False)]
+        return total, None, *of_weights, *of_biases

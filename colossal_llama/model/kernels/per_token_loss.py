@@ -5,7 +5,7 @@ from types import MethodType
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from colossal_llama.model.kernels.linear_cross_entropy import next_token_labels
@@ -20,13 +20,13 @@ class LossOutput(CausalLMOutputWithPast):
     """(rows, length) in fp32, without gradient: the next token's loss, 0 where it is no target."""
 
 
-def return_token_losses(model: LlamaForCausalLM) -> None:
+def return_token_losses(model: PreTrainedModel) -> None:
     """Makes a model also return `token_losses`; its loss is their mean, in fp32."""
     model.forward = MethodType(_forward_with_token_losses, model)
 
 
 def _forward_with_token_losses(
-    self: LlamaForCausalLM,
+    self: PreTrainedModel,
     input_ids: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,

@@ -1,4 +1,4 @@
-"""Tensors that a LLaMA of a configuration has, compared with those of its weight files.
+"""Tensors that a model of a configuration has, compared with those of its weight files.
 
 transformers makes up a tensor that is missing and leaves out one that it does not expect, as when a
 digit of num_hidden_layers is lost. Imports no torch.
@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.model.architectures import layer_tensors, trainable_architecture
+from colossal_llama.model.config_file import CONFIG_FILE
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 
@@ -18,34 +20,19 @@ _SHOWN = 3
 
 
 def expected_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all tensors of a LLaMA.
+    """Names and shapes of all tensors of a model.
 
     Args:
-        config: checked by `model.config_file.read_model_config`.
+        config: of an architecture of `model.architectures`, checked by
+            `model.config_file.read_model_config`.
     """
-    width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    head = config.get("head_dim") or width // heads
-    queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
-    linear = {
-        "self_attn.q_proj": (queries, width),
-        "self_attn.k_proj": (keys, width),
-        "self_attn.v_proj": (keys, width),
-        "self_attn.o_proj": (width, queries),
-        "mlp.gate_proj": (inner, width),
-        "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
-    }
-    yield "model.embed_tokens.weight", (config["vocab_size"], width)
-    for layer in range(config["num_hidden_layers"]):
-        place = f"model.layers.{layer}"
-        for name, shape in linear.items():
-            yield f"{place}.{name}.weight", shape
-            if config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias"):
-                yield f"{place}.{name}.bias", shape[:1]
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{place}.{norm}.weight", (width,)
-    yield "model.norm.weight", (width,)
-    yield "lm_head.weight", (config["vocab_size"], width)
+    settings = trainable_architecture(config["model_type"], CONFIG_FILE).complete(config)
+    yield "model.embed_tokens.weight", (settings.vocab_size, settings.hidden_size)
+    for layer in range(settings.num_hidden_layers):
+        for name, shape in layer_tensors(settings):
+            yield f"model.layers.{layer}.{name}", shape
+    yield "model.norm.weight", (settings.hidden_size,)
+    yield "lm_head.weight", (settings.vocab_size, settings.hidden_size)
 
 
 def check_tensors(directory: Path, found: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> None:
@@ -54,7 +41,7 @@ def check_tensors(directory: Path, found: Mapping[str, tuple[int, ...]], config:
     Args:
         directory: of the model, for messages.
         found: shapes by name.
-        config: of a LLaMA.
+        config: of an architecture of `model.architectures`.
 
     Raises:
         UserError: tensors are missing, have other shapes, or belong to more layers or biases than
@@ -86,7 +73,7 @@ def check_tensors(directory: Path, found: Mapping[str, tuple[int, ...]], config:
     if problems:
         raise UserError(problems)
     if more:
-        log_rank_zero(f"{len(more)} tensors in {directory} are no part of a LLaMA and are left out: {_list(more)}")
+        log_rank_zero(f"{len(more)} tensors in {directory} are no part of the model and are left out: {_list(more)}")
 
 
 def _list(names: list[str]) -> str:

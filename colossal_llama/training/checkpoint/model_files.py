@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from colossal_llama.model.architectures import architecture_of
 from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from colossal_llama.model.weights.generation_config import write_generation_config
@@ -40,7 +41,7 @@ def small_files(
 def _write_configurations(target: Path, network: PreTrainedModel, dtype: torch.dtype) -> None:
     config = network.config.__class__.from_dict(network.config.to_dict())
     config.use_cache = True  # off while training
-    config.architectures = ["LlamaForCausalLM"]
+    config.architectures = [architecture_of(config).causal_class]
     config.torch_dtype = dtype
     config.save_pretrained(target)
     write_generation_config(network, target)

@@ -18,6 +18,7 @@ the allocator's fragmentation are not included (see `ALLOWANCE_BYTES`). See also
 from dataclasses import dataclass
 from typing import Any
 
+from colossal_llama.model.architectures import architecture_of, head_width
 from colossal_llama.model.param_count import attention_widths, layer_parameters, parameters
 from colossal_llama.training.memory.config import MemoryConfig
 
@@ -71,7 +72,7 @@ def activation_bytes_per_layer(
     """Bytes that one decoder layer saves in the forward pass for the backward pass.
 
     Args:
-        config: of a LLaMA.
+        config: of an architecture of `model.architectures`.
         tokens: of a micro-batch on one device, padding included.
         fused_kernels: True for fused norm and SwiGLU, which save their inputs and no fp32 copies.
         flash_attention: True for one variable-length kernel; attention document by document
@@ -100,6 +101,9 @@ def activation_bytes_per_layer(
         swiglu -= (value_bytes - 1) * inner
     attention = value_bytes * (queries + 2 * keys + queries)  # queries, keys, values, output
     attention += 4 * config.num_attention_heads // tensor_parallel_size  # log-sum-exp
+    if architecture_of(config).has_qk_norm:  # each head's 1 / rms, and the input of the norm, without kernels in fp32
+        attention += 4 * (queries + keys) // head_width(config)
+        attention += (value_bytes if fused_kernels else 4 + value_bytes) * (queries + keys)
     if fp8:
         attention += queries  # the output once more in 8 bits, for the output projection
     if not flash_attention:
@@ -112,8 +116,7 @@ def estimate(config: Any, settings: MemoryConfig) -> MemoryEstimate:
     """Estimates the memory of a training step.
 
     Args:
-        config: a LLaMA's configuration (transformers' `LlamaConfig`, or an object with the same
-            names).
+        config: the model's (transformers', or an object with the same names).
         settings: plugin, ranks, batch, recomputation.
     """
     model = _ModelShare(config, settings)
@@ -228,7 +231,7 @@ def _forward(model: _ModelShare, settings: MemoryConfig) -> dict[str, int]:
 def _outside_layers(model: _ModelShare, settings: MemoryConfig) -> int:
     """Activation bytes outside the layers: inputs, rotary tables, and tensors of the last norm."""
     config = model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = head_width(config)
     residual_bytes = 4 if model.autocasts else model.value_bytes
     norm = residual_bytes + (0 if settings.fused_kernels else 4) + model.value_bytes
     return settings.tokens * (_INPUT_BYTES_PER_TOKEN + 2 * head * residual_bytes + norm * config.hidden_size)
