@@ -57,7 +57,7 @@ def open_weights(source: ExportSource, merge: bool) -> Iterator[Weights]:
         with _open_files([read_shard(source.adapter / ADAPTER_WEIGHTS)]) as (shapes, read):
             yield Weights(dict(sorted(shapes.items())), read)
     else:
-        with _open_files(find_weight_files(source.base).shards) as (shapes, read):
+        with _open_files(find_weight_files(source.base, index_may_name_more=True).shards) as (shapes, read):
             yield _of_model(source.config, shapes, read)
 
 

@@ -77,10 +77,15 @@ class Replacement:
     """Maps the stored tensor to the new tensor's blocks, in order."""
 
 
-def find_weight_files(directory: Path) -> WeightFiles:
+def find_weight_files(directory: Path, index_may_name_more: bool = False) -> WeightFiles:
     """Lists the tensors of a model directory's weight files from their headers.
 
     The files are safetensors or `.bin`, a single file or an index and shards.
+
+    Args:
+        directory: of the model.
+        index_may_name_more: takes an index that names tensors which no file holds, as those of
+            published models do (buffers); the caller checks that none is missing.
 
     Raises:
         UserError: there are no weights, a shard is missing or damaged, or the index and the shards
@@ -90,7 +95,7 @@ def find_weight_files(directory: Path) -> WeightFiles:
         if (directory / single_name).is_file():
             return WeightFiles((read_shard(directory / single_name),), is_sharded=False)
         if (directory / index_name).is_file():
-            return _read_sharded(directory / index_name)
+            return _read_sharded(directory / index_name, index_may_name_more)
     raise UserError(f"{directory} holds no model weights: none of {_layout_names()} is there")
 
 
@@ -158,11 +163,12 @@ def _read_index(index_path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_sharded(index_path: Path) -> WeightFiles:
+def _read_sharded(index_path: Path, may_name_more: bool) -> WeightFiles:
     weight_map = _read_index(index_path)
     shards = tuple(read_shard(index_path.parent / name) for name in sorted(set(weight_map.values())))
     held = {name: shard.path.name for shard in shards for name in shard.tensors}
-    wrong = sorted(name for name in weight_map.keys() | held.keys() if weight_map.get(name) != held.get(name))
+    compared = held.keys() if may_name_more else weight_map.keys() | held.keys()
+    wrong = sorted(name for name in compared if weight_map.get(name) != held.get(name))
     if wrong:
         name = wrong[0]
         raise UserError(

@@ -1,0 +1,53 @@
+"""--check: source and export answer in processes of their own; what cannot be loaded is named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from colossal_llama.export.arguments import CheckArguments, parse_arguments
+from colossal_llama.export.check import check_export
+from colossal_llama.export.directory import export
+from colossal_llama.export.source import open_source
+from colossal_llama.utils.errors import UserError
+
+TEXT = "Hi"
+
+
+@pytest.fixture(scope="module")
+def chat_model(random_model_directory, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("chat") / "model"
+    shutil.copytree(random_model_directory, directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}<{{ message.content }}>{% endfor %}"
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def test_answers_of_source_and_export_are_compared_and_printed(chat_model, tmp_path, capsys):
+    options = ["--check", TEXT, "--check_tokens", "5", "--dtype", "bfloat16"]
+    export(parse_arguments(["--model_path", str(chat_model), "--output_dir", str(tmp_path / "out"), *options]))
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "export.json").read_text())["check"]
+    assert record["is_chat"]
+    assert record["answer_tokens"] == 5
+    assert 0 < record["largest_logit_difference"] < record["largest_logit"] / 10
+    for side in ("source", "export"):
+        assert f"{side}: {record[f'{side}_answer']!r}" in printed
+    assert "logits, each in its own dtype, differ by up to" in printed
+
+
+def test_an_unchanged_export_answers_bit_for_bit_and_a_damaged_one_is_named(random_model_directory, tmp_path, capsys):
+    out = tmp_path / "out"
+    export(parse_arguments(["--model_path", str(random_model_directory), "--output_dir", str(out)]))
+    source, options = open_source(str(random_model_directory), merge=False), CheckArguments(check=TEXT, check_tokens=3)
+    record = check_export(options, source, out, None)
+    assert record["largest_logit_difference"] == 0
+    assert record["is_answer_equal"]
+    assert not record["is_chat"]
+    assert "equal bit for bit" in capsys.readouterr().out
+    (out / "config.json").unlink()
+    with pytest.raises(UserError, match=r"--check: the export cannot be loaded by transformers: \S+"):
+        check_export(options, source, out, None)
