@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from colossal_llama.engine import process_groups
 from colossal_llama.engine.optimizer_shards import OptimizerShard, optimizer_shards
 from colossal_llama.engine.optimizer_step import refuse_nonfinite_updates, take_step
-from colossal_llama.engine.patches.llama_parallel import complete_partial_gradients
+from colossal_llama.engine.patches.partial_gradients import complete_partial_gradients
 from colossal_llama.engine.pipeline_schedule import PipelineInputs
 from colossal_llama.engine.weights import weights_to_save
 

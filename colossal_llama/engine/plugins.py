@@ -10,7 +10,6 @@ from colossalai.booster.plugin.plugin_base import Plugin
 
 from colossal_llama.engine.backend import Backend
 from colossal_llama.engine.launch import has_gpu
-from colossal_llama.engine.patches.llama_parallel import install_sharded_forwards
 from colossal_llama.engine.pipeline_schedule import VariableShapeSchedule
 from colossal_llama.engine.whole_model import WholeModelPolicy
 
@@ -120,7 +119,11 @@ def _gemini_auto(config: PluginConfig) -> Plugin:
 
 
 def _three_dimensions(config: PluginConfig) -> Plugin:
-    install_sharded_forwards()
+    if divides_model := max(config.tp, config.pp, config.sp) > 1:
+        # Imported here: it is for transformers 4.51 (training.argument_checks refuses others).
+        from colossal_llama.engine.patches.llama_parallel import install_sharded_forwards
+
+        install_sharded_forwards()
     plugin = HybridParallelPlugin(
         tp_size=config.tp,
         pp_size=config.pp,
@@ -140,7 +143,7 @@ def _three_dimensions(config: PluginConfig) -> Plugin:
         # Without tensor parallelism nothing needs a padded vocabulary, and the fused cross-entropy
         # needs an unpadded one.
         make_vocab_size_divisible_by=64 if config.tp > 1 else 1,
-        custom_policy=WholeModelPolicy() if config.tp == config.pp == config.sp == 1 else None,
+        custom_policy=None if divides_model else WholeModelPolicy(),
     )
     if config.pp > 1:
         plugin.scheduler = VariableShapeSchedule(plugin.stage_manager, microbatch_size=config.microbatch_size)

@@ -26,50 +26,58 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import MethodType
 
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 
 def recompute_layers(model: PreTrainedModel, layers: int, reentrant: bool, selective: bool = False) -> None:
     """Enables activation checkpointing for the first `layers` decoder layers, in place.
 
+    The layers' own forward functions are wrapped. transformers' switch
+    (`gradient_checkpointing_enable`) is left alone: it is another one in each version, is part of
+    the very function that the fused kernels replace in 5, and is for all layers or none.
+
     Args:
-        model: as `from_pretrained` gives it.
+        model: as `from_pretrained` gives it, with its kernels.
         layers: 0 to all.
         reentrant: the variant of torch.utils.checkpoint.
         selective: selective activation recomputation in the other layers. Only the fused kernels
             (`use_fused_kernels`) mark recomputable tensors.
     """
-    if not layers and not selective:
-        model.gradient_checkpointing_disable()
-        return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    decoder = model.model
-    decoder._gradient_checkpointing_func = _checkpoint_some(
-        decoder._gradient_checkpointing_func,
-        list(decoder.layers[:layers]),
-        selective_recomputation if selective else nullcontext,
-    )
+    if layers:
+        model.config.use_cache = False  # a recomputed layer would append to its key-value cache once more
+    for index, layer in enumerate(model.model.layers):
+        if index < layers:
+            layer.forward = MethodType(_checkpointed(layer.forward, reentrant), layer)
+        elif selective:
+            layer.forward = MethodType(_selectively_recomputed(layer.forward), layer)
 
 
-def _checkpoint_some(checkpoint: Callable, checkpointed: list[nn.Module], context_of_others: Callable) -> Callable:
-    """Returns a checkpoint function for the given layers; it runs the others within a context.
+def _checkpointed(forward: Callable, reentrant: bool) -> Callable:
+    """Returns a layer's forward function, checkpointed in training.
 
-    It is called with `layer.__call__`: transformers passes it within a `partial`, ColossalAI's
-    tensor parallelism as it is.
+    Its keyword arguments need no gradient: the reentrant variant gives them none.
     """
-    layer_ids = {id(layer) for layer in checkpointed}
 
-    def call(function: Any, *arguments: object) -> object:
-        method: Any = function.func if isinstance(function, partial) else function
-        if id(method.__self__) in layer_ids:
-            return checkpoint(function, *arguments)
-        with context_of_others():
-            return function(*arguments)
+    def call(layer: nn.Module, hidden_states: torch.Tensor, **settings: object) -> object:
+        if not (layer.training and torch.is_grad_enabled()):
+            return forward(hidden_states, **settings)
+        return checkpoint(partial(forward, **settings), hidden_states, use_reentrant=reentrant)
+
+    return call
+
+
+def _selectively_recomputed(forward: Callable) -> Callable:
+    """Returns a layer's forward function, within `selective_recomputation` in training."""
+
+    def call(layer: nn.Module, hidden_states: torch.Tensor, **settings: object) -> object:
+        with selective_recomputation() if layer.training else nullcontext():
+            return forward(hidden_states, **settings)
 
     return call
 

@@ -8,17 +8,21 @@ import torch
 import transformers
 from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from colossal_llama.model.architectures import Architecture, architecture_of, trainable_architecture
 from colossal_llama.model.config_file import read_model_config
 from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS
 from colossal_llama.model.weights.weight_files import first_line, read_metadata
-from colossal_llama.utils.console import log_rank_zero
+from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.transformers_version import DTYPE_ATTRIBUTE
 
 _SETTABLE = ("model_type", "name_or_path", "num_labels", "keys_to_ignore_at_inference")
 """Attributes of a configuration's class that a config.json may set."""
+_OLD_KEYS = ("torch_dtype", "rope_scaling")
+"""Keys of transformers 4, which are properties in 5."""
 _FULL_ATTENTION = "full_attention"
 
 _MOST_PARAMETERS_CHECKED_ON_HOST = 2_000_000_000
@@ -33,7 +37,8 @@ def load_config(path: str | Path) -> PretrainedConfig:
     settings = read_model_config(Path(path))
     architecture = trainable_architecture(settings["model_type"], path)
     config_class = model_class(architecture).config_class
-    reserved = [key for key in settings if hasattr(config_class, key) and key not in _SETTABLE]
+    fields = getattr(config_class, "__dataclass_fields__", ())  # of transformers 5, which has settings in the class
+    reserved = [key for key in settings if hasattr(config_class, key) and key not in (*_SETTABLE, *_OLD_KEYS, *fields)]
     if reserved:
         raise UserError(
             f"{path}/config.json sets {', '.join(reserved)}, which would replace a function of transformers' "
@@ -50,7 +55,7 @@ def load_config(path: str | Path) -> PretrainedConfig:
         config.to_json_string()  # as every checkpoint does
     except Exception as error:  # transformers raises what each wrong value happens to cause
         raise UserError(f"{path}/config.json cannot be used: {type(error).__name__}: {error}") from error
-    if not isinstance(config.torch_dtype, torch.dtype | None):
+    if not isinstance(getattr(config, DTYPE_ATTRIBUTE), torch.dtype | None):
         raise UserError(f"{path}/config.json names the torch_dtype {settings['torch_dtype']!r}, which is none")
     return config
 
@@ -150,6 +155,8 @@ def load_complete_model(model_class: Any, path: str | Path, **settings: Any) -> 
         UserError: tensors are missing, or the directory names custom code.
     """
     refuse_custom_code(Path(path))
+    if not is_rank_zero():
+        transformers_logging.disable_progress_bar()
     model, report = model_class.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **settings)
     if getattr(model.config, "use_sliding_window", None) is False:
         model.config.sliding_window = None  # transformers 4.51 obeys it all the same

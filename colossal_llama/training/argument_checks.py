@@ -25,6 +25,7 @@ from colossal_llama.training.record_files import (
 )
 from colossal_llama.utils.arguments import ineffective_options, is_given
 from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
+from colossal_llama.utils.transformers_version import shard_policies_problem, unsupported_version
 
 
 def check_arguments(
@@ -38,6 +39,8 @@ def check_arguments(
         has_gpu: True when the host trains on a GPU; None skips the checks that depend on it.
         world_size: number of processes.
     """
+    if problem := unsupported_version():
+        parser.problem(problem)
     _check_benchmark(parser, arguments)
     _check_model_source(parser, arguments.model.pretrained, arguments.checkpoint)
     _check_paths(parser, arguments)
@@ -164,6 +167,8 @@ def _check_parallel_layout(parser: CollectingArgumentParser, arguments: Training
     )
     if problem:
         parser.problem(problem)
+    elif plugin.tp * plugin.pp * plugin.sp > 1 and (reason := shard_policies_problem()):
+        parser.problem(reason)
     _check_microbatches(parser, plugin, arguments.data.micro_batch_size)
     if plugin.sp == 1 and plugin.sp_mode != SP_MODES[0]:
         parser.problem("--sp_mode has no effect without --sp")

@@ -18,6 +18,7 @@ from colossal_llama.training.inputs import RunInputs
 from colossal_llama.training.lr_schedule import Schedule, learning_rate_jump
 from colossal_llama.training.trainer import Trainer
 from colossal_llama.utils.console import log_rank_zero
+from colossal_llama.utils.transformers_version import transformers_version, untested_version
 
 
 def report_startup(arguments: TrainingArguments, inputs: RunInputs, trainer: Trainer, notes: list[str]) -> None:
@@ -29,6 +30,8 @@ def report_startup(arguments: TrainingArguments, inputs: RunInputs, trainer: Tra
         trainer: before its first step.
         notes: of the set-up, one sentence each: attention, kernels, recomputation, optimizer step.
     """
+    if warning := untested_version():
+        log_rank_zero(f"warning: {warning}")
     _report_model(arguments.plugin, trainer)
     _report_data(inputs, trainer)
     if inputs.origin.packed_to_tokens is not None:
@@ -54,7 +57,8 @@ def _report_model(plugin: PluginArguments, trainer: Trainer) -> None:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     log_rank_zero(
         f"{parameters:,} parameters on this rank, plugin {plugin.plugin}, {world_size} "
-        f"process{'es' if world_size > 1 else ''} ({trainer.train_step.device.type}), {plugin.mixed_precision}"
+        f"process{'es' if world_size > 1 else ''} ({trainer.train_step.device.type}), {plugin.mixed_precision}; "
+        + ", ".join(f"{name} {version}" for name, version in _versions().items() if name in _LIBRARIES)
     )
 
 
@@ -87,8 +91,6 @@ def write_config_file(arguments: TrainingArguments, geometry: StepGeometry, sche
 
 
 def _configuration(arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule) -> dict[str, Any]:
-    import transformers
-
     return {
         "command": sys.argv,
         "arguments": arguments.as_json(),
@@ -98,10 +100,18 @@ def _configuration(arguments: TrainingArguments, geometry: StepGeometry, schedul
         "warmup_steps": schedule.warmup_steps,
         "rows_per_step": geometry.rows_per_step,
         "started_s": round(time.time(), 3),
-        "versions": {
-            "colossal_llama": colossal_llama.__version__,
-            "torch": torch.__version__,
-            "colossalai": colossalai_version(),
-            "transformers": transformers.__version__,
-        },
+        "versions": _versions(),
+    }
+
+
+_LIBRARIES = ("torch", "colossalai", "transformers")
+
+
+def _versions() -> dict[str, str]:
+    """Versions on which a run's results depend."""
+    return {
+        "colossal_llama": colossal_llama.__version__,
+        "torch": torch.__version__,
+        "colossalai": colossalai_version(),
+        "transformers": transformers_version(),
     }

@@ -8,7 +8,7 @@ process; the faults of the originals are stated at each.
     labels, shifted before sharding      rank 0: t1 t2 t3 t4        rank 1: t5 t6 t7 –
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch.distributed as dist
 from colossalai.shardformer import ShardConfig
 from colossalai.shardformer.layer._operation import all_to_all_comm, reduce_forward
 from colossalai.shardformer.layer.loss import cross_entropy_1d
-from colossalai.shardformer.layer.utils import SeqParallelUtils
 from colossalai.shardformer.modeling.llama import LlamaPipelineForwards
 from colossalai.shardformer.policies import llama as llama_policy
 from torch.nn.functional import cross_entropy
@@ -210,30 +209,3 @@ def _attention_forward(
     if sp_group is not None:
         output = all_to_all_comm(output, sp_group, scatter_dim=1, gather_dim=2)
     return self.o_proj(output), None
-
-
-def complete_partial_gradients(model: torch.nn.Module, tp_group: Any) -> None:
-    """Patch: in the modes split_gather and ring the gradients of the norms are wrong with ZeRO 2.
-
-    Each rank has the partial gradient of its sequence shard. Cause: ColossalAI sums the partial
-    gradients after each backward pass, added to what has been accumulated until then: with
-    ZeRO 2 and several micro-batches those of earlier ones are counted once more a rank. (4
-    micro-batches a step, 20 steps of a tiny model: gradient norms up to 6 % off, the norms' updates
-    by 37 %.) Remedy: each partial gradient is summed when it is computed.
-
-    Args:
-        model: prepared by the plugin, which has marked the parameters.
-        tp_group: the ranks that share a sequence.
-    """
-
-    def summed(gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient, group=tp_group)
-        return gradient
-
-    parameters: Iterator[Any] = model.parameters()
-    for parameter in parameters:
-        if SeqParallelUtils.is_sp_partial_derived_param(parameter):
-            parameter.partial_derived = False
-            if parameter.requires_grad:
-                parameter.register_hook(summed)

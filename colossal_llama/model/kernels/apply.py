@@ -17,7 +17,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from colossal_llama.model.activation_checkpointing import mark_recomputable
 from colossal_llama.model.architectures import architecture_of
@@ -26,6 +26,7 @@ from colossal_llama.model.kernels.linear_cross_entropy import linear_cross_entro
 from colossal_llama.model.kernels.per_token_loss import LossOutput
 from colossal_llama.model.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_with_residual
 from colossal_llama.model.kernels.torch_function import through_torch_function
+from colossal_llama.utils.transformers_version import is_transformers_5
 
 
 def fused_kernels_unavailable_reason(device: torch.device) -> str | None:
@@ -85,35 +86,20 @@ def _norm_forward(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.T
     return rms_norm(hidden_states, self.weight, eps=self.variance_epsilon)
 
 
-def _layer_forward(
-    self: Any,
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
-    past_key_value: Cache | None = None,
-    output_attentions: bool = False,
-    use_cache: bool = False,
-    cache_position: torch.Tensor | None = None,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-    **settings: object,
-) -> tuple[torch.Tensor, ...]:
-    """Replaces a decoder layer's forward, with the arguments in its order; fuses the norms."""
+def _layer_forward(self: Any, hidden_states: torch.Tensor, **settings: object) -> object:
+    """Replaces a decoder layer's forward function; fuses the norms.
+
+    `settings` are what transformers passes to the attention layer; 4.51 names, and asks for, more
+    than 5, and takes a tuple from its layers, where 5 takes a tensor.
+    """
     before, after = self.input_layernorm, self.post_attention_layernorm
     normed, hidden = rms_norm_with_residual(hidden_states, before.weight, eps=before.variance_epsilon)
-    attended, weights = self.self_attn(
-        hidden_states=normed,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        past_key_value=past_key_value,
-        output_attentions=output_attentions,
-        use_cache=use_cache,
-        cache_position=cache_position,
-        position_embeddings=position_embeddings,
-        **settings,
-    )
+    attended, weights = self.self_attn(hidden_states=normed, **settings)
     normed, hidden = add_rms_norm(attended, hidden, after.weight, eps=after.variance_epsilon)
     hidden = hidden + self.mlp(normed)
-    return (hidden, weights) if output_attentions else (hidden,)
+    if is_transformers_5():
+        return hidden
+    return (hidden, weights) if settings.get("output_attentions") else (hidden,)
 
 
 def _mlp_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ Kernels of our own, two more programs of 100 lines, were deleted: they were only
 faster at 1.25 B and 0.2 % at 7 B (docs/measurements.md).
 """
 
+import inspect
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -24,6 +26,9 @@ from colossal_llama.model.kernels.torch_function import through_torch_function
 
 _SETTINGS = (0.0, "llama")
 """Liger's offset of the weight, and its casting mode: fp32 for the mean square alone."""
+
+_STAGES = 2
+"""Pipeline stages of Liger's fused kernels on NVIDIA GPUs."""
 
 
 @through_torch_function
@@ -68,6 +73,12 @@ def _recompute_norm(total: torch.Tensor, weight: torch.Tensor, eps: float) -> to
     return rms_norm_forward(total, weight, eps, *_SETTINGS, None)[0]
 
 
+def _backward_settings(kernel: Callable) -> dict[str, object]:
+    """Returns the last arguments of Liger's backward kernel: 0.8 also takes the pipeline stages."""
+    stages = {"num_stages": _STAGES} if "num_stages" in inspect.signature(kernel).parameters else {}
+    return {"in_place": False, **stages}
+
+
 class _NormWithResidual(torch.autograd.Function):
     """Joins the forward kernel of Liger's norm to the backward kernel of its fused addition."""
 
@@ -79,15 +90,16 @@ class _NormWithResidual(torch.autograd.Function):
         contiguous = hidden.contiguous()
         result, _, inverse_rms, block, warps, casting_mode = rms_norm_forward(contiguous, weight, eps, *_SETTINGS, None)
         ctx.save_for_backward(contiguous, weight, inverse_rms)
-        ctx.settings = (_SETTINGS[0], casting_mode, block, warps, False)
+        ctx.settings = (_SETTINGS[0], casting_mode, block, warps)
         return result, hidden.view_as(hidden)
 
     @staticmethod
     def backward(ctx, gradient, residual_gradient):
         """Adds the residual stream's gradient to that of the norm's input, in one kernel."""
-        from liger_kernel.ops.fused_add_rms_norm import fused_add_rms_norm_backward
+        from liger_kernel.ops.fused_add_rms_norm import fused_add_rms_norm_backward as kernel
 
-        hidden_gradient, _, weight_gradient = fused_add_rms_norm_backward(
-            gradient.contiguous(), residual_gradient.contiguous(), *ctx.saved_tensors, *ctx.settings
+        gradients = gradient.contiguous(), residual_gradient.contiguous()
+        hidden_gradient, _, weight_gradient = kernel(
+            *gradients, *ctx.saved_tensors, *ctx.settings, **_backward_settings(kernel)
         )
         return hidden_gradient, weight_gradient, None

@@ -22,6 +22,7 @@ from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL
 from colossal_llama.utils.atomic_io import fsync_tree, replace_directory, unfinished_path, write_bytes, write_json
 from colossal_llama.utils.checksums import write_checksums
 from colossal_llama.utils.console import is_rank_zero
+from colossal_llama.utils.transformers_version import DTYPE_ATTRIBUTE
 
 
 def small_files(
@@ -42,7 +43,7 @@ def _write_configurations(target: Path, network: PreTrainedModel, dtype: torch.d
     config = network.config.__class__.from_dict(network.config.to_dict())
     config.use_cache = True  # off while training
     config.architectures = [architecture_of(config).causal_class]
-    config.torch_dtype = dtype
+    setattr(config, DTYPE_ATTRIBUTE, dtype)
     config.save_pretrained(target)
     write_generation_config(network, target)
 
