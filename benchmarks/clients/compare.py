@@ -8,7 +8,8 @@ import torch
 
 from benchmarks.clients.models import TriedModel
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.inference.generation import Sampling, TextGenerator
+from colossal_llama.inference.arguments import Sampling
+from colossal_llama.inference.generation import TextGenerator
 from colossal_llama.inference.prompts import conversation_prompt_ids, open_template
 from colossal_llama.model.pretrained import load_for_inference, stop_token_ids
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
@@ -63,10 +64,10 @@ def our_reference(
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     step = max(1, len(texts) // prompts)
     given = chats[:prompts] if chats else [begin + row[:48] for row in ids[::step]][:prompts]
+    sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
     greedy, margins = [], []
     for prompt in given:
-        generator = TextGenerator(network, tokenizer, stops, Sampling(False, 1.0, 0, 1.0), max_new_tokens)
-        answer = generator.generate(prompt).token_ids
+        answer = TextGenerator(network, tokenizer).answer(prompt, stops, sampling).finish().token_ids
         greedy.append(answer)
         margins.append(_margins(network, prompt, answer))
     return Reference(ids, chats, given, greedy, margins)

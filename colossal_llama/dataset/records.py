@@ -115,7 +115,7 @@ def conversation_of(record: dict) -> Conversation:
         raise RecordError("unknown_form", 'both "messages" and "conversations" are given: leave one')
     used = {"category", "system", "history"}
     if names:
-        messages = [*system, *_messages(record[names[0]], names[0], notes)]
+        messages = [*system, *messages_of(record[names[0]], names[0], notes)]
         used.add(names[0])
         _refuse_unread_instruction(record, messages)
     elif "instruction" in record and "output" in record:
@@ -151,7 +151,17 @@ def _refuse_unread_instruction(record: dict, messages: Sequence[Message]) -> Non
         )
 
 
-def _messages(listed: Any, name: str, notes: list[str]) -> list[Message]:
+def messages_of(listed: Any, name: str, notes: list[str]) -> list[Message]:
+    """Parses listed messages, each in any of the common formats, without the rules of turns.
+
+    Args:
+        listed: the list.
+        name: of its key, for messages.
+        notes: receives the names of keys that are not read.
+
+    Raises:
+        RecordError: it is no list, or a message is none or of an unknown role.
+    """
     if not isinstance(listed, list):
         raise RecordError("wrong_type", f'"{name}" is {_kind(listed)}, a list is needed')
     messages = []

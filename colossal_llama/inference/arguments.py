@@ -1,10 +1,11 @@
 """Command-line arguments of inference, all checked before anything heavy is imported."""
 
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from colossal_llama.utils.arguments import add_options, from_namespace, group, option, switch
+from colossal_llama.utils.arguments import add_options, from_namespace, group, option, switch, value_problems
 from colossal_llama.utils.cli import (
     MAX_SEED,
     CollectingArgumentParser,
@@ -13,6 +14,7 @@ from colossal_llama.utils.cli import (
     parse_bool,
     usable_name,
 )
+from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.output_file import output_file_problem
 
 
@@ -34,21 +36,10 @@ class ModelArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptArguments:
-    """The prompts' source and format."""
+class PromptFormat:
+    """The format in which a model is asked."""
 
-    input_txt: str | None = option(help="the text to complete or the question to answer")
-    interactive: bool = switch(help="chat on standard input, with history")
-    input_file: Path | None = option(
-        type=existing_file,
-        help='.jsonl of prompts: {"source": str} with --prompt_style pretrained, else {"messages": [{"from": "human", '
-        '"content": str}, …]} or another form that prepare_sft_dataset.py takes; a last answer in it is left out',
-    )
-    output_file: Path | None = option(
-        type=Path,
-        help='new .jsonl: records of --input_file with "generated", "generated_tokens", "stopped"',
-    )
-    prompt_style: str = option(
+    prompt_style: str | None = option(
         None,
         choices=("pretrained", "sft"),
         help="pretrained: for base models, the text followed by a blank line, -> and a blank line; sft: for models "
@@ -69,8 +60,30 @@ class PromptArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationArguments:
-    """Sampling, and the number of tokens."""
+class PromptArguments:
+    """The prompts' source and format."""
+
+    input_txt: str | None = option(help="the text to complete or the question to answer")
+    interactive: bool = switch(help="chat on standard input, with history")
+    input_file: Path | None = option(
+        type=existing_file,
+        help='.jsonl of prompts: {"source": str} with --prompt_style pretrained, else {"messages": [{"from": "human", '
+        '"content": str}, …]} or another form that prepare_sft_dataset.py takes; a last answer in it is left out',
+    )
+    output_file: Path | None = option(
+        type=Path,
+        help='new .jsonl: records of --input_file with "generated", "generated_tokens", "stopped"',
+    )
+    format: PromptFormat = group()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Choice of the next token, and the number of tokens of an answer.
+
+    Raises:
+        UserError: values that `--help` does not allow.
+    """
 
     max_new_tokens: int = option(512, type=number_in_range(int, minimum=1), help="most tokens of an answer")
     do_sample: bool = option(
@@ -90,6 +103,11 @@ class GenerationArguments:
         help="makes sampling repeatable; prompt i of --input_file gets seed + i (default: none)",
     )
 
+    def __post_init__(self) -> None:
+        """Checks what is given from Python as the command line is checked."""
+        if problems := list(value_problems(self)):
+            raise UserError(problems)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceArguments:
@@ -97,7 +115,7 @@ class InferenceArguments:
 
     model: ModelArguments = group("model")
     prompt: PromptArguments = group("prompt: one of --input_txt, --interactive, --input_file")
-    generation: GenerationArguments = group("generation")
+    generation: Sampling = group("generation")
 
 
 def report_path(output_file: Path) -> Path:
@@ -138,9 +156,19 @@ def _check_input_and_output(parser: CollectingArgumentParser, given: Namespace) 
 def _check_prompt_format(parser: CollectingArgumentParser, given: Namespace) -> None:
     if given.interactive and given.prompt_style == "pretrained":
         parser.problem("--interactive needs --prompt_style sft: a base model does not take turns")
+    for problem in format_problems(given, is_sft=given.prompt_style == "sft" or given.interactive):
+        parser.problem(problem)
+
+
+def format_problems(given: Namespace | PromptFormat, is_sft: bool) -> Iterator[str]:
+    """Contradictions among the options of the format.
+
+    Args:
+        given: the options.
+        is_sft: True if conversations can be asked.
+    """
     if given.llama_version is not None and given.chat_template is not None:
-        parser.problem("--llama_version has no effect with --chat_template, which decides the format: leave one out")
-    is_sft = given.prompt_style == "sft" or given.interactive
+        yield "--llama_version has no effect with --chat_template, which decides the format: leave one out"
     for name in ("system", "llama_version", "chat_template"):
         if getattr(given, name) is not None and not is_sft:
-            parser.problem(f"--{name} belongs to --prompt_style sft")
+            yield f"--{name} belongs to --prompt_style sft"

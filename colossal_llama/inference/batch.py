@@ -4,25 +4,26 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from colossal_llama.dataset.records import BYTE_ORDER_MARK, RecordError, parse_row
-from colossal_llama.inference.arguments import report_path
-from colossal_llama.inference.generation import Completion, TextGenerator
+from colossal_llama.inference.arguments import Sampling, report_path
+from colossal_llama.inference.generation import Completion
 from colossal_llama.utils.atomic_io import fsync_path, temporary_path, write_json
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError, truncate_problems
 
-Prompt = TypeVar("Prompt")
+if TYPE_CHECKING:
+    from colossal_llama.inference.api import LanguageModel, Prompt
+
+Parsed = TypeVar("Parsed")
 
 
-def read_prompts(path: Path, prompt_of: Callable[[dict], Prompt]) -> list[tuple[dict, Prompt]]:
+def read_prompts(path: Path, prompt_of: Callable[[dict], Parsed]) -> list[tuple[dict, Parsed]]:
     """Reads a .jsonl file of prompts; empty lines are skipped.
 
     Args:
@@ -64,7 +65,7 @@ class _Totals:
         self.prompt_tokens += completion.prompt_tokens
         self.reused_prompt_tokens += completion.reused_tokens
         self.generated_tokens += len(completion.token_ids)
-        self.finish_reasons[completion.finish_reason] += 1
+        self.finish_reasons[str(completion.finish_reason)] += 1
 
     def report(self, duration_s: float) -> dict[str, Any]:
         """Counts, and the throughput over a duration, as JSON values."""
@@ -80,7 +81,7 @@ class _Totals:
 
 
 def generate_file(
-    generator: TextGenerator, records: list[dict], prompts: list[list[int]], output: Path, seed: int | None
+    model: "LanguageModel", sampling: Sampling, records: list[dict], prompts: "Sequence[Prompt]", output: Path
 ) -> dict[str, Any]:
     """Writes every record with `generated`, `generated_tokens` and `stopped`, in order.
 
@@ -88,11 +89,12 @@ def generate_file(
     are kept as `OUTPUT.partial.jsonl`, or `OUTPUT.partial-1.jsonl` where that exists.
 
     Args:
-        generator: generates the answers.
+        model: generates the answers.
+        sampling: of the answers; prompt i is sampled with seed + i, so that its answer does not
+            depend on the others.
         records: the records to extend.
-        prompts: token ids of each record's prompt.
+        prompts: of each record.
         output: the file to write.
-        seed: prompt i is sampled with seed + i, so that its answer does not depend on the others.
 
     Returns:
         The report, also written to `OUTPUT.report.json`.
@@ -100,19 +102,17 @@ def generate_file(
     Raises:
         UserError: prompts leave no position for an answer; raised before the first is generated.
     """
-    _refuse_too_long(prompts, generator.max_positions)
+    answers = model.answers(prompts, sampling)
     started, totals = time.monotonic(), _Totals()
     temporary = temporary_path(output)
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            bar = progress_bar(zip(records, prompts, strict=True), total=len(records), desc="answers", unit="prompt")
-            for index, (record, prompt_ids) in enumerate(bar):
-                if seed is not None:
-                    torch.manual_seed(seed + index)
-                completion = generator.generate(prompt_ids)
-                file.write(_extended_record(record, completion))
-                totals.add(completion)
-                bar.set_postfix_str(f"{totals.generated_tokens / (time.monotonic() - started):.1f} tokens/s")
+            with progress_bar(total=len(records), desc="answers", unit="prompt") as bar:
+                for record, completion in zip(records, answers, strict=True):
+                    file.write(_extended_record(record, completion))
+                    totals.add(completion)
+                    bar.set_postfix_str(f"{totals.generated_tokens / (time.monotonic() - started):.1f} tokens/s")
+                    bar.update()
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(output)
@@ -149,13 +149,3 @@ def _free_name(output: Path) -> Path:
     """The name of the answers so far: an earlier run's, or somebody else's, are kept."""
     names = (output.with_suffix(f".partial{f'-{number}' if number else ''}.jsonl") for number in count())
     return next(path for path in names if not path.exists() and not path.is_symlink())
-
-
-def _refuse_too_long(prompts: list[list[int]], max_positions: int) -> None:
-    problems = [
-        f"prompt {number} has {len(ids):,} tokens, the model {max_positions:,} positions: shorten it"
-        for number, ids in enumerate(prompts, start=1)
-        if len(ids) >= max_positions
-    ]
-    if problems:
-        raise UserError(truncate_problems(problems))

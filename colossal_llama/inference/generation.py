@@ -1,51 +1,80 @@
 """Generates text from token ids: streamed, with a key-value cache kept between prompts."""
 
+import inspect
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import deque
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
-from transformers.generation.streamers import BaseStreamer
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from colossal_llama.inference.arguments import Sampling
 from colossal_llama.model.rope import unscaled_length_tokens
 from colossal_llama.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _REPLACEMENT = "\ufffd"  # bytes that form no whole character decode to it
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling parameters: greedy decoding without `do_sample`; `top_k` 0 and `top_p` 1 are off."""
-
-    do_sample: bool
-    temperature: float
-    top_k: int
-    top_p: float
-
-
-@dataclass(frozen=True)
+@dataclass
 class Completion:
-    """Generated text.
+    """Text generated so far, or in full once `finish_reason` is set.
 
     Attributes:
+        prompt_tokens: length of the prompt.
         text: whole characters only; bytes of one cut off by the token limit are left out.
         token_ids: generated ids, with the stop token if one ended the text.
         finish_reason: "end" at a stop token, "length" at the token limit or at the model's last
-            position.
-        prompt_tokens: length of the prompt.
+            position; None until then.
         reused_tokens: tokens of the prompt whose keys and values were in the cache.
         duration_s: wall time, with the forward pass over the prompt (prefill).
     """
 
-    text: str
-    token_ids: list[int]
-    finish_reason: str
     prompt_tokens: int
-    reused_tokens: int
-    duration_s: float
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    reused_tokens: int = 0
+    duration_s: float = 0.0
+
+
+class Answer(Iterator[str]):
+    """An answer that is being generated: an iterator of pieces of text of whole characters.
+
+    Each step of the iterator runs the model until the next piece is there. Closing it ends the
+    generation and frees its keys and values, as does the last reference's end: in
+    `for piece in model.stream(text)`, a `break` does.
+
+    Attributes:
+        pieces: the generator behind it.
+        completion: what has been generated so far.
+    """
+
+    def __init__(self, pieces: Generator[str, None, None], completion: Completion):
+        self.pieces, self.completion = pieces, completion
+
+    def __next__(self) -> str:
+        return next(self.pieces)
+
+    def close(self) -> None:
+        """Ends the generation; what has been generated stays in `completion`."""
+        self.pieces.close()
+
+    def finish(self) -> Completion:
+        """Generates the rest and returns the whole."""
+        for _ in self.pieces:
+            pass
+        return self.completion
 
 
 class StreamingDecoder:
@@ -59,7 +88,7 @@ class StreamingDecoder:
         returned  … 学                   龘
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         self._backend = tokenizer.backend_tokenizer
         # An id before the first, so that the first one is decoded as a continuation.
         self._ids: list[int] = [token.id for token in self._backend.model.tokenize("a")]
@@ -81,121 +110,170 @@ class StreamingDecoder:
         return self._backend.decode(ids, skip_special_tokens=True)
 
 
-class _TextStreamer(BaseStreamer):
-    """Receives the prompt and then every new token from transformers' `generate`."""
-
-    def __init__(self, decoder: StreamingDecoder, stop_ids: Collection[int], on_text: Callable[[str], Any]):
-        self._decoder, self._stop_ids, self._on_text = decoder, stop_ids, on_text
-        self._is_prompt = True
-        self.pieces: list[str] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        """Receives the prompt [1, length] (once) or a token [1]."""
-        if self._is_prompt:
-            self._is_prompt = False
-            return
-        token_id = int(value.reshape(-1)[0])
-        text = "" if token_id in self._stop_ids else self._decoder.push(token_id)
-        if text:
-            self.pieces.append(text)
-            self._on_text(text)
-
-    def end(self) -> None:
-        """Does nothing: only bytes that never became a character are left."""
-
-
 class TextGenerator:
     """Generates from prompts one after the other.
 
-    Keys and values of the prefix that a prompt shares with the one before stay in the cache.
+    Keys and values of the prefix that a prompt shares with the one before stay in the cache. An
+    answer takes the cache with it and gives it back at its end: one that begins meanwhile has its
+    own.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerFast,
-        stop_ids: Collection[int],
-        sampling: Sampling,
-        max_new_tokens: int,
-    ):
+    def __init__(self, model: Any, tokenizer: "PreTrainedTokenizerFast"):
         """Prepares generation.
 
         Args:
             model: a causal language model (also a `PeftModel`) in evaluation mode.
             tokenizer: the model's tokenizer.
-            stop_ids: tokens that end an answer and are not part of its text.
-            sampling: how the next token is chosen.
-            max_new_tokens: the most tokens of one answer.
         """
         self._model, self._tokenizer = model, tokenizer
-        self._stop_ids = frozenset(stop_ids)
-        self._max_new_tokens = max_new_tokens
         self.max_positions: int = model.config.max_position_embeddings
-        choice = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p") if sampling.do_sample}
-        self._config = GenerationConfig(
-            do_sample=sampling.do_sample,
-            eos_token_id=sorted(self._stop_ids),
-            pad_token_id=min(self._stop_ids),  # never used: one sequence has no padding
-            **choice,
-        )
-        self._cache = DynamicCache()
-        self._cached_ids: list[int] = []
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        can_skip = "logits_to_keep" in inspect.signature(inner.forward).parameters
+        self._forward_options = {"logits_to_keep": 1} if can_skip else {}
+        self._kept: deque[_Cache] = deque(maxlen=1)  # whose pop and append are atomic among threads
         limit_tokens = unscaled_length_tokens(model.config)
         # Keys in the cache may have been rotated by the frequencies of another length.
         self._may_reuse_cache = limit_tokens is None or limit_tokens >= self.max_positions
 
-    def generate(self, prompt_ids: Sequence[int], on_text: Callable[[str], Any] = lambda text: None) -> Completion:
-        """Generates from one prompt.
+    def random_source(self, seed: int | None) -> torch.Generator:
+        """Returns a random generator on the model's device; without a seed, its own is random."""
+        source = torch.Generator(self._model.device)
+        source.seed() if seed is None else source.manual_seed(seed)
+        return source
 
-        Args:
-            prompt_ids: the whole prompt, BOS included.
-            on_text: called with every piece of text of whole characters.
+    def check_prompt(self, prompt_ids: Sequence[int]) -> None:
+        """Checks that a prompt leaves a position for an answer.
 
         Raises:
-            UserError: the prompt fills all positions of the model.
+            UserError: the prompt is empty, or fills all positions of the model.
         """
-        free_positions = self.max_positions - len(prompt_ids)
-        if free_positions < 1:
+        if not prompt_ids:
+            raise UserError("the prompt has no token: give a text")
+        if len(prompt_ids) >= self.max_positions:
             raise UserError(
                 f"the prompt has {len(prompt_ids):,} tokens, the model {self.max_positions:,} positions: shorten it"
             )
+
+    def answer(
+        self,
+        prompt_ids: Sequence[int],
+        stop_ids: Collection[int],
+        sampling: Sampling,
+        random_source: torch.Generator | None = None,
+    ) -> Answer:
+        """Returns the answer to one prompt, of which nothing has been generated yet.
+
+        Args:
+            prompt_ids: the whole prompt, BOS included.
+            stop_ids: tokens that end an answer and are not part of its text.
+            sampling: how the next token is chosen.
+            random_source: draws the tokens; without it, one is made from the sampling's seed.
+
+        Raises:
+            UserError: see `check_prompt`.
+        """
+        self.check_prompt(prompt_ids)
+        completion = Completion(len(prompt_ids))
+        source = random_source or self.random_source(sampling.seed)
+        return Answer(self._pieces(list(prompt_ids), frozenset(stop_ids), sampling, source, completion), completion)
+
+    def _pieces(
+        self,
+        prompt_ids: list[int],
+        stop_ids: frozenset[int],
+        sampling: Sampling,
+        random_source: torch.Generator,
+        completion: Completion,
+    ) -> Generator[str, None, None]:
+        """Generates token by token, yields what becomes text, and keeps `completion` up to date."""
         started = time.monotonic()
-        reused = self._keep_common_prefix(prompt_ids)
-        streamer = _TextStreamer(StreamingDecoder(self._tokenizer), self._stop_ids, on_text)
-        generated = self._run(prompt_ids, min(self._max_new_tokens, free_positions), streamer)
-        return Completion(
-            text="".join(streamer.pieces),
-            token_ids=generated,
-            finish_reason="end" if generated[-1] in self._stop_ids else "length",
-            prompt_tokens=len(prompt_ids),
-            reused_tokens=reused,
-            duration_s=time.monotonic() - started,
-        )
+        cache = self._take_cache(prompt_ids)
+        completion.reused_tokens = len(cache.ids)
+        decoder, choice = StreamingDecoder(self._tokenizer), _logits_processors(sampling)
+        new_ids = prompt_ids[len(cache.ids) :]
+        limit_tokens = min(sampling.max_new_tokens, self.max_positions - len(prompt_ids))
+        try:
+            while completion.finish_reason is None:
+                token_id = self._next_token(new_ids, cache, choice, random_source if sampling.do_sample else None)
+                new_ids = [token_id]
+                completion.token_ids.append(token_id)
+                completion.duration_s = time.monotonic() - started
+                text = "" if token_id in stop_ids else decoder.push(token_id)
+                completion.text += text
+                if token_id in stop_ids:
+                    completion.finish_reason = "end"
+                elif len(completion.token_ids) == limit_tokens:
+                    completion.finish_reason = "length"
+                if text:
+                    yield text
+        except GeneratorExit:  # closed early: its keys and values go with it
+            raise
+        except BaseException:  # Ctrl-C: the next prompt probably begins like this one
+            self._kept.append(cache)
+            raise
+        self._kept.append(cache)
 
-    def _keep_common_prefix(self, prompt_ids: Sequence[int]) -> int:
-        """Crops the cache to the prompt's prefix; at least one token is left to compute."""
-        limit = min(len(self._cached_ids), len(prompt_ids) - 1) if self._may_reuse_cache else 0
-        common = next((i for i in range(limit) if self._cached_ids[i] != prompt_ids[i]), limit)
+    def _take_cache(self, prompt_ids: list[int]) -> "_Cache":
+        """Takes the cache, cropped to the prompt's prefix; one token at least is computed."""
+        try:
+            kept = self._kept.pop()
+        except IndexError:
+            return _Cache()
+        limit = min(len(kept.ids), len(prompt_ids) - 1) if self._may_reuse_cache else 0
+        common = next((i for i in range(limit) if kept.ids[i] != prompt_ids[i]), limit)
         if common == 0:
-            self._cache = DynamicCache()
-        else:
-            self._cache.crop(common)
-        self._cached_ids = self._cached_ids[:common]
-        return common
+            return _Cache()
+        kept.crop(common)
+        return kept
 
-    @torch.inference_mode()
-    def _run(self, prompt_ids: Sequence[int], max_new_tokens: int, streamer: BaseStreamer) -> list[int]:
-        inputs = torch.tensor([list(prompt_ids)], device=self._model.device)
-        # After an interrupt, the next call crops what the cache holds beyond _cached_ids.
-        output = self._model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            generation_config=self._config,
-            max_new_tokens=max_new_tokens,
-            past_key_values=self._cache,
-            streamer=streamer,
-            use_model_defaults=False,  # else the model's generation_config.json would override silently
+    @torch.inference_mode()  # here, so that it does not reach the code that the pieces are yielded to
+    def _next_token(
+        self, new_ids: list[int], cache: "_Cache", choice: LogitsProcessorList, random_source: torch.Generator | None
+    ) -> int:
+        """Runs the model over new ids, whose keys and values enter the cache; chooses the next.
+
+        Args:
+            new_ids: ids after those in the cache.
+            cache: of the ids before.
+            choice: changes the logits before sampling.
+            random_source: samples; None takes the most probable token.
+        """
+        inputs = torch.tensor([new_ids], device=self._model.device)
+        output = self._model(
+            input_ids=inputs, past_key_values=cache.keys_and_values, use_cache=True, **self._forward_options
         )
-        ids = output[0].tolist()
-        self._cached_ids = ids[: self._cache.get_seq_length()]  # the last token has not been through the model
-        return ids[len(prompt_ids) :]
+        cache.ids.extend(new_ids)
+        logits = choice(inputs, output.logits[:, -1].float())
+        if random_source is None:
+            return int(logits.argmax(-1))
+        return int(torch.multinomial(logits.softmax(-1), num_samples=1, generator=random_source))
+
+
+@dataclass
+class _Cache:
+    """Keys and values of ids that have been through the model."""
+
+    ids: list[int] = field(default_factory=list)
+    keys_and_values: DynamicCache = field(default_factory=DynamicCache)
+
+    def crop(self, length_tokens: int) -> None:
+        """Keeps the first ids; an interrupted forward pass has left more in some layers."""
+        del self.ids[length_tokens:]
+        layers = getattr(self.keys_and_values, "layers", None)
+        if layers is None:
+            self.keys_and_values.crop(length_tokens)
+            return
+        for layer in layers:  # transformers 5 takes the number of tokens to remove, as a negative number
+            layer.crop(length_tokens - layer.get_seq_length())
+
+
+def _logits_processors(sampling: Sampling) -> LogitsProcessorList:
+    """What transformers' `generate` does to logits with the same settings, in the same order."""
+    processors = LogitsProcessorList()
+    if sampling.do_sample and sampling.temperature != 1:
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.do_sample and sampling.top_k:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.do_sample and sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    return processors

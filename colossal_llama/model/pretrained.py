@@ -1,5 +1,6 @@
 """Finds a model by directory or hub name and loads it for inference, with its tokenizer."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from colossal_llama.model.weights.llama_tensors import check_tensors
 from colossal_llama.model.weights.weight_files import first_line, tensor_shapes
 from colossal_llama.model.weights.written_model import check_written_model
 from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
@@ -44,13 +46,16 @@ def find_model(name: str) -> Path:
         ) from error
 
 
-def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tuple[Any, PreTrainedTokenizerFast]:
+def load_for_inference(
+    directory: Path, dtype: str, device: torch.device, say: Callable[[str], Any] = log_rank_zero
+) -> tuple[Any, PreTrainedTokenizerFast]:
     """Loads a model directory, or a peft adapter on the base model that its configuration names.
 
     Args:
         directory: of a model or an adapter.
         dtype: "auto" (as stored), "float32", "float16" or "bfloat16".
         device: where the weights are put.
+        say: receives what is said of the model's files.
 
     Returns:
         The model on `device`, in evaluation mode, and its tokenizer (an adapter's own, if it has
@@ -72,7 +77,7 @@ def load_for_inference(directory: Path, dtype: str, device: torch.device) -> tup
     tokenizer = load_tokenizer(directory if has_tokenizer else base)
     shapes = tensor_shapes(base)
     for path in dict.fromkeys((base, directory)):
-        check_written_model(path)
+        check_written_model(path, say)
     if find_architecture(config["model_type"]) and not config.get("quantization_config"):
         check_tensors(base, shapes, config)
     try:

@@ -157,3 +157,27 @@ def ineffective_options(arguments: Any) -> Iterator[tuple[str, str]]:
         needed = declaration.only_with
         if needed is not None and not values[needed] and values[name] != declaration.settings.get("default"):
             yield name, needed
+
+
+def value_problems(arguments: Any) -> Iterator[str]:
+    """Problems of values that were given from Python, by the types and choices of their options."""
+    values = option_values(arguments)
+    for name, declaration in declared_options(type(arguments)).items():
+        value, settings = values[name], declaration.settings
+        if value == settings.get("default", value_problems):  # not given
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            if problem := _item_problem(item, settings):
+                yield f"{name}={value!r}: {problem}"
+
+
+def _item_problem(item: Any, settings: dict[str, Any]) -> str | None:
+    if "choices" in settings and item not in settings["choices"]:
+        return f"choose from {', '.join(map(str, settings['choices']))}"
+    if "type" not in settings:
+        return None
+    try:
+        converted = settings["type"](str(item))
+    except argparse.ArgumentTypeError as error:
+        return str(error)
+    return f"give {converted!r}" if converted != item and type(converted) is not type(item) else None

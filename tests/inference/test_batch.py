@@ -4,26 +4,26 @@ import json
 
 import pytest
 
+from colossal_llama.inference.api import open_model
+from colossal_llama.inference.arguments import Sampling
 from colossal_llama.inference.batch import generate_file
-from colossal_llama.inference.generation import Sampling, TextGenerator
-from colossal_llama.tokenizer.loading import load_tokenizer
-
-GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 
 
-def test_an_interrupted_file_of_answers_is_kept(random_model, llama2, tmp_path, monkeypatch):
-    generator = TextGenerator(random_model, load_tokenizer(llama2), {2}, GREEDY, 4)
-    answers, generate = iter(range(2)), generator.generate
+def test_an_interrupted_file_of_answers_is_kept(random_model_directory, tmp_path, monkeypatch):
+    model = open_model(random_model_directory, device="cpu")
+    answers = model.answers
 
-    def interrupted(prompt_ids):
-        if next(answers, None) is None:
-            raise KeyboardInterrupt
-        return generate(prompt_ids)
+    def interrupted(prompts, sampling):
+        for number, completion in enumerate(answers(prompts, sampling)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield completion
 
-    monkeypatch.setattr(generator, "generate", interrupted)
+    monkeypatch.setattr(model, "answers", interrupted)
     records = [{"id": number} for number in range(4)]
+    sampling = Sampling(do_sample=False, max_new_tokens=4, seed=0)
     with pytest.raises(KeyboardInterrupt):
-        generate_file(generator, records, [[1, 5, 6]] * 4, tmp_path / "out.jsonl", seed=0)
+        generate_file(model, sampling, records, ["a"] * 4, tmp_path / "out.jsonl")
     (kept,) = tmp_path.iterdir()
     assert kept.name == "out.partial.jsonl"
     assert [json.loads(line)["id"] for line in kept.read_text("utf-8").splitlines()] == [0, 1]

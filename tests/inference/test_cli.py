@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
-from colossal_llama.inference.generation import Sampling, TextGenerator
+from colossal_llama.inference.arguments import Sampling
+from colossal_llama.inference.generation import TextGenerator
 from colossal_llama.inference.prompts import (
     PretrainedPrompt,
     pretrained_prompt,
@@ -25,11 +26,14 @@ from colossal_llama.utils.checksums import write_checksums
 from tests.support.forked import run_forked
 from tests.support.scripts import run_script
 
-GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
-
 SCRIPT = "inference_example.py"
 
 cached_tokenizer = functools.cache(load_tokenizer)
+
+
+def greedy_text(model, tokenizer, prompt_ids: list[int], max_new_tokens: int) -> str:
+    sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
+    return TextGenerator(model, tokenizer).answer(prompt_ids, {2}, sampling).finish().text
 
 
 def infer(project_root: Path, *options: object, stdin: str = "") -> subprocess.CompletedProcess:
@@ -47,7 +51,7 @@ def test_script_completes_and_answers(project_root, random_model_directory, rand
     for style, prompt in cases.items():
         done = run_forked(project_root, SCRIPT, *common, "--input_txt", "床前明月光", "--prompt_style", style)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == TextGenerator(random_model, tokenizer, {2}, GREEDY, 12).generate(prompt).text + "\n"
+        assert done.stdout == greedy_text(random_model, tokenizer, prompt, 12) + "\n"
         assert "12 tokens in" in done.stderr
         assert "tokens/s" in done.stderr
 
@@ -119,7 +123,7 @@ def test_script_chats_with_history(project_root, random_model_directory, random_
     template = ConversationTemplate.for_llama(tokenizer, 2)
 
     def answer(*messages: Message) -> str:
-        return TextGenerator(random_model, tokenizer, {2}, GREEDY, 8).generate(template.prompt_ids(messages)).text
+        return greedy_text(random_model, tokenizer, template.prompt_ids(messages), 8)
 
     opening = (Message("system", "Be brief."), Message("human", "你好"))
     first = answer(*opening)
@@ -164,7 +168,7 @@ def test_script_uses_a_chat_template(project_root, random_model_directory, rando
         tmp_path / "chat.jinja",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == TextGenerator(random_model, tokenizer, {2}, GREEDY, 8).generate(prompt).text + "\n"
+    assert done.stdout == greedy_text(random_model, tokenizer, prompt, 8) + "\n"
 
     (tmp_path / "strict.jinja").write_text(
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system message, please') }}{% endif %}" + CHATML
@@ -186,8 +190,8 @@ def test_script_runs_an_adapter(project_root, random_model_directory, random_mod
 
     tokenizer = cached_tokenizer(llama2)
     prompt = PretrainedPrompt(tokenizer).ids(pretrained_prompt("abc"))
-    with_adapter = TextGenerator(adapted.eval(), tokenizer, {2}, GREEDY, 12).generate(prompt).text
-    assert with_adapter != TextGenerator(random_model, tokenizer, {2}, GREEDY, 12).generate(prompt).text
+    with_adapter = greedy_text(adapted.eval(), tokenizer, prompt, 12)
+    assert with_adapter != greedy_text(random_model, tokenizer, prompt, 12)
     options = ("--device", "cpu", "--do_sample", "0", "--max_new_tokens", 12, "--input_txt", "abc")
     done = run_forked(project_root, SCRIPT, "--model_path", tmp_path / "adapter", *options)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,9 @@
 """Prompts as in preparation, whole characters, a cache that changes nothing, long chats."""
 
 import functools
+import gc
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
-from colossal_llama.inference.generation import Sampling, StreamingDecoder, TextGenerator
+from colossal_llama.inference.arguments import Sampling
+from colossal_llama.inference.generation import Completion, StreamingDecoder, TextGenerator
 from colossal_llama.inference.prompts import (
     PretrainedPrompt,
     pretrained_prompt,
@@ -17,12 +21,16 @@ from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
 
-GREEDY = Sampling(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
+GREEDY = Sampling(do_sample=False, max_new_tokens=8)
 FAMILIES = ("llama2", "llama3-base")
 TEXTS = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("你好人工智能 ，龘😀👩‍👩‍👧 ▁é\n")), max_size=30)
 
 cached_tokenizer = functools.cache(load_tokenizer)
 cached_encoder = functools.cache(lambda directory: TextEncoder(cached_tokenizer(directory)))
+
+
+def greedy(generator: TextGenerator, prompt_ids: list[int], stop_ids=(2,), max_new_tokens: int = 8) -> Completion:
+    return generator.answer(prompt_ids, stop_ids, replace(GREEDY, max_new_tokens=max_new_tokens)).finish()
 
 
 # streaming
@@ -66,10 +74,10 @@ def test_a_character_is_shown_when_its_last_byte_is_there(llama2):
 
 def test_answers_equal_plain_generation(random_model, llama2):
     tokenizer = cached_tokenizer(llama2)
-    generator = TextGenerator(random_model, tokenizer, {tokenizer.eos_token_id}, GREEDY, max_new_tokens=40)
+    generator = TextGenerator(random_model, tokenizer)
     prompt = PretrainedPrompt(tokenizer).ids(pretrained_prompt("明月松间照，"))
-    shown: list[str] = []
-    answer = generator.generate(prompt, shown.append)
+    stream = generator.answer(prompt, {tokenizer.eos_token_id}, replace(GREEDY, max_new_tokens=40))
+    shown, answer = list(stream), stream.completion
     plain = random_model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0, len(prompt) :].tolist()
     assert answer.token_ids == plain
     assert "".join(shown) == answer.text
@@ -78,11 +86,11 @@ def test_answers_equal_plain_generation(random_model, llama2):
 
 def test_only_the_command_line_decides_how_tokens_are_chosen(random_model, llama2, monkeypatch):
     prompt = PretrainedPrompt(cached_tokenizer(llama2)).ids("x")
-    generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, max_new_tokens=8)
-    expected = generator.generate(prompt).token_ids
+    generator = TextGenerator(random_model, cached_tokenizer(llama2))
+    expected = greedy(generator, prompt).token_ids
     forbidden = [[token] for token in expected]
     monkeypatch.setattr(random_model.generation_config, "bad_words_ids", forbidden)
-    assert generator.generate(prompt).token_ids == expected
+    assert greedy(generator, prompt).token_ids == expected
     assert not set(expected) & set(
         random_model.generate(torch.tensor([prompt]), max_new_tokens=8)[0, len(prompt) :].tolist()
     )
@@ -93,23 +101,23 @@ def test_the_cache_is_reused_and_changes_nothing(random_model, llama2):
     tokenizer = cached_tokenizer(llama2)
     template = ConversationTemplate.for_llama(tokenizer, 2)
     stop_ids = {tokenizer.eos_token_id, template.turn_end_id}
-    kept = TextGenerator(random_model, tokenizer, stop_ids, GREEDY, max_new_tokens=12)
+    kept = TextGenerator(random_model, tokenizer)
     messages: list[Message] = []
     for question in ("你好，你是谁？", "And what can you do?", "谢谢"):
         messages.append(Message("human", question))
         prompt = template.prompt_ids(messages)
-        answer = kept.generate(prompt)
-        fresh = TextGenerator(random_model, tokenizer, stop_ids, GREEDY, max_new_tokens=12).generate(prompt)
+        answer = greedy(kept, prompt, stop_ids, 12)
+        fresh = greedy(TextGenerator(random_model, tokenizer), prompt, stop_ids, 12)
         assert answer.token_ids == fresh.token_ids
         assert fresh.reused_tokens == 0
         if len(messages) > 1:
             assert answer.reused_tokens >= len(template.prompt_ids(messages[:-2]))
         messages.append(Message("assistant", answer.text))
     other = template.prompt_ids([Message("human", "something else")])
-    answer = kept.generate(other)
+    answer = greedy(kept, other, stop_ids, 12)
     assert 0 < answer.reused_tokens < len(other)
-    assert answer.token_ids == TextGenerator(random_model, tokenizer, stop_ids, GREEDY, 12).generate(other).token_ids
-    again = kept.generate(other)
+    assert answer.token_ids == greedy(TextGenerator(random_model, tokenizer), other, stop_ids, 12).token_ids
+    again = greedy(kept, other, stop_ids, 12)
     assert again.reused_tokens == len(other) - 1
     assert again.token_ids == answer.token_ids
 
@@ -117,10 +125,10 @@ def test_the_cache_is_reused_and_changes_nothing(random_model, llama2):
 def test_a_stop_token_ends_the_answer_and_is_not_shown(random_model, llama2):
     tokenizer = cached_tokenizer(llama2)
     prompt = PretrainedPrompt(tokenizer).ids("x")
-    free = TextGenerator(random_model, tokenizer, {tokenizer.eos_token_id}, GREEDY, 8).generate(prompt)
+    free = greedy(TextGenerator(random_model, tokenizer), prompt)
     stop = free.token_ids[3]
     first = free.token_ids.index(stop)
-    stopped = TextGenerator(random_model, tokenizer, {stop}, GREEDY, 8).generate(prompt)
+    stopped = greedy(TextGenerator(random_model, tokenizer), prompt, {stop})
     assert stopped.token_ids == free.token_ids[: first + 1]
     assert stopped.finish_reason == "end"
     assert free.text.startswith(stopped.text)
@@ -129,25 +137,29 @@ def test_a_stop_token_ends_the_answer_and_is_not_shown(random_model, llama2):
 def test_an_interrupted_answer_leaves_no_trace(random_model, llama2):
     tokenizer = cached_tokenizer(llama2)
     prompt, other = (PretrainedPrompt(tokenizer).ids(text) for text in ("x y z", "x y and something else"))
-    generator = TextGenerator(random_model, tokenizer, {2}, GREEDY, 8)
-    expected = generator.generate(other).token_ids
-    generator.generate(prompt)
+    generator = TextGenerator(random_model, tokenizer)
+    expected = greedy(generator, other).token_ids
+    greedy(generator, prompt)
 
-    def interrupt(text: str) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    handle = random_model.model.layers[1].register_forward_hook(interrupt)  # the first layer's keys are there
     with pytest.raises(KeyboardInterrupt):
-        generator.generate(prompt, interrupt)
-    again = generator.generate(other)
+        greedy(generator, prompt[:3] + other)
+    handle.remove()
+    again = greedy(generator, other)
     assert again.token_ids == expected
     assert again.reused_tokens > 0
 
 
 def test_a_prompt_beyond_the_models_positions_is_refused(random_model, llama2):
-    generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, 8)
+    generator = TextGenerator(random_model, cached_tokenizer(llama2))
     with pytest.raises(UserError, match="400 positions"):
-        generator.generate([1] * 400)
-    assert len(generator.generate([1] * 398).token_ids) == 2
+        greedy(generator, [1] * 400)
+    with pytest.raises(UserError, match="no token"):
+        greedy(generator, [])
+    assert len(greedy(generator, [1] * 398).token_ids) == 2
 
 
 def test_keys_of_another_length_are_not_reused(random_model, llama2):
@@ -157,10 +169,80 @@ def test_keys_of_another_length_are_not_reused(random_model, llama2):
     config.rope_scaling = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
     config.original_max_position_embeddings = 100
     try:
-        generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, 2)
-        assert [generator.generate([1, 5, 6, 7]).reused_tokens for _ in range(2)] == [0, 0]
+        generator = TextGenerator(random_model, cached_tokenizer(llama2))
+        assert [greedy(generator, [1, 5, 6, 7]).reused_tokens for _ in range(2)] == [0, 0]
     finally:
         config.rope_scaling = None
         del config.original_max_position_embeddings
-    generator = TextGenerator(random_model, cached_tokenizer(llama2), {2}, GREEDY, 2)
-    assert [generator.generate([1, 5, 6, 7]).reused_tokens for _ in range(2)] == [0, 3]
+    generator = TextGenerator(random_model, cached_tokenizer(llama2))
+    assert [greedy(generator, [1, 5, 6, 7]).reused_tokens for _ in range(2)] == [0, 3]
+
+
+# what a stream leaves behind
+
+
+def stream_of(model, tokenizer, sampling: Sampling = GREEDY):
+    generator = TextGenerator(model, tokenizer)
+    return generator, generator.answer(PretrainedPrompt(tokenizer).ids("x"), {2}, sampling)
+
+
+def test_sampling_is_that_of_transformers(random_model, llama2):
+    tokenizer = cached_tokenizer(llama2)
+    prompt = PretrainedPrompt(tokenizer).ids("x")
+    for chosen in ({"temperature": 1.7}, {"top_k": 0, "top_p": 1.0}, {"top_p": 0.5, "temperature": 1.0}, {"top_k": 3}):
+        sampling = Sampling(seed=3, max_new_tokens=12, **chosen)
+        answer = TextGenerator(random_model, tokenizer).answer(prompt, {2}, sampling).finish()
+        torch.manual_seed(3)
+        given = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        plain = random_model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=True, **given)
+        assert answer.token_ids == plain[0, len(prompt) :].tolist()
+
+
+def test_a_stream_leaves_the_random_state_and_the_gradient_mode_alone(random_model, llama2):
+    before = torch.get_rng_state()
+    _, stream = stream_of(random_model, cached_tokenizer(llama2), Sampling(max_new_tokens=8))
+    for _ in stream:
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_stream_that_is_left_frees_its_keys_and_values(random_model, llama2):
+    def caches() -> list:
+        return [value for value in gc.get_objects() if type(value).__name__ == "DynamicCache"]
+
+    gc.collect()
+    before = len(caches())
+    gc.disable()
+    try:
+        generator, stream = stream_of(random_model, cached_tokenizer(llama2))
+        left = weakref.ref(stream)
+        for _ in stream:
+            break
+        del stream  # as the loop itself does with `for piece in model.stream(text)`
+        assert left() is None
+        assert len(caches()) == before
+        _, stream = stream_of(random_model, cached_tokenizer(llama2))
+        next(stream)
+        assert len(caches()) == before + 1
+        stream.close()
+        assert len(caches()) == before
+        assert stream.completion.finish_reason is None
+        assert list(stream) == []
+    finally:
+        gc.enable()
+    expected = greedy(TextGenerator(random_model, cached_tokenizer(llama2)), [1, 5, 6]).token_ids
+    assert greedy(generator, [1, 5, 6]).token_ids == expected
+
+
+def test_streams_that_run_by_turns_do_not_mix(random_model, llama2):
+    tokenizer = cached_tokenizer(llama2)
+    generator = TextGenerator(random_model, tokenizer)
+    prompts = [PretrainedPrompt(tokenizer).ids(text) for text in ("one and the same", "one and another", "one")]
+    alone = [greedy(TextGenerator(random_model, tokenizer), prompt).text for prompt in prompts]
+    greedy(generator, prompts[0])
+    streams = [generator.answer(prompt, (2,), GREEDY) for prompt in prompts]
+    for _ in range(12):
+        for stream in streams:
+            next(stream, None)
+    assert [stream.finish().text for stream in streams] == alone

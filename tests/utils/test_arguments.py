@@ -14,6 +14,7 @@ from colossal_llama.utils.arguments import (
     option,
     option_values,
     switch,
+    value_problems,
 )
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range, parse_bool
 
@@ -86,3 +87,13 @@ def test_a_needed_option_has_its_advice_and_no_default():
 def test_a_given_value_replaces_that_of_an_option():
     namespace = argparse.Namespace(dataset=["a"], micro_batch_size=1, padding="none")
     assert from_namespace(_Rows, namespace, padding="longest").padding == "longest"
+
+
+def test_values_from_python_are_checked_as_those_of_the_command_line():
+    good = _Arguments(kind="a", save_dir=Path("out"), rows=_Rows(micro_batch_size=3), optimizer=_Optimizer(max_steps=7))
+    assert list(value_problems(good)) == []
+    rows = _Rows(micro_batch_size=0, padding="some")
+    bad = _Arguments(kind="a", save_dir=Path("out"), rows=rows, optimizer=_Optimizer(fused="no", max_steps=1.5))
+    assert [problem.partition("=")[0] for problem in value_problems(bad)] == [
+        *("micro_batch_size", "padding", "fused", "max_steps"),
+    ]

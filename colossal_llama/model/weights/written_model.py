@@ -4,9 +4,10 @@ Weights must be as they were written. Configuration and tokenizer may have been 
 is said. XXH3 reads about 6 GB/s from memory, and a disk's speed from a disk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from colossal_llama.utils.checksums import CHECKSUMS, FileChecksum, differences, has_checksums, read_checksums
 from colossal_llama.utils.console import log_rank_zero
@@ -55,18 +56,24 @@ def _damaged(directory: Path, problems: list[str]) -> UserError:
     )
 
 
-def say_what_was_edited(directory: Path, others: Mapping[str, FileChecksum]) -> None:
-    """Logs the files of configuration and tokenizer that differ from their checksums."""
+def say_what_was_edited(
+    directory: Path, others: Mapping[str, FileChecksum], say: Callable[[str], Any] = log_rank_zero
+) -> None:
+    """Says which files of configuration and tokenizer differ from their checksums."""
     for difference in differences(directory, others):
-        log_rank_zero(f"warning: {directory} was edited or is damaged: {difference}")
+        say(f"warning: {directory} was edited or is damaged: {difference}")
 
 
-def check_written_model(directory: Path) -> None:
+def check_written_model(directory: Path, say: Callable[[str], Any] = log_rank_zero) -> None:
     """Compares a whole model with its checksums, if it has any.
+
+    Args:
+        directory: of the model.
+        say: receives a line for each other file that differs.
 
     Raises:
         UserError: weights differ.
     """
     files = recorded_files(directory)
-    say_what_was_edited(directory, files.others)
+    say_what_was_edited(directory, files.others, say)
     check_weights(directory, files.weights)
