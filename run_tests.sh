@@ -4,27 +4,30 @@
 #   bash run_tests.sh [PYTEST ARGUMENTS]              for instance: bash run_tests.sh -k tokenizer
 #   bash run_tests.sh --fast [PYTEST ARGUMENTS]       style, and the tests without slow ones, ranks and GPUs: 3 minutes
 #   bash run_tests.sh --engine [PYTEST ARGUMENTS]     only the tests of what runs on ColossalAI, without style
+#   bash run_tests.sh --transformers5 [PYTEST ARGUMENTS]     the tests with transformers 5, without style
 #
 # Two test files run at a time, since much of the time is start-up and waiting; `-n 0` runs one test after the other. So
 # do hosts with GPUs, whose memory and time the tests measure.
 #
-# The environment is created by setup_environment.sh in .venv, or in $COLOSSAL_LLAMA_VENV. COLOSSAL_LLAMA_PYTHON names an
-# interpreter that has everything already (that of a cluster's image, for instance); nothing is installed then.
+# The environment is created by setup_environment.sh in .venv (with transformers 5: .venv-transformers5), or in
+# $COLOSSAL_LLAMA_VENV. COLOSSAL_LLAMA_PYTHON names an interpreter that has everything already (that of a cluster's
+# image, for instance); nothing is installed then.
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-style=1 selection=()
+style=1 selection=() variant=() default=.venv
 case ${1:-} in
 --fast) selection=(-m "not slow and not distributed and not gpu") && shift ;;
 --engine) selection=(-m engine) style= && shift ;;
--h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
+--transformers5) variant=(--transformers5) default=.venv-transformers5 style= && shift ;;
+-h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
 esac
 
 if [[ -n ${COLOSSAL_LLAMA_PYTHON:-} ]]; then
     python=$COLOSSAL_LLAMA_PYTHON
 else
-    venv=${COLOSSAL_LLAMA_VENV:-$project/.venv}
-    bash "$project/setup_environment.sh" "$venv"
+    venv=${COLOSSAL_LLAMA_VENV:-$project/$default}
+    bash "$project/setup_environment.sh" "${variant[@]}" "$venv"
     venv=$(cd "$venv" && pwd)
     python=$venv/bin/python
 fi

@@ -2,11 +2,13 @@
 # Creates the virtual environment of the project.
 #
 #   bash setup_environment.sh [VENV]     VENV: the environment's directory, by default .venv next to this script
+#   bash setup_environment.sh --transformers5 [VENV]     with transformers 5; by default in .venv-transformers5
 #   PYTHON=/path/to/python bash setup_environment.sh     chooses the interpreter (3.11 or 3.12)
 #
-# Installs requirements.txt, then requirements-engine.txt without its dependencies, checks the result, and records in the
-# environment what it installed: a second run returns at once, changed requirements are installed, and an interrupted
-# run is repaired by the next. pip's own settings (PIP_INDEX_URL and the like) apply as always.
+# Installs requirements.txt (or requirements-transformers5.txt), then requirements-engine.txt without its dependencies,
+# checks the result, and records in the environment what it installed: a second run returns at once, changed requirements
+# are installed, and an interrupted run is repaired by the next. pip's own settings (PIP_INDEX_URL and the like) apply as
+# always.
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -16,19 +18,24 @@ fail() {
     exit 2
 }
 
+requirements=$project/requirements.txt default=.venv
+if [[ ${1:-} == --transformers5 ]]; then
+    requirements=$project/requirements-transformers5.txt default=.venv-transformers5
+    shift
+fi
 if [[ $# -gt 1 || ${1:-} == -* ]]; then
-    sed -n '2,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     [[ ${1:-} == -h || ${1:-} == --help ]] && exit 0
     exit 2
 fi
-venv=${1:-$project/.venv}
+venv=${1:-$project/$default}
 python=$venv/bin/python
 stamp=$venv/.setup-complete     # what was installed; written last
 unfinished=$venv/.setup-started # there from the first change to the last: an interrupted run leaves it behind
 
 # The fingerprint of the contents that the environment must have: both files and the interpreter's version.
 fingerprint() {
-    "$python" - "$project/requirements.txt" "$project/requirements-engine.txt" <<'PYTHON'
+    "$python" - "$requirements" "$project/requirements-engine.txt" <<'PYTHON'
 import hashlib, sys
 
 digest = hashlib.sha256(repr(sys.version_info[:2]).encode())
@@ -123,18 +130,18 @@ PYTHON
 
 install() {
     "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip --default-pip >/dev/null
-    local requirements=$venv/.setup-requirements.txt kept pinned
+    local chosen=$venv/.setup-requirements.txt kept pinned
     kept=$(torch_to_keep)
-    pinned=$(sed -n 's/^torch==//p' "$project/requirements.txt")
+    pinned=$(sed -n 's/^torch==//p' "$requirements")
     if [[ -n $kept && ${kept%%+*} != "$pinned" ]]; then
         echo "keeping torch $kept, which is installed already and supported (a fresh environment gets $pinned)"
-        sed "s/^torch==.*/torch==$kept/" "$project/requirements.txt" >"$requirements"
+        sed "s/^torch==.*/torch==$kept/" "$requirements" >"$chosen"
     else
-        cp "$project/requirements.txt" "$requirements"
+        cp "$requirements" "$chosen"
     fi
-    "$python" -m pip install --quiet --no-compile --requirement "$requirements"
+    "$python" -m pip install --quiet --no-compile --requirement "$chosen"
     "$python" -m pip install --quiet --no-compile --no-deps --requirement "$project/requirements-engine.txt"
-    rm "$requirements"
+    rm "$chosen"
     # Compiles on all cores, which pip does not, and leaves out modules that are never imported: 25 s of processor time
     # instead of 39.
     local site
