@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from colossal_llama.engine import adam_extension, cpu_accelerator, launch
+from tests.support.versions import NEEDS_SHARD_POLICIES
 
 
 def run(code: str) -> str:
@@ -66,12 +67,14 @@ launch(0)
 try: found["is gloo nccl"] = repr(is_nccl(dist.new_group(backend="gloo")))
 except AttributeError as error: found["is gloo nccl"] = repr(error)
 from colossal_llama.engine.hybrid_adam import FusedHybridAdam, build_optimizer
+from colossal_llama.engine.whole_model import WholeModelPolicy
 from colossalai.booster import Booster
 from colossalai.booster.plugin import HybridParallelPlugin
 from transformers import LlamaConfig, LlamaForCausalLM
 def norm_of_two_micro_batches(elements_in_a_bucket):
     settings = {"zero_stage": 2, "precision": "bf16", "max_norm": 1e9, "overlap_communication": False}
-    plugin = HybridParallelPlugin(tp_size=1, pp_size=1, enable_fused_normalization=False, **settings)
+    policy = WholeModelPolicy()
+    plugin = HybridParallelPlugin(tp_size=1, pp_size=1, custom_policy=policy, **settings)
     plugin.zero_config["reduce_bucket_size"] = elements_in_a_bucket
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -176,6 +179,7 @@ def test_the_loss_of_a_parallelised_model_is_still_computed_in_half_precision(un
     assert unpatched["loss"] == "torch.bfloat16"
 
 
+@NEEDS_SHARD_POLICIES
 def test_sequence_parallel_attention_still_knows_no_attention_function():
     """Fails when ColossalAI calls that function: then `attention_forward` can go."""
     from colossalai.shardformer.modeling import llama

@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from colossal_llama.dataset.dummy_dataset import random_rows
 from colossal_llama.model.weights.generation_config import save_model
 from tests.support.training_runs import Runner, make_toy
+from tests.support.versions import NEEDS_SHARD_POLICIES
 
-pytestmark = pytest.mark.slow  # the runs that all tests of the file share
+pytestmark = [pytest.mark.slow, NEEDS_SHARD_POLICIES]  # slow: the runs that all tests of the file share
 
 # Sums in another order. Half precision (which ZeRO needs): fp16, whose last bit is 2^-11. Of the
 # weights each tensor's whole change is compared, in half precision without one element in fifty:

@@ -24,6 +24,7 @@ from colossal_llama.model.weights.weight_files import find_weight_files  # noqa:
 from colossal_llama.training.checkpoint.discovery import open_checkpoint  # noqa: E402
 from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer  # noqa: E402
 from colossal_llama.training.checkpoint.state import checkpoint_directories  # noqa: E402
+from tests.support.versions import can_run, possible, run_names  # noqa: E402
 
 pytestmark = pytest.mark.slow  # the runs that all tests of the file share
 
@@ -31,6 +32,8 @@ BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
 RUN = (*BATCH, "--num_epochs", "2", "--save_interval", "2", "--use_neft")
 ELASTIC = ("--num_epochs", "2", "--save_interval", "4", "--skip_save_each_epoch", "--use_neft")
 SPLIT = ("--plugin", "3d", "--zero", "0", "--tp", "2", "--micro_batch_size", "8")
+if not can_run(SPLIT):
+    SPLIT = ("--plugin", "ddp", "--micro_batch_size", "4")
 MIDDLE = "epoch-0_step-4"  # 33 rows, 8 a step: 5 steps an epoch, the last one short
 
 SETTINGS = {
@@ -47,6 +50,9 @@ SETTINGS = {
     ),
     "3d_tp2": ("--plugin", "3d", "--zero", "0", "--tp", "2", "--mixed_precision", "bf16", "--micro_batch_size", "4"),
 }
+
+DIVIDED = "3d_pp2" if can_run(SETTINGS["3d_pp2"]) else "3d_zero1"
+"""The setting in which a rank has the most that no other has."""
 
 NO_PICKLE_NO_MEMORY_SMALL_FILES = """
 import pickle, runpy
@@ -75,10 +81,10 @@ def resumed(runner, dropout_model):
     Also all else that goes on with two ranks, since a launch takes longer than these runs.
     """
     model = ("--pretrained", str(dropout_model))
-    next_stage = ("--pretrained", str(runner.workspace / "3d_pp2" / "save" / "epoch-0_step-2" / "modelling"))
-    first = [runner.command(name, *RUN, *options, *model) for name, options in SETTINGS.items()]
+    next_stage = ("--pretrained", str(runner.workspace / DIVIDED / "save" / "epoch-0_step-2" / "modelling"))
+    first = [runner.command(name, *RUN, *options, *model) for name, options in possible(SETTINGS).items()]
     first += [
-        runner.command("undisturbed", *RUN, *SETTINGS["3d_pp2"], *next_stage),
+        runner.command("undisturbed", *RUN, *SETTINGS[DIVIDED], *next_stage),
         runner.command("elastic", *BATCH, *ELASTIC),
         runner.command("split", *SPLIT, *ELASTIC, "--load_checkpoint", str(save_of(runner, "elastic") / MIDDLE)),
         runner.command(
@@ -94,7 +100,7 @@ def resumed(runner, dropout_model):
     finished = ("--load_checkpoint", str(save_of(runner, "zero2_again") / "epoch-1_step-10"))
     again = [
         runner.command(f"{name}_again", *RUN, *options, "--load_checkpoint", str(checkpoint_of(runner, name)))
-        for name, options in SETTINGS.items()
+        for name, options in possible(SETTINGS).items()
     ]
     again += [
         runner.command("went_back", *RUN, *SETTINGS["zero2"], *back),
@@ -114,7 +120,7 @@ def checkpoint_of(runner, name: str) -> Path:
     return save_of(runner, name) / MIDDLE
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", run_names(SETTINGS))
 def test_resuming_changes_nothing(resumed, name):
     whole, again = resumed.losses(name), resumed.losses(f"{name}_again")
     assert len(whole) == 10
@@ -204,10 +210,11 @@ def test_killed_at_any_moment_and_resumed(resumed):
     """kill -9 of the launcher at a random moment, of a rank while a checkpoint is written; then the
     same command again.
 
-    A pipeline, each of whose ranks has a part of the model and of its states that no other has.
+    A pipeline where there is one: each of its ranks has a part of the model and of its states that
+    no other has.
     """
-    name, options = "killed", (*RUN, *SETTINGS["3d_pp2"])
-    model = ("--pretrained", str(resumed.workspace / "3d_pp2" / "save" / "epoch-0_step-2" / "modelling"))
+    name, options = "killed", (*RUN, *SETTINGS[DIVIDED])
+    model = ("--pretrained", str(resumed.workspace / DIVIDED / "save" / "epoch-0_step-2" / "modelling"))
     save_dir = resumed.workspace / name / "save"
     command = resumed.command(name, *options, *model, "--save_interval", "1", "--load_checkpoint", "auto")
     process = resumed.start(command)
@@ -235,7 +242,7 @@ def test_a_signal_ends_the_run_after_saving(resumed):
     """Also one that reaches a single rank, here the last stage of a pipeline."""
     name = "signalled"
     command = resumed.command(
-        name, *RUN, *SETTINGS["3d_pp2"], "--save_interval", "1000", "--num_epochs", "40", "--skip_save_each_epoch"
+        name, *RUN, *SETTINGS[DIVIDED], "--save_interval", "1000", "--num_epochs", "40", "--skip_save_each_epoch"
     )
     process = resumed.start(command)
     metrics = resumed.workspace / name / "logs" / "metrics.jsonl"

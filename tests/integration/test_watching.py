@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from colossal_llama.model.weights.generation_config import save_model
 from colossal_llama.training.plot_training import draw_curves, read_curve
 from tests.support.training_runs import poisoned, ranks_of, torchrun
+from tests.support.versions import possible, run_names
 
 pytestmark = pytest.mark.slow  # the runs that all tests of the file share
 
@@ -63,13 +64,16 @@ def two_ranks(runner, toy, dropout_model, poison, targets):
         [
             command("plain", *random),
             command("evaluated", *random, *evaluation),
-            *(command(f"{name}_evaluated", *BATCH, *options, *evaluation) for name, options in PLUGINS.items()),
+            *(
+                command(f"{name}_evaluated", *BATCH, *options, *evaluation)
+                for name, options in possible(PLUGINS).items()
+            ),
             command("in_order", *BATCH, "--shuffle", "none"),
             *(
                 with_dataset(command(f"{name}_targets", *BATCH, "--shuffle", "none"), part)
                 for name, part in targets.items()
             ),
-            *(command(f"{name}_bad", *BATCH, *options, *BAD_RUN, *bad) for name, options in BAD.items()),
+            *(command(f"{name}_bad", *BATCH, *options, *BAD_RUN, *bad) for name, options in possible(BAD).items()),
             with_dataset(command("one_means", *BATCH, "--loss_average", "micro_batch"), targets["one"]),
             command("planned", *BATCH, "--num_epochs", "3", "--dry_run", "--gpu_memory_gib", "1e-4"),
             command("planned_short", *BATCH, "--num_epochs", "3", "--max_steps", "7", "--dry_run"),
@@ -135,7 +139,7 @@ def test_evaluated_at_intervals_and_at_the_end(two_ranks):
     assert steps == [2, 4, 5]
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize("name", run_names(PLUGINS))
 def test_the_validation_loss_is_that_of_transformers(two_ranks, toy, name):
     last = two_ranks.metrics(f"{name}_evaluated")[-1]
     rows = list(datasets.load_from_disk(str(toy.parts[1])))
@@ -144,7 +148,7 @@ def test_the_validation_loss_is_that_of_transformers(two_ranks, toy, name):
     assert last["eval_loss_by_category"] == pytest.approx(by_category, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", list(PLUGINS)[1:])
+@pytest.mark.parametrize("name", run_names(PLUGINS)[1:])
 def test_losses_by_category_do_not_depend_on_the_plugin(two_ranks, name):
     for first, second in zip(two_ranks.metrics("zero2_evaluated"), two_ranks.metrics(f"{name}_evaluated"), strict=True):
         assert first["loss_by_category"] == pytest.approx(second["loss_by_category"], rel=5e-4)
@@ -205,7 +209,7 @@ def test_rows_without_targets_count_for_nothing(two_ranks):
         assert mean[name] == pytest.approx(token[name], rel=1e-5), name
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", run_names(BAD))
 def test_a_bad_step_changes_no_weight_and_its_rows_are_written_down(two_ranks, toy, poison, name):
     bad_step, place = poison[1] // 8 + 1, two_ranks.workspace / f"{name}_bad" / "save"
     entries = two_ranks.metrics(f"{name}_bad")

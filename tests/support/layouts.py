@@ -14,6 +14,7 @@ import torch
 from tests.campaigns.outcome import PROJECT_ROOT, Ended
 from tests.support.ranks import run_ranks, start_ranks
 from tests.support.training_runs import Runner, make_toy
+from tests.support.versions import can_run
 
 STEPS = 6
 LAST_CHECKPOINT_STEP = 4
@@ -29,12 +30,16 @@ class Layout:
     options: tuple[str, ...]
 
 
-LAYOUTS = (
-    Layout("zero2, 2 ranks", 2, ("--plugin", "zero2", "--micro_batch_size", "2")),
-    Layout("3d tp 2", 2, ("--plugin", "3d", "--zero", "0", "--tp", "2", "--micro_batch_size", "4")),
-    Layout("3d pp 2", 2, ("--plugin", "3d", "--pp", "2", "--micro_batch_size", "4")),
-    Layout("LoRA, 2 ranks", 2, ("--plugin", "zero2", "--micro_batch_size", "2", "--lora_rank", "4")),
-    Layout("ddp, 1 process", 1, ("--plugin", "ddp", "--micro_batch_size", "4")),
+LAYOUTS = tuple(
+    layout
+    for layout in (
+        Layout("zero2, 2 ranks", 2, ("--plugin", "zero2", "--micro_batch_size", "2")),
+        Layout("3d tp 2", 2, ("--plugin", "3d", "--zero", "0", "--tp", "2", "--micro_batch_size", "4")),
+        Layout("3d pp 2", 2, ("--plugin", "3d", "--pp", "2", "--micro_batch_size", "4")),
+        Layout("LoRA, 2 ranks", 2, ("--plugin", "zero2", "--micro_batch_size", "2", "--lora_rank", "4")),
+        Layout("ddp, 1 process", 1, ("--plugin", "ddp", "--micro_batch_size", "4")),
+    )
+    if can_run(layout.options)
 )
 
 

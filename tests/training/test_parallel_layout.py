@@ -8,6 +8,8 @@ import pytest
 
 from colossal_llama.training.command_line import parse_arguments
 from colossal_llama.training.parallel_layout import SP_MODES, Layout, ModelShape, layout_problem, read_model_shape
+from colossal_llama.utils import transformers_version
+from tests.support.versions import NEEDS_SHARD_POLICIES
 
 SHAPE = ModelShape(layers=6, heads=12, key_value_heads=4, intermediate=96)
 
@@ -48,17 +50,35 @@ def test_what_depends_on_the_method():
     assert problem(Layout(tp=2, zero=1), half_precision=False).endswith("--pp 1 --tp 2 --sp 1 --zero 0")
 
 
-def test_the_shape_is_read_from_the_model_before_anything_is_loaded(tmp_path, capsys):
+@pytest.fixture
+def words(tmp_path) -> list[str]:
+    """Options of train.py with a model of two layers, four heads and two key-value heads."""
     config = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     (tmp_path / "part").mkdir()
+    return ["--pretrained", str(tmp_path / "model"), "--dataset", str(tmp_path / "part"), "--plugin", "3d"]
+
+
+def test_the_shape_is_read_from_the_model_before_anything_is_loaded(words, tmp_path, capsys):
     assert read_model_shape(tmp_path / "model") == ModelShape(2, 4, 2, 96)
-    words = ["--pretrained", str(tmp_path / "model"), "--dataset", str(tmp_path / "part"), "--plugin", "3d"]
     with pytest.raises(SystemExit):
         parse_arguments([*words, "--tp", "4"], world_size=4)
     assert "--tp 4 does not divide the model's 2 key-value heads" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         parse_arguments([*words, "--pp", "2", "--micro_batch_size", "6", "--microbatch_size", "4"], world_size=4)
     assert "the nearest that does is 3" in capsys.readouterr().err
+
+
+@NEEDS_SHARD_POLICIES
+def test_a_possible_layout_is_accepted(words):
     assert parse_arguments([*words, "--tp", "2", "--pp", "2"], world_size=4).plugin.pp == 2
+
+
+@pytest.mark.parametrize("dimension", ["--tp", "--pp"])
+def test_other_transformers_train_whole_models_only(words, monkeypatch, capsys, dimension):
+    monkeypatch.setattr(transformers_version, "transformers_version", lambda: "5.24.0")
+    with pytest.raises(SystemExit):
+        parse_arguments([*words, dimension, "2"], world_size=4)
+    assert "--tp, --pp and --sp need transformers 4.51.3" in capsys.readouterr().err
+    assert parse_arguments(words, world_size=4).plugin.plugin == "3d"
