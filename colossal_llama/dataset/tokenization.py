@@ -91,19 +91,23 @@ class _SegmentCollector:
 
 
 class DocumentTokenizer:
-    """Tokenizes pre-training documents as BOS + source + target + EOS, split to fit rows."""
+    """Tokenizes pre-training documents as BOS + source + target + EOS, split to fit rows.
+
+    A tokenizer without a BOS token (Qwen's) belongs to a model that was trained without one: there
+    a document begins with its text.
+    """
 
     def __init__(
         self,
         encoder: BatchEncoder,
-        bos_id: int,
+        bos_id: int | None,
         eos_id: int,
         cut_scores: CutScores,
         max_length: int,
         long_documents: Literal["split", "truncate"] = "split",
     ):
         self._encoder, self._cut_scores = encoder, cut_scores
-        self._bos_id, self._eos_id = bos_id, eos_id
+        self._beginning, self._eos_id = [] if bos_id is None else [bos_id], eos_id
         self._max_length, self._long_documents = max_length, long_documents
 
     def tokenize(self, documents: Sequence[Document]) -> TokenizedBatch:
@@ -132,14 +136,18 @@ class DocumentTokenizer:
         beginnings = [flag for document in documents for flag in (True, not document.source)]
         ids, lengths = self._encoder.encode(texts, beginnings)
         source_lengths, target_lengths = lengths[0::2], lengths[1::2]
-        ends = np.cumsum(source_lengths + target_lengths + 2)
-        starts = ends - (source_lengths + target_lengths + 2)
+        control_tokens = len(self._beginning) + 1
+        ends = np.cumsum(source_lengths + target_lengths + control_tokens)
+        starts = ends - (source_lengths + target_lengths + control_tokens)
         tokens = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
         is_text = np.ones(len(tokens), bool)
-        is_text[starts] = is_text[ends - 1] = False
+        is_text[ends - 1] = False
+        tokens[ends - 1] = self._eos_id
+        if self._beginning:
+            is_text[starts] = False
+            tokens[starts] = self._beginning
         tokens[is_text] = ids
-        tokens[starts], tokens[ends - 1] = self._bos_id, self._eos_id
-        target_starts = starts + 1 + source_lengths
+        target_starts = starts + len(self._beginning) + source_lengths
         steps = np.zeros(len(tokens) + 1, np.int8)
         steps[target_starts] += 1
         steps[ends] -= 1
@@ -152,13 +160,14 @@ class DocumentTokenizer:
         A source that would fill more than half of the first row is cut at its beginning. So the
         first segment keeps the context nearest to the target, and every segment has targets.
         """
-        source_length, target_length = target_start - 1, len(tokens) - target_start
-        kept_source = max(self._max_length - 1 - target_length, self._max_length // 2 - 1)
+        first = len(self._beginning)
+        source_length, target_length = target_start - first, len(tokens) - target_start
+        kept_source = max(self._max_length - first - target_length, self._max_length // 2 - 1)
         if source_length > kept_source:
             counter["cut_tokens.source_too_long"] += source_length - kept_source
             counter["documents_cut.source_too_long"] += 1
-            tokens = np.concatenate([tokens[:1], tokens[target_start - kept_source :]])
-            target_start = 1 + kept_source
+            tokens = np.concatenate([tokens[:first], tokens[target_start - kept_source :]])
+            target_start = first + kept_source
         cuts = cut_positions(tokens & ID_MASK, self._max_length, self._cut_scores, first_cut_after=target_start)
         if not cuts:
             return [tokens]

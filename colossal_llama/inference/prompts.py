@@ -23,14 +23,25 @@ def pretrained_prompt(text: str) -> str:
 
 
 class PretrainedPrompt:
-    """Prompts for a base model: BOS and the ids of a source, as a prepared document begins."""
+    """Prompts for a base model: BOS and the ids of a source, as a prepared document begins.
+
+    There is no BOS where the tokenizer has none (Qwen's).
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
-        self._encoder, self._bos_id = TextEncoder(tokenizer), tokenizer.bos_token_id
+        bos_id: int | None = tokenizer.bos_token_id
+        self._encoder, self._beginning = TextEncoder(tokenizer), [] if bos_id is None else [bos_id]
 
     def ids(self, source: str) -> list[int]:
-        """Returns BOS and the ids of `source`."""
-        return [self._bos_id, *self._encoder.encode_beginning([source])[0]]
+        """Returns BOS and the ids of `source`.
+
+        Raises:
+            UserError: there is neither a BOS nor a text that could be completed.
+        """
+        ids = [*self._beginning, *self._encoder.encode_beginning([source])[0]]
+        if not ids:
+            raise UserError("an empty text cannot be completed: the tokenizer has no BOS token to begin with")
+        return ids
 
 
 def detect_llama_version(tokenizer: "PreTrainedTokenizerFast") -> int:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
+_SETTINGS_FILE = "tokenizer_config.json"
 SETTINGS_FILES = (
-    "tokenizer_config.json",
+    _SETTINGS_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
@@ -27,6 +28,9 @@ SETTINGS_FILES = (
 
 def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     """Loads the fast tokenizer of a directory (LLaMA-2 sentencepiece or LLaMA-3 byte-level BPE).
+
+    A tokenizer may have no BOS token if its tokenizer_config.json says so by null, as Qwen's do:
+    those models are trained on texts without one.
 
     Raises:
         UserError: the directory holds no tokenizer, or one with code of its own, without a fast
@@ -43,7 +47,7 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
 
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"the tokenizer in {path} has no fast implementation (it loads as {type(tokenizer).__name__})")
-    for name in ("bos_token", "eos_token"):
+    for name in ("eos_token",) if _declares_no_bos(path) else ("bos_token", "eos_token"):
         if getattr(tokenizer, name) is None:
             raise UserError(f"the tokenizer in {path} has no {name}: set it in tokenizer_config.json")
     if shared := _ids_of_several_tokens(tokenizer.get_vocab()):
@@ -72,6 +76,11 @@ def load_with_transformers(directory: Path, use_fast: bool) -> "PreTrainedTokeni
     never_ask_to_trust()
     with loading_errors(f"the tokenizer in {directory}"):
         return AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False)
+
+
+def _declares_no_bos(directory: Path) -> bool:
+    path = directory / _SETTINGS_FILE
+    return path.is_file() and read_json_object(path).get("bos_token", "") is None
 
 
 def _check_files(directory: Path) -> None:

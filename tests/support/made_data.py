@@ -19,7 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import regex
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from examples.make_base_model import FULL_WIDTH_PUNCTUATION, train_tokenizer
 
@@ -150,6 +151,74 @@ def make_llama3(directory: Path, eos_token: str) -> Path:
 
 
 _PLAIN = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+
+
+def make_qwen(directory: Path, eos_token: str = "<|endoftext|>") -> Path:
+    """Writes a tokenizer of Qwen2's kind: byte-level BPE, NFC, single digits, no BOS token."""
+    directory.mkdir(parents=True)
+    words = [word for word, _ in chinese_words(1)[:KNOWN_WORDS]]
+    lines = [*example_texts("en"), *[*known_characters(), *FULL_WIDTH_PUNCTUATION] * 20, *words * 8]
+    vocabulary = _trained_vocabulary(lines)
+    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"]
+    texts = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
+    tokenizer = Tokenizer(models.BPE(vocabulary, all_merges(vocabulary)))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_PATTERN.replace("{1,3}", "")), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.add_special_tokens(control)
+    tokenizer.add_tokens(texts)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    named = enumerate([*control, *texts], len(vocabulary))
+    settings = {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": {
+            str(token_id): {"content": token, **_PLAIN, "special": token in control} for token_id, token in named
+        },
+        "additional_special_tokens": control[1:],
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": eos_token,
+        "errors": "replace",
+        "model_max_length": 131072,
+        "pad_token": "<|endoftext|>",
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+    _write_json(directory / "tokenizer_config.json", settings)
+    model = json.loads((directory / "tokenizer.json").read_text("utf-8"))["model"]
+    _write_json(directory / "vocab.json", model["vocab"])
+    merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
+    (directory / "merges.txt").write_text(f"#version: 0.2\n{merges}", "utf-8")
+    return directory
+
+
+def make_mistral(directory: Path) -> Path:
+    """Writes a tokenizer of Mistral v0.3's kind: as LLaMA-2's, with control tokens in the model."""
+    make_llama2(directory)
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((directory / "tokenizer.model").read_bytes())
+    control = ["[INST]", "[/INST]", "[TOOL_CALLS]", *(f"[control_{number}]" for number in range(8, 16))]
+    for place, token in enumerate(control):  # after <unk>, <s>, </s>, before the bytes
+        piece = model.SentencePiece(piece=token, score=0.0, type=model.SentencePiece.CONTROL)
+        model.pieces.insert(3 + place, piece)
+    model.trainer_spec.vocab_size = len(model.pieces)
+    model.trainer_spec.control_symbols.extend(control)
+    (directory / "tokenizer.model").write_bytes(model.SerializeToString())
+    path = directory / "tokenizer_config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    settings["added_tokens_decoder"] |= {
+        str(token_id): {"content": token, **_PLAIN, "special": True} for token_id, token in enumerate(control, 3)
+    }
+    _write_json(path, settings)
+    return directory
 
 
 def _llama3_pre_tokenizer() -> pre_tokenizers.Sequence:

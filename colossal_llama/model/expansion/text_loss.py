@@ -96,7 +96,8 @@ def loss_per_byte(
 
     Tokenizers cut a text into different numbers of tokens, so a loss per token says nothing about
     which model predicts the text better; per byte it does. Documents are cut into segments, each
-    after a BOS of its own.
+    after a BOS of its own; where the tokenizer has none (Qwen's), after EOS, which comes before a
+    document in the rows that such models are trained on.
 
     Args:
         model: on its device; logits are converted to float32.
@@ -106,8 +107,9 @@ def loss_per_byte(
     """
     segments = segments_of(documents, model.config.max_position_embeddings)
     total, tokens = 0.0, 0
+    beginning = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     for ids in progress_bar(TextEncoder(tokenizer).encode_beginning(segments), desc=description, unit="segment"):
-        inputs = torch.tensor([[tokenizer.bos_token_id, *ids]], device=model.device)
+        inputs = torch.tensor([[beginning, *ids]], device=model.device)
         logits = model(inputs, use_cache=False).logits[0, :-1].float()
         total += torch.nn.functional.cross_entropy(logits, inputs[0, 1:], reduction="sum").item()
         tokens += len(ids)
