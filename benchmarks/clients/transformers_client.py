@@ -69,8 +69,7 @@ def answer(directory: str, prompts: list[list[int]], max_new_tokens: int, dtype:
     from transformers import AutoModelForCausalLM
 
     # The older name of `dtype`: every version takes it.
-    settings = {"torch_dtype": dtype}
-    model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False, **settings).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, torch_dtype=dtype, trust_remote_code=False).eval()
     answers = []
     for prompt in prompts:
         ids = torch.tensor([prompt])

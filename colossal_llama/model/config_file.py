@@ -4,15 +4,18 @@ transformers takes any key of these files as an attribute of its configurations,
 What it would do with a damaged one is seen late, as a traceback, or never.
 """
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.model.architectures import find_architecture
+from colossal_llama.model.config_keys import ROPE_TYPES, NotTranslatableError, portable_config
 from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
+from colossal_llama.utils.transformers_version import is_transformers_5
 
 CONFIG_FILE, GENERATION_CONFIG_FILE = "config.json", "generation_config.json"
 _HARMLESS_PRIVATE_KEYS = (
@@ -39,15 +42,24 @@ _NUMBERS_ABOVE_0 = ("rms_norm_eps", "rope_theta")
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "use_sliding_window")
 _FIXED = {"return_dict": True, "torchscript": False, "is_encoder_decoder": False, "partial_rotary_factor": 1.0}
 """Values that change what a model returns, or how it computes, to what none of the table has."""
-_DEFAULT_ROPE_THETA = 10_000.0
-_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+_ROPE_PARAMETERS, _PARTIAL = "rope_parameters", "partial_rotary_factor"
+_ROPE_NEEDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+_ROPE_NUMBERS_ABOVE_0 = ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+_ROPE_NUMBERS = ("rope_theta", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+"""Numbers that may be absent (null), and 0 for transformers' own choice."""
 
 
 def read_model_config(directory: Path) -> dict[str, Any]:
     """Reads and checks the config.json of a model directory.
 
     Sizes and numbers are checked for the architectures of `model.architectures`; others are for
-    inference alone.
+    inference alone. Keys of transformers 5 are translated into those that both versions read.
 
     Raises:
         UserError: it is missing or damaged, has impossible values, or private keys, by which a
@@ -65,9 +77,23 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     if not isinstance(kind, str):
         raise UserError(f"{path}: model_type is {_shown(kind)}, not the name of an architecture; copy the model again")
     architecture = find_architecture(kind)
-    problems = _problems({**architecture.defaults, **config}) if architecture else ()
-    _refuse(path, [*problems, *_problems_of_new_rope_key(config)])
-    return config
+    if architecture is None and is_transformers_5():
+        return config  # as this version reads it itself
+    defaults = architecture.defaults if architecture else {}
+    checked = {**defaults, **config}
+    _refuse(path, _problems(checked) if architecture else _rope_problems(checked, (_ROPE_PARAMETERS,)))
+    try:
+        return portable_config(config, defaults)
+    except NotTranslatableError as error:
+        raise UserError(f"{path}: {error}; correct the file, or use another model") from error
+
+
+def make_config_portable(directory: Path) -> None:
+    """Rewrites a config.json that transformers has written, with the keys that 4.51 and 5 read."""
+    path = directory / CONFIG_FILE
+    config = read_json_object(path)
+    if (portable := portable_config(config)) != config:
+        path.write_text(json.dumps(portable, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_generation_config(directory: Path) -> dict[str, Any]:
@@ -119,9 +145,11 @@ def _problems(config: dict[str, Any]) -> Iterator[str]:
     for key in _SWITCHES:
         if config.get(key) is not None and not isinstance(config[key], bool):
             yield f"{key} is {_shown(config[key])}, not true or false"
-    for key, needed in _FIXED.items():
-        if config.get(key, needed) != needed:
-            yield f"{key} is {_shown(config[key])}, and a LLaMA has {needed}"
+    rope = config.get(_ROPE_PARAMETERS)
+    moved = {_PARTIAL: rope[_PARTIAL]} if isinstance(rope, dict) and _PARTIAL in rope else {}
+    for key, value in ({**config, **moved}).items():
+        if key in _FIXED and value != _FIXED[key]:
+            yield f"{key} is {_shown(value)}, and a LLaMA has {_FIXED[key]}"
     if "num_labels" in config and not _is_size(config["num_labels"]):
         yield f"num_labels is {_shown(config['num_labels'])}, not a positive whole number"
     if config.get("pruned_heads"):
@@ -154,56 +182,39 @@ def _token_problems(config: dict[str, Any]) -> Iterator[str]:
         yield f"pad_token_id is {padding}, and the vocabulary has {vocabulary:,} tokens"
 
 
-def _rope_problems(config: dict[str, Any]) -> Iterator[str]:
-    """Problems of the scaling of the rotary embeddings, about which transformers only warns."""
-    scaling = config.get("rope_scaling")
-    if scaling is None:
-        return
-    if not isinstance(scaling, dict):
-        yield f"rope_scaling is {_shown(scaling)}, not an object"
-        return
-    # transformers takes the older key where there are both.
-    kind = scaling.get("type", scaling.get("rope_type"))
-    if kind not in _ROPE_TYPES:
-        yield f"rope_scaling has the type {_shown(kind)}, which is none of {', '.join(_ROPE_TYPES)}"
-    for key, value in scaling.items():
-        least = 1 if key == "factor" else 0
+def _rope_problems(config: dict[str, Any], keys: Iterable[str] = ("rope_scaling", _ROPE_PARAMETERS)) -> Iterator[str]:
+    """Problems of the rotary embeddings, about which transformers only warns."""
+    for key in keys:
+        scaling = config.get(key)
+        if isinstance(scaling, dict):
+            yield from _scaling_problems(key, scaling, _pairs(config))
+        elif scaling is not None:
+            yield f"{key} is {_shown(scaling)}, not an object"
+
+
+def _scaling_problems(key: str, scaling: dict[str, Any], pairs: int) -> Iterator[str]:
+    """Problems of the values of `rope_scaling`, or `rope_parameters` in transformers 5."""
+    # transformers takes the older name where there are both.
+    kind = scaling.get("type", scaling.get("rope_type", "default" if key == _ROPE_PARAMETERS else None))
+    if kind not in ROPE_TYPES:
+        yield f"{key} has the type {_shown(kind)}, which is none of {', '.join(ROPE_TYPES)}"
+    elif lacking := [name for name in _ROPE_NEEDS.get(kind, ()) if name not in scaling]:
+        yield f"{key} is of type {kind} and lacks {' and '.join(lacking)}"
+    for name, value in scaling.items():
+        least = 1 if name == "factor" else 0
+        if isinstance(value, dict):  # values for a kind of layers
+            continue
         if isinstance(value, list):  # longrope: a factor for each pair of a head's dimensions
-            is_right = all(_is_number(number, above=0) for number in value) and len(value) in (0, _pairs(config))
-        elif key in ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"):
+            is_right = all(_is_number(number, above=0) for number in value) and len(value) in (0, pairs)
+        elif name in _ROPE_NUMBERS_ABOVE_0 and not (value is None and key == _ROPE_PARAMETERS):
             is_right = _is_number(value, above=0) and value >= least
         else:
-            is_right = value is None or isinstance(value, str | bool) or (_is_number(value) and value >= 0)
+            is_word = isinstance(value, str | bool) and name not in _ROPE_NUMBERS
+            is_right = value is None or is_word or (_is_number(value) and value >= 0)
         if not is_right:
-            yield f"rope_scaling has {key} {_shown(value)}, which no rotary embedding can have"
+            yield f"{key} has {name} {_shown(value)}, which no rotary embedding can have"
     if scaling.get("low_freq_factor") and scaling["low_freq_factor"] == scaling.get("high_freq_factor"):
-        yield "rope_scaling has a low_freq_factor that equals its high_freq_factor"
-
-
-def _problems_of_new_rope_key(config: dict[str, Any]) -> Iterator[str]:
-    """Rotary embeddings as transformers 5 writes them, where the older keys say something else.
-
-    The older transformers passes over `rope_parameters`, and computes with its defaults.
-    """
-    new = config.get("rope_parameters")
-    if new is None:
-        return
-    if not isinstance(new, dict):
-        yield f"rope_parameters is {_shown(new)}, not an object"
-        return
-    scaling = config.get("rope_scaling")
-    old = {"rope_theta": config.get("rope_theta"), **(scaling if isinstance(scaling, dict) else {})}
-    defaults = {"rope_theta": _DEFAULT_ROPE_THETA, "rope_type": "default"}
-    needed, found = (
-        {**defaults, **{key: value for key, value in keys.items() if value is not None}} for keys in (new, old)
-    )
-    found["rope_type"] = old.get("type", found["rope_type"])
-    if differing := sorted(key for key in needed if needed[key] != found.get(key)):
-        yield (
-            f"rope_parameters has {', '.join(f'{key} {_shown(needed[key])}' for key in differing)}: that is how "
-            "transformers 5 writes rotary embeddings, and the version used here would not see it; set rope_theta, and "
-            "rope_scaling to the other values if the rope_type is not default"
-        )
+        yield f"{key} has a low_freq_factor that equals its high_freq_factor"
 
 
 def _pairs(config: dict[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """Loading of models to train and their configurations."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from colossal_llama.model.architectures import Architecture, architecture_of, trainable_architecture
@@ -37,7 +38,8 @@ def load_config(path: str | Path) -> PretrainedConfig:
     settings = read_model_config(Path(path))
     architecture = trainable_architecture(settings["model_type"], path)
     config_class = model_class(architecture).config_class
-    fields = getattr(config_class, "__dataclass_fields__", ())  # of transformers 5, which has settings in the class
+    is_dataclass = dataclasses.is_dataclass(config_class)  # transformers 5, where settings are attributes of the class
+    fields = [field.name for field in dataclasses.fields(config_class)] if is_dataclass else []
     reserved = [key for key in settings if hasattr(config_class, key) and key not in (*_SETTABLE, *_OLD_KEYS, *fields)]
     if reserved:
         raise UserError(
@@ -149,7 +151,8 @@ def nonfinite_weights(model: PreTrainedModel, path: str | Path) -> str | None:
 def load_complete_model(model_class: Any, path: str | Path, **settings: Any) -> PreTrainedModel:
     """Calls a model class's `from_pretrained`, and refuses weights that are incomplete.
 
-    `from_pretrained` itself initialises missing tensors at random.
+    `from_pretrained` itself initialises missing tensors at random. Unless it is given, the
+    configuration is read here: transformers 4.51 does not see what 5 writes.
 
     Raises:
         UserError: tensors are missing, or the directory names custom code.
@@ -157,6 +160,9 @@ def load_complete_model(model_class: Any, path: str | Path, **settings: Any) -> 
     refuse_custom_code(Path(path))
     if not is_rank_zero():
         transformers_logging.disable_progress_bar()
+    if "config" not in settings:
+        config = read_model_config(Path(path))
+        settings["config"] = CONFIG_MAPPING[config["model_type"]].from_dict(config, name_or_path=str(path))
     model, report = model_class.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **settings)
     if getattr(model.config, "use_sliding_window", None) is False:
         model.config.sliding_window = None  # transformers 4.51 obeys it all the same

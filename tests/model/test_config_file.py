@@ -5,14 +5,16 @@ import shutil
 
 import pytest
 
-from colossal_llama.model.config_file import read_generation_config
+from colossal_llama.model.config_file import make_config_portable, read_generation_config
 from colossal_llama.model.loading import load_config
 from colossal_llama.utils.errors import UserError
 
 
 @pytest.fixture
 def model(toy, tmp_path):
-    return shutil.copytree(toy.model, tmp_path / "model")
+    directory = shutil.copytree(toy.model, tmp_path / "model")
+    make_config_portable(directory)  # written by either version
+    return directory
 
 
 def change(model, **values):
@@ -59,7 +61,7 @@ def test_a_file_that_holds_no_configuration(model, content, said):
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
         ({"rope_scaling": {"rope_type": "square"}}, "type 'square'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": -2.0}}, "factor -2.0"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "Missing required keys"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "of type linear and lacks factor"),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 8}}, "short_factor"),
         ({"torch_dtype": "bfloat17"}, "cannot be used"),
         ({"torch_dtype": "nn"}, "cannot be used"),
@@ -96,20 +98,22 @@ def test_keys_that_reach_into_transformers(model, key):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"rope_theta": 500_000.0}, "rope_theta 500000.0"),
-        ({"rope_type": "linear", "factor": 2.0}, "factor 2.0, rope_type 'linear'"),
+        ({"rope_theta": 500_000.0}, "rope_theta is 10000.0, and 500000.0 in rope_parameters"),
         ([], "rope_parameters is"),
+        ({"rope_type": "axial"}, "type 'axial'"),
+        ({"rope_type": "linear", "factor": "2"}, "rope_parameters has factor '2'"),
+        ({"rope_type": "linear"}, "of type linear and lacks factor"),
+        ({"rope_type": "yarn", "factor": 2.0, "beta_fast": "fast"}, "beta_fast 'fast'"),
+        ({"rope_type": "yarn", "factor": 3.0, "truncate": False}, "truncate false"),
+        ({"full_attention": {"rope_type": "default"}}, "values of their own for full_attention layers"),
+        ({"rope_type": "proportional", "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     ],
 )
-def test_rotary_embeddings_of_transformers_5_are_not_passed_over(model, values, said):
+def test_rotary_embeddings_of_transformers_5_that_4_cannot_compute(model, values, said):
     change(model, rope_parameters=values)
     with pytest.raises(UserError, match=said):
         load_config(model)
-    if isinstance(values, dict):
-        theta = values.pop("rope_theta", 10_000.0)
-        change(model, rope_theta=theta, rope_scaling=values or None)
-        assert load_config(model).rope_theta == theta
-    change(model, rope_parameters={"rope_type": "default", "rope_theta": 10_000}, rope_theta=None, rope_scaling=None)
 
 
 def test_what_published_models_have_is_read(model):

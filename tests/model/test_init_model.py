@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from colossal_llama.model.config_keys import portable_config
 from colossal_llama.model.expansion.mean_init import Constituents, mean_rows
 from colossal_llama.model.expansion.new_tokens import split_into_source_pieces
 from colossal_llama.model.expansion.resize_embeddings import INPUT_MATRIX, OUTPUT_MATRIX, create_model, plan_expansion
 from colossal_llama.model.weights.stored_tensors import StoredTensor, bytes_of, shape_of
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
+from tests.support.bin_weights import convert_to_bin
 from tests.support.scripts import run_script
 
 # 龘 falls to its three bytes in LLaMA-2; ▁你好 has a space in front in the text.
@@ -81,7 +83,9 @@ def save_model(model: LlamaForCausalLM, tokenizer: Path, directory: Path, layout
     """Saves model and tokenizer; the layout is what `layout` says."""
     matrix_bytes = model.get_input_embeddings().weight.nbytes
     shard_size = 3 * matrix_bytes // 4 if "sharded" in layout else "10GB"  # each large matrix has its own shard
-    model.save_pretrained(directory, max_shard_size=shard_size, safe_serialization="bin" not in layout)
+    model.save_pretrained(directory, max_shard_size=shard_size)
+    if "bin" in layout:
+        convert_to_bin(directory)
     if layout == "old bin":
         weights = torch.load(directory / "pytorch_model.bin", weights_only=True)
         torch.save(weights, directory / "pytorch_model.bin", _use_new_zipfile_serialization=False)
@@ -341,7 +345,8 @@ def test_special_ids_follow_the_tokenizer(llama2, rows, target_tokenizer, tmp_pa
     report = create_model(plan_expansion(source, target_tokenizer), "mean", tmp_path / "target")
     written = json.loads((tmp_path / "target" / "config.json").read_text())
     assert (written["bos_token_id"], written["eos_token_id"], written["pad_token_id"]) == (1, 2, None)
-    assert written == {**config, "vocab_size": rows + 7, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    portable = portable_config(config)
+    assert written == {**portable, "vocab_size": rows + 7, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     generation = json.loads((tmp_path / "target" / "generation_config.json").read_text())
     assert generation == {"bos_token_id": 1, "eos_token_id": [2, 13], "top_p": 0.9}
     assert len(report["config_corrections"]) == 3

@@ -60,10 +60,12 @@ def test_data_are_refused_where_neighbours_matter(kind, shortest, longest, sever
 
 def test_training_inputs_are_refused(toy, tmp_path):
     from colossal_llama.dataset.part_reader import open_parts
+    from colossal_llama.model.config_file import make_config_portable
     from colossal_llama.model.loading import load_config
     from colossal_llama.training.inputs import _refuse_varying_rope
 
     model = shutil.copytree(toy.model, tmp_path / "model")
+    make_config_portable(model)
     settings = json.loads((model / "config.json").read_text())
     settings |= {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 20}
     (model / "config.json").write_text(json.dumps(settings))

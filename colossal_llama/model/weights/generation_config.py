@@ -5,6 +5,8 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from colossal_llama.model.config_file import make_config_portable
+
 
 def write_generation_config(model: PreTrainedModel, directory: Path) -> None:
     """Writes the model's generation_config.json, if it has such settings.
@@ -21,5 +23,6 @@ def save_model(model: PreTrainedModel, directory: Path) -> None:
     settings = model.generation_config
     model.generation_config = GenerationConfig()
     model.save_pretrained(directory)
+    make_config_portable(directory)
     model.generation_config = settings
     write_generation_config(model, directory)

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from colossal_llama.model.architectures import architecture_of
+from colossal_llama.model.config_file import make_config_portable
 from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from colossal_llama.model.weights.generation_config import write_generation_config
@@ -45,6 +46,7 @@ def _write_configurations(target: Path, network: PreTrainedModel, dtype: torch.d
     config.architectures = [architecture_of(config).causal_class]
     setattr(config, DTYPE_ATTRIBUTE, dtype)
     config.save_pretrained(target)
+    make_config_portable(target)
     write_generation_config(network, target)
 
 
