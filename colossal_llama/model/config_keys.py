@@ -3,7 +3,7 @@
 | transformers 5 | both |
 |---|---|
 | `dtype` | `torch_dtype` |
-| `rope_parameters` with `rope_theta`, `rope_type` … | `rope_theta`, and `rope_scaling` with the rest |
+| `rope_parameters` with `rope_theta` and more | `rope_theta`; `rope_scaling` with the rest |
 
 Where 4.51 and 5 compute other frequencies from the same values (yarn, longrope), the values are
 changed so that both compute what 5 computes from the file as it was.
