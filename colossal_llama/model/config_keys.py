@@ -73,7 +73,8 @@ def _scaling_of(settings: dict[str, Any]) -> dict[str, Any]:
 def _translated(config: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
     """Keys of 4.51 for `rope_parameters`."""
     scaling = dict(parameters)
-    keys = {name: scaling.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in scaling}
+    moved = ("rope_theta", "partial_rotary_factor")
+    keys: dict[str, Any] = {name: scaling.pop(name) for name in moved if name in scaling}
     kind = scaling["rope_type"]
     if kind == "proportional" and keys.pop("partial_rotary_factor", 1) == 1:  # all dimensions: the linear one
         kind = scaling["rope_type"] = "linear" if "factor" in scaling else "default"
@@ -81,8 +82,8 @@ def _translated(config: dict[str, Any], parameters: dict[str, Any]) -> dict[str,
         raise NotTranslatableError("rope_parameters is of type proportional, which transformers 4.51 does not know")
     if kind == "default":
         return {**keys, "rope_scaling": None}
+    length_tokens: Any = config.get("max_position_embeddings")
     if kind in ("llama3", "yarn", "longrope"):
-        length_tokens = config.get("max_position_embeddings")
         original_tokens = config.get(_ORIGINAL_LENGTH) or scaling.get(_ORIGINAL_LENGTH) or length_tokens
         if not original_tokens or not length_tokens:
             raise NotTranslatableError(f"rope_parameters is of type {kind}, and there is no max_position_embeddings")
