@@ -192,7 +192,7 @@ def print_summary(record: Mapping[str, Any], output: Path) -> None:
         if record[key]:
             log_rank_zero(f"{what}: {', '.join(record[key])}")
     if record["gguf"]:
-        log_rank_zero(f"GGUF: {record['gguf']['file']}; try it with: llama-cli -m {output / record['gguf']['file']}")
+        log_rank_zero(f"GGUF: {record['gguf']['file']}, {record['gguf']['bytes'] / 1e9:.2f} GB")
         for note in record["gguf"]["notes"]:
             log_rank_zero(f"  {note}")
     log_rank_zero(

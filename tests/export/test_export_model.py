@@ -226,8 +226,9 @@ def test_the_directory_is_complete(random_model_directory, tmp_path):
     target = tmp_path / "empty"
     target.mkdir()
     run(tmp_path / "run" / "epoch-0_step-3", target)
-    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", *texts):
-        if name != "notes.txt":
+    copied = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", *texts}
+    for name in names_in(source):
+        if name in copied - {"notes.txt"}:
             assert (target / name).read_bytes() == (source / name).read_bytes(), name
     record = json.loads((target / "export.json").read_text())
     assert record["files_not_copied"] == ["notes.txt", "optimizer.pt"]
@@ -287,7 +288,7 @@ def with_other_weights(source: Path) -> None:
 
 def without_tokenizer(source: Path) -> None:
     for name in ("tokenizer.json", "tokenizer.model"):
-        (source / name).unlink()
+        (source / name).unlink(missing_ok=True)  # transformers 5 writes no tokenizer.model
 
 
 def with_a_layer_less(source: Path) -> None:
