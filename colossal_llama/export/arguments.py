@@ -5,6 +5,7 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
+from colossal_llama.export.output_directory import output_dir_problem
 from colossal_llama.utils.arguments import add_options, from_namespace, group, ineffective_options, option, switch
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
@@ -135,16 +136,3 @@ def parse_arguments(argv: list[str] | None = None) -> ExportArguments:
         parser.problem(f"--{name} has no effect without --{needed}")
     parser.finish()
     return declared
-
-
-def output_dir_problem(path: Path) -> str | None:
-    """Explains why nothing can be written there; None for a new directory or an empty one."""
-    if path.is_symlink() and not path.exists():
-        return f"{path} is a link to nothing: remove it, or give another directory"
-    if not path.exists():
-        return None
-    if not path.is_dir():
-        return f"{path} exists already and is no directory"
-    if any(path.iterdir()):
-        return f"{path} exists already and is not empty: give a new directory, nothing in it is touched"
-    return None

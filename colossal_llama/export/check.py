@@ -53,8 +53,8 @@ def check_export(options: CheckArguments, source: ExportSource, output: Path, gg
         UserError: the export cannot be loaded, or computes NaN or Inf.
     """
     is_adapter = (output / "adapter_config.json").is_file()
-    before = _answer(options, "the source", source.base, source.adapter, source.tokenizer)
-    after = _answer(
+    before = answer_of(options, "the source", source.base, source.adapter, source.tokenizer)
+    after = answer_of(
         options, "the export", source.base if is_adapter else output, output if is_adapter else None, output
     )
     record = _compared(before, after)
@@ -68,7 +68,12 @@ def check_export(options: CheckArguments, source: ExportSource, output: Path, gg
     return record
 
 
-def _answer(options: CheckArguments, what: str, model: Path, adapter: Path | None, tokenizer: Path) -> Answer:
+def answer_of(options: CheckArguments, what: str, model: Path, adapter: Path | None, tokenizer: Path) -> Answer:
+    """Answers the text by transformers in a new process of this interpreter.
+
+    Raises:
+        UserError: the model cannot be loaded; `what` names it in the sentence.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         request = {
             "model": str(model.resolve()),

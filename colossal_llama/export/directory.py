@@ -16,13 +16,14 @@ from colossal_llama.export.gguf import check_gguf
 from colossal_llama.export.gguf_file import add_gguf, gguf_bytes, gguf_name
 from colossal_llama.export.lineage import trace_lineage
 from colossal_llama.export.model_card import CARD_FILE, model_card
+from colossal_llama.export.output_directory import complete_directory
 from colossal_llama.export.shards import write_shards, write_weight_files
 from colossal_llama.export.small_files import not_copied, notices, small_files
 from colossal_llama.export.source import ExportSource, name_of, open_source
 from colossal_llama.export.weights import Weights, open_weights
 from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS
 from colossal_llama.model.weights.stored_tensors import TensorShape
-from colossal_llama.utils.atomic_io import atomic_directory, existing_ancestor, write_bytes, write_json
+from colossal_llama.utils.atomic_io import existing_ancestor, write_bytes, write_json
 from colossal_llama.utils.checksums import FileChecksum, read_checksums, write_checksums
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.environment import peak_memory_bytes
@@ -75,9 +76,7 @@ def write_directory(arguments: ExportArguments, source: ExportSource, output: Pa
     with open_weights(source, options.merge) as weights:
         targets = {name: target_shape(name, shape, options.dtype) for name, shape in weights.shapes.items()}
         _check_disk_space(targets, options.gguf, output)
-        if output.exists():
-            output.rmdir()  # it is empty
-        with atomic_directory(output) as directory:
+        with complete_directory(output) as directory:
             checksums = _write_weights(weights, targets, size_bytes(options.max_shard_size), directory, counts)
             small = small_files(source, weights.tied, _dtype_of(targets), arguments.card.base_model)
             small |= notices(dict.fromkeys((source.directory, source.base)))

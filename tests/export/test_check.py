@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from colossal_llama.export.arguments import CheckArguments, parse_arguments
-from colossal_llama.export.check import check_export
+from colossal_llama.export.check import answer_of, check_export
 from colossal_llama.export.directory import export
 from colossal_llama.export.source import open_source
 from colossal_llama.utils.errors import UserError
@@ -51,3 +54,32 @@ def test_an_unchanged_export_answers_bit_for_bit_and_a_damaged_one_is_named(rand
     (out / "config.json").unlink()
     with pytest.raises(UserError, match=r"--check: the export cannot be loaded by transformers: \S+"):
         check_export(options, source, out, None)
+
+
+def interpreter_with_transformers_5(project_root: Path) -> str:
+    """The interpreter of benchmarks/clients' environment; skips where it cannot be made."""
+    code = (
+        "from benchmarks.clients.environment import client_environment\n"
+        "print(client_environment('transformers5', ['transformers==5.24.0']))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no environment with transformers 5: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_transformers_5_opens_an_export_with_the_same_ids_and_answer(chat_model, project_root, tmp_path, monkeypatch):
+    python, out = interpreter_with_transformers_5(project_root), tmp_path / "out"
+    words = ["--model_path", str(chat_model), "--output_dir", str(out), "--dtype", "float16"]
+    export(parse_arguments([*words, "--max_shard_size", "300KB"]))
+    source = open_source(str(out), merge=False)
+    options = CheckArguments(check="你好, how are you?", check_tokens=16)
+    pinned = answer_of(options, "the export", source.base, None, source.tokenizer)
+    monkeypatch.setattr(sys, "executable", python)
+    newer = answer_of(options, "the export", source.base, None, source.tokenizer)
+    assert newer.found["transformers"] == "5.24.0"
+    for key in ("prompt_ids", "ids", "text", "is_chat"):
+        assert newer.found[key] == pinned.found[key]
+    assert np.abs(newer.logits - pinned.logits).max() < 0.01 * np.abs(pinned.logits).max()

@@ -367,7 +367,10 @@ def test_too_little_disk_space_is_said_before_anything_is_written(random_model_d
     assert names_in(tmp_path) == []
 
 
-def test_a_killed_export_leaves_nothing_after_the_next(project_root, random_model_directory, tmp_path):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_killed_export_leaves_nothing_after_the_next(project_root, random_model_directory, is_there, tmp_path):
+    if is_there:
+        (tmp_path / "out").mkdir()
     killed = (
         "import sys; sys.argv[0] = 'x'; import os, signal; from colossal_llama.export import directory, export_model\n"
         "directory.small_files = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nexport_model.main()"
@@ -375,7 +378,20 @@ def test_a_killed_export_leaves_nothing_after_the_next(project_root, random_mode
     words = ["--model_path", str(random_model_directory), "--output_dir", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", killed, *words], cwd=project_root, check=False)
     assert done.returncode == -signal.SIGKILL
-    (left,) = tmp_path.iterdir()
+    (left,) = (tmp_path / "out" if is_there else tmp_path).iterdir()
     assert (left / "model.safetensors").is_file()
     run(random_model_directory, tmp_path / "out")
     assert names_in(tmp_path) == ["out"]
+    assert not [name for name in names_in(tmp_path / "out") if name.startswith(".")]
+
+
+def test_an_empty_directory_is_filled_and_not_replaced(random_model_directory, tmp_path, monkeypatch):
+    """As a mount point of a container, or where the user is."""
+    (tmp_path / "here").mkdir()
+    before = (tmp_path / "here").stat().st_ino
+    monkeypatch.chdir(tmp_path / "here")
+    run(random_model_directory, Path())
+    assert (tmp_path / "here").stat().st_ino == before
+    load_for_inference(tmp_path / "here", "auto", torch.device("cpu"))
+    with pytest.raises(SystemExit):
+        run(random_model_directory, Path())
