@@ -1,4 +1,4 @@
-"""Encodes conversations by a Jinja chat template: the tokenizer's own, or one from a file.
+"""Encodes conversations by a Jinja chat template: the tokenizer's own, a preset, or a file's.
 
 The ids are those that the tokenizer gives to the rendered text, as transformers'
 `apply_chat_template` returns them. An answer's tokens are those of a generation span of that text:
@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from colossal_llama.dataset.conversation import EncodedBatch, EncodedConversation, Message
+from colossal_llama.dataset.template_presets import PRESETS, TOKENIZERS_OWN
 from colossal_llama.dataset.template_renderer import ChatTemplateError, ChatTemplateLimitError, TemplateRenderer
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import MARK, TextEncoder, control_mark
 from colossal_llama.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-TOKENIZERS_OWN = "tokenizer"  # value of --chat_template that selects the tokenizer's template
 ROLE_NAMES = {"human": "user", "assistant": "assistant", "system": "system"}
 DATE_FUNCTION = "strftime_now"  # how a template asks for the date
 CHAT_DATE = "chat_template_date"  # in tokenizer_config.json: the day of the data that the model was trained on
@@ -79,25 +79,27 @@ class ChatTemplate:
     def open(
         cls, tokenizer: "PreTrainedTokenizerFast", source: str, date: str, encoder: TextEncoder | None = None
     ) -> "ChatTemplate":
-        """Opens the tokenizer's own template, or that of a file.
+        """Opens the tokenizer's own template, a preset, or that of a file.
 
         Args:
             tokenizer: see `ChatTemplate`.
-            source: the value of `--chat_template`: `tokenizer` or a path.
+            source: the value of `--chat_template`: `tokenizer`, the name of a preset, or a path.
             date: see `ChatTemplate`.
             encoder: see `ChatTemplate`.
 
         Raises:
             UserError: there is no template, or it cannot be used.
         """
+        if source in PRESETS:
+            _check_control_tokens(tokenizer, source)
+            return cls(tokenizer, PRESETS[source].source, source, date, encoder)
         if source != TOKENIZERS_OWN:
             return cls(tokenizer, _read_template(Path(source)), source, date, encoder)
-        own = tokenizer.chat_template
-        if isinstance(own, dict):  # several by name, of which this is the one for plain chats
-            own = own.get("default")
-        if not isinstance(own, str):
+        own = own_template(tokenizer)
+        if own is None:
             raise UserError(
-                f"--chat_template: the tokenizer in {tokenizer.name_or_path} has no chat template of its own"
+                f"--chat_template: the tokenizer in {tokenizer.name_or_path} has no chat template of its own: give a "
+                f"Jinja file or one of {', '.join(PRESETS)}"
             )
         return cls(tokenizer, own, "the tokenizer's template", date, encoder)
 
@@ -258,6 +260,23 @@ class ChatTemplate:
                 file=sys.stderr,
             )
         return whole.input_ids[end - 1]
+
+
+def own_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Source of the template that a tokenizer has for plain chats; None without one."""
+    own = tokenizer.chat_template
+    if isinstance(own, dict):  # several by name
+        own = own.get("default")
+    return own if isinstance(own, str) else None
+
+
+def _check_control_tokens(tokenizer: "PreTrainedTokenizerFast", preset: str) -> None:
+    known = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if missing := [token for token in PRESETS[preset].control_tokens if token not in known]:
+        raise UserError(
+            f"--chat_template {preset}: the tokenizer in {tokenizer.name_or_path} has no control token "
+            f"{', '.join(missing)}: choose the format of its family, or leave --chat_template out for the built-in one"
+        )
 
 
 def chat_date(tokenizer: "PreTrainedTokenizerFast") -> str:

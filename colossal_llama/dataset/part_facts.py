@@ -22,6 +22,7 @@ _OPTIONAL: dict[str, type] = {
     "jsonl_sha256": str,
     "categories": list,
     "chat_template_date": str,
+    "conversation_format": dict,
     "metadata_sha256": dict,
 }
 """Fields that parts of earlier versions and of other programs may lack."""
@@ -45,6 +46,8 @@ class PartFacts:
     jsonl_sha256: str | None = None
     categories: tuple[str, ...] | None = None
     chat_template_date: str | None = None
+    conversation_format: dict[str, Any] | None = None
+    """Describes the format of the conversations (`ConversationTemplate.describe`)."""
     metadata_sha256: dict[str, str] | None = None
     """SHA-256 of the two small files, by name."""
 

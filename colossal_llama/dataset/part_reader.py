@@ -51,6 +51,11 @@ class Part:
         """Day that the chat template was told, YYYY-MM-DD; None for a format without a date."""
         return self.facts.chat_template_date
 
+    @property
+    def conversation_format(self) -> dict | None:
+        """Describes the format of the conversations; None where it is not recorded."""
+        return self.facts.conversation_format
+
     def rules(self, vocabulary: int, compare_checksum: bool) -> ContentRules:
         """Builds the rules that the rows must keep.
 

@@ -34,6 +34,7 @@ from colossal_llama.inference.prompts import (
     conversation_prompt_ids,
     drop_oldest_exchanges,
     open_template,
+    other_format_notice,
     pretrained_prompt,
 )
 from colossal_llama.model.pretrained import find_model, load_for_inference, stop_token_ids
@@ -69,10 +70,13 @@ def open_model(
         dtype: `float32`, `float16` or `bfloat16`; `auto`: as stored.
         prompt_style: `pretrained` or `sft`: how a text is asked; None: `pretrained`, and `sft` for
             a chat.
-        llama_version: 2 or 3, whose turn-end token is used; None: found from the tokenizer.
-        chat_template: a Jinja file, or `tokenizer` for the tokenizer's own template.
+        llama_version: 2 or 3, whose turn-end token is used; None: as recorded, or found from the
+            tokenizer.
+        chat_template: a Jinja file, the name of a preset, or `tokenizer` for the tokenizer's own
+            template; None: the format that the model was trained with, if it is recorded.
         system: system message for conversations without one.
-        warn: receives what is said of the model's files, such as edits since they were written.
+        warn: receives what is said of the model's files, such as edits since they were written,
+            and of a format other than the one that it was trained with.
 
     Raises:
         UserError: an argument is wrong, or the model cannot be loaded; `problems` lists all.
@@ -90,7 +94,10 @@ def open_model(
     with warnings.catch_warnings():  # about the model's generation_config.json, which is not used
         warnings.filterwarnings("ignore", message="`do_sample` is set to `False`")
         model, tokenizer = load_for_inference(find_model(loading.model_path), dtype, chosen, warn)
-    return LanguageModel(model, tokenizer, prompt_format)
+    opened = LanguageModel(model, tokenizer, prompt_format)
+    if notice := opened.format_notice():
+        warn(notice)
+    return opened
 
 
 def select_device(name: str | None) -> torch.device:
@@ -210,6 +217,12 @@ class LanguageModel:
         kept, dropped = drop_oldest_exchanges(self._template, asked, self._generator.max_positions * 3 // 4)
         ids, stop_ids = self._encode(kept)
         return ChatAnswer(self._generator.answer(ids, stop_ids, sampling, random_source), kept, dropped)
+
+    def format_notice(self) -> str | None:
+        """Returns a notice where `prompt_style` asks otherwise than the tokenizer's chat template."""
+        if self._format.prompt_style is None:
+            return None
+        return other_format_notice(self.tokenizer, self._template if self._format.prompt_style == "sft" else None)
 
     def random_source(self, seed: int | None) -> torch.Generator:
         """Returns a random generator on the model's device, to be drawn from by several answers."""

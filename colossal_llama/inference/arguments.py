@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from colossal_llama.dataset.template_presets import PRESETS, chat_template_argument
 from colossal_llama.utils.arguments import add_options, from_namespace, group, option, switch, value_problems
 from colossal_llama.utils.cli import (
     MAX_SEED,
@@ -16,10 +17,6 @@ from colossal_llama.utils.cli import (
 )
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.output_file import output_file_problem
-
-
-def _chat_template(text: str) -> str:
-    return text if text == "tokenizer" else str(existing_file(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +45,15 @@ class PromptFormat:
     llama_version: int | None = option(
         type=int,
         choices=(2, 3),
-        help="whose turn-end token --prompt_style sft uses (default: 3 if the tokenizer has <|eot_id|>, else 2)",
+        help="whose turn-end token --prompt_style sft uses (default: the format that the model was trained with, if it "
+        "is recorded; else 3 if the tokenizer has <|eot_id|>, else 2)",
     )
     chat_template: str | None = option(
-        type=_chat_template,
-        metavar="FILE",
-        help="for models fine-tuned on data that was prepared with --chat_template: the same Jinja file, or "
-        "'tokenizer' for the tokenizer's own template",
+        type=chat_template_argument,
+        metavar="NAME|FILE",
+        help="the format of models fine-tuned on data that was prepared with --chat_template: "
+        f"{', '.join(PRESETS)}, a Jinja file, or 'tokenizer' for the tokenizer's own template; a model that train.py "
+        "wrote records its format, which is the default",
     )
     system: str | None = option(help="system message for --prompt_style sft, instead of the one of preparation")
 

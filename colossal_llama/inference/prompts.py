@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from colossal_llama.dataset.chat_template import ChatTemplate, chat_date
+from colossal_llama.dataset.chat_template import ChatTemplate, chat_date, own_template
 from colossal_llama.dataset.conversation import TURN_END_TOKENS, ConversationTemplate, Message
 from colossal_llama.dataset.records import RecordError, conversation_of, document_of
+from colossal_llama.dataset.template_presets import CHOICES, TOKENIZERS_OWN
 from colossal_llama.dataset.template_renderer import ChatTemplateError
+from colossal_llama.dataset.trained_format import builtin_version, format_name, template_name, trained_template
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 
@@ -54,17 +56,52 @@ def open_template(
 ) -> Template:
     """Opens the conversation format of `prepare_sft_dataset.py` under the same two options.
 
+    Without them it is the format that the model was trained with, where training has recorded it.
+
     Args:
         tokenizer: the model's tokenizer.
-        llama_version: 2 or 3; None: detected from the tokenizer.
-        chat_template: a Jinja file, "tokenizer" for the tokenizer's own template, or None.
+        llama_version: 2 or 3; None: as recorded, or detected from the tokenizer.
+        chat_template: a Jinja file, the name of a preset, "tokenizer" for the tokenizer's own
+            template, or None.
 
     Raises:
         UserError: the template cannot be used, or the tokenizer is not of that version.
     """
+    if chat_template is None and llama_version is None and (trained := trained_template(tokenizer)) is not None:
+        llama_version = builtin_version(trained)
+        if llama_version is None:
+            chat_template = TOKENIZERS_OWN
     if chat_template is not None:
         return ChatTemplate.open(tokenizer, chat_template, chat_date(tokenizer))
     return ConversationTemplate.for_llama(tokenizer, llama_version or detect_llama_version(tokenizer))
+
+
+def other_format_notice(tokenizer: "PreTrainedTokenizerFast", template: Template | None) -> str | None:
+    """Returns a notice where prompts have another format than the tokenizer's chat template.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        template: the format of the prompts; None for those of a base model.
+    """
+    own, is_trained = own_template(tokenizer), trained_template(tokenizer) is not None
+    used = template.describe() if template is not None else {}
+    if own is None or (template is None and not is_trained):
+        return None
+    version = builtin_version(own)
+    is_used = used.get("template") == own or (version is not None and used.get("turn_end") == TURN_END_TOKENS[version])
+    if is_used:
+        return None
+    if template is None:
+        return f"note: the model was fine-tuned on conversations in {template_name(own)}: --prompt_style sft asks it so"
+    if is_trained:
+        return (
+            f"note: the model was fine-tuned in {template_name(own)}, and is asked in {format_name(used)}: leave out "
+            "--llama_version and --chat_template to ask it as it was trained"
+        )
+    return (
+        f"note: the model is asked in {format_name(used)}, not in the chat template that its tokenizer has: if it was "
+        f"trained with that one, give it as --chat_template ({CHOICES})"
+    )
 
 
 def conversation_prompt_ids(template: Template, messages: Sequence[Message]) -> list[int]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from colossal_llama.model.architectures import architecture_of
+from colossal_llama.model.config_file import GENERATION_CONFIG_FILE
 from colossal_llama.model.loading import load_adapter, load_complete_model, load_config, model_class
 from colossal_llama.model.weights.generation_config import save_model
 
@@ -38,6 +39,9 @@ def lora_config(rank: int, alpha: float, dropout: float, target_modules: tuple[s
 def merge_adapter(base_path: Path, adapter_path: Path, target: Path) -> None:
     """Merges an adapter into its base model on the CPU and writes the result in the base's dtype.
 
+    The generation settings are the adapter's, if it has any, as its training may have added the
+    token that ends a turn.
+
     Raises:
         UserError: weights of the base are missing.
     """
@@ -53,7 +57,10 @@ def merged_model(base_path: Path, adapter_path: Path) -> PreTrainedModel:
     base_class = model_class(architecture_of(load_config(base_path)))
     base = load_complete_model(base_class, base_path, torch_dtype="auto", low_cpu_mem_usage=True)
     with torch.no_grad():
-        return load_adapter(base, adapter_path).merge_and_unload()
+        merged = load_adapter(base, adapter_path).merge_and_unload()
+    if (adapter_path / GENERATION_CONFIG_FILE).is_file():
+        merged.generation_config = GenerationConfig.from_pretrained(adapter_path)
+    return merged
 
 
 def freeze_all_but_embeddings(model: PreTrainedModel) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from colossal_llama.dataset.chat_template import CHAT_DATE
 from colossal_llama.dataset.part_reader import Part, data_fingerprint, open_parts
 from colossal_llama.model.architectures import ARCHITECTURES, architecture_of
 from colossal_llama.model.config_file import read_generation_config
@@ -32,6 +31,7 @@ from colossal_llama.training.arguments import (
     TrainingArguments,
 )
 from colossal_llama.training.benchmark import random_part
+from colossal_llama.training.chat_format import record_chat_format
 from colossal_llama.training.checkpoint.archive import entry_written_by_a_run
 from colossal_llama.training.checkpoint.discovery import find_checkpoint, read_checkpoint
 from colossal_llama.training.checkpoint.integrity import check_model_directory, damage_of_checkpoint
@@ -66,6 +66,8 @@ class RunInputs:
     origin: Origin
     verification: DataVerification
     """Reads the parts in the background; to be finished before the first step."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end an answer in the data's conversations, see `record_chat_format`."""
 
     def model_fingerprint(self) -> str:
         """Fingerprint of the files of the model and of the adapter."""
@@ -156,10 +158,10 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
         eval_parts = open_parts(arguments.records.eval_dataset, data.max_length, option="--eval_dataset")
     _refuse_varying_rope(data, config, [*parts, *eval_parts])
     _warn_of_long_documents(data.cross_document_attention, config, [*parts, *eval_parts])
-    _record_chat_date(tokenizer, parts)
     fingerprint = tokenizer_fingerprint(tokenizer)
     if not arguments.checkpoint.allow_other_data:
         _refuse_other_tokenizer({"--dataset": parts, "--eval_dataset": eval_parts}, fingerprint, model_path)
+    stop_ids = record_chat_format(tokenizer, parts, fingerprint)
     origin = Origin(
         data_fingerprint=data_fingerprint(parts),
         tokenizer_fingerprint=fingerprint,
@@ -172,7 +174,7 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
     ids = config.vocab_size if arguments.checkpoint.allow_other_data else vocabulary_rows(tokenizer)
     by_option = {"--dataset": parts, "--eval_dataset": eval_parts}
     verification = DataVerification(by_option, ids, config.vocab_size, data.verify_data)
-    return RunInputs(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin, verification)
+    return RunInputs(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin, verification, stop_ids)
 
 
 def _refuse_parallel_dimensions(plugin: PluginArguments, config: PretrainedConfig, model_path: Path) -> None:
@@ -184,18 +186,6 @@ def _refuse_parallel_dimensions(plugin: PluginArguments, config: PretrainedConfi
         f"{model_path} is a model of type {config.model_type!r}: --tp, --pp and --sp divide models of type {supported} "
         "only; train it with --plugin zero2, zero2_cpu, gemini or ddp"
     )
-
-
-def _record_chat_date(tokenizer: PreTrainedTokenizerFast, parts: list[Part]) -> None:
-    """Saves with the tokenizer the day that the data's chat template was told, for inference."""
-    dates = sorted({part.chat_template_date for part in parts if part.chat_template_date})
-    if dates:
-        tokenizer.init_kwargs[CHAT_DATE] = dates[-1]
-    if len(dates) > 1:
-        log_rank_zero(
-            f"warning: the chat templates of the parts were told {len(dates)} days, {dates[0]} to {dates[-1]}: the "
-            "model is asked with the last one"
-        )
 
 
 def _refuse_other_tokenizer(parts_by_option: dict[str, list[Part]], fingerprint: str, model_path: Path) -> None:

@@ -109,6 +109,7 @@ def _open_records(
             inputs.origin,
             arguments.checkpoint.keep_last,
             arguments.checkpoint.save_in_background,
+            inputs.stop_ids,
         )
     nonfinite_record = save_dir / NONFINITE_STEPS_FILE
     metrics = _metrics(arguments, kept_steps)

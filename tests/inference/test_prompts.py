@@ -7,11 +7,16 @@ import sys
 
 import pytest
 
+from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.records import conversation_of
+from colossal_llama.dataset.template_presets import PRESETS
+from colossal_llama.dataset.trained_format import set_trained_template, trained_format
 from colossal_llama.inference.prompts import (
     PretrainedPrompt,
     drop_oldest_exchanges,
+    open_template,
+    other_format_notice,
     pretrained_prompt,
     prompt_messages,
 )
@@ -79,3 +84,43 @@ def test_a_long_chat_drops_its_oldest_exchanges(llama2):
     assert dropped == len(messages) - len(kept)
     assert dropped % 2 == 0
     assert drop_oldest_exchanges(template, messages, 10**6) == (messages, 0)
+
+
+def trained_on(directory, form: str | None):
+    """A tokenizer as it is saved by a run on the built-in format ("llama") or a preset."""
+    tokenizer = load_tokenizer(directory)
+    if form == "llama":
+        description = ConversationTemplate.for_llama(tokenizer, 3).describe()
+    elif form is not None:
+        description = ChatTemplate.open(tokenizer, form, "2025-01-31").describe()
+    if form is not None:
+        set_trained_template(tokenizer, trained_format(description, tokenizer).template)
+    return tokenizer
+
+
+@pytest.mark.parametrize("form", ["llama", "llama3-instruct"])
+def test_a_model_is_asked_in_the_format_that_it_was_trained_in(made_data, form):
+    tokenizer = trained_on(made_data / "tokenizers" / "llama3-base", form)
+    wanted = "llama" if form == "llama" else "jinja"
+    template = open_template(tokenizer, None, None)
+    assert template.describe()["kind"] == wanted
+    assert other_format_notice(tokenizer, template) is None
+    quoted = [Message("human", "What does <|eot_id|> do?")]
+    assert template.prompt_ids(quoted).count(tokenizer.convert_tokens_to_ids("<|eot_id|>")) == 1
+    # An option goes before the record, and what differs from it is said.
+    other = (3, None) if form != "llama" else (None, "llama3-instruct")
+    chosen = open_template(tokenizer, *other)
+    assert chosen.describe()["kind"] != wanted
+    assert "leave out --llama_version and --chat_template" in other_format_notice(tokenizer, chosen)
+    assert "--prompt_style sft" in other_format_notice(tokenizer, None)
+
+
+def test_a_template_that_no_run_has_set_is_not_followed_but_named(made_data):
+    tokenizer = trained_on(made_data / "tokenizers" / "llama3-base", None)
+    template = open_template(tokenizer, None, None)
+    assert other_format_notice(tokenizer, template) is None
+    tokenizer.chat_template = PRESETS["llama3-instruct"].source
+    assert open_template(tokenizer, None, None).describe()["kind"] == "llama"
+    assert "--chat_template (a Jinja file, chatml" in other_format_notice(tokenizer, template)
+    assert other_format_notice(tokenizer, open_template(tokenizer, None, "tokenizer")) is None
+    assert other_format_notice(tokenizer, None) is None

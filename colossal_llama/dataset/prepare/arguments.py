@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from colossal_llama.dataset.template_presets import PRESETS, chat_template_argument
 from colossal_llama.utils.arguments import group, option, switch
-from colossal_llama.utils.cli import existing_directories, existing_directory, existing_file, number_in_range
+from colossal_llama.utils.cli import existing_directories, existing_directory, number_in_range
 from colossal_llama.utils.line_reader import BYTES_PER_MB, MAX_LINE_MB
 
 Kind = Literal["pretrain", "sft"]
@@ -18,10 +19,6 @@ Kind = Literal["pretrain", "sft"]
 SHORTEST_ROW = 8
 LONGEST_ROW = 2**20  # splicing keeps a list of open rows for every number of free tokens
 MOST_BINS = 99_999
-
-
-def _chat_template(text: str) -> str:
-    return text if text == "tokenizer" else str(existing_file(text))
 
 
 def _output_directory(text: str) -> Path:
@@ -116,10 +113,10 @@ class ConversationRowArguments(RowArguments):
         help="turns end with </s> on LLaMA 2 and with <|eot_id|> on LLaMA 3",
     )
     chat_template: str | None = option(
-        type=_chat_template,
-        metavar="FILE",
-        help="a Jinja chat template to use instead, with {%% generation %%} around the assistant's answers; "
-        "'tokenizer' takes the tokenizer's own",
+        type=chat_template_argument,
+        metavar="NAME|FILE",
+        help=f"another format: {', '.join(PRESETS)}, or a Jinja file with {{%% generation %%}} around the assistant's "
+        "answers; 'tokenizer' takes the tokenizer's own",
     )
     long_conversations: Literal["truncate", "window"] = option(
         "truncate",

@@ -354,8 +354,10 @@ def _write_own_parts(
     pending = [index for index in own if part_facts(directory, index) is None]
     common: dict = {"kind": arguments.kind, "max_length": arguments.rows.max_length, "seed": arguments.rows.seed}
     common |= {name: preparation.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
-    if date := preparation.identity.get("template", {}).get("date"):
-        common["chat_template_date"] = date
+    if template := preparation.identity.get("template"):
+        common["conversation_format"] = template
+        if date := template.get("date"):
+            common["chat_template_date"] = date
     common["plan_sha256"] = plan_sha256
     task = PartTask(
         directory, arguments.rows.splicing, arguments.rows.max_length, arguments.rows.seed, categories, common

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,27 +27,45 @@ from colossal_llama.utils.transformers_version import DTYPE_ATTRIBUTE
 
 
 def small_files(
-    network: PreTrainedModel | PeftModel, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase
+    network: PreTrainedModel | PeftModel,
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int] = (),
 ) -> dict[str, bytes]:
-    """Content of the configuration and tokenizer files by name, the same for a whole run."""
+    """Content of the configuration and tokenizer files by name, the same for a whole run.
+
+    Args:
+        network: the model, or its adapters.
+        dtype: of the weights.
+        tokenizer: of the run.
+        stop_ids: tokens that end an answer, besides those of the model's generation settings.
+    """
     with tempfile.TemporaryDirectory() as directory:
         if isinstance(network, PeftModel):
             network.save_pretrained(directory)
             (Path(directory) / ADAPTER_WEIGHTS).unlink()
         else:
-            _write_configurations(Path(directory), network, dtype)
-        tokenizer.save_pretrained(directory)
+            _write_configuration(Path(directory), network, dtype)
+        write_generation_config(network, Path(directory), stop_ids)
+        _write_tokenizer(tokenizer, Path(directory))
         return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
 
-def _write_configurations(target: Path, network: PreTrainedModel, dtype: torch.dtype) -> None:
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
+    """Writes the tokenizer; its chat template into tokenizer_config.json, which all programs read.
+
+    transformers 5 would write chat_template.jinja, which programs of before 2025 pass over.
+    """
+    tokenizer.save_pretrained(target, save_jinja_files=False)
+
+
+def _write_configuration(target: Path, network: PreTrainedModel, dtype: torch.dtype) -> None:
     config = network.config.__class__.from_dict(network.config.to_dict())
     config.use_cache = True  # off while training
     config.architectures = [architecture_of(config).causal_class]
     setattr(config, DTYPE_ATTRIBUTE, dtype)
     config.save_pretrained(target)
     make_config_portable(target)
-    write_generation_config(network, target)
 
 
 def complete_model_directory(directory: Path, weights: Mapping[str, WrittenFile], others: Mapping[str, bytes]) -> None:
@@ -104,7 +122,7 @@ def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedToke
         temporary = unfinished_path(target)
         shutil.rmtree(temporary, ignore_errors=True)
         merge_adapter(base_path, save_dir / MODEL, temporary)
-        tokenizer.save_pretrained(temporary)
+        _write_tokenizer(tokenizer, temporary)
         write_checksums(temporary, {})
         fsync_tree(temporary)
         make_way(target)

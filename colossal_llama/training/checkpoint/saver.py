@@ -6,7 +6,7 @@ import math
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         origin: Origin,
         keep_last: int | None = None,
         in_background: bool = True,
+        stop_ids: Sequence[int] = (),
     ):
         self._save_dir, self._keep_last, self._origin = save_dir, keep_last, origin
         self._backend, self._model, self._optimizer = backend, model, optimizer
@@ -82,7 +83,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._staging = StagingBuffer(pinned=torch.cuda.is_available())
         network = backend.unwrap(model)
         self._model_file_bytes = math.inf if isinstance(network, PeftModel) else _FILE_BYTES  # an adapter is one file
-        self._small_files = small_files(network, backend.parameter_dtype, tokenizer) if is_rank_zero() else {}
+        self._small_files = small_files(network, backend.parameter_dtype, tokenizer, stop_ids) if is_rank_zero() else {}
         self._number, self._commits = next(_SAVERS), itertools.count()
         self._pending: DirectoryCommit | None = None
         self._outcome: CommitOutcome | None = None
