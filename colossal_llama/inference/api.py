@@ -219,7 +219,7 @@ class LanguageModel:
         return ChatAnswer(self._generator.answer(ids, stop_ids, sampling, random_source), kept, dropped)
 
     def format_notice(self) -> str | None:
-        """Returns a notice where `prompt_style` asks otherwise than the tokenizer's chat template."""
+        """Returns a notice where prompts differ from the tokenizer's chat template."""
         if self._format.prompt_style is None:
             return None
         return other_format_notice(self.tokenizer, self._template if self._format.prompt_style == "sft" else None)
