@@ -140,8 +140,13 @@ class ConversationTemplate:
             encoder: of the tokenizer, if it has been built (LLaMA-3's takes 1.5 s to build).
 
         Raises:
-            UserError: the tokenizer lacks the end-of-turn token.
+            UserError: the tokenizer lacks the end-of-turn token, or a BOS token.
         """
+        if tokenizer.bos_token_id is None:
+            raise UserError(
+                f"the tokenizer in {tokenizer.name_or_path} has no BOS token, which begins every message of the "
+                "built-in format: choose another by --chat_template (its help lists them)"
+            )
         self._encoder = encoder or TextEncoder(tokenizer)
         self._bos_id = tokenizer.bos_token_id
         self._turn_end = turn_end
@@ -295,6 +300,8 @@ def control_token_id(tokenizer: "PreTrainedTokenizerFast", token: str) -> int:
             return token_id
     known = {"</s>": "LLaMA-2", "<|eot_id|>": "LLaMA-3"}
     family = f", so it is not a {known[token]} tokenizer: check --llama_version" if token in known else ""
+    if family:
+        family += ", or choose another format by --chat_template (its help lists them)"
     raise UserError(f"the tokenizer in {tokenizer.name_or_path} has no control token {token}{family}")
 
 
