@@ -8,7 +8,6 @@ converter: the format promises that old files stay readable, and the converter's
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import colossal_llama
 from colossal_llama.export.gguf_chat import GgufChat, read_chat
 from colossal_llama.export.gguf_settings import GgufSettings, add_settings, read_settings
 from colossal_llama.export.gguf_tensors import (
@@ -149,7 +148,6 @@ def _add_metadata(writer: "GGUFWriter", settings: GgufSettings, name: str, outty
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_size_label(gguf.size_label(*writer.get_total_parameter_count()))
-    writer.add_string("general.converter", f"colossal_llama {colossal_llama.__version__}")
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{outtype.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
