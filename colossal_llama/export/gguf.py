@@ -18,6 +18,7 @@ from colossal_llama.export.gguf_tensors import (
     plan_tensor,
 )
 from colossal_llama.export.gguf_vocabulary import GgufVocabulary, read_vocabulary
+from colossal_llama.model.architectures import head_width, key_value_heads
 from colossal_llama.model.config_file import read_generation_config
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.weights.llama_tensors import check_tensors
@@ -72,8 +73,7 @@ def write_gguf(model_dir: Path, output: Path, outtype: str) -> dict[str, Any]:
 
     config = load_config(model_dir)
     settings = read_settings(config)
-    if config.model_type == "llama":
-        check_tensors(model_dir, tensor_shapes(model_dir), config.to_dict())
+    check_tensors(model_dir, tensor_shapes(model_dir), config.to_dict())
     tokenizer = load_tokenizer(model_dir)
     vocabulary = read_vocabulary(tokenizer, settings.config.vocab_size)
     stops = read_generation_config(model_dir).get("eos_token_id", settings.config.eos_token_id)
@@ -115,11 +115,12 @@ def _plan(files: WeightFiles, settings: GgufSettings, outtype: str) -> list[Gguf
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == settings.architecture)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     whole = any(name.startswith("model.") for shard in files.shards for name in shard.tensors)
-    reordered = {"q_proj": config.num_attention_heads, "k_proj": settings.key_value_heads}
+    reordered = {"q_proj": config.num_attention_heads, "k_proj": key_value_heads(config)}
     planned, problems = [], []
     for source, stored in ((name, shard.tensors[name]) for shard in files.shards for name in sorted(shard.tensors)):
         name = source if whole or source == "lm_head.weight" else f"model.{source}"
-        if "rotary_emb." in name or (name == "lm_head.weight" and config.tie_word_embeddings):
+        is_tied = name == "lm_head.weight" and config.tie_word_embeddings
+        if is_tied or "rotary_emb." in name or not name.startswith(("model.", "lm_head.")):
             continue
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
@@ -136,7 +137,7 @@ def _declare_tensors(writer: "GGUFWriter", tensors: list[GgufTensor], settings: 
     import numpy as np
 
     if settings.rope["rope_type"] == "llama3":
-        pairs = settings.head_dimensions // 2
+        pairs = head_width(settings.config) // 2
         writer.add_tensor_info(_ROPE_FACTORS, (pairs,), np.dtype(np.float32), 4 * pairs)
     for tensor in tensors:
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.bytes, raw_dtype=tensor.kind)
@@ -192,7 +193,7 @@ def _write(writer: "GGUFWriter", files: WeightFiles, tensors: list[GgufTensor], 
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if settings.rope["rope_type"] == "llama3":
-        writer.write_tensor_data(llama3_frequency_factors(settings.rope, settings.head_dimensions))
+        writer.write_tensor_data(llama3_frequency_factors(settings.rope, head_width(settings.config)))
     for shard in files.shards:
         with open_tensors(shard) as read:
             for tensor in (tensor for tensor in tensors if tensor.source in shard.tensors):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from colossal_llama.model.architectures import head_width, key_value_heads, window_tokens
 from colossal_llama.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ class GgufSettings:
         architecture: llama.cpp's name.
         config: the configuration, defaults included.
         rope: rotary embeddings: `rope_theta`, `rope_type` and the parameters of the type.
-        head_dimensions: of each head.
-        key_value_heads: number of them.
         context_length: most tokens for which llama.cpp computes what transformers does.
         notes: what llama.cpp does otherwise than transformers, a sentence each.
     """
@@ -31,8 +30,6 @@ class GgufSettings:
     architecture: str
     config: "PretrainedConfig"
     rope: dict[str, Any]
-    head_dimensions: int
-    key_value_heads: int
     context_length: int
     notes: list[str]
 
@@ -47,22 +44,12 @@ def read_settings(config: "PretrainedConfig") -> GgufSettings:
     if problems := list(_problems(config, rope)):
         raise UserError([f"--gguf: {problem}" for problem in problems])
     context, notes = config.max_position_embeddings, []
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and window < context:
+    if (window := window_tokens(config)) and window < context:
         notes.append(f"llama.cpp has no sliding window for this architecture: the context is set to it, {window:,}")
         context = window
     if rope["rope_type"] == "dynamic":
         notes.append(f"llama.cpp does not scale rotary embeddings dynamically: keep to {context:,} tokens")
-    heads = config.num_attention_heads
-    return GgufSettings(
-        architecture=_ARCHITECTURES[config.model_type],
-        config=config,
-        rope=rope,
-        head_dimensions=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-        context_length=context,
-        notes=notes,
-    )
+    return GgufSettings(_ARCHITECTURES[config.model_type], config, rope, context, notes)
 
 
 def _rope(config: "PretrainedConfig") -> dict[str, Any]:
@@ -78,10 +65,6 @@ def _problems(config: "PretrainedConfig", rope: dict[str, Any]) -> Iterator[str]
     if config.model_type not in _ARCHITECTURES:
         yield f"models of type {config.model_type} are not converted; {', '.join(_ARCHITECTURES)} are"
         return
-    if getattr(config, "quantization_config", None):
-        yield "the model is quantized already: export the model that it was made from"
-    if config.hidden_act not in ("silu", "swish"):
-        yield f"the model's hidden_act is {config.hidden_act}, and llama.cpp computes silu"
     if config.model_type == "qwen3" and config.attention_bias:
         yield "llama.cpp's qwen3 has no attention_bias"
     if getattr(config, "partial_rotary_factor", None) not in (None, 1.0):
@@ -104,12 +87,12 @@ def add_settings(writer: "GGUFWriter", settings: GgufSettings) -> None:
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(settings.key_value_heads)
-    writer.add_key_length(settings.head_dimensions)
-    writer.add_value_length(settings.head_dimensions)
+    writer.add_head_count_kv(key_value_heads(config))
+    writer.add_key_length(head_width(config))
+    writer.add_value_length(head_width(config))
     writer.add_vocab_size(config.vocab_size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(settings.head_dimensions)
+    writer.add_rope_dimension_count(head_width(config))
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):
         writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
