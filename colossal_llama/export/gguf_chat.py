@@ -52,7 +52,8 @@ def read_chat(tokenizer: "PreTrainedTokenizerFast", end_ids: Iterable[int]) -> G
     templates, notes = _templates(tokenizer), []
     default = templates.get("default")
     ids = tokenizer("a")["input_ids"]
-    adds_bos, adds_eos = ids[0] == tokenizer.bos_token_id, ids[-1] == tokenizer.eos_token_id
+    bos_id = tokenizer.bos_token_id
+    adds_bos, adds_eos = bos_id is not None and ids[0] == bos_id, ids[-1] == tokenizer.eos_token_id
     if default is None:
         notes.append("the model has no chat template: llama.cpp's chat then speaks ChatML to it")
     elif adds_bos and not _begins_with_bos(tokenizer, default):
@@ -60,7 +61,7 @@ def read_chat(tokenizer: "PreTrainedTokenizerFast", end_ids: Iterable[int]) -> G
         notes.append("chats begin without BOS, so llama.cpp adds none to plain prompts either, where it belongs")
     elif adds_eos:
         notes.append("llama.cpp does not end plain prompts with EOS, as the tokenizer does")
-    at_beginning, behind_control = _first_token(tokenizer, "a"), _first_token(tokenizer, f"{tokenizer.bos_token}a")
+    at_beginning, behind_control = _first_token(tokenizer, "a"), _first_token(tokenizer, f"{tokenizer.eos_token}a")
     adds_space = at_beginning if default is None else behind_control
     if at_beginning and not behind_control and default is not None:
         notes.append(
