@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
 _SETTINGS_FILE = "tokenizer_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 SETTINGS_FILES = (
     _SETTINGS_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE_FILE,
     "chat_template.json",
 )
 
@@ -76,6 +77,23 @@ def load_with_transformers(directory: Path, use_fast: bool) -> "PreTrainedTokeni
     never_ask_to_trust()
     with loading_errors(f"the tokenizer in {directory}"):
         return AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False)
+
+
+def stored_chat_template(directory: Path) -> str | None:
+    """Reads the chat template of a directory for plain chats; None without one.
+
+    Raises:
+        UserError: a file of settings is damaged.
+    """
+    if (directory / CHAT_TEMPLATE_FILE).is_file():
+        return (directory / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
+    path = directory / _SETTINGS_FILE
+    stored = read_json_object(path).get("chat_template") if path.is_file() else None
+    if isinstance(stored, list):  # several, by name
+        stored = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}.get(
+            "default"
+        )
+    return stored if isinstance(stored, str) else None
 
 
 def _declares_no_bos(directory: Path) -> bool:

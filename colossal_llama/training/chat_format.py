@@ -1,13 +1,21 @@
 """Format of the data's conversations, saved with the tokenizer of every model that a run writes."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from colossal_llama.dataset.chat_template import CHAT_DATE, own_template
 from colossal_llama.dataset.part_reader import Part
-from colossal_llama.dataset.trained_format import format_name, set_trained_template, trained_format
+from colossal_llama.dataset.trained_format import (
+    TRAINED_TEMPLATE,
+    format_name,
+    set_trained_template,
+    trained_format,
+)
+from colossal_llama.model.config_file import read_generation_config
+from colossal_llama.tokenizer.loading import VOCABULARY_FILES, load_tokenizer
 from colossal_llama.utils.console import log_rank_zero
 
 
@@ -46,6 +54,24 @@ def record_chat_format(tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part]
         )
     set_trained_template(tokenizer, chosen.template)
     return tuple(dict.fromkeys((tokenizer.eos_token_id, chosen.turn_end_id)))
+
+
+def keep_adapters_format(tokenizer: PreTrainedTokenizerFast, adapter_path: Path) -> tuple[int, ...]:
+    """Gives the base's tokenizer the chat template of an adapter that is continued.
+
+    The data may be documents, which leave it as it is.
+
+    Returns:
+        Tokens that end an answer by the adapter's generation settings.
+    """
+    if any((adapter_path / name).is_file() for name in VOCABULARY_FILES):
+        adapters = load_tokenizer(adapter_path)
+        if adapters.chat_template is not None:
+            tokenizer.chat_template = adapters.chat_template
+        kept = {CHAT_DATE, TRAINED_TEMPLATE} & adapters.init_kwargs.keys()
+        tokenizer.init_kwargs |= {name: adapters.init_kwargs[name] for name in kept}
+    stops = read_generation_config(adapter_path).get("eos_token_id")
+    return tuple(stops) if isinstance(stops, list) else () if stops is None else (stops,)
 
 
 def _record_date(tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part]) -> None:

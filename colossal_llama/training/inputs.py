@@ -31,7 +31,7 @@ from colossal_llama.training.arguments import (
     TrainingArguments,
 )
 from colossal_llama.training.benchmark import random_part
-from colossal_llama.training.chat_format import record_chat_format
+from colossal_llama.training.chat_format import keep_adapters_format, record_chat_format
 from colossal_llama.training.checkpoint.archive import entry_written_by_a_run
 from colossal_llama.training.checkpoint.discovery import find_checkpoint, read_checkpoint
 from colossal_llama.training.checkpoint.integrity import check_model_directory, damage_of_checkpoint
@@ -161,7 +161,8 @@ def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
     fingerprint = tokenizer_fingerprint(tokenizer)
     if not arguments.checkpoint.allow_other_data:
         _refuse_other_tokenizer({"--dataset": parts, "--eval_dataset": eval_parts}, fingerprint, model_path)
-    stop_ids = record_chat_format(tokenizer, parts, fingerprint)
+    adapters_stop_ids = () if adapter_path is None else keep_adapters_format(tokenizer, adapter_path)
+    stop_ids = record_chat_format(tokenizer, parts, fingerprint) or adapters_stop_ids
     origin = Origin(
         data_fingerprint=data_fingerprint(parts),
         tokenizer_fingerprint=fingerprint,

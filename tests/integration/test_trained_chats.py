@@ -177,6 +177,11 @@ def test_later_stages_keep_it_right(tuned, place, project_root, asked):
     kept = [GenerationConfig.from_pretrained(run / "modelling").eos_token_id for run in (second, third)]
     assert kept[0] == kept[1]
 
+    words = ("--load_checkpoint", "lora/modelling", "--lora_rank", 4, "--num_epochs", 1)
+    continued = train(project_root, place, "continued", "base", "text", *words)
+    assert builtin_version(AutoTokenizer.from_pretrained(continued / "modelling").chat_template) == 3
+    assert len(GenerationConfig.from_pretrained(continued / "modelling").eos_token_id) == 2
+
 
 def test_the_saved_template_prepares_the_same_rows(tuned, place, project_root):
     """Others train with it, and so may we: `--chat_template tokenizer` gives the built-in rows."""

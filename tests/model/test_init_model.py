@@ -352,6 +352,29 @@ def test_special_ids_follow_the_tokenizer(llama2, rows, target_tokenizer, tmp_pa
     assert len(report["config_corrections"]) == 3
 
 
+@pytest.mark.parametrize("stored_as", ["text", "list", "jinja", "none"])
+@pytest.mark.parametrize("same_directory", [False, True])
+def test_the_sources_chat_template_stays(llama2, rows, target_tokenizer, tmp_path, stored_as, same_directory):
+    """Also where the expanded tokenizer was made without it; one of its own goes before."""
+    template = "{{ messages[0].content }} 你好"
+    source = save_model(tiny_model(rows), llama2, tmp_path / "source")
+    settings = source / "tokenizer_config.json"
+    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": template}]
+    written = {"text": template, "list": named}.get(stored_as)
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | ({"chat_template": written} if written else {})))
+    if stored_as == "jinja":
+        (source / "chat_template.jinja").write_text(template, encoding="utf-8")
+    tokenizer = shutil.copytree(target_tokenizer, tmp_path / "tokenizer")
+    target = tokenizer if same_directory else tmp_path / "target"
+    create_model(plan_expansion(source, tokenizer), "mean", target)
+    assert AutoTokenizer.from_pretrained(target).chat_template == (None if stored_as == "none" else template)
+
+    if not same_directory:
+        (tokenizer / "chat_template.jinja").write_text("its own")
+        create_model(plan_expansion(source, tokenizer), "mean", tmp_path / "own")
+        assert AutoTokenizer.from_pretrained(tmp_path / "own").chat_template == "its own"
+
+
 def _drop_output_matrix(source: Path) -> None:
     tensors = load_file(source / "model.safetensors")
     del tensors[OUTPUT_MATRIX]

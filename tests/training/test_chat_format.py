@@ -18,7 +18,7 @@ from colossal_llama.dataset.trained_format import builtin_version, trained_templ
 from colossal_llama.model.lora import lora_config, merge_adapter
 from colossal_llama.model.weights.generation_config import save_model, with_stop_ids
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
-from colossal_llama.training.chat_format import record_chat_format
+from colossal_llama.training.chat_format import keep_adapters_format, record_chat_format
 from colossal_llama.training.checkpoint.model_files import small_files
 
 BASES = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -156,3 +156,20 @@ def test_a_merged_model_has_the_adapters_settings(tokenizer, network, tmp_path):
     merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
     assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == list(stop_ids)
     assert GenerationConfig.from_pretrained(tmp_path / "as_before").eos_token_id == tokenizer.eos_token_id
+
+
+def test_an_adapter_that_is_continued_keeps_its_format(tokenizer, network, tmp_path):
+    """The tokenizer of the run is the base's, and documents say nothing of conversations."""
+    shutil.copytree(tokenizer.name_or_path, tmp_path / "base")
+    stop_ids = record(tokenizer, [part(tokenizer, builtin(tokenizer))])
+    (tmp_path / "adapter").mkdir()
+    for name, content in small_files(network, torch.float32, tokenizer, stop_ids).items():
+        (tmp_path / "adapter" / name).write_bytes(content)
+    bases = load_tokenizer(tmp_path / "base")
+    assert keep_adapters_format(bases, tmp_path / "adapter") == stop_ids
+    assert trained_template(bases) == tokenizer.chat_template
+
+    (tmp_path / "of_peft").mkdir()
+    before = bases.chat_template
+    assert keep_adapters_format(bases, tmp_path / "of_peft") == ()
+    assert bases.chat_template == before

@@ -29,7 +29,12 @@ from colossal_llama.model.weights.weight_files import (
 )
 from colossal_llama.model.weights.written_model import check_written_model
 from colossal_llama.tokenizer.expansion.result import REPORT_FILE
-from colossal_llama.tokenizer.loading import SETTINGS_FILES, VOCABULARY_FILES
+from colossal_llama.tokenizer.loading import (
+    CHAT_TEMPLATE_FILE,
+    SETTINGS_FILES,
+    VOCABULARY_FILES,
+    stored_chat_template,
+)
 from colossal_llama.utils.atomic_io import atomic_directory, existing_ancestor, write_bytes, write_json
 from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError
@@ -212,6 +217,7 @@ def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> di
         norms = _write_weights(plan, method, output)
         if not completes_tokenizer:
             _copy_tokenizer(plan.target_tokenizer, output)
+        _keep_chat_template(plan.source, output)
         report = describe(plan, method, norms)
         write_json(output / "init_report.json", report)
         for name in sorted(plan.configs, reverse=True):  # generation_config.json, then config.json
@@ -245,6 +251,16 @@ def _copy_tokenizer(tokenizer: Path, directory: Path) -> None:
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             write_bytes(directory / name, (tokenizer / name).read_bytes())
+
+
+def _keep_chat_template(source: Path, directory: Path) -> None:
+    """Writes the source's chat template for an expanded tokenizer that has none.
+
+    A tokenizer may have been expanded without the settings of the model that it belongs to.
+    """
+    template = stored_chat_template(source)
+    if template is not None and stored_chat_template(directory) is None:
+        write_bytes(directory / CHAT_TEMPLATE_FILE, template.encode())
 
 
 def _write_weights(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, dict[str, float]]:
