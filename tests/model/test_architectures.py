@@ -15,6 +15,7 @@ from colossal_llama.model.loading import load_config, load_model, model_class
 from colossal_llama.model.param_count import flops_per_token, layer_parameters, parameters
 from colossal_llama.model.weights.llama_tensors import expected_tensors
 from colossal_llama.utils.errors import UserError
+from tests.support import model_table
 from tests.support.architectures import ONE_OF_EACH, VARIANTS, config_of, make_model, random_model
 
 LENGTHS = [[7, 20], [27], [3, 3, 12]]
@@ -108,3 +109,8 @@ def test_flops_count_what_the_window_leaves():
 
 def test_one_of_each_architecture_is_among_the_models_of_the_tests():
     assert [VARIANTS[name]["model_type"] for name in ONE_OF_EACH] == [each.model_type for each in ARCHITECTURES]
+
+
+def test_the_documented_table_is_that_of_the_code():
+    document = model_table.DOCUMENT.read_text(encoding="utf-8")
+    assert document == model_table.with_table(document), "run python -m tests.support.model_table --write"
