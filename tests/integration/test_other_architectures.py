@@ -3,12 +3,22 @@
 The losses to meet are transformers' own, of each document in a plain row.
 """
 
+import json
+import os
+import subprocess
+
 import datasets
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from benchmarks.clients.environment import client_environment
+from colossal_llama.export.arguments import parse_arguments
+from colossal_llama.export.directory import export
+from colossal_llama.model.pretrained import load_for_inference
+from colossal_llama.utils.transformers_version import PINNED, TESTED_5, is_transformers_5
+from tests.support import logits_probe
 from tests.support.architectures import ONE_OF_EACH, VARIANTS, make_model
 
 pytestmark = pytest.mark.slow  # the runs that all tests of the file share
@@ -35,6 +45,7 @@ OTHERS = {
     "frozen": ("--freeze_non_embeds_params",),
 }
 RESUMED = ("mistral-v0.1", "qwen2", "qwen3-small")
+CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 INTERVAL = ("--save_interval", "2", "--num_epochs", "2", "--use_neft", *HALF)
 
 
@@ -148,6 +159,44 @@ def test_a_saved_directory_opens_as_its_own_class(two_ranks, models, variant, fo
     assert type(saved) is type(source)
     assert saved.config.architectures == [type(source).__name__]
     assert not torch.equal(saved.lm_head.weight, source.lm_head.weight) or name == "lora"
+
+
+@pytest.mark.parametrize("variant", ONE_OF_EACH)
+def test_a_saved_model_is_exported_and_answers(two_ranks, variant, tmp_path):
+    """Also an adapter, merged by the export as the run merged it."""
+    save_dir = two_ranks.workspace / f"{variant}_lora" / "save"
+    words = ["--model_path", str(save_dir / "modelling"), "--output_dir", str(tmp_path / "out"), "--merge"]
+    export(parse_arguments([*words, "--dtype", "bfloat16"]))
+    exported, merged = (
+        load_for_inference(path, "auto", torch.device("cpu"))[0]
+        for path in (tmp_path / "out", save_dir / "modelling_merged")
+    )
+    assert type(exported).__name__ == type(merged).__name__ == exported.config.architectures[0]
+    for name, tensor in merged.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], tensor.bfloat16()), name
+    answer = exported.generate(torch.tensor([[1, 5, 6]]), max_new_tokens=4, do_sample=False)
+    assert answer.shape[1] > 3
+
+
+def test_saved_directories_give_the_same_logits_in_the_other_version_of_transformers(two_ranks):
+    version = PINNED if is_transformers_5() else TESTED_5
+    try:
+        python = client_environment(f"transformers{version[0]}", [f"transformers=={version}"])
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"the environment cannot be made: {error}")
+    directories = [
+        str(two_ranks.workspace / f"{variant}_{folder}")
+        for variant in ONE_OF_EACH
+        for folder in ("zero2/save/modelling", "lora/save/modelling_merged")
+    ]
+    done = subprocess.run(
+        [python, logits_probe.__file__, *directories], capture_output=True, text=True, check=False, env=CLEAN
+    )
+    assert done.returncode == 0, done.stderr
+    for directory, (name, logits) in zip(directories, json.loads(done.stdout), strict=True):
+        own_name, own_logits = logits_probe.logits_of(directory)
+        assert name == own_name
+        torch.testing.assert_close(torch.tensor(logits), torch.tensor(own_logits), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [("--tp", "2"), ("--pp", "2"), ("--sp", "2", "--sp_mode", "all_to_all")], ids=str)
