@@ -1,0 +1,1 @@
+"""Models by name: repositories of the Hugging Face hub and of ModelScope as directories."""
