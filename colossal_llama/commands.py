@@ -34,6 +34,11 @@ class Command:
 
 
 COMMANDS = (
+    Command(
+        "get_model",
+        "colossal_llama.model.get_model:main",
+        "download a model or tokenizer of a hub, also for hosts without a network",
+    ),
     Command("learn_pieces", "colossal_llama.tokenizer.learn_pieces:main", "learn new vocabulary pieces from a corpus"),
     Command("init_tokenizer", "colossal_llama.tokenizer.init_tokenizer:main", "expand a tokenizer by new pieces"),
     Command("report", "colossal_llama.tokenizer.report:main", "measure how well tokenizers compress a corpus"),

@@ -14,6 +14,7 @@ from colossal_llama.utils.cli import (
     number_in_range,
     usable_name,
 )
+from colossal_llama.utils.hub.names import NAME_FORMS
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", re.IGNORECASE)
@@ -50,8 +51,8 @@ class WeightArguments:
     model_path: str = option(
         type=usable_name,
         required=True,
-        help="directory of a model, of a run or its checkpoint (their modelling/ is taken), or of a LoRA adapter; or a "
-        "hub name",
+        help="directory of a model, of a run or its checkpoint (their modelling/ is taken), or of a LoRA adapter; "
+        f"{NAME_FORMS}",
     )
     output_dir: Path = option(
         type=creatable_directory, required=True, help="output: a directory that does not exist, or is empty"

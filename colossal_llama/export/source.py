@@ -10,7 +10,7 @@ from colossal_llama.model.loading import load_config
 from colossal_llama.model.pretrained import find_model
 from colossal_llama.model.weights.adapter_files import (
     ADAPTER_WEIGHTS,
-    adapter_base_path,
+    adapter_base_name,
     is_adapter,
     load_adapter_config,
 )
@@ -105,13 +105,13 @@ def open_source(name: str, merge: bool) -> ExportSource:
 
 
 def _base_of(adapter: Path) -> Path:
-    base = adapter_base_path(adapter)
+    base = adapter_base_name(adapter)
     try:
-        return find_model(str(base))
+        return find_model(base)
     except UserError as error:
         raise UserError(
             f"the base model of the adapter {adapter}, base_model_name_or_path in its adapter_config.json, cannot be "
-            f"found: {base}; correct the file"
+            f"found: {error}; correct the file"
         ) from error
 
 

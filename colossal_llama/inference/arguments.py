@@ -16,6 +16,7 @@ from colossal_llama.utils.cli import (
     usable_name,
 )
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.hub.names import NAME_FORMS
 from colossal_llama.utils.output_file import output_file_problem
 
 
@@ -24,7 +25,10 @@ class ModelArguments:
     """The model and how it is loaded."""
 
     model_path: str = option(
-        type=usable_name, required=True, help="directory of a model or of a peft adapter, or hub name"
+        type=usable_name,
+        required=True,
+        metavar="DIR",
+        help=f"model, or peft adapter on a base model: {NAME_FORMS}",
     )
     device: str | None = option(help="cpu, cuda:0, … (default: cuda:0, or cpu where there is no CUDA device)")
     dtype: str = option(

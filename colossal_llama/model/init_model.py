@@ -18,13 +18,14 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
     creatable_directory,
-    existing_directory,
     existing_file,
     number_in_range,
 )
 from colossal_llama.utils.console import log_rank_zero, table
 from colossal_llama.utils.environment import peak_memory_bytes
 from colossal_llama.utils.errors import run_main
+from colossal_llama.utils.hub.files import Needed
+from colossal_llama.utils.hub.names import NAME_FORMS, directory_or_name
 
 _MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*")
 
@@ -38,11 +39,17 @@ def main() -> None:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # and does not warn that torch is missing
     from colossal_llama.model.expansion.resize_embeddings import create_model, plan_expansion
     from colossal_llama.utils.atomic_io import write_json
+    from colossal_llama.utils.hub.fetch import option_directory, origin_record
 
     # Read first, so that an error in it is reported before the weights are written.
     documents = _evaluation_documents(arguments)
-    plan = plan_expansion(arguments.source_model_and_tokenizer_path, arguments.target_tokenizer_path)
+    source = option_directory(
+        "--source_model_and_tokenizer_path", arguments.source_model_and_tokenizer_path, Needed.MODEL
+    )
+    target_tokenizer = option_directory("--target_tokenizer_path", arguments.target_tokenizer_path, Needed.TOKENIZER)
+    plan = plan_expansion(source, target_tokenizer)
     report = create_model(plan, arguments.init_method, arguments.target_model_path)
+    report |= origin_record(source)
     report["seconds"] = round(time.monotonic() - started, 2)
     report["peak_memory_bytes"] = peak_memory_bytes()
     write_json(arguments.target_model_path / "init_report.json", report)
@@ -58,17 +65,24 @@ def parse_arguments() -> Namespace:
     files = parser.add_argument_group("directories")
     files.add_argument(
         "--source_model_and_tokenizer_path",
-        type=existing_directory,
+        type=directory_or_name,
         required=True,
-        help="source model and its tokenizer: config.json, safetensors or .bin files (single or sharded), tokenizer",
+        metavar="DIR",
+        help="source model and its tokenizer: config.json, safetensors or .bin files (single or sharded), tokenizer; "
+        f"{NAME_FORMS} (safetensors alone)",
     )
     files.add_argument(
-        "--target_tokenizer_path", type=existing_directory, required=True, help="expanded tokenizer (init_tokenizer.py)"
+        "--target_tokenizer_path",
+        type=directory_or_name,
+        required=True,
+        metavar="DIR",
+        help=f"expanded tokenizer (init_tokenizer.py); {NAME_FORMS}",
     )
     files.add_argument(
         "--target_model_path",
         type=creatable_directory,
         required=True,
+        metavar="DIR",
         help="output: a new directory, or the target tokenizer's own, which then holds model and tokenizer",
     )
     method = parser.add_argument_group("initialisation")
@@ -98,10 +112,10 @@ def parse_arguments() -> Namespace:
 
 
 def _check_target(parser: CollectingArgumentParser, arguments: Namespace) -> None:
-    target = arguments.target_model_path
-    if target is None or arguments.target_tokenizer_path is None or not target.exists():
+    target, tokenizer = arguments.target_model_path, arguments.target_tokenizer_path
+    if target is None or tokenizer is None or not target.exists():
         return  # argparse has reported the missing argument
-    if target.resolve() != arguments.target_tokenizer_path.resolve():
+    if not isinstance(tokenizer, Path) or target.resolve() != tokenizer.resolve():
         parser.problem(
             f"--target_model_path {target} exists already: give a new directory, or the target tokenizer's own"
         )

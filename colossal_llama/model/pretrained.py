@@ -11,39 +11,30 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from colossal_llama.model.architectures import find_architecture
 from colossal_llama.model.config_file import read_generation_config, read_model_config
 from colossal_llama.model.loading import load_adapter, load_complete_model, nonfinite_weights
-from colossal_llama.model.weights.adapter_files import adapter_base_path, is_adapter
+from colossal_llama.model.weights.adapter_files import adapter_base_name, is_adapter
 from colossal_llama.model.weights.llama_tensors import check_tensors
 from colossal_llama.model.weights.weight_files import first_line, tensor_shapes
 from colossal_llama.model.weights.written_model import check_written_model
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
-
-_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
+from colossal_llama.utils.hub.fetch import local_directory
+from colossal_llama.utils.hub.files import Needed
+from colossal_llama.utils.hub.names import missing_directory_problem, path_or_name
 
 
 def find_model(name: str) -> Path:
-    """Returns a model's directory: `name` itself, or the local copy of a hub model.
+    """Returns a model's directory: `name` itself, or the local copy of a hub's repository.
 
-    A hub model without a local copy is downloaded.
+    A repository without a local copy is downloaded.
 
     Raises:
-        UserError: `name` is neither a directory nor a hub model that can be reached.
+        UserError: `name` is neither a directory nor a repository that can be had.
     """
-    if Path(name).is_dir():
-        return Path(name)
-    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name).exists()
-    if looks_like_a_path:
-        raise UserError(f"{name} is not a directory")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{name} is neither a directory nor a model of the Hugging Face hub that can be reached: {reason}"
-        ) from error
+    source = path_or_name(name)
+    if isinstance(source, Path) and (reason := missing_directory_problem(source)):
+        raise UserError(f"{name} is not a directory: it {reason}")
+    return local_directory(source, Needed.MODEL)
 
 
 def load_for_inference(
@@ -98,13 +89,13 @@ def load_for_inference(
 
 
 def _base_model_of(adapter: Path) -> Path:
-    base = adapter_base_path(adapter)
+    base = adapter_base_name(adapter)
     try:
-        return find_model(str(base))
+        return find_model(base)
     except UserError as error:
         raise UserError(
             f"the base model of the adapter {adapter}, base_model_name_or_path in its adapter_config.json, cannot be "
-            f"found: {base}"
+            f"found: {error}"
         ) from error
 
 

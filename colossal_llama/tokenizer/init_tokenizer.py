@@ -15,11 +15,12 @@ from colossal_llama.utils.arguments import add_options, from_namespace, option
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
     creatable_directory,
-    existing_directory,
     existing_file,
     number_in_range,
 )
 from colossal_llama.utils.errors import UserError, run_main, truncate_problems
+from colossal_llama.utils.hub.files import Needed
+from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
 
 MAX_SHOWN = 10
 MAX_SHOWN_CHARACTERS = 40  # of a piece; of a reason more
@@ -29,12 +30,12 @@ MAX_SHOWN_CHARACTERS = 40  # of a piece; of a reason more
 class InitTokenizerArguments:
     """Arguments of the script."""
 
-    source_tokenizer_dir: Path = option(
-        type=existing_directory,
+    source_tokenizer_dir: Path | ModelName = option(
+        type=directory_or_name,
         required=True,
         metavar="DIR",
         help="tokenizer to expand: tokenizer.model (LLaMA-2, sentencepiece) or tokenizer.json (LLaMA-3, byte-level "
-        "BPE), and tokenizer_config.json",
+        f"BPE), and tokenizer_config.json; {NAME_FORMS}",
     )
     target_tokenizer_dir: Path = option(
         type=creatable_directory, required=True, metavar="DIR", help="directory to write; it must not exist yet"
@@ -64,7 +65,8 @@ def main() -> None:
     from colossal_llama.tokenizer.expansion.source import open_source
     from colossal_llama.utils.console import log_rank_zero
 
-    source = open_source(arguments.source_tokenizer_dir)
+    source_dir = source_directory(arguments.source_tokenizer_dir)
+    source = open_source(source_dir)
     for note in source.notes[:MAX_SHOWN]:
         log_rank_zero(f"note: {note}")
     if len(source.notes) > MAX_SHOWN:
@@ -84,7 +86,7 @@ def main() -> None:
         )
         problems.append(f"{len(unreachable)} of {reachability.checked} new pieces are unreachable: nothing was written")
         raise UserError(problems)
-    write_expansion(arguments.source_tokenizer_dir, arguments.target_tokenizer_dir, expansion, report)
+    write_expansion(source_dir, arguments.target_tokenizer_dir, expansion, report)
     log_rank_zero(f"written to {arguments.target_tokenizer_dir}")
 
 
@@ -109,6 +111,20 @@ def parse_arguments() -> InitTokenizerArguments:
             parser.problem(f"--source_tokenizer_dir {source}: {problem}")
     parser.finish()
     return from_namespace(InitTokenizerArguments, namespace)
+
+
+def source_directory(source: Path | ModelName) -> Path:
+    """Returns the directory of the source tokenizer; one that is given by name is downloaded.
+
+    Raises:
+        UserError: it cannot be downloaded, or files are missing in it.
+    """
+    from colossal_llama.utils.hub.fetch import option_directory
+
+    directory = option_directory("--source_tokenizer_dir", source, Needed.TOKENIZER)
+    if problems := missing_files(directory):
+        raise UserError([f"--source_tokenizer_dir {source}: {problem}" for problem in problems])
+    return directory
 
 
 def missing_files(source: Path) -> list[str]:

@@ -20,11 +20,12 @@ from colossal_llama.utils.cli import (
     CollectingArgumentParser,
     creatable_directory,
     existing_directories,
-    existing_directory,
     existing_file,
     number_in_range,
 )
 from colossal_llama.utils.errors import UserError, run_main
+from colossal_llama.utils.hub.files import Needed
+from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
 
 if TYPE_CHECKING:
     from colossal_llama.tokenizer.expansion.source import SourceTokenizer
@@ -41,8 +42,8 @@ def _comma_separated(text: str) -> list[str]:
 class InputArguments:
     """Input and output directories."""
 
-    source_tokenizer_dir: Path = option(
-        type=existing_directory, required=True, metavar="DIR", help="tokenizer to be expanded"
+    source_tokenizer_dir: Path | ModelName = option(
+        type=directory_or_name, required=True, metavar="DIR", help=f"tokenizer to be expanded; {NAME_FORMS}"
     )
     data_input_dirs: tuple[Path, ...] = option(
         type=existing_directories,
@@ -113,14 +114,16 @@ class LearnPiecesArguments:
 def main() -> None:
     """Learns pieces, measures compression against their number, chooses it and writes the files."""
     arguments = parse_arguments()
-    source_dir, learning, size = arguments.input.source_tokenizer_dir, arguments.learning, arguments.size
+    learning, size = arguments.learning, arguments.size
     from colossal_llama.tokenizer.expansion.source import open_source
     from colossal_llama.tokenizer.learning.bpe_continuation import learn_pieces
     from colossal_llama.tokenizer.learning.training_corpus import read_training_corpus
     from colossal_llama.tokenizer.learning.vocabulary_size_curve import choose_size, curve_table, measure_curve
     from colossal_llama.tokenizer.loading import load_tokenizer
     from colossal_llama.utils.console import log_rank_zero
+    from colossal_llama.utils.hub.fetch import option_directory
 
+    source_dir = option_directory("--source_tokenizer_dir", arguments.input.source_tokenizer_dir, Needed.TOKENIZER)
     source = open_source(source_dir)
     tokenizer = load_tokenizer(source_dir)
     corpus = read_training_corpus(arguments.input.data_input_dirs, learning.sample_mb, learning.seed, learning.scripts)
@@ -137,7 +140,7 @@ def main() -> None:
     points = measure_curve(source, tokenizer, pieces, corpus.held_out)
     chosen = choose_size(points, size.num_pieces, size.min_saving)
     log_rank_zero(curve_table(points, chosen))
-    write_result(arguments, pieces[: chosen.pieces], points, chosen, corpus)
+    write_result(arguments, pieces[: chosen.pieces], points, chosen, corpus, source_dir)
     path = arguments.input.output_dir / "pieces.jsonl"
     log_rank_zero(f"chosen: {chosen.pieces:,} pieces, written to {path}; the curve is in curve.png")
 
@@ -206,18 +209,21 @@ def write_result(
     points: "list[CurvePoint]",
     chosen: "CurvePoint",
     corpus: "TrainingCorpus",
+    source_dir: Path,
 ) -> None:
     """Writes pieces.jsonl, curve.png and learning_report.json atomically."""
     import orjson
 
     from colossal_llama.tokenizer.learning.vocabulary_size_curve import draw_curve
     from colossal_llama.utils.atomic_io import atomic_directory, write_json
+    from colossal_llama.utils.hub.fetch import origin_record
 
     values = option_values(arguments)
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    settings = {name: str(value) if isinstance(value, Path | ModelName) else value for name, value in values.items()}
     settings["data_input_dirs"] = [str(path) for path in arguments.input.data_input_dirs]
     report = {
         "arguments": settings,
+        **origin_record(source_dir),
         "read": corpus.figures(),
         "chosen": asdict(chosen),
         "curve": [asdict(point) for point in points],

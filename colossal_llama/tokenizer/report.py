@@ -4,7 +4,6 @@ python colossal_llama/tokenizer/report.py \
         --tokenizers base=LLAMA new=NEW --data_input_dirs CORPUS --output_file report.json
 """
 
-import argparse
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 from colossal_llama.utils.arguments import add_options, from_namespace, option
 from colossal_llama.utils.cli import CollectingArgumentParser, existing_directories, number_in_range
 from colossal_llama.utils.errors import run_main
+from colossal_llama.utils.hub.files import Needed
+from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
 from colossal_llama.utils.output_file import output_file_problem
 
 if TYPE_CHECKING:
@@ -24,25 +25,24 @@ if TYPE_CHECKING:
 _BEGINNING = b'{\n  "data_input_dirs": '  # of an output file
 
 
-def named_directory(text: str) -> tuple[str, Path]:
-    """Parses `NAME=DIR` or `DIR` (argparse `type=`)."""
+def named_directory(text: str) -> tuple[str, Path | ModelName]:
+    """Parses `NAME=DIR` or `DIR` (argparse `type=`), where DIR may be the name of a repository."""
     name, separator, directory = text.rpartition("=")
-    path = Path(directory)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{directory} is not a directory")
-    return (name if separator else path.resolve().name, path)
+    source = directory_or_name(directory)
+    own_name = source.resolve().name if isinstance(source, Path) else str(source)
+    return (name if separator else own_name, source)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
     """Arguments of the script."""
 
-    tokenizers: tuple[tuple[str, Path], ...] = option(
+    tokenizers: tuple[tuple[str, Path | ModelName], ...] = option(
         nargs="+",
         type=named_directory,
         required=True,
         metavar="[NAME=]DIR",
-        help="tokenizers to compare; without a name the directory's is shown",
+        help=f"tokenizers to compare ({NAME_FORMS}); without a name the directory's is shown",
     )
     data_input_dirs: tuple[Path, ...] = option(
         type=existing_directories,
@@ -69,9 +69,13 @@ def main() -> None:
     from colossal_llama.tokenizer.loading import load_tokenizer
     from colossal_llama.utils.atomic_io import write_json
     from colossal_llama.utils.console import log_rank_zero, progress_bar
+    from colossal_llama.utils.hub.fetch import option_directory
 
     files = find_files(arguments.data_input_dirs)
-    tokenizers = {name: load_tokenizer(path) for name, path in arguments.tokenizers}
+    directories = {
+        name: option_directory("--tokenizers", source, Needed.TOKENIZER) for name, source in arguments.tokenizers
+    }
+    tokenizers = {name: load_tokenizer(path) for name, path in directories.items()}
     with progress_bar(unit="char", unit_scale=True, desc="measuring") as bar:
         texts = read_texts(files, arguments.sample_share, arguments.seed)
         counts = count_corpus(texts, tokenizers, bar)
@@ -80,7 +84,7 @@ def main() -> None:
     log_rank_zero("")
     log_rank_zero(category_table(counts))
     if arguments.output_file is not None:
-        write_json(arguments.output_file, report_content(arguments, sizes, counts))
+        write_json(arguments.output_file, report_content(arguments, directories, sizes, counts))
         log_rank_zero(f"\nwritten to {arguments.output_file}")
 
 
@@ -153,8 +157,9 @@ def total_of(categories: "dict[str, TokenizationCounts]") -> "TokenizationCounts
     return total
 
 
-def report_content(arguments: ReportArguments, sizes: dict, counts: dict) -> dict:
+def report_content(arguments: ReportArguments, directories: dict[str, Path], sizes: dict, counts: dict) -> dict:
     """Returns all figures, for the output file."""
+    from colossal_llama.utils.hub.fetch import origin_record
 
     def figures(counted: "TokenizationCounts") -> dict:
         ratios = {
@@ -170,11 +175,12 @@ def report_content(arguments: ReportArguments, sizes: dict, counts: dict) -> dic
         "tokenizers": {
             name: {
                 "directory": str(path),
+                **origin_record(path),
                 "vocab_size": sizes[name],
                 "total": figures(total_of(counts[name])),
                 "categories": {category: figures(counted) for category, counted in sorted(counts[name].items())},
             }
-            for name, path in arguments.tokenizers
+            for name, path in directories.items()
         },
     }
 

@@ -25,6 +25,7 @@ from colossal_llama.training.record_files import (
 )
 from colossal_llama.utils.arguments import ineffective_options, is_given
 from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
+from colossal_llama.utils.hub.names import ModelName, missing_directory_problem
 from colossal_llama.utils.transformers_version import shard_policies_problem, unsupported_version
 
 
@@ -73,7 +74,7 @@ def _check_benchmark(parser: CollectingArgumentParser, arguments: TrainingArgume
 
 
 def _check_model_source(
-    parser: CollectingArgumentParser, pretrained: Path | None, checkpoint: CheckpointArguments
+    parser: CollectingArgumentParser, pretrained: Path | ModelName | None, checkpoint: CheckpointArguments
 ) -> None:
     if pretrained is None and checkpoint.load_checkpoint is None:
         parser.problem("--pretrained is missing: give a model directory (or --load_checkpoint)")
@@ -96,8 +97,8 @@ def _check_model_source(
 
 def _check_paths(parser: CollectingArgumentParser, arguments: TrainingArguments) -> None:
     pretrained, records = arguments.model.pretrained, arguments.records
-    if pretrained is not None and not (pretrained / "config.json").is_file():
-        found = "holds no config.json" if pretrained.is_dir() else "does not exist"
+    if isinstance(pretrained, Path) and not (pretrained / "config.json").is_file():
+        found = missing_directory_problem(pretrained) or "holds no config.json"
         parser.problem(f"--pretrained: {pretrained} {found}")
     for name, parts in (("dataset", arguments.data.dataset), ("eval_dataset", records.eval_dataset)):
         for part in parts:
@@ -130,7 +131,8 @@ def _check_records(parser: CollectingArgumentParser, arguments: TrainingArgument
 
 def _input_directories(arguments: TrainingArguments) -> list[Path]:
     parts = (*arguments.data.dataset, *arguments.records.eval_dataset)
-    return [*filter(None, [arguments.model.pretrained]), *parts]
+    pretrained = arguments.model.pretrained
+    return [*([pretrained] if isinstance(pretrained, Path) else []), *parts]
 
 
 def _files_among(*directories: Path) -> list[Path]:
@@ -158,20 +160,31 @@ def _check_plugin(parser: CollectingArgumentParser, arguments: TrainingArguments
 def _check_parallel_layout(parser: CollectingArgumentParser, arguments: TrainingArguments, world_size: int) -> None:
     """Adds a problem for a parallel layout that is impossible, with the nearest possible one."""
     plugin = arguments.plugin
-    problem = layout_problem(
-        layout_of(plugin),
-        world_size,
-        read_model_shape(_model_directory(arguments.model.pretrained, arguments.checkpoint)),
-        half_precision=plugin.mixed_precision != "fp32",
-        embeddings_only=arguments.method.freeze_non_embeds_params,
-    )
-    if problem:
+    directory = _model_directory(arguments.model.pretrained, arguments.checkpoint)
+    if problem := impossible_layout(arguments, directory, world_size):
         parser.problem(problem)
     elif plugin.tp * plugin.pp * plugin.sp > 1 and (reason := shard_policies_problem()):
         parser.problem(reason)
     _check_microbatches(parser, plugin, arguments.data.micro_batch_size)
     if plugin.sp == 1 and plugin.sp_mode != SP_MODES[0]:
         parser.problem("--sp_mode has no effect without --sp")
+
+
+def impossible_layout(arguments: TrainingArguments, model: Path | None, world_size: int) -> str | None:
+    """Explains why a parallel layout is impossible, and names the nearest one; None if it is not.
+
+    Args:
+        arguments: with the layout of plugin 3d.
+        model: directory of its config.json; None skips the checks that need the model's shape.
+        world_size: number of processes.
+    """
+    return layout_problem(
+        layout_of(arguments.plugin),
+        world_size,
+        read_model_shape(model),
+        half_precision=arguments.plugin.mixed_precision != "fp32",
+        embeddings_only=arguments.method.freeze_non_embeds_params,
+    )
 
 
 def _check_microbatches(parser: CollectingArgumentParser, plugin: PluginArguments, micro_batch_size: int) -> None:
@@ -186,10 +199,14 @@ def _check_microbatches(parser: CollectingArgumentParser, plugin: PluginArgument
         parser.problem("--microbatch_size has no effect without --pp")
 
 
-def _model_directory(pretrained: Path | None, checkpoint: CheckpointArguments) -> Path | None:
-    """Directory of the model's config.json: `--pretrained`, else the checkpoint."""
+def _model_directory(pretrained: Path | ModelName | None, checkpoint: CheckpointArguments) -> Path | None:
+    """Directory of the model's config.json: `--pretrained`, else the checkpoint.
+
+    None for a model that is given by name: it is downloaded when the process group is there, and
+    checked then (inputs.py).
+    """
     if pretrained is not None or checkpoint.load_checkpoint is None:
-        return pretrained
+        return pretrained if isinstance(pretrained, Path) else None
     if checkpoint.load_checkpoint != "auto":
         return Path(checkpoint.load_checkpoint)
     found = checkpoint_directories(checkpoint.save_dir)

@@ -10,6 +10,7 @@ from typing import Any
 from colossal_llama.training.parallel_layout import SP_MODES
 from colossal_llama.utils.arguments import group, option, option_values, switch
 from colossal_llama.utils.cli import MAX_SEED, number_in_range, parse_bool
+from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, path_or_name
 
 PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
 GPU_ONLY_PLUGINS = ("gemini", "gemini_auto")
@@ -22,10 +23,10 @@ LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class ModelArguments:
     """Model to train, and the kernels that compute it."""
 
-    pretrained: Path | None = option(
-        type=Path,
+    pretrained: Path | ModelName | None = option(
+        type=path_or_name,
         metavar="DIR",
-        help="model in Hugging Face format, with its tokenizer; needed without a --load_checkpoint",
+        help=f"model in Hugging Face format, with its tokenizer; needed without a --load_checkpoint: {NAME_FORMS}",
     )
     use_flash_attn: bool = switch(
         help="flash attention kernels: those of the flash-attn package if it is installed, else the GPU's default, "
@@ -332,4 +333,4 @@ class TrainingArguments:
 def _json_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return [str(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | ModelName) else value

@@ -16,13 +16,14 @@ from colossal_llama.model.loading import load_config
 from colossal_llama.model.rope import varying_rope_problem
 from colossal_llama.model.weights.adapter_files import (
     ADAPTER_WEIGHTS,
-    adapter_base_path,
+    adapter_base_name,
     is_adapter,
     load_adapter_config,
 )
 from colossal_llama.model.weights.llama_tensors import check_tensors
 from colossal_llama.model.weights.weight_files import read_metadata, tensor_shapes
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
+from colossal_llama.training.argument_checks import impossible_layout
 from colossal_llama.training.arguments import (
     LORA_LAYERS,
     DataArguments,
@@ -38,11 +39,15 @@ from colossal_llama.training.checkpoint.integrity import check_model_directory, 
 from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, Checkpoint, Origin, Progress
 from colossal_llama.training.data_verification import DataVerification
 from colossal_llama.training.distributed import consensus
+from colossal_llama.training.distributed.model_download import directory_on_all_hosts
 from colossal_llama.training.metrics import refuse_other_record
 from colossal_llama.utils.checksums import has_checksums
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_directory
+from colossal_llama.utils.hub.fetch import cached_copy, origin_of, snapshot_name
+from colossal_llama.utils.hub.files import Needed
+from colossal_llama.utils.hub.names import ModelName, path_or_name
 
 SFT_ACCUMULATION_STEPS = 8
 """Default of `--accumulation_steps` on conversations."""
@@ -71,7 +76,7 @@ class RunInputs:
 
     def model_fingerprint(self) -> str:
         """Fingerprint of the files of the model and of the adapter."""
-        return "".join(fingerprint_directory(path) for path in self._model_paths())
+        return "".join(model_fingerprint(path) for path in self._model_paths())
 
     def start_paths(self) -> list[Path]:
         """Directories of model and adapter that are not the resumed checkpoint's."""
@@ -91,7 +96,15 @@ def open_inputs(arguments: TrainingArguments) -> RunInputs:
     """
     checkpoint = _undamaged_checkpoint(arguments)
     with consensus.raise_on_all_ranks():
-        inputs = _open_inputs(arguments, checkpoint)
+        source, adapter_path = _model_sources(arguments, checkpoint)
+    needed = Needed.CONFIGURATION if arguments.dry_run.dry_run else Needed.MODEL
+    model_path = directory_on_all_hosts(source, needed)
+    with consensus.raise_on_all_ranks():
+        if isinstance(source, ModelName):
+            _refuse_impossible_layout(arguments, model_path)
+        if adapter_path is not None:
+            _say_if_other_base(model_path, adapter_path)
+        inputs = _open_inputs(arguments, checkpoint, model_path, adapter_path)
         fingerprints = {
             "the data (--dataset)": inputs.origin.data_fingerprint,
             "the data (--eval_dataset)": data_fingerprint(inputs.eval_parts),
@@ -135,9 +148,10 @@ def packed_to_tokens(data: DataArguments, parts: Sequence[Part]) -> int | None:
     return data.max_length if packs else None
 
 
-def _open_inputs(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> RunInputs:
+def _open_inputs(
+    arguments: TrainingArguments, checkpoint: Checkpoint | None, model_path: Path, adapter_path: Path | None
+) -> RunInputs:
     data, is_benchmark = arguments.data, arguments.benchmark.benchmark
-    model_path, adapter_path = _model_paths(arguments, checkpoint)
     if not is_benchmark:
         save_dir, lora_rank = arguments.checkpoint.save_dir, arguments.method.lora_rank
         _refuse_overwriting_start(save_dir, lora_rank, model_path, adapter_path, checkpoint)
@@ -274,17 +288,19 @@ def _checkpoint_of_rank_zero(
         return read_checkpoint(choice[0]), lines
 
 
-def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> tuple[Path, Path | None]:
-    """Paths of the model to load, and of the LoRA adapter to continue, if any."""
+def _model_sources(arguments: TrainingArguments, checkpoint: Checkpoint | None) -> tuple[Path | ModelName, Path | None]:
+    """The model to load, by path or name, and the path of the LoRA adapter to continue, if any."""
     path, load_checkpoint = arguments.model.pretrained, arguments.checkpoint.load_checkpoint
     if checkpoint is not None:
         path = checkpoint.model_path
     elif load_checkpoint not in (None, "auto"):
         path = Path(load_checkpoint)  # a modelling directory: weights only
     assert path is not None, "--pretrained is needed without a checkpoint"
+    if isinstance(path, ModelName):
+        return path, None
     if is_adapter(path):
         _check_adapter(arguments.method, path)
-        return _base_of(arguments.model.pretrained, path), path
+        return arguments.model.pretrained or path_or_name(adapter_base_name(path)), path
     if checkpoint is not None and arguments.method.lora_rank:
         raise UserError(
             f"{path} is a whole model, so --lora_rank cannot resume it: start from it with --pretrained {path}"
@@ -292,12 +308,31 @@ def _model_paths(arguments: TrainingArguments, checkpoint: Checkpoint | None) ->
     return path, None
 
 
-def _base_of(base: Path | None, adapter: Path) -> Path:
-    """Base model of an adapter; logs a notice when it is not the directory of its training."""
-    trained_on = adapter_base_path(adapter)
-    if base is None or base.resolve() == trained_on.resolve():
-        return trained_on
-    differ = trained_on.is_dir() and fingerprint_directory(trained_on) != fingerprint_directory(base)
+def model_fingerprint(directory: Path) -> str:
+    """Fingerprint of a model: the commit of a snapshot in the cache of the hub, else its files'.
+
+    A snapshot may hold further files, which another program has downloaded on one host alone.
+    """
+    return str(snapshot_name(directory) or fingerprint_directory(directory))
+
+
+def _refuse_impossible_layout(arguments: TrainingArguments, model_path: Path) -> None:
+    world_size = arguments.dry_run.dry_run_processes or dist.get_world_size()
+    if arguments.plugin.plugin == "3d" and (problem := impossible_layout(arguments, model_path, world_size)):
+        raise UserError(problem)
+
+
+def _say_if_other_base(base: Path, adapter: Path) -> None:
+    """Logs a notice when the base model is not the one, or not in the place, of the training."""
+    trained_on = path_or_name(adapter_base_name(adapter))
+    former = cached_copy(trained_on, Needed.MODEL) if isinstance(trained_on, ModelName) else trained_on
+    if former is not None and base.resolve() == former.resolve():
+        return
+    origin = origin_of(base)
+    if isinstance(trained_on, ModelName) and origin is not None and origin.repository == trained_on.repository:
+        differ = trained_on.revision not in (None, origin.revision)
+    else:
+        differ = former is not None and former.is_dir() and model_fingerprint(former) != model_fingerprint(base)
     reason = (
         "whose files differ: an adapter fits only the weights that it was trained on" if differ else "moved or copied"
     )
@@ -305,7 +340,6 @@ def _base_of(base: Path | None, adapter: Path) -> Path:
         f"{'warning: ' if differ else ''}the adapter {adapter} was trained on {trained_on}; training continues on "
         f"{base}, {reason}"
     )
-    return base
 
 
 def _refuse_overwriting_start(

@@ -148,6 +148,7 @@ def _with_adapters(
         if inputs.adapter_path:
             check_adapter(adapted, inputs.adapter_path)
     # peft keeps the base path of a loaded adapter; the base model may have been moved since.
+    # A path also where the adapter names a repository: peft would ask the hub about that.
     adapted.active_peft_config.base_model_name_or_path = str(inputs.model_path)
     return adapted
 

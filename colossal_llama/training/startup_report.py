@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from colossal_llama.training.inputs import RunInputs
 from colossal_llama.training.lr_schedule import Schedule, learning_rate_jump
 from colossal_llama.training.trainer import Trainer
 from colossal_llama.utils.console import log_rank_zero
+from colossal_llama.utils.hub.fetch import origin_record
 from colossal_llama.utils.transformers_version import transformers_version, untested_version
 
 
@@ -83,11 +85,12 @@ def _report_packing(data: DataArguments, inputs: RunInputs, trainer: Trainer) ->
     )
 
 
-def write_config_file(arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule) -> None:
+def write_config_file(
+    arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule, model_path: Path
+) -> None:
     """Writes `--config_file`: arguments, versions, world size and schedule. A collective."""
-    consensus.write_record(
-        "--config_file", arguments.records.config_file, _configuration(arguments, geometry, schedule)
-    )
+    content = _configuration(arguments, geometry, schedule) | origin_record(model_path, "pretrained_repository")
+    consensus.write_record("--config_file", arguments.records.config_file, content)
 
 
 def _configuration(arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def required_packages() -> list[str]:
         lines = [line for name in _REQUIREMENTS for line in (IMPORT_ROOT / name).read_text("utf-8").splitlines()]
     else:
         try:
-            lines = [_ENGINE, *(metadata.requires(_DISTRIBUTION) or ())]
+            required = metadata.requires(_DISTRIBUTION) or ()
+            lines = [_ENGINE, *(line for line in required if "extra ==" not in line)]
         except metadata.PackageNotFoundError:
             lines = list(_ESSENTIAL)
     return sorted({name for line in lines for name in re.findall(r"^[\w-]+", line)})

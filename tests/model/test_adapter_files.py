@@ -2,7 +2,7 @@
 
 import pytest
 
-from colossal_llama.model.weights.adapter_files import adapter_base_path, load_adapter_config
+from colossal_llama.model.weights.adapter_files import adapter_base_name, load_adapter_config
 from colossal_llama.utils.errors import UserError
 
 
@@ -19,4 +19,4 @@ def test_a_damaged_configuration_of_an_adapter_is_named(content, message, tmp_pa
     with pytest.raises(UserError, match=message):
         load_adapter_config(tmp_path)
     with pytest.raises(UserError, match=r"adapter_config\.json (is not|cannot be used)"):
-        adapter_base_path(tmp_path)
+        adapter_base_name(tmp_path)

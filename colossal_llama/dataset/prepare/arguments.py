@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from colossal_llama.dataset.template_presets import PRESETS, chat_template_argument
 from colossal_llama.utils.arguments import group, option, switch
 from colossal_llama.utils.cli import existing_directories, existing_directory, number_in_range
+from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
 from colossal_llama.utils.line_reader import BYTES_PER_MB, MAX_LINE_MB
 
 Kind = Literal["pretrain", "sft"]
@@ -50,11 +51,11 @@ class PathArguments:
         help="directories of .jsonl files (also .jsonl.gz, .jsonl.zst, .parquet), searched with their subdirectories "
         "(needed)",
     )
-    tokenizer_dir: Path = option(
+    tokenizer_dir: Path | ModelName = option(
         needed="name the directory of the tokenizer",
-        type=existing_directory,
+        type=directory_or_name,
         metavar="DIR",
-        help="the tokenizer (needed)",
+        help=f"the tokenizer (needed): {NAME_FORMS}",
     )
     data_output_dirs: Path = option(
         needed="name the directory that receives the result",

@@ -13,18 +13,22 @@ from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.tokenizer.token_bytes import token_bytes
+from colossal_llama.utils.hub.fetch import option_directory
+from colossal_llama.utils.hub.files import Needed
+from colossal_llama.utils.hub.names import ModelName
 
 
 class OpenTokenizer:
     """A tokenizer, and what is computed from its vocabulary on demand."""
 
-    def __init__(self, directory: Path):
-        """Opens a tokenizer directory.
+    def __init__(self, source: Path | ModelName):
+        """Opens a tokenizer directory, or a repository's, which is downloaded.
 
         Raises:
-            UserError: see `load_tokenizer`.
+            UserError: see `load_tokenizer` and `fetch`.
         """
-        self.tokenizer = load_tokenizer(directory)
+        self.directory = option_directory("--tokenizer_dir", source, Needed.TOKENIZER)
+        self.tokenizer = load_tokenizer(self.directory)
         serialized = self.tokenizer.backend_tokenizer.to_str()
         self.fingerprint = tokenizer_fingerprint(self.tokenizer, serialized)
         self.text_encoder = TextEncoder(self.tokenizer, serialized)

@@ -51,6 +51,7 @@ from colossal_llama.utils.checked_json import with_checksum
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.directory_listing import unread_message
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.hub.fetch import origin_record
 
 _FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk of {} is full: free some space") | {
     errno.EFBIG: "a file in {} would be larger than the system allows: raise the limit (ulimit -f)"
@@ -111,12 +112,14 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
     if message := unread_message(unread_files):
         log_rank_zero(message)
     date = output_dir.recorded_date(arguments) or datetime.now().date().isoformat()
-    tokenizer, format_facts = record_tokenizer(arguments, opened or OpenTokenizer(arguments.paths.tokenizer_dir), date)
+    opened = opened or OpenTokenizer(arguments.paths.tokenizer_dir)
+    tokenizer, format_facts = record_tokenizer(arguments, opened, date)
     identity = output_dir.identity(arguments, files, format_facts)
     missing = output_dir.missing_directories(arguments)
     state = output_dir.open_directory(arguments, identity, files)
     chunks = plan_chunks(files, arguments.run.limit)
-    preparation = _Preparation(arguments, files, unread_files, chunks, identity, StageTimes())
+    origin = origin_record(opened.directory, "tokenizer_repository")
+    preparation = _Preparation(arguments, files, unread_files, chunks, identity, StageTimes(), origin)
     if state != "new":
         _refuse_changed_content(preparation, state)
     if state == "complete" and _is_whole(preparation):
@@ -144,6 +147,8 @@ class _Preparation:
     chunks: Sequence[Chunk]
     identity: dict
     times: StageTimes
+    tokenizer_origin: dict
+    """`origin_record` of the tokenizer, for the report of the run."""
 
     @property
     def chunk_dir(self) -> Path:
@@ -254,6 +259,7 @@ def _write_reports(preparation: _Preparation, manifest: dict) -> None:
     last_run = {
         "num_workers": preparation.arguments.run.num_workers,
         **vars(preparation.times),
+        **preparation.tokenizer_origin,
         "modified_ns": modified_ns,
     }
     write_json(preparation.arguments.output_dir / "last_run.json", with_checksum(last_run))

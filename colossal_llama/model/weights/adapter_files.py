@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.hub.fetch import snapshot_name
+from colossal_llama.utils.hub.names import ModelName, path_or_name
 from colossal_llama.utils.json_files import read_json_object
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -28,14 +31,30 @@ def load_adapter_config(path: Path) -> dict[str, Any]:
     return _read_config(path, ("r", "lora_alpha", "lora_dropout", "target_modules"))
 
 
-def adapter_base_path(path: Path) -> Path:
-    """Reads the path of the base model that an adapter names.
+def adapter_base_name(path: Path) -> str:
+    """Reads the base model that an adapter names: a directory, or ORG/NAME@REVISION of a hub.
 
     Raises:
         UserError: its configuration cannot be read, or does not name one.
     """
     name = "base_model_name_or_path"
-    return Path(_read_config(path, (name,))[name])
+    settings = _read_config(path, (name,))
+    base, revision = settings[name], settings.get("revision")
+    is_name = isinstance(path_or_name(base), ModelName)
+    return f"{base}@{revision}" if is_name and isinstance(revision, str) and "@" not in base else base
+
+
+def name_base_repository(path: Path) -> None:
+    """Names the base model in an adapter's configuration by repository and commit, if it has them.
+
+    That is where its directory is in the cache of the Hugging Face hub, which other hosts and other
+    programs have elsewhere.
+    """
+    settings = read_json_object(path / ADAPTER_CONFIG)
+    base = settings.get("base_model_name_or_path")
+    if base and (name := snapshot_name(Path(base))):
+        settings |= {"base_model_name_or_path": name.repository, "revision": name.revision}
+        write_json(path / ADAPTER_CONFIG, settings)
 
 
 def _read_config(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:

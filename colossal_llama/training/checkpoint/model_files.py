@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from colossal_llama.model.architectures import architecture_of
 from colossal_llama.model.config_file import make_config_portable
 from colossal_llama.model.lora import merge_adapter
-from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, name_base_repository
 from colossal_llama.model.weights.generation_config import write_generation_config
 from colossal_llama.model.weights.weight_files import SAFETENSORS_INDEX, find_weight_files
 from colossal_llama.training.checkpoint.archive import make_way
@@ -44,6 +44,7 @@ def small_files(
         if isinstance(network, PeftModel):
             network.save_pretrained(directory)
             (Path(directory) / ADAPTER_WEIGHTS).unlink()
+            name_base_repository(Path(directory))
         else:
             _write_configuration(Path(directory), network, dtype)
         write_generation_config(network, Path(directory), stop_ids)

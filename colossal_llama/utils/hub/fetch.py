@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -52,51 +53,63 @@ def local_directory(source: Path | ModelName, needed: Needed) -> Path:
         return source
     directory = fetch(source, needed)
     origin = origin_of(directory) or source
-    log_rank_zero(f"{source} at revision {origin.revision}, from {directory}")
+    log_rank_zero(f"{source.at(None)} at revision {origin.revision}, from {directory}")
     return directory
 
 
-def fetch(name: ModelName, needed: Needed) -> Path:
+def cached_copy(name: ModelName, needed: Needed) -> Path | None:
+    """The directory in the cache with all files that are needed; None where one is missing."""
+    cached = _HUBS[name.hub].cached_directory(name)
+    return None if cached is None or missing_files(cached, needed) else cached
+
+
+def fetch(name: ModelName, needed: Needed, asked: ModelName | None = None) -> Path:
     """Returns the directory in the cache with the files of a repository that are needed.
 
     What the cache lacks is downloaded. A whole copy in the cache serves where the hub cannot be
     asked; a part of one does not.
+
+    Args:
+        name: of the repository.
+        needed: decides which files.
+        asked: the name whose commit is that of `name`, if the caller has looked it up.
 
     Raises:
         UserError: there is no such repository or revision, no access, no network, no weights as
             safetensors, no room on the disk, or code of its own.
     """
     hub = _HUBS[name.hub]
-    cached = hub.cached_directory(name)
-    if cached is not None and name.commit and not missing_files(cached, needed):
+    if name.commit and (cached := cached_copy(name, needed)):
+        hub.remember(name, (asked or name).revision)
         return cached
     try:
         listing = hub.look_up(name)
     except HubProblem as problem:
         return _cached_instead(name, needed, problem)
-    if needed is Needed.MODEL and (problem_of_weights := no_weights_problem(listing.files, str(name))):
-        raise UserError(problem_of_weights)
-    directory = hub.cached_directory(listing.name)
-    if directory is None or read_listing(directory) is None or missing_files(directory, needed):
-        directory = hub.remember(listing)
-        try:
-            download_files(listing, needed, directory)
-        except HubProblem as problem:
-            if problem.is_network:
-                raise UserError(f"{problem}: run the command again, which goes on where it stopped") from problem
-            raise
+    listing = replace(listing, asked=(asked or name).revision)
+    directory = hub.directory_of(listing)
+    if not directory.is_dir() or missing_files(directory, needed, listing):
+        download_files(listing, needed, directory)
         if problems := missing_files(directory, needed):
             raise UserError(f"{directory}: {'; '.join(problems[:3])}: remove that directory and run the command again")
-    elif listing.asked is not None or name.commit is None:
-        hub.remember(listing)
+    hub.remember(listing.name, listing.asked)  # now, so that an interrupted download hides no whole copy
     return directory
+
+
+def look_up(name: ModelName) -> Listing:
+    """Asks the hub for the files of a repository.
+
+    Raises:
+        UserError: the hub cannot be asked, or has no such repository or revision.
+    """
+    return _HUBS[name.hub].look_up(name)
 
 
 def exact_revision(name: ModelName) -> ModelName:
     """The name with the commit that its revision has now, by the hub or else by the cache.
 
-    Ranks on several hosts that are given the result use the same files, whatever the hub does
-    meanwhile.
+    Ranks on several hosts that are given the result use the same files, whatever is pushed to the
+    hub meanwhile.
 
     Raises:
         UserError: neither the hub nor the cache knows the revision.
@@ -126,14 +139,18 @@ def download_files(listing: Listing, needed: Needed, directory: Path, local_dir:
         The names of the files.
 
     Raises:
-        HubProblem: a file cannot be downloaded.
-        UserError: the configuration names code, or the disk is too small.
+        UserError: there are no safetensors, a file cannot be downloaded, or the disk is too small;
+            the configuration names code, and the files are for the cache.
     """
     hub, source = _HUBS[listing.name.hub], str(listing.name)
+    if needed is Needed.MODEL and (problem := no_weights_problem(listing.files, source)):
+        raise UserError(problem)
+    listing.write(directory)
     names = settings_files(listing.files, needed)
     for name in names:
         _download(listing, name, local_dir)
-    refuse_custom_code(directory)
+    if local_dir is None:
+        _refuse_custom_code(directory, listing.name)
     if needed is Needed.MODEL:
         weights = weight_files(listing.files, directory, source)
         absent = [name for name in weights if listing.files[name].problem_in(directory / name)]
@@ -142,11 +159,21 @@ def download_files(listing: Listing, needed: Needed, directory: Path, local_dir:
         size_bytes = sum(listing.files[name].size_bytes or 0 for name in absent)
         _check_disk_space(size_bytes, directory, source)
         if absent:
-            log_rank_zero(f"downloading {len(absent)} weight files of {source}: {size_bytes / 1e9:.2f} GB …")
+            files = "1 weight file" if len(absent) == 1 else f"{len(absent)} weight files"
+            log_rank_zero(f"downloading {files} of {source}: {size_bytes / 1e6:,.1f} MB …")
         for name in weights:
             _download(listing, name, local_dir)
         names += weights
     return names
+
+
+def _refuse_custom_code(directory: Path, name: ModelName) -> None:
+    """Refuses code before the weights are downloaded, with a way to edit what names it."""
+    try:
+        refuse_custom_code(directory)
+    except UserError as error:
+        advice = f"to edit it, download a copy: {PROGRAM} get_model {name} --output_dir DIR"
+        raise UserError([*error.problems, advice]) from error
 
 
 def _download(listing: Listing, file: str, local_dir: Path | None) -> None:
@@ -156,8 +183,10 @@ def _download(listing: Listing, file: str, local_dir: Path | None) -> None:
             _HUBS[listing.name.hub].download(listing, file, local_dir)
             return
         except HubProblem as problem:
-            if pause_s is None or not problem.is_network:
+            if not problem.is_network:
                 raise
+            if pause_s is None:
+                raise UserError(f"{problem}: run the command again, which goes on where it stopped") from problem
             log_rank_zero(f"{problem}: trying again …")
             time.sleep(pause_s)
 
@@ -166,6 +195,18 @@ def origin_of(directory: Path) -> ModelName | None:
     """The repository and exact revision of a directory's files; None where none is known."""
     listing = read_listing(directory)
     return listing.name if listing else _origin_by_layout(directory)
+
+
+def snapshot_name(directory: Path) -> ModelName | None:
+    """The repository and commit of a directory in the cache of the Hugging Face hub; else None."""
+    origin = _origin_by_layout(directory)
+    return origin if origin is not None and directory.is_relative_to(huggingface.cache_root()) else None
+
+
+def origin_record(directory: Path, key: str = "source_repository") -> dict[str, dict[str, str | None]]:
+    """The entry of a record about a directory's origin; none for a directory of unknown origin."""
+    origin = origin_of(directory)
+    return {key: asdict(origin)} if origin else {}
 
 
 def _origin_by_layout(directory: Path) -> ModelName | None:

@@ -101,7 +101,8 @@ class Listing:
     files: Mapping[str, RemoteFile]
 
     def write(self, directory: Path) -> None:
-        """Records in a directory where its files come from, and which belong to it."""
+        """Records in a directory, which may be new, where its files come from."""
+        directory.mkdir(parents=True, exist_ok=True)
         source = {"hub": self.name.hub, "repository": self.name.repository, "revision": self.name.revision}
         files = {name: asdict(file) for name, file in sorted(self.files.items())}
         write_json(directory / RECORD, {**source, "asked": self.asked, "files": files})
@@ -173,15 +174,20 @@ def no_weights_problem(names: Iterable[str], source: str) -> str | None:
     )
 
 
-def missing_files(directory: Path, needed: Needed) -> list[str]:
-    """Compares a local copy with what is recorded of its repository, by names and sizes.
+def missing_files(directory: Path, needed: Needed, listing: Listing | None = None) -> list[str]:
+    """Compares a local copy with the listing of its repository, by names and sizes.
 
-    A copy without a record was made by another program: it must hold what any model has.
+    A copy without a listing was made by another program: it must hold what any model has.
+
+    Args:
+        directory: of the copy.
+        needed: decides which files.
+        listing: of the repository; None: as recorded in the copy.
 
     Returns:
         A phrase for each file that is missing or not whole.
     """
-    listing = read_listing(directory)
+    listing = listing or read_listing(directory)
     if listing is None:
         return _missing_of_any_model(directory, needed)
     files, source = listing.files, str(listing.name)

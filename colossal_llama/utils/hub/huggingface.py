@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from colossal_llama.utils.atomic_io import write_text
 from colossal_llama.utils.distributed_env import is_rank_zero
@@ -81,17 +82,23 @@ def cached_directory(name: ModelName) -> Path | None:
     return _repository(name) / "snapshots" / commit if commit else None
 
 
-def remember(listing: Listing) -> Path:
-    """Records in the cache which commit a branch or tag has now; returns the commit's directory."""
-    name, asked = listing.name, listing.name.at(listing.asked or DEFAULT_REVISION)
-    directory = _repository(name) / "snapshots" / (name.revision or "")
-    directory.mkdir(parents=True, exist_ok=True)
-    listing.write(directory)
-    if asked.commit is None:
-        reference = _reference(asked)
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        write_text(reference, name.revision or "")
-    return directory
+def directory_of(listing: Listing) -> Path:
+    """The directory in the cache of a commit's files, which need not exist."""
+    return _repository(listing.name) / "snapshots" / str(listing.name.revision)
+
+
+def remember(name: ModelName, branch: str | None) -> None:
+    """Records in the cache, if it can be written, which commit a branch or tag has now.
+
+    Args:
+        name: with the commit.
+        branch: what had been asked for; None for the default branch.
+    """
+    asked = name.at(branch or DEFAULT_REVISION)
+    if asked.commit is None and cached_directory(asked) != cached_directory(name):
+        with suppress(OSError):
+            _reference(asked).parent.mkdir(parents=True, exist_ok=True)
+            write_text(_reference(asked), str(name.revision))
 
 
 def is_cached_blob(listing: Listing, file: str) -> bool:
@@ -122,7 +129,7 @@ def hub_errors(name: ModelName, file: str | None = None) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError
 
     # The transport's own errors: of requests before huggingface_hub 1.0, of httpx since.
-    transport_error = HfHubHTTPError.__bases__[0]
+    transport_error: Any = HfHubHTTPError.__bases__[0]
     try:
         yield
     except (OSError, ValueError, RuntimeError, transport_error) as error:

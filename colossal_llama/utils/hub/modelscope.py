@@ -43,7 +43,7 @@ def look_up(name: ModelName) -> Listing:
         if "/" not in file.path and not file.is_dir and file.path not in _NOT_OF_THE_MODEL
     }
     facts = json.dumps({path: asdict(file) for path, file in sorted(files.items())})
-    return Listing(name.at(hashlib.sha256(facts.encode()).hexdigest()[:40]), asked, files)
+    return Listing(name.at(hashlib.sha256(facts.encode()).hexdigest()[:40]), name.revision, files)
 
 
 def download(listing: Listing, file: str, local_dir: Path | None) -> None:
@@ -63,8 +63,8 @@ def download(listing: Listing, file: str, local_dir: Path | None) -> None:
             name.repository,
             "model",
             file,
-            revision=listing.asked,
-            local_dir=local_dir or _repository(name) / (name.revision or ""),
+            revision=listing.asked or DEFAULT_REVISION,
+            local_dir=local_dir or directory_of(listing),
             expected_sha256=remote.sha256,
             file_size=remote.size_bytes,
         )
@@ -82,17 +82,18 @@ def cached_directory(name: ModelName) -> Path | None:
     found = []
     for record in _repository(name).glob(f"*/{RECORD}"):
         listing = read_listing(record.parent)
-        if listing is not None and asked in (listing.asked, listing.name.revision):
+        if listing is not None and asked in (listing.asked or DEFAULT_REVISION, listing.name.revision):
             found.append((record.stat().st_mtime_ns, record.parent))
     return max(found)[1] if found else None
 
 
-def remember(listing: Listing) -> Path:
-    """Records in the cache which files a branch or tag has now; returns their directory."""
-    directory = _repository(listing.name) / (listing.name.revision or "")
-    directory.mkdir(parents=True, exist_ok=True)
-    listing.write(directory)
-    return directory
+def directory_of(listing: Listing) -> Path:
+    """The directory in the cache of a revision's files, which need not exist."""
+    return _repository(listing.name) / str(listing.name.revision)
+
+
+def remember(name: ModelName, branch: str | None) -> None:
+    """Does nothing: the listing in each directory says which revision was asked for."""
 
 
 def is_cached_blob(listing: Listing, file: str) -> bool:

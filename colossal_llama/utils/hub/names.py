@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from colossal_llama.utils.cli import directory_problem, usable_name
+from colossal_llama.utils.cli import directory_problem
 
-NAME_FORMS = "DIR or ORG/NAME[@REVISION]"
-"""What `--help` shows as the value of an option that takes both."""
+NAME_FORMS = "a directory, or ORG/NAME[@REVISION] of the Hugging Face hub, or modelscope:ORG/NAME[@REVISION]"
+"""Values of an option that takes both, for its help."""
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?P<hub>modelscope:)?(?P<repository>{_PART}/{_PART})(?:@(?P<revision>[^\s@~^:?*\\[\]]+))?")
@@ -48,8 +48,8 @@ class ModelName:
         """The revision where it is a whole commit hash, which always means the same files."""
         return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
 
-    def at(self, revision: str) -> "ModelName":
-        """The same repository at another revision."""
+    def at(self, revision: str | None) -> "ModelName":
+        """The same repository at another revision; None for the default branch."""
         return replace(self, revision=revision)
 
 
@@ -61,11 +61,8 @@ def path_or_name(text: str) -> Path | ModelName:
 
     >>> path_or_name("org/model@v1.0"), path_or_name("./model")
     (ModelName(repository='org/model', revision='v1.0', hub='huggingface'), PosixPath('model'))
-
-    Raises:
-        argparse.ArgumentTypeError: the text is empty, or no name that the system takes.
     """
-    path = Path(usable_name(text))
+    path = Path(text)
     match = _NAME.fullmatch(text)
     if match is None or path.exists() or path.is_symlink():
         return path
