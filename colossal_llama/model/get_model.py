@@ -81,7 +81,7 @@ def _repository_name(text: str) -> ModelName:
 def _fill(target: Path, name: ModelName, needed: Needed) -> Listing:
     """Makes the directory, in which all files are as the hub describes them, or nothing is.
 
-    An interrupted download goes on in `.NAME.unfinished` beside it.
+    An interrupted download goes on in `.NAME.unfinished` in the same parent directory.
 
     Raises:
         UserError: it exists with another model, or the hub does not give the files.
