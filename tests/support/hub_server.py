@@ -47,6 +47,7 @@ class HubServer:
             file's name; taken out once used, unless `always_breaks` is set.
         silent_s: seconds to wait before any answer.
         status: answers every request with this error instead.
+        served_instead: content to send in place of a file's, by its name.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class HubServer:
     always_breaks: bool = False
     silent_s: float = 0.0
     status: int | None = None
+    served_instead: dict[str, bytes] = field(default_factory=dict)
 
     def __enter__(self) -> "HubServer":
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -207,6 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_content(file, data, headers, is_head)
 
     def _send_content(self, file: str, data: bytes, headers: dict[str, str], is_head: bool) -> None:
+        data = self.hub.served_instead.get(file, data)
         start, status = 0, 200
         if match := re.match(r"bytes=(\d+)-", self.headers.get("Range") or ""):
             start, status = int(match[1]), 206
