@@ -85,8 +85,17 @@ def test_names_of_repositories(text, found):
 
 @pytest.mark.parametrize(
     "text",
-    ["./org/name", "/org/name", "~/name", "gpt2", "a/b/c", "org/", "/name", "org/name@", "org/na me", "org/../name"]
-    + [
+    [
+        "./org/name",
+        "/org/name",
+        "~/name",
+        "gpt2",
+        "a/b/c",
+        "org/",
+        "/name",
+        "org/name@",
+        "org/na me",
+        "org/../name",
         "org/-name",
         "https://huggingface.co/org/name",
         "modelscope:gpt2",
