@@ -35,15 +35,8 @@ class PretrainedPrompt:
         self._encoder, self._beginning = TextEncoder(tokenizer), [] if bos_id is None else [bos_id]
 
     def ids(self, source: str) -> list[int]:
-        """Returns BOS and the ids of `source`.
-
-        Raises:
-            UserError: there is neither a BOS nor a text that could be completed.
-        """
-        ids = [*self._beginning, *self._encoder.encode_beginning([source])[0]]
-        if not ids:
-            raise UserError("an empty text cannot be completed: the tokenizer has no BOS token to begin with")
-        return ids
+        """Returns BOS and the ids of `source`."""
+        return [*self._beginning, *self._encoder.encode_beginning([source])[0]]
 
 
 def detect_llama_version(tokenizer: "PreTrainedTokenizerFast") -> int:

@@ -3,6 +3,7 @@
 The losses to meet are transformers' own, of each document in a plain row.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,15 +12,17 @@ import datasets
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.clients.environment import client_environment
 from colossal_llama.export.arguments import parse_arguments
 from colossal_llama.export.directory import export
+from colossal_llama.inference.generation import Sampling, TextGenerator
 from colossal_llama.model.pretrained import load_for_inference
 from colossal_llama.utils.transformers_version import PINNED, TESTED_5, is_transformers_5
 from tests.support import logits_probe
-from tests.support.architectures import ONE_OF_EACH, VARIANTS, make_model
+from tests.support.architectures import ONE_OF_EACH, VARIANTS, config_of, make_model, random_model
+from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow  # the runs that all tests of the file share
 
@@ -176,6 +179,39 @@ def test_a_saved_model_is_exported_and_answers(two_ranks, variant, tmp_path):
         assert torch.equal(exported.state_dict()[name], tensor.bfloat16()), name
     answer = exported.generate(torch.tensor([[1, 5, 6]]), max_new_tokens=4, do_sample=False)
     assert answer.shape[1] > 3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_answers_are_those_of_whole_forward_passes(variant, llama2):
+    """With the key-value cache, which the second prompt reuses, beyond the window."""
+    tokenizer = AutoTokenizer.from_pretrained(llama2)
+    model = random_model(config_of(variant, vocab_size=len(tokenizer), initializer_range=0.3)).eval()
+    generator = TextGenerator(model, tokenizer)
+    for prompt in ([1, *range(30, 50)], [1, *range(30, 44), 77, 78]):
+        answer = generator.answer(prompt, (), Sampling(max_new_tokens=12, do_sample=False))
+        assert "".join(answer) == answer.completion.text
+        ids = list(prompt)
+        for _ in range(12):
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert answer.completion.token_ids == ids[len(prompt) :]
+
+
+def test_memory_is_estimated_as_counted(runner, models, project_root):
+    options = ("--micro_batch_size", "8", "--padding_mode", "max_length", "--max_steps", "2", *HALF)
+    methods = {"zero2": (), "recomputed": ("--use_grad_checkpoint",), "ddp": ("--plugin", "ddp")}
+    cases = list(itertools.product(("mistral-nemo", "qwen2", "qwen3"), methods))
+    commands = [
+        runner.command(f"{variant}_{name}_memory", *options, *methods[name], "--pretrained", str(models[variant]))
+        for variant, name in cases
+    ]
+    listing, output = runner.workspace / "counted.json", runner.workspace / "counts.json"
+    listing.write_text(json.dumps(commands))
+    done = run_ranks("tests.support.count_memory", [str(listing), str(output)], 2, project_root)
+    assert done.returncode == 0, done.stdout[-6000:]
+    for case, counts in zip(cases, json.loads(output.read_text()), strict=True):
+        for phase, parts in counts["estimated"].items():
+            assert sum(parts.values()) == pytest.approx(counts["counted"][phase], rel=0.05), (case, phase)
 
 
 def test_saved_directories_give_the_same_logits_in_the_other_version_of_transformers(two_ranks):
