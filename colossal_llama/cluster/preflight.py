@@ -22,6 +22,7 @@ from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import run_main
+from colossal_llama.utils.hub.names import ModelName, path_or_name
 from colossal_llama.utils.output_file import output_file_problem
 
 _RECORD_BEGINNING = b'{\n  "time_s": '
@@ -37,7 +38,10 @@ def main() -> None:
 
     cluster = Cluster(hosts, options.ssh_port, options.timeout_s, options.connect_timeout_s)
     print(f"checking {len(cluster.hosts)} hosts …", flush=True)
-    directories = [path.absolute() for path in (options.pretrained, *options.dataset) if path]
+    if isinstance(options.pretrained, ModelName):
+        print(f"--pretrained {options.pretrained} is a name: each host downloads it when the run begins", flush=True)
+    paths = [path for path in (options.pretrained, *options.dataset) if isinstance(path, Path)]
+    directories = [path.absolute() for path in paths]
     reports = survey_all(cluster, directories, options.save_dir)
     problems = compare_hosts(
         reports, RunRequirements(options.nproc_per_node, options.save_dir, required_bytes(options))
@@ -68,7 +72,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--nproc_per_node", type=number_in_range(int, 1), default=8, metavar="N", help="processes (GPUs) on each host"
     )
-    parser.add_argument("--pretrained", type=Path, metavar="DIR", help="model to be trained")
+    parser.add_argument(
+        "--pretrained", type=path_or_name, metavar="DIR", help="model to be trained; a name is not looked up"
+    )
     parser.add_argument("--dataset", type=Path, nargs="+", default=(), metavar="PART", help="prepared part directories")
     parser.add_argument(
         "--save_dir", type=Path, default=Path("checkpoint_dir"), metavar="DIR", help="where checkpoints will be written"
@@ -116,7 +122,7 @@ def required_bytes(options: argparse.Namespace) -> int:
     """Returns the free space that --save_dir must have."""
     if options.min_free_gib is not None:
         return int(options.min_free_gib * 2**30)
-    if options.pretrained is None:
+    if not isinstance(options.pretrained, Path):
         return 0
     weights = [path for pattern in ("*.safetensors", "*.bin") for path in options.pretrained.glob(pattern)]
     return _CHECKPOINT_BYTES_PER_WEIGHT_BYTE * sum(path.stat().st_size for path in weights if path.is_file())

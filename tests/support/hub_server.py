@@ -62,6 +62,7 @@ class HubServer:
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # clients that have ended
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 

@@ -3,6 +3,7 @@
 Each command is a process of its own, as the clients read their variables when they are imported.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.clients.environment import client_environment
 from colossal_llama.utils.hub.names import ModelName, directory_or_name, missing_directory_problem, path_or_name
 from tests.support.hub_server import TOKEN, HubServer
 
@@ -302,3 +304,40 @@ def test_a_foreign_directory_is_left_untouched(project_root, hub, tmp_path):
     assert "exists already and is left untouched" in done.stderr
     assert hub.requests == []
     assert os.listdir(tmp_path / "mine") == []  # noqa: PTH208
+
+
+# ------------------------------------------------------------------------------------ ModelScope
+
+
+@pytest.mark.slow
+def test_modelscopes_client_downloads_the_same_files(project_root, hub, tmp_path):
+    try:
+        python = client_environment("modelscope", ["modelscope==1.40.2"])
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"its package cannot be installed: {error}")
+    hub.add("org/model", {**MODEL, **UNWANTED})
+    environment = {**hub.environment(tmp_path), "PYTHONPATH": str(project_root)}
+
+    def get(*arguments: object, **variables: str) -> subprocess.CompletedProcess:
+        command = [str(python), "-m", "colossal_llama", "get_model", *map(str, arguments)]
+        return subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, check=False)
+
+    done = get("modelscope:org/model", "--output_dir", tmp_path / "copy")
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / "copy" / name).read_bytes() == data for name, data in MODEL.items())
+    assert visible(tmp_path / "copy") == set(MODEL)
+    assert get("modelscope:org/model").returncode == 0
+    done = get("modelscope:org/model", MODELSCOPE_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert "the copy in the cache is used" in done.stdout
+    done = get("modelscope:org/none")
+    assert done.returncode == 2
+    assert "MODELSCOPE_API_TOKEN" in done.stderr
+
+
+def test_the_package_of_modelscope_is_named_where_it_is_missing(project_root, hub, tmp_path):
+    if importlib.util.find_spec("modelscope_hub") is not None:
+        pytest.skip("it is installed here")
+    done = get_model(project_root, hub, tmp_path, "modelscope:org/model")
+    assert done.returncode == 2
+    assert "pip install 'modelscope" in done.stderr

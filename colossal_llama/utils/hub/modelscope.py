@@ -22,8 +22,8 @@ from colossal_llama.utils.hub.names import ModelName
 from colossal_llama.utils.hub.problem import HubProblem
 
 DEFAULT_REVISION = "master"
-_RETRIES = {"MODELSCOPE_API_MAX_RETRIES": "1", "MODELSCOPE_API_TIMEOUT": "20"}
-"""Defaults of the package (3 times 60 s) would keep a host without a network waiting."""
+_RETRIES = {"MODELSCOPE_API_MAX_RETRIES": "1", "MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "2"}
+"""With the package's own numbers of attempts a host without a network would wait for a minute."""
 _NOT_OF_THE_MODEL = ("README.md", "LICENSE", ".gitattributes", ".gitignore")
 
 
