@@ -21,7 +21,7 @@ from colossal_llama.export.shards import write_shards, write_weight_files
 from colossal_llama.export.small_files import not_copied, notices, small_files
 from colossal_llama.export.source import ExportSource, name_of, open_source
 from colossal_llama.export.weights import Weights, open_weights
-from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS
+from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS, adapter_base_path
 from colossal_llama.model.weights.stored_tensors import TensorShape
 from colossal_llama.utils.atomic_io import existing_ancestor, write_bytes, write_json
 from colossal_llama.utils.checksums import FileChecksum, read_checksums, write_checksums
@@ -84,7 +84,7 @@ def write_directory(arguments: ExportArguments, source: ExportSource, output: Pa
             record = _record(arguments, source, output, weights, targets) | {
                 "weight_files": sorted(checksums),
                 "values_that_became_zero": counts.became_zero,
-                "files_not_copied": not_copied(source, small),
+                "files_not_copied": not_copied(_exported_directories(source, options.merge), small),
             }
             if options.gguf:
                 record["gguf"] = add_gguf(directory, gguf_name(output, options.gguf), options.gguf)
@@ -92,6 +92,11 @@ def write_directory(arguments: ExportArguments, source: ExportSource, output: Pa
                 _write_small_files(directory, _card_files(arguments.card, source, record, small))
             write_checksums(directory, checksums)
     return record
+
+
+def _exported_directories(source: ExportSource, merge: bool) -> tuple[Path, ...]:
+    """The directories whose model or adapter is in the export."""
+    return tuple(dict.fromkeys((source.directory, source.base) if merge else (source.directory,)))
 
 
 def _record(
@@ -176,11 +181,12 @@ def save_record(output: Path, record: Mapping[str, Any]) -> None:
 
 def print_summary(record: Mapping[str, Any], output: Path) -> None:
     """Prints what was written, what was changed and what was left out."""
-    kinds = {"model": "model", "merged": "adapter merged into its base", "adapter": "adapter"}
+    source = record["source"]
+    kinds = {"merged": f"adapter {source} merged into its base", "adapter": f"adapter {source}"}
     dtypes = ", ".join(f"{count:,} tensors {name}" for name, count in record["dtypes"].items())
     files = len(record["weight_files"])
     log_rank_zero(
-        f"{kinds[record['kind']]} {record['source']}: {record['values']:,} values, {dtypes}, "
+        f"{kinds.get(record['kind'], f'model {source}')}: {record['values']:,} values, {dtypes}, "
         f"{record['weight_bytes'] / 1e9:.2f} GB in {files} file{'s' if files > 1 else ''}"
         f"{', embeddings tied' if record['tied_embeddings'] else ''}"
     )
@@ -194,6 +200,8 @@ def print_summary(record: Mapping[str, Any], output: Path) -> None:
         log_rank_zero(f"GGUF: {record['gguf']['file']}, {record['gguf']['bytes'] / 1e9:.2f} GB")
         for note in record["gguf"]["notes"]:
             log_rank_zero(f"  {note}")
-    log_rank_zero(
-        f"{record['seconds']:.1f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; complete model in {output}"
-    )
+    if record["kind"] == "adapter" and (base := adapter_base_path(output)).is_absolute():
+        log_rank_zero(f"the adapter names its base by its path here, {base}: give --base_model ORG/NAME for others")
+    what = "adapter" if record["kind"] == "adapter" else "model"
+    memory_gb = record["peak_memory_bytes"] / 1e9
+    log_rank_zero(f"{record['seconds']:.1f} s, peak memory {memory_gb:.2f} GB; complete {what} in {output}")

@@ -75,15 +75,15 @@ def notices(directories: Iterable[Path]) -> dict[str, bytes]:
     return found
 
 
-def not_copied(source: ExportSource, written: Iterable[str]) -> list[str]:
-    """Names of what lies in the source's directories and has no counterpart in the export.
+def not_copied(directories: Iterable[Path], written: Iterable[str]) -> list[str]:
+    """Names of what lies in the exported directories and has no counterpart in the export.
 
     Weight files, their indexes and checksums are written anew.
     """
     weights = re.compile(r".*\.(safetensors|bin)(\.index\.json)?|checksums\.json")
     names = {
         path.name
-        for directory in dict.fromkeys((source.directory, source.base))
+        for directory in directories
         for path in directory.iterdir()
         if not path.name.startswith(".") and not weights.fullmatch(path.name)
     }

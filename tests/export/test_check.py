@@ -56,22 +56,23 @@ def test_an_unchanged_export_answers_bit_for_bit_and_a_damaged_one_is_named(rand
         check_export(options, source, out, None)
 
 
-def interpreter_with_transformers_5(project_root: Path) -> str:
-    """The interpreter of benchmarks/clients' environment; skips where it cannot be made."""
+def interpreter_of(name: str, requirements: list[str], project_root: Path) -> str:
+    """The interpreter of an environment of benchmarks/clients; skips where it cannot be made."""
     code = (
         "from benchmarks.clients.environment import client_environment\n"
-        "print(client_environment('transformers5', ['transformers==5.24.0']))"
+        f"print(client_environment({name!r}, {requirements!r}))"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        pytest.skip(f"no environment with transformers 5: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout.strip()
+        pytest.skip(f"no environment {name}: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout.strip().splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_transformers_5_opens_an_export_with_the_same_ids_and_answer(chat_model, project_root, tmp_path, monkeypatch):
-    python, out = interpreter_with_transformers_5(project_root), tmp_path / "out"
+    python = interpreter_of("transformers5", ["transformers==5.24.0"], project_root)
+    out = tmp_path / "out"
     words = ["--model_path", str(chat_model), "--output_dir", str(out), "--dtype", "float16"]
     export(parse_arguments([*words, "--max_shard_size", "300KB"]))
     source = open_source(str(out), merge=False)
@@ -83,3 +84,17 @@ def test_transformers_5_opens_an_export_with_the_same_ids_and_answer(chat_model,
     for key in ("prompt_ids", "ids", "text", "is_chat"):
         assert newer.found[key] == pinned.found[key]
     assert np.abs(newer.logits - pinned.logits).max() < 0.01 * np.abs(pinned.logits).max()
+
+
+@pytest.mark.slow
+def test_llama_cpp_answers_from_the_gguf_file_as_transformers(chat_model, project_root, tmp_path):
+    python = interpreter_of("llama_cpp", ["xllamacpp==2026.10.11549", "gguf==0.19.0"], project_root)
+    out = tmp_path / "out"
+    words = ["--model_path", chat_model, "--output_dir", out, "--gguf", "f16", "--check", "Hi", "--check_tokens", "8"]
+    command = [python, "colossal_llama/export/export_model.py", *map(str, words)]
+    done = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((out / "export.json").read_text())
+    assert (out / record["gguf"]["file"]).is_file()
+    assert record["check"]["gguf"]["equal_answer_tokens"] == 8
+    assert "GGUF (xllamacpp 2026.10.11549)" in done.stdout

@@ -194,7 +194,7 @@ def test_an_adapter_that_replaces_a_tied_matrix_is_merged_to_what_it_computed(ti
         run(tmp_path / "factors", tmp_path / "refused", "--merge")
 
 
-def test_an_adapter_is_exported_complete_and_opens_as_one(adapter, random_model_directory, tmp_path):
+def test_an_adapter_is_exported_complete_and_opens_as_one(adapter, random_model_directory, tmp_path, capsys):
     done = run(adapter, tmp_path / "done", "--base_model", "ORG/NAME", "--dtype", "bfloat16")
     assert_equal(
         load_file(done / "adapter_model.safetensors"),
@@ -206,7 +206,9 @@ def test_an_adapter_is_exported_complete_and_opens_as_one(adapter, random_model_
     assert not (done / "config.json").exists()
     base = AutoModelForCausalLM.from_pretrained(random_model_directory)
     assert PeftModel.from_pretrained(base, done)
+    capsys.readouterr()
     kept = run(adapter, tmp_path / "kept")
+    assert f"names its base by its path here, {random_model_directory}" in capsys.readouterr().out
     load_for_inference(kept, "auto", torch.device("cpu"))
     for options, problem in ((["--gguf", "f16"], "--gguf holds a whole model"),):
         with pytest.raises(UserError, match=problem):
