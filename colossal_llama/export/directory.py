@@ -21,7 +21,7 @@ from colossal_llama.export.shards import write_shards, write_weight_files
 from colossal_llama.export.small_files import not_copied, notices, small_files
 from colossal_llama.export.source import ExportSource, name_of, open_source
 from colossal_llama.export.weights import Weights, open_weights
-from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS, adapter_base_path
+from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS, adapter_base_name
 from colossal_llama.model.weights.stored_tensors import TensorShape
 from colossal_llama.utils.atomic_io import existing_ancestor, write_bytes, write_json
 from colossal_llama.utils.checksums import FileChecksum, read_checksums, write_checksums
@@ -200,7 +200,7 @@ def print_summary(record: Mapping[str, Any], output: Path) -> None:
         log_rank_zero(f"GGUF: {record['gguf']['file']}, {record['gguf']['bytes'] / 1e9:.2f} GB")
         for note in record["gguf"]["notes"]:
             log_rank_zero(f"  {note}")
-    if record["kind"] == "adapter" and (base := adapter_base_path(output)).is_absolute():
+    if record["kind"] == "adapter" and Path(base := adapter_base_name(output)).is_absolute():
         log_rank_zero(f"the adapter names its base by its path here, {base}: give --base_model ORG/NAME for others")
     what = "adapter" if record["kind"] == "adapter" else "model"
     memory_gb = record["peak_memory_bytes"] / 1e9

@@ -34,7 +34,8 @@ def small_files(source: ExportSource, tied: bool | None, dtype: str, base_name: 
     if tied is None:
         assert source.adapter is not None, "models have weights that are tied or not"
         settings = read_json_object(source.adapter / ADAPTER_CONFIG)
-        files[ADAPTER_CONFIG] = _json({**settings, "base_model_name_or_path": base_name} if base_name else settings)
+        other_base = {"base_model_name_or_path": base_name, "revision": None} if base_name else {}
+        files[ADAPTER_CONFIG] = _json({**settings, **other_base})
     else:
         files[CONFIG_FILE] = _json(model_config(source.config, tied, dtype))
     files[GENERATION_CONFIG_FILE] = _json(_generation_config(source))
