@@ -154,13 +154,19 @@ def ranks_of(launcher: subprocess.Popen) -> dict[int, psutil.Process]:
 
 
 def torchrun(
-    program: str, arguments: list[str], ranks: int, project_root: Path, on_gpu: bool = False, timeout_s: int = 300
+    program: str,
+    arguments: list[str],
+    ranks: int,
+    project_root: Path,
+    on_gpu: bool = False,
+    timeout_s: int = 300,
+    python: str = sys.executable,
 ) -> subprocess.CompletedProcess:
     """Runs a script, or a module by its name, on `ranks` processes, with gloo on the CPU or NCCL.
 
     The project's root is the import root, wherever the script lies.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command += [program, *arguments] if program.endswith(".py") else ["-m", program, *arguments]
     path = os.pathsep.join([str(project_root), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {**os.environ, "PYTHONPATH": path}

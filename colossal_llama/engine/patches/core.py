@@ -1,6 +1,7 @@
 """Patches for all hosts and plugins of functions of ColossalAI 0.5.0 that compute wrong results.
 
-Those of a parallelised model's forward functions are in engine/patches/llama_parallel.py.
+They touch nothing of transformers, and are applied with any version of it. Those of a parallelised
+model's forward functions are in engine/patches/llama_parallel.py.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Patches of ColossalAI's Gemini, which runs on GPUs only."""
+"""Patches of Gemini in ColossalAI 0.5.0, which runs on GPUs only; with any transformers."""
 
 import functools
 from typing import Any

@@ -4,6 +4,9 @@ ColossalAI's `HybridParallelPlugin` replaces two of a LLaMA's forward functions 
 parallelism is on. Both are replaced here by functions that compute what the model computes on one
 process; the faults of the originals are stated at each.
 
+For transformers 4.51 and ColossalAI 0.5.0: the originals are copies of that LLaMA. Imported only
+where `3d` divides a model or its sequences.
+
     sequence of 8 tokens, --sp 2         rank 0: t0 t1 t2 t3        rank 1: t4 t5 t6 t7
     labels, shifted before sharding      rank 0: t1 t2 t3 t4        rank 1: t5 t6 t7 –
 """

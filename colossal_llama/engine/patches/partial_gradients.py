@@ -1,4 +1,7 @@
-"""Patch of the gradients of tensors that see one sequence shard only, under any transformers."""
+"""Patch of ColossalAI 0.5.0: gradients of tensors that see one sequence shard only.
+
+It touches nothing of transformers, and has nothing to do without sequence parallelism.
+"""
 
 from collections.abc import Iterator
 from typing import Any
