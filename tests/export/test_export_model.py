@@ -392,7 +392,12 @@ def test_an_empty_directory_is_filled_and_not_replaced(random_model_directory, t
     (tmp_path / "here").mkdir()
     before = (tmp_path / "here").stat().st_ino
     monkeypatch.chdir(tmp_path / "here")
+    rename, renamed = Path.rename, []
+    monkeypatch.setattr(Path, "rename", lambda path, target: renamed.append(path.name) or rename(path, target))
     run(random_model_directory, Path())
+    moved = [name for name in renamed if not name.startswith(".")]
+    assert moved[-1] == "config.json"  # without which nothing loads
+    assert "model.safetensors" in moved
     assert (tmp_path / "here").stat().st_ino == before
     load_for_inference(tmp_path / "here", "auto", torch.device("cpu"))
     with pytest.raises(SystemExit):

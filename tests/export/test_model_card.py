@@ -58,7 +58,7 @@ def test_the_card_of_a_run_says_what_its_records_say(random_model_directory, mad
         preparation("pretrain", [project_root / "examples" / "pretrain"], random_model_directory, data, max_length=64)
     )
     parts = sorted(map(str, (data / "arrow").iterdir()))
-    save = write_run(random_model_directory, tmp_path / "work", dataset=parts)
+    save = write_run(random_model_directory, tmp_path / "work", dataset=parts, pad_token="/data/hidden/pad")
     text = card_of(save, tmp_path / "out" / "zh", "--license", "mit", "--language", "zh", "en")
     metadata = ModelCard(text).data.to_dict()
     assert metadata["license"] == "mit"
