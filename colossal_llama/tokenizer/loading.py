@@ -7,24 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
+from tokenizers import Tokenizer
+
+from colossal_llama.tokenizer.settings_file import CHAT_TEMPLATE_FILE, SETTINGS_FILES, TOKENIZER_CONFIG, is_for_both, loading_overrides
 from colossal_llama.utils.custom_code import never_ask_to_trust, refuse_custom_code
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 from colossal_llama.utils.json_files import read_json_object
+from colossal_llama.utils.transformers_version import is_transformers_5
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
-_SETTINGS_FILE = "tokenizer_config.json"
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
-SETTINGS_FILES = (
-    _SETTINGS_FILE,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    CHAT_TEMPLATE_FILE,
-    "chat_template.json",
-)
 
 
 def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
@@ -61,22 +57,71 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
 
 
 def load_with_transformers(directory: Path, use_fast: bool) -> "PreTrainedTokenizerBase":
-    """Loads a directory as transformers does, without running code of the directory.
+    """Loads a directory as transformers 4.51 does, without running code of the directory.
+
+    transformers 5 gives the same definition (`tokenizer_fingerprint`) as 4.51, from files of
+    either version. Its own classes make up parts of it: GPT2Tokenizer leaves out all but one
+    pre-tokenizer of tokenizer.json, LlamaTokenizer passes over the scores of tokenizer.model.
 
     Args:
         directory: holds a tokenizer.
-        use_fast: the fast implementation where there is one, else the slow one.
+        use_fast: the fast implementation where there is one, else the slow one, which transformers
+            5 and directories that 5 has written do not have.
 
     Raises:
         UserError: the files are damaged, or name code of their own.
     """
     refuse_custom_code(directory)
     _check_files(directory)
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     never_ask_to_trust()
     with loading_errors(f"the tokenizer in {directory}"):
-        return AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False)
+        if is_transformers_5():
+            definition = _converted_definition(directory)
+        elif is_for_both(directory):
+            return AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False)
+        else:
+            definition = {}
+        with _without_class_warning():
+            given = {**definition, **loading_overrides(directory)}
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, **given, trust_remote_code=False)
+        _take_back_empty_post_processor(tokenizer, directory / "tokenizer.json")
+        return tokenizer
+
+
+def _take_back_empty_post_processor(tokenizer: "PreTrainedTokenizerFast", path: Path) -> None:
+    """Removes the idle post-processor that transformers 5 adds where tokenizer.json has none."""
+    processor = tokenizer.backend_tokenizer.post_processor
+    if processor is None or json.loads(processor.__getstate__()).get("special_tokens") != {}:
+        return
+    if path.is_file() and orjson.loads(path.read_bytes()).get("post_processor") is None:
+        tokenizer.backend_tokenizer.post_processor = None
+
+
+def _converted_definition(directory: Path) -> dict[str, "Tokenizer"]:
+    """Converts a `tokenizer.model` for transformers 5; nothing where tokenizer.json is there."""
+    if (directory / "tokenizer.json").is_file():
+        return {}
+    from colossal_llama.tokenizer.sentencepiece_model import fast_definition, read_model
+
+    settings = read_json_object(directory / TOKENIZER_CONFIG) if (directory / TOKENIZER_CONFIG).is_file() else {}
+    is_legacy, adds_space = (settings.get(key) is not False for key in ("legacy", "add_prefix_space"))
+    content = fast_definition(read_model(directory / "tokenizer.model"), is_legacy, adds_space)
+    return {"tokenizer_object": Tokenizer.from_str(json.dumps(content))}
+
+
+@contextmanager
+def _without_class_warning() -> Iterator[None]:
+    """Silences the warning of 4.51 that a directory names another class, as is meant here."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def stored_chat_template(directory: Path) -> str | None:
@@ -87,7 +132,7 @@ def stored_chat_template(directory: Path) -> str | None:
     """
     if (directory / CHAT_TEMPLATE_FILE).is_file():
         return (directory / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
-    path = directory / _SETTINGS_FILE
+    path = directory / TOKENIZER_CONFIG
     stored = read_json_object(path).get("chat_template") if path.is_file() else None
     if isinstance(stored, list):  # several, by name
         stored = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}.get(
@@ -97,7 +142,7 @@ def stored_chat_template(directory: Path) -> str | None:
 
 
 def _declares_no_bos(directory: Path) -> bool:
-    path = directory / _SETTINGS_FILE
+    path = directory / TOKENIZER_CONFIG
     return path.is_file() and read_json_object(path).get("bos_token", "") is None
 
 

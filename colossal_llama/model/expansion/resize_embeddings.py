@@ -29,12 +29,8 @@ from colossal_llama.model.weights.weight_files import (
 )
 from colossal_llama.model.weights.written_model import check_written_model
 from colossal_llama.tokenizer.expansion.result import REPORT_FILE
-from colossal_llama.tokenizer.loading import (
-    CHAT_TEMPLATE_FILE,
-    SETTINGS_FILES,
-    VOCABULARY_FILES,
-    stored_chat_template,
-)
+from colossal_llama.tokenizer.loading import VOCABULARY_FILES, stored_chat_template
+from colossal_llama.tokenizer.settings_file import CHAT_TEMPLATE_FILE, settings_contents
 from colossal_llama.utils.atomic_io import atomic_directory, existing_ancestor, write_bytes, write_json
 from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError
@@ -42,7 +38,6 @@ from colossal_llama.utils.json_files import read_json_object
 
 INPUT_MATRIX = "model.embed_tokens.weight"
 OUTPUT_MATRIX = "lm_head.weight"
-TOKENIZER_FILES = (*VOCABULARY_FILES, *SETTINGS_FILES, REPORT_FILE)
 
 
 @dataclass(frozen=True)
@@ -248,9 +243,11 @@ def _removed_on_error(directory: Path) -> Iterator[Path]:
 
 
 def _copy_tokenizer(tokenizer: Path, directory: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            write_bytes(directory / name, (tokenizer / name).read_bytes())
+    files = (tokenizer / name for name in (*VOCABULARY_FILES, REPORT_FILE))
+    contents = {path.name: path.read_bytes() for path in files if path.is_file()}
+    for name, content in (contents | settings_contents(tokenizer)).items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        write_bytes(directory / name, content)
 
 
 def _keep_chat_template(source: Path, directory: Path) -> None:

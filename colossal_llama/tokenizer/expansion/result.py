@@ -1,6 +1,5 @@
 """The expanded vocabulary of either family: its files, its report, and writing them."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from colossal_llama.tokenizer.expansion.old_ids import verify_old_ids
 from colossal_llama.tokenizer.expansion.pieces import Piece, PieceFile
 from colossal_llama.tokenizer.expansion.reachability import Encode, Reachability
-from colossal_llama.tokenizer.loading import SETTINGS_FILES
+from colossal_llama.tokenizer.settings_file import copy_settings, take_definition_as_it_is
 from colossal_llama.utils.atomic_io import atomic_directory, write_json
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError
@@ -151,11 +150,10 @@ def write_expansion(source: Path, target: Path, expansion: Expansion, report: Ma
     """
     try:
         with atomic_directory(target) as directory:
-            for name in SETTINGS_FILES:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, directory / name)
+            copy_settings(source, directory)
             for name, content in expansion.files.items():
                 (directory / name).write_bytes(content)
+            take_definition_as_it_is(directory)
             write_json(directory / REPORT_FILE, report)
             verify_old_ids(source, directory, has_slow="tokenizer.model" in expansion.files)
     except OSError as error:

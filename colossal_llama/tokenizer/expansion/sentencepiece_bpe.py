@@ -15,47 +15,22 @@ both are avoided here:
 
 import unicodedata
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import orjson
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 from colossal_llama.tokenizer.expansion.merge_plan import SourceTokens, plan_merges
 from colossal_llama.tokenizer.expansion.pieces import Piece, sift_pieces
 from colossal_llama.tokenizer.expansion.reachability import Encode
 from colossal_llama.tokenizer.expansion.result import Expansion, unused_entries
+from colossal_llama.tokenizer.sentencepiece_model import ModelProto, PieceType, merges_by_score
 from colossal_llama.tokenizer.token_bytes import SPACE_MARK
 from colossal_llama.utils.errors import UserError
 
-ModelProto: TypeAlias = sentencepiece_model_pb2.ModelProto
-_Type = ModelProto.SentencePiece.Type
 # Read once: protobuf looks up an enum's member by name each time, 0.4 s for 69,000 pieces.
-_NORMAL, _USER_DEFINED, _UNUSED = _Type.NORMAL, _Type.USER_DEFINED, _Type.UNUSED
-_BPE = sentencepiece_model_pb2.TrainerSpec.BPE
-
-
-def read_model(path: Path) -> ModelProto:
-    """Reads a `tokenizer.model`.
-
-    Raises:
-        UserError: the file is not a sentencepiece model, or its type is not BPE.
-    """
-    model = ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf has no common base for its decoding errors
-        raise UserError(f"{path} is not a sentencepiece model: {error}") from error
-    if not model.pieces:
-        raise UserError(f"{path} is not a sentencepiece model: it holds no pieces")
-    if model.trainer_spec.model_type != _BPE:
-        kind = sentencepiece_model_pb2.TrainerSpec.ModelType.Name(model.trainer_spec.model_type)
-        raise UserError(
-            f"{path} is a sentencepiece model of type {kind}: only BPE, the type of LLaMA's, can be expanded"
-        )
-    return model
+_NORMAL, _USER_DEFINED, _UNUSED = PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.UNUSED
 
 
 def control_tokens(model: ModelProto) -> set[str]:
@@ -303,27 +278,6 @@ def _replace_vocabulary(fast: Tokenizer, model: ModelProto) -> Tokenizer:
     definition["model"]["vocab"] = {piece.piece: token_id for token_id, piece in enumerate(model.pieces)}
     definition["model"]["merges"] = merges_by_score(model)
     return Tokenizer.from_buffer(orjson.dumps(definition))
-
-
-def merges_by_score(model: ModelProto) -> list[tuple[str, str]]:
-    """Lists the pairs of pieces that make a normal piece, highest score first.
-
-    Among pairs of equal score the longer left part comes first, as in transformers' converter:
-
-        ▁the   ←   ▁th + e,  ▁t + he,  ▁ + the
-
-    Pairs that spell a control token are left out.
-    """
-    names = {piece.piece for piece in model.pieces}
-    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL}
-    merges = [
-        (score, cut, len(piece) - cut, piece[:cut], piece[cut:])
-        for piece, score in scores.items()
-        for cut in range(1, len(piece))
-        if piece[:cut] in names and piece[cut:] in names
-    ]
-    merges.sort(key=lambda merge: merge[:3], reverse=True)
-    return [(left, right) for *_, left, right in merges]
 
 
 def _adds_space(fast: Tokenizer) -> bool:

@@ -11,6 +11,7 @@ from colossal_llama.tokenizer.expansion import byte_level_bpe, sentencepiece_bpe
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.result import Expansion
 from colossal_llama.tokenizer.loading import declared_added_tokens, load_tokenizer
+from colossal_llama.tokenizer.sentencepiece_model import read_model
 from colossal_llama.utils.errors import UserError
 
 
@@ -39,7 +40,7 @@ def open_source(directory: Path) -> SourceTokenizer:
             hold an added token.
     """
     definition = byte_level_bpe.read_definition(directory / "tokenizer.json")
-    model = None if definition is not None else sentencepiece_bpe.read_model(directory / "tokenizer.model")
+    model = None if definition is not None else read_model(directory / "tokenizer.model")
     # Keeps transformers from importing torch, which no tokenizer needs (1.6 of 5 seconds), and from
     # the advice to install it.
     os.environ.setdefault("USE_TORCH", "0")
