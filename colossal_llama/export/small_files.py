@@ -11,12 +11,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from colossal_llama.export.source import ExportSource
 from colossal_llama.model.config_file import CONFIG_FILE, GENERATION_CONFIG_FILE, read_generation_config
 from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG
-from colossal_llama.tokenizer.loading import SETTINGS_FILES, VOCABULARY_FILES
+from colossal_llama.tokenizer.loading import VOCABULARY_FILES
+from colossal_llama.tokenizer.settings_file import settings_contents
 from colossal_llama.utils.json_files import read_json_object
 
-_TOKENIZER_FILES = (*VOCABULARY_FILES, *SETTINGS_FILES, "vocab.json", "merges.txt")
-_MORE_TEMPLATES = "additional_chat_templates"
-"""Directory of named chat templates, as transformers writes it."""
+_VOCABULARY_FILES = (*VOCABULARY_FILES, "vocab.json", "merges.txt")
 _NOTICE = re.compile(r"(licen[cs]e|notice|copying|use[_-]policy|acceptable[_-]use)", re.IGNORECASE)
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -30,7 +29,10 @@ def small_files(source: ExportSource, tied: bool | None, dtype: str, base_name: 
         dtype: of the weights written, PyTorch's name.
         base_name: name of the base for an adapter's configuration; None: as it is.
     """
-    files = {name: (source.tokenizer / name).read_bytes() for name in _tokenizer_files(source.tokenizer)}
+    vocabulary = (source.tokenizer / name for name in _VOCABULARY_FILES)
+    files = {path.name: path.read_bytes() for path in vocabulary if path.is_file()} | settings_contents(
+        source.tokenizer
+    )
     if tied is None:
         assert source.adapter is not None, "models have weights that are tied or not"
         settings = read_json_object(source.adapter / ADAPTER_CONFIG)
@@ -58,12 +60,6 @@ def _generation_config(source: ExportSource) -> dict[str, Any]:
         if settings := read_generation_config(directory):
             return settings
     return {name: source.config[name] for name in _SPECIAL_IDS if source.config.get(name) is not None}
-
-
-def _tokenizer_files(directory: Path) -> list[str]:
-    more = sorted((directory / _MORE_TEMPLATES).glob("*.jinja"))
-    names = [name for name in _TOKENIZER_FILES if (directory / name).is_file()]
-    return [*names, *(f"{_MORE_TEMPLATES}/{path.name}" for path in more)]
 
 
 def notices(directories: Iterable[Path]) -> dict[str, bytes]:

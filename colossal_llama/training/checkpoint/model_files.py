@@ -17,6 +17,7 @@ from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, name_base_repository
 from colossal_llama.model.weights.generation_config import write_generation_config
 from colossal_llama.model.weights.weight_files import SAFETENSORS_INDEX, find_weight_files
+from colossal_llama.tokenizer.settings_file import make_settings_portable
 from colossal_llama.training.checkpoint.archive import make_way
 from colossal_llama.training.checkpoint.commit import WrittenFile
 from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL
@@ -58,6 +59,10 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
     transformers 5 would write chat_template.jinja, which programs of before 2025 pass over.
     """
     tokenizer.save_pretrained(target, save_jinja_files=False)
+    model = Path(tokenizer.name_or_path, "tokenizer.model")
+    if model.is_file() and not (target / model.name).exists():  # transformers 5 leaves it out
+        shutil.copyfile(model, target / model.name)
+    make_settings_portable(target)
 
 
 def _write_configuration(target: Path, network: PreTrainedModel, dtype: torch.dtype) -> None:
