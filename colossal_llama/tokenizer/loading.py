@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import orjson
 from tokenizers import Tokenizer
 
-from colossal_llama.tokenizer.settings_file import CHAT_TEMPLATE_FILE, SETTINGS_FILES, TOKENIZER_CONFIG, is_for_both, loading_overrides
+from colossal_llama.tokenizer.settings_file import (
+    CHAT_TEMPLATE_FILE,
+    SETTINGS_FILES,
+    TOKENIZER_CONFIG,
+    is_for_both,
+    loading_overrides,
+)
 from colossal_llama.utils.custom_code import never_ask_to_trust, refuse_custom_code
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_bytes
