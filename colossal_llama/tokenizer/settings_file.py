@@ -20,7 +20,7 @@ SETTINGS_FILES = (
     "chat_template.json",
 )
 _MORE_TEMPLATES = "additional_chat_templates"
-"""Directory of named chat templates, beside the default one."""
+"""Directory of named chat templates."""
 GENERIC_CLASS = "PreTrainedTokenizerFast"
 """Class that takes tokenizer.json as it is, in both versions."""
 _KEYS_OF_5 = ("backend", "is_local", "local_files_only")

@@ -74,7 +74,8 @@ NEVER = {
     # ColossalAI's own loaders, some of which unpickle
     *(".load_optimizer", ".load_lr_scheduler", "booster.load_model"),
 }
-NO_CODE_POSSIBLE = {"PeftModel.from_pretrained"}  # takes no trust_remote_code: model/loading.py checks the directory
+NO_CODE_POSSIBLE = {"PeftModel.from_pretrained", "GenerationConfig.from_pretrained"}
+"""They take no trust_remote_code; model/loading.py checks the directory of an adapter."""
 
 
 def calls(tree: ast.AST):
