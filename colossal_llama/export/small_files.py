@@ -11,11 +11,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from colossal_llama.export.source import ExportSource
 from colossal_llama.model.config_file import CONFIG_FILE, GENERATION_CONFIG_FILE, read_generation_config
 from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG
-from colossal_llama.tokenizer.loading import VOCABULARY_FILES
+from colossal_llama.tokenizer.loading import REPEATED_FILES, VOCABULARY_FILES
 from colossal_llama.tokenizer.settings_file import settings_contents
 from colossal_llama.utils.json_files import read_json_object
 
-_VOCABULARY_FILES = (*VOCABULARY_FILES, "vocab.json", "merges.txt")
+_VOCABULARY_FILES = (*VOCABULARY_FILES, *REPEATED_FILES)
 _NOTICE = re.compile(r"(licen[cs]e|notice|copying|use[_-]policy|acceptable[_-]use)", re.IGNORECASE)
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

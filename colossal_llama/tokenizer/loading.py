@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
+REPEATED_FILES = ("vocab.json", "merges.txt")
+"""The model of a byte-level tokenizer.json once more, for slow tokenizers and other programs."""
 
 
 def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":

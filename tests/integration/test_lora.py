@@ -45,6 +45,9 @@ def test_only_the_adapter_is_trained_and_saved(runs, name, toy):
     # 2 layers: q and o 64+64, k and v 64+32, three of the MLP 64+96, times rank 4
     assert sum(tensor.numel() for tensor in saved.values()) == 2 * 4 * (2 * 128 + 2 * 96 + 3 * 160)
     assert runs.losses(name)[-1] < runs.losses(name)[0]
+    card = (runs.workspace / name / "save" / "modelling" / "README.md").read_text("utf-8")
+    assert "rank 4" in card
+    assert "Needed" not in card
 
 
 def test_plugins_agree(runs):

@@ -1,8 +1,10 @@
 """A damaged configuration of an adapter is named."""
 
+import json
+
 import pytest
 
-from colossal_llama.model.weights.adapter_files import adapter_base_name, load_adapter_config
+from colossal_llama.model.weights.adapter_files import adapter_base_name, load_adapter_config, write_adapter_card
 from colossal_llama.utils.errors import UserError
 
 
@@ -20,3 +22,15 @@ def test_a_damaged_configuration_of_an_adapter_is_named(content, message, tmp_pa
         load_adapter_config(tmp_path)
     with pytest.raises(UserError, match=r"adapter_config\.json (is not|cannot be used)"):
         adapter_base_name(tmp_path)
+
+
+def test_the_card_of_an_adapter_is_short_and_true(tmp_path):
+    settings = {"r": 4, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["v_proj", "q_proj"]}
+    settings |= {"base_model_name_or_path": "someone/base", "modules_to_save": ["embed_tokens"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    (tmp_path / "README.md").write_text("[More Information Needed]")
+    write_adapter_card(tmp_path)
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert "Of the base model `someone/base`: rank 4, alpha 32, dropout 0.1." in card
+    assert "Trained are q_proj, v_proj, embed_tokens as a whole." in card
+    assert "Needed" not in card

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 from colossal_llama.tokenizer.expansion.byte_level_bpe import expand_byte_level
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.reachability import verify_reachability
+from tests.support.made_data import make_qwen
 from tests.support.tokenizer_scripts import expand, ids_of
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -185,3 +187,28 @@ def test_any_byte_level_vocabulary_is_expanded_without_unreachable_pieces(pairs,
         assert expanded.decode(encoding.ids) == text
         assert token_ends(encoding.tokens) <= token_ends(source.encode(text).tokens)
         assert expanded.encode(f"{text}<|end|>").ids == [*encoding.ids, source.token_to_id("<|end|>")]
+
+
+def test_vocabulary_and_merges_of_slow_tokenizers_agree(project_root, pieces_file, corpus, tmp_path):
+    """Where the source has them; transformers 4's slow tokenizer gives the same ids by them."""
+    make_qwen(tmp_path / "source")
+    run = expand(project_root, tmp_path / "source", tmp_path / "target", pieces_file)
+    assert run.returncode == 0, run.stderr
+    model = json.loads((tmp_path / "target" / "tokenizer.json").read_text("utf-8"))["model"]
+    assert json.loads((tmp_path / "target" / "vocab.json").read_text("utf-8")) == model["vocab"]
+    header, *merges = (tmp_path / "target" / "merges.txt").read_text("utf-8").splitlines()
+    assert header.startswith("#version")
+    assert [line.split(" ") for line in merges] == model["merges"]
+    assert len(merges) > len((tmp_path / "source" / "merges.txt").read_text("utf-8").splitlines())
+    if transformers.__version__ < "5":
+        fast, slow = (AutoTokenizer.from_pretrained(tmp_path / "target", use_fast=fast) for fast in (True, False))
+        assert not slow.is_fast
+        texts = corpus[:200]
+        assert ids_of(slow, texts) == ids_of(fast, texts)
+        assert max(max(ids) for ids in ids_of(slow, texts) if ids) >= len(
+            AutoTokenizer.from_pretrained(tmp_path / "source")
+        )
+
+
+def test_files_that_the_source_lacks_are_not_made(expanded):
+    assert not [name for name in ("vocab.json", "merges.txt") if (expanded[0] / name).exists()]

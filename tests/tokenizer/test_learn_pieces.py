@@ -6,7 +6,7 @@ import pytest
 import regex
 from transformers import AutoTokenizer
 
-from colossal_llama.tokenizer.learning.vocabulary_size_curve import CurvePoint, choose_size
+from colossal_llama.tokenizer.learning.vocabulary_size_curve import CurvePoint, choose_size, curve_table
 from tests.support.tokenizer_scripts import read_jsonl, run_tokenizer_script
 
 FAMILIES = ["llama2", "llama3-base"]
@@ -80,6 +80,15 @@ def test_the_choice_follows_the_arguments(project_root, made_data, tmp_path):
         kept = points.index(choose_size(points, None, least))
         assert all(point.saving_percent_per_1000_rows >= least for point in points[2 : kept + 1])
         assert kept + 1 == len(points) or points[kept + 1].saving_percent_per_1000_rows < least
+
+
+def test_the_table_says_what_was_measured_and_extrapolates_nothing():
+    points = [CurvePoint(0, 0, 1000, 0.5, 0.0), CurvePoint(4, 5, 442, 0.2, 11160.0), CurvePoint(9, 2005, 400, 0.2, 4.8)]
+    lines = curve_table(points, points[1]).splitlines()
+    assert "55.80 %" in lines[2]
+    assert "55.800 % by 5 rows" in lines[2]
+    assert lines[2].endswith("<- chosen")
+    assert "9.502 % by 2,000 rows" in lines[3]
 
 
 def test_bad_arguments_and_bad_records_are_one_message(project_root, made_data, tmp_path):

@@ -29,7 +29,7 @@ from colossal_llama.model.weights.weight_files import (
 )
 from colossal_llama.model.weights.written_model import check_written_model
 from colossal_llama.tokenizer.expansion.result import REPORT_FILE
-from colossal_llama.tokenizer.loading import VOCABULARY_FILES, stored_chat_template
+from colossal_llama.tokenizer.loading import REPEATED_FILES, VOCABULARY_FILES, stored_chat_template
 from colossal_llama.tokenizer.settings_file import CHAT_TEMPLATE_FILE, settings_contents
 from colossal_llama.utils.atomic_io import atomic_directory, existing_ancestor, write_bytes, write_json
 from colossal_llama.utils.console import progress_bar
@@ -243,7 +243,7 @@ def _removed_on_error(directory: Path) -> Iterator[Path]:
 
 
 def _copy_tokenizer(tokenizer: Path, directory: Path) -> None:
-    files = (tokenizer / name for name in (*VOCABULARY_FILES, REPORT_FILE))
+    files = (tokenizer / name for name in (*VOCABULARY_FILES, *REPEATED_FILES, REPORT_FILE))
     contents = {path.name: path.read_bytes() for path in files if path.is_file()}
     for name, content in (contents | settings_contents(tokenizer)).items():
         (directory / name).parent.mkdir(exist_ok=True)

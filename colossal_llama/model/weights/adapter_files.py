@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.utils.atomic_io import write_json
+from colossal_llama.utils.atomic_io import write_json, write_text
 from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.hub.fetch import snapshot_name
@@ -55,6 +55,23 @@ def name_base_repository(path: Path) -> None:
     if base and (name := snapshot_name(Path(base))):
         settings |= {"base_model_name_or_path": name.repository, "revision": name.revision}
         write_json(path / ADAPTER_CONFIG, settings)
+
+
+def write_adapter_card(path: Path) -> None:
+    """Writes README.md of an adapter directory, in place of peft's, a form to be filled."""
+    settings = load_adapter_config(path)
+    base, targets = settings.get("base_model_name_or_path"), settings["target_modules"]
+    listed = targets if isinstance(targets, str) else ", ".join(sorted(targets))
+    whole = "".join(f", {name} as a whole" for name in sorted(settings.get("modules_to_save") or ()))
+    lines = [
+        "---\nlibrary_name: peft\n---\n",
+        "# LoRA adapter\n",
+        f"Of the base model `{base}`: rank {settings['r']}, alpha {settings['lora_alpha']:g}, dropout "
+        f"{settings['lora_dropout']:g}. Trained are {listed}{whole}.\n",
+        "```python\nfrom peft import AutoPeftModelForCausalLM\n",
+        "model = AutoPeftModelForCausalLM.from_pretrained(PATH_OF_THIS_DIRECTORY)\n```\n",
+    ]
+    write_text(path / "README.md", "\n".join(lines))
 
 
 def _read_config(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:

@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from colossal_llama.tokenizer.expansion.old_ids import verify_old_ids
 from colossal_llama.tokenizer.expansion.pieces import Piece, PieceFile
 from colossal_llama.tokenizer.expansion.reachability import Encode, Reachability
+from colossal_llama.tokenizer.loading import REPEATED_FILES
 from colossal_llama.tokenizer.settings_file import copy_settings, take_definition_as_it_is
 from colossal_llama.utils.atomic_io import atomic_directory, write_json
 from colossal_llama.utils.console import table
@@ -151,10 +154,24 @@ def write_expansion(source: Path, target: Path, expansion: Expansion, report: Ma
     try:
         with atomic_directory(target) as directory:
             copy_settings(source, directory)
-            for name, content in expansion.files.items():
+            for name, content in {**_repeated_files(source, expansion), **expansion.files}.items():
                 (directory / name).write_bytes(content)
             take_definition_as_it_is(directory)
             write_json(directory / REPORT_FILE, report)
             verify_old_ids(source, directory, has_slow="tokenizer.model" in expansion.files)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}") from error
+
+
+def _repeated_files(source: Path, expansion: Expansion) -> dict[str, bytes]:
+    """Content of vocab.json and merges.txt, if the source has them and no tokenizer.model.
+
+    They hold the model of tokenizer.json once more, for slow tokenizers and other programs.
+    """
+    if "tokenizer.model" in expansion.files:
+        return {}
+    model = orjson.loads(expansion.files["tokenizer.json"])["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    contents = (orjson.dumps(model["vocab"]), "".join(f"{line}\n" for line in ["#version: 0.2", *merges]).encode())
+    repeated = dict(zip(REPEATED_FILES, contents, strict=True))
+    return {name: content for name, content in repeated.items() if (source / name).is_file()}

@@ -97,13 +97,18 @@ def _interpolate(points: Sequence[CurvePoint], pieces: int) -> CurvePoint:
 
 def curve_table(points: Sequence[CurvePoint], chosen: CurvePoint) -> str:
     """Formats the curve as a table; the chosen size is marked."""
+    listed = sorted({*points, chosen}, key=lambda point: point.pieces)
     rows = []
-    for point in sorted({*points, chosen}, key=lambda point: point.pieces):
-        saved = 100 * (1 - point.tokens / max(1, points[0].tokens))
+    for before, point in zip([listed[0], *listed], listed, strict=False):
         mark = "<- chosen" if point == chosen else ""
-        marginal = f"{point.saving_percent_per_1000_rows:.3f} %" if point.pieces else ""
-        rows.append([point.pieces, point.rows, f"{point.tokens_per_character:.4f}", f"{saved:.2f} %", marginal, mark])
-    return table(["pieces", "rows", "tokens/char", "tokens saved", "saved by 1,000 more rows", ""], rows)
+        last = f"{_saved_percent(before, point):.3f} % by {point.rows - before.rows:,} rows" if point.pieces else ""
+        in_all = f"{_saved_percent(listed[0], point):.2f} %"
+        rows.append([point.pieces, point.rows, f"{point.tokens_per_character:.4f}", in_all, last, mark])
+    return table(["pieces", "rows", "tokens/char", "tokens saved", "of the line above", ""], rows)
+
+
+def _saved_percent(before: CurvePoint, after: CurvePoint) -> float:
+    return 100 * (before.tokens - after.tokens) / max(1, before.tokens)
 
 
 def draw_curve(points: Sequence[CurvePoint], chosen: CurvePoint, path: Path) -> None:

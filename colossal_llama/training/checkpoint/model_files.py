@@ -14,9 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from colossal_llama.model.architectures import architecture_of
 from colossal_llama.model.config_file import make_config_portable
 from colossal_llama.model.lora import merge_adapter
-from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, name_base_repository
+from colossal_llama.model.weights.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    name_base_repository,
+    write_adapter_card,
+)
 from colossal_llama.model.weights.generation_config import write_generation_config
 from colossal_llama.model.weights.weight_files import SAFETENSORS_INDEX, find_weight_files
+from colossal_llama.tokenizer.loading import REPEATED_FILES
 from colossal_llama.tokenizer.settings_file import make_settings_portable
 from colossal_llama.training.checkpoint.archive import make_way
 from colossal_llama.training.checkpoint.commit import WrittenFile
@@ -46,6 +52,7 @@ def small_files(
             network.save_pretrained(directory)
             (Path(directory) / ADAPTER_WEIGHTS).unlink()
             name_base_repository(Path(directory))
+            write_adapter_card(Path(directory))
         else:
             _write_configuration(Path(directory), network, dtype)
         write_generation_config(network, Path(directory), stop_ids)
@@ -59,9 +66,10 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
     transformers 5 would write chat_template.jinja, which programs of before 2025 pass over.
     """
     tokenizer.save_pretrained(target, save_jinja_files=False)
-    model = Path(tokenizer.name_or_path, "tokenizer.model")
-    if model.is_file() and not (target / model.name).exists():  # transformers 5 leaves it out
-        shutil.copyfile(model, target / model.name)
+    for name in ("tokenizer.model", *REPEATED_FILES):  # transformers 5, and the generic class, leave them out
+        path = Path(tokenizer.name_or_path, name)
+        if path.is_file() and not (target / name).exists():
+            shutil.copyfile(path, target / name)
     make_settings_portable(target)
 
 
