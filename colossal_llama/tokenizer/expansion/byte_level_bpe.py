@@ -29,11 +29,10 @@ _CONTEXTS = (("", ""), ("的", ""), ("", "的"), (" ", ""), ("", "。"), ("。",
 
 
 def read_definition(path: Path) -> dict | None:
-    """Reads a `tokenizer.json`; None if it is absent or belongs to a `tokenizer.model` next to it.
+    """Reads a `tokenizer.json`; None if it is absent, or not of byte-level BPE.
 
     Raises:
-        UserError: it is not a tokenizer definition, or neither byte-level BPE nor next to a
-            `tokenizer.model`.
+        UserError: it is not a tokenizer definition.
     """
     if not path.is_file():
         return None
@@ -45,14 +44,7 @@ def read_definition(path: Path) -> dict | None:
         is_byte_level_bpe = kind == "BPE" and any(step.get("type") == "ByteLevel" for step in steps)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a tokenizer definition ({error}): copy the tokenizer again") from error
-    if is_byte_level_bpe:
-        return definition
-    if path.with_name("tokenizer.model").is_file():
-        return None
-    raise UserError(
-        f"{path} defines a {kind} tokenizer that is not byte-level, and no tokenizer.model is next to it: only "
-        "sentencepiece BPE (LLaMA-2) and byte-level BPE (LLaMA-3) can be expanded"
-    )
+    return definition if is_byte_level_bpe else None
 
 
 def expand_byte_level(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -11,7 +11,8 @@ from colossal_llama.tokenizer.expansion import byte_level_bpe, sentencepiece_bpe
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.result import Expansion
 from colossal_llama.tokenizer.loading import declared_added_tokens, load_tokenizer
-from colossal_llama.tokenizer.sentencepiece_model import read_model
+from colossal_llama.tokenizer.rebuilt_model import rebuild_model
+from colossal_llama.tokenizer.sentencepiece_model import ModelProto, read_model
 from colossal_llama.utils.errors import UserError
 
 
@@ -40,7 +41,7 @@ def open_source(directory: Path) -> SourceTokenizer:
             hold an added token.
     """
     definition = byte_level_bpe.read_definition(directory / "tokenizer.json")
-    model = None if definition is not None else read_model(directory / "tokenizer.model")
+    model = None if definition is not None else _read_model(directory)
     # Keeps transformers from importing torch, which no tokenizer needs (1.6 of 5 seconds), and from
     # the advice to install it.
     os.environ.setdefault("USE_TORCH", "0")
@@ -62,8 +63,22 @@ def open_source(directory: Path) -> SourceTokenizer:
         expand = lambda pieces: byte_level_bpe.expand_byte_level(definition, fast, pieces, first_free_id)  # noqa: E731
     else:
         controls = {token for token in sentencepiece_bpe.control_tokens(model) if added.get(token, True)}
-        expand = lambda pieces: sentencepiece_bpe.expand_sentencepiece(model, fast, pieces, first_free_id)  # noqa: E731
+        expand = lambda pieces: _only_existing(  # noqa: E731
+            directory, sentencepiece_bpe.expand_sentencepiece(model, fast, pieces, first_free_id)
+        )
     return SourceTokenizer(frozenset(controls), added, _notes(fast, declared), expand)
+
+
+def _read_model(directory: Path) -> ModelProto:
+    path = directory / "tokenizer.model"
+    return read_model(path) if path.is_file() else rebuild_model(directory / "tokenizer.json")
+
+
+def _only_existing(directory: Path, expansion: Expansion) -> Expansion:
+    """Leaves out the tokenizer.model where the source has none (transformers 5 writes none)."""
+    if (directory / "tokenizer.model").is_file():
+        return expansion
+    return replace(expansion, files={"tokenizer.json": expansion.files["tokenizer.json"]})
 
 
 def _notes(fast: Tokenizer, declared: Mapping[str, set[int]]) -> list[str]:
