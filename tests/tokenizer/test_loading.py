@@ -12,6 +12,7 @@ import pytest
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.transformers_version import is_transformers_5
 
 FINGERPRINTS = {
     "llama2": "ba9161553283686f73c04fdb8e87ada6675d00235018e9a155963520fbd9b249",
@@ -49,7 +50,10 @@ def llama2_copy(made_data: Path, directory: Path, **settings) -> Path:
     [
         (shutil.rmtree, "does not exist"),
         (lambda directory: [path.unlink() for path in directory.glob("tokenizer.*")], "holds no tokenizer"),
-        (lambda directory: (directory / "tokenizer.model").write_bytes(b"\x00damaged"), "cannot be loaded"),
+        (
+            lambda directory: (directory / "tokenizer.model").write_bytes(b"\x00damaged"),
+            "cannot be loaded|is not a sentence",
+        ),
     ],
 )
 def test_a_damaged_directory_is_named(made_data, tmp_path, damage, message):
@@ -90,6 +94,7 @@ assert encoder.encode_beginning(["Some text."])[0]"""
     assert not loaded & {"transformers", "torch", "pandas", "datasets", "huggingface_hub"}
 
 
+@pytest.mark.skipif(is_transformers_5(), reason="transformers 5 imports PyTorch for any tokenizer")
 def test_preparing_imports_no_torch(made_data, tmp_path, project_root):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text('{"source": "", "target": "Some text.", "category": "a"}\n' * 5)
