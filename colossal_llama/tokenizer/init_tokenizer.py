@@ -35,7 +35,8 @@ class InitTokenizerArguments:
         required=True,
         metavar="DIR",
         help="tokenizer to expand: tokenizer.model (LLaMA-2, sentencepiece) or tokenizer.json (LLaMA-3, byte-level "
-        f"BPE), and tokenizer_config.json; {NAME_FORMS}",
+        "BPE; or LLaMA-2's kind, of which transformers 5 writes nothing else), and tokenizer_config.json; "
+        f"{NAME_FORMS}",
     )
     target_tokenizer_dir: Path = option(
         type=creatable_directory, required=True, metavar="DIR", help="directory to write; it must not exist yet"

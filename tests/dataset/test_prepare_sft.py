@@ -206,7 +206,7 @@ def test_a_chat_template_agrees_with_transformers_on_plain_texts(llama3):
     ids = ChatTemplate(tokenizer, TEMPLATE, "test", DAY, llama3.text_encoder).encode(messages).input_ids
     names = {"human": "user", "assistant": "assistant"}
     listed = [{"role": names[message.role], "content": message.content} for message in messages]
-    assert ids == tokenizer.apply_chat_template(listed, chat_template=TEMPLATE)
+    assert ids == tokenizer.apply_chat_template(listed, chat_template=TEMPLATE, return_dict=False)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from colossal_llama.dataset.trained_format import (
     trained_template,
 )
 from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.transformers_version import is_transformers_5
 
 NAMES = {"human": "user", "assistant": "assistant", "system": "system"}
 VERSIONS = {"llama2": 2, "llama3-base": 3, "llama3-instruct": 3}
@@ -98,6 +99,7 @@ def test_our_own_reader_of_templates_takes_it(family):
         assert jinja.prompt_ids(messages) == template.prompt_ids(messages)
 
 
+@pytest.mark.skipif(is_transformers_5(), reason="transformers 5 has no slow tokenizer of LLaMA-2")
 def test_the_slow_tokenizer_agrees(any_data):
     directory = any_data / "tokenizers" / "llama2"
     tokenizer = load_tokenizer(directory)

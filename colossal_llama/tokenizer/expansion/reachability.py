@@ -101,7 +101,7 @@ def _encode_with_all(texts: Sequence[str], encoders: Sequence[Encode]) -> Sequen
         for text, ids, other_ids in zip(texts, first, other, strict=True):
             if ids != other_ids:
                 raise UserError(
-                    f"the slow and the fast tokenizer disagree on {text!r} ({ids} and {other_ids}): the source "
+                    f"sentencepiece and the fast tokenizer disagree on {text!r} ({ids} and {other_ids}): the source "
                     "tokenizer's own files disagree, or this is a defect of the expansion; nothing was written"
                 )
     return first

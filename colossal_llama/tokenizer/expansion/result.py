@@ -33,8 +33,8 @@ class Expansion:
         known: requested pieces that the source has already.
         impossible: requested pieces that no text can produce whatever is added, with the reason;
             they are not added.
-        encoders: the expanded tokenizer in each of its implementations (slow and fast); where there
-            are two, added tokens are text to them.
+        encoders: the expanded tokenizer in each of its implementations (sentencepiece, fast); where
+            there are two, added tokens are text to them.
         encode_by_merges: encodes by merges alone, if the tokenizer has another way too (LLaMA-3
             looks up whole words).
     """

@@ -1,7 +1,8 @@
 """Expands a sentencepiece BPE vocabulary (LLaMA-2): `tokenizer.model` and `tokenizer.json`.
 
-tokenizer.model is for the slow tokenizer, tokenizer.json for the fast one. They agree on every
-text for the following reasons. Sentencepiece merges the adjacent pair whose concatenation has the
+tokenizer.model is for sentencepiece itself, around which transformers 4 has its slow tokenizer.
+tokenizer.json is for the fast one, the only one of transformers 5. They agree on every text for the
+following reasons. Sentencepiece merges the adjacent pair whose concatenation has the
 highest score. The fast tokenizer has a list of pairs, converted from the model: for each piece
 every pair of pieces that makes it, sorted by the piece's score. Two things make them differ, and
 both are avoided here:
@@ -286,7 +287,7 @@ def _adds_space(fast: Tokenizer) -> bool:
 
 
 def _slow_encoder(model: ModelProto, adds_space: bool) -> Encode:
-    """Returns the slow tokenizer's encoding function, that of sentencepiece itself."""
+    """Returns sentencepiece's encoding function, that of the slow tokenizer of transformers 4."""
     copy = ModelProto()
     copy.CopyFrom(model)
     copy.normalizer_spec.add_dummy_prefix = adds_space
