@@ -26,6 +26,7 @@ class Reference:
 
     Attributes:
         ids: of each text, without control tokens.
+        begin: BOS, which other programs put before them; empty for a tokenizer without one.
         chats: ids of the prompt of each conversation; empty for a base model.
         prompts: ids that are continued.
         greedy: generated ids of each prompt, with the token that ended the answer.
@@ -33,6 +34,7 @@ class Reference:
     """
 
     ids: list[list[int]]
+    begin: list[int]
     chats: list[list[int]]
     prompts: list[list[int]]
     greedy: list[list[int]]
@@ -55,7 +57,7 @@ def our_reference(
     chats: list[list[int]] = []
     stops = stop_token_ids(network, tokenizer)
     if model.chats:
-        template = open_template(tokenizer, None, "tokenizer")
+        template = open_template(tokenizer, None, None)
         chats = [
             conversation_prompt_ids(template, [Message(_ROLES[m["role"]], m["content"]) for m in messages])
             for messages in conversations
@@ -70,7 +72,7 @@ def our_reference(
         answer = TextGenerator(network, tokenizer).answer(prompt, stops, sampling).finish().token_ids
         greedy.append(answer)
         margins.append(_margins(network, prompt, answer))
-    return Reference(ids, chats, given, greedy, margins)
+    return Reference(ids, begin, chats, given, greedy, margins)
 
 
 @torch.inference_mode()
@@ -97,7 +99,8 @@ def compare(reference: Reference, answer: dict) -> dict[str, str]:
         found = answer.get(key)
         expected = getattr(reference, key)
         if found is not None and expected:
-            equal = sum(one == other for one, other in zip(expected, found, strict=True))
+            pairs = zip(expected, found, strict=True)
+            equal = sum(other in (one, [*reference.begin, *one]) for one, other in pairs)
             cells[key] = f"{equal:,} of {len(expected):,}"
     if (found := answer.get("greedy")) is not None:
         cells["greedy"] = _compare_greedy(reference, found)

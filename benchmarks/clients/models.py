@@ -131,7 +131,7 @@ def make_models(work: Path, shared_data: Path, real_model: Path | None) -> dict[
     def lora() -> Path:
         return fine_tuned("smollm2-lora", real(), own, "--lora_rank", "8", "--merge_lora")
 
-    own = ("--chat_template", "tokenizer")
+    own = ("--chat_template", "chatml")
     makers |= {
         "SmolLM2 expanded": lambda: TriedModel("SmolLM2 expanded", real()),
         "SmolLM2 SFT": lambda: TriedModel(

@@ -15,11 +15,13 @@ _PACKAGES = ("transformers", "tokenizers", "torch", "peft")
 
 
 def main() -> None:
-    """Writes versions, the ids of each text and the new ids of each prompt as one JSON object."""
+    """Writes versions, the ids of texts and chats, and the answers, as one JSON object."""
     arguments = parse_arguments()
     result: dict[str, Any] = {"versions": versions()}
     if arguments.texts:
         result["ids"] = encode(arguments.model, read_lines(arguments.texts))
+    if arguments.conversations:
+        result["chats"] = prompts_of(arguments.model, read_lines(arguments.conversations))
     if arguments.prompts:
         prompts = read_lines(arguments.prompts)
         result["greedy"] = answer(arguments.model, prompts, arguments.max_new_tokens, arguments.dtype)
@@ -32,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="directory of a model, an adapter or a tokenizer")
     parser.add_argument("--texts", type=Path, help="texts to encode, a JSON string a line")
     parser.add_argument("--prompts", type=Path, help="prompts to continue, a JSON list of ids a line")
+    parser.add_argument("--conversations", type=Path, help="conversations to answer, a JSON list of messages a line")
     parser.add_argument("--max_new_tokens", type=int, default=40, help="of each prompt")
     parser.add_argument("--dtype", default="auto", help="of the weights: auto (as stored), float32 …")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
@@ -61,6 +64,15 @@ def encode(directory: str, texts: list[str]) -> list[list[int]]:
 
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     return [tokenizer(text)["input_ids"] for text in texts]
+
+
+def prompts_of(directory: str, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
+    """Ids of the prompt for each conversation's next answer, by the tokenizer's chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    as_ids = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    return [tokenizer.apply_chat_template(messages, **as_ids)["input_ids"] for messages in conversations]
 
 
 def answer(directory: str, prompts: list[list[int]], max_new_tokens: int, dtype: str) -> list[list[int]]:
