@@ -125,8 +125,12 @@ def _logits_to_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     return losses
 
 
+_LATER_ARGUMENTS = {"predicted_tokens_ptr": None, "predicted_tokens_stride": 0, "RETURN_PREDICTED_TOKENS": False}
+"""Of Liger 0.8's kernel, which 0.6.5 does not have."""
+
+
 def _liger_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Calls Liger's Triton kernel (0.6.5) directly, since its wrapper synchronises the device."""
+    """Calls Liger's Triton kernel (0.6.5, 0.8.5) directly: its wrapper synchronises the device."""
     from liger_kernel.ops.cross_entropy import liger_cross_entropy_kernel
 
     rows, vocabulary = logits.shape
@@ -159,5 +163,6 @@ def _liger_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         HAS_GRADIENTS=True,
         BLOCK_SIZE=_KERNEL_BLOCK,
         num_warps=_KERNEL_WARPS,
+        **{name: value for name, value in _LATER_ARGUMENTS.items() if name in liger_cross_entropy_kernel.arg_names},
     )
     return losses
