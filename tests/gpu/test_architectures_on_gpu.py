@@ -41,7 +41,7 @@ TOLERANCE = {"rel": 1e-2, "abs": 1e-2}  # bf16 weights, other kernels
 
 
 def model_of(variant: str, attention: str) -> PreTrainedModel:
-    # As `load_config` has it: transformers 4.51 masks by a window that the configuration switches off.
+    # As `load_config` has it: transformers 4.51 masks by a window even if it is switched off.
     settings = {**SIZES, "sliding_window": WINDOW if variant == "mistral-v0.1" else None}
     model = random_model(config_of(variant, **settings)).to("cuda", torch.bfloat16)
     model.config._attn_implementation = attention
