@@ -20,8 +20,6 @@ pytestmark = [
 ]
 
 BF16 = ("--mixed_precision", "bf16")
-# The versions serialize a tokenizer with other details, which tokenizer_fingerprint takes for
-# another tokenizer.
 RUN = (
     "--num_epochs",
     "20",
@@ -32,7 +30,6 @@ RUN = (
     "--skip_save_each_epoch",
     "--lr",
     "1e-3",
-    "--allow_other_data",
 )
 RUNS = {
     "zero2": ("--accumulation_steps", "2", "--use_grad_checkpoint", "--recompute_layers", "1"),
