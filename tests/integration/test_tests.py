@@ -48,4 +48,5 @@ def test_tests_edit_no_import_path_and_import_no_benchmark(project_root):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             benchmarks = {name for name in names if name.split(".")[0] == "benchmarks"}
-            assert benchmarks <= {"benchmarks.clients.environment"}, path  # makes environments of other programs
+            # Those make environments of other programs, and ask them.
+            assert all(name.startswith("benchmarks.clients.") for name in benchmarks), path

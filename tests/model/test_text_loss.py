@@ -78,7 +78,7 @@ def test_the_script_reports_the_losses_of_the_models_it_leaves(project_root, lla
     tokenizer.save_pretrained(tmp_path / "source")
     small_model(len(tokenizer), initializer_range=0.3).save_pretrained(tmp_path / "source")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    proto = ModelProto.FromString((tmp_path / "tokenizer" / "tokenizer.model").read_bytes())
+    proto = ModelProto.FromString((llama2 / "tokenizer.model").read_bytes())
     for i, piece in enumerate(["文件", "系统", "可以", "使用", "用户", "软件", "命令", "开源", "这个", "如果"]):
         proto.pieces.add(piece=piece, score=-100000.0 - i)
     (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(proto.SerializeToString())
