@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.clients.environment import client_environment
 from benchmarks.clients.models import TriedModel, run_script
 
-TRANSFORMERS_5 = ("transformers==5.24.0",)
+TRANSFORMERS_5 = ("transformers==5.24.0", "peft==0.21.2")
 LLAMA_CPP = ("xllamacpp==2026.10.11549", "gguf==0.19.0")
 
 
@@ -55,6 +55,30 @@ CLIENTS = {
     client.name: client
     for client in (
         Client("transformers5", "transformers 5", TRANSFORMERS_5, "transformers_client.py"),
+        Client(
+            "sentencepiece",
+            "sentencepiece",
+            ("sentencepiece==0.2.3",),
+            "sentencepiece_client.py",
+            opens=lambda model: model.sentencepiece,
+            renders_chats=False,
+        ),
+        Client(
+            "peft",
+            "PEFT",
+            TRANSFORMERS_5,
+            "peft_client.py",
+            opens=lambda model: model.is_adapter,
+            renders_chats=False,
+        ),
+        Client(
+            "ctranslate2",
+            "CTranslate2",
+            ("ctranslate2==4.8.5",),
+            "ctranslate2_client.py",
+            opens=lambda model: not model.is_adapter,
+            renders_chats=False,
+        ),
         Client(
             "llama_cpp",
             "llama.cpp",
