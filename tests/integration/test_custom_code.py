@@ -94,11 +94,12 @@ def command_lines(toy, trapped, adapter, project_root) -> dict[str, tuple]:
         "train adapter": ("train.py", "--load_checkpoint", adapter, "--pretrained", trapped, *train, "--lora_rank", 2),
         "infer": ("inference_example.py", "--model_path", trapped, *ask),
         "infer adapter": ("inference_example.py", "--model_path", adapter, *ask),
+        "export": ("colossal_llama/export/export_model.py", "--model_path", trapped, "--output_dir", new),
     }
 
 
 CASES = ("learn", "expand", "report", "init source", "init target", "pretrain", "sft", "train", "dry run")
-CASES += ("train adapter", "infer", "infer adapter")
+CASES += ("train adapter", "infer", "infer adapter", "export")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -121,6 +122,7 @@ def test_every_script_that_opens_a_model_is_tried(command_lines, project_root):
         "survey.py",
         "all_reduce_check.py",
         "colossalai_run.py",
+        "get_model.py",  # fetches files, and refuses repositories with code (tests/utils/test_fetch.py)
     }
     scripts = {
         path.relative_to(project_root).as_posix()
