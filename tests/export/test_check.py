@@ -78,6 +78,7 @@ def test_transformers_5_opens_an_export_with_the_same_ids_and_answer(chat_model,
     source = open_source(str(out), merge=False)
     options = CheckArguments(check="你好, how are you?", check_tokens=16)
     pinned = answer_of(options, "the export", source.base, None, source.tokenizer)
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # would come before the environment's own packages
     monkeypatch.setattr(sys, "executable", python)
     newer = answer_of(options, "the export", source.base, None, source.tokenizer)
     assert newer.found["transformers"] == "5.24.0"
