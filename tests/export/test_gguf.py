@@ -44,6 +44,11 @@ print(json.dumps({
     ],
 }))
 """
+KINDS = """
+import json, sys
+from gguf import GGUFReader
+print(json.dumps([tensor.tensor_type.name for tensor in GGUFReader(sys.argv[1]).tensors]))
+"""
 MESSAGES = [
     Message("human", "What is a museum?"),
     Message("assistant", "A house of old things."),
@@ -237,6 +242,24 @@ def test_the_converter_of_llama_cpp_writes_the_same_tensors(
         # scores: the order is theirs (test_gguf_vocabulary.py), the numbers are ranks
         allowed |= {"tokenizer.ggml.scores"} if source.name == "llama2" else {"tokenizer.ggml.add_space_prefix"}
         assert set(differences["fields"]) <= allowed
+
+
+@pytest.mark.parametrize(("width", "heads", "kind"), [(576, 9, "Q8_0"), (80, 4, "F16")])
+def test_the_converter_stores_tied_and_narrow_matrices_alike_in_q8_0(
+    width, heads, kind, python, converter, tokenizers, project_root, tmp_path
+):
+    """SmolLM2's width is 18 blocks of q8_0; 80 values are no whole blocks, so both write f16."""
+    shape = {"hidden_size": width, "intermediate_size": width, "num_attention_heads": heads, "num_key_value_heads": 1}
+    model = random_model(tokenizers / "llama2", tmp_path / "model", tie_word_embeddings=True, **shape)
+    file, _ = write_gguf(python, project_root, model, "q8_0")
+    theirs = file.with_name("converted.gguf")
+    command = [python, converter, model, "--outfile", theirs, "--outtype", "q8_0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([python, "-c", DIFFERENCES, file, theirs], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["tensors"] == []
+    done = subprocess.run([python, "-c", KINDS, file], capture_output=True, text=True, check=True)
+    assert set(json.loads(done.stdout)) == {"F32", kind}
 
 
 VARIANTS = {
