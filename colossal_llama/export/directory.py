@@ -1,7 +1,6 @@
 """Directory of an export: planned, written under a temporary name, then checked and recorded."""
 
 import math
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -23,9 +22,10 @@ from colossal_llama.export.source import ExportSource, name_of, open_source
 from colossal_llama.export.weights import Weights, open_weights
 from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS, adapter_base_name
 from colossal_llama.model.weights.stored_tensors import TensorShape
-from colossal_llama.utils.atomic_io import existing_ancestor, write_bytes, write_json
+from colossal_llama.utils.atomic_io import write_bytes, write_json
 from colossal_llama.utils.checksums import FileChecksum, read_checksums, write_checksums
 from colossal_llama.utils.console import log_rank_zero
+from colossal_llama.utils.disk_space import check_free_space
 from colossal_llama.utils.environment import peak_memory_bytes
 from colossal_llama.utils.errors import UserError
 
@@ -163,13 +163,7 @@ def _check_disk_space(targets: Mapping[str, TensorShape], gguf: str | None, outp
     needed = sum(shape.bytes for shape in targets.values())
     if gguf:
         needed += gguf_bytes(_values_in(targets), gguf)
-    parent = existing_ancestor(output)
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise UserError(
-            f"the export takes {needed / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free: make room or give "
-            "another --output_dir"
-        )
+    check_free_space(needed, output, "the export", "give another --output_dir")
 
 
 def save_record(output: Path, record: Mapping[str, Any]) -> None:

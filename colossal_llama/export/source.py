@@ -7,10 +7,9 @@ from typing import Any
 
 from colossal_llama.model.config_file import CONFIG_FILE, read_generation_config, read_model_config
 from colossal_llama.model.loading import load_config
-from colossal_llama.model.pretrained import find_model
+from colossal_llama.model.pretrained import base_model_of, find_model
 from colossal_llama.model.weights.adapter_files import (
     ADAPTER_WEIGHTS,
-    adapter_base_name,
     is_adapter,
     load_adapter_config,
 )
@@ -84,7 +83,7 @@ def open_source(name: str, merge: bool) -> ExportSource:
     adapter = directory if is_adapter(directory) else None
     if merge and adapter is None:
         raise UserError(f"--merge: {directory} is a whole model, not an adapter: leave --merge out")
-    base = _base_of(adapter) if adapter else directory
+    base = base_model_of(adapter) if adapter else directory
     config = _checked_config(base)
     if adapter:
         _check_adapter(adapter, config, merge)
@@ -102,17 +101,6 @@ def open_source(name: str, merge: bool) -> ExportSource:
     for path in dict.fromkeys((base, directory)):
         check_written_model(path)
     return ExportSource(directory, base, adapter, tokenizer, config, bool(loaded.chat_template))
-
-
-def _base_of(adapter: Path) -> Path:
-    base = adapter_base_name(adapter)
-    try:
-        return find_model(base)
-    except UserError as error:
-        raise UserError(
-            f"the base model of the adapter {adapter}, base_model_name_or_path in its adapter_config.json, cannot be "
-            f"found: {error}; correct the file"
-        ) from error
 
 
 def _checked_config(base: Path) -> dict[str, Any]:

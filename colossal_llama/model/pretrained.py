@@ -56,7 +56,7 @@ def load_for_inference(
         UserError: model, base model or tokenizer cannot be loaded.
     """
     adapter = directory if is_adapter(directory) else None
-    base = _base_model_of(adapter) if adapter else directory
+    base = base_model_of(adapter) if adapter else directory
     config = read_model_config(base)
     if config["model_type"] not in CONFIG_MAPPING_NAMES:
         raise UserError(
@@ -88,14 +88,19 @@ def load_for_inference(
     return model.eval(), tokenizer
 
 
-def _base_model_of(adapter: Path) -> Path:
+def base_model_of(adapter: Path) -> Path:
+    """Returns the directory of an adapter's base model.
+
+    Raises:
+        UserError: it is neither a directory nor a model of a hub that can be had.
+    """
     base = adapter_base_name(adapter)
     try:
         return find_model(base)
     except UserError as error:
         raise UserError(
             f"the base model of the adapter {adapter}, base_model_name_or_path in its adapter_config.json, cannot be "
-            f"found: {error}"
+            f"found: {error}; correct the file"
         ) from error
 
 

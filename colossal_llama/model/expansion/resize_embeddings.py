@@ -1,6 +1,5 @@
 """Resizing of a model's embeddings to an expanded tokenizer: planned on headers, then streamed."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +30,9 @@ from colossal_llama.model.weights.written_model import check_written_model
 from colossal_llama.tokenizer.expansion.result import REPORT_FILE
 from colossal_llama.tokenizer.loading import REPEATED_FILES, VOCABULARY_FILES, stored_chat_template
 from colossal_llama.tokenizer.settings_file import CHAT_TEMPLATE_FILE, settings_contents
-from colossal_llama.utils.atomic_io import atomic_directory, existing_ancestor, write_bytes, write_json
+from colossal_llama.utils.atomic_io import atomic_directory, write_bytes, write_json
 from colossal_llama.utils.console import progress_bar
+from colossal_llama.utils.disk_space import check_free_space
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
@@ -206,7 +206,7 @@ def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> di
     Raises:
         UserError: there is too little disk space.
     """
-    _check_disk_space(plan, directory)
+    check_free_space(plan.total_bytes, directory, "the new model", "give another --target_model_path")
     completes_tokenizer = directory.resolve() == plan.target_tokenizer.resolve()
     with _removed_on_error(directory) if completes_tokenizer else atomic_directory(directory) as output:
         norms = _write_weights(plan, method, output)
@@ -218,16 +218,6 @@ def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> di
         for name in sorted(plan.configs, reverse=True):  # generation_config.json, then config.json
             write_json(output / name, plan.configs[name])
     return report
-
-
-def _check_disk_space(plan: ExpansionPlan, directory: Path) -> None:
-    parent = existing_ancestor(directory)
-    free = shutil.disk_usage(parent).free
-    if free < plan.total_bytes:
-        raise UserError(
-            f"the new model takes {plan.total_bytes / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free: make "
-            "room or give another --target_model_path"
-        )
 
 
 @contextmanager

@@ -1,15 +1,14 @@
 """Directories of models that are given by name: from the cache, or downloaded into it."""
 
-import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 
-from colossal_llama.utils.atomic_io import existing_ancestor
 from colossal_llama.utils.cli import PROGRAM
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.custom_code import refuse_custom_code
+from colossal_llama.utils.disk_space import check_free_space
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.hub import huggingface, modelscope
 from colossal_llama.utils.hub.files import (
@@ -157,7 +156,8 @@ def download_files(listing: Listing, needed: Needed, directory: Path, local_dir:
         if local_dir is None:
             absent = [name for name in absent if not hub.is_cached_blob(listing, name)]
         size_bytes = sum(listing.files[name].size_bytes or 0 for name in absent)
-        _check_disk_space(size_bytes, directory, source)
+        remedy = "set HF_HOME to a directory on a larger disk"
+        check_free_space(size_bytes, directory, f"the download of {source}", remedy)
         if absent:
             files = "1 weight file" if len(absent) == 1 else f"{len(absent)} weight files"
             log_rank_zero(f"downloading {files} of {source}: {size_bytes / 1e6:,.1f} MB …")
@@ -244,13 +244,3 @@ def _not_available(name: ModelName, problem: HubProblem, missing: list[str]) -> 
         f"{name} is neither a directory nor a model that can be had: {problem}, and {found}. On a host with a network: "
         f"{PROGRAM} get_model {name} --output_dir DIR; copy DIR to this host and give it in place of the name"
     )
-
-
-def _check_disk_space(needed_bytes: int, directory: Path, source: str) -> None:
-    parent = existing_ancestor(directory)
-    free_bytes = shutil.disk_usage(parent).free
-    if free_bytes < needed_bytes:
-        raise UserError(
-            f"{source}: {needed_bytes / 1e9:.1f} GB are to be downloaded, and {parent} has {free_bytes / 1e9:.1f} GB "
-            "free: make room, or set HF_HOME to a directory on a larger disk"
-        )
