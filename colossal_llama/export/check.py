@@ -29,7 +29,8 @@ class Answer:
     """A model's answer to a text.
 
     Attributes:
-        found: what the probe wrote: prompt_ids, ids, text, versions.
+        found: what the probe wrote: prompt_ids, ids, text, versions, and for each answer token the
+            margin of its logit over the second.
         logits: (tokens of the prompt, vocabulary), float32.
     """
 
@@ -132,6 +133,7 @@ def _compared(before: Answer, after: Answer) -> dict[str, Any]:
         "answer_tokens": len(other),
         "equal_answer_tokens": equal,
         "is_answer_equal": one == other,
+        "margin_where_answers_differ": _margin(before, equal) if one != other else None,
         "largest_logit": float(np.abs(before.logits).max()),
         "largest_logit_difference": largest,
         "equal_next_tokens": int((before.logits.argmax(-1) == after.logits.argmax(-1)).sum()),
@@ -142,6 +144,17 @@ def _equal_beginning(one: Sequence[int], other: Sequence[int]) -> int:
     """Number of tokens until two answers differ."""
     differing = (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     return next(differing, min(len(one), len(other)))
+
+
+def _margin(answer: Answer, position: int) -> float | None:
+    """Margin of an answer token's logit over the second; None behind the end of the answer."""
+    margins = answer.found["margins"]
+    return margins[position] if position < len(margins) else None
+
+
+def _explained(margin: float | None) -> str:
+    """States how near to a tie an answer is where another one differs from it first."""
+    return "" if margin is None else f", where the two most probable tokens are {margin:.2g} apart in the logits"
 
 
 def _verdict(record: Mapping[str, Any]) -> str:
@@ -155,7 +168,10 @@ def _verdict(record: Mapping[str, Any]) -> str:
         )
     if record["is_answer_equal"]:
         return f"{logits}; the answers are equal"
-    return f"{logits}; the answers differ after {record['equal_answer_tokens']} of {record['answer_tokens']} tokens"
+    return (
+        f"{logits}; the answers differ after {record['equal_answer_tokens']} of {record['answer_tokens']} tokens"
+        f"{_explained(record['margin_where_answers_differ'])}"
+    )
 
 
 def _check_gguf(options: CheckArguments, file: Path, expected: Answer) -> dict[str, Any] | None:
@@ -175,7 +191,15 @@ def _check_gguf(options: CheckArguments, file: Path, expected: Answer) -> dict[s
         found = _run_probe(_LLAMA_CPP, request, Path(scratch), f"--check: {file.name} cannot be loaded by llama.cpp")
     one, other = expected.found["ids"], found["ids"]
     equal = _equal_beginning(one, other)
+    margin = _margin(expected, equal) if one != other else None
+    verdict = f"the answers differ after {equal} of {len(one)} tokens{_explained(margin)}"
     log_rank_zero(
-        f"  GGUF (xllamacpp {found['xllamacpp']}): {found['text']!r}; the first {equal} of {len(one)} tokens are equal"
+        f"  GGUF (xllamacpp {found['xllamacpp']}): {found['text']!r}; "
+        f"{'the answers are equal' if one == other else verdict}"
     )
-    return {"xllamacpp": found["xllamacpp"], "answer": found["text"], "equal_answer_tokens": equal}
+    return {
+        "xllamacpp": found["xllamacpp"],
+        "answer": found["text"],
+        "equal_answer_tokens": equal,
+        "margin_where_answers_differ": margin,
+    }

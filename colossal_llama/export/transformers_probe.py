@@ -23,13 +23,16 @@ def main() -> None:
     with torch.inference_mode():
         logits = model(input_ids=prompt).logits[0].float().cpu().numpy()
         given = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "num_beams": 1}
+        given |= {"return_dict_in_generate": True, "output_logits": True}
         output = model.generate(prompt, max_new_tokens=request["max_new_tokens"], **given)
-    new = output[0, len(ids) :].tolist()
+    new = output.sequences[0, len(ids) :].tolist()
+    best = torch.cat(output.logits).float().topk(2).values.cpu()
     numpy.save(request["logits"], logits)
     answer = {
         "prompt_ids": ids,
         "is_chat": is_chat,
         "ids": new,
+        "margins": (best[:, 0] - best[:, 1]).tolist(),
         "text": tokenizer.decode(new, skip_special_tokens=True),
         "transformers": importlib.metadata.version("transformers"),
     }

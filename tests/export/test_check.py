@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from colossal_llama.export.arguments import CheckArguments, parse_arguments
@@ -15,6 +16,7 @@ from colossal_llama.export.check import answer_of, check_export
 from colossal_llama.export.directory import export
 from colossal_llama.export.source import open_source
 from colossal_llama.utils.errors import UserError
+from tests.support.client_environments import environment_or_skip
 
 TEXT = "Hi"
 
@@ -56,22 +58,25 @@ def test_an_unchanged_export_answers_bit_for_bit_and_a_damaged_one_is_named(rand
         check_export(options, source, out, None)
 
 
-def interpreter_of(name: str, requirements: list[str], project_root: Path) -> str:
-    """The interpreter of an environment of benchmarks/clients; skips where it cannot be made."""
-    code = (
-        "from benchmarks.clients.environment import client_environment\n"
-        f"print(client_environment({name!r}, {requirements!r}))"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no environment {name}: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout.strip().splitlines()[-1]
+def test_answers_that_differ_are_named_with_the_margin_of_the_source(random_model_directory, tmp_path, capsys):
+    out = tmp_path / "out"
+    export(parse_arguments(["--model_path", str(random_model_directory), "--output_dir", str(out)]))
+    tensors = load_file(out / "model.safetensors")
+    tensors["lm_head.weight"] *= -1  # the least probable token becomes the most probable one
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    source, options = open_source(str(random_model_directory), merge=False), CheckArguments(check=TEXT, check_tokens=3)
+    record = check_export(options, source, out, None)
+    assert not record["is_answer_equal"]
+    assert record["equal_answer_tokens"] == 0
+    answer = answer_of(options, "the source", source.base, None, source.tokenizer)
+    best, second = np.sort(answer.logits[-1])[:-3:-1]
+    assert record["margin_where_answers_differ"] == pytest.approx(best - second, abs=1e-5)
+    assert "differ after 0 of 3 tokens, where the two most probable tokens are" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_transformers_5_opens_an_export_with_the_same_ids_and_answer(chat_model, project_root, tmp_path, monkeypatch):
-    python = interpreter_of("transformers5", ["transformers==5.24.0"], project_root)
+    python = environment_or_skip("transformers5", ["transformers==5.24.0"])
     out = tmp_path / "out"
     words = ["--model_path", str(chat_model), "--output_dir", str(out), "--dtype", "float16"]
     export(parse_arguments([*words, "--max_shard_size", "300KB"]))
@@ -89,7 +94,7 @@ def test_transformers_5_opens_an_export_with_the_same_ids_and_answer(chat_model,
 
 @pytest.mark.slow
 def test_llama_cpp_answers_from_the_gguf_file_as_transformers(chat_model, project_root, tmp_path):
-    python = interpreter_of("llama_cpp", ["xllamacpp==2026.10.11549", "gguf==0.19.0"], project_root)
+    python = environment_or_skip("llama_cpp", ["xllamacpp==2026.10.11549", "gguf==0.19.0"])
     out = tmp_path / "out"
     words = ["--model_path", chat_model, "--output_dir", out, "--gguf", "f16", "--check", "Hi", "--check_tokens", "8"]
     command = [python, "colossal_llama/export/export_model.py", *map(str, words)]
