@@ -18,7 +18,14 @@ from pathlib import Path
 
 from benchmarks.clients.compare import Reference, compare, our_reference, write_requests
 from benchmarks.clients.environment import client_environment
-from benchmarks.clients.models import TriedModel, make_models, read_conversations, read_texts
+from benchmarks.clients.models import (
+    ModelMaker,
+    TriedModel,
+    random_models,
+    read_conversations,
+    read_texts,
+    real_models,
+)
 from benchmarks.clients.programs import CLIENTS, Client
 
 
@@ -38,7 +45,10 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     texts = read_texts(options.shared_data, options.texts)
     conversations = read_conversations(options.shared_data, options.prompts)
-    makers = make_models(work, options.shared_data.resolve(), options.real_model and options.real_model.resolve())
+    maker = ModelMaker(work, options.shared_data.resolve())
+    makers = dict(random_models(maker))
+    if options.real_model:
+        makers |= real_models(maker, options.real_model.resolve())
     rows: list[dict[str, str]] = []
     for name in options.models or makers:
         model = makers[name]()

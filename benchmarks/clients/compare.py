@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.clients.models import TriedModel
 from colossal_llama.dataset.conversation import Message
+from colossal_llama.dataset.records import ROLES
 from colossal_llama.inference.arguments import Sampling
 from colossal_llama.inference.generation import TextGenerator
 from colossal_llama.inference.prompts import conversation_prompt_ids, open_template
@@ -17,12 +18,11 @@ from colossal_llama.tokenizer.encoding import TextEncoder
 
 NEAR_TIE = 0.02
 """Difference of two logits below which rounding decides: a client computes in another order."""
-_ROLES = {"user": "human", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the suite's own inference makes of the texts and prompts, for one model.
+    """Ids and answers that the suite's own inference makes, for one model.
 
     Attributes:
         ids: of each text, without control tokens.
@@ -59,7 +59,7 @@ def our_reference(
     if model.chats:
         template = open_template(tokenizer, None, None)
         chats = [
-            conversation_prompt_ids(template, [Message(_ROLES[m["role"]], m["content"]) for m in messages])
+            conversation_prompt_ids(template, [Message(ROLES[m["role"]], m["content"]) for m in messages])
             for messages in conversations
         ]
         stops = stop_token_ids(network, tokenizer, template.turn_end_id)

@@ -12,8 +12,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -63,84 +64,95 @@ def run_script(*command: object, python: Path | str = sys.executable) -> None:
         sys.exit(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
 
 
-def make_models(work: Path, shared_data: Path, real_model: Path | None) -> dict[str, Callable[[], TriedModel]]:
-    """Ways to make every model, by name; a model that lies in the work directory is used again.
+@dataclass(frozen=True)
+class ModelMaker:
+    """Makes models by the suite's scripts; what lies in the work directory is used again.
 
-    Args:
+    Attributes:
         work: directory for all that is made.
         shared_data: has `tokenizers/`, `pieces_zh_17953.jsonl` and `sft/`.
-        real_model: a trained LLaMA with a chat template; without it its four models are left out.
     """
-    pieces = shared_data / "pieces_zh_17953.jsonl"
 
-    def expanded(name: str, source: Path) -> Path:
-        target = work / f"{name}-expanded"
+    work: Path
+    shared_data: Path
+
+    def expanded(self, name: str, source: Path) -> Path:
+        """A model with a vocabulary that is expanded by the Chinese pieces."""
+        target, tokenizer = self.work / f"{name}-expanded", self.work / f"{name}-tokenizer"
+        if not tokenizer.exists():
+            names = ("--source_tokenizer_dir", source, "--target_tokenizer_dir", tokenizer)
+            pieces = self.shared_data / "pieces_zh_17953.jsonl"
+            run_script("colossal_llama/tokenizer/init_tokenizer.py", *names, "--expand_tokens_file", pieces)
         if not target.exists():
-            tokenizer = work / f"{name}-tokenizer"
-            if not tokenizer.exists():
-                names = ("--source_tokenizer_dir", source, "--target_tokenizer_dir", tokenizer)
-                run_script("colossal_llama/tokenizer/init_tokenizer.py", *names, "--expand_tokens_file", pieces)
             names = ("--source_model_and_tokenizer_path", source, "--target_tokenizer_path", tokenizer)
             run_script("colossal_llama/model/init_model.py", *names, "--target_model_path", target)
         return target
 
-    def random_expanded(name: str) -> Path:
-        source = work / f"{name}-random"
+    def random_expanded(self, name: str) -> Path:
+        """A random model with one of the real tokenizers, expanded."""
+        source = self.work / f"{name}-random"
         if not source.exists():
-            run_script("-c", _RANDOM_MODEL, shared_data / "tokenizers" / name, source)
-        return expanded(name, source)
+            run_script("-c", _RANDOM_MODEL, self.shared_data / "tokenizers" / name, source)
+        return self.expanded(name, source)
 
-    def fine_tuned(name: str, base: Path, template: tuple[str, ...], *options: str) -> Path:
-        data, run = work / f"{base.name}-conversations", work / name
+    def fine_tuned(self, name: str, base: Path, template: tuple[str, ...], *options: str) -> Path:
+        """The directory of a run that has trained on conversations."""
+        data, run = self.work / f"{base.name}-conversations", self.work / name
         if not data.exists():
-            names = ("--data_input_dirs", _conversations(work, shared_data), "--tokenizer_dir", base)
+            names = ("--data_input_dirs", _conversations(self.work, self.shared_data), "--tokenizer_dir", base)
             names = (*names, "--data_output_dirs", data, "--max_length", 512, "--num_spliced_dataset_bins", 1)
             run_script("prepare_sft_dataset.py", *names, *template)
         if not (run / "modelling").exists():
             names = ("--pretrained", base, "--dataset", data / "arrow" / "part-00000", "--save_dir", run)
-            records = ("--tensorboard_dir", work / f"{name}-logs", "--config_file", work / f"{name}.json")
+            records = ("--tensorboard_dir", self.work / f"{name}-logs", "--config_file", self.work / f"{name}.json")
             settings = ("--plugin", "ddp", "--mixed_precision", "bf16", "--lr", "1e-3", *_TRAINING, *options)
             run_script("train.py", *names, *records, *settings)
         return run
 
-    llama2, llama3 = ("--llama_version", "2"), ("--llama_version", "3")
-    makers: dict[str, Callable[[], TriedModel]] = {
-        "LLaMA-2 expanded": lambda: TriedModel("LLaMA-2 expanded", random_expanded("llama2"), sentencepiece=True),
-        "LLaMA-2 SFT": lambda: TriedModel(
-            "LLaMA-2 SFT",
-            fine_tuned("llama2-sft", random_expanded("llama2"), llama2) / "modelling",
-            chats=True,
-            sentencepiece=True,
-        ),
-        "LLaMA-3 base expanded": lambda: TriedModel("LLaMA-3 base expanded", random_expanded("llama3-base")),
-        "LLaMA-3 base SFT": lambda: TriedModel(
-            "LLaMA-3 base SFT",
-            fine_tuned("llama3-sft", random_expanded("llama3-base"), llama3) / "modelling",
-            chats=True,
-        ),
-        "LLaMA-3 instruct expanded": lambda: TriedModel(
-            "LLaMA-3 instruct expanded", random_expanded("llama3-instruct")
-        ),
-    }
-    if real_model is None:
-        return makers
 
-    def real() -> Path:
-        return expanded("smollm2", real_model)
+def random_models(maker: ModelMaker) -> Iterator[tuple[str, Callable[[], TriedModel]]]:
+    """Names of the models with random weights, and ways to make them."""
+    for title, name, version in (("LLaMA-2", "llama2", "2"), ("LLaMA-3 base", "llama3-base", "3")):
+        is_2 = version == "2"
+        yield (
+            f"{title} expanded",
+            partial(_expanded, maker, f"{title} expanded", name, is_2),
+        )
+        yield f"{title} SFT", partial(_fine_tuned, maker, f"{title} SFT", name, version, is_2)
+    title = "LLaMA-3 instruct expanded"
+    yield title, partial(_expanded, maker, title, "llama3-instruct", False)
 
-    def lora() -> Path:
-        return fine_tuned("smollm2-lora", real(), own, "--lora_rank", "8", "--merge_lora")
 
-    own = ("--chat_template", "chatml")
-    makers |= {
-        "SmolLM2 expanded": lambda: TriedModel("SmolLM2 expanded", real()),
-        "SmolLM2 SFT": lambda: TriedModel(
-            "SmolLM2 SFT", fine_tuned("smollm2-sft", real(), own) / "modelling", chats=True
-        ),
-        "SmolLM2 LoRA": lambda: TriedModel("SmolLM2 LoRA", lora() / "modelling", is_adapter=True, chats=True),
-        "SmolLM2 LoRA merged": lambda: TriedModel("SmolLM2 LoRA merged", lora() / "modelling_merged", chats=True),
-    }
-    return makers
+def _expanded(maker: ModelMaker, title: str, name: str, sentencepiece: bool) -> TriedModel:
+    return TriedModel(title, maker.random_expanded(name), sentencepiece=sentencepiece)
+
+
+def _fine_tuned(maker: ModelMaker, title: str, name: str, version: str, sentencepiece: bool) -> TriedModel:
+    run = maker.fine_tuned(f"{name}-sft", maker.random_expanded(name), ("--llama_version", version))
+    return TriedModel(title, run / "modelling", chats=True, sentencepiece=sentencepiece)
+
+
+def real_models(maker: ModelMaker, source: Path) -> Iterator[tuple[str, Callable[[], TriedModel]]]:
+    """Names of the models made of a trained one with a ChatML template, and ways to make them."""
+
+    def tuned(name: str, *options: str) -> Path:
+        """The directory of a run in ChatML."""
+        return maker.fine_tuned(name, maker.expanded("smollm2", source), ("--chat_template", "chatml"), *options)
+
+    def adapted() -> Path:
+        """The directory of a run that has trained an adapter."""
+        return tuned("smollm2-lora", "--lora_rank", "8", "--merge_lora")
+
+    yield "SmolLM2 expanded", lambda: TriedModel("SmolLM2 expanded", maker.expanded("smollm2", source))
+    yield "SmolLM2 SFT", lambda: TriedModel("SmolLM2 SFT", tuned("smollm2-sft") / "modelling", chats=True)
+    yield (
+        "SmolLM2 LoRA",
+        lambda: TriedModel("SmolLM2 LoRA", adapted() / "modelling", is_adapter=True, chats=True),
+    )
+    yield (
+        "SmolLM2 LoRA merged",
+        lambda: TriedModel("SmolLM2 LoRA merged", adapted() / "modelling_merged", chats=True),
+    )
 
 
 def _conversations(work: Path, shared_data: Path) -> Path:

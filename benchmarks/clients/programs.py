@@ -74,7 +74,7 @@ CLIENTS = {
         Client(
             "ctranslate2",
             "CTranslate2",
-            ("ctranslate2==4.8.5",),
+            ("ctranslate2==4.8.5", "transformers==5.24.0"),
             "ctranslate2_client.py",
             opens=lambda model: not model.is_adapter,
             renders_chats=False,

@@ -13,11 +13,11 @@ import torch
 
 from benchmarks.clients.__main__ import ask
 from benchmarks.clients.compare import our_reference, write_requests
-from benchmarks.clients.environment import client_environment
-from benchmarks.clients.models import TriedModel, make_models, read_conversations, read_texts
+from benchmarks.clients.models import ModelMaker, TriedModel, random_models, read_conversations, read_texts
 from benchmarks.clients.programs import CLIENTS, TRANSFORMERS_5
 from colossal_llama.model.pretrained import load_for_inference
 from colossal_llama.utils.transformers_version import is_transformers_5
+from tests.support.client_environments import environment_or_skip
 from tests.support.scripts import run_script
 
 pytestmark = [
@@ -59,10 +59,7 @@ for name, (source, rope, tied, dtype) in KINDS.items():
 @pytest.fixture(scope="module")
 def python_5() -> Path:
     """The interpreter of the environment; skips without a package index."""
-    try:
-        return client_environment("transformers5", TRANSFORMERS_5)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no environment with transformers 5 can be made here: {error}")
+    return environment_or_skip("transformers5", TRANSFORMERS_5)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,7 @@ def work(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", ["LLaMA-2 expanded", "LLaMA-3 base expanded", "LLaMA-3 instruct expanded"])
 def test_transformers_5_gives_our_ids_and_answers(name, python_5, shared_data, work):
     texts, conversations = read_texts(shared_data, TEXTS), read_conversations(shared_data, PROMPTS)
-    model = make_models(work, shared_data.resolve(), None)[name]()
+    model = dict(random_models(ModelMaker(work, shared_data.resolve())))[name]()
     assert_same(model, texts, conversations, work / "requests" / name)
 
 
