@@ -12,11 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
-from benchmarks.clients.environment import client_environment, clients_directory
+from benchmarks.clients.environment import clients_directory
 from colossal_llama.dataset.conversation import Message
 from colossal_llama.dataset.trained_format import trained_format
 from colossal_llama.inference.prompts import conversation_prompt_ids, open_template
 from colossal_llama.tokenizer.encoding import TextEncoder
+from tests.support.client_environments import environment_or_skip
 from tests.support.scripts import run_script
 from tests.support.texts import FRAGMENTS
 from tests.support.tokenizer_scripts import expand, read_jsonl
@@ -62,10 +63,7 @@ NEAR_TIE = 0.05  # of logits of some 10: llama.cpp rounds activations to half pr
 @pytest.fixture(scope="module")
 def python() -> Path:
     """The interpreter of an environment with llama.cpp's runtime and the package gguf."""
-    try:
-        return client_environment("llama_cpp", REQUIREMENTS)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no environment with {REQUIREMENTS}: {error}")
+    return environment_or_skip("llama_cpp", REQUIREMENTS)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.clients.environment import client_environment
 from colossal_llama.export.arguments import parse_arguments
 from colossal_llama.export.directory import export
 from colossal_llama.inference.generation import Sampling, TextGenerator
@@ -22,6 +21,7 @@ from colossal_llama.model.pretrained import load_for_inference
 from colossal_llama.utils.transformers_version import PINNED, TESTED_5, is_transformers_5
 from tests.support import logits_probe
 from tests.support.architectures import ONE_OF_EACH, VARIANTS, config_of, make_model, random_model
+from tests.support.client_environments import environment_or_skip
 from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow  # the runs that all tests of the file share
@@ -216,10 +216,7 @@ def test_memory_is_estimated_as_counted(runner, models, project_root):
 
 def test_saved_directories_give_the_same_logits_in_the_other_version_of_transformers(two_ranks):
     version = PINNED if is_transformers_5() else TESTED_5
-    try:
-        python = client_environment(f"transformers{version[0]}", [f"transformers=={version}"])
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"the environment cannot be made: {error}")
+    python = environment_or_skip(f"transformers{version[0]}", [f"transformers=={version}"])
     directories = [
         str(two_ranks.workspace / f"{variant}_{folder}")
         for variant in ONE_OF_EACH

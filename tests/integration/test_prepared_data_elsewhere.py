@@ -13,7 +13,7 @@ import transformers
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM
 
-from benchmarks.clients.environment import client_environment
+from tests.support.client_environments import environment_or_skip
 from tests.support.documented import python_blocks
 from tests.support.forked import run_forked
 
@@ -55,12 +55,9 @@ def with_text(blocks: list[str], text: str) -> str:
     return found
 
 
-def environment(name: str) -> Path:
-    """The interpreter of other programs' environment; skips where there is no package index."""
-    try:
-        return client_environment(name, ENVIRONMENTS[name])
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"the environment {name} cannot be made: {error}")
+def environment_of(name: str) -> Path:
+    """The interpreter of other programs' environment."""
+    return environment_or_skip(name, ENVIRONMENTS[name])
 
 
 def run_in(interpreter: Path | str, code: str, place: Path) -> str:
@@ -131,7 +128,7 @@ def test_readers_run(blocks, place, reader, monkeypatch, capsys):
 @pytest.mark.parametrize("reader", ["import polars", "import duckdb"])
 def test_other_readers_count_the_same_tokens(blocks, place, reader):
     rows = load_from_disk(str(place / "data" / "arrow" / "part-00000"))
-    printed = run_in(environment("tables"), with_text(blocks, reader), place)
+    printed = run_in(environment_of("tables"), with_text(blocks, reader), place)
     assert str(sum(map(len, rows["input_ids"]))) in printed
 
 
@@ -174,9 +171,9 @@ def test_the_trainer_of_transformers_begins_with_our_loss(blocks, place, our_fir
 @pytest.mark.slow
 def test_transformers_5_and_trl_begin_with_our_loss(blocks, place, our_first_loss):
     for name, example in (("transformers5", "TrainingArguments"), ("trl", "SFTTrainer")):
-        loss = first_loss_of(blocks, example, environment(name), place)
+        loss = first_loss_of(blocks, example, environment_of(name), place)
         assert abs(loss - our_first_loss) < 1e-5 * our_first_loss, name
-    apart = first_loss_of(blocks, "SFTTrainer", environment("trl"), place, collator=False)
+    apart = first_loss_of(blocks, "SFTTrainer", environment_of("trl"), place, collator=False)
     assert abs(apart - our_first_loss) > 1e-4  # documents attend to each other
 
 
@@ -227,7 +224,11 @@ def test_what_keeps_documents_apart_is_as_measured(project_root, blocks, place, 
     columns = [number for number, name in enumerate(header.split("|")) if version in name]
     documented = [line.split("|")[number + 2].strip() for line in lines for number in columns]
     code = with_text(blocks, "def keep_documents_apart") + MEASURED
-    printed = run_in(sys.executable if installed else environment("transformers5"), code, place).split()
+    printed = run_in(
+        sys.executable if installed else environment_of("transformers5"),
+        code,
+        place,
+    ).split()
     assert printed == [*documented, version]
 
 

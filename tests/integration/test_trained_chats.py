@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.clients.environment import client_environment
 from colossal_llama.dataset.conversation import ConversationTemplate
 from colossal_llama.dataset.template_presets import PRESETS
 from colossal_llama.dataset.trained_format import builtin_version
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.checksums import differences, read_checksums
 from tests.dataset.test_trained_format import conversations, listed
+from tests.support.client_environments import environment_or_skip
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -115,10 +115,7 @@ def asked(place) -> Path:
 def test_a_model_stops_at_the_turns_end_without_any_argument(tuned, asked, client):
     python = sys.executable
     if client == "transformers5":
-        try:
-            python = client_environment("transformers5", ["transformers==5.24.0"])
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"no environment with transformers 5 can be made here: {error}")
+        python = environment_or_skip("transformers5", ["transformers==5.24.0"])
     directory = tuned / "modelling"
     result = ask(directory, asked, python)
     check_answer(result, directory)

@@ -3,15 +3,14 @@ checkpoints: losses, gradient norms and weights are the same bit for bit.
 """
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
 
-from benchmarks.clients.environment import client_environment
 from colossal_llama.model.weights.weight_files import find_weight_files
 from colossal_llama.utils.transformers_version import is_transformers_5
+from tests.support.client_environments import environment_or_skip
 from tests.support.training_runs import torchrun
 
 pytestmark = [
@@ -51,10 +50,7 @@ def pythons(project_root) -> dict[str, str]:
     """An interpreter for each version; skips without a package index."""
     lines = (project_root / "requirements-transformers5.txt").read_text().splitlines()
     pins = [line for line in lines if line.split("==")[0] in PINS]
-    try:
-        other = client_environment("transformers5-training", pins)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no environment with transformers 5 can be made here: {error}")
+    other = environment_or_skip("transformers5-training", pins)
     return {"pinned": sys.executable, "transformers5": str(other)}
 
 

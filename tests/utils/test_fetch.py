@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.clients.environment import client_environment
 from colossal_llama.utils.hub.names import ModelName, directory_or_name, missing_directory_problem, path_or_name
+from tests.support.client_environments import environment_or_skip
 from tests.support.hub_server import TOKEN, HubServer
 
 CONFIG = {"model_type": "llama", "vocab_size": 8}
@@ -311,10 +311,7 @@ def test_a_foreign_directory_is_left_untouched(project_root, hub, tmp_path):
 
 @pytest.mark.slow
 def test_modelscopes_client_downloads_the_same_files(project_root, hub, tmp_path):
-    try:
-        python = client_environment("modelscope", ["modelscope==1.40.2"])
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"its package cannot be installed: {error}")
+    python = environment_or_skip("modelscope", ["modelscope==1.40.2"])
     hub.add("org/model", {**MODEL, **UNWANTED})
     environment = {**hub.environment(tmp_path), "PYTHONPATH": str(project_root)}
 
