@@ -46,7 +46,7 @@ def _word(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightArguments:
-    """What is exported, and how the weights are written."""
+    """Model to export, and form of its weights."""
 
     model_path: str = option(
         type=usable_name,

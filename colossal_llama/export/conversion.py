@@ -16,7 +16,7 @@ _EXPONENT_OF_INFINITY = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 1
 
 @dataclass
 class ConversionCounts:
-    """What the conversion has changed so far.
+    """Counts of values that the conversion has changed so far.
 
     Attributes:
         became_zero: values other than 0 that are too small for the new dtype.

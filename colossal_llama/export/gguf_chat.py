@@ -1,4 +1,4 @@
-"""How llama.cpp begins and ends a prompt: BOS, the first space, the chat template, the stop tokens.
+"""Beginning and end of a prompt in llama.cpp: BOS, first space, chat template, stop tokens.
 
 A GGUF file has one switch each for BOS and for a space before text, where transformers decides by
 what stands in front. Where one switch cannot be right for both plain prompts and chats, it is right

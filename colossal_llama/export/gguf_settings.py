@@ -17,7 +17,7 @@ _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 @dataclass(frozen=True)
 class GgufSettings:
-    """What of a configuration goes into a GGUF file.
+    """Settings of a configuration that go into a GGUF file.
 
     Attributes:
         architecture: llama.cpp's name.

@@ -35,7 +35,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What is known of how a model was made.
+    """Lineage of a model: the runs that made it, as far as their records are found.
 
     Attributes:
         stages: runs, oldest first.

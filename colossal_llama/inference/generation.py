@@ -268,7 +268,7 @@ class _Cache:
 
 
 def _logits_processors(sampling: Sampling) -> LogitsProcessorList:
-    """What transformers' `generate` does to logits with the same settings, in the same order."""
+    """Returns the processors that transformers' `generate` has for these settings, in its order."""
     processors = LogitsProcessorList()
     if sampling.do_sample and sampling.temperature != 1:
         processors.append(TemperatureLogitsWarper(sampling.temperature))

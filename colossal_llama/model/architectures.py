@@ -16,7 +16,7 @@ from colossal_llama.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Architecture:
-    """What sets an architecture apart from the others of the table."""
+    """Properties that set an architecture apart from the others of the table."""
 
     model_type: str
     """Its name in config.json."""

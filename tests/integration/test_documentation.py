@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from colossal_llama.commands import find_command
 from tests.support.project_tree import project_files
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "train.example.sh", "train_sft.example.sh", "quickstart.sh"]
+DOCUMENTS += ["docs/export.md", "docs/models_by_name.md"]
+SUB_COMMAND = "-m colossal_llama "
 BACKTICKS = re.compile(r"`([^`\n]+)`")
 FLAG = re.compile(r"(?<![\w-])--?[a-z]\w*(?:[-_]\w+)*")
 OTHERS_FLAGS = {"--standalone", "--nproc_per_node", "--hostfile", "--master_port", "-m", "-k", "-p", "--rcfile", "-n"}
@@ -32,7 +35,7 @@ def flags_of(script: str) -> set[str]:
         ]
         added = [call.args[0] for call in calls if getattr(call.func, "attr", None) == "add_argument"]
         return {argument.value for argument in added}
-    command = [sys.executable, script, "--help"]
+    command = [sys.executable, *script.split(), "--help"]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
     return set(FLAG.findall(done.stdout))
 
@@ -46,6 +49,9 @@ def commands_in(document: str) -> list[tuple[str, set[str]]]:
     found = []
     for line in text.splitlines():
         line = line.split(" #")[0]
+        if sub_command := re.search(r"(?:-m colossal_llama|(?<![\w/-])colossal-llama) (\w+)(.*)", line):
+            found.append((SUB_COMMAND + sub_command[1], set(FLAG.findall(sub_command[2])) - OTHERS_FLAGS))
+            continue
         match = re.search(r"(?<![\w./-])((?:colossal_llama/(?:\w+/)+|examples/|benchmarks/)?\w+\.py)\b(.*)", line)
         if match and not line.lstrip().startswith(("#", "echo")):
             found.append((match[1], set(FLAG.findall(match[2])) - OTHERS_FLAGS))
@@ -57,7 +63,8 @@ def test_commands_name_scripts_and_flags_that_exist(document):
     commands = commands_in(document)
     assert commands
     for script, flags in commands:
-        assert (PROJECT_ROOT / script).is_file(), f"{document}: {script}"
+        is_command = script.startswith(SUB_COMMAND) and find_command(script.removeprefix(SUB_COMMAND))
+        assert is_command or (PROJECT_ROOT / script).is_file(), f"{document}: {script}"
         if flags:
             assert flags <= flags_of(script), f"{document}: {script} has no {flags - flags_of(script)}"
 
@@ -77,7 +84,8 @@ def test_flags_in_the_readme_text_exist_somewhere():
 
 
 def test_the_files_that_documents_name_exist():
-    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"):
+    pages = sorted(f"docs/{path.name}" for path in (PROJECT_ROOT / "docs").glob("*.md"))
+    for document in ("README.md", "CONTRIBUTING.md", *pages):
         text = (PROJECT_ROOT / document).read_text(encoding="utf-8")
         named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|sh|md|toml))`", text))
         roots = (PROJECT_ROOT, PROJECT_ROOT / "colossal_llama", PROJECT_ROOT / "colossal_llama" / "training")
@@ -152,4 +160,18 @@ def test_the_words_are_those_of_the_field():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if DIALECT.search(line.lower()) and not any(key in line for key in CONTRACT_KEYS):
                 found.append(f"{path.relative_to(PROJECT_ROOT)}:{number}: {line.strip()}")
+    assert found == []
+
+
+NO_BEGINNING = re.compile(r"(What|Where|Whether|Which|Who|How|Of|When|Why)\b")
+
+
+def test_docstrings_begin_with_a_verb_or_a_term():
+    found = []
+    for path in (*project_files(PROJECT_ROOT / "colossal_llama"), *project_files(PROJECT_ROOT / "benchmarks")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if NO_BEGINNING.match(text):
+                    found.append(f"{path.relative_to(PROJECT_ROOT)}: {text.splitlines()[0]}")
     assert found == []

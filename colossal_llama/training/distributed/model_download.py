@@ -62,6 +62,7 @@ def _work_while_others_wait(work: Callable[[], object] | None) -> None:
     problems: list[str] = []
 
     def run() -> None:
+        """Does the work of this rank, and keeps what goes wrong for all ranks."""
         try:
             if work is not None:
                 work()

@@ -42,7 +42,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 class Needed(Enum):
-    """What a script needs of a repository."""
+    """Files that a script needs of a repository."""
 
     TOKENIZER = "the tokenizer"
     CONFIGURATION = "configuration and tokenizer"
