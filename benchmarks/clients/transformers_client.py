@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, help="prompts to continue, a JSON list of ids a line")
     parser.add_argument("--conversations", type=Path, help="conversations to answer, a JSON list of messages a line")
     parser.add_argument("--max_new_tokens", type=int, default=40, help="of each prompt")
-    parser.add_argument("--dtype", default="auto", help="of the weights: auto (as stored), float32 …")
+    parser.add_argument("--dtype", default="float32", help="of the weights; auto: as stored")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     return parser.parse_args()
 
