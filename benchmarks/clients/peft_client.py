@@ -22,8 +22,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     options, _ = parser.parse_known_args()  # texts and prompts are other clients'
     # The older name of `dtype`: every version takes it.
-    expected = AutoModelForCausalLM.from_pretrained(options.model.parent / "modelling_merged", torch_dtype="auto")
-    adapted = AutoPeftModelForCausalLM.from_pretrained(options.model, torch_dtype=expected.dtype)
+    merged_dir = options.model.parent / "modelling_merged"
+    expected = AutoModelForCausalLM.from_pretrained(merged_dir, torch_dtype="auto", trust_remote_code=False)
+    adapted = AutoPeftModelForCausalLM.from_pretrained(
+        options.model, torch_dtype=expected.dtype, trust_remote_code=False
+    )
     merged = adapted.merge_and_unload().state_dict()
     tensors = expected.state_dict()
     equal = sum(torch.equal(merged[name], tensor) for name, tensor in tensors.items())
