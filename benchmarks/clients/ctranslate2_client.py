@@ -25,7 +25,7 @@ def main() -> None:
     options, _ = parser.parse_known_args()  # texts: CTranslate2 has no tokenizer
     prompts = [json.loads(line) for line in options.prompts.read_text().splitlines()]
     settings = json.loads((options.model / "generation_config.json").read_text())
-    stops = settings["eos_token_id"]
+    stops = settings["eos_token_id"] if isinstance(settings["eos_token_id"], list) else [settings["eos_token_id"]]
     with tempfile.TemporaryDirectory() as directory:
         converted = f"{directory}/model"
         TransformersConverter(str(options.model)).convert(converted, quantization="float32")
