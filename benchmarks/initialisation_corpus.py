@@ -1,6 +1,5 @@
 """Corpus of benchmarks/initialisation_worth.py: held-out documents, and parts of two trainings."""
 
-import hashlib
 import json
 import os
 import random
@@ -55,14 +54,17 @@ def split_corpus(
 
 def read_documents(directory: Path) -> dict[str, list]:
     """Reads all documents by category."""
-    from colossal_llama.dataset.prepare.input_files import find_input_files, plan_chunks, read_rows
-    from colossal_llama.dataset.records import document_of, parse_row
+    from colossal_llama.readers.fields import FieldOptions, document_of
+    from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB
+    from colossal_llama.readers.listing import find_input_files
+    from colossal_llama.readers.record import parse_row
+    from colossal_llama.readers.rows import FileRange, read_rows
 
     by_category: dict[str, list] = {}
-    for chunk in plan_chunks(find_input_files([directory], excluded=directory / "none"), None):
-        for _, row in read_rows(chunk, hashlib.sha256()):
+    for file in find_input_files([directory])[0]:
+        for _, row in read_rows(FileRange(file), MAX_LINE_MB * BYTES_PER_MB):
             if isinstance(row, dict) or row.strip():
-                document = document_of(parse_row(row))
+                document = document_of(parse_row(row), file, FieldOptions())
                 by_category.setdefault(document.category, []).append(document)
     return by_category
 

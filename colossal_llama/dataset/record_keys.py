@@ -4,23 +4,12 @@ Obeyed or refused is what decides what is trained. The names are those of OpenAI
 LLaMA-Factory, ms-swift, torchtune, TRL, XTuner and NeMo, compared without case, `_` and `-`.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-
-class RecordError(Exception):
-    """A record that cannot be used.
-
-    Attributes:
-        reason: one word, for counting.
-    """
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
-
+from colossal_llama.readers.record import RecordError
+from colossal_llama.readers.unread_keys import unread
 
 _SYSTEM_PROMPTS = frozenset({
     "system", "systemprompt", "systemmessage", "systeminstruction", "systeminstructions", "sysprompt",
@@ -64,11 +53,6 @@ _UNSUPPORTED = {
 _SOUNDS_LIKE_A_FLAG = ("train", "loss", "mask", "weight")
 _REASONS = {name: reason for reason, names in _UNSUPPORTED.items() for name in names}
 _SAYS_NO = frozenset({"", "0", "false", "none", "null", "[]", "{}"})
-_SHOWN_CHARACTERS = 60
-UNREAD_KEYS = "unread_keys."
-"""Prefix of the names of counts of keys that are not read."""
-_OTHER_KEYS = f"{UNREAD_KEYS}(other keys)"
-MOST_COUNTED_KEYS = 1000
 
 
 def is_system_prompt(name: str) -> bool:
@@ -124,21 +108,6 @@ def _refuse_unknown_instruction(plain: str, value: Any, shown: str, is_message: 
             "unknown_flag",
             f'{shown} may decide what is trained, and is not known: name it "train" or "weight", or leave it out',
         )
-
-
-def unread(name: str) -> str:
-    """Name of the count of a key that is not read."""
-    shown = "".join(sign if sign.isprintable() else "?" for sign in name[:_SHOWN_CHARACTERS])
-    return f"{UNREAD_KEYS}{shown}{'…' if len(name) > _SHOWN_CHARACTERS else ''}"
-
-
-def bound_names(counts: Counter[str]) -> Counter[str]:
-    """Counts the rarest of the keys that are not read as one, if their names are too many."""
-    if len(counts) > MOST_COUNTED_KEYS:
-        names = [name for name in counts if name.startswith(UNREAD_KEYS) and name != _OTHER_KEYS]
-        for name in sorted(names, key=lambda name: (-counts[name], name))[MOST_COUNTED_KEYS:]:
-            counts[_OTHER_KEYS] += counts.pop(name)
-    return counts
 
 
 def _flag(value: Any, shown: str) -> bool:

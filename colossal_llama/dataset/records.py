@@ -1,32 +1,17 @@
-"""Parses and checks input records: documents and conversations; names what is wrong with them."""
+"""Checks input records that are conversations; names what is wrong with them."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from colossal_llama.dataset import record_keys
 from colossal_llama.dataset.conversation import Message, Role
-from colossal_llama.dataset.record_keys import RecordError
-from colossal_llama.utils.line_reader import LongLine
+from colossal_llama.readers.record import RecordError, kind_of, string_of
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # may begin a UTF-8 file
 DEFAULT_CATEGORY = "default"  # of a conversation without one
 CONVERSATION_RULES = 2
 """Number of the rules by which records become messages; another number may give other rows."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """A pre-training record."""
-
-    source: str
-    target: str
-    category: str
-    notes: tuple[str, ...] = field(default=(), compare=False)
-    """Names of what is counted about it, besides what is counted of every record."""
 
 
 @dataclass(frozen=True)
@@ -36,49 +21,7 @@ class Conversation:
     messages: tuple[Message, ...]
     category: str
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """See `Document`."""
-
-
-def parse_row(row: bytes | LongLine | dict) -> dict:
-    """Parses a line as a JSON object; a Parquet row is one already.
-
-    Raises:
-        RecordError: the line is too long, not UTF-8, not JSON, or not an object.
-    """
-    if isinstance(row, dict):
-        return row
-    if isinstance(row, LongLine):
-        raise RecordError("line_too_long", f"{row} --max_line_mb sets the bound")
-    try:
-        record = orjson.loads(row)
-    except orjson.JSONDecodeError as error:
-        try:
-            row.decode("utf-8")
-        except UnicodeDecodeError as wrong:
-            message = f"byte 0x{row[wrong.start]:02x} at position {wrong.start} is not UTF-8: save the file as UTF-8"
-            raise RecordError("wrong_encoding", message) from None
-        raise RecordError("broken_json", f"not valid JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise RecordError("not_an_object", f"a JSON object is needed, not {_kind(record)}")
-    return record
-
-
-def document_of(record: dict) -> Document:
-    """Checks a pre-training record.
-
-    Raises:
-        RecordError: a field is missing, null, not a string; the target or the category is empty.
-    """
-    source, target, category = (_string(record, name) for name in ("source", "target", "category"))
-    if not target:
-        raise RecordError("empty_target", '"target" is empty: there is nothing to learn')
-    if not category:
-        raise RecordError("empty_category", '"category" is empty: name the sub-dataset')
-    notes = () if len(record) == 3 else tuple(record_keys.unread(name) for name in record if name not in _DOCUMENT_KEYS)
-    return Document(source, target, category, notes)
-
-
-_DOCUMENT_KEYS = frozenset({"source", "target", "category"})
+    """See `readers.fields.Document`."""
 
 
 ROLES: dict[str, Role] = {
@@ -107,7 +50,7 @@ def conversation_of(record: dict) -> Conversation:
     """
     notes: list[str] = []
     system = [Message("system", text)] if (text := _system_prompt(record)) else []
-    category = _string(record, "category") if record.get("category") is not None else DEFAULT_CATEGORY
+    category = string_of(record, "category") if record.get("category") is not None else DEFAULT_CATEGORY
     if record.get("history"):
         raise RecordError("unknown_form", '"history" is not read: write the conversation as "messages"')
     names = [name for name in ("messages", "conversations") if record.get(name) is not None]
@@ -136,9 +79,9 @@ def conversation_of(record: dict) -> Conversation:
 def _system_prompt(record: dict) -> str | None:
     """System prompt of a record under whichever name, None without one."""
     names = [name for name in record if record_keys.is_system_prompt(name) and record[name] not in (None, "")]
-    if len({_string(record, name) for name in names}) > 1:
+    if len({string_of(record, name) for name in names}) > 1:
         raise RecordError("unknown_form", f'"{names[0]}" and "{names[1]}" differ: leave one system prompt')
-    return _string(record, names[0]) if names else None
+    return string_of(record, names[0]) if names else None
 
 
 def _refuse_unread_instruction(record: dict, messages: Sequence[Message]) -> None:
@@ -163,7 +106,7 @@ def messages_of(listed: Any, name: str, notes: list[str]) -> list[Message]:
         RecordError: it is no list, or a message is none or of an unknown role.
     """
     if not isinstance(listed, list):
-        raise RecordError("wrong_type", f'"{name}" is {_kind(listed)}, a list is needed')
+        raise RecordError("wrong_type", f'"{name}" is {kind_of(listed)}, a list is needed')
     messages = []
     for number, item in enumerate(listed, 1):
         if isinstance(item, dict) and len(item) == 2:  # the common format, checked in a fifth of the time
@@ -177,12 +120,12 @@ def messages_of(listed: Any, name: str, notes: list[str]) -> list[Message]:
 
 def _message(item: Any, where: str, notes: list[str]) -> Message:
     if not isinstance(item, dict):
-        raise RecordError("wrong_type", f"{where} is {_kind(item)}, an object is needed")
+        raise RecordError("wrong_type", f"{where} is {kind_of(item)}, an object is needed")
     is_trained = record_keys.read({k: v for k, v in item.items() if k not in _MESSAGE_KEYS}, where, notes)
-    role = _string(item, _one_name(item, ("from", "role"), where), where)
+    role = string_of(item, _one_name(item, ("from", "role"), where), where)
     if role not in ROLES:
         raise RecordError("unknown_role", f"{where} is from {role[:40]!r}: the known roles are {', '.join(ROLES)}")
-    content = _string(item, _one_name(item, ("content", "value"), where), where)
+    content = string_of(item, _one_name(item, ("content", "value"), where), where)
     if is_trained and ROLES[role] != "assistant":
         raise RecordError(
             "trains_another_role", f"{where} is from {role} and marked as trained: only the assistant's messages are"
@@ -201,8 +144,8 @@ def _one_name(item: dict, names: tuple[str, str], where: str) -> str:
 
 
 def _alpaca_messages(record: dict) -> list[Message]:
-    instruction, output = _string(record, "instruction"), _string(record, "output")
-    extra = _string(record, "input") if record.get("input") is not None else ""
+    instruction, output = string_of(record, "instruction"), string_of(record, "output")
+    extra = string_of(record, "input") if record.get("input") is not None else ""
     question = "\n\n".join(text for text in (instruction, extra) if text)
     return [Message("human", question), Message("assistant", output)]
 
@@ -260,20 +203,3 @@ def _blank(message: Message, where: str) -> RecordError:
 def _misplaced_system(number: int, first: int) -> RecordError:
     reason = "only the first may be" if first else "the record has a system prompt already, leave one"
     return RecordError("misplaced_system", f"message {number} is a system message: {reason}")
-
-
-def _string(record: dict, name: str, where: str = "") -> str:
-    field = f'"{name}" of {where}' if where else f'"{name}"'
-    if name not in record:
-        raise RecordError("missing_field", f"{field} is missing")
-    value = record[name]
-    if value is None:
-        raise RecordError("null_field", f"{field} is null, a string is needed")
-    if not isinstance(value, str):
-        raise RecordError("wrong_type", f"{field} is {_kind(value)}, a string is needed")
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return "null" if value is None else names.get(type(value), "an object")

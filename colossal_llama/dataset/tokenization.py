@@ -18,8 +18,9 @@ from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, EncodedBatch, EncodedConversation, Message
 from colossal_llama.dataset.document_splitting import CutScores, cut_positions
 from colossal_llama.dataset.long_conversations import Encode, truncated, windows
-from colossal_llama.dataset.records import Conversation, Document
+from colossal_llama.dataset.records import Conversation
 from colossal_llama.dataset.template_renderer import ChatTemplateError, ChatTemplateLimitError
+from colossal_llama.readers.fields import Document
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.utils.labels import IGNORED_LABEL
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.dataset.records import RecordError, messages_of
+from colossal_llama.dataset.records import messages_of
 from colossal_llama.inference.arguments import ModelArguments, PromptFormat, Sampling, format_problems
 from colossal_llama.inference.generation import Answer, Completion, TextGenerator
 from colossal_llama.inference.prompts import (
@@ -38,6 +38,7 @@ from colossal_llama.inference.prompts import (
     pretrained_prompt,
 )
 from colossal_llama.model.pretrained import find_model, load_for_inference, stop_token_ids
+from colossal_llama.readers.record import RecordError
 from colossal_llama.utils.arguments import value_problems
 from colossal_llama.utils.cli import is_decodable
 from colossal_llama.utils.errors import UserError, truncate_problems

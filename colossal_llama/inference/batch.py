@@ -10,9 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from colossal_llama.dataset.records import BYTE_ORDER_MARK, RecordError, parse_row
 from colossal_llama.inference.arguments import Sampling, report_path
 from colossal_llama.inference.generation import Completion
+from colossal_llama.readers.record import RecordError, parse_row
+from colossal_llama.readers.rows import BYTE_ORDER_MARK
 from colossal_llama.utils.atomic_io import fsync_path, temporary_path, write_json
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError, truncate_problems

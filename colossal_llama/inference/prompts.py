@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 from colossal_llama.dataset.chat_template import ChatTemplate, chat_date, own_template
 from colossal_llama.dataset.conversation import TURN_END_TOKENS, ConversationTemplate, Message
-from colossal_llama.dataset.records import RecordError, conversation_of, document_of
+from colossal_llama.dataset.records import conversation_of
 from colossal_llama.dataset.template_presets import CHOICES, TOKENIZERS_OWN
 from colossal_llama.dataset.template_renderer import ChatTemplateError
 from colossal_llama.dataset.trained_format import builtin_version, format_name, template_name, trained_template
+from colossal_llama.readers.record import RecordError, string_of
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
 
@@ -115,9 +116,7 @@ def prompt_source(record: dict) -> str:
     Raises:
         RecordError: the record has no `source`, or one that is not a string.
     """
-    return document_of(
-        {"source": record["source"], "target": "?", "category": "?"} if "source" in record else {}
-    ).source
+    return string_of(record, "source")
 
 
 def prompt_messages(record: dict) -> list[Message]:

@@ -15,10 +15,10 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
+from colossal_llama.readers.directory_listing import list_files, unread_message, unread_record
+from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
 from colossal_llama.utils.console import log_rank_zero
-from colossal_llama.utils.directory_listing import list_files, unread_message, unread_record
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz")
 TEXT_SUFFIXES = (".txt", ".md")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from colossal_llama.dataset.prepare import buckets, pipeline
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
-from colossal_llama.dataset.prepare.input_files import find_input_files, plan_chunks
+from colossal_llama.dataset.prepare.input_files import plan_chunks
 from colossal_llama.dataset.prepare.manifest import summary
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.output_dir import run_lock
@@ -30,6 +30,7 @@ from colossal_llama.dataset.prepare.pipeline import prepare
 from colossal_llama.dataset.prepare.verification import verify
 from colossal_llama.dataset.prepare.worker_pool import shared_flag
 from colossal_llama.dataset.tokenization import DocumentTokenizer
+from colossal_llama.readers.listing import find_input_files
 from colossal_llama.utils.errors import UserError
 from tests.support.preparations import content, preparation
 

@@ -1,21 +1,27 @@
 """Records: common formats are read alike, and what is wrong with a bad record is named."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.dataset.record_keys import MOST_COUNTED_KEYS, UNREAD_KEYS, bound_names
 from colossal_llama.dataset.records import (
     DEFAULT_CATEGORY,
-    Document,
-    RecordError,
     conversation_of,
-    document_of,
-    parse_row,
 )
+from colossal_llama.readers import fields
+from colossal_llama.readers.fields import Document, FieldOptions
+from colossal_llama.readers.formats import Format
+from colossal_llama.readers.listing import InputFile
+from colossal_llama.readers.record import RecordError, parse_row
+from colossal_llama.readers.unread_keys import MOST_COUNTED_KEYS, UNREAD_KEYS, bound_names
+
+
+def document_of(record):
+    return fields.document_of(record, InputFile(Path("a.jsonl"), "a.jsonl", 1, 0, Format(".jsonl")), FieldOptions())
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from colossal_llama.dataset.template_presets import PRESETS, chat_template_argument
+from colossal_llama.readers.input_paths import input_paths
+from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB
 from colossal_llama.utils.arguments import group, option, switch
-from colossal_llama.utils.cli import existing_directories, existing_directory, number_in_range
+from colossal_llama.utils.cli import existing_directory, number_in_range
 from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
-from colossal_llama.utils.line_reader import BYTES_PER_MB, MAX_LINE_MB
 
 Kind = Literal["pretrain", "sft"]
 
@@ -46,7 +47,7 @@ class PathArguments:
 
     data_input_dirs: tuple[Path, ...] = option(
         needed="name the directories of the records, separated by commas",
-        type=existing_directories,
+        type=input_paths,
         metavar="DIR[,DIR…]",
         help="directories of .jsonl files (also .jsonl.gz, .jsonl.zst, .parquet), searched with their subdirectories "
         "(needed)",

@@ -24,8 +24,8 @@ from typing import BinaryIO
 import numpy as np
 import orjson
 
-from colossal_llama.dataset.record_keys import bound_names
 from colossal_llama.dataset.tokenization import SEGMENT, TokenizedBatch
+from colossal_llama.readers.unread_keys import bound_names
 from colossal_llama.utils.atomic_io import atomic_file, temporary_path, write_bytes, write_json
 from colossal_llama.utils.checked_json import DamagedJsonError, has_checksum, read_checked, with_checksum
 from colossal_llama.utils.errors import UserError

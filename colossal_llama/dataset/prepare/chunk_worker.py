@@ -3,19 +3,23 @@
 import ctypes
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.dataset.prepare.cache import ChunkWriter
-from colossal_llama.dataset.prepare.input_files import Chunk, DamagedFileError, read_rows, rows_before
+from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.dataset.prepare.rejections import SHOWN_BAD_RECORDS, SHOWN_RECORD_CHARACTERS
-from colossal_llama.dataset.records import RecordError, conversation_of, document_of, parse_row
+from colossal_llama.dataset.records import Conversation, conversation_of
 from colossal_llama.dataset.template_renderer import ChatTemplateLimitError
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
+from colossal_llama.readers.fields import Document, FieldOptions, document_of
+from colossal_llama.readers.line_reader import LongLine
+from colossal_llama.readers.listing import InputFile
+from colossal_llama.readers.record import RecordError, parse_row
+from colossal_llama.readers.rows import DamagedFileError, Row, read_rows, rows_before
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.line_reader import LongLine
 
 BATCH_BYTES = 4 << 20  # records tokenized at once, with the bad ones among them: a bound on memory
 _OBJECT_BYTES = 500  # of a bad record in memory, besides its text
@@ -31,6 +35,7 @@ class ChunkJob:
         max_line_bytes: longest line that is read; a longer one is a bad record.
         stop_on_bad_record: a bad record ends the run; the remaining records are then only checked.
         bad_record_seen: flag shared by all workers: one of them has found a bad record.
+        fields: which fields of a document are read.
     """
 
     tokenizer: DocumentTokenizer | ConversationTokenizer
@@ -38,11 +43,13 @@ class ChunkJob:
     max_line_bytes: int
     stop_on_bad_record: bool
     bad_record_seen: ctypes.c_byte | None = None
+    fields: FieldOptions = field(default_factory=FieldOptions)
 
-    @property
-    def check_record(self) -> Callable[[dict], Any]:
-        """Function that checks a JSON object as a record."""
-        return document_of if isinstance(self.tokenizer, DocumentTokenizer) else conversation_of
+    def check_record(self, record: dict, file: InputFile) -> Document | Conversation:
+        """Checks a JSON object of a file as a record."""
+        if isinstance(self.tokenizer, DocumentTokenizer):
+            return document_of(record, file, self.fields)
+        return conversation_of(record)
 
     @property
     def checks_only(self) -> bool:
@@ -88,7 +95,7 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
     try:
         for number, row in _limited_rows(job, chunk, digest, counts):
             counts.rows = number + 1
-            record = _checked_record(job, counts, number, row)
+            record = _checked_record(job, counts, chunk.file, number, row)
             if job.checks_only:
                 if len(counts.rejected) > SHOWN_BAD_RECORDS:
                     break
@@ -121,10 +128,10 @@ class _Batch:
     """Checked records, with their row numbers and rows."""
 
     records: list[Any] = field(default_factory=list)
-    rows: list[tuple[int, bytes | LongLine | dict]] = field(default_factory=list)
+    rows: list[tuple[int, Row]] = field(default_factory=list)
     size_bytes: int = 0
 
-    def add(self, record: Any, number: int, row: bytes | LongLine | dict) -> None:
+    def add(self, record: Any, number: int, row: Row) -> None:
         self.records.append(record)
         self.rows.append((number, row))
         self.size_bytes += len(row) if isinstance(row, bytes) else len(str(row))
@@ -140,7 +147,7 @@ def _write_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: Chun
         try:
             tokenized = job.tokenizer.tokenize(batch.records)
         except ChatTemplateLimitError as error:
-            line = rows_before(chunk) + batch.rows[error.conversation][0] + 1
+            line = rows_before(chunk.range) + batch.rows[error.conversation][0] + 1
             raise UserError(f"--chat_template: {chunk.file.path}:{line}: {error}") from None
         writer.add(tokenized)
         for number, message in tokenized.refusals.items():
@@ -149,7 +156,7 @@ def _write_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: Chun
         writer.add_rejected(counts.take_rejected())
 
 
-def _reject(job: ChunkJob, counts: _ChunkCounts, number: int, row: bytes | LongLine | dict, error: RecordError) -> None:
+def _reject(job: ChunkJob, counts: _ChunkCounts, number: int, row: Row, error: RecordError) -> None:
     content = row.beginning if isinstance(row, LongLine) else row
     # Where a bad record stops the run, its beginning alone is shown. A character has up to 4 bytes.
     shown = slice(4 * SHOWN_RECORD_CHARACTERS if job.stop_on_bad_record else None)
@@ -159,14 +166,12 @@ def _reject(job: ChunkJob, counts: _ChunkCounts, number: int, row: bytes | LongL
         job.bad_record_seen.value = 1
 
 
-def _limited_rows(
-    job: ChunkJob, chunk: Chunk, digest: Any, counts: _ChunkCounts
-) -> Iterator[tuple[int, bytes | LongLine | dict]]:
+def _limited_rows(job: ChunkJob, chunk: Chunk, digest: Any, counts: _ChunkCounts) -> Iterator[tuple[int, Row]]:
     """Rows up to the record limit; damage to the file becomes a bad record after the last row."""
     if chunk.record_limit == 0:
         return
     try:
-        for number, row in read_rows(chunk, digest, job.max_line_bytes):
+        for number, row in read_rows(chunk.range, job.max_line_bytes, digest.update):
             yield number, row
             if counts.records == chunk.record_limit:
                 return
@@ -176,14 +181,14 @@ def _limited_rows(
         _reject(job, counts, counts.rows, b"", RecordError("damaged_file", message))
 
 
-def _checked_record(job: ChunkJob, counts: _ChunkCounts, number: int, row: bytes | LongLine | dict) -> Any:
+def _checked_record(job: ChunkJob, counts: _ChunkCounts, file: InputFile, number: int, row: Row) -> Any:
     """Checked record of a row; None for an empty or bad row, which is counted."""
     if isinstance(row, bytes) and not row.strip():
         counts.empty_lines += 1
         return None
     counts.records += 1
     try:
-        return job.check_record(parse_row(row))
+        return job.check_record(parse_row(row), file)
     except RecordError as error:
         _reject(job, counts, number, row, error)
         return None

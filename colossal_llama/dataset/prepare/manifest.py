@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from colossal_llama.dataset.prepare.ownership import is_ours
-from colossal_llama.dataset.record_keys import UNREAD_KEYS, bound_names
+from colossal_llama.readers.directory_listing import unread_message
+from colossal_llama.readers.unread_keys import UNREAD_KEYS, bound_names
 from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
 from colossal_llama.utils.console import table
-from colossal_llama.utils.directory_listing import unread_message
 from colossal_llama.utils.errors import UserError
 
 MANIFEST_VERSION = 1

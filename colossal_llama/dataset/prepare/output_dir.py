@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
-from colossal_llama.dataset.prepare.input_files import InputFile
 from colossal_llama.dataset.prepare.manifest import IDENTITY_SHAPE
 from colossal_llama.dataset.prepare.ownership import (
     CACHED,
@@ -29,12 +28,13 @@ from colossal_llama.dataset.prepare.ownership import (
     refuse_foreign,
 )
 from colossal_llama.dataset.prepare.part_check import remove_part
+from colossal_llama.readers.line_reader import MAX_LINE_MB
+from colossal_llama.readers.listing import InputFile
 from colossal_llama.utils.atomic_io import temporary_path, write_json
 from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.file_lock import file_lock, remove_lock
-from colossal_llama.utils.line_reader import MAX_LINE_MB
 
 State = Literal["new", "incomplete", "complete"]
 _DIRECTORIES = ("arrow", "jsonl", "cache")

@@ -21,11 +21,8 @@ from colossal_llama.dataset.prepare.cache import PartPlan, chunk_facts, saved_pl
 from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
 from colossal_llama.dataset.prepare.input_files import (
     Chunk,
-    InputFile,
     content_digest,
-    find_input_files,
     plan_chunks,
-    refuse_files_that_changed,
 )
 from colossal_llama.dataset.prepare.manifest import build_manifest, read_manifest, total_statistics
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer, record_tokenizer
@@ -46,10 +43,11 @@ from colossal_llama.dataset.prepare.rejections import (
 )
 from colossal_llama.dataset.prepare.worker_pool import WorkerPool, shared_flag, worker_pool
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
+from colossal_llama.readers.directory_listing import unread_message
+from colossal_llama.readers.listing import InputFile, find_input_files, refuse_files_that_changed
 from colossal_llama.utils.atomic_io import fsync_path, write_json
 from colossal_llama.utils.checked_json import with_checksum
 from colossal_llama.utils.console import log_rank_zero, progress_bar
-from colossal_llama.utils.directory_listing import unread_message
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.hub.fetch import origin_record
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import orjson
 
 from colossal_llama.dataset.prepare.cache import chunk_rejected
-from colossal_llama.dataset.prepare.input_files import Chunk, rows_before
+from colossal_llama.dataset.prepare.input_files import Chunk
+from colossal_llama.readers.rows import rows_before
 from colossal_llama.utils.atomic_io import atomic_file
 from colossal_llama.utils.errors import UserError
 
@@ -21,7 +22,7 @@ class BadInputError(UserError):
 
 def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
     """Messages for the first bad records: file:line, the reason, and the record's beginning."""
-    first_rows = {chunk.index: rows_before(chunk) for chunk, _ in bad[:SHOWN_BAD_RECORDS]}
+    first_rows = {chunk.index: rows_before(chunk.range) for chunk, _ in bad[:SHOWN_BAD_RECORDS]}
     messages = []
     for chunk, record in bad[:SHOWN_BAD_RECORDS]:
         line = first_rows[chunk.index] + record["row"] + 1

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from colossal_llama.utils.directory_listing import displayed, list_files, unread_message, unread_record
+from colossal_llama.readers.directory_listing import displayed, list_files, unread_message, unread_record
 
 
 def make(directory, *names):
@@ -76,7 +76,7 @@ def test_what_may_not_be_read_is_a_problem(tmp_path):
     code = f"""if True:
         import os
         from pathlib import Path
-        from colossal_llama.utils.directory_listing import list_files
+        from colossal_llama.readers.directory_listing import list_files
         if os.geteuid() == 0:
             os.setuid(65534)
         print(*list_files(Path({str(tmp_path)!r}), (".jsonl",)).problems, sep=chr(10))

@@ -5,8 +5,8 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colossal_llama.utils import line_reader
-from colossal_llama.utils.line_reader import LongLine, read_line
+from colossal_llama.readers import line_reader
+from colossal_llama.readers.line_reader import LongLine, read_line
 
 
 @given(

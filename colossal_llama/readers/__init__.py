@@ -1,0 +1,1 @@
+"""Everything between a path and a checked document: formats, listing, rows, fields."""
