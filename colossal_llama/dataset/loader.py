@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from colossal_llama.dataset.collator import Collator, MicroBatch
-from colossal_llama.dataset.part_reader import Part
+from colossal_llama.dataset.part import Part
 from colossal_llama.dataset.splicing import Rows
 from colossal_llama.utils.errors import UserError
 
@@ -85,7 +85,7 @@ class RowReader:
         # Each part numbers its own categories.
         named = [part.categories if categories else () for part in parts]
         self._category_numbers = [np.array([categories.index(name) for name in names], np.int64) for names in named]
-        self._parts = [part.rows.select_columns(columns).with_format("numpy") for part in parts]
+        self._parts = [part.reader(columns) for part in parts]
         self._paths = [part.path for part in parts]
         self._files = [[(file, file.stat()) for file in part.files] for part in parts]
         self._collator = collator

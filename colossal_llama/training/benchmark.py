@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from colossal_llama.dataset.dummy_dataset import random_rows
+from colossal_llama.dataset.part import Part
 from colossal_llama.dataset.part_facts import PartFacts
-from colossal_llama.dataset.part_reader import Part
 
 WARM_UP_STEPS = 3
 """Steps left out of the medians: kernels are compiled and tuned in them."""

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from colossal_llama.dataset.chat_template import CHAT_DATE, own_template
-from colossal_llama.dataset.part_reader import Part
+from colossal_llama.dataset.part import Part
 from colossal_llama.dataset.trained_format import (
     TRAINED_TEMPLATE,
     format_name,

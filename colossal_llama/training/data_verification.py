@@ -5,8 +5,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from colossal_llama.dataset.part import Part
 from colossal_llama.dataset.part_content import check_content
-from colossal_llama.dataset.part_reader import Part
 from colossal_llama.training.distributed import consensus
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError

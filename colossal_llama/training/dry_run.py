@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from colossal_llama.dataset.part_reader import Part
+from colossal_llama.dataset.part import Part
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.param_count import parameters
 from colossal_llama.training.arguments import MethodArguments, PluginArguments, TrainingArguments

@@ -8,7 +8,8 @@ import numpy as np
 import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from colossal_llama.dataset.part_reader import Part, data_fingerprint, open_parts
+from colossal_llama.dataset.part import Part, data_fingerprint
+from colossal_llama.dataset.part_reader import open_parts
 from colossal_llama.model.architectures import ARCHITECTURES, architecture_of
 from colossal_llama.model.config_file import read_generation_config
 from colossal_llama.model.expansion.new_tokens import vocabulary_rows

@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import PretrainedConfig, PreTrainedModel
 
-from colossal_llama.dataset.part_reader import full_row_tokens
+from colossal_llama.dataset.part import full_row_tokens
 from colossal_llama.engine.backend import Backend
 from colossal_llama.engine.launch import current_device
 from colossal_llama.engine.plugins import PRECISIONS, PluginConfig, build_backend

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from colossal_llama.dataset.collator import Collator
 from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import RowReader, StepGeometry
-from colossal_llama.dataset.part_reader import Part, categories_of
+from colossal_llama.dataset.part import Part, categories_of
 from colossal_llama.engine.hybrid_adam import build_optimizer
 from colossal_llama.engine.launch import current_device, has_gpu, take_share_of_cores
 from colossal_llama.engine.optimizer_step import choose_step

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from colossal_llama.dataset.part_reader import full_row_tokens, open_parts
+from colossal_llama.dataset.part import full_row_tokens
+from colossal_llama.dataset.part_reader import open_parts
 from colossal_llama.utils.errors import UserError
 
 

@@ -11,8 +11,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.dataset.chat_template import CHAT_DATE, ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate
+from colossal_llama.dataset.part import Part
 from colossal_llama.dataset.part_facts import PartFacts
-from colossal_llama.dataset.part_reader import Part
 from colossal_llama.dataset.template_presets import PRESETS
 from colossal_llama.dataset.trained_format import builtin_version, trained_template
 from colossal_llama.model.lora import lora_config, merge_adapter
