@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.clients.models import TriedModel
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.dataset.records import ROLES
+from colossal_llama.dataset.messages import ROLES
 from colossal_llama.inference.arguments import Sampling
 from colossal_llama.inference.generation import TextGenerator
 from colossal_llama.inference.prompts import conversation_prompt_ids, open_template

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from colossal_llama.dataset import record_keys
 from colossal_llama.dataset.conversation import Message, Role
-from colossal_llama.readers.record import RecordError, kind_of, string_of
+from colossal_llama.dataset.conversation_forms import LISTS, messages_of_record
+from colossal_llama.dataset.messages import KNOWN_ROLES, RoleNames
+from colossal_llama.readers.record import RecordError, string_of
 
 DEFAULT_CATEGORY = "default"  # of a conversation without one
 CONVERSATION_RULES = 2
@@ -24,49 +25,32 @@ class Conversation:
     """See `readers.fields.Document`."""
 
 
-ROLES: dict[str, Role] = {
-    "human": "human",
-    "user": "human",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "system": "system",
-    "developer": "system",
-}
-
-
-def conversation_of(record: dict) -> Conversation:
-    """Checks a fine-tuning record, in any of the common formats.
-
-        {"messages" or "conversations": [{"from" or "role": …, "content" or "value": …}, …]}
-        {"instruction": …, "input": …, "output": …}                            (Alpaca)
+def conversation_of(record: dict, roles: RoleNames = KNOWN_ROLES, is_prompt: bool = False) -> Conversation:
+    """Checks a fine-tuning record, in any form of `conversation_forms`.
 
     Each may have a "category" and a system prompt, which may be empty. Keys that decide what is
     trained are obeyed or refused, other keys are noted (`record_keys`); turns that do not alternate
     are noted or left out (`_checked_turns`).
 
+    Args:
+        record: the JSON object.
+        roles: meanings of the names of roles; "system" is also that of the record's system prompt.
+        is_prompt: the last answer may be missing; one is put there.
+
     Raises:
-        RecordError: it has none of these formats, a message is empty or of an unknown role, a key
+        RecordError: no form fits, or several do; a message is empty or of an unknown role, a key
             asks for what is not supported, or no assistant message is trained.
     """
     notes: list[str] = []
-    system = [Message("system", text)] if (text := _system_prompt(record)) else []
+    system = _system_prompt(record, roles, notes)
     category = string_of(record, "category") if record.get("category") is not None else DEFAULT_CATEGORY
-    if record.get("history"):
-        raise RecordError("unknown_form", '"history" is not read: write the conversation as "messages"')
-    names = [name for name in ("messages", "conversations") if record.get(name) is not None]
-    if len(names) > 1:
-        raise RecordError("unknown_form", 'both "messages" and "conversations" are given: leave one')
-    used = {"category", "system", "history"}
-    if names:
-        messages = [*system, *messages_of(record[names[0]], names[0], notes)]
-        used.add(names[0])
+    found, used = messages_of_record(record, roles, notes, is_prompt)
+    messages = [*system, *found]
+    if not used.isdisjoint(LISTS):
         _refuse_unread_instruction(record, messages)
-    elif "instruction" in record and "output" in record:
-        messages = [*system, *_alpaca_messages(record)]
-        used |= {"instruction", "input", "output"}
-    else:
-        known = ", ".join(f'"{name}"' for name in record) or "nothing"
-        raise RecordError("missing_field", f'neither "messages" nor "instruction" and "output", but {known[:80]}')
+    if is_prompt:
+        messages.append(Message("assistant", "?"))
+    used |= {"category", "system", "history"}
     if record.keys() - used:
         is_trained = record_keys.read({name: value for name, value in record.items() if name not in used}, "", notes)
         if is_trained is False:
@@ -76,12 +60,17 @@ def conversation_of(record: dict) -> Conversation:
     )
 
 
-def _system_prompt(record: dict) -> str | None:
-    """System prompt of a record under whichever name, None without one."""
+def _system_prompt(record: dict, roles: RoleNames, notes: list[str]) -> list[Message]:
+    """System prompt of a record under whichever name, as a message; none where it is dropped."""
     names = [name for name in record if record_keys.is_system_prompt(name) and record[name] not in (None, "")]
+    if not names:
+        return []
+    if "system" in roles.dropped:
+        notes.append("dropped_messages.system")
+        return []
     if len({string_of(record, name) for name in names}) > 1:
         raise RecordError("unknown_form", f'"{names[0]}" and "{names[1]}" differ: leave one system prompt')
-    return string_of(record, names[0]) if names else None
+    return [Message("system", string_of(record, names[0]))]
 
 
 def _refuse_unread_instruction(record: dict, messages: Sequence[Message]) -> None:
@@ -92,62 +81,6 @@ def _refuse_unread_instruction(record: dict, messages: Sequence[Message]) -> Non
             "unread_instruction",
             '"instruction" stands next to messages and is in none of them: name it "system", or leave it out',
         )
-
-
-def messages_of(listed: Any, name: str, notes: list[str]) -> list[Message]:
-    """Parses listed messages, each in any of the common formats, without the rules of turns.
-
-    Args:
-        listed: the list.
-        name: of its key, for messages.
-        notes: receives the names of keys that are not read.
-
-    Raises:
-        RecordError: it is no list, or a message is none or of an unknown role.
-    """
-    if not isinstance(listed, list):
-        raise RecordError("wrong_type", f'"{name}" is {kind_of(listed)}, a list is needed')
-    messages = []
-    for number, item in enumerate(listed, 1):
-        if isinstance(item, dict) and len(item) == 2:  # the common format, checked in a fifth of the time
-            role, content = item.get("from"), item.get("content")
-            if isinstance(role, str) and isinstance(content, str) and role in ROLES:
-                messages.append(Message(ROLES[role], content))
-                continue
-        messages.append(_message(item, f"message {number}", notes))
-    return messages
-
-
-def _message(item: Any, where: str, notes: list[str]) -> Message:
-    if not isinstance(item, dict):
-        raise RecordError("wrong_type", f"{where} is {kind_of(item)}, an object is needed")
-    is_trained = record_keys.read({k: v for k, v in item.items() if k not in _MESSAGE_KEYS}, where, notes)
-    role = string_of(item, _one_name(item, ("from", "role"), where), where)
-    if role not in ROLES:
-        raise RecordError("unknown_role", f"{where} is from {role[:40]!r}: the known roles are {', '.join(ROLES)}")
-    content = string_of(item, _one_name(item, ("content", "value"), where), where)
-    if is_trained and ROLES[role] != "assistant":
-        raise RecordError(
-            "trains_another_role", f"{where} is from {role} and marked as trained: only the assistant's messages are"
-        )
-    return Message(ROLES[role], content, is_trained is not False)
-
-
-_MESSAGE_KEYS = frozenset({"from", "role", "content", "value"})
-
-
-def _one_name(item: dict, names: tuple[str, str], where: str) -> str:
-    present = [name for name in names if item.get(name) is not None]
-    if len(present) > 1 and item[present[0]] != item[present[1]]:
-        raise RecordError("unknown_form", f'{where} has "{names[0]}" and "{names[1]}", which differ: leave one')
-    return present[0] if present else next((name for name in names if name in item), names[0])
-
-
-def _alpaca_messages(record: dict) -> list[Message]:
-    instruction, output = string_of(record, "instruction"), string_of(record, "output")
-    extra = string_of(record, "input") if record.get("input") is not None else ""
-    question = "\n\n".join(text for text in (instruction, extra) if text)
-    return [Message("human", question), Message("assistant", output)]
 
 
 def _checked_turns(messages: list[Message], notes: list[str], first: int) -> list[Message]:

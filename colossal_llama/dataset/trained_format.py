@@ -26,13 +26,14 @@ from colossal_llama.dataset.conversation import (
     ConversationTemplate,
     Message,
 )
-from colossal_llama.dataset.records import ROLES
 from colossal_llama.dataset.template_presets import PRESETS
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+_ROLE_NAMES = {"human": ["human", "user"], "assistant": ["assistant", "gpt"], "system": ["system", "developer"]}
+"""Names of roles that the template of the built-in format takes; saved models have them."""
 TRAINED_TEMPLATE = "trained_chat_template_fingerprint"
 """Key in tokenizer_config.json: the template that a run has set, if it still is that one."""
 _SPACE = """{%- if not (system.startswith(' ') or system.startswith('▁')) -%}
@@ -116,14 +117,11 @@ def jinja_source(system: str, labels: Mapping[str, str], turn_end: str, space: s
         turn_end: the end-of-turn token.
         space: the statement that writes a space between the first BOS and the system prompt.
     """
-    names: dict[str, list[str]] = {role: [] for role in ROLE_NAMES}
-    for name, role in ROLES.items():
-        names[role].append(name)
     end, human, assistant = _literal(turn_end), _literal(labels["human"]), _literal(labels["assistant"])
     return f"""\
 {{%- set system = {_literal(system)} -%}}
 {{%- set turns = messages -%}}
-{{%- if messages and messages[0]['role'] in {names["system"]} -%}}
+{{%- if messages and messages[0]['role'] in {_ROLE_NAMES["system"]} -%}}
     {{%- set system = messages[0]['content'] -%}}
     {{%- set turns = messages[1:] -%}}
 {{%- endif -%}}
@@ -136,9 +134,9 @@ def jinja_source(system: str, labels: Mapping[str, str], turn_end: str, space: s
     {{%- if message['content'] is not string -%}}
         {{{{- raise_exception('the content of a message must be a string') -}}}}
     {{%- endif -%}}
-    {{%- if message['role'] in {names["human"]} -%}}
+    {{%- if message['role'] in {_ROLE_NAMES["human"]} -%}}
         {{{{- {human} + bos_token + message['content'] + {end} -}}}}
-    {{%- elif message['role'] in {names["assistant"]} -%}}
+    {{%- elif message['role'] in {_ROLE_NAMES["assistant"]} -%}}
         {{{{- {assistant} + bos_token -}}}}
         {{%- generation -%}}
             {{{{- message['content'] + {end} -}}}}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.dataset.records import messages_of
+from colossal_llama.dataset.messages import messages_of
 from colossal_llama.inference.arguments import ModelArguments, PromptFormat, Sampling, format_problems
 from colossal_llama.inference.generation import Answer, Completion, TextGenerator
 from colossal_llama.inference.prompts import (

@@ -128,16 +128,7 @@ def prompt_messages(record: dict) -> list[Message]:
     Raises:
         RecordError: the record has none of these forms, or no human message.
     """
-    # Preparation requires an answer of the assistant, which is missing here.
-    if "instruction" in record:
-        answered = {**record, "output": "?"}
-    else:
-        name = "conversations" if "conversations" in record else "messages"
-        listed = record.get(name)
-        answered = record
-        if isinstance(listed, list):
-            answered = {**record, name: [*listed, {"from": "assistant", "content": "?"}]}
-    messages = list(conversation_of(answered).messages)
+    messages = list(conversation_of(record, is_prompt=True).messages)
     while messages and messages[-1].role == "assistant":
         messages.pop()
     if not messages or messages[-1].role != "human":

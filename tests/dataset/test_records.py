@@ -103,7 +103,7 @@ GOOD = {"from": "human", "content": "Hi"}
         ({"messages": [GOOD, {"from": "system", "content": "x"}, {"from": "gpt", "content": "y"}]}, "misplaced_system"),
         ({"instruction": "x", "output": ""}, "empty_message"),
         ({"instruction": "x", "output": 3}, "wrong_type"),
-        ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "unknown_form"),
+        ({"messages": [GOOD, {"from": "gpt", "content": "x"}], "history": [["a", "b"]]}, "unknown_form"),
         ({"messages": [GOOD], "conversations": [GOOD]}, "unknown_form"),
         ({"messages": [GOOD, {"from": "gpt", "content": "x"}], "category": 3}, "wrong_type"),
     ],
