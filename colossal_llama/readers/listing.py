@@ -1,5 +1,6 @@
 """Finds the input files below the given paths, in an order that their names alone decide."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,16 +27,18 @@ class InputFile:
     size_bytes: int
     modified_ns: int
     format: Format
+    category: str = ""
+    """Of its records, under `--category_from file` (`fields.with_file_categories`)."""
 
 
 def find_input_files(
-    paths: Sequence[Path], excluded: Path | None = None, option: str = "--data_input_dirs"
+    paths: Sequence[Path | str], excluded: Path | None = None, option: str = "--data_input_dirs"
 ) -> tuple[list[InputFile], dict]:
-    """Lists all input files below the directories, in the order of their names.
+    """Lists the given files, and all input files below directories, in the order of their names.
 
     Args:
-        paths: directories, searched with their subdirectories (`directory_listing.list_files`); the
-            order in which they are given does not matter.
+        paths: files, and directories, which are searched with their subdirectories
+            (`directory_listing.list_files`); the order in which they are given does not matter.
         excluded: the output directory, whose files are not read even if it is inside one of the
             directories.
         option: under which the paths were given, for messages.
@@ -48,7 +51,7 @@ def find_input_files(
     """
     problems: list[str] = []
     reached: dict[str, tuple[FoundFile, Path]] = {}
-    listings = [(directory, list_files(directory, ENDINGS, excluded)) for directory in sorted(paths)]
+    listings = [_listing(path, excluded) for path in sorted(map(Path, paths))]
     for directory, listing in listings:
         problems += [f"{option}: {problem}" for problem in listing.problems]
         if not listing.files and not listing.problems:
@@ -68,6 +71,17 @@ def find_input_files(
         if (format := format_of(file.path.name)) is not None
     ]
     return sorted(files, key=lambda file: file.name), unread_record(listings)
+
+
+def _listing(path: Path, excluded: Path | None) -> tuple[Path, Listing]:
+    """Listing of a directory, or of one file and its directory."""
+    if not path.is_file():
+        return path, list_files(path, ENDINGS, excluded)
+    if format_of(path.name) is None:
+        return path.parent, Listing(problems=[f"{path} is of no format that is read: {', '.join(ENDINGS)}"])
+    status = path.stat()
+    found = FoundFile(path, os.path.realpath(path), status.st_size, status.st_mtime_ns)
+    return path.parent, Listing(files=[found])
 
 
 def _instead(directory: Path, listing: Listing) -> str:

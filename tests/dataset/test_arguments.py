@@ -12,10 +12,11 @@ from colossal_llama.utils.arguments import declared_options
 @pytest.mark.parametrize("kind", ARGUMENTS)
 def test_every_option_is_read_somewhere(project_root, kind):
     """An option that is parsed and used nowhere would be a promise that nobody keeps."""
-    sources = (project_root / "colossal_llama" / "dataset" / "prepare").glob("*.py")
+    package = project_root / "colossal_llama"
+    sources = [*(package / "dataset" / "prepare").glob("*.py"), package / "readers" / "fields.py"]
     code = "\n".join(path.read_text() for path in sources)
     for name in declared_options(ARGUMENTS[kind]):
-        assert re.search(rf"\b(arguments|paths|rows|run|shards|inspection|self)\.{name}\b", code), name
+        assert re.search(rf"\b(arguments|paths|fields|rows|run|shards|inspection|self)\.{name}\b", code), name
 
 
 def test_all_problems_of_a_command_are_named_together(capsys):
@@ -27,6 +28,25 @@ def test_all_problems_of_a_command_are_named_together(capsys):
         assert problem in message
     for name in ("data_input_dirs", "tokenizer_dir", "data_output_dirs"):
         assert f"--{name} is missing: name the directory" in message.replace("directories", "directory")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--text_field=a", "--target_field=b"], "--text_field names the whole document and --target_field a part"),
+        (["--text_field=a", "--source_field=b"], "--text_field names the whole document and --source_field a part"),
+        (["--text_field=a", "--category_field=a"], "--text_field and --category_field are both 'a'"),
+        (["--source_field=a", "--target_field=a"], "--source_field and --target_field are both 'a'"),
+        (["--category_field=a", "--category_from=file"], "--category_from file leaves --category_field unread"),
+        (["--category_from=Directory"], "'Directory' is 'directory' in small letters"),
+        (["--category_from=a\nb"], "cannot be printed"),
+        (["--text_field= "], "the name is empty"),
+    ],
+)
+def test_columns_that_contradict_each_other_are_refused(words, problem, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments("pretrain", words)
+    assert problem in capsys.readouterr().err
 
 
 def test_verify_goes_with_no_other_argument(tmp_path, capsys):

@@ -34,7 +34,7 @@ def document_of(record):
         (b"[1, 2]", "not_an_object"),
         (b"3", "not_an_object"),
         (b'{"source": "", "category": "c"}', "missing_field"),
-        (b'{"source": null, "target": "x", "category": "c"}', "null_field"),
+        (b'{"source": "", "target": null, "category": "c"}', "null_field"),
         (b'{"source": "", "target": 3, "category": "c"}', "wrong_type"),
         (b'{"source": "", "target": "x", "category": ["c"]}', "wrong_type"),
         (b'{"source": "x", "target": "", "category": "c"}', "empty_target"),

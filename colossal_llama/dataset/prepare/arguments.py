@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from colossal_llama.dataset.template_presets import PRESETS, chat_template_argument
-from colossal_llama.readers.input_paths import input_paths
+from colossal_llama.readers.fields import CategoryFields, FieldOptions
+from colossal_llama.readers.input_paths import GatherPaths, input_paths
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB
-from colossal_llama.utils.arguments import group, option, switch
+from colossal_llama.utils.arguments import group, option, option_values, switch
 from colossal_llama.utils.cli import existing_directory, number_in_range
 from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
 
@@ -45,10 +46,12 @@ def _output_directory(text: str) -> Path:
 class PathArguments:
     """Options for input and output paths."""
 
-    data_input_dirs: tuple[Path, ...] = option(
-        needed="name the directories of the records, separated by commas",
+    data_input_dirs: tuple[Path | str, ...] = option(
+        needed="name the directories or files of the records, separated by commas or blanks",
+        nargs="+",
+        action=GatherPaths,
         type=input_paths,
-        metavar="DIR[,DIR…]",
+        metavar="PATH",
         help="directories of .jsonl files (also .jsonl.gz, .jsonl.zst, .parquet), searched with their subdirectories "
         "(needed)",
     )
@@ -205,6 +208,7 @@ class PrepareArguments:
     description: ClassVar[str]
 
     paths: PathArguments = group("input and output")
+    fields: FieldOptions | CategoryFields
     rows: DocumentRowArguments | ConversationRowArguments
     run: RunArguments = group("run")
     shards: ShardArguments = group(
@@ -220,6 +224,11 @@ class PrepareArguments:
         """The one directory of `--data_output_dirs`."""
         return self.paths.data_output_dirs
 
+    @property
+    def field_options(self) -> FieldOptions:
+        """Options of columns; None for those that the script has not."""
+        return FieldOptions(**option_values(self.fields))
+
     def deciding_options(self) -> dict:
         """Options that decide the rows, for the manifest: a resumed run must have the same.
 
@@ -234,6 +243,7 @@ class PrepareArguments:
             "limit": self.run.limit,
             # Preparations of earlier versions have no record of it.
             **({} if self.run.max_line_mb == MAX_LINE_MB else {"max_line_mb": self.run.max_line_mb}),
+            **{name: value for name, value in option_values(self.fields).items() if value is not None},
         }
 
 
@@ -246,6 +256,7 @@ class PretrainArguments(PrepareArguments):
         'Tokenizes documents {"source": str, "target": str, "category": str}, splices them into rows and writes them '
         "in N buckets, each with the whole mixture of categories."
     )
+    fields: FieldOptions = group("columns of the records")
     rows: DocumentRowArguments = group("rows and buckets")
 
     def deciding_options(self) -> dict:
@@ -263,6 +274,7 @@ class SftArguments(PrepareArguments):
         'Tokenizes conversations {"messages": [{"from": "human", "content": str}, {"from": "assistant", "content": '
         'str}, …], "category": str (optional)} and writes them in N buckets, each with the whole mixture of categories.'
     )
+    fields: CategoryFields = group("columns of the records")
     rows: ConversationRowArguments = group("rows and buckets")
 
     def deciding_options(self) -> dict:

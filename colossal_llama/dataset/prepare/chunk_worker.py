@@ -14,7 +14,7 @@ from colossal_llama.dataset.prepare.rejections import SHOWN_BAD_RECORDS, SHOWN_R
 from colossal_llama.dataset.records import Conversation, conversation_of
 from colossal_llama.dataset.template_renderer import ChatTemplateLimitError
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
-from colossal_llama.readers.fields import Document, FieldOptions, document_of
+from colossal_llama.readers.fields import Document, FieldOptions, document_of, refuse_document, with_category
 from colossal_llama.readers.line_reader import LongLine
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.record import RecordError, parse_row
@@ -35,7 +35,7 @@ class ChunkJob:
         max_line_bytes: longest line that is read; a longer one is a bad record.
         stop_on_bad_record: a bad record ends the run; the remaining records are then only checked.
         bad_record_seen: flag shared by all workers: one of them has found a bad record.
-        fields: which fields of a document are read.
+        fields: which fields of a record are read.
     """
 
     tokenizer: DocumentTokenizer | ConversationTokenizer
@@ -49,7 +49,11 @@ class ChunkJob:
         """Checks a JSON object of a file as a record."""
         if isinstance(self.tokenizer, DocumentTokenizer):
             return document_of(record, file, self.fields)
-        return conversation_of(record)
+        try:
+            return conversation_of(with_category(record, file, self.fields))
+        except RecordError:
+            refuse_document(record)
+            raise
 
     @property
     def checks_only(self) -> bool:

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from colossal_llama.dataset.prepare.arguments import ARGUMENTS, InspectionArguments, Kind, PrepareArguments
+from colossal_llama.readers.fields import field_problems
 from colossal_llama.utils.arguments import add_options, declared_options, from_namespace
 from colossal_llama.utils.cli import CollectingArgumentParser
 
@@ -94,6 +95,8 @@ def parse_arguments(kind: Kind, command: Sequence[str] | None = None) -> Prepare
 
 def _check_combinations(parser: CollectingArgumentParser, arguments: Namespace, given: set[str]) -> None:
     """Adds a problem for every combination of arguments that cannot work."""
+    for problem in field_problems(arguments):
+        parser.problem(problem)
     index, shards = arguments.shard_index, arguments.num_shards
     if index is None and shards > 1:
         parser.problem("--num_shards needs --shard_index: which of the jobs is this?")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from colossal_llama.dataset.prepare.ownership import is_ours
 from colossal_llama.readers.directory_listing import unread_message
+from colossal_llama.readers.fields import BY_DIRECTORY, CHOSEN
 from colossal_llama.readers.unread_keys import UNREAD_KEYS, bound_names
 from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
 from colossal_llama.utils.console import table
@@ -193,7 +194,11 @@ def _loss_lines(manifest: dict) -> list[str]:
     totals = manifest["totals"]
     lines = [f"rejected records: {reason}  {count:,}" for reason, count in totals["rejected_records"].items()]
     for key, count in totals.items():
-        if key.startswith(("cut_", "dropped_", "odd_", "untrained_")):
+        if key.startswith(CHOSEN):
+            lines.append(f"columns that are read: {key.removeprefix(CHOSEN)}  {count:,}")
+        elif key == BY_DIRECTORY:
+            lines.append(f"category from the directory's name: {count:,}")
+        elif key.startswith(("cut_", "dropped_", "odd_", "untrained_")):
             lost, reason = key.split(".", 1)
             lines.append(f"{lost.replace('_', ' ')}: {reason}  {count:,}")
     lines += _unread_key_lines(totals)

@@ -43,7 +43,9 @@ from colossal_llama.dataset.prepare.rejections import (
 )
 from colossal_llama.dataset.prepare.worker_pool import WorkerPool, shared_flag, worker_pool
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
+from colossal_llama.readers.column_messages import ColumnMessages
 from colossal_llama.readers.directory_listing import unread_message
+from colossal_llama.readers.fields import OTHER_KIND, with_file_categories
 from colossal_llama.readers.listing import InputFile, find_input_files, refuse_files_that_changed
 from colossal_llama.utils.atomic_io import fsync_path, write_json
 from colossal_llama.utils.checked_json import with_checksum
@@ -107,6 +109,7 @@ def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) ->
 def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -> dict | None:
     started = time.perf_counter()
     files, unread_files = find_input_files(arguments.paths.data_input_dirs, excluded=arguments.output_dir)
+    files = with_file_categories(files, arguments.fields)
     if message := unread_message(unread_files):
         log_rank_zero(message)
     date = output_dir.recorded_date(arguments) or datetime.now().date().isoformat()
@@ -191,7 +194,10 @@ def _tokenize_and_write(
     """
     recheck_chunks(preparation.arguments.output_dir, preparation.chunks, preparation.arguments.run.num_workers)
     run = preparation.arguments.run
-    job = ChunkJob(tokenizer, preparation.chunk_dir, run.max_line_bytes, run.on_bad_record == "stop", shared_flag())
+    fields = preparation.arguments.field_options
+    job = ChunkJob(
+        tokenizer, preparation.chunk_dir, run.max_line_bytes, run.on_bad_record == "stop", shared_flag(), fields
+    )
     try:
         with worker_pool(run.num_workers, job) as pool:
             found = _tokenize(preparation, pool)
@@ -227,7 +233,8 @@ def _no_records_message(facts: Sequence[dict]) -> str:
     for counts in total_statistics(facts).values():
         reasons += Counter({key: count for key, count in counts.items() if key.startswith("dropped_documents.")})
     counted = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())) or "the files are empty"
-    return f"--data_input_dirs: no record could be used, so that there is nothing to write ({counted})"
+    advice = "".join(f"; these are of the other kind: {OTHER_KIND[kind]}" for kind in OTHER_KIND if kind in reasons)
+    return f"--data_input_dirs: no record could be used, so that there is nothing to write ({counted}){advice}"
 
 
 def _finish(preparation: _Preparation, facts: Sequence[dict], parts: Sequence[dict]) -> dict:
@@ -294,7 +301,7 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool) -> list[dict | None]:
     includes, chunks = preparation.arguments.shards.includes, preparation.chunks
     known = {chunk.index: chunk_facts(preparation.chunk_dir, chunk.index) for chunk in chunks if includes(chunk.index)}
     pending = [chunk for chunk in chunks if includes(chunk.index) and known[chunk.index] is None]
-    times = preparation.times
+    times, messages = preparation.times, ColumnMessages()
     started = time.perf_counter()
     bad: list[tuple[Chunk, dict]] = []
     with progress_bar(total=sum(map(_chunk_bytes, pending)), desc="tokenize", unit="B", unit_scale=True) as bar:
@@ -305,6 +312,7 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool) -> list[dict | None]:
                 if len(bad) > SHOWN_BAD_RECORDS:
                     break
                 continue
+            messages.say(chunk.file, facts["statistics"])
             times.tokenized_documents += facts["documents"]
             times.tokenized_tokens += facts["tokens"]
             elapsed = time.perf_counter() - started
@@ -314,6 +322,7 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool) -> list[dict | None]:
                 refresh=False,  # else each of 50,000 small chunks draws the bar
             )
             bar.update(_chunk_bytes(chunk))
+    messages.finish()
     times.tokenize_s = time.perf_counter() - started
     if bad:
         raise BadInputError(bad_record_messages(bad))

@@ -8,6 +8,7 @@ import orjson
 
 from colossal_llama.dataset.prepare.cache import chunk_rejected
 from colossal_llama.dataset.prepare.input_files import Chunk
+from colossal_llama.readers.fields import OTHER_KIND
 from colossal_llama.readers.rows import rows_before
 from colossal_llama.utils.atomic_io import atomic_file
 from colossal_llama.utils.errors import UserError
@@ -21,18 +22,33 @@ class BadInputError(UserError):
 
 
 def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
-    """Messages for the first bad records: file:line, the reason, and the record's beginning."""
+    """Messages for the first bad records: file:line, the reason, and the record's beginning.
+
+    Of records of the other kind the first is named: all the others are likely to be so, too.
+    """
+    bad, is_of_other_kind = _other_kind_once(bad), bad[0][1]["reason"] in OTHER_KIND
     first_rows = {chunk.index: rows_before(chunk.range) for chunk, _ in bad[:SHOWN_BAD_RECORDS]}
     messages = []
     for chunk, record in bad[:SHOWN_BAD_RECORDS]:
         line = first_rows[chunk.index] + record["row"] + 1
         shown = record["record"][:SHOWN_RECORD_CHARACTERS]
         messages.append(f"{chunk.file.path}:{line}: {record['message']} | {shown}")
+    if is_of_other_kind and len(bad) == 1:
+        return messages
     count = f"more than {SHOWN_BAD_RECORDS}" if len(bad) > SHOWN_BAD_RECORDS else f"{len(bad)}"
     return [
         *messages,
         f"{count} bad record{'s' if len(bad) > 1 else ''}, so that no part was written. Correct them, or skip them "
         "with --on_bad_record skip, which counts them by reason and lists them in rejected.jsonl.",
+    ]
+
+
+def _other_kind_once(bad: Sequence[tuple[Chunk, dict]]) -> list[tuple[Chunk, dict]]:
+    first: dict[str, dict] = {}
+    return [
+        (chunk, record)
+        for chunk, record in bad
+        if record["reason"] not in OTHER_KIND or first.setdefault(record["reason"], record) is record
     ]
 
 
