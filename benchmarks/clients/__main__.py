@@ -6,7 +6,8 @@ Makes the models by the suite's scripts, each client's environment, and the tabl
 
 Each client opens the model by its own code (`*_client.py`). It gets 2,000 texts, 40 prompts as
 token ids, and conversations for its own chat template. A greedy answer that differs first at a
-token whose logit is less than 0.02 above the second is counted as a near tie.
+token whose logit is less than 0.02 above the second is counted as a near tie. The harness for
+evaluations computes log-likelihoods, too, and a trainer the targets of whole conversations.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from benchmarks.clients.models import (
     random_models,
     read_conversations,
     read_texts,
+    read_trained,
     real_models,
 )
 from benchmarks.clients.programs import CLIENTS, Client
@@ -54,7 +56,8 @@ def main() -> None:
         model = makers[name]()
         reference = our_reference(model, texts, conversations, options.prompts, options.max_new_tokens)
         requests = work / "requests" / model.name.replace(" ", "-")
-        write_requests(requests, texts, conversations if model.chats else [], reference.prompts)
+        trained = read_trained(work, options.shared_data) if model.chats else []
+        write_requests(requests, texts, conversations if model.chats else [], reference, trained)
         for client in (CLIENTS[key] for key in options.clients):
             if client.opens(model):
                 rows.append(ask(client, model, reference, requests, options.max_new_tokens))
@@ -70,10 +73,9 @@ def ask(client: Client, model: TriedModel, reference: Reference, requests: Path,
     output = requests / f"{client.name}.json"
     output.unlink(missing_ok=True)
     words = [python, Path(__file__).with_name(client.script), "--model", opened, "--output", output]
-    words += [word for name in ("texts", "prompts") for word in (f"--{name}", requests / f"{name}.jsonl")]
+    files = {name: requests / f"{name}.jsonl" for name in client.requests if name != "conversations" or model.chats}
+    words += [word for name, file in files.items() for word in (f"--{name}", file)]
     words += ["--max_new_tokens", max_new_tokens]
-    if model.chats and client.renders_chats:
-        words += ["--conversations", requests / "conversations.jsonl"]
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(list(map(str, words)), env=variables, capture_output=True, text=True, check=False)
     row = {"model": model.name, "client": client.title}

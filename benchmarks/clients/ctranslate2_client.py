@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, required=True, help="a JSON list of ids a line")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--max_new_tokens", type=int, default=32, help="of each prompt")
-    options, _ = parser.parse_known_args()  # texts: CTranslate2 has no tokenizer
+    options = parser.parse_args()
     prompts = [json.loads(line) for line in options.prompts.read_text().splitlines()]
     settings = json.loads((options.model / "generation_config.json").read_text())
     stops = settings["eos_token_id"] if isinstance(settings["eos_token_id"], list) else [settings["eos_token_id"]]

@@ -44,15 +44,20 @@ class TriedModel:
         name: in the table.
         directory: model or adapter.
         is_adapter: a LoRA adapter, whose base the adapter_config.json names.
-        chats: it was fine-tuned on conversations: its prompts are conversations.
         sentencepiece: it has a tokenizer.model.
+        data: the prepared conversations that it was fine-tuned on; None for a base model.
     """
 
     name: str
     directory: Path
     is_adapter: bool = False
-    chats: bool = False
     sentencepiece: bool = False
+    data: Path | None = None
+
+    @property
+    def chats(self) -> bool:
+        """True where the prompts are conversations, as it was fine-tuned on some."""
+        return self.data is not None
 
 
 def run_script(*command: object, python: Path | str = sys.executable) -> None:
@@ -95,11 +100,11 @@ class ModelMaker:
             run_script("-c", _RANDOM_MODEL, self.shared_data / "tokenizers" / name, source)
         return self.expanded(name, source)
 
-    def fine_tuned(self, name: str, base: Path, template: tuple[str, ...], *options: str) -> Path:
-        """The directory of a run that has trained on conversations."""
+    def fine_tuned(self, name: str, base: Path, template: tuple[str, ...], *options: str) -> tuple[Path, Path]:
+        """Prepared conversations, and the directory of a run that has trained on them."""
         data, run = self.work / f"{base.name}-conversations", self.work / name
         if not data.exists():
-            names = ("--data_input_dirs", _conversations(self.work, self.shared_data), "--tokenizer_dir", base)
+            names = ("--data_input_dirs", _conversations(self.work, self.shared_data).parent, "--tokenizer_dir", base)
             names = (*names, "--data_output_dirs", data, "--max_length", 512, "--num_spliced_dataset_bins", 1)
             run_script("prepare_sft_dataset.py", *names, *template)
         if not (run / "modelling").exists():
@@ -107,7 +112,7 @@ class ModelMaker:
             records = ("--tensorboard_dir", self.work / f"{name}-logs", "--config_file", self.work / f"{name}.json")
             settings = ("--plugin", "ddp", "--mixed_precision", "bf16", "--lr", "1e-3", *_TRAINING, *options)
             run_script("train.py", *names, *records, *settings)
-        return run
+        return data, run
 
 
 def random_models(maker: ModelMaker) -> Iterator[tuple[str, Callable[[], TriedModel]]]:
@@ -128,40 +133,33 @@ def _expanded(maker: ModelMaker, title: str, name: str, sentencepiece: bool) -> 
 
 
 def _fine_tuned(maker: ModelMaker, title: str, name: str, version: str, sentencepiece: bool) -> TriedModel:
-    run = maker.fine_tuned(f"{name}-sft", maker.random_expanded(name), ("--llama_version", version))
-    return TriedModel(title, run / "modelling", chats=True, sentencepiece=sentencepiece)
+    data, run = maker.fine_tuned(f"{name}-sft", maker.random_expanded(name), ("--llama_version", version))
+    return TriedModel(title, run / "modelling", sentencepiece=sentencepiece, data=data)
 
 
 def real_models(maker: ModelMaker, source: Path) -> Iterator[tuple[str, Callable[[], TriedModel]]]:
     """Names of the models made of a trained one with a ChatML template, and ways to make them."""
 
-    def tuned(name: str, *options: str) -> Path:
-        """The directory of a run in ChatML."""
-        return maker.fine_tuned(name, maker.expanded("smollm2", source), ("--chat_template", "chatml"), *options)
+    def tuned(name: str, folder: str, run: str, *options: str, is_adapter: bool = False) -> TriedModel:
+        """A model that was fine-tuned in ChatML: a directory of the run of that name."""
+        base = maker.expanded("smollm2", source)
+        data, directory = maker.fine_tuned(run, base, ("--chat_template", "chatml"), *options)
+        return TriedModel(name, directory / folder, is_adapter, data=data)
 
-    def adapted() -> Path:
-        """The directory of a run that has trained an adapter."""
-        return tuned("smollm2-lora", "--lora_rank", "8", "--merge_lora")
-
+    adapter = ("smollm2-lora", "--lora_rank", "8", "--merge_lora")
     yield "SmolLM2 expanded", lambda: TriedModel("SmolLM2 expanded", maker.expanded("smollm2", source))
-    yield "SmolLM2 SFT", lambda: TriedModel("SmolLM2 SFT", tuned("smollm2-sft") / "modelling", chats=True)
-    yield (
-        "SmolLM2 LoRA",
-        lambda: TriedModel("SmolLM2 LoRA", adapted() / "modelling", is_adapter=True, chats=True),
-    )
-    yield (
-        "SmolLM2 LoRA merged",
-        lambda: TriedModel("SmolLM2 LoRA merged", adapted() / "modelling_merged", chats=True),
-    )
+    yield "SmolLM2 SFT", lambda: tuned("SmolLM2 SFT", "modelling", "smollm2-sft")
+    yield "SmolLM2 LoRA", lambda: tuned("SmolLM2 LoRA", "modelling", *adapter, is_adapter=True)
+    yield "SmolLM2 LoRA merged", lambda: tuned("SmolLM2 LoRA merged", "modelling_merged", *adapter)
 
 
 def _conversations(work: Path, shared_data: Path) -> Path:
-    """A directory with the first real conversations of each data set."""
-    target = work / "conversations"
+    """A file, alone in its directory, with the first real conversations of each data set."""
+    target = work / "conversations" / "conversations.jsonl"
     if not target.exists():
         lines = [line for file in _first_files(shared_data) for line in file.read_text().splitlines()[:_CONVERSATIONS]]
-        target.mkdir()
-        (target / "conversations.jsonl").write_text("\n".join(lines) + "\n")
+        target.parent.mkdir()
+        target.write_text("\n".join(lines) + "\n")
     return target
 
 
@@ -169,13 +167,22 @@ def _first_files(shared_data: Path) -> list[Path]:
     return [shared_data / "sft" / name / f"{name}-000.jsonl" for name in ("kdconv", "sgd")]
 
 
+def read_trained(work: Path, shared_data: Path) -> list[list[dict[str, str]]]:
+    """The conversations that models are fine-tuned on, with OpenAI's keys."""
+    return [_messages(line) for line in _conversations(work, shared_data).read_text().splitlines()]
+
+
+def _messages(line: str) -> list[dict[str, str]]:
+    roles = {"human": "user", "assistant": "assistant", "system": "system"}
+    return [{"role": roles[m["from"]], "content": m["content"]} for m in json.loads(line)["messages"]]
+
+
 def read_conversations(shared_data: Path, count: int) -> list[list[dict[str, str]]]:
     """Beginnings of other real conversations, each up to a message of the human, OpenAI's keys."""
-    roles = {"human": "user", "assistant": "assistant", "system": "system"}
     found: list[list[dict[str, str]]] = []
     for file in _first_files(shared_data):
         for line in file.read_text().splitlines()[_CONVERSATIONS : _CONVERSATIONS + (count + 1) // 2]:
-            messages = [{"role": roles[m["from"]], "content": m["content"]} for m in json.loads(line)["messages"]]
+            messages = _messages(line)
             ends = [number for number, message in enumerate(messages[:5]) if message["role"] == "user"]
             found.append(messages[: ends[len(found) % len(ends)] + 1])
     return found[:count]

@@ -2,7 +2,7 @@
 
 python peft_client.py --model RUN/modelling --output O.json     (and RUN/modelling_merged)
 
-Texts and prompts are other clients'.
+Only the adapter is asked about.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="directory of the adapter")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    options, _ = parser.parse_known_args()  # texts and prompts are other clients'
+    options, _ = parser.parse_known_args()  # answers are other clients'
     # The older name of `dtype`: every version takes it.
     merged_dir = options.model.parent / "modelling_merged"
     expected = AutoModelForCausalLM.from_pretrained(merged_dir, torch_dtype="auto", trust_remote_code=False)

@@ -38,7 +38,7 @@ class Client:
         opens: which models it can open.
         prepare: gives the path that it opens, for a model and the work directory.
         unresolved: requirements that are installed without what they ask for.
-        renders_chats: it renders conversations by the model's chat template.
+        requests: the files that it gets, without their ending (see `write_requests`).
     """
 
     name: str
@@ -48,7 +48,7 @@ class Client:
     opens: Callable[[TriedModel], bool] = lambda model: True
     prepare: Callable[[TriedModel, Path], Path] = _as_it_is
     unresolved: Sequence[str] = ()
-    renders_chats: bool = True
+    requests: Sequence[str] = ("texts", "prompts", "conversations")
 
 
 CLIENTS = {
@@ -61,7 +61,7 @@ CLIENTS = {
             ("sentencepiece==0.2.3",),
             "sentencepiece_client.py",
             opens=lambda model: model.sentencepiece,
-            renders_chats=False,
+            requests=("texts",),
         ),
         Client(
             "peft",
@@ -69,7 +69,7 @@ CLIENTS = {
             TRANSFORMERS_5,
             "peft_client.py",
             opens=lambda model: model.is_adapter,
-            renders_chats=False,
+            requests=(),
         ),
         Client(
             "ctranslate2",
@@ -77,7 +77,7 @@ CLIENTS = {
             ("ctranslate2==4.8.5", "transformers==5.24.0"),
             "ctranslate2_client.py",
             opens=lambda model: not model.is_adapter,
-            renders_chats=False,
+            requests=("prompts",),
         ),
         Client(
             "llama_cpp",
@@ -86,6 +86,21 @@ CLIENTS = {
             "llama_cpp_client.py",
             opens=lambda model: not model.is_adapter,
             prepare=_as_gguf,
+        ),
+        Client(
+            "lm_eval",
+            "lm-evaluation-harness",
+            ("lm_eval==0.4.13",),
+            "lm_eval_client.py",
+            requests=("texts", "contexts", "pairs", "conversations"),
+        ),
+        Client(
+            "trl",
+            "TRL",
+            ("trl==1.16.0", "transformers==5.24.0"),
+            "trl_client.py",
+            opens=lambda model: model.data is not None and not model.is_adapter,
+            requests=("trained",),
         ),
     )
 }

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="directory with a tokenizer.model")
     parser.add_argument("--texts", type=Path, required=True, help="a JSON string a line")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    options, _ = parser.parse_known_args()  # prompts need a model
+    options, _ = parser.parse_known_args()  # answers need a model
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(options.model / "tokenizer.model"))
     texts = [json.loads(line) for line in options.texts.read_text(encoding="utf-8").splitlines()]
     result = {"versions": {"sentencepiece": sentencepiece.__version__}, "ids": tokenizer.encode(texts)}

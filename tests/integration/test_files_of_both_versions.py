@@ -76,7 +76,7 @@ def test_transformers_5_gives_our_ids_and_answers(name, python_5, shared_data, w
 
 def assert_same(model: TriedModel, texts: list[str], conversations: list, requests: Path) -> None:
     reference = our_reference(model, texts, conversations, PROMPTS, NEW_TOKENS)
-    write_requests(requests, texts, conversations, reference.prompts)
+    write_requests(requests, texts, conversations, reference)
     row = ask(CLIENTS["transformers5"], model, reference, requests, NEW_TOKENS)
     assert row.get("ids") == f"{len(texts):,} of {len(texts):,}", row
     equal, _, ties = row["greedy"].partition(" + ")
