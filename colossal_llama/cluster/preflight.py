@@ -3,7 +3,7 @@ r"""Checks every host of a hostfile before a long run.
 The output names each problem of a host and what to do (exit code 1), or that all hosts are ready:
 
     python colossal_llama/cluster/preflight.py --hostfile hostfile --nproc_per_node 8 \
-        --pretrained model --dataset data/arrow/part-0000* --save_dir checkpoints
+        --pretrained model --dataset data/arrow --save_dir checkpoints
 """
 
 import argparse
@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 
 from colossal_llama.cluster.host_checks import HostReport, Problem, RunRequirements, compare_hosts
 from colossal_llama.cluster.hostfile import read_hostfile
+from colossal_llama.readers.input_paths import GatherPaths, local_paths
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.console import table
@@ -75,7 +76,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pretrained", type=path_or_name, metavar="DIR", help="model to be trained; a name is not looked up"
     )
-    parser.add_argument("--dataset", type=Path, nargs="+", default=(), metavar="PART", help="prepared part directories")
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        action=GatherPaths,
+        type=local_paths,
+        default=(),
+        metavar="PATH",
+        help="prepared part directories, or directories of parts",
+    )
     parser.add_argument(
         "--save_dir", type=Path, default=Path("checkpoint_dir"), metavar="DIR", help="where checkpoints will be written"
     )

@@ -38,16 +38,8 @@ from colossal_llama.dataset import record_keys
 from colossal_llama.dataset.conversation import Message
 from colossal_llama.dataset.messages import RoleNames, is_message, messages_of
 from colossal_llama.readers.record import RecordError, kind_of, string_of
+from colossal_llama.readers.record_forms import EXCHANGES, LISTS, OTHER_LISTS
 
-LISTS = ("messages", "conversations")
-_OTHER_LISTS = ("conversation", "dialogue", "dialog", "chat", "turns", "items", "data")
-_EXCHANGES = (
-    (
-        ("instruction", "prompt", "question", "query", "problem", "input", "inputs"),
-        ("output", "completion", "response", "answer", "solution", "target", "targets"),
-    ),
-    (("human", "user"), ("assistant", "gpt", "bot")),
-)
 _EXTRAS = ("input", "context")
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 _TRANSCRIPTS = (("[|Human|]", "[|AI|]"), ("### Human:", "### Assistant:"))
@@ -86,7 +78,7 @@ def _other_form(record: dict, roles: RoleNames, notes: list[str], is_prompt: boo
     spelled = {name.lower(): name for name in reversed(record)}
     if is_prompt and (transcript := _transcript(record, spelled)):
         return transcript
-    lists = [name for name in _named(spelled, _OTHER_LISTS) if _is_list_of_turns(record[name])]
+    lists = [name for name in _named(spelled, OTHER_LISTS) if _is_list_of_turns(record[name])]
     found: dict[str, Callable[[], Found]] = {
         f'"{name}"': partial(_listed, record, name, roles, notes) for name in lists
     }
@@ -116,7 +108,7 @@ def _no_form(record: dict, spelled: Mapping[str, str]) -> RecordError:
     """
     record_keys.read(record, "", [])
     known = (", ".join(f'"{name}"' for name in record) or "nothing")[:80]
-    for questions, answers in _EXCHANGES:
+    for questions, answers in EXCHANGES:
         if asked := _named(spelled, questions):
             listed = ", ".join(f'"{name}"' for name in answers)
             return RecordError("missing_field", f'"{asked[0]}" has no answer ({listed}): there is {known}')
@@ -207,7 +199,7 @@ def _exchange_keys(record: dict[str, Any], is_prompt: bool = False) -> tuple[str
     """
     spelled = {name.lower(): name for name in reversed(record)}
     extras = [name for name in _named(spelled, _EXTRAS) if record[name] not in _NOTHING]
-    for names in _EXCHANGES:
+    for names in EXCHANGES:
         asked, answered = (_given(record, _named(spelled, of_part)) for of_part in names)
         if len(asked) > 1:
             asked = [name for name in asked if name not in extras]

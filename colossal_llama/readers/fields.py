@@ -23,6 +23,7 @@ from colossal_llama.readers.record_forms import (
     PARAGRAPH_KEYS,
     TEXT_NAMES,
     conversation_form,
+    conversation_keys,
     conversation_text,
     document_form,
     named,
@@ -224,7 +225,7 @@ def _columns(names: tuple[str, ...], texts: tuple[str, ...], fields: FieldOption
 def _others(unused: Sequence[str], texts: Sequence[str], fit: Sequence[str]) -> str:
     """Unused columns that would fit, too, quoted; empty without any."""
     others = [f'"{name}"' for name in (*fit, *named(texts, ("source",))) if name in unused]
-    if form := conversation_form(unused):
+    if form := conversation_keys(unused):
         others.append(form)
     return ", ".join(others)
 

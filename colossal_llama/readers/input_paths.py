@@ -137,6 +137,11 @@ def missing_path_problem(path: Path) -> str | None:
     return f"{path} is neither a file nor a directory: write what it gives into a file"
 
 
+def no_directory_problem(path: Path) -> str | None:
+    """Explains why a path is not a directory; None where it is one."""
+    return missing_path_problem(path) or (None if path.is_dir() else f"{path} is a file, not a directory")
+
+
 def _close_path(path: Path) -> Path | None:
     """The path with its first missing name replaced by the closest that is there."""
     parent = next((parent for parent in path.parents if parent.is_dir()), None)

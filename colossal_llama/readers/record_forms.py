@@ -6,6 +6,8 @@ Which messages a conversation has, exactly, is `dataset/records.py`'s; here its 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import orjson
+
 from colossal_llama.readers.record import RecordError, kind_of
 
 TEXT_NAMES = (
@@ -28,9 +30,19 @@ TEXT_NAMES = (
 """Names of the column that is a whole document, the likeliest first; compared without case."""
 PARAGRAPH_KEYS = ("内容",)
 """Keys of the text of a paragraph, where the column is a list of paragraphs."""
-_LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog")
-_QUESTIONS = ("instruction", "prompt", "question", "query", "input", "问")
-_ANSWERS = ("output", "completion", "response", "answer", "答")
+LISTS = ("messages", "conversations")
+"""Keys of a list of messages."""
+OTHER_LISTS = ("conversation", "dialogue", "dialog", "chat", "turns", "items", "data")
+"""Keys that a list of messages may have, too."""
+EXCHANGES = (
+    (
+        ("instruction", "prompt", "question", "query", "problem", "input", "inputs"),
+        ("output", "completion", "response", "answer", "solution", "target", "targets"),
+    ),
+    (("human", "user"), ("assistant", "gpt", "bot")),
+    (("问",), ("答",)),  # MNBVC
+)
+"""Keys of a question and of its answer, which go together."""
 _PART_TEXTS = ("content", "value", "text")
 
 
@@ -45,17 +57,32 @@ def named(names: Iterable[str], wanted: tuple[str, ...]) -> list[str]:
     return sorted(found, key=lambda name: (order[name.strip().lower()], name not in order))
 
 
-def conversation_form(names: Iterable[str]) -> str:
+def conversation_form(record: dict) -> str:
     """Keys that make a record a conversation, quoted; empty if it is none.
 
-    >>> conversation_form(["prompt", "completion", "id"])
+    >>> conversation_form({"prompt": "P", "completion": "C", "id": 3})
     '"prompt" and "completion"'
     """
+    if keys := conversation_keys(record):
+        return keys
+    return next((f'"{name}"' for name in named(record, OTHER_LISTS) if _is_list_of_turns(record[name])), "")
+
+
+def conversation_keys(names: Iterable[str]) -> str:
+    """Those of the names that make a record a conversation, whatever their values are, quoted."""
     names = list(names)
-    if lists := named(names, _LISTS):
+    if lists := named(names, LISTS):
         return f'"{lists[0]}"'
-    questions, answers = named(names, _QUESTIONS), named(names, _ANSWERS)
-    return f'"{questions[0]}" and "{answers[0]}"' if questions and answers else ""
+    for questions, answers in EXCHANGES:
+        if (asked := named(names, questions)) and (answered := named(names, answers)):
+            return f'"{asked[0]}" and "{answered[0]}"'
+    return ""
+
+
+def _is_list_of_turns(value: Any) -> bool:
+    if isinstance(value, dict):  # turns by number
+        return bool(value) and all(isinstance(turn, dict) for turn in value.values())
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict | list)
 
 
 def document_form(record: dict) -> str:
@@ -70,16 +97,35 @@ def conversation_text(record: dict) -> str:
     Raises:
         RecordError: a message has no text.
     """
-    for name in named(record, _LISTS):
-        if isinstance(record[name], list):
-            return "\n".join(text for message in record[name] for text in _message_texts(message))
-    names = [*named(record, _QUESTIONS), *named(record, _ANSWERS)]
-    return "\n".join(text for name in names for text in _texts(record[name], name) if text)
+    for name in named(record, (*LISTS, *OTHER_LISTS)):
+        value = record[name]
+        if isinstance(value, str) and value.lstrip()[:1] == "[":  # a list as text, as tables have it
+            value = _parsed(value)
+        if isinstance(value, list | dict):
+            turns = value.values() if isinstance(value, dict) else value
+            return "\n".join(text for turn in turns for text in _turn_texts(turn, name))
+    pairs = [(named(record, questions), named(record, answers)) for questions, answers in EXCHANGES]
+    names = next(([*asked, *answered] for asked, answered in pairs if asked and answered), [])
+    given = [name for name in names if record[name] is not None]
+    return "\n".join(text for name in given for text in _texts(record[name], name) if text)
 
 
-def _message_texts(message: Any) -> Iterator[str]:
-    content = next((message[key] for key in _PART_TEXTS if key in message), None) if isinstance(message, dict) else None
-    yield from _texts(content, "content")
+def _parsed(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+def _turn_texts(turn: Any, name: str) -> Iterator[str]:
+    """Texts of a message, of an exchange, or of a list of texts."""
+    if isinstance(turn, dict):
+        key = next((key for key in _PART_TEXTS if key in turn), None)
+        keys = [key] if key else [key for key, value in turn.items() if isinstance(value, str)]
+        for key in keys or ["content"]:
+            yield from _texts(turn.get(key), key)
+    else:
+        yield from _texts(turn, name)
 
 
 def _texts(content: Any, name: str) -> Iterator[str]:
@@ -93,5 +139,5 @@ def _texts(content: Any, name: str) -> Iterator[str]:
 
 
 def _part_texts(part: Any) -> list[str]:
-    text = part.get("text") if isinstance(part, dict) else None
+    text = next((part[key] for key in ("text", "content") if key in part), None) if isinstance(part, dict) else None
     return [text] if isinstance(text, str) else []

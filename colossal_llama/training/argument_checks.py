@@ -7,6 +7,7 @@ that needs another one is declared with `only_with` (training.arguments).
 import os
 from pathlib import Path
 
+from colossal_llama.readers.input_paths import no_directory_problem
 from colossal_llama.training.arguments import (
     GPU_ONLY_PLUGINS,
     CheckpointArguments,
@@ -24,7 +25,7 @@ from colossal_llama.training.record_files import (
     foreign_records,
 )
 from colossal_llama.utils.arguments import ineffective_options, is_given
-from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
+from colossal_llama.utils.cli import CollectingArgumentParser
 from colossal_llama.utils.hub.names import ModelName, missing_directory_problem
 from colossal_llama.utils.transformers_version import shard_policies_problem, unsupported_version
 
@@ -102,8 +103,8 @@ def _check_paths(parser: CollectingArgumentParser, arguments: TrainingArguments)
         parser.problem(f"--pretrained: {pretrained} {found}")
     for name, parts in (("dataset", arguments.data.dataset), ("eval_dataset", records.eval_dataset)):
         for part in parts:
-            if reason := directory_problem(part):
-                parser.problem(f"--{name}: {part} {reason}")
+            if problem := no_directory_problem(part):
+                parser.problem(f"--{name}: {problem}")
     directories = {"save_dir": arguments.checkpoint.save_dir, "tensorboard_dir": records.tensorboard_dir}
     for name, path in directories.items():
         for file in _files_among(path, *path.parents):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.readers.input_paths import GatherPaths, local_paths
 from colossal_llama.training.parallel_layout import SP_MODES
 from colossal_llama.utils.arguments import group, option, option_values, switch
 from colossal_llama.utils.cli import MAX_SEED, number_in_range, parse_bool
@@ -52,8 +53,9 @@ class DataArguments:
     dataset: tuple[Path, ...] = option(
         (),
         nargs="+",
-        type=Path,
-        metavar="PART",
+        action=GatherPaths,
+        type=local_paths,
+        metavar="PATH",
         help="prepared part directories (arrow/part-00000 …), in training order; required without --benchmark",
     )
     verify_data: bool = option(
@@ -251,8 +253,9 @@ class RecordArguments:
     eval_dataset: tuple[Path, ...] = option(
         (),
         nargs="+",
-        type=Path,
-        metavar="PART",
+        action=GatherPaths,
+        type=local_paths,
+        metavar="PATH",
         help="prepared part directories for the validation loss, computed at intervals and at the end",
     )
     eval_interval: int | None = option(

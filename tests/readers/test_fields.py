@@ -150,6 +150,13 @@ CONVERSATIONS = [
     {"prompt": "Q", "completion": "A"},
     {"question": "Q", "answer": "A", "id": 3},
     {"问": "Q", "答": "A"},
+    {"instruction": "Q", "input": None, "output": "A", "text": None},
+    {"problem": "Q", "solution": "A"},
+    {"conversation": [{"human": "Q", "assistant": "A"}]},
+    {"data": [["Q", "A"]]},
+    {"chat": {"turn_1": {"Human": "Q", "MOSS": "A"}}},
+    {"messages": '[{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]'},
+    {"prompt": [{"role": "user", "content": "Q"}], "completion": [{"role": "assistant", "content": "A"}]},
 ]
 
 
@@ -162,7 +169,10 @@ def test_conversations_are_recognised_and_have_a_text(record):
     refuse_document(record)
 
 
-@pytest.mark.parametrize("record", [{"text": "T"}, {"source": "", "target": "T", "category": "c"}, CORPORA["WuDao"]])
+@pytest.mark.parametrize(
+    "record",
+    [{"text": "T"}, {"source": "", "target": "T", "category": "c"}, CORPORA["WuDao"], {"data": "x", "text": "T"}],
+)
 def test_documents_are_recognised_among_conversations(record):
     with pytest.raises(RecordError, match=r"use prepare_pretrain_dataset\.py") as raised:
         refuse_document(record)
