@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import datasets
 import numpy as np
 import pyarrow.compute
 
@@ -26,7 +25,8 @@ class Part:
     """A part of a prepared data set (`arrow/part-0000i`)."""
 
     path: Path
-    rows: datasets.Dataset
+    rows: Any
+    """A `datasets.Dataset`, or `TokenizedRows`."""
     facts: PartFacts
     categories: tuple[str, ...]
     files: tuple[Path, ...] = ()
@@ -76,6 +76,11 @@ class Part:
             target_tokens=self.facts.target_tokens,
             arrow_sha256=self.facts.arrow_sha256 if compare_checksum else None,
         )
+
+    @property
+    def needs_verification(self) -> bool:
+        """True for files whose values are to be checked before the first step."""
+        return bool(self.files)
 
     @property
     def holds_samples(self) -> bool:

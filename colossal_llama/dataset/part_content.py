@@ -25,7 +25,7 @@ ROW_COLUMNS = ("input_ids", "labels", "document_lengths")
 CATEGORY_COLUMN = "document_categories"
 _STATE_FILE = "state.json"
 _REMEDY = "copy the part again, or prepare the data again"
-_FOREIGN_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError)
+FOREIGN_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError)
 """What pyarrow raises on damaged files, a length of 2**60 bytes included."""
 
 
@@ -81,8 +81,8 @@ def check_structure(file: Path) -> pa.Schema:
                 batch.validate(full=True)
                 _check_nulls(file, batch)
             return reader.schema
-    except _FOREIGN_ERRORS as error:
-        raise UserError(f"{file} is damaged: {_first_line(error)}; {_REMEDY}") from error
+    except FOREIGN_ERRORS as error:
+        raise UserError(f"{file} is damaged: {first_line(error)}; {_REMEDY}") from error
 
 
 def _check_columns(file: Path, schema: pa.Schema) -> None:
@@ -120,8 +120,8 @@ def check_content(files: list[Path], rules: ContentRules) -> None:
                 problem, found = _first_problem(reader, rules)
                 targets += found
                 changed = rules.arrow_sha256 is not None and reader.sha256() != rules.arrow_sha256
-        except _FOREIGN_ERRORS as error:
-            raise UserError(f"{file} is damaged: {_first_line(error)}; {_REMEDY}") from error
+        except FOREIGN_ERRORS as error:
+            raise UserError(f"{file} is damaged: {first_line(error)}; {_REMEDY}") from error
         if changed:
             raise UserError(
                 f"{file} has changed since it was written: its SHA-256 is not the one in part.json"
@@ -234,5 +234,6 @@ def _starts(batch: pa.RecordBatch, name: str) -> np.ndarray:
     return offsets - offsets[0] if len(offsets) else np.zeros(1, np.int64)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, its class where it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

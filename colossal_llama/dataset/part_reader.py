@@ -1,7 +1,8 @@
-"""Opens the parts that the prepare scripts wrote, memory-mapped, and reads their metadata."""
+"""Opens parts and data sets of other programs, memory-mapped, and reads their metadata."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import datasets
 import pyarrow
@@ -9,45 +10,65 @@ import pyarrow
 from colossal_llama.dataset.part import Part
 from colossal_llama.dataset.part_content import CATEGORY_COLUMN, ROW_COLUMNS, check_structure, data_files
 from colossal_llama.dataset.part_facts import FACTS_FILE, read_part_facts
+from colossal_llama.dataset.part_paths import is_part, is_saved_data_set
+from colossal_llama.dataset.tokenized.part import kind_of_each, open_tokenized
+from colossal_llama.dataset.tokenized.survey import Survey
 from colossal_llama.utils.cli import directory_problem
 from colossal_llama.utils.errors import UserError
 
 
-def open_parts(paths: Sequence[str | Path], max_length: int, option: str = "--dataset") -> list[Part]:
-    """Opens part directories, memory-mapped, and checks them.
+def open_parts(
+    paths: Sequence[str | Path],
+    max_length: int,
+    option: str = "--dataset",
+    surveys: Mapping[Path, Survey] = MappingProxyType({}),
+) -> list[Part]:
+    """Opens parts and data sets of other programs, memory-mapped, and checks them.
 
     Args:
         paths: the directories.
         max_length: maximum length of a row in tokens.
         option: that names the paths on the command line, for messages.
+        surveys: of data sets of other programs that another process has read.
 
     Raises:
-        UserError: parts are missing, damaged, not written by the prepare scripts, of longer rows or
-            of several kinds; every one of them is named.
+        UserError: parts are missing, damaged, no data set on disk, of longer rows or of several
+            kinds; every one of them is named.
     """
-    parts, problems = [], []
+    parts: list[Part] = []
+    problems: list[str] = []
     for path in map(Path, paths):
         try:
-            parts.append(_open_part(path, max_length, option))
+            parts.append(_open(path, max_length, option, surveys.get(path)))
         except UserError as error:
             problems += error.problems
     if not problems and not sum(len(part.rows) for part in parts):
         problems.append(f"{option}: the parts hold no rows")
     if not problems and len({part.kind for part in parts}) > 1:
-        problems.append(f"{option} mixes pre-training and conversation parts: use one kind, then the other")
+        mixed = f"{option} mixes pre-training and conversation parts: use one kind, then the other"
+        problems.append(mixed + kind_of_each(parts))
     if problems:
         raise UserError(problems)
     return parts
 
 
-def _open_part(path: Path, max_length: int, option: str) -> Part:
+def _open(path: Path, max_length: int, option: str, known: Survey | None) -> Part:
     if reason := directory_problem(path):
         raise UserError(f"{option}: {path} {reason}")
-    if not (path / FACTS_FILE).is_file():
+    if is_part(path):
+        return _open_part(path, max_length, option)
+    if not is_saved_data_set(path):
         raise UserError(
             f"{option}: {path} is not a part written by prepare_pretrain_dataset.py or prepare_sft_dataset.py (no "
-            f"{FACTS_FILE}); give the directories arrow/part-00000 and so on, one by one"
+            f"{FACTS_FILE}), and no data set on disk"
         )
+    try:
+        return open_tokenized(path, max_length, known)
+    except UserError as error:
+        raise UserError([f"{option}: {problem}" for problem in error.problems]) from error
+
+
+def _open_part(path: Path, max_length: int, option: str) -> Part:
     try:
         facts, files = read_part_facts(path), data_files(path)
         schemas = [check_structure(file) for file in files]

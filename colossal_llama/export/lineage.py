@@ -145,7 +145,7 @@ def _manifests(
 ) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
     """The manifests of the parts, each with the names of those that the run used."""
     used: dict[Path, list[str]] = {}
-    for text in configuration.get("arguments", {}).get("dataset") or ():
+    for text in configuration.get("parts") or configuration.get("arguments", {}).get("dataset") or ():
         part = _resolve(text, configuration, run)
         prepared = part.parent.parent / "manifest.json"
         if prepared.is_file():

@@ -5,9 +5,10 @@ that needs another one is declared with `only_with` (training.arguments).
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from colossal_llama.readers.input_paths import no_directory_problem
+from colossal_llama.dataset.part_paths import find_parts
 from colossal_llama.training.arguments import (
     GPU_ONLY_PLUGINS,
     CheckpointArguments,
@@ -26,6 +27,7 @@ from colossal_llama.training.record_files import (
 )
 from colossal_llama.utils.arguments import ineffective_options, is_given
 from colossal_llama.utils.cli import CollectingArgumentParser
+from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.hub.names import ModelName, missing_directory_problem
 from colossal_llama.utils.transformers_version import shard_policies_problem, unsupported_version
 
@@ -101,10 +103,12 @@ def _check_paths(parser: CollectingArgumentParser, arguments: TrainingArguments)
     if isinstance(pretrained, Path) and not (pretrained / "config.json").is_file():
         found = missing_directory_problem(pretrained) or "holds no config.json"
         parser.problem(f"--pretrained: {pretrained} {found}")
-    for name, parts in (("dataset", arguments.data.dataset), ("eval_dataset", records.eval_dataset)):
-        for part in parts:
-            if problem := no_directory_problem(part):
-                parser.problem(f"--{name}: {problem}")
+    for name, given in (("dataset", arguments.data.dataset), ("eval_dataset", records.eval_dataset)):
+        try:
+            find_parts(given, f"--{name}")
+        except UserError as error:
+            for problem in error.problems:
+                parser.problem(problem)
     directories = {"save_dir": arguments.checkpoint.save_dir, "tensorboard_dir": records.tensorboard_dir}
     for name, path in directories.items():
         for file in _files_among(path, *path.parents):
@@ -131,9 +135,12 @@ def _check_records(parser: CollectingArgumentParser, arguments: TrainingArgument
 
 
 def _input_directories(arguments: TrainingArguments) -> list[Path]:
-    parts = (*arguments.data.dataset, *arguments.records.eval_dataset)
+    given = (*arguments.data.dataset, *arguments.records.eval_dataset)
+    parts: tuple[Path, ...] = ()
+    with suppress(UserError):  # reported with the paths
+        parts = find_parts(given, "--dataset").paths
     pretrained = arguments.model.pretrained
-    return [*([pretrained] if isinstance(pretrained, Path) else []), *parts]
+    return [*([pretrained] if isinstance(pretrained, Path) else []), *given, *parts]
 
 
 def _files_among(*directories: Path) -> list[Path]:

@@ -39,7 +39,9 @@ class DataVerification:
         """
         self._tokenizer_ids, self._embedding_rows = tokenizer_ids, embedding_rows
         self._compare_checksums = compare_checksums
-        parts = [(option, part) for option, given in parts_by_option.items() for part in given if part.files]
+        parts = [
+            (option, part) for option, given in parts_by_option.items() for part in given if part.needs_verification
+        ]
         self._report(parts)
         self._problems: dict[int, list[str]] = {}
         self._failure: BaseException | None = None

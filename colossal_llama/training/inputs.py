@@ -9,7 +9,9 @@ import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from colossal_llama.dataset.part import Part, data_fingerprint
+from colossal_llama.dataset.part_paths import FoundParts
 from colossal_llama.dataset.part_reader import open_parts
+from colossal_llama.dataset.tokenized.survey import Survey
 from colossal_llama.model.architectures import ARCHITECTURES, architecture_of
 from colossal_llama.model.config_file import read_generation_config
 from colossal_llama.model.expansion.new_tokens import vocabulary_rows
@@ -38,8 +40,10 @@ from colossal_llama.training.checkpoint.archive import entry_written_by_a_run
 from colossal_llama.training.checkpoint.discovery import find_checkpoint, read_checkpoint
 from colossal_llama.training.checkpoint.integrity import check_model_directory, damage_of_checkpoint
 from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, Checkpoint, Origin, Progress
+from colossal_llama.training.data_notes import refuse_other_ids, report_parts, report_paths
 from colossal_llama.training.data_verification import DataVerification
 from colossal_llama.training.distributed import consensus
+from colossal_llama.training.distributed.data_survey import find_parts_on_all_ranks, survey_on_all_hosts
 from colossal_llama.training.distributed.model_download import directory_on_all_hosts
 from colossal_llama.training.metrics import refuse_other_record
 from colossal_llama.utils.checksums import has_checksums
@@ -96,6 +100,7 @@ def open_inputs(arguments: TrainingArguments) -> RunInputs:
             differ between hosts.
     """
     checkpoint = _undamaged_checkpoint(arguments)
+    data = _found_data(arguments)
     with consensus.raise_on_all_ranks():
         source, adapter_path = _model_sources(arguments, checkpoint)
     needed = Needed.CONFIGURATION if arguments.dry_run.dry_run else Needed.MODEL
@@ -105,7 +110,7 @@ def open_inputs(arguments: TrainingArguments) -> RunInputs:
             _refuse_impossible_layout(arguments, model_path)
         if adapter_path is not None:
             _say_if_other_base(model_path, adapter_path)
-        inputs = _open_inputs(arguments, checkpoint, model_path, adapter_path)
+        inputs = _open_inputs(arguments, data, checkpoint, model_path, adapter_path)
         fingerprints = {
             "the data (--dataset)": inputs.origin.data_fingerprint,
             "the data (--eval_dataset)": data_fingerprint(inputs.eval_parts),
@@ -145,12 +150,37 @@ def packed_to_tokens(data: DataArguments, parts: Sequence[Part]) -> int | None:
 
     Pre-training rows are spliced during preparation; padded conversations have a row each.
     """
-    packs = data.padding_mode == "none" and parts[0].kind == "sft"
+    packs = data.padding_mode == "none" and any(part.holds_samples for part in parts)
     return data.max_length if packs else None
 
 
+@dataclass(frozen=True)
+class _FoundData:
+    """Parts of each option, and the surveys of data sets that other programs tokenized."""
+
+    parts: dict[str, FoundParts]
+    surveys: dict[Path, Survey]
+
+    def open(self, option: str, max_length: int) -> list[Part]:
+        """Opens the parts of an option; none where it is not given."""
+        paths = self.parts[option].paths
+        return open_parts(paths, max_length, option, self.surveys) if paths else []
+
+
+def _found_data(arguments: TrainingArguments) -> _FoundData:
+    """Finds the parts of all options, and reads what other programs tokenized; a collective."""
+    given = {"--dataset": arguments.data.dataset, "--eval_dataset": arguments.records.eval_dataset}
+    found = find_parts_on_all_ranks(given)
+    report_paths(found)
+    return _FoundData(found, survey_on_all_hosts(found))
+
+
 def _open_inputs(
-    arguments: TrainingArguments, checkpoint: Checkpoint | None, model_path: Path, adapter_path: Path | None
+    arguments: TrainingArguments,
+    found: _FoundData,
+    checkpoint: Checkpoint | None,
+    model_path: Path,
+    adapter_path: Path | None,
 ) -> RunInputs:
     data, is_benchmark = arguments.data, arguments.benchmark.benchmark
     if not is_benchmark:
@@ -167,15 +197,14 @@ def _open_inputs(
     if is_benchmark:
         parts = [random_part(arguments.benchmark.num_samples, data.max_length, len(tokenizer))]
     else:
-        parts = open_parts(data.dataset, data.max_length)
-    eval_parts = []
-    if arguments.records.eval_dataset:
-        eval_parts = open_parts(arguments.records.eval_dataset, data.max_length, option="--eval_dataset")
+        parts = found.open("--dataset", data.max_length)
+    eval_parts = found.open("--eval_dataset", data.max_length)
+    by_option = {"--dataset": parts, "--eval_dataset": eval_parts}
     _refuse_varying_rope(data, config, [*parts, *eval_parts])
     _warn_of_long_documents(data.cross_document_attention, config, [*parts, *eval_parts])
     fingerprint = tokenizer_fingerprint(tokenizer)
     if not arguments.checkpoint.allow_other_data:
-        _refuse_other_tokenizer({"--dataset": parts, "--eval_dataset": eval_parts}, fingerprint, model_path)
+        _refuse_other_tokenizer(by_option, fingerprint, model_path)
     adapters_stop_ids = () if adapter_path is None else keep_adapters_format(tokenizer, adapter_path)
     stop_ids = record_chat_format(tokenizer, parts, fingerprint) or adapters_stop_ids
     origin = Origin(
@@ -188,7 +217,8 @@ def _open_inputs(
     )
     # Parts of another tokenizer may have ids that only the embeddings have.
     ids = config.vocab_size if arguments.checkpoint.allow_other_data else vocabulary_rows(tokenizer)
-    by_option = {"--dataset": parts, "--eval_dataset": eval_parts}
+    refuse_other_ids(by_option, tokenizer, ids)
+    report_parts(by_option, tokenizer)
     verification = DataVerification(by_option, ids, config.vocab_size, data.verify_data)
     return RunInputs(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin, verification, stop_ids)
 

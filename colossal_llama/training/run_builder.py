@@ -64,7 +64,7 @@ def build_trainer(arguments: TrainingArguments, inputs: RunInputs, setup: ModelS
     if inputs.checkpoint is not None:
         restore(inputs.checkpoint, backend, model, optimizer)
     inputs.verification.finish()
-    write_config_file(arguments, geometry, schedule, inputs.model_path)
+    write_config_file(arguments, geometry, schedule, inputs)
     saver, metrics, nonfinite_record = _open_records(arguments, inputs, setup, model, optimizer, progress)
     train_step = _train_step(arguments, inputs, setup, model, optimizer)
     return Trainer(

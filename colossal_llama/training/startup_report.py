@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,10 +85,12 @@ def _report_packing(data: DataArguments, inputs: RunInputs, trainer: Trainer) ->
 
 
 def write_config_file(
-    arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule, model_path: Path
+    arguments: TrainingArguments, geometry: StepGeometry, schedule: Schedule, inputs: RunInputs
 ) -> None:
-    """Writes `--config_file`: arguments, versions, world size and schedule. A collective."""
-    content = _configuration(arguments, geometry, schedule) | origin_record(model_path, "pretrained_repository")
+    """Writes `--config_file`: arguments, parts, versions, world size and schedule. A collective."""
+    content = _configuration(arguments, geometry, schedule)
+    content |= {"parts": [str(part.path) for part in inputs.parts]}
+    content |= origin_record(inputs.model_path, "pretrained_repository")
     consensus.write_record("--config_file", arguments.records.config_file, content)
 
 

@@ -1,17 +1,14 @@
 """A model that is given by name, on all hosts of a run: one process of each downloads it."""
 
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from threading import Thread
 
 import torch.distributed as dist
 
 from colossal_llama.training.distributed import consensus
+from colossal_llama.training.distributed.long_work import work_while_others_wait
 from colossal_llama.utils.console import is_rank_zero
 from colossal_llama.utils.distributed_env import speaks_for_host
-from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.hub.fetch import cached_copy, exact_revision, fetch, local_directory
 from colossal_llama.utils.hub.files import Needed
 from colossal_llama.utils.hub.names import ModelName
@@ -32,8 +29,8 @@ def directory_on_all_hosts(source: Path | ModelName, needed: Needed) -> Path:
         return source
     exact = _revision_of_rank_zero(source)
     downloads = partial(fetch, exact, needed, source)
-    _work_while_others_wait(downloads if is_rank_zero() else None)
-    _work_while_others_wait(downloads if speaks_for_host() and not is_rank_zero() else None)
+    work_while_others_wait(downloads if is_rank_zero() else None)
+    work_while_others_wait(downloads if speaks_for_host() and not is_rank_zero() else None)
     with consensus.raise_on_all_ranks():
         if not is_rank_zero() and (cached := cached_copy(exact, needed)):
             return cached
@@ -47,39 +44,3 @@ def _revision_of_rank_zero(name: ModelName) -> ModelName:
             choice = [exact_revision(name)]
     dist.broadcast_object_list(choice, src=0)
     return choice[0]
-
-
-def _work_while_others_wait(work: Callable[[], object] | None) -> None:
-    """Runs some ranks' work, which may take hours, while all ranks keep meeting; a collective.
-
-    Args:
-        work: None on the ranks that have none.
-
-    Raises:
-        CollectiveError: the work failed on some rank.
-        Stopped: a rank has received a signal.
-    """
-    problems: list[str] = []
-
-    def run() -> None:
-        """Does the work of this rank, and keeps what goes wrong for all ranks."""
-        try:
-            if work is not None:
-                work()
-        except UserError as error:
-            problems.extend(error.problems)
-        except OSError as error:
-            problems.append(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        except Exception as error:
-            traceback.print_exc()
-            problems.append(f"{type(error).__name__}: {error}")
-
-    thread = Thread(target=run, daemon=True)  # a signal that ends the run does not wait for it
-    thread.start()
-
-    def is_done(seconds: float) -> bool:
-        thread.join(seconds)
-        return not thread.is_alive()
-
-    consensus.wait_on_all_ranks(is_done, on_wait=lambda: consensus.raise_problems([]))
-    consensus.raise_problems(problems)

@@ -1,0 +1,1 @@
+"""Data sets that other programs tokenized and saved with `datasets`."""
