@@ -89,7 +89,7 @@ train() {
     local name=$1 data=$2 epochs=$3 lr=$4 rows=$5
     shift 5
     "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" train.py \
-        --plugin zero2 --mixed_precision "$precision" --dataset "$work/$data"/arrow/part-* --max_length $max_length \
+        --plugin zero2 --mixed_precision "$precision" --dataset "$work/$data"/arrow --max_length $max_length \
         --num_epochs "$epochs" --lr "$lr" --accumulation_steps 1 \
         --micro_batch_size $(((rows + processes - 1) / processes)) --skip_save_each_epoch \
         --save_dir "$work/$name/checkpoints" --tensorboard_dir "$work/$name/tensorboard" \

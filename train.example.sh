@@ -12,16 +12,15 @@ PARENT_CONFIG_FILE="${PARENT_CONFIG_FILE:-configs}"
 PRETRAINED_MODEL_PATH="${PRETRAINED_MODEL_PATH:-}" # what init_model.py wrote
 
 declare -a dataset=(
-    # the parts that prepare_pretrain_dataset.py wrote, in training order
-    # "data/arrow/part-00000"
-    # "data/arrow/part-00001"
+    # the directory of parts that prepare_pretrain_dataset.py wrote, or some of its parts in training order
+    # "data/arrow"
 )
 
 NPROC_PER_NODE="${NPROC_PER_NODE:-8}"
 HOSTFILE="${HOSTFILE:-hostfile}"
 PLUGIN="${PLUGIN:-zero2}"
 
-# Parts given as arguments replace the list above.
+# Data given as arguments replace the list above.
 if [[ $# -gt 0 ]]; then
     dataset=("$@")
 fi
@@ -43,7 +42,7 @@ fi
 # To resume a run that was stopped, give its name: FULL_PROJECT_NAME=pretrain-2026-01-31-12-00-00 bash train.example.sh …
 FULL_PROJECT_NAME="${FULL_PROJECT_NAME:-${PROJECT_NAME}-$(date +%Y-%m-%d-%H-%M-%S)}"
 SAVE_DIR="${PARENT_SAVE_DIR}/${FULL_PROJECT_NAME}"
-echo "run $FULL_PROJECT_NAME: ${#dataset[@]} parts, checkpoints in $SAVE_DIR"
+echo "run $FULL_PROJECT_NAME: data ${dataset[*]}, checkpoints in $SAVE_DIR"
 
 # SIGTERM or Ctrl-C to this script (its process id stays the same) reaches the ranks, which save and end.
 exec bash colossal_llama/cluster/stoppable.sh "$HOSTFILE" \

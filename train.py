@@ -3,7 +3,7 @@ r"""Continue the pre-training of a LLaMA, or fine-tune it, with ColossalAI's Boo
 The options: `python train.py --help`. For instance:
 
     torchrun --standalone --nproc_per_node 8 train.py \
-        --pretrained MODEL --dataset DATA/arrow/part-0000* --plugin zero2 …
+        --pretrained MODEL --dataset DATA/arrow --plugin zero2 …
 """
 
 import sys

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from colossal_llama.dataset.part_facts import FACTS_FILE
 from colossal_llama.dataset.prepare.manifest import read_manifest
-from colossal_llama.utils.cli import directory_problem
+from colossal_llama.readers.input_paths import missing_path_problem
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
@@ -51,6 +51,17 @@ def is_part(path: Path) -> bool:
 def is_saved_data_set(path: Path) -> bool:
     """True for a directory that `datasets.Dataset.save_to_disk` wrote, a part included."""
     return (path / _STATE).is_file() and (path / _INFO).is_file()
+
+
+def missing_data_problem(path: Path) -> str | None:
+    """Explains why a path is no directory; None where it is one."""
+    if problem := missing_path_problem(path):
+        return problem
+    if path.is_dir():
+        return None
+    around = path.parent
+    is_inside = is_part(around) or is_saved_data_set(around)
+    return f"{path} is a file, not a directory{f': give its directory, {around}' if is_inside else ''}"
 
 
 def find_parts(given: Sequence[Path], option: str) -> FoundParts:
@@ -97,8 +108,8 @@ def left_out_notes(parts_by_option: Mapping[str, Sequence[Path]]) -> list[str]:
 
 
 def _parts_of(path: Path) -> FoundParts:
-    if reason := directory_problem(path):
-        raise UserError(f"{path} {reason}{_data_set_around(path)}")
+    if problem := missing_data_problem(path):
+        raise UserError(problem)
     if is_part(path) or is_saved_data_set(path):
         return FoundParts((path,))
     if (path / _SPLITS).is_file():
@@ -200,13 +211,6 @@ def _given_twice(paths: Sequence[Path]) -> list[str]:
             also = f", as {known} too" if known != path else ""
             problems.append(f"{path} is given twice{also}: leave one out (--num_epochs repeats all data)")
     return list(dict.fromkeys(problems))
-
-
-def _data_set_around(path: Path) -> str:
-    """Hint for a file of a data set that is given in place of its directory."""
-    around = path.parent
-    is_inside = path.is_file() and (is_part(around) or is_saved_data_set(around))
-    return f": give its directory, {around}" if is_inside else ""
 
 
 def _splits_problem(path: Path) -> str:

@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from colossal_llama.dataset.part_paths import find_parts
+from colossal_llama.dataset.part_paths import find_parts, missing_data_problem
 from colossal_llama.training.arguments import (
     GPU_ONLY_PLUGINS,
     CheckpointArguments,
@@ -104,11 +104,9 @@ def _check_paths(parser: CollectingArgumentParser, arguments: TrainingArguments)
         found = missing_directory_problem(pretrained) or "holds no config.json"
         parser.problem(f"--pretrained: {pretrained} {found}")
     for name, given in (("dataset", arguments.data.dataset), ("eval_dataset", records.eval_dataset)):
-        try:
-            find_parts(given, f"--{name}")
-        except UserError as error:
-            for problem in error.problems:
-                parser.problem(problem)
+        for path in given:  # what they hold is looked at when they are opened (inputs.py)
+            if problem := missing_data_problem(path):
+                parser.problem(f"--{name}: {problem}")
     directories = {"save_dir": arguments.checkpoint.save_dir, "tensorboard_dir": records.tensorboard_dir}
     for name, path in directories.items():
         for file in _files_among(path, *path.parents):
@@ -137,7 +135,7 @@ def _check_records(parser: CollectingArgumentParser, arguments: TrainingArgument
 def _input_directories(arguments: TrainingArguments) -> list[Path]:
     given = (*arguments.data.dataset, *arguments.records.eval_dataset)
     parts: tuple[Path, ...] = ()
-    with suppress(UserError):  # reported with the paths
+    with suppress(UserError):  # reported when they are opened
         parts = find_parts(given, "--dataset").paths
     pretrained = arguments.model.pretrained
     return [*([pretrained] if isinstance(pretrained, Path) else []), *given, *parts]

@@ -53,10 +53,12 @@ class DataArguments:
     dataset: tuple[Path, ...] = option(
         (),
         nargs="+",
-        action=GatherPaths,
         type=local_paths,
-        metavar="PATH",
-        help="prepared part directories (arrow/part-00000 …), in training order; required without --benchmark",
+        action=GatherPaths,
+        metavar="DIR",
+        help="data, in training order; several by commas or as several arguments: a directory of prepared parts "
+        "(data/arrow: all of them), parts of it (data/arrow/part-00000 …), or a data set on disk with token ids that "
+        "another program saved with save_to_disk (docs/prepared_data.md); required without --benchmark",
     )
     verify_data: bool = option(
         True,
@@ -71,9 +73,9 @@ class DataArguments:
     padding_mode: str = option(
         "none",
         choices=("none", "longest", "max_length"),
-        help="none: pack whole conversations into rows of up to --max_length tokens, with document masking; "
-        "longest: one conversation a row, padded to the longest row of the micro-batch; max_length: padded to "
-        "--max_length",
+        help="none: pack whole conversations (and single documents that another program tokenized) into rows of up to "
+        "--max_length tokens, with document masking; longest: one conversation a row, padded to the longest row of the "
+        "micro-batch; max_length: padded to --max_length",
     )
     pad_token: str | None = option(
         choices=("eos", "unk"),
@@ -96,7 +98,7 @@ class DataArguments:
     accumulation_steps: int | None = option(
         type=number_in_range(int, 1),
         metavar="N",
-        help="micro-batches per optimizer step (default: 8 on data from prepare_sft_dataset.py, else 1)",
+        help="micro-batches per optimizer step (default: 8 on conversations (prepare_sft_dataset.py), else 1)",
     )
     seed: int = option(
         42, type=number_in_range(int, 0, MAX_SEED), metavar="N", help="seed of data order, dropout and NEFTune noise"
@@ -253,10 +255,10 @@ class RecordArguments:
     eval_dataset: tuple[Path, ...] = option(
         (),
         nargs="+",
-        action=GatherPaths,
         type=local_paths,
-        metavar="PATH",
-        help="prepared part directories for the validation loss, computed at intervals and at the end",
+        action=GatherPaths,
+        metavar="DIR",
+        help="data for the validation loss, given as for --dataset; it is computed at intervals and at the end",
     )
     eval_interval: int | None = option(
         type=number_in_range(int, 1),

@@ -59,8 +59,11 @@ def open_rows(path: Path) -> tuple[TokenizedRows, tuple[Path, ...], tuple[str, .
     Raises:
         UserError: it is damaged, its files have several forms, or a column is not understood.
     """
-    if read_json_object(path / "state.json").get("_indices_data_files"):
+    state = read_json_object(path / "state.json")
+    if state.get("_indices_data_files"):
         raise UserError(f"{path} is saved with a selection of rows beside them: save it again with a newer `datasets`")
+    if state.get("_data_files") == []:
+        raise UserError(f"{path} holds no rows")
     files = data_files(path)
     batches = [_batches(file) for file in files]
     schemas = [schema for schema, _ in batches]
