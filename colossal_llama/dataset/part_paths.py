@@ -16,7 +16,7 @@ from pathlib import Path
 
 from colossal_llama.dataset.part_facts import FACTS_FILE
 from colossal_llama.dataset.prepare.manifest import read_manifest
-from colossal_llama.readers.input_paths import missing_path_problem
+from colossal_llama.readers.input_paths import no_directory_problem
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
@@ -55,13 +55,10 @@ def is_saved_data_set(path: Path) -> bool:
 
 def missing_data_problem(path: Path) -> str | None:
     """Explains why a path is no directory; None where it is one."""
-    if problem := missing_path_problem(path):
-        return problem
-    if path.is_dir():
-        return None
-    around = path.parent
-    is_inside = is_part(around) or is_saved_data_set(around)
-    return f"{path} is a file, not a directory{f': give its directory, {around}' if is_inside else ''}"
+    problem, around = no_directory_problem(path), path.parent
+    if problem and path.is_file() and (is_part(around) or is_saved_data_set(around)):
+        return f"{problem}: give its directory, {around}"
+    return problem
 
 
 def find_parts(given: Sequence[Path], option: str) -> FoundParts:
@@ -179,8 +176,8 @@ def _refuse_incomplete(directory: Path, names: list[str]) -> list[str]:
     numbers = [int(match[1]) for name in names if (match := _PART_NAME.fullmatch(name))]
     missing = [f"part-{number:05d}" for number in range(max(numbers, default=-1) + 1) if number not in set(numbers)]
     if missing:
-        raise UserError(f"{directory} has no {MANIFEST} beside it, and {_listed_as(missing)} missing: {remedy}")
-    return [f"{directory} has no {MANIFEST} beside it: whether these {len(names):,} parts are all is not recorded"]
+        raise UserError(f"{directory} has no {MANIFEST} next to it, and {_listed_as(missing)} missing: {remedy}")
+    return [f"{directory} has no {MANIFEST} next to it: whether these {len(names):,} parts are all is not recorded"]
 
 
 def _compare_with_manifest(root: Path, options: Mapping[str, str]) -> list[str]:
@@ -224,9 +221,9 @@ def _no_parts_problem(directory: Path) -> str:
     """Explains why a directory is no data, by what it holds."""
     suffixes = {path.suffix for path in directory.iterdir() if path.is_file()}
     problem = f"{directory} holds no prepared part (no {FACTS_FILE}) and is no data set saved by save_to_disk"
-    beside = directory.parent / _ARROW
-    if suffixes & {".jsonl"} and beside.is_dir():
-        return f"{problem}: its jsonl files are the rows for other programs; give {beside}"
+    of_parts = directory.parent / _ARROW
+    if suffixes & {".jsonl"} and of_parts.is_dir():
+        return f"{problem}: its jsonl files are the rows for other programs; give {of_parts}"
     if suffixes & {".parquet", ".arrow"}:
         return (
             f"{problem} (no {_STATE}): texts are prepared with prepare_pretrain_dataset.py or prepare_sft_dataset.py; "

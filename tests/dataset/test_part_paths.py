@@ -116,7 +116,7 @@ def test_parts_that_were_copied_without_their_manifest_are_all_taken_and_that_is
     assert names(parts.paths) == EVERY
     assert parts.notes == (
         f"--dataset: not read in {tmp_path}/copied, as they are no parts: notes.txt",
-        f"--dataset: {tmp_path}/copied has no manifest.json beside it: whether these 12 parts are all is not recorded",
+        f"--dataset: {tmp_path}/copied has no manifest.json next to it: whether these 12 parts are all is not recorded",
     )
 
 

@@ -199,7 +199,7 @@ def test_files_that_differ_or_are_damaged_are_named(rows, tmp_path):
             opened(path)
         except UserError as error:
             assert str(path) in str(error)  # noqa: PT017
-    (path / "state.json").write_text(json.dumps({"_data_files": []}))
+    (path / "state.json").write_text(json.dumps({"_data_files": [{}]}))
     assert "does not name" in refused(path)
 
 

@@ -175,3 +175,18 @@ def test_docstrings_begin_with_a_verb_or_a_term():
                 if NO_BEGINNING.match(text):
                     found.append(f"{path.relative_to(PROJECT_ROOT)}: {text.splitlines()[0]}")
     assert found == []
+
+
+def test_no_document_names_parts_by_a_pattern_that_drops_some_of_them():
+    """`part-0000*` is ten parts at most, and a preparation may have more."""
+    files = [file for suffix in (".md", ".sh", ".py", ".example") for file in project_files(PROJECT_ROOT, suffix)]
+    told = [
+        file for file in files if file.name != "CHANGELOG.md" and "tests" not in file.relative_to(PROJECT_ROOT).parts
+    ]
+    assert len(told) > 100
+    found = [file for file in told if re.search(r"part-0+(\*|\?|\[|\{)", file.read_text(encoding="utf-8"))]
+    assert found == []
+    readme = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+    given = re.findall(r"--dataset (\S*arrow\S*)", readme)
+    assert len(given) > 5
+    assert {path.rpartition("/")[2] for path in given} == {"arrow"}

@@ -61,7 +61,7 @@ def open_rows(path: Path) -> tuple[TokenizedRows, tuple[Path, ...], tuple[str, .
     """
     state = read_json_object(path / "state.json")
     if state.get("_indices_data_files"):
-        raise UserError(f"{path} is saved with a selection of rows beside them: save it again with a newer `datasets`")
+        raise UserError(f"{path} is saved as a selection of other rows: save it again with a newer `datasets`")
     if state.get("_data_files") == []:
         raise UserError(f"{path} holds no rows")
     files = data_files(path)
