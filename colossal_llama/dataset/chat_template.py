@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from colossal_llama.dataset.conversation import EncodedBatch, EncodedConversation, Message
+from colossal_llama.dataset.conversation import EncodedBatch, EncodedConversation, Message, refuse_control_tokens
 from colossal_llama.dataset.template_presets import PRESETS, TOKENIZERS_OWN
 from colossal_llama.dataset.template_renderer import ChatTemplateError, ChatTemplateLimitError, TemplateRenderer
+from colossal_llama.dataset.template_system import system_of, with_system
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import MARK, TextEncoder, control_mark
 from colossal_llama.utils.errors import UserError
@@ -39,7 +40,12 @@ _PROBE = (Message("human", "a question"), Message("assistant", "an answer"))
 
 
 class ChatTemplate:
-    """Chat format given by a Jinja template, with the interface of `ConversationTemplate`."""
+    """Chat format given by a Jinja template, with the interface of `ConversationTemplate`.
+
+    Attributes:
+        source: the template.
+        turn_end_id: the token that ends an answer.
+    """
 
     def __init__(
         self,
@@ -62,7 +68,10 @@ class ChatTemplate:
             UserError: the template cannot be rendered, marks no answers, or a prompt is not a
                 prefix of the conversation.
         """
-        self._source, self._name, self._date = source, name, date
+        self.source, self._name, self._date = source, name, date
+        self._system = system_of(source)
+        if self._system is not None:
+            refuse_control_tokens(tokenizer, self._system)
         self._encoder = encoder or TextEncoder(tokenizer)
         self._renderer = TemplateRenderer(source, name, tokenizer.special_tokens_map, date)
         self._special_ids = {
@@ -77,7 +86,12 @@ class ChatTemplate:
 
     @classmethod
     def open(
-        cls, tokenizer: "PreTrainedTokenizerFast", source: str, date: str, encoder: TextEncoder | None = None
+        cls,
+        tokenizer: "PreTrainedTokenizerFast",
+        source: str,
+        date: str,
+        encoder: TextEncoder | None = None,
+        system: str | None = None,
     ) -> "ChatTemplate":
         """Opens the tokenizer's own template, a preset, or that of a file.
 
@@ -86,22 +100,14 @@ class ChatTemplate:
             source: the value of `--chat_template`: `tokenizer`, the name of a preset, or a path.
             date: see `ChatTemplate`.
             encoder: see `ChatTemplate`.
+            system: system prompt of conversations without one, in place of what the template has
+                (`with_system`); None leaves the template as it is.
 
         Raises:
             UserError: there is no template, or it cannot be used.
         """
-        if source in PRESETS:
-            _check_control_tokens(tokenizer, source)
-            return cls(tokenizer, PRESETS[source].source, source, date, encoder)
-        if source != TOKENIZERS_OWN:
-            return cls(tokenizer, _read_template(Path(source)), source, date, encoder)
-        own = own_template(tokenizer)
-        if own is None:
-            raise UserError(
-                f"--chat_template: the tokenizer in {tokenizer.name_or_path} has no chat template of its own: give a "
-                f"Jinja file or one of {', '.join(PRESETS)}"
-            )
-        return cls(tokenizer, own, "the tokenizer's template", date, encoder)
+        template, name = _named_template(tokenizer, source)
+        return cls(tokenizer, template if system is None else with_system(template, system), name, date, encoder)
 
     def encode(self, messages: Sequence[Message]) -> EncodedConversation:
         """Encodes one conversation; its `message_ends` are those of the answers alone.
@@ -159,12 +165,14 @@ class ChatTemplate:
 
     def describe(self) -> dict:
         """Describes the format for a manifest: formats with equal descriptions give equal ids."""
-        dated = {"date": self._date} if DATE_FUNCTION in self._source else {}
+        dated = {"date": self._date} if DATE_FUNCTION in self.source else {}
+        own_system = {} if self._system is None else {"system": self._system}
         return {
             "kind": "jinja",
-            "template": self._source,
+            "template": self.source,
             "turn_end_id": self.turn_end_id,
             "ids": "of the rendered text as a whole",
+            **own_system,
             **dated,
         }
 
@@ -240,6 +248,8 @@ class ChatTemplate:
             whole, prompt = self.encode(_PROBE), self._rendered(_PROBE[:1], for_prompt=True)[0]
         except ChatTemplateError as error:
             raise UserError(f"--chat_template: {error}") from error
+        if self._system is not None and self._system.strip() not in text:
+            raise UserError(f"--system: {self._name} does not write system prompts: choose another --chat_template")
         start, end = whole.target_spans[0]
         if text[: spans[0][0]] != prompt:
             raise UserError(
@@ -268,6 +278,26 @@ def own_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     if isinstance(own, dict):  # several by name
         own = own.get("default")
     return own if isinstance(own, str) else None
+
+
+def _named_template(tokenizer: "PreTrainedTokenizerFast", source: str) -> tuple[str, str]:
+    """Source of the template that `--chat_template` chooses, and its name for messages.
+
+    Raises:
+        UserError: there is none.
+    """
+    if source in PRESETS:
+        _check_control_tokens(tokenizer, source)
+        return PRESETS[source].source, source
+    if source != TOKENIZERS_OWN:
+        return _read_template(Path(source)), source
+    own = own_template(tokenizer)
+    if own is None:
+        raise UserError(
+            f"--chat_template: the tokenizer in {tokenizer.name_or_path} has no chat template of its own: give a "
+            f"Jinja file or one of {', '.join(PRESETS)}"
+        )
+    return own, "the tokenizer's template"
 
 
 def _check_control_tokens(tokenizer: "PreTrainedTokenizerFast", preset: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.errors import UserError
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 Role = Literal["human", "assistant", "system"]
 
-DEFAULT_SYSTEM = (
-    "A conversation between a human who is curious about many things and an artificial intelligence assistant. The "
-    "assistant answers the human's questions helpfully, in detail and politely."
-)
 LABELS = {"human": "Human: ", "assistant": "Assistant: "}
 TURN_END_TOKENS = {2: "</s>", 3: "<|eot_id|>"}
 
@@ -34,7 +31,7 @@ TURN_END_TOKENS = {2: "</s>", 3: "<|eot_id|>"}
 class Message(NamedTuple):
     """A message of a conversation.
 
-    A `system` message may only come first; it replaces the default system prompt. An answer that is
+    A `system` message may only come first; it replaces the format's system prompt. An answer that is
     not trained is context alone. The class is a tuple, because a corpus has millions of messages:
     constructing one takes a third of a frozen dataclass's time.
     """
@@ -131,16 +128,24 @@ class EncodedBatch:
 class ConversationTemplate:
     """The project's chat format, for one tokenizer."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", turn_end: str, encoder: TextEncoder | None = None):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        turn_end: str,
+        encoder: TextEncoder | None = None,
+        system: str = DEFAULT_SYSTEM,
+    ):
         """Encodes everything that does not depend on the messages.
 
         Args:
             tokenizer: a tokenizer with a BOS token.
             turn_end: the end-of-turn token, a control token.
             encoder: of the tokenizer, if it has been built (LLaMA-3's takes 1.5 s to build).
+            system: system prompt of conversations without one; empty: theirs begin with a turn.
 
         Raises:
-            UserError: the tokenizer lacks the end-of-turn token, or a BOS token.
+            UserError: the tokenizer lacks the end-of-turn token, or a BOS token; the system prompt
+                spells out a control token.
         """
         if tokenizer.bos_token_id is None:
             raise UserError(
@@ -154,11 +159,17 @@ class ConversationTemplate:
         self._label_ids = {
             role: [*self._encoder.encode_continuation([label])[0], self._bos_id] for role, label in LABELS.items()
         }
-        self._default_prefix = self._encoded_prefixes([DEFAULT_SYSTEM])[0]
+        refuse_control_tokens(tokenizer, system)
+        self._system = system
+        self._default_prefix = self._encoded_prefixes([system])[0] if system else [self._bos_id]
 
     @classmethod
     def for_llama(
-        cls, tokenizer: "PreTrainedTokenizerFast", llama_version: int, encoder: TextEncoder | None = None
+        cls,
+        tokenizer: "PreTrainedTokenizerFast",
+        llama_version: int,
+        encoder: TextEncoder | None = None,
+        system: str = DEFAULT_SYSTEM,
     ) -> "ConversationTemplate":
         """Chooses the end-of-turn token: `</s>` for LLaMA-2, `<|eot_id|>` for LLaMA-3.
 
@@ -171,7 +182,7 @@ class ConversationTemplate:
         """
         if llama_version not in TURN_END_TOKENS:
             raise UserError(f"LLaMA version {llama_version} has no conversation format here: give 2 or 3")
-        return cls(tokenizer, TURN_END_TOKENS[llama_version], encoder)
+        return cls(tokenizer, TURN_END_TOKENS[llama_version], encoder, system)
 
     def encode(self, messages: Sequence[Message]) -> EncodedConversation:
         """Encodes one conversation.
@@ -267,7 +278,7 @@ class ConversationTemplate:
         """Describes the format for a manifest: formats with equal descriptions give equal ids."""
         return {
             "kind": "llama",
-            "system": DEFAULT_SYSTEM,
+            "system": self._system,
             "labels": LABELS,
             "turn_end": self._turn_end,
             "turn_end_id": self.turn_end_id,
@@ -303,6 +314,23 @@ def control_token_id(tokenizer: "PreTrainedTokenizerFast", token: str) -> int:
     if family:
         family += ", or choose another format by --chat_template (its help lists them)"
     raise UserError(f"the tokenizer in {tokenizer.name_or_path} has no control token {token}{family}")
+
+
+def refuse_control_tokens(tokenizer: "PreTrainedTokenizerFast", system: str) -> None:
+    """Refuses a default system prompt that spells out a control token.
+
+    Other programs would read one, whose chat template holds the text.
+
+    Raises:
+        UserError: it does.
+    """
+    control_tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    spelled = [token for token in control_tokens if token in system]
+    if spelled:
+        raise UserError(
+            f"--system: the text holds {spelled[0]!r}, a control token of the tokenizer in {tokenizer.name_or_path}, "
+            "which other programs would read as one: leave it out"
+        )
 
 
 def _split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:

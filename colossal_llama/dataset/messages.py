@@ -45,7 +45,7 @@ class RoleNames:
         return cls({name: cast(Role, role) for name, role in meanings.items() if role != "drop"}, dropped)
 
     def meaning(self, name: str) -> Meaning | None:
-        """Meaning of a role's name; one that is not known as it is written is compared without case."""
+        """Meaning of a role's name, without regard to case unless it is known as written."""
         for spelling in (name, name.strip().lower()):
             if spelling in self.dropped:
                 return "drop"

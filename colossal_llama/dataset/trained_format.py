@@ -2,45 +2,29 @@
 
 Preparation describes its format in every part.json. Training turns that into a chat template of the
 tokenizer that it saves, so that every program prompts as training did. The built-in format becomes
-a Jinja template, whose text has the ids of `ConversationTemplate` under the tokenizer:
-
-    <s> A conversation … politely.⏎⏎Human: <s>Hi</s>Assistant: <s>Hello!</s>
-       ^ LLaMA-2: the ids begin with ▁A, and the tokenizer puts this space at the beginning of a
-         text alone, where <s> is
+a Jinja template, whose text has the ids of `ConversationTemplate` under the tokenizer.
 
 Only what a text cannot say differs: a control token spelled out in a message is one for other
 programs. A LLaMA-2 tokenizer of the older kind (`legacy`) puts a space before the text behind every
 control token, which no template can prevent.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.dataset.chat_template import ROLE_NAMES, own_template
-from colossal_llama.dataset.conversation import (
-    DEFAULT_SYSTEM,
-    LABELS,
-    TURN_END_TOKENS,
-    ConversationTemplate,
-    Message,
-)
+from colossal_llama.dataset.conversation import LABELS, TURN_END_TOKENS, ConversationTemplate, Message
+from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM, shown_system
 from colossal_llama.dataset.template_presets import PRESETS
+from colossal_llama.dataset.template_system import SPACE, builtin_format, builtin_source, system_of, without_system
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-_ROLE_NAMES = {"human": ["human", "user"], "assistant": ["assistant", "gpt"], "system": ["system", "developer"]}
-"""Names of roles that the template of the built-in format takes; saved models have them."""
 TRAINED_TEMPLATE = "trained_chat_template_fingerprint"
 """Key in tokenizer_config.json: the template that a run has set, if it still is that one."""
-_SPACE = """{%- if not (system.startswith(' ') or system.startswith('▁')) -%}
-    {{- ' ' -}}
-{%- endif -%}
-"""
-"""Writes what the tokenizer writes before a text: a space, unless it begins with one."""
 _PROBE_TURNS = (Message("human", "Hi"), Message("assistant", "Hello, what is it?"), Message("human", "你好"))
 
 
@@ -58,19 +42,25 @@ class TrainedFormat:
 def format_name(description: Mapping[str, Any]) -> str:
     """Names a format of a part.json, for messages."""
     if description.get("kind") == "llama":
-        return f"the built-in format with {description.get('turn_end')}"
+        return _builtin_name(description.get("turn_end"), description.get("system"))
     return template_name(str(description.get("template")))
 
 
 def template_name(source: str) -> str:
     """Names a chat template for messages: built-in format, preset, or its first characters."""
-    if (version := builtin_version(source)) is not None:
-        return f"the built-in format with {TURN_END_TOKENS[version]}"
-    for name, preset in PRESETS.items():
-        if preset.source == source:
-            return name
-    start = " ".join(source.split())
-    return f"the chat template {start[:40]!r}{' …' if len(start) > 40 else ''}"
+    if (known := builtin_format(source)) is not None:
+        return _builtin_name(TURN_END_TOKENS[known.version], known.system)
+    system, bare = system_of(source), without_system(source)
+    name = next((name for name, preset in PRESETS.items() if preset.source == bare), None)
+    if name is None:
+        start = " ".join(bare.split())
+        name = f"the chat template {start[:40]!r}{' …' if len(start) > 40 else ''}"
+    return name if system is None else f"{name} and {shown_system(system)}"
+
+
+def _builtin_name(turn_end: Any, system: Any) -> str:
+    own = isinstance(system, str) and system != DEFAULT_SYSTEM
+    return f"the built-in format with {turn_end}{f' and {shown_system(system)}' if own else ''}"
 
 
 def trained_format(description: Mapping[str, Any], tokenizer: "PreTrainedTokenizerFast") -> TrainedFormat | None:
@@ -93,75 +83,26 @@ def trained_format(description: Mapping[str, Any], tokenizer: "PreTrainedTokeniz
         return None
     if not isinstance(system, str):
         return None
-    messages = (Message("system", system), *_PROBE_TURNS)
-    wanted = ConversationTemplate(tokenizer, str(turn_end)).prompt_ids(messages)
-    for space in (_SPACE, ""):
-        source = jinja_source(system, labels, str(turn_end), space)
-        if _template_ids(tokenizer, source, messages) == wanted:
+    template = ConversationTemplate(tokenizer, str(turn_end), system=system)
+    probes = (_PROBE_TURNS, (Message("system", system or "Be kind."), *_PROBE_TURNS))
+    wanted = [template.prompt_ids(messages) for messages in probes]
+    for space in (SPACE, ""):
+        source = builtin_source(system, labels, str(turn_end), space)
+        if [_template_ids(tokenizer, source, messages) for messages in probes] == wanted:
             return TrainedFormat(source, turn_end_id)
     return TrainedFormat(source, turn_end_id, is_exact=False)
 
 
-def _template_ids(tokenizer: "PreTrainedTokenizerFast", source: str, messages: tuple[Message, ...]) -> list[int]:
+def _template_ids(tokenizer: "PreTrainedTokenizerFast", source: str, messages: Sequence[Message]) -> list[int]:
     listed = [{"role": ROLE_NAMES[message.role], "content": message.content} for message in messages]
     text = tokenizer.apply_chat_template(listed, chat_template=source, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def jinja_source(system: str, labels: Mapping[str, str], turn_end: str, space: str) -> str:
-    """Writes the built-in format as a Jinja template.
-
-    Args:
-        system: the default system prompt.
-        labels: before the messages, by role.
-        turn_end: the end-of-turn token.
-        space: the statement that writes a space between the first BOS and the system prompt.
-    """
-    end, human, assistant = _literal(turn_end), _literal(labels["human"]), _literal(labels["assistant"])
-    return f"""\
-{{%- set system = {_literal(system)} -%}}
-{{%- set turns = messages -%}}
-{{%- if messages and messages[0]['role'] in {_ROLE_NAMES["system"]} -%}}
-    {{%- set system = messages[0]['content'] -%}}
-    {{%- set turns = messages[1:] -%}}
-{{%- endif -%}}
-{{%- if system is not string -%}}
-    {{{{- raise_exception('the content of the system message must be a string') -}}}}
-{{%- endif -%}}
-{{{{- bos_token -}}}}
-{space}{{{{- system + {_literal(chr(10) * 2)} -}}}}
-{{%- for message in turns -%}}
-    {{%- if message['content'] is not string -%}}
-        {{{{- raise_exception('the content of a message must be a string') -}}}}
-    {{%- endif -%}}
-    {{%- if message['role'] in {_ROLE_NAMES["human"]} -%}}
-        {{{{- {human} + bos_token + message['content'] + {end} -}}}}
-    {{%- elif message['role'] in {_ROLE_NAMES["assistant"]} -%}}
-        {{{{- {assistant} + bos_token -}}}}
-        {{%- generation -%}}
-            {{{{- message['content'] + {end} -}}}}
-        {{%- endgeneration -%}}
-    {{%- else -%}}
-        {{{{- raise_exception('the roles are user and assistant; a system message may only come first') -}}}}
-    {{%- endif -%}}
-{{%- endfor -%}}
-{{%- if add_generation_prompt -%}}
-    {{{{- {assistant} + bos_token -}}}}
-{{%- endif -%}}
-"""
-
-
-def _literal(text: str) -> str:
-    """String of Jinja, whose escapes are a superset of JSON's."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def builtin_version(source: str) -> int | None:
     """LLaMA version whose built-in format a template is; None for another template."""
-    for version, turn_end in TURN_END_TOKENS.items():
-        if source in (jinja_source(DEFAULT_SYSTEM, LABELS, turn_end, space) for space in (_SPACE, "")):
-            return version
-    return None
+    known = builtin_format(source)
+    return known.version if known is not None else None
 
 
 def set_trained_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> None:

@@ -75,7 +75,7 @@ def open_model(
             tokenizer.
         chat_template: a Jinja file, the name of a preset, or `tokenizer` for the tokenizer's own
             template; None: the format that the model was trained with, if it is recorded.
-        system: system message for conversations without one.
+        system: system prompt of conversations without one, in place of the format's; empty: none.
         warn: receives what is said of the model's files, such as edits since they were written,
             and of a format other than the one that it was trained with.
 
@@ -233,14 +233,15 @@ class LanguageModel:
 
     @cached_property
     def _template(self) -> Template:
-        return open_template(self.tokenizer, self._format.llama_version, self._format.chat_template)
+        form = self._format
+        return open_template(self.tokenizer, form.llama_version, form.chat_template, without_system=form.system == "")
 
     @cached_property
     def _pretrained_prompt(self) -> PretrainedPrompt:
         return PretrainedPrompt(self.tokenizer)
 
     def _messages(self, listed: Sequence[Message | Mapping[str, str]]) -> list[Message]:
-        """Messages of a conversation, with the model's system message unless they have one."""
+        """Messages of a conversation, with the given system prompt unless they have one."""
         if self._format.prompt_style == "pretrained":
             raise UserError("a chat needs --prompt_style sft: a base model does not take turns")
         notes: list[str] = []
@@ -256,7 +257,7 @@ class LanguageModel:
             raise UserError("a system message is not the first one: only the first may be")
         for message in messages:
             _checked(message.content)
-        own = [Message("system", self._format.system)] if self._format.system is not None else []
+        own = [Message("system", self._format.system)] if self._format.system else []
         return messages if messages[0].role == "system" else [*own, *messages]
 
     def _encode(self, prompt: Prompt) -> tuple[list[int], set[int]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from colossal_llama.dataset.system_prompt import given_system, system_text
 from colossal_llama.dataset.template_presets import PRESETS, chat_template_argument
 from colossal_llama.utils.arguments import add_options, from_namespace, group, option, switch, value_problems
 from colossal_llama.utils.cli import (
@@ -59,7 +60,12 @@ class PromptFormat:
         f"{', '.join(PRESETS)}, a Jinja file, or 'tokenizer' for the tokenizer's own template; a model that train.py "
         "wrote records its format, which is the default",
     )
-    system: str | None = option(help="system message for --prompt_style sft, instead of the one of preparation")
+    system: str | None = option(
+        type=system_text,
+        metavar="TEXT",
+        help="system prompt of --prompt_style sft, in place of the one that the model was trained with, which is the "
+        "default; '' for none",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,9 @@ class PromptArguments:
         help='new .jsonl: records of --input_file with "generated", "generated_tokens", "stopped"',
     )
     format: PromptFormat = group()
+    system_file: Path | None = option(
+        type=existing_file, metavar="FILE", help="the text of --system, in a file; line ends at its end do not count"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +168,10 @@ def _check_input_and_output(parser: CollectingArgumentParser, given: Namespace) 
 def _check_prompt_format(parser: CollectingArgumentParser, given: Namespace) -> None:
     if given.interactive and given.prompt_style == "pretrained":
         parser.problem("--interactive needs --prompt_style sft: a base model does not take turns")
+    try:
+        given.system = given_system(given.system, given.system_file)
+    except UserError as error:
+        parser.problem(str(error))
     for problem in format_problems(given, is_sft=given.prompt_style == "sft" or given.interactive):
         parser.problem(problem)
 

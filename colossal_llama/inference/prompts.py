@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 from colossal_llama.dataset.chat_template import ChatTemplate, chat_date, own_template
 from colossal_llama.dataset.conversation import TURN_END_TOKENS, ConversationTemplate, Message
 from colossal_llama.dataset.records import conversation_of
+from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM
 from colossal_llama.dataset.template_presets import CHOICES, TOKENIZERS_OWN
 from colossal_llama.dataset.template_renderer import ChatTemplateError
+from colossal_llama.dataset.template_system import builtin_format, differ_in_system_alone
 from colossal_llama.dataset.trained_format import builtin_version, format_name, template_name, trained_template
 from colossal_llama.readers.record import RecordError, string_of
 from colossal_llama.tokenizer.encoding import TextEncoder
@@ -46,28 +48,37 @@ def detect_llama_version(tokenizer: "PreTrainedTokenizerFast") -> int:
 
 
 def open_template(
-    tokenizer: "PreTrainedTokenizerFast", llama_version: int | None, chat_template: str | None
+    tokenizer: "PreTrainedTokenizerFast",
+    llama_version: int | None,
+    chat_template: str | None,
+    without_system: bool = False,
 ) -> Template:
-    """Opens the conversation format of `prepare_sft_dataset.py` under the same two options.
+    """Opens the conversation format of `prepare_sft_dataset.py` under the same options.
 
     Without them it is the format that the model was trained with, where training has recorded it.
+    With them its system prompt is still the recorded one, if the format has the rest in common.
 
     Args:
         tokenizer: the model's tokenizer.
         llama_version: 2 or 3; None: as recorded, or detected from the tokenizer.
         chat_template: a Jinja file, the name of a preset, "tokenizer" for the tokenizer's own
             template, or None.
+        without_system: conversations without a system message have no system prompt at all.
 
     Raises:
         UserError: the template cannot be used, or the tokenizer is not of that version.
     """
-    if chat_template is None and llama_version is None and (trained := trained_template(tokenizer)) is not None:
-        llama_version = builtin_version(trained)
-        if llama_version is None:
-            chat_template = TOKENIZERS_OWN
-    if chat_template is not None:
-        return ChatTemplate.open(tokenizer, chat_template, chat_date(tokenizer))
-    return ConversationTemplate.for_llama(tokenizer, llama_version or detect_llama_version(tokenizer))
+    trained = trained_template(tokenizer)
+    builtin = builtin_format(trained) if trained is not None else None
+    if chat_template is None and (llama_version is not None or trained is None or builtin is not None):
+        version = llama_version or (builtin.version if builtin else detect_llama_version(tokenizer))
+        system = "" if without_system else builtin.system if builtin else DEFAULT_SYSTEM
+        return ConversationTemplate.for_llama(tokenizer, version, system=system)
+    source, date = chat_template or TOKENIZERS_OWN, chat_date(tokenizer)
+    opened = ChatTemplate.open(tokenizer, source, date, system="" if without_system else None)
+    if trained is not None and not without_system and differ_in_system_alone(trained, opened.source):
+        return ChatTemplate.open(tokenizer, TOKENIZERS_OWN, date)
+    return opened
 
 
 def other_format_notice(tokenizer: "PreTrainedTokenizerFast", template: Template | None) -> str | None:
@@ -82,8 +93,9 @@ def other_format_notice(tokenizer: "PreTrainedTokenizerFast", template: Template
     if own is None or (template is None and not is_trained):
         return None
     version = builtin_version(own)
-    is_used = used.get("template") == own or (version is not None and used.get("turn_end") == TURN_END_TOKENS[version])
-    if is_used:
+    if isinstance(template, ChatTemplate) and differ_in_system_alone(template.source, own):
+        return None
+    if version is not None and used.get("turn_end") == TURN_END_TOKENS[version]:
         return None
     if template is None:
         return f"note: the model was fine-tuned on conversations in {template_name(own)}: --prompt_style sft asks it so"

@@ -4,15 +4,17 @@ from functools import cached_property
 from pathlib import Path
 
 from colossal_llama.dataset.chat_template import ChatTemplate
-from colossal_llama.dataset.conversation import ConversationTemplate
+from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.document_splitting import CutScores
 from colossal_llama.dataset.prepare.arguments import ConversationRowArguments, DocumentRowArguments, PrepareArguments
 from colossal_llama.dataset.records import CONVERSATION_RULES
+from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.tokenizer.token_bytes import token_bytes
+from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.hub.fetch import option_directory
 from colossal_llama.utils.hub.files import Needed
 from colossal_llama.utils.hub.names import ModelName
@@ -72,6 +74,16 @@ def record_tokenizer(
 
 
 def _template(rows: ConversationRowArguments, opened: OpenTokenizer, date: str) -> ConversationTemplate | ChatTemplate:
-    if rows.chat_template is None:
-        return ConversationTemplate.for_llama(opened.tokenizer, rows.llama_version, opened.text_encoder)
-    return ChatTemplate.open(opened.tokenizer, rows.chat_template, date, opened.text_encoder)
+    tokenizer, encoder, system = opened.tokenizer, opened.text_encoder, rows.system_prompt
+    template: ConversationTemplate | ChatTemplate
+    if rows.chat_template is not None:
+        template = ChatTemplate.open(tokenizer, rows.chat_template, date, encoder, system)
+    else:
+        own = DEFAULT_SYSTEM if system is None else system
+        template = ConversationTemplate.for_llama(tokenizer, rows.llama_version, encoder, own)
+    if system and (length := len(template.prompt_ids([Message("human", "?")]))) >= rows.max_length:
+        raise UserError(
+            f"--system: a conversation begins with {length:,} tokens, so that --max_length {rows.max_length:,} leaves "
+            "no room for an answer: shorten the system prompt"
+        )
+    return template
