@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.clients.models import TriedModel
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.dataset.messages import ROLES
+from colossal_llama.dataset.role_names import ROLES
 from colossal_llama.inference.arguments import Sampling
 from colossal_llama.inference.generation import TextGenerator
 from colossal_llama.inference.prompts import conversation_prompt_ids, open_template

@@ -10,10 +10,11 @@ imitate a control token or shift one.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from colossal_llama.dataset.role_names import Role
 from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM
 from colossal_llama.tokenizer.batch_encoder import BatchEncoder
 from colossal_llama.tokenizer.encoding import TextEncoder
@@ -22,8 +23,6 @@ from colossal_llama.utils.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Role = Literal["human", "assistant", "system"]
-
 LABELS = {"human": "Human: ", "assistant": "Assistant: "}
 TURN_END_TOKENS = {2: "</s>", 3: "<|eot_id|>"}
 
@@ -31,9 +30,9 @@ TURN_END_TOKENS = {2: "</s>", 3: "<|eot_id|>"}
 class Message(NamedTuple):
     """A message of a conversation.
 
-    A `system` message may only come first; it replaces the format's system prompt. An answer that is
-    not trained is context alone. The class is a tuple, because a corpus has millions of messages:
-    constructing one takes a third of a frozen dataclass's time.
+    A `system` message may only come first; it replaces the format's system prompt. An answer that
+    is not trained is context alone. The class is a tuple, because a corpus has millions of
+    messages: constructing one takes a third of a frozen dataclass's time.
     """
 
     role: Role

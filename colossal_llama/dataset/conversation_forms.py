@@ -36,7 +36,8 @@ import orjson
 
 from colossal_llama.dataset import record_keys
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.dataset.messages import RoleNames, is_message, messages_of
+from colossal_llama.dataset.messages import is_message, messages_of
+from colossal_llama.dataset.role_names import RoleNames
 from colossal_llama.readers.record import RecordError, kind_of, string_of
 from colossal_llama.readers.record_forms import EXCHANGES, LISTS, OTHER_LISTS
 

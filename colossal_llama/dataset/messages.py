@@ -1,60 +1,17 @@
 """Parses lists of messages: names of roles and texts as data sets have them, contents in parts."""
 
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 from colossal_llama.dataset import record_keys
-from colossal_llama.dataset.conversation import Message, Role
+from colossal_llama.dataset.conversation import Message
+from colossal_llama.dataset.role_names import KNOWN_ROLES, MEANINGS, RoleNames
 from colossal_llama.readers.record import RecordError, kind_of, string_of
 
-ROLES: dict[str, Role] = {
-    "human": "human",
-    "user": "human",
-    "prompter": "human",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "system": "system",
-    "developer": "system",
-}
-Meaning = Literal[Role, "drop"]
-MEANINGS: tuple[Meaning, ...] = (*get_args(Role), "drop")
-"""What a role may be said to be; a message of one that is dropped is left out, and counted."""
 _ROLE_KEYS, _CONTENT_KEYS = ("from", "role"), ("content", "value")
 _RARE_ROLE_KEYS, _RARE_CONTENT_KEYS = ("speaker", "author"), ("text", "utterance")
 """Names that are read where none of the common ones is there."""
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
-
-
-@dataclass(frozen=True)
-class RoleNames:
-    """Meanings of the names of roles."""
-
-    known: Mapping[str, Role]
-    dropped: frozenset[str] = frozenset()
-
-    @classmethod
-    def with_given(cls, given: Iterable[tuple[str, Meaning]]) -> "RoleNames":
-        """The known names with others, or with other meanings (`--roles`)."""
-        meanings: dict[str, Meaning] = {**ROLES, **dict(given)}
-        dropped = frozenset(name for name, meaning in meanings.items() if meaning == "drop")
-        return cls({name: cast(Role, role) for name, role in meanings.items() if role != "drop"}, dropped)
-
-    def meaning(self, name: str) -> Meaning | None:
-        """Meaning of a role's name, without regard to case unless it is known as written."""
-        for spelling in (name, name.strip().lower()):
-            if spelling in self.dropped:
-                return "drop"
-            if spelling in self.known:
-                return self.known[spelling]
-        return None
-
-
-KNOWN_ROLES = RoleNames(ROLES)
 
 
 def messages_of(listed: Any, name: str, notes: list[str], roles: RoleNames = KNOWN_ROLES) -> list[Message]:

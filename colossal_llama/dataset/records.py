@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from colossal_llama.dataset import record_keys
-from colossal_llama.dataset.conversation import Message, Role
+from colossal_llama.dataset.conversation import Message
 from colossal_llama.dataset.conversation_forms import LISTS, messages_of_record
-from colossal_llama.dataset.messages import KNOWN_ROLES, RoleNames
+from colossal_llama.dataset.role_names import KNOWN_ROLES, Role, RoleNames
 from colossal_llama.readers.record import RecordError, string_of
 
 DEFAULT_CATEGORY = "default"  # of a conversation without one

@@ -1,4 +1,4 @@
-"""System prompt of a format (`--system`, `--system_file`): the sentence before the chat, or none."""
+"""System prompt of a format (`--system`, `--system_file`): the sentence before a chat, or none."""
 
 import argparse
 from pathlib import Path

@@ -84,7 +84,7 @@ def trained_format(description: Mapping[str, Any], tokenizer: "PreTrainedTokeniz
     if not isinstance(system, str):
         return None
     template = ConversationTemplate(tokenizer, str(turn_end), system=system)
-    probes = (_PROBE_TURNS, (Message("system", system or "Be kind."), *_PROBE_TURNS))
+    probes = (_PROBE_TURNS, (Message("system", "Be kind."), *_PROBE_TURNS))
     wanted = [template.prompt_ids(messages) for messages in probes]
     for space in (SPACE, ""):
         source = builtin_source(system, labels, str(turn_end), space)

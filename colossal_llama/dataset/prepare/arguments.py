@@ -6,15 +6,18 @@ Imports neither torch, transformers nor datasets, so that `--help` is instant.
 import argparse
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from colossal_llama.dataset.role_names import MEANINGS, Meaning, role_meanings
+from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM, given_system, system_text
 from colossal_llama.dataset.template_presets import PRESETS, chat_template_argument
 from colossal_llama.readers.fields import CategoryFields, FieldOptions
 from colossal_llama.readers.input_paths import GatherPaths, input_paths
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB
 from colossal_llama.utils.arguments import group, option, option_values, switch
-from colossal_llama.utils.cli import existing_directory, number_in_range
+from colossal_llama.utils.cli import existing_directory, existing_file, number_in_range
 from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
 
 Kind = Literal["pretrain", "sft"]
@@ -94,6 +97,7 @@ class RowArguments:
 class DocumentRowArguments(RowArguments):
     """Options for rows of documents."""
 
+    roles: ClassVar = ()
     splicing: Literal["best_fit", "greedy"] = option(
         "best_fit",
         choices=("best_fit", "greedy"),
@@ -123,12 +127,45 @@ class ConversationRowArguments(RowArguments):
         help=f"another format: {', '.join(PRESETS)}, or a Jinja file with {{%% generation %%}} around the assistant's "
         "answers; 'tokenizer' takes the tokenizer's own",
     )
+    system: str | None = option(
+        type=system_text,
+        metavar="TEXT",
+        help="the sentence before the chat of records without a system prompt, in place of the format's own; the model "
+        "is saved with it. '' for none (a chat template keeps what it writes by itself)",
+    )
+    system_file: Path | None = option(
+        type=existing_file, metavar="FILE", help="the text of --system, in a file; line ends at its end do not count"
+    )
+    roles: tuple[tuple[str, Meaning], ...] = option(
+        (),
+        action=GatherPaths,
+        nargs="+",
+        type=role_meanings,
+        metavar=f"NAME={'|'.join(MEANINGS)}",
+        help="what a role of messages is, besides those known by name; messages of one that is dropped are left out, "
+        "and counted; system=drop also leaves out system prompts of records",
+    )
     long_conversations: Literal["truncate", "window"] = option(
         "truncate",
         choices=("truncate", "window"),
         help="what becomes of a conversation that is longer than a row: its last turns are left out (and counted), or "
         "it becomes overlapping windows in which every answer is trained once",
     )
+
+    @cached_property
+    def system_prompt(self) -> str | None:
+        """Text of `--system` or `--system_file`; None for the format's own system prompt.
+
+        Raises:
+            UserError: see `given_system`.
+        """
+        return given_system(self.system, self.system_file)
+
+    def deciding_options(self) -> dict:
+        """Those that differ from their defaults, of which earlier versions have no record."""
+        unchanged = (None, DEFAULT_SYSTEM if self.chat_template is None else "")
+        system = {} if self.system_prompt in unchanged else {"system": self.system_prompt}
+        return {**system, **({"roles": dict(sorted(self.roles))} if self.roles else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +316,8 @@ class SftArguments(PrepareArguments):
 
     def deciding_options(self) -> dict:
         """See `PrepareArguments`."""
-        return {**super().deciding_options(), "long_conversations": self.rows.long_conversations}
+        own = {"long_conversations": self.rows.long_conversations, **self.rows.deciding_options()}
+        return {**super().deciding_options(), **own}
 
 
 ARGUMENTS: dict[Kind, type[PrepareArguments]] = {"pretrain": PretrainArguments, "sft": SftArguments}

@@ -12,6 +12,7 @@ from colossal_llama.dataset.prepare.cache import ChunkWriter
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.dataset.prepare.rejections import SHOWN_BAD_RECORDS, SHOWN_RECORD_CHARACTERS
 from colossal_llama.dataset.records import Conversation, conversation_of
+from colossal_llama.dataset.role_names import KNOWN_ROLES, RoleNames
 from colossal_llama.dataset.template_renderer import ChatTemplateLimitError
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.readers.fields import Document, FieldOptions, document_of, refuse_document, with_category
@@ -36,6 +37,7 @@ class ChunkJob:
         stop_on_bad_record: a bad record ends the run; the remaining records are then only checked.
         bad_record_seen: flag shared by all workers: one of them has found a bad record.
         fields: which fields of a record are read.
+        roles: meanings of the names of roles.
     """
 
     tokenizer: DocumentTokenizer | ConversationTokenizer
@@ -44,13 +46,14 @@ class ChunkJob:
     stop_on_bad_record: bool
     bad_record_seen: ctypes.c_byte | None = None
     fields: FieldOptions = field(default_factory=FieldOptions)
+    roles: RoleNames = KNOWN_ROLES
 
     def check_record(self, record: dict, file: InputFile) -> Document | Conversation:
         """Checks a JSON object of a file as a record."""
         if isinstance(self.tokenizer, DocumentTokenizer):
             return document_of(record, file, self.fields)
         try:
-            return conversation_of(with_category(record, file, self.fields))
+            return conversation_of(with_category(record, file, self.fields), self.roles)
         except RecordError:
             refuse_document(record)
             raise

@@ -6,9 +6,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from colossal_llama.dataset.prepare.arguments import ARGUMENTS, InspectionArguments, Kind, PrepareArguments
+from colossal_llama.dataset.role_names import role_problems
+from colossal_llama.dataset.system_prompt import given_system
 from colossal_llama.readers.fields import field_problems
 from colossal_llama.utils.arguments import add_options, declared_options, from_namespace
 from colossal_llama.utils.cli import CollectingArgumentParser
+from colossal_llama.utils.errors import UserError
 
 
 def prepare_pretrain() -> None:
@@ -97,6 +100,12 @@ def _check_combinations(parser: CollectingArgumentParser, arguments: Namespace, 
     """Adds a problem for every combination of arguments that cannot work."""
     for problem in field_problems(arguments):
         parser.problem(problem)
+    for problem in role_problems(getattr(arguments, "roles", ())):
+        parser.problem(problem)
+    try:
+        given_system(getattr(arguments, "system", None), getattr(arguments, "system_file", None))
+    except UserError as error:
+        parser.problem(str(error))
     index, shards = arguments.shard_index, arguments.num_shards
     if index is None and shards > 1:
         parser.problem("--num_shards needs --shard_index: which of the jobs is this?")

@@ -42,6 +42,7 @@ from colossal_llama.dataset.prepare.rejections import (
     write_rejected,
 )
 from colossal_llama.dataset.prepare.worker_pool import WorkerPool, shared_flag, worker_pool
+from colossal_llama.dataset.role_names import RoleNames
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.readers.column_messages import ColumnMessages
 from colossal_llama.readers.directory_listing import unread_message
@@ -195,9 +196,9 @@ def _tokenize_and_write(
     recheck_chunks(preparation.arguments.output_dir, preparation.chunks, preparation.arguments.run.num_workers)
     run = preparation.arguments.run
     fields = preparation.arguments.field_options
-    job = ChunkJob(
-        tokenizer, preparation.chunk_dir, run.max_line_bytes, run.on_bad_record == "stop", shared_flag(), fields
-    )
+    roles = RoleNames.with_given(preparation.arguments.rows.roles)
+    stops = run.on_bad_record == "stop"
+    job = ChunkJob(tokenizer, preparation.chunk_dir, run.max_line_bytes, stops, shared_flag(), fields, roles)
     try:
         with worker_pool(run.num_workers, job) as pool:
             found = _tokenize(preparation, pool)
