@@ -49,6 +49,36 @@ def test_columns_that_contradict_each_other_are_refused(words, problem, capsys):
     assert problem in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--roles", "bot"], "'bot' is not NAME=human|assistant|system|drop"),
+        (["--roles", "=drop"], "'=drop' is not NAME="),
+        (["--roles", "bot=gpt"], "did you mean bot=assistant?"),
+        (["--roles", "bot=Drop"], "did you mean bot=drop?"),
+        (["--roles", "bot=assistant,bot=drop"], "'bot' is assistant and drop"),
+        (["--roles", "bot=assistant", "--roles", "bot=drop"], "'bot' is assistant and drop"),
+        (["--system", " "], "nothing but blanks"),
+        (["--system", "a", "--system_file", "SELF"], "--system and --system_file both give"),
+        (["--system_file", "absent"], "absent does not exist"),
+    ],
+)
+def test_roles_and_system_prompts_that_cannot_be_are_refused(words, problem, tmp_path, capsys):
+    (tmp_path / "system.txt").write_text("b")
+    with pytest.raises(SystemExit):
+        parse_arguments("sft", [str(tmp_path / "system.txt") if word == "SELF" else word for word in words])
+    assert problem in capsys.readouterr().err
+
+
+def test_roles_are_gathered_from_all_words(tmp_path):
+    words = ["--roles", "bot=assistant", "a=b=drop,guest=human", "--system=", "--roles", "tool=drop"]
+    for name in ("data_input_dirs", "tokenizer_dir", "data_output_dirs"):
+        words += [f"--{name}", str(tmp_path)]
+    rows = parse_arguments("sft", words).rows
+    assert rows.roles == (("bot", "assistant"), ("a=b", "drop"), ("guest", "human"), ("tool", "drop"))
+    assert rows.system_prompt == ""
+
+
 def test_verify_goes_with_no_other_argument(tmp_path, capsys):
     assert parse_arguments("sft", ["--verify", str(tmp_path)]).verify == tmp_path
     with pytest.raises(SystemExit):

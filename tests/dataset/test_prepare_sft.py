@@ -367,6 +367,71 @@ def test_long_conversations_train_what_is_to_be_trained(llama2_template, turns, 
         assert of_prefix
 
 
+@pytest.mark.parametrize("chat_template", [None, "llama3-instruct"])
+@pytest.mark.parametrize("system", ["You are a guide.", ""])
+def test_the_given_system_prompt_is_in_the_rows_and_on_record(tmp_path, llama3, chat_template, system):
+    records = [*conversation_records(3), {"messages": conversation_records(1)[0]["messages"], "system": "Be kind."}]
+    form = {"chat_template": chat_template, "num_spliced_dataset_bins": 1}
+    plain = prepared(tmp_path, llama3, records, **form)
+    before = rows_of(tmp_path)
+    (tmp_path / "system.txt").write_text(f"{system}\n")
+    from_file = prepared(tmp_path, llama3, records, **form, system_file=tmp_path / "system.txt")
+    rows_from_file = rows_of(tmp_path)
+    manifest = prepared(tmp_path, llama3, records, **form, system=system)
+    assert manifest == from_file
+    rows = rows_of(tmp_path)
+    assert rows == rows_from_file
+    texts = [llama3.tokenizer.decode(row["input_ids"]) for row in rows]
+    assert sum("Be kind." in text for text in texts) == 1
+    assert sum("Be kind." in text or "curious" in text for text in texts) == 1
+    arguments, template = (manifest["identity"][name] for name in ("arguments", "template"))
+    if chat_template and not system:  # the template has no system prompt by itself
+        assert rows == before
+        assert manifest["identity"] == plain["identity"]
+        return
+    assert sum(system in text for text in texts) == (3 if system else 4)
+    assert (arguments["system"], template["system"]) == (system, system)
+    assert "system" not in plain["identity"]["arguments"]
+    part = json.loads((tmp_path / "out" / "arrow" / "part-00000" / "part.json").read_text())
+    assert part["conversation_format"] == template
+    prepared(tmp_path, llama3, records, **form, system=system, overwrite=False)
+    with pytest.raises(UserError, match="system"):
+        prepared(tmp_path, llama3, records, **form, system="Another.", overwrite=False)
+
+
+def test_a_system_prompt_that_fills_the_row_is_refused(tmp_path, llama3):
+    for chat_template in (None, "llama3-instruct"):
+        with pytest.raises(UserError, match="--max_length 64 leaves no room"):
+            prepared(tmp_path, llama3, conversation_records(1), system="long " * 80, max_length=64,
+                     chat_template=chat_template)  # fmt: skip
+
+
+def test_roles_are_what_the_option_says(tmp_path, llama3):
+    named = {"Reisende": "a question", "Lotse": "an answer", "tool": "18 degrees"}
+    turns = [{"role": role, "content": text} for role, text in named.items()]
+    records = [{"messages": turns}, {"messages": turns[:2], "system": "Be kind."}]
+    with pytest.raises(UserError, match=r"known roles are human, user, .* --roles Reisende=assistant"):
+        prepared(tmp_path, llama3, records)
+    roles = [("Lotse", "assistant"), ("tool", "drop"), ("Reisende", "human")]
+    manifest = prepared(tmp_path, llama3, records, roles=roles)
+    texts = [llama3.tokenizer.decode(row["input_ids"]) for row in rows_of(tmp_path)]
+    assert all(
+        "Human: <|begin_of_text|>a question<|eot_id|>Assistant: <|begin_of_text|>an answer" in text for text in texts
+    )
+    assert not any("18 degrees" in text for text in texts)
+    assert sum("Be kind." in text for text in texts) == 1
+    assert manifest["totals"]["dropped_messages.tool"] == 1
+    assert "dropped messages: tool  1" in summary(manifest)
+    assert manifest["identity"]["arguments"]["roles"] == {"Lotse": "assistant", "Reisende": "human", "tool": "drop"}
+    prepared(tmp_path, llama3, records, roles=roles[::-1], overwrite=False)
+    with pytest.raises(UserError, match="roles"):
+        prepared(tmp_path, llama3, records, roles=[*roles[:2], ("Reisende", "system")], overwrite=False)
+
+    manifest = prepared(tmp_path, llama3, records, roles=[*roles, ("system", "drop")])
+    assert not any("Be kind." in llama3.tokenizer.decode(row["input_ids"]) for row in rows_of(tmp_path))
+    assert manifest["totals"]["dropped_messages.system"] == 1
+
+
 # ------------------------------------------------------------------------ inspection of the result
 
 

@@ -90,10 +90,9 @@ def test_the_default_is_as_it_was(family):
 def test_an_own_system_message_replaces_it(family):
     tokenizer, version = family
     own = [Message("system", "Be kind."), Message("human", "Hi")]
-    given = {ConversationTemplate.for_llama(tokenizer, version, system=text).prompt_ids(own) == ids
-             for text in SYSTEMS[:3]
-             for ids in [ConversationTemplate.for_llama(tokenizer, version).prompt_ids(own)]}  # fmt: skip
-    assert given == {True}
+    wanted = ConversationTemplate.for_llama(tokenizer, version).prompt_ids(own)
+    for system in SYSTEMS[:3]:
+        assert ConversationTemplate.for_llama(tokenizer, version, system=system).prompt_ids(own) == wanted
 
 
 def test_a_control_token_in_it_is_refused(family):

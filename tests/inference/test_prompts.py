@@ -10,6 +10,7 @@ import pytest
 from colossal_llama.dataset.chat_template import ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.records import conversation_of
+from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM
 from colossal_llama.dataset.template_presets import PRESETS
 from colossal_llama.dataset.trained_format import set_trained_template, trained_format
 from colossal_llama.inference.prompts import (
@@ -86,13 +87,14 @@ def test_a_long_chat_drops_its_oldest_exchanges(llama2):
     assert drop_oldest_exchanges(template, messages, 10**6) == (messages, 0)
 
 
-def trained_on(directory, form: str | None):
+def trained_on(directory, form: str | None, system: str | None = None):
     """A tokenizer as it is saved by a run on the built-in format ("llama") or a preset."""
     tokenizer = load_tokenizer(directory)
     if form == "llama":
-        description = ConversationTemplate.for_llama(tokenizer, 3).describe()
+        own = DEFAULT_SYSTEM if system is None else system
+        description = ConversationTemplate.for_llama(tokenizer, 3, system=own).describe()
     elif form is not None:
-        description = ChatTemplate.open(tokenizer, form, "2025-01-31").describe()
+        description = ChatTemplate.open(tokenizer, form, "2025-01-31", system=system).describe()
     if form is not None:
         set_trained_template(tokenizer, trained_format(description, tokenizer).template)
     return tokenizer
@@ -113,6 +115,29 @@ def test_a_model_is_asked_in_the_format_that_it_was_trained_in(made_data, form):
     assert chosen.describe()["kind"] != wanted
     assert "leave out --llama_version and --chat_template" in other_format_notice(tokenizer, chosen)
     assert "--prompt_style sft" in other_format_notice(tokenizer, None)
+
+
+@pytest.mark.parametrize("form", ["llama", "llama3-instruct"])
+@pytest.mark.parametrize("system", ["You are a guide.", ""])
+def test_a_model_is_asked_with_the_system_prompt_of_its_training(made_data, form, system):
+    tokenizer = trained_on(made_data / "tokenizers" / "llama3-base", form, system)
+    asked = [Message("human", "Where are we?")]
+    wanted = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Where are we?"}], add_generation_prompt=True, return_dict=False
+    )
+    options = (3, None) if form == "llama" else (None, form)
+    for given in ((None, None), options, (None, "tokenizer")):
+        template = open_template(tokenizer, *given)
+        assert template.prompt_ids(asked) == wanted
+        assert other_format_notice(tokenizer, template) is None
+    none = open_template(tokenizer, None, None, without_system=True)
+    assert other_format_notice(tokenizer, none) is None
+    plain = open_template(trained_on(made_data / "tokenizers" / "llama3-base", form, ""), None, None)
+    assert none.prompt_ids(asked) == plain.prompt_ids(asked)
+    assert (none.prompt_ids(asked) == wanted) is (system == "")
+    # Another format of the same model has its own.
+    other = open_template(tokenizer, *((None, "llama3-instruct") if form == "llama" else (3, None)))
+    assert "guide" not in tokenizer.decode(other.prompt_ids(asked))
 
 
 def test_a_template_that_no_run_has_set_is_not_followed_but_named(made_data):

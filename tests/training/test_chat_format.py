@@ -13,7 +13,9 @@ from colossal_llama.dataset.chat_template import CHAT_DATE, ChatTemplate
 from colossal_llama.dataset.conversation import ConversationTemplate
 from colossal_llama.dataset.part import Part
 from colossal_llama.dataset.part_facts import PartFacts
+from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM
 from colossal_llama.dataset.template_presets import PRESETS
+from colossal_llama.dataset.template_system import builtin_format
 from colossal_llama.dataset.trained_format import builtin_version, trained_template
 from colossal_llama.model.lora import lora_config, merge_adapter
 from colossal_llama.model.weights.generation_config import save_model, with_stop_ids
@@ -43,8 +45,8 @@ def record(tokenizer, parts) -> tuple[int, ...]:
     return record_chat_format(tokenizer, parts, tokenizer_fingerprint(tokenizer))
 
 
-def builtin(tokenizer) -> dict:
-    return json.loads(json.dumps(ConversationTemplate.for_llama(tokenizer, 3).describe()))
+def builtin(tokenizer, system=DEFAULT_SYSTEM) -> dict:
+    return json.loads(json.dumps(ConversationTemplate.for_llama(tokenizer, 3, system=system).describe()))
 
 
 def preset(tokenizer, name="llama3-instruct", date="2025-01-31") -> dict:
@@ -84,6 +86,28 @@ def test_parts_of_several_formats_are_named(tokenizer, capsys):
     said = capsys.readouterr().out
     assert "3 formats: llama3-instruct (1 parts, 70 tokens); the built-in format with <|eot_id|>" in said
     assert "(2 parts, 60 tokens); none that is recorded (1 parts)" in said
+
+
+def test_the_models_template_has_the_system_prompt_of_the_data(tokenizer, capsys):
+    record(tokenizer, [part(tokenizer, builtin(tokenizer, "You are a guide."))] * 2)
+    assert builtin_format(trained_template(tokenizer)).system == "You are a guide."
+    assert "warning" not in capsys.readouterr().out
+    asked = [{"role": "user", "content": "Hi"}]
+    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert (
+        text == "<|begin_of_text|>You are a guide.\n\nHuman: <|begin_of_text|>Hi<|eot_id|>Assistant: <|begin_of_text|>"
+    )
+
+
+def test_parts_of_several_system_prompts_are_several_formats(tokenizer, capsys):
+    guides = [
+        part(tokenizer, builtin(tokenizer, system), tokens) for system, tokens in (("A.", 10), ("", 30), ("A.", 50))
+    ]
+    record(tokenizer, guides)
+    assert builtin_format(trained_template(tokenizer)).system == "A."
+    said = capsys.readouterr().out
+    assert "2 formats: the built-in format with <|eot_id|> and the system prompt 'A.' (2 parts, 60 tokens); " in said
+    assert "and no system prompt (1 parts, 30 tokens)" in said
 
 
 def test_one_template_told_several_days_is_one_format(tokenizer, capsys):
