@@ -168,8 +168,12 @@ def _first_files(shared_data: Path) -> list[Path]:
 
 
 def read_trained(work: Path, shared_data: Path) -> list[list[dict[str, str]]]:
-    """The conversations that models are fine-tuned on, with OpenAI's keys."""
-    return [_messages(line) for line in _conversations(work, shared_data).read_text().splitlines()]
+    """The conversations that models are fine-tuned on, each up to its last answer; OpenAI's keys."""
+    found = [_messages(line) for line in _conversations(work, shared_data).read_text().splitlines()]
+    for messages in found:
+        while messages[-1]["role"] != "assistant":  # preparation cuts off a question without an answer
+            messages.pop()
+    return found
 
 
 def _messages(line: str) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from colossal_llama.dataset.prepare.arguments import ARGUMENTS
+from colossal_llama.dataset.prepare.arguments import ARGUMENTS, Verification
 from colossal_llama.dataset.prepare.cli import parse_arguments
 from colossal_llama.utils.arguments import declared_options
 
@@ -80,7 +80,7 @@ def test_roles_are_gathered_from_all_words(tmp_path):
 
 
 def test_verify_goes_with_no_other_argument(tmp_path, capsys):
-    assert parse_arguments("sft", ["--verify", str(tmp_path)]).verify == tmp_path
+    assert parse_arguments("sft", ["--verify", str(tmp_path)]) == Verification(tmp_path)
     with pytest.raises(SystemExit):
         parse_arguments("sft", ["--verify", str(tmp_path), "--limit", "3"])
     assert "not with --limit" in capsys.readouterr().err

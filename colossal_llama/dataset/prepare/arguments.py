@@ -219,22 +219,66 @@ class ShardArguments:
         return self.shard_index is None or index % self.num_shards == self.shard_index
 
 
+def _rows_or_directory(text: str) -> int | Path:
+    """A number of rows, or an existing directory; one whose name is a number is written ./5."""
+    try:
+        int(text)
+    except ValueError:
+        return existing_directory(text)
+    return number_in_range(int, minimum=1)(text)
+
+
+SHOWN_ROWS = 5
+
+
 @dataclass(frozen=True, kw_only=True)
 class InspectionArguments:
     """Options for inspecting a finished output directory."""
 
-    inspect: int = option(
-        0,
-        type=number_in_range(int, minimum=1),
-        metavar="ROWS",
-        help="print this many rows of the finished directory, with targets and document boundaries marked (default: "
-        "none)",
+    inspect: tuple[int | Path, ...] | None = option(
+        nargs="*",
+        type=_rows_or_directory,
+        metavar="ROWS|DIR",
+        help=f"print rows ({SHOWN_ROWS}, or the number given) of the finished directory, with targets and document "
+        "boundaries marked. With DIR, or without --data_input_dirs, nothing is prepared: DIR (or --data_output_dirs) "
+        "is what these scripts wrote, its arrow/ or a part; --tokenizer_dir is needed only where the recorded "
+        "tokenizer has gone",
     )
     verify: Path | None = option(
+        nargs="?",
         type=existing_directory,
         metavar="DIR",
-        help="only re-read a finished output directory and check it against its manifest",
+        help="only re-read a finished output directory (DIR, or --data_output_dirs) and check it against its manifest",
     )
+
+    @property
+    def shown_rows(self) -> int:
+        """Number of rows to print after the preparation."""
+        if self.inspect is None:
+            return 0
+        return next((value for value in self.inspect if isinstance(value, int)), SHOWN_ROWS)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Command to print rows of what is there already.
+
+    Attributes:
+        directory: an output directory, a directory of parts, or a part.
+        rows: how many.
+        tokenizer: to decode with; None: the recorded one.
+    """
+
+    directory: Path
+    rows: int
+    tokenizer: Path | ModelName | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Command to check a finished output directory against its manifest."""
+
+    directory: Path
 
 
 @dataclass(frozen=True, kw_only=True)

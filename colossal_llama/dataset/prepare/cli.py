@@ -5,7 +5,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from colossal_llama.dataset.prepare.arguments import ARGUMENTS, InspectionArguments, Kind, PrepareArguments
+from colossal_llama.dataset.prepare.arguments import ARGUMENTS, Inspection, Kind, PrepareArguments, Verification
+from colossal_llama.dataset.prepare.looking_only import command_that_only_looks
 from colossal_llama.dataset.role_names import role_problems
 from colossal_llama.dataset.system_prompt import given_system
 from colossal_llama.readers.fields import field_problems
@@ -33,17 +34,21 @@ def _leave_torch_out() -> None:
 
 
 def run(kind: Kind) -> None:
-    """Prepares or verifies a data set, as the command line asks, and prints the outcome.
+    """Prepares, inspects or verifies a data set, as the command line asks, and prints the outcome.
 
     Raises:
-        UserError: see `pipeline.prepare` and `verification.verify`.
+        UserError: see `pipeline.prepare`, `inspection.inspect` and `verification.verify`.
     """
     arguments = parse_arguments(kind)
-    if isinstance(arguments, InspectionArguments):
+    if isinstance(arguments, Verification):
         from colossal_llama.dataset.prepare.verification import verify
 
-        assert arguments.verify is not None, "parse_arguments returns these for --verify"
-        print(verify(arguments.verify))
+        print(verify(arguments.directory))
+        return
+    if isinstance(arguments, Inspection):
+        from colossal_llama.dataset.prepare.inspection import inspect
+
+        inspect(arguments)
         return
     if arguments.run.num_workers > 1:
         from colossal_llama.dataset.prepare.worker_pool import start_fork_server
@@ -58,13 +63,14 @@ def run(kind: Kind) -> None:
     if manifest is None:
         return
     print(summary(manifest))
-    if arguments.inspection.inspect:
+    if rows := arguments.inspection.shown_rows:
         from colossal_llama.dataset.prepare.inspection import show_rows
 
-        show_rows(arguments.output_dir, opened.tokenizer, arguments.inspection.inspect)
+        parts = [arguments.output_dir / "arrow" / part["name"] for part in manifest["parts"]]
+        show_rows(parts, opened.tokenizer, rows)
 
 
-def parse_arguments(kind: Kind, command: Sequence[str] | None = None) -> PrepareArguments | InspectionArguments:
+def parse_arguments(kind: Kind, command: Sequence[str] | None = None) -> PrepareArguments | Inspection | Verification:
     """Parses and checks a command line; exits with code 2 and all problems when there is one.
 
     Args:
@@ -72,7 +78,7 @@ def parse_arguments(kind: Kind, command: Sequence[str] | None = None) -> Prepare
         command: arguments after the script's name; None reads the process's own.
 
     Returns:
-        The arguments of a preparation, or with `--verify` the inspection's alone.
+        The arguments of a preparation, or what is to be done with a finished one.
     """
     command = sys.argv[1:] if command is None else command
     declared = ARGUMENTS[kind]
@@ -82,12 +88,9 @@ def parse_arguments(kind: Kind, command: Sequence[str] | None = None) -> Prepare
     for argument in unknown:
         parser.problem(f"{argument} is no argument of this script")
     given = {argument.split("=")[0] for argument in command if argument.startswith("--")}
-    if "--verify" in given:
-        if len(given) > 1:
-            others = ", ".join(sorted(given - {"--verify"}))
-            parser.problem(f"--verify checks a finished directory and goes with no other argument, not with {others}")
-        parser.finish()
-        return from_namespace(InspectionArguments, namespace)
+    looking = command_that_only_looks(parser, namespace, given)
+    if looking is not None:
+        return looking
     for name, option in declared_options(declared).items():
         if option.needed and f"--{name}" not in given:
             parser.problem(f"--{name} is missing: {option.needed}")

@@ -42,9 +42,7 @@ def read_manifest(output_dir: Path) -> dict:
     """
     path = output_dir / "manifest.json"
     if not os.path.lexists(path):
-        raise UserError(
-            f"{output_dir} has no manifest.json: the preparation is not finished; run the same command again"
-        )
+        raise UserError(f"{output_dir} has no manifest.json: the preparation is not finished; run its command again")
     if not is_ours(path):
         raise UserError(f"{path} was not written by the prepare scripts, or is damaged beyond recognition")
     try:

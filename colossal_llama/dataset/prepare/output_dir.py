@@ -231,10 +231,15 @@ def files_with_changed_times(directory: Path, files: Sequence[InputFile]) -> set
     return {file.name for file in files}
 
 
-def restore_last_run(arguments: PrepareArguments, files: Sequence[InputFile]) -> None:
+def restore_last_run(arguments: PrepareArguments, files: Sequence[InputFile], tokenizer: dict) -> None:
     """Writes last_run.json of a complete preparation anew, where it is damaged or missing.
 
     The input has been compared with what was read: its modification times are those of the record.
+
+    Args:
+        arguments: of the run.
+        files: its input files.
+        tokenizer: `tokenizer_record` of its tokenizer.
     """
     path = arguments.output_dir / "last_run.json"
     try:
@@ -245,7 +250,7 @@ def restore_last_run(arguments: PrepareArguments, files: Sequence[InputFile]) ->
     except DamagedJsonError as error:
         reason = error.reason
     log_rank_zero(f"{path} {reason}: it is made anew, without the times of the run")
-    content = {"num_workers": arguments.run.num_workers, "modified_ns": modification_times(files)}
+    content = {"num_workers": arguments.run.num_workers, **tokenizer, "modified_ns": modification_times(files)}
     write_json(path, with_checksum(content))
 
 

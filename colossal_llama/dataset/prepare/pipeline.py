@@ -35,6 +35,7 @@ from colossal_llama.dataset.prepare.recheck import (
     remove_parts_of_other_plan,
     say_further_entries,
 )
+from colossal_llama.dataset.prepare.recorded_tokenizer import tokenizer_record
 from colossal_llama.dataset.prepare.rejections import (
     SHOWN_BAD_RECORDS,
     BadInputError,
@@ -52,7 +53,6 @@ from colossal_llama.utils.atomic_io import fsync_path, write_json
 from colossal_llama.utils.checked_json import with_checksum
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError
-from colossal_llama.utils.hub.fetch import origin_record
 
 _FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk of {} is full: free some space") | {
     errno.EFBIG: "a file in {} would be larger than the system allows: raise the limit (ulimit -f)"
@@ -120,7 +120,7 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
     missing = output_dir.missing_directories(arguments)
     state = output_dir.open_directory(arguments, identity, files)
     chunks = plan_chunks(files, arguments.run.limit)
-    origin = origin_record(opened.directory, "tokenizer_repository")
+    origin = tokenizer_record(opened.directory)
     preparation = _Preparation(arguments, files, unread_files, chunks, identity, StageTimes(), origin)
     if state != "new":
         _refuse_changed_content(preparation, state)
@@ -150,7 +150,7 @@ class _Preparation:
     identity: dict
     times: StageTimes
     tokenizer_origin: dict
-    """`origin_record` of the tokenizer, for the report of the run."""
+    """`tokenizer_record`, for the report of the run."""
 
     @property
     def chunk_dir(self) -> Path:
@@ -169,7 +169,7 @@ def _is_whole(preparation: _Preparation) -> bool:
         )
     indices = range(len(manifest["parts"]))
     with output_dir.finishing_lock(directory):
-        output_dir.restore_last_run(arguments, preparation.files)
+        output_dir.restore_last_run(arguments, preparation.files, preparation.tokenizer_origin)
         damages = [
             recheck_parts(directory, indices, arguments.run.num_workers, manifest["parts"]),
             recheck_rejected(directory, manifest),
