@@ -168,7 +168,7 @@ def _first_files(shared_data: Path) -> list[Path]:
 
 
 def read_trained(work: Path, shared_data: Path) -> list[list[dict[str, str]]]:
-    """The conversations that models are fine-tuned on, each up to its last answer; OpenAI's keys."""
+    """The conversations that models are fine-tuned on, up to their last answer; OpenAI's keys."""
     found = [_messages(line) for line in _conversations(work, shared_data).read_text().splitlines()]
     for messages in found:
         while messages[-1]["role"] != "assistant":  # preparation cuts off a question without an answer
