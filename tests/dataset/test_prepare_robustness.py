@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.dataset.prepare import buckets, pipeline
+from colossal_llama.dataset.prepare import buckets, part_planning, pipeline
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
 from colossal_llama.dataset.prepare.input_files import plan_chunks
@@ -493,8 +493,10 @@ def test_input_that_was_only_touched_while_a_run_read_it_is_used_by_the_next(
     tmp_path, input_dir, tokenizer_dir, opened, monkeypatch, undisturbed
 ):
     source = Path(shutil.copytree(input_dir, tmp_path / input_dir.name))
-    plan_parts = pipeline.plan_parts
-    monkeypatch.setattr(pipeline, "plan_parts", lambda *given: (os.utime(source / "3.jsonl"), plan_parts(*given))[1])
+    plan_parts = part_planning.plan_parts
+    monkeypatch.setattr(
+        part_planning, "plan_parts", lambda *given: (os.utime(source / "3.jsonl"), plan_parts(*given))[1]
+    )
     wanted = settings_for(source, tmp_path / "out", tokenizer_dir)
     with pytest.raises(UserError, match=r"3.jsonl was written or replaced"):
         prepare(wanted, opened)

@@ -228,8 +228,11 @@ WAYS = (
         stops=(
             "dataset.conversation",
             "dataset.chat_template",
-            "dataset.long_conversations",
-        ),  # the other kind of record
+            "dataset.long_conversations",  # the other kind of record
+            "dataset.prepare.mixture_plan",  # parts of a mixture, which are then written as others are
+            "dataset.mixture.plan_tables",
+            "dataset.mixture.plan_plot",
+        ),
     ),
     Way(
         "a row, from disk to the model's forward call",

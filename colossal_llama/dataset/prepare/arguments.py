@@ -6,10 +6,13 @@ Imports neither torch, transformers nor datasets, so that `--help` is instant.
 import argparse
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from colossal_llama.dataset.mixture.amounts import repeats_argument, total_tokens_argument
+from colossal_llama.dataset.mixture.mixture_file import Mixture, mixture_argument
 from colossal_llama.dataset.role_names import MEANINGS, Meaning, role_meanings
 from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM, given_system, system_text
 from colossal_llama.dataset.template_presets import PRESETS, chat_template_argument
@@ -206,6 +209,40 @@ class RunArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixtureArguments:
+    """Options for how much of each category goes into the parts."""
+
+    mixture: Mixture | None = option(
+        type=mixture_argument,
+        metavar="FILE",
+        help="YAML or JSON file with a share, tokens or epochs for each category (docs/mixture.md); without it every "
+        "document is taken once",
+    )
+    total_tokens: int | None = option(
+        type=total_tokens_argument,
+        metavar="TOKENS",
+        help="tokens of all parts together with --mixture: 8.5B, 300M (default: as the file and the data decide)",
+    )
+    max_repeats: Fraction = option(
+        Fraction(4),
+        type=repeats_argument,
+        metavar="EPOCHS",
+        help="refuse a mixture that takes a category more often than this; up to 4 epochs are about as good as new "
+        "data (Muennighoff et al. 2023, arXiv 2305.16264)",
+    )
+    plan_only: bool = switch(
+        help="tokenize, then print and draw tokens, epochs and shares by category, group and bucket "
+        "(mixture_plan.png, mixture_plan.json) and write no parts; the same command without it goes on from there"
+    )
+
+    def content(self) -> dict:
+        """Values that decide the rows, for the manifest; empty without a mixture."""
+        if self.mixture is None:
+            return {}
+        return {"mixture": self.mixture.content(), "total_tokens": self.total_tokens}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardArguments:
     """Options for several jobs in one output directory."""
 
@@ -291,6 +328,7 @@ class PrepareArguments:
     paths: PathArguments = group("input and output")
     fields: FieldOptions | CategoryFields
     rows: DocumentRowArguments | ConversationRowArguments
+    mixture: MixtureArguments = group("mixture of the categories")
     run: RunArguments = group("run")
     shards: ShardArguments = group(
         "several jobs in one directory",
@@ -322,6 +360,7 @@ class PrepareArguments:
             "seed": self.rows.seed,
             "on_bad_record": self.run.on_bad_record,
             "limit": self.run.limit,
+            **self.mixture.content(),
             # Preparations of earlier versions have no record of it.
             **({} if self.run.max_line_mb == MAX_LINE_MB else {"max_line_mb": self.run.max_line_mb}),
             **{name: value for name, value in option_values(self.fields).items() if value is not None},

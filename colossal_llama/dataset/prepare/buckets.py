@@ -1,6 +1,7 @@
 """Distributes documents over parts, so that each has the whole mixture of categories."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,40 @@ def assign_bins(categories: np.ndarray, num_bins: int) -> np.ndarray:
     return bins
 
 
-def plan_parts(chunk_dir: Path, facts: Sequence[dict], categories: Sequence[str], num_bins: int) -> PartPlan:
-    """Assigns all documents to parts; orders a part's segments by category, length, then position.
+@dataclass(frozen=True)
+class Segments:
+    """All segments of a preparation, in the order of the input.
+
+    Attributes:
+        lengths: (segments,) tokens of each.
+        documents: (segments,) number of its document.
+        categories: (segments,) number of its category.
+        chunk_starts: see `TokenStore`.
+    """
+
+    lengths: np.ndarray
+    documents: np.ndarray
+    categories: np.ndarray
+    chunk_starts: np.ndarray
+
+    @property
+    def is_first(self) -> np.ndarray:
+        """True where a segment begins its document."""
+        return np.concatenate([[True], np.diff(self.documents) != 0])
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Position of each segment among the tokens of all chunks."""
+        return np.cumsum(self.lengths, dtype=np.int64) - self.lengths
+
+
+def read_segments(chunk_dir: Path, facts: Sequence[dict], categories: Sequence[str]) -> Segments:
+    """Reads the segments of all chunks.
 
     Args:
         chunk_dir: of the finished chunks.
         facts: of all chunks.
         categories: names of all categories, by number.
-        num_bins: number of parts.
     """
     number_of = {name: number for number, name in enumerate(categories)}
     tables, first_document = [], 0
@@ -49,18 +76,25 @@ def plan_parts(chunk_dir: Path, facts: Sequence[dict], categories: Sequence[str]
         first_document += fact["documents"]
         tables.append(segments)
     segments = np.concatenate(tables)
-    lengths, documents, segment_categories = (
-        np.ascontiguousarray(segments[name]) for name in segments.dtype.names or ()
-    )
-    first_of_document = np.concatenate([[True], np.diff(documents) != 0])
-    bins = assign_bins(segment_categories[first_of_document], num_bins)[documents]
-    order = np.lexsort((lengths, segment_categories, bins))
-    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    lengths, documents, numbers = (np.ascontiguousarray(segments[name]) for name in segments.dtype.names or ())
+    return Segments(lengths, documents, numbers, np.cumsum([0, *(fact["tokens"] for fact in facts)]))
+
+
+def plan_parts(segments: Segments, num_bins: int) -> PartPlan:
+    """Assigns all documents to parts; orders a part's segments by category, length, then position.
+
+    Args:
+        segments: of all chunks.
+        num_bins: number of parts.
+    """
+    first_of_document = segments.is_first
+    bins = assign_bins(segments.categories[first_of_document], num_bins)[segments.documents]
+    order = np.lexsort((segments.lengths, segments.categories, bins))
     return PartPlan(
-        starts=starts[order],
-        lengths=lengths[order],
-        categories=segment_categories[order],
+        starts=segments.starts[order],
+        lengths=segments.lengths[order],
+        categories=segments.categories[order],
         first_of_document=first_of_document[order],
         part_starts=np.searchsorted(bins[order], np.arange(num_bins + 1)),
-        chunk_starts=np.cumsum([0, *(fact["tokens"] for fact in facts)]),
+        chunk_starts=segments.chunk_starts,
     )

@@ -274,13 +274,19 @@ class PartPlan:
     part_starts: np.ndarray
     chunk_starts: np.ndarray
 
-    def save(self, directory: Path) -> None:
-        """Writes the arrays and their checksum atomically; the workers map them."""
+    def save(self, directory: Path, record: dict | None = None) -> None:
+        """Writes the arrays and their checksum atomically; the workers map them.
+
+        Args:
+            directory: of the plan.
+            record: of the mixture that it has, see `mixture.plan_record`; None without one.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         for name in self.__dataclass_fields__:
             with atomic_file(directory / f"{name}.npy") as file:
                 np.save(file, getattr(self, name))
-        write_json(directory / "plan.json", with_checksum({"plan_sha256": self.fingerprint()}))
+        mixture = {} if record is None else {"mixture": record}
+        write_json(directory / "plan.json", with_checksum({"plan_sha256": self.fingerprint(), **mixture}))
 
     @classmethod
     def load(cls, directory: Path) -> "PartPlan":
@@ -329,3 +335,11 @@ def saved_plan(directory: Path, chunk_starts: np.ndarray) -> tuple[PartPlan | No
     if not np.array_equal(plan.chunk_starts, chunk_starts):
         return None, f"{directory} was made of other chunks"
     return plan, None
+
+
+def saved_plan_record(directory: Path) -> dict | None:
+    """Record of the mixture of a plan that `saved_plan` has opened; None without one."""
+    try:
+        return read_checked(directory / "plan.json", {}).get("mixture")
+    except FileNotFoundError:  # a plan of an earlier version
+        return None

@@ -116,5 +116,11 @@ def _check_combinations(parser: CollectingArgumentParser, arguments: Namespace, 
         parser.problem(f"--shard_index {index} is beyond --num_shards {shards}: the indices go from 0 to {shards - 1}")
     if getattr(arguments, "chat_template", None) is not None and "--llama_version" in given:
         parser.problem("--llama_version has no effect with --chat_template, which decides the format: leave one out")
+    for name in ("total_tokens", "max_repeats"):
+        if f"--{name}" in given and "--mixture" not in given:
+            parser.problem(f"--{name} has no effect without --mixture: give one, or leave it out")
+    for name in ("overwrite", "inspect"):
+        if arguments.plan_only and f"--{name}" in given:
+            parser.problem(f"--{name} does not go with --plan_only, which leaves finished parts alone and writes none")
     if index is not None and arguments.overwrite:
         parser.problem("--overwrite would remove the other shards' work: remove the directory before the jobs start")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from colossal_llama.dataset.mixture.plan_tables import plan_summary
 from colossal_llama.dataset.prepare.ownership import is_ours
 from colossal_llama.readers.directory_listing import unread_message
 from colossal_llama.readers.fields import BY_DIRECTORY, CHOSEN
@@ -16,6 +17,10 @@ from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError
 
 MANIFEST_VERSION = 1
+LEFT_OUT = "left_out_by_mixture"
+"""Reason of documents and tokens that a mixture does not use."""
+FURTHER_TOKENS = "further_epoch_tokens"
+"""Count of the tokens of documents that a mixture repeats, without their first time."""
 PACKAGES = ("numpy", "orjson", "pyarrow", "tokenizers")  # those that may change the bytes
 _PART_TEXTS = ("fingerprint", "arrow_sha256", "jsonl_sha256")
 _PART_COUNTS = ("rows", "tokens", "target_tokens", "documents", "segments")
@@ -63,6 +68,7 @@ def build_manifest(
     files_of_chunks: Sequence[str],
     unread_files: dict,
     rejected_sha256: str | None,
+    mixture: dict | None = None,
 ) -> dict:
     """Builds the manifest of a complete preparation.
 
@@ -75,8 +81,11 @@ def build_manifest(
         files_of_chunks: for every chunk the name of its file.
         unread_files: `directory_listing.unread_record`.
         rejected_sha256: of rejected.jsonl; None where no record was rejected.
+        mixture: record of the plan of a mixture; None without one.
     """
     statistics = total_statistics(chunks)
+    if mixture is not None:
+        _count_chosen(statistics, parts, mixture)
     total = bound_names(sum(statistics.values(), Counter()))
     rows = sum(part["rows"] for part in parts)
     tokens = sum(part["tokens"] for part in parts)
@@ -95,12 +104,29 @@ def build_manifest(
             **dict(sorted(total.items())),
         },
         "categories": {name: dict(sorted(statistics[name].items())) for name in sorted(statistics)},
+        **({} if mixture is None else {"mixture": mixture}),
         "input_files": _input_files(chunks, files_of_chunks),
         "unread_files": unread_files,
         "parts": [{"name": f"part-{index:05d}", **_part_entry(part)} for index, part in enumerate(parts)],
         "rejected_sha256": rejected_sha256,
     }
     return with_checksum(manifest)
+
+
+def _count_chosen(statistics: dict[str, Counter], parts: Sequence[dict], mixture: dict) -> None:
+    """Counts what a mixture left out and repeated; tokens and targets become those of the parts."""
+    for number, (name, entry) in enumerate(mixture["categories"].items()):
+        once_tokens = entry["available_tokens"] - entry["left_out_tokens"]
+        once_documents = entry["documents"] - entry["left_out_documents"]
+        counts = {
+            f"dropped_documents.{LEFT_OUT}": entry["left_out_documents"],
+            f"dropped_tokens.{LEFT_OUT}": entry["left_out_tokens"],
+            "further_epoch_documents": entry["chosen_documents"] - once_documents,
+            FURTHER_TOKENS: entry["tokens"] - once_tokens,
+        }
+        statistics[name].update({key: count for key, count in counts.items() if count})
+        statistics[name]["tokens_out"] = entry["tokens"]
+        statistics[name]["target_tokens"] = sum(part["category_target_tokens"][number] for part in parts)
 
 
 def total_statistics(chunks: Sequence[dict]) -> dict[str, Counter]:
@@ -129,7 +155,13 @@ def _part_entry(part: dict) -> dict:
 
 def summary(manifest: dict) -> str:
     """Formats the manifest as tables: categories, parts, and losses by reason."""
-    blocks = [_category_table(manifest), _part_table(manifest), *_loss_lines(manifest), _unread_files(manifest)]
+    blocks = [
+        _category_table(manifest),
+        plan_summary(manifest["mixture"]) if "mixture" in manifest else "",
+        _part_table(manifest),
+        *_loss_lines(manifest),
+        _unread_files(manifest),
+    ]
     return "\n\n".join(block for block in blocks if block)
 
 

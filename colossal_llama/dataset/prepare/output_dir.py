@@ -31,7 +31,7 @@ from colossal_llama.dataset.prepare.part_check import remove_part
 from colossal_llama.readers.line_reader import MAX_LINE_MB
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.utils.atomic_io import temporary_path, write_json
-from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
+from colossal_llama.utils.checked_json import CHECKSUM, DamagedJsonError, read_checked, with_checksum
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.file_lock import file_lock, remove_lock
@@ -40,6 +40,8 @@ State = Literal["new", "incomplete", "complete"]
 _DIRECTORIES = ("arrow", "jsonl", "cache")
 _UNRECORDED = {"max_line_mb": MAX_LINE_MB}
 """Values of the options that are recorded only where they are others."""
+_OF_THE_PLAN = ("mixture", "total_tokens")
+"""Recorded options that decide which documents the parts have, and not their tokens."""
 
 
 @contextmanager
@@ -153,7 +155,13 @@ def _open_locked(arguments: PrepareArguments, requested: dict, files: Sequence[I
     }
     for record, state in records.items():
         if record.is_file():
-            _check_identity(directory, _recorded_identity(record), requested, state)
+            recorded = _recorded_identity(record)
+            if arguments.mixture.plan_only and not list(_differences("", _unmixed(recorded), _unmixed(requested))):
+                return state
+            if state == "incomplete" and _is_other_mixture(arguments, recorded, requested):
+                _take_other_mixture(directory, requested)
+            else:
+                _check_identity(directory, recorded, requested, state)
             if state == "incomplete":
                 _make_directories(directory)
             return state
@@ -215,6 +223,47 @@ def _check_identity(directory: Path, recorded: dict, requested: dict, state: Sta
                 *(f"  {line}" for line in differences),
             ]
         )
+
+
+def _unmixed(run_identity: dict) -> dict:
+    """The identity without what decides the plan of the parts alone, and not the tokens."""
+    arguments = {key: value for key, value in run_identity["arguments"].items() if key not in _OF_THE_PLAN}
+    return {**run_identity, "arguments": arguments}
+
+
+def _is_other_mixture(arguments: PrepareArguments, recorded: dict, requested: dict) -> bool:
+    """True for runs that differ in their mixture alone.
+
+    Raises:
+        UserError: this is the job of a shard, and others may be writing parts of the former one.
+    """
+    is_other = recorded != requested and not list(_differences("", _unmixed(recorded), _unmixed(requested)))
+    if is_other and arguments.shards.shard_index is not None:
+        raise UserError(
+            f"{arguments.output_dir} was begun with another mixture: when no job is running, run the command once "
+            "without --num_shards and --shard_index, or give another --data_output_dirs"
+        )
+    return is_other
+
+
+def _take_other_mixture(directory: Path, requested: dict) -> None:
+    """Keeps the tokenized chunks, removes plan and parts of the former mixture, records the new.
+
+    The record is replaced last: a run that is killed before goes on with the former one.
+    """
+    record = directory / "cache" / RUN_RECORD
+    content = {
+        key: value for key, value in read_checked(record, {"identity": IDENTITY_SHAPE}).items() if key != CHECKSUM
+    }
+    if foreign := foreign_parts(directory):
+        raise UserError(foreign_messages(directory, foreign))
+    indices = {path.name[5:10] for name in ("arrow", "jsonl") for path in (directory / name).glob("part-*")}
+    for index in sorted(indices):
+        remove_part(directory, int(index))
+    _remove(directory / "cache" / "plan")
+    write_json(record, with_checksum({**content, "identity": requested}))
+    removed = f"; {len(indices):,} parts of the former one are removed" if indices else ""
+    log_rank_zero(f"another mixture than before: the parts are planned anew, nothing is tokenized again{removed}")
 
 
 def modification_times(files: Sequence[InputFile]) -> dict[str, int]:

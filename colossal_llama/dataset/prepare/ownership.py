@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from colossal_llama.dataset.mixture.plan_plot import TITLE as PLOT_TITLE
 from colossal_llama.dataset.prepare.part_check import foreign_in_part
 from colossal_llama.utils.errors import UserError, truncate_problems
 
@@ -24,12 +25,17 @@ _BEGINNINGS = {
     "manifest.json": b'{\n  "manifest_version": ',
     "last_run.json": b'{\n  "num_workers": ',
     "rejected.jsonl": b'{"file":"',
+    "mixture_plan.json": b'{\n  "plan_version": ',
+    "mixture_plan.png": b"\x89PNG\r\n\x1a\n",
     RUN_RECORD: b'{\n  "identity": {',
     "part.json": b'{\n  "kind": "',
     "part.jsonl": b'{"input_ids":[',
 }
-REPORTS = ("manifest.json", "last_run.json", "rejected.jsonl")
-_TEMPORARY = re.compile(r"\.+(?P<name>manifest\.json|last_run\.json|rejected\.jsonl|run\.json)\.tmp-.+-\d+")
+_PNG_HEAD_BYTES = 1024  # size of the picture, title, resolution
+REPORTS = ("manifest.json", "last_run.json", "rejected.jsonl", "mixture_plan.json", "mixture_plan.png")
+_TEMPORARY = re.compile(
+    r"\.+(?P<name>manifest\.json|last_run\.json|rejected\.jsonl|run\.json|mixture_plan\.(json|png))\.tmp-.+-\d+"
+)
 _PART = re.compile(r"part-(?P<index>\d{5})")
 _CACHE_FILE = re.compile(
     r"chunk-\d{5,}\.(tokens|segments|rejected|json)|\w+\.npy|plan\.json|part-\d{5,}\.\d+|\..+\.tmp-.+-\d+"
@@ -40,6 +46,8 @@ def is_ours(path: Path, name: str | None = None) -> bool:
     """True for a file that begins as the scripts begin one of the name, the path's by default."""
     beginning = _BEGINNINGS[name or path.name]
     with suppress(FileNotFoundError, NotADirectoryError):
+        if path.suffix == ".png":  # all begin alike: ours has a title
+            return PLOT_TITLE.encode() in (_read_beginning(path, _PNG_HEAD_BYTES) or b"")
         return _read_beginning(path, len(beginning)) == beginning
     return False
 

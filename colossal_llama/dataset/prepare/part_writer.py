@@ -38,7 +38,11 @@ _PART_SHAPE = {
 
 @dataclass(frozen=True)
 class PartTask:
-    """Settings of all parts of a preparation; `facts` is copied into every part.json."""
+    """Settings of all parts of a preparation.
+
+    `facts` is copied into every part.json. With `counts_categories` it has the target tokens of
+    every category, too, since those of the chunks are not those of a mixture.
+    """
 
     output_dir: Path
     splicing: str
@@ -46,6 +50,7 @@ class PartTask:
     seed: int
     categories: tuple[str, ...]
     facts: dict
+    counts_categories: bool = False
 
 
 def part_name(index: int) -> str:
@@ -98,6 +103,7 @@ def write_part(task: PartTask, index: int) -> dict:
     (scratch / name).mkdir(parents=True)
     schema = _schema(task.categories)
     counts = {"rows": len(rows), "tokens": 0, "target_tokens": 0}
+    category_targets = np.zeros(len(task.categories), np.int64)
     data_path, jsonl_path = scratch / name / DATA_FILE, scratch / f"{name}.jsonl"
     with data_path.open("wb") as data, jsonl_path.open("wb") as lines, pa.ipc.new_stream(data, schema) as writer:
         for batch in _batches(rows, lengths):
@@ -107,12 +113,15 @@ def write_part(task: PartTask, index: int) -> dict:
             lines.writelines(_json_lines(columns))
             counts["tokens"] += len(columns.tokens)
             counts["target_tokens"] += int(np.count_nonzero(columns.tokens & TARGET_BIT))
+            if task.counts_categories:
+                category_targets += _category_targets(columns, len(task.categories))
     facts = {
         **task.facts,
         **counts,
         "documents": int(plan.first_of_document[first:last].sum()),
         "segments": len(lengths),
         "categories": list(task.categories),
+        **({"category_target_tokens": category_targets.tolist()} if task.counts_categories else {}),
         "name": name,
         "arrow_sha256": fingerprint_file(data_path),
         "jsonl_sha256": fingerprint_file(jsonl_path),
@@ -175,6 +184,12 @@ def _columns(plan: PartPlan, store: TokenStore, segments: np.ndarray, row_segmen
     row_segments = row_segments - row_segments[0]
     row_starts = np.concatenate([[0], np.cumsum(lengths)])[row_segments]
     return _Columns(tokens, row_starts, lengths, plan.categories[segments].astype(np.int64), row_segments)
+
+
+def _category_targets(columns: _Columns, num_categories: int) -> np.ndarray:
+    """Number of targets of each category."""
+    is_target = (columns.tokens & TARGET_BIT) != 0
+    return np.bincount(np.repeat(columns.categories, columns.lengths)[is_target], minlength=num_categories)
 
 
 def _record_batch(columns: _Columns, schema: pa.Schema) -> pa.RecordBatch:

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-
 from colossal_llama.dataset.prepare import output_dir
 from colossal_llama.dataset.prepare.arguments import PrepareArguments
-from colossal_llama.dataset.prepare.buckets import plan_parts
-from colossal_llama.dataset.prepare.cache import PartPlan, chunk_facts, saved_plan
+from colossal_llama.dataset.prepare.cache import PartPlan, chunk_facts
 from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
 from colossal_llama.dataset.prepare.input_files import (
     Chunk,
@@ -26,6 +23,7 @@ from colossal_llama.dataset.prepare.input_files import (
 )
 from colossal_llama.dataset.prepare.manifest import build_manifest, read_manifest, total_statistics
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer, record_tokenizer
+from colossal_llama.dataset.prepare.part_planning import category_names, open_plan, report_plan, show_plan
 from colossal_llama.dataset.prepare.part_writer import PartTask, part_facts, write_part
 from colossal_llama.dataset.prepare.recheck import (
     recheck_chunks,
@@ -79,7 +77,8 @@ def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) ->
         opened: the tokenizer of `--tokenizer_dir`, if it has been opened.
 
     Returns:
-        The manifest; None if this is one shard's job and others have not finished theirs.
+        The manifest; None if this is one shard's job and others have not finished theirs, and with
+            `--plan_only`, which prints the plan.
 
     Raises:
         UserError: the input, the tokenizer or the output directory cannot be used; the disk is
@@ -124,6 +123,9 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
     preparation = _Preparation(arguments, files, unread_files, chunks, identity, StageTimes(), origin)
     if state != "new":
         _refuse_changed_content(preparation, state)
+    if state == "complete" and arguments.mixture.plan_only:
+        _show_plan_of_complete(preparation)
+        return None
     if state == "complete" and _is_whole(preparation):
         log_rank_zero(f"{arguments.output_dir} is complete already: nothing to do")
         manifest = read_manifest(arguments.output_dir)
@@ -180,6 +182,28 @@ def _is_whole(preparation: _Preparation) -> bool:
     return not any(damages)
 
 
+def _show_plan_of_complete(preparation: _Preparation) -> None:
+    """Shows the plan of a complete preparation, or with a kept cache that of any mixture.
+
+    Raises:
+        UserError: the cache that another mixture needs is gone.
+    """
+    arguments = preparation.arguments
+    recheck_chunks(arguments.output_dir, preparation.chunks, arguments.run.num_workers)
+    facts = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in preparation.chunks]
+    known = [fact for fact in facts if fact is not None]
+    manifest = read_manifest(arguments.output_dir)
+    if len(known) == len(facts):
+        show_plan(arguments, known)
+    elif manifest["identity"] == preparation.identity and "mixture" in manifest:
+        report_plan(arguments, manifest["mixture"])
+    else:
+        raise UserError(
+            f"{arguments.output_dir} is complete, and what was tokenized is gone from its cache: plan in another "
+            "--data_output_dirs (--keep_cache keeps it)"
+        )
+
+
 def _tokenize_and_write(
     preparation: _Preparation, tokenizer: DocumentTokenizer | ConversationTokenizer, made: Sequence[Path] | None
 ) -> tuple[list[dict], list[dict]] | None:
@@ -191,7 +215,8 @@ def _tokenize_and_write(
         made: the directories that this run has made; None where an earlier run began.
 
     Returns:
-        The facts of all chunks and of all parts; None if some are left to other shards.
+        The facts of all chunks and of all parts; None if some are left to other shards, or with
+            `--plan_only`.
     """
     recheck_chunks(preparation.arguments.output_dir, preparation.chunks, preparation.arguments.run.num_workers)
     run = preparation.arguments.run
@@ -208,6 +233,9 @@ def _tokenize_and_write(
             facts = [fact for fact in found if fact is not None]
             if not sum(fact["segments"] for fact in facts):
                 raise BadInputError(_no_records_message(facts))
+            if preparation.arguments.mixture.plan_only:
+                show_plan(preparation.arguments, facts)
+                return None
             parts = _write_parts(preparation, pool, facts)
     except BadInputError:  # no worker writes any more
         if made is not None and preparation.arguments.shards.shard_index is None:
@@ -254,7 +282,12 @@ def _finish(preparation: _Preparation, facts: Sequence[dict], parts: Sequence[di
         refuse_files_that_changed(preparation.files)
         rejected_sha256 = write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
         names = [chunk.file.name for chunk in preparation.chunks]
-        manifest = build_manifest(preparation.identity, facts, parts, names, preparation.unread_files, rejected_sha256)
+        mixture = (
+            None if preparation.arguments.mixture.mixture is None else open_plan(preparation.arguments, facts).record
+        )
+        manifest = build_manifest(
+            preparation.identity, facts, parts, names, preparation.unread_files, rejected_sha256, mixture
+        )
         _write_reports(preparation, manifest)
     return manifest
 
@@ -360,11 +393,10 @@ def _write_own_parts(
 ) -> None:
     """Writes those of this job's parts that are not finished; replaces those of another plan."""
     arguments, directory = preparation.arguments, preparation.arguments.output_dir
-    categories = tuple(sorted({name for fact in facts for name in fact["categories"]}))
-    plan, is_new = _plan(preparation, facts, categories)
-    plan_sha256 = plan.fingerprint()
+    opened = open_plan(arguments, facts)
+    plan_sha256 = opened.plan.fingerprint()
     if may_replace:
-        remove_parts_of_other_plan(directory, own, plan_sha256, unnamed=is_new)
+        remove_parts_of_other_plan(directory, own, plan_sha256, unnamed=opened.is_new)
     pending = [index for index in own if part_facts(directory, index) is None]
     common: dict = {"kind": arguments.kind, "max_length": arguments.rows.max_length, "seed": arguments.rows.seed}
     common |= {name: preparation.identity[name] for name in ("tokenizer_fingerprint", "vocab_size")}
@@ -374,29 +406,17 @@ def _write_own_parts(
             common["chat_template_date"] = date
     common["plan_sha256"] = plan_sha256
     task = PartTask(
-        directory, arguments.rows.splicing, arguments.rows.max_length, arguments.rows.seed, categories, common
+        directory,
+        arguments.rows.splicing,
+        arguments.rows.max_length,
+        arguments.rows.seed,
+        category_names(facts),
+        common,
+        counts_categories=opened.record is not None,
     )
-    _run_part_tasks(pool, [(task, index) for index in pending], plan, preparation.times)
+    _run_part_tasks(pool, [(task, index) for index in pending], opened.plan, preparation.times)
     for name in ("arrow", "jsonl"):
         fsync_path(directory / name)
-
-
-def _plan(preparation: _Preparation, facts: Sequence[dict], categories: Sequence[str]) -> tuple[PartPlan, bool]:
-    """Opens the plan, be it of an earlier version, as finished parts follow it; else makes it.
-
-    Returns:
-        The plan, and whether it was made.
-    """
-    plan_dir = preparation.arguments.output_dir / "cache" / "plan"
-    plan, problem = saved_plan(plan_dir, np.cumsum([0, *(fact["tokens"] for fact in facts)]))
-    if plan is not None:
-        return plan, False
-    if problem:
-        log_rank_zero(f"{problem}: made anew")
-    num_bins = preparation.arguments.rows.num_spliced_dataset_bins
-    plan = plan_parts(preparation.chunk_dir, facts, categories, num_bins)
-    plan.save(plan_dir)
-    return plan, True
 
 
 def _run_part_tasks(pool: WorkerPool, tasks: Sequence[tuple[PartTask, int]], plan: PartPlan, times: StageTimes) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from colossal_llama.dataset.prepare.manifest import read_manifest
+from colossal_llama.dataset.prepare.manifest import FURTHER_TOKENS, read_manifest
 from colossal_llama.dataset.prepare.part_check import part_problems
 from colossal_llama.dataset.prepare.part_writer import DATA_FILE, part_name
 from colossal_llama.utils.checked_json import has_checksum
@@ -67,7 +67,7 @@ def _total_problems(manifest: dict) -> Iterator[str]:
         if counted != totals.get(total, 0):
             yield f"manifest.json: the parts have {counted:,} {name}, the totals say {totals.get(total, 0):,}"
     lost = sum(count for name, count in totals.items() if name.startswith(("cut_tokens.", "dropped_tokens.")))
-    repeated = totals.get("repeated_tokens", 0)
+    repeated = totals.get("repeated_tokens", 0) + totals.get(FURTHER_TOKENS, 0)
     if totals["tokens_in"] + repeated != totals["tokens_out"] + lost:
         tokens_in, tokens_out = totals["tokens_in"], totals["tokens_out"]
         yield f"manifest.json: {tokens_in:,} tokens went in, {tokens_out:,} came out, {lost:,} were cut"

@@ -1,0 +1,1 @@
+"""The mixture of categories: the file that asks for it, tokens by bucket, chosen documents."""
