@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from colossal_llama.readers.saved_datasets import SavedDirectory, saved_directory
+
 SHOWN_UNREAD = 20
 _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -51,11 +53,12 @@ def list_files(directory: Path, suffixes: tuple[str, ...], excluded: Path | None
     """Lists the files below a directory.
 
     Symbolic links are followed. A directory that is reached twice, through a cycle of links or a
-    link to a neighbour, is read once. No file is opened.
+    link to a neighbour, is read once. Of a data set that was saved as a directory, its data files
+    are listed (`saved_datasets`). No other file is opened.
 
     Args:
         directory: to list.
-        suffixes: of the files that are meant.
+        suffixes: of the files that are meant, in lower case.
         excluded: a directory of which nothing is listed.
     """
     listing, seen = Listing(), {os.path.realpath(directory)}
@@ -68,13 +71,22 @@ def list_files(directory: Path, suffixes: tuple[str, ...], excluded: Path | None
             listing.has_excluded = True
             continue
         folders = []
-        for entry in _entries(parent, listing.problems):
+        entries = _entries(parent, listing.problems)
+        saved = saved_directory(parent, {entry.name for entry in entries})
+        if saved is not None:
+            listing.problems += [saved.problem] if saved.problem else []
+            if saved.data_files is not None:
+                _add_saved(listing, entries, real_parent, saved, barred)
+                continue
+        for entry in entries:
+            if saved is not None and entry.name in saved.own_files:
+                continue
             if entry.name.startswith("."):
                 listing.hidden += 1
             elif not _is_directory(entry):
                 _add_file(listing, entry, real_parent, suffixes, barred)
             else:
-                if entry.name.endswith(suffixes):
+                if entry.name.lower().endswith(suffixes):
                     listing.misnamed.append(Path(entry.path))
                 real_path = os.path.realpath(entry.path)
                 if real_path not in seen:
@@ -89,7 +101,7 @@ def list_files(directory: Path, suffixes: tuple[str, ...], excluded: Path | None
 def _add_file(
     listing: Listing, entry: os.DirEntry, real_parent: str, suffixes: tuple[str, ...], barred: str | None
 ) -> None:
-    if not entry.name.endswith(suffixes):
+    if not entry.name.lower().endswith(suffixes):
         listing.unread.append(Path(entry.path))
         return
     real_path = os.path.realpath(entry.path) if entry.is_symlink() else f"{real_parent.rstrip(os.sep)}/{entry.name}"
@@ -97,6 +109,25 @@ def _add_file(
         listing.has_excluded = True
     elif found := _found(entry, real_path, listing.problems):
         listing.files.append(found)
+
+
+def _add_saved(
+    listing: Listing, entries: Sequence[os.DirEntry], real_parent: str, saved: SavedDirectory, barred: str | None
+) -> None:
+    """Adds the data files of a saved directory; all else but its descriptions is unread."""
+    for entry in entries:
+        if entry.name in (saved.data_files or ()):
+            _add_file(listing, entry, real_parent, ("",), barred)
+        elif saved.problem is None and entry.name not in saved.own_files and not _is_directory(entry):
+            listing.unread.append(Path(entry.path))
+
+
+def list_file(path: Path) -> Listing:
+    """Lists one file as `list_files` lists those of a directory."""
+    listing = Listing()
+    if found := _found(path, os.path.realpath(path), listing.problems):
+        listing.files.append(found)
+    return listing
 
 
 def _is_below(real_path: str, barred: str | None) -> bool:
@@ -120,7 +151,7 @@ def _is_directory(entry: os.DirEntry) -> bool:
         return False
 
 
-def _found(entry: os.DirEntry, real_path: str, problems: list[str]) -> FoundFile | None:
+def _found(entry: os.DirEntry | Path, real_path: str, problems: list[str]) -> FoundFile | None:
     """A file that can be read; None if it cannot, which is added to the problems."""
     try:
         status = entry.stat()
@@ -129,21 +160,21 @@ def _found(entry: os.DirEntry, real_path: str, problems: list[str]) -> FoundFile
         return None
     kind = next((name for test, name in _KINDS if test(status.st_mode)), None)
     if kind is not None:
-        problems.append(f"{entry.path} is {kind}: write what it gives into a file, or move it away")
-    elif not os.access(entry.path, os.R_OK):
-        problems.append(f"{entry.path} may not be read: change its permissions, or move it away")
+        problems.append(f"{os.fspath(entry)} is {kind}: write what it gives into a file, or move it away")
+    elif not os.access(os.fspath(entry), os.R_OK):
+        problems.append(f"{os.fspath(entry)} may not be read: change its permissions, or move it away")
     else:
-        return FoundFile(Path(entry.path), real_path, status.st_size, status.st_mtime_ns)
+        return FoundFile(Path(os.fspath(entry)), real_path, status.st_size, status.st_mtime_ns)
     return None
 
 
-def _stat_problem(entry: os.DirEntry, error: OSError) -> str:
+def _stat_problem(entry: os.DirEntry | Path, error: OSError) -> str:
     if not entry.is_symlink():
-        return f"{entry.path} cannot be read: {error.strerror}; run the same command again, or move it away"
-    target = Path(entry.path).readlink()
+        return f"{os.fspath(entry)} cannot be read: {error.strerror}; run the same command again, or move it away"
+    target = Path(os.fspath(entry)).readlink()
     if isinstance(error, FileNotFoundError):
-        return f"{entry.path} is a link to {target}, which does not exist: is a file system not mounted?"
-    return f"{entry.path} is a link to {target}, which cannot be read: {error.strerror}"
+        return f"{os.fspath(entry)} is a link to {target}, which does not exist: is a file system not mounted?"
+    return f"{os.fspath(entry)} is a link to {target}, which cannot be read: {error.strerror}"
 
 
 def unread_record(listings: Sequence[tuple[Path, Listing]]) -> dict:

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from colossal_llama.readers.formats import format_of
+from colossal_llama.readers.formats import ending_of
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.record import RecordError, kind_of
 from colossal_llama.readers.record_forms import (
@@ -417,5 +417,4 @@ def with_file_categories(files: Sequence[InputFile], fields: CategoryFields) -> 
 def _without_ending(name: str) -> tuple[str, ...]:
     """Parts of a file's name, the last without the ending of its format."""
     *directories, last = PurePosixPath(name).parts
-    format = format_of(last)
-    return (*directories, last[: -len(format.ending)] or last) if format else (*directories, last)
+    return (*directories, last.removesuffix(ending_of(last)) or last)

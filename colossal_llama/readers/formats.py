@@ -2,8 +2,15 @@
 
 from dataclasses import dataclass
 
-COMPRESSIONS = ("", ".gz", ".zst")
-_ENDINGS = {".jsonl": COMPRESSIONS, ".parquet": ("",)}
+COMPRESSIONS = ("", ".gz", ".zst", ".bz2", ".xz")
+KINDS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".md", ".parquet", ".arrow", ".tar")
+TEXT_KINDS = frozenset((".txt", ".md"))
+"""A file of these is one document."""
+TABLE_KINDS = frozenset((".parquet", ".arrow"))
+"""A file of these is binary, and is read from any place in it."""
+BINARY_KINDS = TABLE_KINDS | {".tar"}
+_OTHER_ENDINGS = {".ndjson": ".jsonl", ".markdown": ".md"}
+DESCRIPTION = f"{', '.join(KINDS)}, each also with {', '.join(COMPRESSIONS[1:])}"
 
 
 @dataclass(frozen=True)
@@ -11,28 +18,41 @@ class Format:
     """A file format.
 
     Attributes:
-        kind: the ending of the content: `.jsonl`, `.parquet`.
-        compression: the ending of the compression; empty without one.
+        kind: the ending of the content: one of `KINDS`.
+        compression: the ending of the compression: one of `COMPRESSIONS`.
     """
 
     kind: str
     compression: str = ""
 
     @property
-    def ending(self) -> str:
-        """Ending of the names of such files."""
-        return self.kind + self.compression
-
-    @property
     def is_divisible(self) -> bool:
         """True where a row can be found from any byte of the file."""
-        return self == Format(".jsonl")
+        return self.kind == ".jsonl" and not self.compression
 
 
-FORMATS = tuple(Format(kind, compression) for kind, compressions in _ENDINGS.items() for compression in compressions)
-ENDINGS = tuple(format.ending for format in FORMATS)
+_FORMATS = {
+    **{
+        ending + compression: Format(kind, compression)
+        for ending, kind in (*((kind, kind) for kind in KINDS), *_OTHER_ENDINGS.items())
+        for compression in COMPRESSIONS
+    },
+    ".tgz": Format(".tar", ".gz"),
+}
+ENDINGS = tuple(sorted(_FORMATS, key=len, reverse=True))
+"""Endings of the names of all files that are read, in lower case, the longest first."""
 
 
 def format_of(name: str) -> Format | None:
-    """Returns the format of a file of this name; None if it is not read."""
-    return next((format for format in FORMATS if name.endswith(format.ending)), None)
+    """Returns the format of a file of this name; None if it is not read.
+
+    >>> format_of("Corpus.JSONL.GZ")
+    Format(kind='.jsonl', compression='.gz')
+    """
+    return _FORMATS.get(ending_of(name).lower())
+
+
+def ending_of(name: str) -> str:
+    """Returns the ending of a file's name that names its format; empty if it is not read."""
+    lower = name.lower()
+    return next((name[-len(ending) :] for ending in ENDINGS if lower.endswith(ending)), "")

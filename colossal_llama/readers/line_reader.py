@@ -2,36 +2,43 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 BYTES_PER_MB = 1_000_000
 MAX_LINE_MB = 256
 """Default bound: far above any document, and such a line can be parsed in memory."""
 _BLOCK_BYTES = 1 << 20
 _KEPT_BYTES = 200
+_QUESTIONS = {
+    "line": ": is a line feed missing?",
+    "row": ";",
+    "record": ": is the array of records inside an object?",
+    "text": ", and a text file is one document: split it;",
+}
 
 
 @dataclass(frozen=True)
 class LongLine:
-    """A line, or a row of a table, that is too long to be read.
+    """A line, a row of a table, a record or a text that is too long to be read.
 
     Attributes:
-        beginning: the line's first bytes; none of a row.
-        size_bytes: its length with the line feed.
+        beginning: the first bytes; none of a row.
+        size_bytes: its length, with the line feed.
         max_bytes: the bound.
+        what: one of the keys of `_QUESTIONS`.
     """
 
     beginning: bytes
     size_bytes: int
     max_bytes: int
+    what: Literal["line", "row", "record", "text"] = "line"
 
     def __len__(self) -> int:
         return self.size_bytes
 
     def __str__(self) -> str:
-        what, question = ("line", ": is a line feed missing?") if self.beginning else ("row", ";")
         size_mb, max_mb = self.size_bytes / BYTES_PER_MB, self.max_bytes / BYTES_PER_MB
-        return f"the {what} has {size_mb:,.0f} MB, more than {max_mb:,.0f}{question}"
+        return f"the {self.what} has {size_mb:,.0f} MB, more than {max_mb:,.0f}{_QUESTIONS[self.what]}"
 
 
 def read_line(

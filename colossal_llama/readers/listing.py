@@ -1,6 +1,5 @@
 """Finds the input files below the given paths, in an order that their names alone decide."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,21 @@ from colossal_llama.readers.directory_listing import (
     FoundFile,
     Listing,
     displayed,
+    list_file,
     list_files,
     unread_message,
     unread_record,
 )
-from colossal_llama.readers.formats import ENDINGS, Format, format_of
+from colossal_llama.readers.formats import DESCRIPTION, ENDINGS, TEXT_KINDS, Format, format_of
+from colossal_llama.readers.saved_datasets import DESCRIPTIONS, problem_of_root
 from colossal_llama.utils.errors import UserError, truncate_problems
+
+_READ_BY_PEOPLE = frozenset({"readme", "license", "licence", "notice", "changelog", "citation", "contributing"})
+"""Beginnings of the names of texts that are about data where they lie next to it."""
+
+
+_ARROW = Format(".arrow")
+"""Format of the files of a saved data set, whatever their names."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def find_input_files(
     for directory, listing in listings:
         problems += [f"{option}: {problem}" for problem in listing.problems]
         if not listing.files and not listing.problems:
-            endings = f"that ends in {', '.join(ENDINGS)}"
+            endings = f"that ends in {DESCRIPTION}"
             missing = "but those in the output directory" if listing.has_excluded else endings
             problems.append(f"{option}: {directory} holds no file {missing}{_instead(directory, listing)}")
         for file in listing.files:
@@ -66,22 +74,44 @@ def find_input_files(
         raise UserError(truncate_problems(problems))
     names = _names_of([(file.path, directory) for file, directory in reached.values()])
     files = [
-        InputFile(file.path, displayed(name), file.size_bytes, file.modified_ns, format)
+        InputFile(file.path, displayed(name), file.size_bytes, file.modified_ns, format_of(file.path.name) or _ARROW)
         for (file, _), name in zip(reached.values(), names, strict=True)
-        if (format := format_of(file.path.name)) is not None
     ]
     return sorted(files, key=lambda file: file.name), unread_record(listings)
 
 
 def _listing(path: Path, excluded: Path | None) -> tuple[Path, Listing]:
-    """Listing of a directory, or of one file and its directory."""
-    if not path.is_file():
-        return path, list_files(path, ENDINGS, excluded)
-    if format_of(path.name) is None:
-        return path.parent, Listing(problems=[f"{path} is of no format that is read: {', '.join(ENDINGS)}"])
-    status = path.stat()
-    found = FoundFile(path, os.path.realpath(path), status.st_size, status.st_mtime_ns)
-    return path.parent, Listing(files=[found])
+    """Listing of a directory, or of one file and its directory; what describes data is unread."""
+    if not path.is_dir():
+        if format_of(path.name) is None:
+            return path.parent, Listing(problems=[f"{path} is of no format that is read: {DESCRIPTION}"])
+        return path.parent, list_file(path)
+    listing = list_files(path, ENDINGS, excluded)
+    if (problem := problem_of_root(path)) is not None:
+        listing.problems.append(problem)
+    records = [file for file in listing.files if not _is_text(file.path)]
+    folders = {folder for file in records for folder in file.path.parents}
+    described = {file.path.parent for file in listing.files if file.path.name in DESCRIPTIONS}
+    unread = [file for file in listing.files if _describes(file.path, folders, described)]
+    if unread:
+        listing.files = [file for file in listing.files if file not in unread]
+        listing.unread = sorted([*listing.unread, *(file.path for file in unread)])
+    return path, listing
+
+
+def _is_text(path: Path) -> bool:
+    format = format_of(path.name)
+    return format is not None and format.kind in TEXT_KINDS
+
+
+def _describes(path: Path, folders: set[Path], described: set[Path]) -> bool:
+    """True for a README next to or above records, for a description of a hub, and for its cache."""
+    name = path.name.lower()
+    return (
+        name in DESCRIPTIONS
+        or (_is_text(path) and name.partition(".")[0] in _READ_BY_PEOPLE and path.parent in folders)
+        or (path.parent in described and name.startswith("cache-") and name.endswith(".arrow"))
+    )
 
 
 def _instead(directory: Path, listing: Listing) -> str:

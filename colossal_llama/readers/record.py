@@ -1,5 +1,6 @@
 """A row as a record: a JSON object, or an error that says why it is none."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -19,7 +20,26 @@ class RecordError(Exception):
         self.reason = reason
 
 
-def parse_row(row: bytes | LongLine | dict) -> dict:
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is no record whatever its fields are: of other columns, or in another encoding.
+
+    Attributes:
+        reason: one word, for counting.
+        message: what is wrong.
+        beginning: the first bytes.
+    """
+
+    reason: str
+    message: str
+    beginning: bytes
+
+
+Row = bytes | dict | LongLine | BadRow
+"""A JSON value as text, a parsed row of a table or text, or one that cannot be used."""
+
+
+def parse_row(row: Row) -> dict:
     """Parses a line as a JSON object; a row of a table is one already.
 
     Raises:
@@ -29,18 +49,28 @@ def parse_row(row: bytes | LongLine | dict) -> dict:
         return row
     if isinstance(row, LongLine):
         raise RecordError("line_too_long", f"{row} --max_line_mb sets the bound")
+    if isinstance(row, BadRow):
+        raise RecordError(row.reason, row.message)
     try:
         record = orjson.loads(row)
     except orjson.JSONDecodeError as error:
-        try:
-            row.decode("utf-8")
-        except UnicodeDecodeError as wrong:
-            message = f"byte 0x{row[wrong.start]:02x} at position {wrong.start} is not UTF-8: save the file as UTF-8"
+        if message := encoding_problem(row):
             raise RecordError("wrong_encoding", message) from None
-        raise RecordError("broken_json", f"not valid JSON: {error}") from None
+        is_spread = row.strip() in (b"[", b"{")
+        hint = ": one array or object over several lines is read from files that end in .json" if is_spread else ""
+        raise RecordError("broken_json", f"not valid JSON: {error}{hint}") from None
     if not isinstance(record, dict):
         raise RecordError("not_an_object", f"a JSON object is needed, not {kind_of(record)}")
     return record
+
+
+def encoding_problem(content: bytes) -> str | None:
+    """Explains where bytes are not UTF-8; None if they are."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        return f"byte 0x{content[wrong.start]:02x} at position {wrong.start} is not UTF-8: save the file as UTF-8"
+    return None
 
 
 def string_of(record: dict, name: str, where: str = "") -> str:
@@ -68,4 +98,5 @@ def string_of(record: dict, name: str, where: str = "") -> str:
 def kind_of(value: Any) -> str:
     """Names the kind of a JSON value for messages."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    names |= {bytes: "binary data"}
     return "null" if value is None else names.get(type(value), "an object")

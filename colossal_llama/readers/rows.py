@@ -1,21 +1,31 @@
-"""Rows of input files of every format: lines that are not parsed yet, or parsed rows of tables."""
+"""Rows of input files of every format: JSON values that are not parsed yet, or parsed rows."""
 
 import errno
-import gzip
+import io
+import lzma
+import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import BinaryIO
+from pathlib import Path
+from typing import cast
 
-from colossal_llama.readers.compression import READ_BYTES, open_stream
+from colossal_llama.readers.compression import READ_BYTES, blocks_of, uncompressed, with_seek
+from colossal_llama.readers.csv_rows import csv_rows
 from colossal_llama.readers.damage import DamagedFileError
-from colossal_llama.readers.line_reader import LongLine, read_line
+from colossal_llama.readers.formats import DESCRIPTION, TABLE_KINDS, TEXT_KINDS, Format, format_of
+from colossal_llama.readers.json_rows import json_rows, open_json
+from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
 from colossal_llama.readers.listing import InputFile
-from colossal_llama.readers.parquet_rows import parquet_rows
+from colossal_llama.readers.record import BadRow, Row
+from colossal_llama.readers.table_rows import arrow_rows, parquet_rows
+from colossal_llama.readers.tar_rows import tar_members
+from colossal_llama.readers.text_rows import BYTE_ORDER_MARK, text_rows
 from colossal_llama.utils.errors import UserError
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # may begin a UTF-8 file
-Row = bytes | LongLine | dict
+Observer = Callable[[bytes], object]
+Rows = Iterator[tuple[int, Row]]
 
 
 @dataclass(frozen=True)
@@ -33,69 +43,150 @@ class FileRange:
     end: int | None = None
 
 
-def read_rows(
-    file_range: FileRange, max_row_bytes: int, on_bytes: Callable[[bytes], object] = lambda block: None
-) -> Iterator[tuple[int, Row]]:
+def read_rows(file_range: FileRange, max_row_bytes: int, on_bytes: Observer = lambda block: None) -> Rows:
     """Reads the rows of a range of a file.
 
     Args:
         file_range: to read.
-        max_row_bytes: longest line, or largest row of a table, that is read.
+        max_row_bytes: longest line or text, or largest row of a table, that is read.
         on_bytes: called with everything that is read.
 
     Yields:
-        Number of the row in the range, from 0, and a line without its end, or a row of a table.
+        Number of the row in the range, and the row. Numbers count lines from 0 where the file has
+        lines, else rows.
 
     Raises:
         DamagedFileError: the file cannot be read to its end; the rows before the damage have been
             yielded.
         UserError: the system cannot read the file, or it has vanished.
     """
-    path = file_range.file.path
-    try:
-        if file_range.file.format.kind == ".parquet":
-            with path.open("rb") as file:
-                while block := file.read(READ_BYTES):
-                    on_bytes(block)
-                yield from enumerate(parquet_rows(file, max_row_bytes))
+    file = file_range.file
+    with _errors_named(file.path), _opened(file.path) as opened:
+        stream = opened if file_range.start else uncompressed(opened, file.format)
+        if file.format.kind == ".tar":
+            members = _rows_of_members(stream, max_row_bytes, on_bytes)
+            yield from ((count, row) for count, (*_, row) in enumerate(members))
+        elif file.format.kind == ".jsonl":
+            yield from _lines(stream, file_range, max_row_bytes, on_bytes)
         else:
-            yield from _lines(file_range, max_row_bytes, on_bytes)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            plain = None if file.format.compression else file.path
+            yield from _unit_and_rows(stream, file.format, max_row_bytes, on_bytes, plain)[1]
+
+
+def _unit_and_rows(
+    stream: io.BufferedReader, format: Format, max_row_bytes: int, on_bytes: Observer, plain: Path | None = None
+) -> tuple[str, Rows]:
+    """Returns what the numbers of a file's rows count ("line", "row", "record"), and the rows.
+
+    Args:
+        stream: the uncompressed file, at its beginning.
+        format: of the file.
+        max_row_bytes: as in `read_rows`.
+        on_bytes: as in `read_rows`.
+        plain: path of the file, if the stream is its bytes.
+    """
+    kind = format.kind
+    if kind in TEXT_KINDS:
+        return "", enumerate(text_rows(stream, max_row_bytes, on_bytes))
+    if kind in (".csv", ".tsv"):
+        return "line", csv_rows(stream, max_row_bytes, on_bytes, "\t" if kind == ".tsv" else None)
+    if kind in TABLE_KINDS:
+        return "row", enumerate(_table_rows(stream, kind, max_row_bytes, on_bytes, plain))
+    has_lines = kind == ".jsonl"
+    if kind == ".json":
+        has_lines, stream = open_json(stream)
+    if has_lines:
+        return "line", _lines(stream, None, max_row_bytes, on_bytes)
+    return "record", enumerate(json_rows(stream, max_row_bytes, on_bytes))
+
+
+def _table_rows(
+    stream: io.BufferedReader, kind: str, max_row_bytes: int, on_bytes: Observer, plain: Path | None
+) -> Iterator[Row]:
+    """Rows of a file that is read from any place, and of whose bytes all are observed before."""
+    if plain is None:
+        with with_seek(stream, on_bytes) as copy:
+            yield from (parquet_rows if kind == ".parquet" else arrow_rows)(copy, max_row_bytes)
+        return
+    for _ in blocks_of(stream, on_bytes):
+        pass
+    yield from parquet_rows(stream, max_row_bytes) if kind == ".parquet" else arrow_rows(plain, max_row_bytes)
+
+
+def _rows_of_members(
+    archive: io.BufferedReader, max_row_bytes: int, on_bytes: Observer
+) -> Iterator[tuple[str, str, int, Row]]:
+    """Rows of the files in an archive: name of the member, unit and number in it, and the row."""
+    for name, member in tar_members(archive, on_bytes):  # its errors end the archive
+        format = format_of(name)
+        if format is None or format.kind == ".tar":
+            message = f"{name} in the archive is not read: files of the formats {DESCRIPTION} are"
+            yield name, "", 0, BadRow("unread_member", message, b"")
+            continue
+        unit = ""
+        try:
+            with _damage_named():
+                unit, rows = _unit_and_rows(uncompressed(member, format), format, max_row_bytes, lambda block: None)
+                for number, row in rows:
+                    yield name, unit, number, row
+        except DamagedFileError as error:
+            yield name, unit, 0, BadRow(error.reason, f"{name} in the archive: {error}", b"")
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    return cast(io.BufferedReader, path.open("rb", buffering=READ_BYTES))
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Turns the errors of damaged content into `DamagedFileError`."""
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
         raise DamagedFileError(str(error)) from error
     except OSError as error:
-        if error.errno is None:  # pyarrow's, of damaged content
-            raise DamagedFileError(str(error)) from error
+        if error.errno is not None:
+            raise
+        raise DamagedFileError(str(error)) from error  # of gzip, bz2 and pyarrow
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Turns errors of a file into `DamagedFileError`, and those of the system into `UserError`."""
+    try:
+        with _damage_named():
+            yield
+    except OSError as error:
         vanished = "it was there when the run began; put it back, or start afresh with --overwrite"
         remedy = vanished if error.errno == errno.ENOENT else "run the same command again when it can be read"
         raise UserError(f"{path} cannot be read: {error.strerror}: {remedy}") from error
 
 
 def _lines(
-    file_range: FileRange, max_line_bytes: int, on_bytes: Callable[[bytes], object]
+    stream: io.BufferedReader, file_range: FileRange | None, max_line_bytes: int, on_bytes: Observer
 ) -> Iterator[tuple[int, bytes | LongLine]]:
-    start, end = file_range.start, file_range.end
-    with open_stream(file_range.file.path, file_range.file.format) as file:
-        position, number = _skip_to_first_line(file, file_range), 0
-        while end is None or position < end:
-            line = read_line(file, max_line_bytes, on_bytes)
-            if not line:
-                return
-            position += len(line)
-            if isinstance(line, bytes):
-                line = line.removeprefix(BYTE_ORDER_MARK) if number == 0 and start == 0 else line
-                line = line.rstrip(b"\r\n")
-            yield number, line
-            number += 1
+    start, end = (0, None) if file_range is None else (file_range.start, file_range.end)
+    position, number = _skip_to_first_line(stream, start, end), 0
+    while end is None or position < end:
+        line = read_line(stream, max_line_bytes, on_bytes)
+        if not line:
+            return
+        position += len(line)
+        if isinstance(line, bytes):
+            line = line.removeprefix(BYTE_ORDER_MARK) if number == 0 and start == 0 else line
+            line = line.rstrip(b"\r\n")
+        yield number, line
+        number += 1
 
 
-def _skip_to_first_line(file: BinaryIO, file_range: FileRange) -> int:
+def _skip_to_first_line(stream: io.BufferedReader, start: int, end: int | None) -> int:
     """Skips the end of the line before the range; returns the position, at most about its end."""
-    if not file_range.start or file_range.end is None:
+    if not start or end is None:
         return 0
-    position = file_range.start - 1
-    file.seek(position)
-    while position < file_range.end:
-        block = file.readline(READ_BYTES)
+    position = start - 1
+    stream.seek(position)
+    while position < end:
+        block = stream.readline(READ_BYTES)
         position += len(block)
         if not block or block.endswith(b"\n"):
             break
@@ -114,3 +205,37 @@ def rows_before(file_range: FileRange) -> int:
             count += block.count(b"\n")
             left -= len(block)
     return count
+
+
+def row_places(file_range: FileRange, numbers: Sequence[int]) -> list[str]:
+    """Names the places of rows for messages: `path:line`, `path, record 7`, `path:member:line`.
+
+    Args:
+        file_range: that has been read.
+        numbers: of rows, as `read_rows` gives them.
+    """
+    file = file_range.file
+    if file.format.kind == ".jsonl":
+        before = rows_before(file_range)
+        return [_place(str(file.path), "line", before + number) for number in numbers]
+    if file.format.kind == ".tar":
+        return _places_in_archive(file, numbers)
+    unit = ""
+    with suppress(DamagedFileError), _errors_named(file.path), _opened(file.path) as opened:
+        unit, _ = _unit_and_rows(uncompressed(opened, file.format), file.format, 0, lambda block: None)
+    return [_place(str(file.path), unit, number) for number in numbers]
+
+
+def _places_in_archive(file: InputFile, numbers: Sequence[int]) -> list[str]:
+    places = {number: f"{file.path}, record {number + 1}" for number in numbers}
+    with suppress(DamagedFileError), _errors_named(file.path), _opened(file.path) as opened:
+        stream = uncompressed(opened, file.format)
+        members = _rows_of_members(stream, MAX_LINE_MB * BYTES_PER_MB, lambda block: None)
+        for count, (name, unit, number, _) in zip(range(max(numbers) + 1), members, strict=False):
+            if count in places:
+                places[count] = _place(f"{file.path}:{name}", unit, number)
+    return [places[number] for number in numbers]
+
+
+def _place(path: str, unit: str, number: int) -> str:
+    return f"{path}:{number + 1}" if unit == "line" else f"{path}, {unit} {number + 1}" if unit else path

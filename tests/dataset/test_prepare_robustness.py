@@ -372,13 +372,13 @@ def test_files_that_are_not_read_are_named_on_the_terminal_and_in_the_manifest(t
     source.mkdir()
     (source / "a.jsonl").write_text(records(3))
     (source / os.fsdecode(b"\xe9.jsonl")).write_text(records(2))
-    for name in ("b.json", "c.JSONL", ".hidden.jsonl"):
+    for name in ("b.xml", "c.XML", ".hidden.jsonl"):
         (source / name).write_text(records(1))
     manifest = prepare(settings_for(source, tmp_path / "out", tokenizer_dir), opened)
     assert manifest["totals"]["documents"] == 5
     assert [file["name"] for file in manifest["input_files"]] == ["in/\\xe9.jsonl", "in/a.jsonl"]
-    assert manifest["unread_files"]["first"] == ["in/b.json", "in/c.JSONL"]
-    message = "files that are not read: 2 (.JSONL 1, .json 1): in/b.json, in/c.JSONL\nhidden files and directories that"
+    assert manifest["unread_files"]["first"] == ["in/b.xml", "in/c.XML"]
+    message = "files that are not read: 2 (.XML 1, .xml 1): in/b.xml, in/c.XML\nhidden files and directories that"
     assert message in capsys.readouterr().out
     assert message in summary(manifest)
 

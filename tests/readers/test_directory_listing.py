@@ -39,16 +39,16 @@ def test_nothing_of_an_excluded_directory_is_listed_however_it_is_reached(tmp_pa
 
 def test_files_that_are_not_read_are_counted_by_ending_and_the_first_are_named(tmp_path):
     directory = tmp_path / "corpus"
-    make(directory, "one.jsonl", "two.JSONL", "three.json", "LICENSE", *(f"deep/{n:03d}.txt" for n in range(30)))
+    make(directory, "one.jsonl", "two.JSON", "three.json", "LICENSE", *(f"deep/{n:03d}.txt" for n in range(30)))
     (directory / "four.jsonl").mkdir()
     listing = list_files(directory, (".jsonl",))
     record = unread_record([(directory, listing)])
     assert record["count"] == 33
-    assert record["by_ending"] == {".JSONL": 1, ".json": 1, ".txt": 30, "LICENSE": 1}
+    assert record["by_ending"] == {".JSON": 1, ".json": 1, ".txt": 30, "LICENSE": 1}
     assert record["first"][0] == "corpus/LICENSE"
     assert record["directories_named_as_files"] == ["corpus/four.jsonl"]
     message = unread_message(record)
-    assert "files that are not read: 33 (.JSONL 1, .json 1, .txt 30, LICENSE 1): corpus/LICENSE, " in message
+    assert "files that are not read: 33 (.JSON 1, .json 1, .txt 30, LICENSE 1): corpus/LICENSE, " in message
     assert "and 13 more\ndirectories that are named as files" in message
     assert unread_message(unread_record([(directory / "deep", list_files(directory / "deep", (".txt",)))])) == ""
 

@@ -12,7 +12,7 @@ from colossal_llama.utils.errors import UserError
 
 
 def test_order_does_not_depend_on_the_order_of_directories(tmp_path):
-    for name in ("b/x.jsonl", "a/y.jsonl", "a/deep/z.jsonl", "a/.hidden.jsonl", "a/notes.txt", "a/out/w.jsonl"):
+    for name in ("b/x.jsonl", "a/y.jsonl", "a/deep/z.jsonl", "a/.hidden.jsonl", "a/notes.doc", "a/out/w.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}\n")
     one = find_input_files([tmp_path / "a", tmp_path / "b"], tmp_path / "a" / "out")

@@ -18,8 +18,8 @@ from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentT
 from colossal_llama.readers.fields import Document, FieldOptions, document_of, refuse_document, with_category
 from colossal_llama.readers.line_reader import LongLine
 from colossal_llama.readers.listing import InputFile
-from colossal_llama.readers.record import RecordError, parse_row
-from colossal_llama.readers.rows import DamagedFileError, Row, read_rows, rows_before
+from colossal_llama.readers.record import BadRow, RecordError, Row, parse_row
+from colossal_llama.readers.rows import DamagedFileError, read_rows, row_places
 from colossal_llama.utils.errors import UserError
 
 BATCH_BYTES = 4 << 20  # records tokenized at once, with the bad ones among them: a bound on memory
@@ -154,8 +154,8 @@ def _write_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: Chun
         try:
             tokenized = job.tokenizer.tokenize(batch.records)
         except ChatTemplateLimitError as error:
-            line = rows_before(chunk.range) + batch.rows[error.conversation][0] + 1
-            raise UserError(f"--chat_template: {chunk.file.path}:{line}: {error}") from None
+            (place,) = row_places(chunk.range, [batch.rows[error.conversation][0]])
+            raise UserError(f"--chat_template: {place}: {error}") from None
         writer.add(tokenized)
         for number, message in tokenized.refusals.items():
             _reject(job, counts, *batch.rows[number], RecordError("refused_by_chat_template", message))
@@ -164,7 +164,7 @@ def _write_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: Chun
 
 
 def _reject(job: ChunkJob, counts: _ChunkCounts, number: int, row: Row, error: RecordError) -> None:
-    content = row.beginning if isinstance(row, LongLine) else row
+    content = row.beginning if isinstance(row, LongLine | BadRow) else row
     # Where a bad record stops the run, its beginning alone is shown. A character has up to 4 bytes.
     shown = slice(4 * SHOWN_RECORD_CHARACTERS if job.stop_on_bad_record else None)
     text = content[shown].decode("utf-8", "backslashreplace") if isinstance(content, bytes) else repr(content)[shown]
@@ -183,9 +183,8 @@ def _limited_rows(job: ChunkJob, chunk: Chunk, digest: Any, counts: _ChunkCounts
             if counts.records == chunk.record_limit:
                 return
     except DamagedFileError as error:
-        message = f"the file is damaged, nothing can be read from here on: {error}"
         counts.records += 1
-        _reject(job, counts, counts.rows, b"", RecordError("damaged_file", message))
+        _reject(job, counts, counts.rows, b"", RecordError(error.reason, str(error)))
 
 
 def _checked_record(job: ChunkJob, counts: _ChunkCounts, file: InputFile, number: int, row: Row) -> Any:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from colossal_llama.readers.compression import READ_BYTES
+from colossal_llama.readers.formats import TABLE_KINDS
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.rows import DamagedFileError, FileRange, read_rows
 
@@ -66,14 +66,16 @@ def plan_chunks(files: Sequence[InputFile], limit: int | None) -> list[Chunk]:
     return chunks
 
 
-def content_digest(chunk: Chunk, rows: int) -> str:
+def content_digest(chunk: Chunk, rows: int, max_row_bytes: int) -> str:
     """SHA-256 of what `read_rows` reads for a chunk's first rows, to detect changed content."""
-    digest = hashlib.sha256()
+    digest, kind = hashlib.sha256(), chunk.file.format.kind
     if chunk.record_limit == 0:
         return digest.hexdigest()  # nothing was read
     try:
-        for number, _ in read_rows(chunk.range, READ_BYTES, digest.update):  # long lines, too, in blocks
-            if number + 1 == rows or chunk.file.format.kind == ".parquet":
+        records = 0
+        for number, row in read_rows(chunk.range, max_row_bytes, digest.update):
+            records += not isinstance(row, bytes) or bool(row.strip())
+            if kind in TABLE_KINDS or (number + 1 == rows if kind == ".jsonl" else records == chunk.record_limit):
                 break
     except DamagedFileError:
         pass  # the readable content is compared

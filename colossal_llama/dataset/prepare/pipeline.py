@@ -319,10 +319,11 @@ def _refuse_changed_content(preparation: _Preparation, state: output_dir.State) 
     else:
         facts = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in chunks]
         readings = [(chunk, fact["rows"], fact["sha256"]) for chunk, fact in zip(chunks, facts, strict=True) if fact]
+    max_row_bytes = preparation.arguments.run.max_line_bytes
     changed = {
         chunk.file.name: None
         for chunk, row_count, sha256 in readings
-        if chunk.file.name in suspects and content_digest(chunk, row_count) != sha256
+        if chunk.file.name in suspects and content_digest(chunk, row_count, max_row_bytes) != sha256
     }
     output_dir.refuse_changed_content(directory, list(changed))
 

@@ -9,7 +9,7 @@ import orjson
 from colossal_llama.dataset.prepare.cache import chunk_rejected
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.readers.fields import OTHER_KIND
-from colossal_llama.readers.rows import rows_before
+from colossal_llama.readers.rows import row_places
 from colossal_llama.utils.atomic_io import atomic_file
 from colossal_llama.utils.errors import UserError
 
@@ -27,12 +27,16 @@ def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
     Of records of the other kind the first is named: all the others are likely to be so, too.
     """
     bad, is_of_other_kind = _other_kind_once(bad), bad[0][1]["reason"] in OTHER_KIND
-    first_rows = {chunk.index: rows_before(chunk.range) for chunk, _ in bad[:SHOWN_BAD_RECORDS]}
+    shown = bad[:SHOWN_BAD_RECORDS]
+    chunks = {chunk.index: chunk for chunk, _ in shown}
+    places: dict[tuple[int, int], str] = {}
+    for index, chunk in chunks.items():
+        rows = [record["row"] for other, record in shown if other.index == index]
+        places |= dict(zip(((index, row) for row in rows), row_places(chunk.range, rows), strict=True))
     messages = []
-    for chunk, record in bad[:SHOWN_BAD_RECORDS]:
-        line = first_rows[chunk.index] + record["row"] + 1
-        shown = record["record"][:SHOWN_RECORD_CHARACTERS]
-        messages.append(f"{chunk.file.path}:{line}: {record['message']} | {shown}")
+    for chunk, record in shown:
+        beginning = record["record"][:SHOWN_RECORD_CHARACTERS]
+        messages.append(f"{places[chunk.index, record['row']]}: {record['message']} | {beginning}")
     if is_of_other_kind and len(bad) == 1:
         return messages
     count = f"more than {SHOWN_BAD_RECORDS}" if len(bad) > SHOWN_BAD_RECORDS else f"{len(bad)}"

@@ -1,0 +1,121 @@
+"""Rows of Parquet and Arrow files, few of them in memory at once."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
+from colossal_llama.readers.line_reader import LongLine
+from colossal_llama.readers.record import Row
+
+BATCH_ROWS = 32  # in memory at once: a dictionary of 1 MB on the disk may be a cell of every row
+_STREAM_ENDS = (b"\xff\xff\xff\xff\x00\x00\x00\x00", b"\x00\x00\x00\x00")
+"""Marks at the end of Arrow's streaming format: of today, and before version 0.15."""
+
+
+def parquet_rows(file: BinaryIO, max_row_bytes: int) -> Iterator[Row]:
+    """Reads the rows of a Parquet file.
+
+    Args:
+        file: opened, with `seek`.
+        max_row_bytes: largest row that is read.
+
+    Raises:
+        DamagedFileError: the file is damaged.
+        UnusableFileError: two columns have one name.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+        _refuse_doubled_columns(table.schema_arrow)
+        for batch in table.iter_batches(batch_size=BATCH_ROWS):
+            yield from _bounded_rows(batch, max_row_bytes)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise DamagedFileError(str(error)) from error
+
+
+def arrow_rows(file: Path | BinaryIO, max_row_bytes: int) -> Iterator[Row]:
+    """Reads the rows of an Arrow file, of either of its two formats.
+
+    Args:
+        file: a path, which is mapped into memory, or an opened file with `seek`.
+        max_row_bytes: largest row that is read.
+
+    Raises:
+        DamagedFileError: the file is damaged, or has no end.
+        UnusableFileError: two columns have one name, or it is no Arrow file.
+    """
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(file)) if isinstance(file, Path) else pyarrow.PythonFile(file, "r") as source:
+            for batch in _arrow_batches(source):
+                batch.validate(full=True)  # wrong offsets would end the process
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    yield from _bounded_rows(batch.slice(start, BATCH_ROWS), max_row_bytes)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise DamagedFileError(str(error)) from error
+
+
+def _arrow_batches(source: Any) -> Iterator[Any]:
+    import pyarrow
+
+    size_bytes = source.size()
+    beginning = source.read(6)
+    source.seek(0)
+    if not beginning:
+        raise DamagedFileError("it is empty, and an .arrow file never is")
+    if beginning == b"ARROW1":
+        with pyarrow.ipc.open_file(source) as reader:
+            _refuse_doubled_columns(reader.schema)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+        return
+    if beginning[:4] == b"FEA1":
+        raise UnusableFileError("it is in version 1 of the Feather format: write it again with a pyarrow of today")
+    with pyarrow.ipc.open_stream(source) as reader:
+        _refuse_doubled_columns(reader.schema)
+        yield from reader
+    source.seek(max(0, size_bytes - 8))
+    if not source.read(8).endswith(_STREAM_ENDS):
+        raise DamagedFileError("it ends without the mark of the end: it was not written or copied to its end")
+
+
+def _refuse_doubled_columns(schema: Any) -> None:
+    if doubled := [name for name, count in Counter(schema.names).items() if count > 1]:
+        raise UnusableFileError(f"two columns are named {doubled[0]!r}: rename or remove one of them")
+
+
+def _bounded_rows(batch: Any, max_bytes: int) -> Iterator[LongLine | dict]:
+    """Rows of a record batch, one at a time where one of them may be too long."""
+    binary = [field.name for field in batch.schema if _is_binary(field.type)]
+    if batch.nbytes <= max_bytes:
+        for row in batch.to_pylist():
+            yield _with_text(row, binary) if binary else row
+        return
+    for index in range(batch.num_rows):
+        row = batch.slice(index, 1)
+        if row.nbytes > max_bytes:
+            yield LongLine(b"", row.nbytes, max_bytes, "row")
+        else:
+            yield _with_text(row.to_pylist()[0], binary)
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
+def _with_text(row: dict, binary: list[str]) -> dict:
+    """Decodes binary columns that are UTF-8: some programs write texts so."""
+    for name in binary:
+        if isinstance(row[name], bytes):
+            try:
+                row[name] = row[name].decode("utf-8")
+            except UnicodeDecodeError:
+                continue  # refused, where it is a field that is read
+    return row
