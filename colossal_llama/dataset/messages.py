@@ -103,7 +103,9 @@ def _content(item: dict, name: str, where: str, notes: list[str]) -> str:
 def _part(part: Any, where: str, notes: list[str]) -> str:
     if not isinstance(part, dict):
         raise RecordError("wrong_type", f"{where} is {kind_of(part)}, an object with a type is needed")
-    kind = string_of(part, "type", where)
+    kind, text = string_of(part, "type", where), part.get("text")
+    if len(part) == 2 and kind in _TEXT_PARTS and isinstance(text, str):
+        return text
     if kind not in _TEXT_PARTS:
         raise RecordError("unsupported_part", f"{where} is of type {kind[:40]!r}, which is not read: only text is")
     others = {key: value for key, value in part.items() if key not in ("type", "text")}

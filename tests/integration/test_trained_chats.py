@@ -12,9 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from colossal_llama.dataset.conversation import ConversationTemplate
+from colossal_llama.dataset.conversation import ConversationTemplate, Message
 from colossal_llama.dataset.template_presets import PRESETS
 from colossal_llama.dataset.trained_format import builtin_version
+from colossal_llama.inference.api import open_model
+from colossal_llama.inference.arguments import Sampling
+from colossal_llama.inference.prompts import open_template
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.checksums import differences, read_checksums
 from tests.dataset.test_trained_format import conversations, listed
@@ -22,6 +25,7 @@ from tests.support.client_environments import environment_or_skip
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
+SYSTEM = "A chat between a curious traveller and a guide. The guide's answers are short."
 QUESTION, ANSWER = "What is green?", "Green is a colour."
 ONE_PART = ("--num_spliced_dataset_bins", 1, "--max_length", 256)
 BASES = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
@@ -63,7 +67,9 @@ def place(made_data, project_root, tmp_path_factory) -> Path:
     (place / "input").mkdir()
     messages = [{"from": "human", "content": QUESTION}, {"from": "assistant", "content": ANSWER}]
     (place / "input" / "one.jsonl").write_text((json.dumps({"messages": messages}) + "\n") * 4)
-    for name, options in {"data": (), "preset": ("--chat_template", "llama3-instruct")}.items():
+    formats = {"data": (), "preset": ("--chat_template", "llama3-instruct"), "guided": ("--system", SYSTEM)}
+    formats["guided_preset"] = (*formats["preset"], *formats["guided"])
+    for name, options in formats.items():
         common = ("--data_input_dirs", "input", "--tokenizer_dir", "base", "--data_output_dirs", name)
         run(
             project_root / "prepare_sft_dataset.py",
@@ -78,7 +84,7 @@ def place(made_data, project_root, tmp_path_factory) -> Path:
     return place
 
 
-def train(project_root, place: Path, name: str, base: str, data: str, *options) -> Path:
+def train(project_root, place: Path, name: str, base: str | Path, data: str, *options) -> Path:
     words = ["--pretrained", base, "--dataset", f"{data}/arrow/part-00000", "--plugin", "ddp"]
     words += ["--mixed_precision", "fp32", "--max_length", 256, "--accumulation_steps", 1, "--micro_batch_size", 4]
     words += ["--weight_decay", 0, "--lr", 1e-2, "--num_epochs", 30, "--skip_save_each_epoch", "--save_interval", 1000]
@@ -178,6 +184,24 @@ def test_later_stages_keep_it_right(tuned, place, project_root, asked):
     continued = train(project_root, place, "continued", "base", "text", *words)
     assert builtin_version(AutoTokenizer.from_pretrained(continued / "modelling").chat_template) == 3
     assert len(GenerationConfig.from_pretrained(continued / "modelling").eos_token_id) == 2
+
+
+def test_a_model_is_continued_with_the_system_prompt_of_its_own_suite(place, project_root, asked):
+    """Full training and LoRA, in both kinds of formats: other programs and ours ask with it."""
+    chat = [Message("human", QUESTION)]
+    for data, options in (("guided", ()), ("guided_preset", ("--lora_rank", 4, "--lr", 3e-2, "--merge_lora"))):
+        run = train(project_root, place, f"tuned_{data}", place / "base", data, *options)
+        merged = run / ("modelling_merged" if options else "modelling")
+        check_answer(ask(merged, asked), merged)
+        for directory in {run / "modelling", merged}:
+            tokenizer = load_tokenizer(directory)
+            theirs = tokenizer.apply_chat_template(listed(chat), add_generation_prompt=True, return_dict=False)
+            assert open_template(tokenizer, None, None).prompt_ids(chat) == theirs
+            assert tokenizer.decode(theirs).count(SYSTEM) == 1
+            model = open_model(directory, device="cpu", prompt_style="sft", warn=pytest.fail)
+            assert model.complete(QUESTION, Sampling(do_sample=False, max_new_tokens=40)) == ANSWER
+            without = open_model(directory, device="cpu", prompt_style="sft", system="", warn=pytest.fail)
+            assert SYSTEM not in tokenizer.decode(without._encode(QUESTION)[0])
 
 
 def test_the_saved_template_prepares_the_same_rows(tuned, place, project_root):

@@ -392,7 +392,8 @@ class SftArguments(PrepareArguments):
     kind = "sft"
     description = (
         'Tokenizes conversations {"messages": [{"from": "human", "content": str}, {"from": "assistant", "content": '
-        'str}, …], "category": str (optional)} and writes them in N buckets, each with the whole mixture of categories.'
+        'str}, …], "category": str (optional)}, or in another form of public data (ShareGPT, OpenAI, Alpaca, question '
+        "and answer …), and writes them in N buckets, each with the whole mixture of categories."
     )
     fields: CategoryFields = group("columns of the records")
     rows: ConversationRowArguments = group("rows and buckets")
