@@ -15,10 +15,13 @@ from typing import Any
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from colossal_llama.readers.fields import FieldOptions, TextFields, field_problems
+from colossal_llama.readers.formats import DESCRIPTION
+from colossal_llama.readers.input_paths import GatherPaths, input_paths
+from colossal_llama.utils.arguments import add_options, from_namespace, option_values
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
     creatable_directory,
-    existing_file,
     number_in_range,
 )
 from colossal_llama.utils.console import log_rank_zero, table
@@ -95,18 +98,24 @@ def parse_arguments() -> Namespace:
     evaluation = parser.add_argument_group("evaluation (loads the whole model, on a GPU if there is one)")
     evaluation.add_argument(
         "--eval_file",
-        type=existing_file,
-        help='text, or .jsonl with "text" or "source" and "target": reports the loss per byte on it of the source '
-        "model, of the new model, and of two random initialisations of its new rows",
+        nargs="+",
+        action=GatherPaths,
+        type=input_paths,
+        metavar="PATH",
+        help="files and directories of texts, also several by commas: reports the loss per byte on them of the source "
+        f"model, of the new model, and of two random initialisations of its new rows; {DESCRIPTION}",
     )
     evaluation.add_argument(
         "--eval_bytes",
         type=number_in_range(int, minimum=1),
         default=100_000,
-        help="evaluate on this many bytes from the beginning of the file",
+        help="evaluate on this many bytes from the beginning of the texts",
     )
+    add_options(evaluation, TextFields)
     arguments = parser.parse_args()
     _check_target(parser, arguments)
+    for problem in field_problems(arguments):
+        parser.problem(problem)
     parser.finish()
     return arguments
 
@@ -133,7 +142,8 @@ def _evaluation_documents(arguments: Namespace) -> list[str]:
         return []
     from colossal_llama.model.expansion.text_loss import read_evaluation_text
 
-    return read_evaluation_text(arguments.eval_file, arguments.eval_bytes)
+    fields = FieldOptions(**option_values(from_namespace(TextFields, arguments)), category_from="directory")
+    return read_evaluation_text(arguments.eval_file, arguments.eval_bytes, fields)
 
 
 def print_summary(report: dict[str, Any], directory: Path) -> None:

@@ -34,6 +34,7 @@ from colossal_llama.utils.arguments import option, option_values
 CONVERSATION, DOCUMENT = "looks_like_a_conversation", "looks_like_a_document"
 OTHER_KIND = {CONVERSATION: "use prepare_sft_dataset.py", DOCUMENT: "use prepare_pretrain_dataset.py"}
 """Reasons of records that the other prepare script reads, with what to do."""
+EMPTY_CATEGORY = "empty_category"
 CHOSEN = "chosen_columns."
 """Prefix of the names of counts of records in which several columns fit."""
 BY_DIRECTORY = "categories_absent.directory_name"
@@ -157,20 +158,43 @@ def document_of(record: dict, file: InputFile, fields: FieldOptions) -> Document
     return Document(source, target, category, columns.notes)
 
 
-def text_of(record: dict, fields: FieldOptions) -> str:
-    """Text of a record of either kind, whole: source and target, or a conversation line by line.
+@dataclass(frozen=True)
+class PlainText:
+    """Text of a record of either kind, whole: source and target, or a conversation line by line."""
+
+    text: str
+    category: str
+    chosen: tuple[str, ...]
+    """See `Columns`."""
+
+
+def plain_text_of(record: dict, file: InputFile, fields: FieldOptions) -> PlainText:
+    """Reads the text of a record of either kind, which may be empty, and so may its category.
+
+    Args:
+        record: to read.
+        file: that the record stands in.
+        fields: which fields are read.
 
     Raises:
-        RecordError: there is none, or a field is no string.
+        RecordError: there is no text, or a field cannot be read.
     """
     try:
         columns = columns_of(record, fields)
     except RecordError as error:
         if error.reason != CONVERSATION:
             raise
-        return conversation_text(record)
-    source = "" if columns.source is None else _text(record, columns.source, null_is_empty=True)
-    return source + _text(record, columns.target)
+        text, chosen = conversation_text(record), tuple[str, ...]()
+    else:
+        source = "" if columns.source is None else _text(record, columns.source, null_is_empty=True)
+        text, chosen = source + _text(record, columns.target), columns.chosen
+    try:
+        category = category_of(record, file, fields)
+    except RecordError as error:
+        if error.reason != EMPTY_CATEGORY:
+            raise
+        category = None
+    return PlainText(text, category or directory_name(file), chosen)
 
 
 # ----------------------------------------------------------------------------------------- columns
@@ -178,11 +202,20 @@ def text_of(record: dict, fields: FieldOptions) -> str:
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a document, each None where there is none; `notes` are those of `Document`."""
+    """Columns of a document.
+
+    Attributes:
+        source: None where there is none.
+        target: of the text to be learned.
+        category: None where there is none.
+        chosen: name of the count of records in which further columns fit, if they do.
+        notes: those of `Document`, `chosen` among them.
+    """
 
     source: str | None
     target: str
     category: str | None
+    chosen: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -216,10 +249,11 @@ def _columns(names: tuple[str, ...], texts: tuple[str, ...], fields: FieldOption
     used = [name for name in (source, target, category) if name is not None]
     unused = [name for name in names if name not in {_outer(name, names) for name in used}]
     notes = tuple(unread(name) for name in unused)
+    chosen: tuple[str, ...] = ()
     if not is_named and (others := _others(unused, texts, fit)):
-        chosen = f'"{target}"' if source is None else f'"{source}" and "{target}"'
-        notes += (f"{CHOSEN}{printable(f'{chosen}, not {others}')}",)
-    return Columns(source, target, category, notes)
+        read = f'"{target}"' if source is None else f'"{source}" and "{target}"'
+        chosen = (f"{CHOSEN}{printable(f'{read}, not {others}')}",)
+    return Columns(source, target, category, chosen, (*notes, *chosen))
 
 
 def _others(unused: Sequence[str], texts: Sequence[str], fit: Sequence[str]) -> str:
@@ -355,7 +389,7 @@ def _category(record: dict, column: str | None, file: InputFile, fields: Categor
     if value in (_MISSING, None) and fields.category_field is None and origin is None:
         return None
     if value == "":
-        raise RecordError("empty_category", f'"{name}" is empty: name the sub-dataset, or give --category_from')
+        raise RecordError(EMPTY_CATEGORY, f'"{name}" is empty: name the sub-dataset, or give --category_from')
     error = _unusable_field(record, name, value)
     raise RecordError(error.reason, f"{error}; --category_from directory (file, NAME) reads none")
 

@@ -102,16 +102,17 @@ def _expanded(name: str) -> list[Path | str]:
     path = Path(name).expanduser() if name.startswith("~") else Path(name)
     if _exists(path) or not glob.has_magic(str(path)):
         return [path]
-    found = _outermost(sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 (absolute patterns, too)
+    found = glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns, too
     if not found:
         raise argparse.ArgumentTypeError(f"nothing matches {name}")
-    return [Path(match) for match in found]
+    return outermost(sorted(map(Path, found)))  # `**` matches directories and what lies in them
 
 
-def _outermost(matches: Sequence[str]) -> list[str]:
-    """Leaves out what lies below another match, whose files are read anyway: `**` matches both."""
-    kept = {match.rstrip(os.sep) for match in matches}
-    return [match for match in matches if not any(str(parent) in kept for parent in Path(match).parents)]
+def outermost(paths: Sequence[Path | str]) -> list[Path | str]:
+    """Leaves out paths that are given before or lie below others, whose files are read anyway."""
+    kept = {path: None if isinstance(path, str) else path.resolve() for path in paths}
+    resolved = set(kept.values())
+    return [path for path, real in kept.items() if real is None or resolved.isdisjoint(real.parents)]
 
 
 def _exists(path: str | Path) -> bool:

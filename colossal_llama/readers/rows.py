@@ -21,7 +21,7 @@ from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.record import BadRow, Row
 from colossal_llama.readers.table_rows import arrow_rows, parquet_rows
 from colossal_llama.readers.tar_rows import tar_members
-from colossal_llama.readers.text_rows import BYTE_ORDER_MARK, text_rows
+from colossal_llama.readers.text_rows import BYTE_ORDER_MARK, text_blocks, text_rows
 from colossal_llama.utils.errors import UserError
 
 Observer = Callable[[bytes], object]
@@ -71,6 +71,17 @@ def read_rows(file_range: FileRange, max_row_bytes: int, on_bytes: Observer = la
         else:
             plain = None if file.format.compression else file.path
             yield from _unit_and_rows(stream, file.format, max_row_bytes, on_bytes, plain)[1]
+
+
+def read_text_blocks(file: InputFile, block_bytes: int, max_line_bytes: int) -> Rows:
+    """Reads a plain text file of any size as rows of whole lines, each of about `block_bytes`.
+
+    Raises:
+        DamagedFileError: see `read_rows`.
+        UserError: see `read_rows`.
+    """
+    with _errors_named(file.path), _opened(file.path) as opened:
+        yield from enumerate(text_blocks(uncompressed(opened, file.format), block_bytes, max_line_bytes))
 
 
 def _unit_and_rows(

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Iterator
 
 from colossal_llama.readers.compression import blocks_of
-from colossal_llama.readers.line_reader import LongLine
+from colossal_llama.readers.line_reader import LongLine, read_line
 from colossal_llama.readers.record import BadRow, Row, encoding_problem
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # may begin a UTF-8 file
@@ -48,12 +48,16 @@ def checked_text(content: bytes) -> BadRow | None:
     return None
 
 
-def text_blocks(stream: io.BufferedReader, block_bytes: int, on_bytes: Callable[[bytes], object]) -> Iterator[Row]:
+def text_blocks(stream: io.BufferedReader, block_bytes: int, max_line_bytes: int) -> Iterator[Row]:
     """Reads a text file of any size as rows of whole lines, each of about `block_bytes`."""
-    is_first = True
-    while lines := stream.readlines(block_bytes):
-        content = b"".join(lines)
-        on_bytes(content)
-        content = content.removeprefix(BYTE_ORDER_MARK) if is_first else content
-        is_first = False
-        yield _row(content)
+    block, is_first = b"", True
+    while line := read_line(stream, max_line_bytes):
+        if isinstance(line, LongLine):
+            yield line
+            continue
+        block += line
+        if len(block) > block_bytes:
+            yield _row(block.removeprefix(BYTE_ORDER_MARK) if is_first else block)
+            block, is_first = b"", False
+    if block:
+        yield _row(block.removeprefix(BYTE_ORDER_MARK) if is_first else block)

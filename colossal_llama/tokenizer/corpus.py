@@ -1,31 +1,30 @@
 """Streams the documents of a corpus, or a random sample of them.
 
-A corpus is directories of jsonl records and plain text files.
+A corpus is files of any format of `readers`: documents, conversations, and plain texts.
 """
 
-import codecs
-import gzip
-import itertools
 import random
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
 
-import orjson
-
-from colossal_llama.readers.directory_listing import list_files, unread_message, unread_record
-from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
+from colossal_llama.readers.column_messages import ColumnMessages
+from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
+from colossal_llama.readers.directory_listing import unread_message
+from colossal_llama.readers.fields import FieldOptions, PlainText, plain_text_of
+from colossal_llama.readers.formats import TEXT_KINDS
+from colossal_llama.readers.input_paths import outermost
+from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine
+from colossal_llama.readers.listing import InputFile, find_input_files
+from colossal_llama.readers.record import RecordError, Row, parse_row
+from colossal_llama.readers.rows import FileRange, read_rows, read_text_blocks, row_places
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 
-RECORD_SUFFIXES = (".jsonl", ".jsonl.gz")
-TEXT_SUFFIXES = (".txt", ".md")
-UNREAD_SUFFIXES = (".jsonl.zst", ".parquet")
-_TEXT_BLOCK_BYTES = 64 << 10  # a plain text file of any size is read as documents of about this length
-# Of 1 MiB: gzip reads up to 128 KiB ahead, a twentieth of their compressed size.
-_PROBED_BLOCKS = 8
+TEXT_BLOCK_BYTES = 64 << 10
+"""A plain text file of any size is read as documents of about this length."""
+_LONGEST_ROW_BYTES = MAX_LINE_MB * BYTES_PER_MB
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class CorpusText:
 
     Attributes:
         text: the text.
-        category: the record's own `category`, else the name of the file's directory.
-        location: `file:line` of the document, which its blocks share.
+        category: the record's own, else the name of the file's directory (`fields.FieldOptions`).
+        location: `file:number` of the document, which its blocks share.
     """
 
     text: str
@@ -43,62 +42,32 @@ class CorpusText:
     location: str
 
 
-def find_files(directories: Sequence[Path]) -> list[Path]:
-    """Lists all readable files below the directories, sorted by path.
+def find_files(paths: Sequence[Path | str], option: str = "--data_input_dirs") -> list[InputFile]:
+    """Lists the files, and all that are read below the directories, sorted by path; each once.
 
-    Logs how many files there are of other formats, and the first of them.
-
-    Raises:
-        UserError: a directory does not exist or holds no such file, or one cannot be reached.
-    """
-    files: list[Path] = []
-    problems = []
-    for directory in directories:
-        if not directory.is_dir():
-            problems.append(f"{directory} is not a directory")
-            continue
-        listing = list_files(directory, RECORD_SUFFIXES + TEXT_SUFFIXES)
-        problems += listing.problems
-        if unread := [path for path in listing.unread if path.name.endswith(UNREAD_SUFFIXES)]:
-            log_rank_zero(
-                f"left out: {len(unread)} files of formats that only preparation reads, the first of them {unread[0]}"
-            )
-            listing.unread = [path for path in listing.unread if not path.name.endswith(UNREAD_SUFFIXES)]
-        if message := unread_message(unread_record([(directory, listing)])):
-            log_rank_zero(message)
-        if not listing.files and not listing.problems:
-            problems.append(f"{directory} holds no file to read: {', '.join(RECORD_SUFFIXES + TEXT_SUFFIXES)} are read")
-        files += [file.path for file in listing.files]
-    if problems:
-        raise UserError(problems)
-    return sorted(set(files))
-
-
-def total_bytes(files: Sequence[Path]) -> int:
-    """Returns the uncompressed size of the files.
-
-    A compressed file's is estimated from the compression ratio of its first 8 MiB.
+    Logs which other files there are.
 
     Raises:
-        UserError: a compressed file is damaged at its beginning.
+        UserError: a directory holds no such file, or one cannot be reached.
     """
-    return sum(_content_bytes(path) if path.suffix == ".gz" else path.stat().st_size for path in files)
-
-
-def _content_bytes(path: Path) -> int:
-    with path.open("rb") as compressed, gzip.open(compressed, "rb") as file:
-        probe = b"".join(_read_undamaged(path, iter(lambda: file.read(1 << 20), b""), at_most=_PROBED_BLOCKS))
-        share_read = compressed.tell() / max(1, path.stat().st_size)
-    return round(len(probe) / share_read) if probe else 0
+    files, unread = find_input_files(outermost(paths), option=option)
+    if message := unread_message(unread):
+        log_rank_zero(message)
+    return sorted(files, key=lambda file: file.path)
 
 
 def read_texts(
-    files: Sequence[Path], share: float = 1.0, seed: int = 0, block_characters: int | None = None
+    files: Sequence[InputFile],
+    share: float = 1.0,
+    seed: int = 0,
+    block_characters: int | None = None,
+    fields: FieldOptions | None = None,
+    text_block_bytes: int | None = TEXT_BLOCK_BYTES,
 ) -> Iterator[CorpusText]:
     """Streams the documents, or a random sample of them.
 
-    A record's text is its `source` and `target` (pre-training), the contents of its `messages` line
-    by line (conversations), or its `text`. One record at a time is in memory.
+    A record's text is that of the document (source and target) or of the conversation (its messages
+    line by line). One record at a time is in memory.
 
     Args:
         files: from `find_files`.
@@ -107,34 +76,65 @@ def read_texts(
         block_characters: longer documents are split into blocks of at most this length, which are
             sampled one by one. The sample then has the expected size however few and long the
             documents are. None: documents stay whole.
+        fields: which columns of a record are read; None as without options.
+        text_block_bytes: length of the documents that a plain text file is read as; None: the file
+            is one.
 
     Raises:
-        UserError: names file and line of a record that is not JSON, has none of these or is too
-            long, or a compressed file that is damaged.
+        UserError: names file and line of a record that has no text, is not JSON or is too long, or
+            a file that is damaged.
     """
-    generator = random.Random(seed)
-    for path in files:
-        blocks = _lines(path) if path.name.endswith(RECORD_SUFFIXES) else _text_blocks(path)
-        for number, block in enumerate(blocks, start=1):
-            longest = block_characters or len(block)
-            is_split = share < 1.0 and len(block) > longest
-            if not block.strip() or (share < 1.0 and not is_split and generator.random() >= share):
+    fields = fields or FieldOptions()
+    generator, messages = random.Random(seed), ColumnMessages()
+    for file in files:
+        notes: dict[str, Counter[str]] = {}
+        for number, row in _rows(file, text_block_bytes):
+            size = _size(row)
+            longest = block_characters or size
+            is_split = share < 1.0 and size > longest
+            if not size or (share < 1.0 and not is_split and generator.random() >= share):
                 continue
-            document = _document(path, number, block)
+            document = _document(file, number, row, fields)
+            notes.setdefault(document.category, Counter()).update(document.chosen)
             for text in split_into_blocks(document.text, longest) if is_split else [document.text]:
                 if text and (not is_split or generator.random() < share):
-                    yield CorpusText(text, document.category, document.location)
+                    yield CorpusText(text, document.category, f"{file.path}:{number + 1}")
+        messages.say(file, notes)
+    messages.finish()
 
 
-def _document(path: Path, number: int, block: bytes) -> CorpusText:
-    location = f"{path}:{number}"
+def _rows(file: InputFile, text_block_bytes: int | None) -> Iterator[tuple[int, Row]]:
     try:
-        if path.name.endswith(RECORD_SUFFIXES):
-            record = orjson.loads(block.removeprefix(codecs.BOM_UTF8) if number == 1 else block)
-            return CorpusText(_text_of(record), str(record.get("category") or path.parent.name), location)
-        return CorpusText(block.decode(), path.parent.name, location)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{location}: {_parse_problem(error)}") from error
+        if text_block_bytes is not None and file.format.kind in TEXT_KINDS:
+            yield from read_text_blocks(file, text_block_bytes, _LONGEST_ROW_BYTES)
+        else:
+            yield from read_rows(FileRange(file), _LONGEST_ROW_BYTES)
+    except UnusableFileError as error:
+        raise UserError(f"{file.path}: {error}") from error
+    except DamagedFileError as error:
+        raise UserError(f"{file.path} is damaged ({error.args[0]}): compress or copy it again") from error
+
+
+def _size(row: Row) -> int:
+    """Bytes of a line with its end, else characters of the row's texts; 0 of an empty line."""
+    if isinstance(row, bytes):
+        return len(row) + 1 if row.strip() else 0
+    if isinstance(row, dict):
+        return sum(len(value) for value in row.values() if isinstance(value, str)) or 1
+    return 1  # to be refused
+
+
+def _document(file: InputFile, number: int, row: Row, fields: FieldOptions) -> PlainText:
+    if isinstance(row, LongLine):
+        raise UserError(f"{_place(file, number)}: {row} Split it")
+    try:
+        return plain_text_of(parse_row(row), file, fields)
+    except RecordError as error:
+        raise UserError(f"{_place(file, number)}: {error}") from error
+
+
+def _place(file: InputFile, number: int) -> str:
+    return row_places(FileRange(file), [number])[0]
 
 
 def split_into_blocks(text: str, max_characters: int) -> Iterator[str]:
@@ -150,55 +150,3 @@ def split_into_blocks(text: str, max_characters: int) -> Iterator[str]:
         yield text[begin:end]
         begin = end
     yield text[begin:]
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        yield from _bounded_lines(path, cast(BinaryIO, file))
-
-
-def _bounded_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    lines = iter(lambda: read_line(file, MAX_LINE_MB * BYTES_PER_MB), b"")
-    for number, line in enumerate(_read_undamaged(path, lines), start=1):
-        if isinstance(line, LongLine):
-            raise UserError(f"{path}:{number}: {line} Split it")
-        yield line
-
-
-def _text_blocks(path: Path) -> Iterator[bytes]:
-    """Yields blocks of whole lines of a text file."""
-    with path.open("rb") as file:
-        block = b""
-        for line in _bounded_lines(path, file):
-            block += line
-            if len(block) > _TEXT_BLOCK_BYTES:
-                yield block
-                block = b""
-        if block:
-            yield block
-
-
-def _read_undamaged(path: Path, reading: Iterable, at_most: int | None = None) -> Iterator:
-    """Yields what is read, or the first items of it; a damaged file becomes a `UserError`."""
-    try:
-        yield from itertools.islice(reading, at_most)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}): compress or copy it again") from error
-
-
-def _text_of(record: Any) -> str:
-    if "messages" in record:
-        return "\n".join(message["content"] for message in record["messages"])
-    if "target" in record:
-        return (record.get("source") or "") + record["target"]
-    return "" + record["text"]
-
-
-def _parse_problem(error: Exception) -> str:
-    if isinstance(error, orjson.JSONDecodeError):
-        return f"is not JSON: {error.msg} at column {error.colno}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"is not UTF-8: {error.reason}"
-    return (
-        'holds no text: a record has "source" and "target", or "messages" with a "content" each, or "text", all strings'
-    )

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from colossal_llama.readers.fields import FieldOptions, TextFields, field_problems
+from colossal_llama.readers.formats import DESCRIPTION
+from colossal_llama.readers.input_paths import GatherPaths, input_paths
 from colossal_llama.utils.arguments import add_options, from_namespace, group, option, option_values
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
     creatable_directory,
-    existing_directories,
     existing_file,
     number_in_range,
 )
@@ -45,12 +47,14 @@ class InputArguments:
     source_tokenizer_dir: Path | ModelName = option(
         type=directory_or_name, required=True, metavar="DIR", help=f"tokenizer to be expanded; {NAME_FORMS}"
     )
-    data_input_dirs: tuple[Path, ...] = option(
-        type=existing_directories,
+    data_input_dirs: tuple[Path | str, ...] = option(
+        nargs="+",
+        action=GatherPaths,
+        type=input_paths,
         required=True,
-        metavar="DIR[,DIR…]",
-        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or "
-        ".md files",
+        metavar="PATH",
+        help="files of texts (documents, conversations) and directories that are searched for them, also several by "
+        f"commas; {DESCRIPTION}",
     )
     output_dir: Path = option(
         type=creatable_directory, required=True, metavar="DIR", help="directory to write; must not exist"
@@ -107,6 +111,7 @@ class LearnPiecesArguments:
     """All arguments, in the groups of `--help`."""
 
     input: InputArguments = group()
+    fields: TextFields = group("columns of the records")
     learning: LearningArguments = group("learning")
     size: SizeArguments = group("how many pieces to keep")
 
@@ -126,7 +131,10 @@ def main() -> None:
     source_dir = option_directory("--source_tokenizer_dir", arguments.input.source_tokenizer_dir, Needed.TOKENIZER)
     source = open_source(source_dir)
     tokenizer = load_tokenizer(source_dir)
-    corpus = read_training_corpus(arguments.input.data_input_dirs, learning.sample_mb, learning.seed, learning.scripts)
+    fields = FieldOptions(**option_values(arguments.fields), category_from="directory")
+    corpus = read_training_corpus(
+        arguments.input.data_input_dirs, learning.sample_mb, learning.seed, learning.scripts, fields
+    )
     words, num_words = corpus.words, sum(corpus.words.values())
     log_rank_zero(f"read {corpus.characters:,} characters: {num_words:,} words, {len(words):,} different; learning …")
     pieces = learn_pieces(words, tokenizer, learning_limits(learning, source))
@@ -159,6 +167,8 @@ def check_arguments(parser: CollectingArgumentParser, arguments: argparse.Namesp
     """Checks combinations of arguments, and existing files."""
     from colossal_llama.tokenizer.learning.bpe_continuation import word_pattern
 
+    for problem in field_problems(arguments):
+        parser.problem(problem)
     output = arguments.output_dir
     if output is not None and (output.exists() or output.is_symlink()):
         parser.problem(f"--output_dir {output} exists already and is left untouched: give a new name")

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.arguments import add_options, from_namespace, option
-from colossal_llama.utils.cli import CollectingArgumentParser, existing_directories, number_in_range
+from colossal_llama.readers.fields import FieldOptions, field_problems, with_file_categories
+from colossal_llama.readers.formats import DESCRIPTION
+from colossal_llama.readers.input_paths import GatherPaths, input_paths
+from colossal_llama.utils.arguments import add_options, from_namespace, group, option, option_values
+from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.errors import run_main
 from colossal_llama.utils.hub.files import Needed
 from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
@@ -44,12 +47,14 @@ class ReportArguments:
         metavar="[NAME=]DIR",
         help=f"tokenizers to compare ({NAME_FORMS}); without a name the directory's is shown",
     )
-    data_input_dirs: tuple[Path, ...] = option(
-        type=existing_directories,
+    data_input_dirs: tuple[Path | str, ...] = option(
+        nargs="+",
+        action=GatherPaths,
+        type=input_paths,
         required=True,
-        metavar="DIR[,DIR…]",
-        help="directories of .jsonl or .jsonl.gz records (pre-training, conversations, or a text each) and .txt or "
-        ".md files",
+        metavar="PATH",
+        help="files of texts (documents, conversations) and directories that are searched for them, also several by "
+        f"commas; {DESCRIPTION}",
     )
     sample_share: float = option(
         1.0,
@@ -59,6 +64,7 @@ class ReportArguments:
     )
     seed: int = option(0, type=number_in_range(int), help="chooses the sample")
     output_file: Path | None = option(type=Path, metavar="JSON", help="also write all figures there")
+    fields: FieldOptions = group("columns of the records")
 
 
 def main() -> None:
@@ -71,13 +77,13 @@ def main() -> None:
     from colossal_llama.utils.console import log_rank_zero, progress_bar
     from colossal_llama.utils.hub.fetch import option_directory
 
-    files = find_files(arguments.data_input_dirs)
+    files = with_file_categories(find_files(arguments.data_input_dirs), arguments.fields)
     directories = {
         name: option_directory("--tokenizers", source, Needed.TOKENIZER) for name, source in arguments.tokenizers
     }
     tokenizers = {name: load_tokenizer(path) for name, path in directories.items()}
     with progress_bar(unit="char", unit_scale=True, desc="measuring") as bar:
-        texts = read_texts(files, arguments.sample_share, arguments.seed)
+        texts = read_texts(files, arguments.sample_share, arguments.seed, fields=arguments.fields)
         counts = count_corpus(texts, tokenizers, bar)
     sizes = {name: len(tokenizer) for name, tokenizer in tokenizers.items()}
     log_rank_zero(overall_table(sizes, counts))
@@ -97,6 +103,8 @@ def parse_arguments() -> ReportArguments:
         names = [name for name, _ in filter(None, namespace.tokenizers)]
         for name in sorted({name for name in names if names.count(name) > 1}):
             parser.problem(f"--tokenizers: two are named {name}: write NAME=DIR")
+    for contradiction in field_problems(namespace):
+        parser.problem(contradiction)
     output_file = namespace.output_file
     if output_file is not None and (problem := output_file_problem(output_file, _BEGINNING)):
         parser.problem(f"--output_file {problem}")
@@ -172,6 +180,7 @@ def report_content(arguments: ReportArguments, directories: dict[str, Path], siz
         "data_input_dirs": [str(path) for path in arguments.data_input_dirs],
         "sample_share": arguments.sample_share,
         "seed": arguments.seed,
+        **{name: value for name, value in option_values(arguments.fields).items() if value is not None},
         "tokenizers": {
             name: {
                 "directory": str(path),

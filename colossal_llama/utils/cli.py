@@ -212,18 +212,6 @@ def creatable_directory(text: str) -> Path:
     return path
 
 
-def existing_directories(text: str) -> list[Path]:
-    """Returns existing directories, separated by commas in the text (argparse `type=`).
-
-    Raises:
-        argparse.ArgumentTypeError: there is none, or one does not exist.
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError("no directory is given")
-    return [existing_directory(name) for name in names]
-
-
 def number_in_range(
     kind: type, minimum: float | None = None, maximum: float | None = None, above: float | None = None
 ) -> Callable:

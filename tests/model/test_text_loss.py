@@ -45,11 +45,11 @@ def test_records_are_read_to_the_limit(tmp_path):
     path = tmp_path / "text.jsonl"
     lines = [{"text": "一二三"}, {"source": "问", "target": "答"}, {"text": "四"}]
     path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), "utf-8")
-    assert read_evaluation_text(path, 1000) == ["一二三", "问答", "四"]
-    assert read_evaluation_text(path, 14) == ["一二三", "问"]  # 答 would be cut within a character
+    assert read_evaluation_text([path], 1000) == ["一二三", "问答", "四"]
+    assert read_evaluation_text([path], 14) == ["一二三", "问"]  # 答 would be cut within a character
     path.write_text('{"text": "a"}\n{"words": "b"}\n')
-    with pytest.raises(UserError, match="line 2"):
-        read_evaluation_text(path, 1000)
+    with pytest.raises(UserError, match=r"text\.jsonl:2: "):
+        read_evaluation_text([path], 1000)
 
 
 def test_random_rows_have_the_scale_of_the_others_and_leave_them_alone():

@@ -13,8 +13,8 @@ from colossal_llama.readers.fields import (
     Document,
     FieldOptions,
     document_of,
+    plain_text_of,
     refuse_document,
-    text_of,
     with_category,
     with_file_categories,
 )
@@ -165,7 +165,7 @@ def test_conversations_are_recognised_and_have_a_text(record):
     error = refusal(record)
     assert error.reason == CONVERSATION
     assert "use prepare_sft_dataset.py" in str(error)
-    assert text_of(record, FieldOptions()) == "Q\nA"
+    assert plain_text_of(record, input_file(), FieldOptions()).text == "Q\nA"
     refuse_document(record)
 
 

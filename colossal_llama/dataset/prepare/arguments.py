@@ -17,6 +17,7 @@ from colossal_llama.dataset.role_names import MEANINGS, Meaning, role_meanings
 from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM, given_system, system_text
 from colossal_llama.dataset.template_presets import PRESETS, chat_template_argument
 from colossal_llama.readers.fields import CategoryFields, FieldOptions
+from colossal_llama.readers.formats import DESCRIPTION
 from colossal_llama.readers.input_paths import GatherPaths, input_paths
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB
 from colossal_llama.utils.arguments import group, option, option_values, switch
@@ -58,8 +59,8 @@ class PathArguments:
         action=GatherPaths,
         type=input_paths,
         metavar="PATH",
-        help="directories of .jsonl files (also .jsonl.gz, .jsonl.zst, .parquet), searched with their subdirectories "
-        "(needed)",
+        help="files of records and directories that are searched for them, also several by commas (needed); "
+        f"{DESCRIPTION}",
     )
     tokenizer_dir: Path | ModelName = option(
         needed="name the directory of the tokenizer",
@@ -373,8 +374,8 @@ class PretrainArguments(PrepareArguments):
 
     kind = "pretrain"
     description = (
-        'Tokenizes documents {"source": str, "target": str, "category": str}, splices them into rows and writes them '
-        "in N buckets, each with the whole mixture of categories."
+        'Tokenizes documents {"source": str, "target": str, "category": str}, or {"text": str} and the like, splices '
+        "them into rows and writes them in N buckets, each with the whole mixture of categories."
     )
     fields: FieldOptions = group("columns of the records")
     rows: DocumentRowArguments = group("rows and buckets")

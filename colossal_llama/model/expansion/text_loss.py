@@ -1,6 +1,6 @@
 """Loss per byte of a model on a text, comparable between tokenizers."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from colossal_llama.model.loading import load_complete_model
+from colossal_llama.readers.fields import FieldOptions
+from colossal_llama.readers.formats import Format, format_of
+from colossal_llama.readers.listing import InputFile
+from colossal_llama.tokenizer.corpus import find_files, read_texts
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.console import progress_bar
@@ -25,57 +29,39 @@ class TextLoss:
     bytes: int
 
 
-def read_evaluation_text(path: Path, limit_bytes: int) -> list[str]:
-    """Reads the documents of a text file (one document) or a `.jsonl` file (one a line).
-
-    A line has `text`, or `source` and `target`.
+def read_evaluation_text(
+    paths: Sequence[Path | str], limit_bytes: int, fields: FieldOptions | None = None
+) -> list[str]:
+    """Reads the documents of files, in the order of their paths; a text file is one document.
 
     Args:
-        path: the file.
+        paths: files, and directories of files. A file whose ending says nothing is a text.
         limit_bytes: reading stops when the documents have this many UTF-8 bytes; the last one is
             truncated.
+        fields: which columns of a record are read; None as without options.
 
     Raises:
-        UserError: a line is not such a record, the file is not UTF-8, or there is no text in it.
+        UserError: a record has no text, a file cannot be read, or there is no text in them.
     """
-    try:
-        documents = _read_jsonl(path, limit_bytes) if path.suffix == ".jsonl" else [path.read_text("utf-8")]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
     kept: list[str] = []
     left = limit_bytes
-    for document in documents:
-        encoded = document.encode("utf-8")[:left]
+    for document in read_texts(_files(paths), fields=fields, text_block_bytes=None):
+        encoded = document.text.encode("utf-8")[:left]
         kept.append(encoded.decode("utf-8", errors="ignore"))
         left -= len(encoded)
         if left <= 0:
             break
     kept = [document for document in kept if document.strip()]
     if not kept:
-        raise UserError(f"{path} holds no text to evaluate on")
+        raise UserError(f"{', '.join(map(str, paths))}: there is no text to evaluate on")
     return kept
 
 
-def _read_jsonl(path: Path, limit_bytes: int) -> list[str]:
-    documents, size = [], 0
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                text = record["text"] if "text" in record else record.get("source", "") + record["target"]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(
-                    f'{path}, line {number}: no record with "text", or "source" and "target": {error!r}'
-                ) from error
-            if not isinstance(text, str):
-                raise UserError(f"{path}, line {number}: the text is {type(text).__name__}, not a string")
-            documents.append(text)
-            size += len(text.encode("utf-8"))
-            if size >= limit_bytes:
-                break
-    return documents
+def _files(paths: Sequence[Path | str]) -> list[InputFile]:
+    texts = [path for path in paths if isinstance(path, Path) and path.is_file() and format_of(path.name) is None]
+    others = [path for path in paths if path not in texts]
+    files = find_files(others, "--eval_file") if others else []
+    return [*files, *(InputFile(path, path.name, path.stat().st_size, 0, Format(".txt")) for path in texts)]
 
 
 def segments_of(documents: list[str], max_positions: int) -> list[str]:

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from colossal_llama.tokenizer.corpus import find_files, read_texts, split_into_blocks, total_bytes
+from colossal_llama.readers.content_size import total_bytes
+from colossal_llama.readers.fields import FieldOptions
+from colossal_llama.tokenizer.corpus import CorpusText, find_files, read_texts, split_into_blocks
 from colossal_llama.tokenizer.learning.bpe_continuation import count_words, word_pattern
 from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError
@@ -42,22 +44,27 @@ class TrainingCorpus:
 
 
 def read_training_corpus(
-    directories: Sequence[Path], sample_mb: float, seed: int, scripts: Iterable[str]
+    paths: Sequence[Path | str],
+    sample_mb: float,
+    seed: int,
+    scripts: Iterable[str],
+    fields: FieldOptions | None = None,
 ) -> TrainingCorpus:
     """Reads a sample of the texts once.
 
     Every twentieth block of text is held out, of a large corpus fewer, evenly distributed.
 
     Args:
-        directories: of the corpus.
+        paths: of the corpus: files and directories.
         sample_mb: megabytes (10^6 bytes) of text to sample, at most.
         seed: of the sample.
         scripts: names of the Unicode scripts whose words are counted.
+        fields: which columns of a record are read; None as without options.
 
     Raises:
         UserError: there is too little text to hold any out.
     """
-    files = find_files(directories)
+    files = find_files(paths)
     size_bytes = total_bytes(files)
     share = min(1.0, sample_mb * 1e6 / max(1, size_bytes))
     held_out_bytes = min(HELD_OUT_BYTES, share * size_bytes * HELD_OUT_SHARE)
@@ -65,8 +72,10 @@ def read_training_corpus(
     block_characters = max(MIN_BLOCK_CHARACTERS, int(held_out_bytes / HELD_OUT_BLOCKS / 3))  # Chinese: 3 bytes each
     corpus = TrainingCorpus(len(files), share)
 
+    texts = read_texts(files, share, seed, block_characters, fields)
+
     def learned_blocks() -> Iterator[str]:
-        for number, block in enumerate(_blocks(corpus, files, seed, block_characters)):
+        for number, block in enumerate(_blocks(corpus, texts, block_characters)):
             if number % period == period // 2:
                 corpus.held_out.append(block)
             else:
@@ -82,10 +91,10 @@ def read_training_corpus(
     return corpus
 
 
-def _blocks(corpus: TrainingCorpus, files: Sequence[Path], seed: int, block_characters: int) -> Iterator[str]:
+def _blocks(corpus: TrainingCorpus, texts: Iterator[CorpusText], block_characters: int) -> Iterator[str]:
     """Yields the sampled texts in blocks; counts documents and characters in `corpus`."""
     location = None
-    with progress_bar(read_texts(files, corpus.share, seed, block_characters), unit="text", desc="reading") as bar:
+    with progress_bar(texts, unit="text", desc="reading") as bar:
         for text in bar:
             corpus.documents += text.location != location
             corpus.characters += len(text.text)

@@ -50,7 +50,7 @@ def test_a_preparation_is_that_of_its_columns(tmp_path, tokenizer_dir):
     assert set(manifest["categories"]) == {"a/train", "b/train"}
     assert manifest["identity"]["arguments"].items() >= options.items()
     assert run("pretrain", [tmp_path / "in"], tokenizer_dir, tmp_path / "out", **options) == manifest
-    with pytest.raises(UserError, match="text_field: meta.body then, None now"):
+    with pytest.raises(UserError, match=r"text_field: meta\.body then, None now"):
         run("pretrain", [tmp_path / "in"], tokenizer_dir, tmp_path / "out", category_from="file")
 
 
