@@ -17,6 +17,7 @@ from colossal_llama.dataset.tokenized import survey as survey_module
 from colossal_llama.dataset.tokenized.part import TokenizedPart, describe, tokenizer_problem
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
+from tests.support.documented import python_blocks
 from tests.support.tokenized_data import FORMS, as_they_are, one_document, rows_of, save
 
 MAX_LENGTH = 96
@@ -139,6 +140,15 @@ def test_ids_and_padding_are_compared_with_the_tokenizer(toy, tmp_path):
         assert "5 of 5 rows have the special token of id" in tokenizer_problem(part, tokenizer, 203)
     ended = opened(saved(tmp_path / "ended", input_ids=[[*words, 2], [9] * 12]))
     assert tokenizer_problem(ended, tokenizer, 203) is None
+
+
+def test_the_example_of_the_document_is_one(project_root, tmp_path, monkeypatch):
+    blocks = python_blocks(project_root / "docs" / "prepared_data.md")
+    (example,) = [block for block in blocks if 'save_to_disk("tokenized")' in block]
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    part = opened(tmp_path / "tokenized")
+    assert (part.kind, part.tokens, part.facts.target_tokens) == ("pretrain", 7, 4)
 
 
 def test_what_was_read_is_described(toy, tmp_path):

@@ -50,7 +50,8 @@ def survey_on_all_hosts(found: Mapping[str, FoundParts]) -> dict[Path, Survey]:
         """Reads them all, and reports the problems of all."""
         problems = []
         for option, path in to_read:
-            log_rank_zero(f"reading {path} ({_size_gb(path):.1f} GB) to check and to fingerprint it …")
+            if (size_gb := _size_gb(path)) >= 1:
+                log_rank_zero(f"reading {path} ({size_gb:.0f} GB) to check and to fingerprint it …")
             try:
                 surveys[path] = survey_data_set(path)
             except UserError as error:
