@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from colossal_llama.readers.fields import BY_DIRECTORY, CHOSEN, printable
-from colossal_llama.readers.listing import InputFile
 from colossal_llama.utils.console import log_rank_zero
 
 SHOWN_MESSAGES = 10
@@ -15,14 +14,14 @@ class ColumnMessages:
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def say(self, file: InputFile, statistics: Mapping[str, Mapping[str, int]]) -> None:
+    def say(self, files: str, statistics: Mapping[str, Mapping[str, int]]) -> None:
         """Prints what has not been said yet, above a progress bar.
 
         Args:
-            file: that the records stand in.
+            files: name of the file that the records stand in, or names of the first and the last.
             statistics: counts by category (`tokenization.TokenizedBatch`).
         """
-        for message in column_messages(file, statistics):
+        for message in column_messages(files, statistics):
             if message not in self._said and len(self._said) < SHOWN_MESSAGES:
                 log_rank_zero(message)
             self._said.add(message)
@@ -33,9 +32,9 @@ class ColumnMessages:
             log_rank_zero(f"and {hidden:,} more messages of this kind about columns and categories")
 
 
-def column_messages(file: InputFile, statistics: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Messages about the columns of a file's records, from their counts by category."""
-    name = printable(file.name)
+def column_messages(files: str, statistics: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Messages about the columns of files' records, from their counts by category."""
+    name = printable(files)
     chosen = sorted({key for counts in statistics.values() for key in counts if key.startswith(CHOSEN)})
     messages = [
         f"{name}: {key.removeprefix(CHOSEN)} is read; --text_field, --source_field or --target_field chooses another"

@@ -213,7 +213,7 @@ def test_messages_are_printed_once_a_file_and_not_for_ever(capsys):
     counts = {"zh": {f'{CHOSEN}"text", not "content"': 3}, "en": {"documents": 3}}
     for _ in range(2):
         for number in range(SHOWN_MESSAGES + 3):
-            messages.say(input_file(f"zh/{number}\n.jsonl"), counts)
+            messages.say(f"zh/{number}\n.jsonl", counts)
     messages.finish()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith('zh/0?.jsonl: "text", not "content" is read; --text_field')

@@ -37,7 +37,6 @@ _CHUNK_SHAPE = {
     "records": int,
     "empty_lines": int,
     "rejected_records": dict,
-    "sha256": str,
     "documents": int,
     "segments": int,
     "tokens": int,
@@ -128,6 +127,8 @@ class _GrowingFile:
 def chunk_facts(directory: Path, index: int) -> dict | None:
     """Facts of a finished chunk; None for an unfinished one.
 
+    A chunk of an earlier version is one range, whose number of rows and SHA-256 are the chunk's.
+
     Raises:
         DamagedJsonError: its record is not what was written.
     """
@@ -138,13 +139,20 @@ def chunk_facts(directory: Path, index: int) -> dict | None:
         return None
     if facts["index"] != index:
         raise DamagedJsonError(path, f"is that of chunk {facts['index']}")
-    return facts
+    if not {"pieces", "sha256"} & facts.keys():
+        raise DamagedJsonError(path, "lacks the checksums of the input")
+    return {"pieces": [(facts["rows"], facts.get("sha256"))], **facts}
 
 
-def chunk_problem(directory: Path, index: int) -> str | None:
+def chunk_problem(directory: Path, index: int, num_pieces: int) -> str | None:
     """Names what has changed of a finished chunk since it was written; None where it is whole.
 
     Of a chunk of an earlier version, without checksums, sizes alone are compared.
+
+    Args:
+        directory: of the chunks.
+        index: of the chunk.
+        num_pieces: number of the ranges that it reads.
     """
     try:
         facts = chunk_facts(directory, index)
@@ -152,6 +160,8 @@ def chunk_problem(directory: Path, index: int) -> str | None:
         return f"{_chunk_file(index, 'json')} {error.reason}"
     if facts is None:
         return None
+    if len(facts["pieces"]) != num_pieces:
+        return f"{_chunk_file(index, 'json')} is that of other ranges of the input"
     sizes = {"tokens": 4 * facts["tokens"], "segments": SEGMENT.itemsize * facts["segments"]}
     names = [*sizes, "rejected"] if facts["rejected_records"] else sizes
     for name in names:

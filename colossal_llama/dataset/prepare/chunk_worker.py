@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from colossal_llama.dataset.prepare.cache import ChunkWriter
 from colossal_llama.dataset.prepare.input_files import Chunk
@@ -64,25 +64,33 @@ class ChunkJob:
         return self.stop_on_bad_record and self.bad_record_seen is not None and bool(self.bad_record_seen.value)
 
 
+class _Position(NamedTuple):
+    """A row's place in a chunk: the index of its range, and its number in the range, from 0."""
+
+    piece: int
+    row: int
+
+
 @dataclass
 class _ChunkCounts:
     """Counts of what has been read of a chunk, and the bad records that are not written yet."""
 
-    rows: int = 0
     records: int = 0
     empty_lines: int = 0
+    pieces: list[tuple[int, str]] = field(default_factory=list)
+    """Number of rows and SHA-256 of each range that has been read."""
     rejected: list[dict] = field(default_factory=list)
     rejected_bytes: int = 0
     reasons: Counter = field(default_factory=Counter)
 
-    def reject(self, row: int, text: str, error: RecordError) -> None:
+    def reject(self, position: _Position, text: str, error: RecordError) -> None:
         self.reasons[error.reason] += 1
         self.rejected_bytes += len(text) + _OBJECT_BYTES
-        self.rejected.append({"row": row, "reason": error.reason, "message": str(error), "record": text})
+        self.rejected.append({**position._asdict(), "reason": error.reason, "message": str(error), "record": text})
 
     def take_rejected(self) -> list[dict]:
         """The bad records so far, in their order: a template refuses after later checks."""
-        rejected = sorted(self.rejected, key=lambda record: record["row"])
+        rejected = sorted(self.rejected, key=lambda record: (record["piece"], record["row"]))
         self.rejected, self.rejected_bytes = [], 0
         return rejected
 
@@ -92,55 +100,57 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
 
     Returns:
         The chunk's facts: numbers of rows, records, empty lines, bad records by reason, documents,
-            segments and tokens, SHA-256 of what was read, and statistics by category. `finished` is
-            False if a bad record stopped the run; then `rejected` lists the first of this chunk's
-            bad records, and no files remain.
+            segments and tokens, and statistics by category; number of rows and SHA-256 of each
+            range. `finished` is False if a bad record stopped the run; then `rejected` lists the
+            first of this chunk's bad records, and no files remain.
     """
-    digest, counts = hashlib.sha256(), _ChunkCounts()
-    writer = ChunkWriter(job.chunk_dir, chunk.index)
-    batch = _Batch()
+    counts, writer = _ChunkCounts(), ChunkWriter(job.chunk_dir, chunk.index)
     try:
-        for number, row in _limited_rows(job, chunk, digest, counts):
-            counts.rows = number + 1
-            record = _checked_record(job, counts, chunk.file, number, row)
-            if job.checks_only:
-                if len(counts.rejected) > SHOWN_BAD_RECORDS:
-                    break
-                continue
-            if record is not None:
-                batch.add(record, number, row)
-            if batch.size_bytes + counts.rejected_bytes >= BATCH_BYTES:
-                _write_batch(job, chunk, counts, writer, batch)
-                batch = _Batch()
-        if not job.checks_only:
-            _write_batch(job, chunk, counts, writer, batch)
+        _process_rows(job, chunk, counts, writer)
         if job.checks_only:
-            return {"index": chunk.index, "finished": False, "rows": counts.rows, "rejected": counts.take_rejected()}
+            return {"index": chunk.index, "finished": False, "rejected": counts.take_rejected()}
         facts = {
             "index": chunk.index,
             "finished": True,
-            "rows": counts.rows,
+            "rows": sum(rows for rows, _ in counts.pieces),
             "records": counts.records,
             "empty_lines": counts.empty_lines,
             "rejected_records": dict(counts.reasons),
-            "sha256": digest.hexdigest(),
+            "pieces": counts.pieces,
         }
         return writer.finish(facts)
     finally:
         writer.discard()
 
 
+def _process_rows(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: ChunkWriter) -> None:
+    batch = _Batch()
+    for position, row in _rows_of_pieces(job, chunk, counts):
+        record = _checked_record(job, counts, chunk.pieces[position.piece].range.file, position, row)
+        if job.checks_only:
+            if len(counts.rejected) > SHOWN_BAD_RECORDS:
+                return
+            continue
+        if record is not None:
+            batch.add(record, position, row)
+        if batch.size_bytes + counts.rejected_bytes >= BATCH_BYTES:
+            _write_batch(job, chunk, counts, writer, batch)
+            batch = _Batch()
+    if not job.checks_only:
+        _write_batch(job, chunk, counts, writer, batch)
+
+
 @dataclass
 class _Batch:
-    """Checked records, with their row numbers and rows."""
+    """Checked records, with their rows."""
 
     records: list[Any] = field(default_factory=list)
-    rows: list[tuple[int, Row]] = field(default_factory=list)
+    rows: list[tuple[_Position, Row]] = field(default_factory=list)
     size_bytes: int = 0
 
-    def add(self, record: Any, number: int, row: Row) -> None:
+    def add(self, record: Any, position: _Position, row: Row) -> None:
         self.records.append(record)
-        self.rows.append((number, row))
+        self.rows.append((position, row))
         self.size_bytes += len(row) if isinstance(row, bytes) else len(str(row))
 
 
@@ -154,7 +164,8 @@ def _write_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: Chun
         try:
             tokenized = job.tokenizer.tokenize(batch.records)
         except ChatTemplateLimitError as error:
-            (place,) = row_places(chunk.range, [batch.rows[error.conversation][0]])
+            position = batch.rows[error.conversation][0]
+            (place,) = row_places(chunk.pieces[position.piece].range, [position.row])
             raise UserError(f"--chat_template: {place}: {error}") from None
         writer.add(tokenized)
         for number, message in tokenized.refusals.items():
@@ -163,31 +174,38 @@ def _write_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: Chun
         writer.add_rejected(counts.take_rejected())
 
 
-def _reject(job: ChunkJob, counts: _ChunkCounts, number: int, row: Row, error: RecordError) -> None:
+def _reject(job: ChunkJob, counts: _ChunkCounts, position: _Position, row: Row, error: RecordError) -> None:
     content = row.beginning if isinstance(row, LongLine | BadRow) else row
     # Where a bad record stops the run, its beginning alone is shown. A character has up to 4 bytes.
     shown = slice(4 * SHOWN_RECORD_CHARACTERS if job.stop_on_bad_record else None)
     text = content[shown].decode("utf-8", "backslashreplace") if isinstance(content, bytes) else repr(content)[shown]
-    counts.reject(number, text, error)
+    counts.reject(position, text, error)
     if job.stop_on_bad_record and job.bad_record_seen is not None:
         job.bad_record_seen.value = 1
 
 
-def _limited_rows(job: ChunkJob, chunk: Chunk, digest: Any, counts: _ChunkCounts) -> Iterator[tuple[int, Row]]:
-    """Rows up to the record limit; damage to the file becomes a bad record after the last row."""
-    if chunk.record_limit == 0:
-        return
-    try:
-        for number, row in read_rows(chunk.range, job.max_line_bytes, digest.update):
-            yield number, row
-            if counts.records == chunk.record_limit:
-                return
-    except DamagedFileError as error:
-        counts.records += 1
-        _reject(job, counts, counts.rows, b"", RecordError(error.reason, str(error)))
+def _rows_of_pieces(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts) -> Iterator[tuple[_Position, Row]]:
+    """Rows of all ranges, of each up to its record limit.
+
+    Damage to a file becomes a bad record after its last row.
+    """
+    for index, piece in enumerate(chunk.pieces):
+        digest, rows = hashlib.sha256(), 0
+        last = None if piece.record_limit is None else counts.records + piece.record_limit
+        found = () if counts.records == last else read_rows(piece.range, job.max_line_bytes, digest.update)
+        try:
+            for number, row in found:
+                rows = number + 1
+                yield _Position(index, number), row
+                if counts.records == last:
+                    break
+        except DamagedFileError as error:
+            counts.records += 1
+            _reject(job, counts, _Position(index, rows), b"", RecordError(error.reason, str(error)))
+        counts.pieces.append((rows, digest.hexdigest()))
 
 
-def _checked_record(job: ChunkJob, counts: _ChunkCounts, file: InputFile, number: int, row: Row) -> Any:
+def _checked_record(job: ChunkJob, counts: _ChunkCounts, file: InputFile, position: _Position, row: Row) -> Any:
     """Checked record of a row; None for an empty or bad row, which is counted."""
     if isinstance(row, bytes) and not row.strip():
         counts.empty_lines += 1
@@ -196,5 +214,5 @@ def _checked_record(job: ChunkJob, counts: _ChunkCounts, file: InputFile, number
     try:
         return job.check_record(parse_row(row), file)
     except RecordError as error:
-        _reject(job, counts, number, row, error)
+        _reject(job, counts, position, row, error)
         return None

@@ -65,7 +65,7 @@ def build_manifest(
     identity: dict,
     chunks: Sequence[dict],
     parts: Sequence[dict],
-    files_of_chunks: Sequence[str],
+    files_of_chunks: Sequence[Sequence[str]],
     unread_files: dict,
     rejected_sha256: str | None,
     mixture: dict | None = None,
@@ -78,7 +78,7 @@ def build_manifest(
         identity: of the run, see `output_dir.identity`.
         chunks: facts of all chunks.
         parts: facts of all parts.
-        files_of_chunks: for every chunk the name of its file.
+        files_of_chunks: for every chunk the names of the files of its ranges.
         unread_files: `directory_listing.unread_record`.
         rejected_sha256: of rejected.jsonl; None where no record was rejected.
         mixture: record of the plan of a mixture; None without one.
@@ -95,6 +95,7 @@ def build_manifest(
         "manifest_version": MANIFEST_VERSION,
         "identity": identity,
         "versions": versions(),
+        **({"grouped_chunks": True} if any(len(names) > 1 for names in files_of_chunks) else {}),
         "totals": {
             "records": sum(chunk["records"] for chunk in chunks),
             "empty_lines": sum(chunk["empty_lines"] for chunk in chunks),
@@ -140,12 +141,14 @@ def total_statistics(chunks: Sequence[dict]) -> dict[str, Counter]:
     return statistics
 
 
-def _input_files(chunks: Sequence[dict], files_of_chunks: Sequence[str]) -> list[dict]:
+def _input_files(chunks: Sequence[dict], files_of_chunks: Sequence[Sequence[str]]) -> list[dict]:
+    """Number of rows, and SHA-256 of each range, of every file."""
     entries: dict[str, dict] = {}
-    for chunk, name in zip(chunks, files_of_chunks, strict=True):
-        entry = entries.setdefault(name, {"name": name, "rows": 0, "chunk_sha256": []})
-        entry["rows"] += chunk["rows"]
-        entry["chunk_sha256"].append(chunk["sha256"])
+    for chunk, names in zip(chunks, files_of_chunks, strict=True):
+        for name, (rows, sha256) in zip(names, chunk["pieces"], strict=True):
+            entry = entries.setdefault(name, {"name": name, "rows": 0, "chunk_sha256": []})
+            entry["rows"] += rows
+            entry["chunk_sha256"].append(sha256)
     return list(entries.values())
 
 

@@ -201,7 +201,8 @@ def _record_run(directory: Path, requested: dict, files: Sequence[InputFile]) ->
     """
     record = directory / "cache" / RUN_RECORD
     candidate = temporary_path(record)
-    write_json(candidate, with_checksum({"identity": requested, "modified_ns": modification_times(files)}))
+    grouped = {"grouped_chunks": True} if has_grouped_chunks(directory) else {}
+    write_json(candidate, with_checksum({"identity": requested, **grouped, "modified_ns": modification_times(files)}))
     try:
         os.link(candidate, record)
     except FileExistsError:
@@ -264,6 +265,14 @@ def _take_other_mixture(directory: Path, requested: dict) -> None:
     write_json(record, with_checksum({**content, "identity": requested}))
     removed = f"; {len(indices):,} parts of the former one are removed" if indices else ""
     log_rank_zero(f"another mixture than before: the parts are planned anew, nothing is tokenized again{removed}")
+
+
+def has_grouped_chunks(directory: Path) -> bool:
+    """True where small ranges of the input share chunks; False where an earlier version began."""
+    for record in (directory / "manifest.json", directory / "cache" / RUN_RECORD):
+        with suppress(FileNotFoundError, DamagedJsonError):
+            return "grouped_chunks" in read_checked(record, {})
+    return True
 
 
 def modification_times(files: Sequence[InputFile]) -> dict[str, int]:

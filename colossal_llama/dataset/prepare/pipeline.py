@@ -7,7 +7,7 @@ manifest.json
 import errno
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from colossal_llama.dataset.prepare.cache import PartPlan, chunk_facts
 from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
 from colossal_llama.dataset.prepare.input_files import (
     Chunk,
+    Piece,
     content_digest,
     plan_chunks,
 )
@@ -118,7 +119,8 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
     identity = output_dir.identity(arguments, files, format_facts)
     missing = output_dir.missing_directories(arguments)
     state = output_dir.open_directory(arguments, identity, files)
-    chunks = plan_chunks(files, arguments.run.limit)
+    grouped = state == "new" or output_dir.has_grouped_chunks(arguments.output_dir)
+    chunks = plan_chunks(files, arguments.run.limit, grouped)
     origin = tokenizer_record(opened.directory)
     preparation = _Preparation(arguments, files, unread_files, chunks, identity, StageTimes(), origin)
     if state != "new":
@@ -281,7 +283,7 @@ def _finish(preparation: _Preparation, facts: Sequence[dict], parts: Sequence[di
             return recorded
         refuse_files_that_changed(preparation.files)
         rejected_sha256 = write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
-        names = [chunk.file.name for chunk in preparation.chunks]
+        names = [[piece.range.file.name for piece in chunk.pieces] for chunk in preparation.chunks]
         mixture = (
             None if preparation.arguments.mixture.mixture is None else open_plan(preparation.arguments, facts).record
         )
@@ -307,25 +309,35 @@ def _write_reports(preparation: _Preparation, manifest: dict) -> None:
 
 def _refuse_changed_content(preparation: _Preparation, state: output_dir.State) -> None:
     """Compares the hashes of what was read with those of files whose modification times differ."""
-    directory, chunks = preparation.arguments.output_dir, preparation.chunks
+    directory = preparation.arguments.output_dir
     suspects = output_dir.files_with_changed_times(directory, preparation.files)
     if not suspects:
         return
-    if state == "complete":
-        manifest = read_manifest(directory)
-        rows = {entry["name"]: entry["rows"] for entry in manifest["input_files"]}
-        known = {entry["name"]: iter(entry["chunk_sha256"]) for entry in manifest["input_files"]}
-        readings = [(chunk, rows[chunk.file.name], next(known[chunk.file.name])) for chunk in chunks]
-    else:
-        facts = [chunk_facts(preparation.chunk_dir, chunk.index) for chunk in chunks]
-        readings = [(chunk, fact["rows"], fact["sha256"]) for chunk, fact in zip(chunks, facts, strict=True) if fact]
     max_row_bytes = preparation.arguments.run.max_line_bytes
     changed = {
-        chunk.file.name: None
-        for chunk, row_count, sha256 in readings
-        if chunk.file.name in suspects and content_digest(chunk, row_count, max_row_bytes) != sha256
+        piece.range.file.name: None
+        for piece, row_count, sha256 in _recorded_readings(preparation, state)
+        if piece.range.file.name in suspects and content_digest(piece, row_count, max_row_bytes) != sha256
     }
     output_dir.refuse_changed_content(directory, list(changed))
+
+
+def _recorded_readings(preparation: _Preparation, state: output_dir.State) -> Iterator[tuple[Piece, int, str]]:
+    """Number of rows and SHA-256 of each range that an earlier run has read."""
+    if state == "complete":
+        manifest = read_manifest(preparation.arguments.output_dir)
+        rows = {entry["name"]: entry["rows"] for entry in manifest["input_files"]}
+        known = {entry["name"]: iter(entry["chunk_sha256"]) for entry in manifest["input_files"]}
+        for chunk in preparation.chunks:
+            for piece in chunk.pieces:
+                name = piece.range.file.name
+                yield piece, rows[name], next(known[name])
+        return
+    for chunk in preparation.chunks:
+        facts = chunk_facts(preparation.chunk_dir, chunk.index)
+        # A damaged chunk, which is made anew, may be that of other ranges.
+        for piece, (row_count, sha256) in zip(chunk.pieces, facts["pieces"] if facts else (), strict=False):
+            yield piece, row_count, sha256
 
 
 # ------------------------------------------------------------------------------------- tokenizing
@@ -347,7 +359,7 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool) -> list[dict | None]:
                 if len(bad) > SHOWN_BAD_RECORDS:
                     break
                 continue
-            messages.say(chunk.file, facts["statistics"])
+            messages.say(chunk.files, facts["statistics"])
             times.tokenized_documents += facts["documents"]
             times.tokenized_tokens += facts["tokens"]
             elapsed = time.perf_counter() - started
@@ -366,7 +378,7 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool) -> list[dict | None]:
 
 def _chunk_bytes(chunk: Chunk) -> int:
     """Size of a chunk, at least 1, so that the progress bar moves over empty files."""
-    return max(1, chunk.file.size_bytes if chunk.end is None else chunk.end - chunk.start)
+    return max(1, chunk.size_bytes)
 
 
 # ------------------------------------------------------------------------------------------ parts

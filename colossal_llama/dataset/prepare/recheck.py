@@ -27,12 +27,14 @@ def recheck_chunks(output_dir: Path, chunks: Sequence[Chunk], num_threads: int) 
     chunk_dir = output_dir / "cache" / "chunks"
     is_repair = (output_dir / "manifest.json").exists()
     finished = [chunk for chunk in chunks if (chunk_dir / f"chunk-{chunk.index:05d}.json").exists()]
-    problems = _problems_of(lambda chunk: chunk_problem(chunk_dir, chunk.index), finished, "check chunks", num_threads)
+    problems = _problems_of(
+        lambda chunk: chunk_problem(chunk_dir, chunk.index, len(chunk.pieces)), finished, "check chunks", num_threads
+    )
     if (output_dir / "manifest.json").exists() and not is_repair:
         return  # another shard's job has finished the preparation, and empties the cache
     for chunk, _ in problems:
         remove_chunk(chunk_dir, chunk.index)
-    _say([f"cache/chunks/{problem} (input file {chunk.file.name})" for chunk, problem in problems])
+    _say([f"cache/chunks/{problem} (input: {chunk.files})" for chunk, problem in problems])
     damaged = {chunk.index for chunk, _ in problems}
     _say_what_is_not_recorded(
         "chunks", [chunk_facts(chunk_dir, chunk.index) for chunk in finished if chunk.index not in damaged]

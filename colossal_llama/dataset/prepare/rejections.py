@@ -9,7 +9,7 @@ import orjson
 from colossal_llama.dataset.prepare.cache import chunk_rejected
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.readers.fields import OTHER_KIND
-from colossal_llama.readers.rows import row_places
+from colossal_llama.readers.rows import FileRange, row_places
 from colossal_llama.utils.atomic_io import atomic_file
 from colossal_llama.utils.errors import UserError
 
@@ -27,16 +27,19 @@ def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
     Of records of the other kind the first is named: all the others are likely to be so, too.
     """
     bad, is_of_other_kind = _other_kind_once(bad), bad[0][1]["reason"] in OTHER_KIND
-    shown = bad[:SHOWN_BAD_RECORDS]
-    chunks = {chunk.index: chunk for chunk, _ in shown}
-    places: dict[tuple[int, int], str] = {}
-    for index, chunk in chunks.items():
-        rows = [record["row"] for other, record in shown if other.index == index]
-        places |= dict(zip(((index, row) for row in rows), row_places(chunk.range, rows), strict=True))
-    messages = []
-    for chunk, record in shown:
-        beginning = record["record"][:SHOWN_RECORD_CHARACTERS]
-        messages.append(f"{places[chunk.index, record['row']]}: {record['message']} | {beginning}")
+    shown = [(chunk.pieces[record["piece"]].range, record) for chunk, record in bad[:SHOWN_BAD_RECORDS]]
+    rows: dict[FileRange, list[int]] = {}
+    for file_range, record in shown:
+        rows.setdefault(file_range, []).append(record["row"])
+    places = {
+        (file_range, row): place
+        for file_range, listed in rows.items()
+        for row, place in zip(listed, row_places(file_range, listed), strict=True)
+    }
+    messages = [
+        f"{places[file_range, record['row']]}: {record['message']} | {record['record'][:SHOWN_RECORD_CHARACTERS]}"
+        for file_range, record in shown
+    ]
     if is_of_other_kind and len(bad) == 1:
         return messages
     count = f"more than {SHOWN_BAD_RECORDS}" if len(bad) > SHOWN_BAD_RECORDS else f"{len(bad)}"
@@ -64,14 +67,18 @@ def write_rejected(output_dir: Path, chunk_dir: Path, chunks: Sequence[Chunk], f
     """
     if not any(fact["rejected_records"] for fact in facts):
         return None
-    digest, first_row = hashlib.sha256(), 0
+    digest, next_row = hashlib.sha256(), 0
     with atomic_file(output_dir / "rejected.jsonl") as file:
         for chunk, fact in zip(chunks, facts, strict=True):
-            first_row = 0 if chunk.start == 0 else first_row
+            first_rows = []
+            for piece, (rows, _) in zip(chunk.pieces, fact["pieces"], strict=True):
+                first_rows.append(next_row if piece.range.start else 0)
+                next_row = first_rows[-1] + rows
             for record in chunk_rejected(chunk_dir, chunk.index):
-                entry = {"file": chunk.file.name, "line": first_row + record.pop("row") + 1, **record}
+                piece = record.pop("piece", 0)
+                name = chunk.pieces[piece].range.file.name
+                entry = {"file": name, "line": first_rows[piece] + record.pop("row") + 1, **record}
                 line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
                 file.write(line)
                 digest.update(line)
-            first_row += fact["rows"]
     return digest.hexdigest()
