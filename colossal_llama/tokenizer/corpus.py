@@ -99,7 +99,7 @@ def read_texts(
             for text in split_into_blocks(document.text, longest) if is_split else [document.text]:
                 if text and (not is_split or generator.random() < share):
                     yield CorpusText(text, document.category, f"{file.path}:{number + 1}")
-        messages.say(file, notes)
+        messages.say(file.name, notes)
     messages.finish()
 
 
