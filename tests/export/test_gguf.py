@@ -13,9 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from benchmarks.clients.environment import clients_directory
-from colossal_llama.dataset.conversation import Message
+from colossal_llama.dataset.chat_template import ChatTemplate
+from colossal_llama.dataset.conversation import ConversationTemplate, Message
+from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM
 from colossal_llama.dataset.trained_format import trained_format
-from colossal_llama.inference.prompts import conversation_prompt_ids, open_template
+from colossal_llama.inference.prompts import conversation_prompt_ids
 from colossal_llama.tokenizer.encoding import TextEncoder
 from tests.support.client_environments import environment_or_skip
 from tests.support.scripts import run_script
@@ -176,11 +178,23 @@ def test_llama_cpp_gives_an_expanded_models_ids_and_answers(name, python, tokeni
     check_greedy(model, prompts, answer["greedy"])
 
 
-@pytest.mark.parametrize("name", ["llama2", "llama3-base"])
-def test_llama_cpp_begins_chats_as_training_does_and_stops(name, python, tokenizers, project_root, tmp_path):
+GUIDE = 'You are a guide: "quoted", 你好, {{ braces }}.'
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "system"),
+    [(name, None, system) for name in ("llama2", "llama3-base") for system in (DEFAULT_SYSTEM, GUIDE, "")]
+    + [("llama2", "llama2-chat", GUIDE), ("llama3-base", "llama3-instruct", GUIDE)],
+)
+def test_llama_cpp_begins_chats_as_training_does_and_stops(
+    name, preset, system, python, tokenizers, project_root, tmp_path
+):
     model = random_model(tokenizers / name, tmp_path / name)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    ours = open_template(tokenizer, None, None)
+    if preset is None:
+        ours = ConversationTemplate.for_llama(tokenizer, 2 if name == "llama2" else 3, system=system)
+    else:
+        ours = ChatTemplate.open(tokenizer, preset, "2025-01-31", system=system)
     chat_format = trained_format(ours.describe(), tokenizer)
     assert chat_format is not None
     tokenizer.chat_template = chat_format.template
