@@ -7,6 +7,7 @@ counted.
 """
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,8 @@ BY_DIRECTORY = "categories_absent.directory_name"
 """Name of the count of records whose category is the name of their file's directory."""
 SOURCES = ("field", "directory", "file")
 """What a category may come from; any other word is a category itself."""
+_NUMBER = re.compile(r"[-_.]?\d{3,}-of-\d{3,}(-[0-9a-f]{16})?$")
+"""Number of a file in its set, at the end of its name: train-00000-of-00041."""
 _CACHED_NAMES_CHARACTERS = 4096
 _SHOWN_NAMES_CHARACTERS = 300
 _FALLBACK_CATEGORY = "default"  # of a file that has no directory
@@ -417,38 +420,54 @@ def file_category(file: InputFile, origin: str) -> str:
     if origin == "directory":
         return directory_name(file)
     if origin == "file":
-        return file.category or printable(_without_ending(file.name)[-1])
+        return file.category or printable(_unit_of(file.name)[-1])
     return origin
 
 
 def with_file_categories(files: Sequence[InputFile], fields: CategoryFields) -> list[InputFile]:
     """Gives each file the category of --category_from file: its name without the ending.
 
-    Equal names get more of the path, and at last the ending:
+    Numbered files of one set have one category. Equal names get more of the path:
 
-    corpus/a/train.jsonl, corpus/b/train.csv.gz, corpus/c/x.csv  →  a/train, b/train, x
+    c/a/train.jsonl, c/b/train.csv.gz, c/c/x-00000-of-00002.parquet  →  a/train, b/train, x
     """
     if fields.category_from != "file":
         return list(files)
-    parts = [_without_ending(file.name) for file in files]
-    depths = [1] * len(files)
-    while True:
-        names = ["/".join(path[-depth:]) for path, depth in zip(parts, depths, strict=True)]
-        counts = Counter(names)
-        deeper = [
-            depth + (counts[name] > 1 and depth < len(path))
-            for depth, name, path in zip(depths, names, parts, strict=True)
-        ]
-        if deeper == depths:
-            break
-        depths = deeper
+    units = [_unit_of(file.name) for file in files]
+    others = Counter(unit for unit, file in zip(units, files, strict=True) if not _is_numbered(file.name))
+    names = _shortest_names(sorted(set(units)))
     return [
-        replace(file, category=printable(name if counts[name] == 1 else file.name))
-        for file, name in zip(files, names, strict=True)
+        # x.jsonl next to x.csv
+        replace(file, category=printable(names[unit] if others[unit] < 2 else file.name))
+        for file, unit in zip(files, units, strict=True)
     ]
 
 
-def _without_ending(name: str) -> tuple[str, ...]:
-    """Parts of a file's name, the last without the ending of its format."""
+def _unit_of(name: str) -> tuple[str, ...]:
+    """Parts of the name of a file or of its set of numbered files, without the ending.
+
+    The files of a saved data set are named after its directory.
+    """
     *directories, last = PurePosixPath(name).parts
-    return (*directories, last.removesuffix(ending_of(last)) or last)
+    stem = last.removesuffix(ending_of(last))
+    if _is_numbered(name):
+        stem = _NUMBER.sub("", stem)
+        if directories and stem in ("data", ""):
+            return tuple(directories)
+    return (*directories, stem or last)
+
+
+def _is_numbered(name: str) -> bool:
+    return _NUMBER.search(name.removesuffix(ending_of(name))) is not None
+
+
+def _shortest_names(units: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """The last part of each, with as many of the parts before as make it unique."""
+    depths = dict.fromkeys(units, 1)
+    while True:
+        names = {unit: "/".join(unit[-depth:]) for unit, depth in depths.items()}
+        counts = Counter(names.values())
+        deeper = {unit: depth + (counts[names[unit]] > 1 and depth < len(unit)) for unit, depth in depths.items()}
+        if deeper == depths:
+            return names
+        depths = deeper

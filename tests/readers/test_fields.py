@@ -199,6 +199,20 @@ def test_files_of_one_name_are_of_different_categories():
     assert len(set(found)) == len(names)
 
 
+def test_numbered_files_of_a_set_are_of_one_category():
+    names = {
+        "c4/c4-train.00000-of-01024.json.gz": "c4-train",
+        "c4/c4-train.00001-of-01024.json.gz": "c4-train",
+        "hf/train-00000-of-00002-0123456789abcdef.parquet": "hf/train",
+        "other/train.csv": "other/train",
+        "saved/data-00000-of-00002.arrow": "saved",
+        "saved/data-00001-of-00002.arrow": "saved",
+    }
+    fields = FieldOptions(category_from="file")
+    files = with_file_categories([input_file(name) for name in names], fields)
+    assert {file.name: document_of({"text": "T"}, file, fields).category for file in files} == names
+
+
 def test_hostile_names_are_not_kept_in_memory():
     from colossal_llama.readers.fields import _columns
 
