@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from colossal_llama.readers.formats import ending_of
+from colossal_llama.readers.formats import TEXT_KINDS, ending_of
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.record import RecordError, kind_of
 from colossal_llama.readers.record_forms import (
@@ -108,6 +108,15 @@ class FieldOptions(CategoryFields, TextFields):
         """True where no option is given."""
         return not any(option_values(self).values())
 
+    @cached_property
+    def of_plain_text(self) -> "FieldOptions":
+        """Options for a plain text file, which has no columns that could be named."""
+        return FieldOptions(category_from=self.category_from)
+
+    def of_file(self, file: InputFile) -> "FieldOptions":
+        """Options for the records of a file."""
+        return self.of_plain_text if file.format.kind in TEXT_KINDS else self
+
 
 @dataclass(frozen=True)
 class Document:
@@ -150,6 +159,7 @@ def document_of(record: dict, file: InputFile, fields: FieldOptions) -> Document
         source, target, category = record.get("source"), record.get("target"), record.get("category")
         if isinstance(source, str) and isinstance(target, str) and isinstance(category, str) and target and category:
             return Document(source, target, category)
+    fields = fields.of_file(file)
     columns = columns_of(record, fields)
     source = "" if columns.source is None else _text(record, columns.source, null_is_empty=True)
     target = _text(record, columns.target)
@@ -182,6 +192,7 @@ def plain_text_of(record: dict, file: InputFile, fields: FieldOptions) -> PlainT
     Raises:
         RecordError: there is no text, or a field cannot be read.
     """
+    fields = fields.of_file(file)
     try:
         columns = columns_of(record, fields)
     except RecordError as error:

@@ -142,6 +142,17 @@ def test_a_field_that_cannot_be_read_is_named_with_the_columns_there_are(record,
     assert "\n" not in str(error)
 
 
+def test_columns_that_are_named_are_not_sought_in_plain_texts():
+    """A folder of tables and notes is prepared by one command."""
+    file = InputFile(Path("/data/zh/a.md"), "zh/a.md", 1, 1, Format(".md"))
+    fields = FieldOptions(text_field="body", category_field="lang")
+    assert document_of({"text": "T"}, file, fields) == Document("", "T", "zh")
+    assert plain_text_of({"text": "T"}, file, fields).text == "T"
+    assert document_of({"text": "T"}, file, FieldOptions(target_field="a", category_from="x")).category == "x"
+    with pytest.raises(RecordError, match='"category" is missing'):
+        document_of({"text": "T"}, file, FieldOptions(category_from="field"))
+
+
 CONVERSATIONS = [
     {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
     {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
