@@ -10,6 +10,9 @@ from colossal_llama.dataset.tokenized.part import TokenizedPart, describe, token
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
 
+_SHOWN = 5
+"""Data sets of other programs that are described one by one."""
+
 
 def report_paths(found: Mapping[str, FoundParts]) -> None:
     """Logs what was found besides the parts, and which parts of a preparation are not given."""
@@ -24,16 +27,30 @@ def report_parts(parts_by_option: Mapping[str, Sequence[Part]], tokenizer: PreTr
     """Logs copies of rows, and what the data sets of other programs are."""
     if not is_rank_zero():
         return
+    for line in _copies(parts_by_option):
+        log_rank_zero(line)
+    tokenized = [part for parts in parts_by_option.values() for part in parts if isinstance(part, TokenizedPart)]
+    for part in tokenized[:_SHOWN]:
+        for line in describe(part, tokenizer):
+            log_rank_zero(line)
+    if rest := tokenized[_SHOWN:]:
+        tokens = sum(part.tokens for part in rest)
+        log_rank_zero(f"and {len(rest):,} more data sets tokenized elsewhere, {tokens:,} tokens")
+
+
+def _copies(parts_by_option: Mapping[str, Sequence[Part]]) -> list[str]:
+    """Warnings of parts whose rows are there already: of each option the first, and a number."""
     first: dict[str, tuple[str, Part]] = {}
+    copies: dict[str, list[str]] = {}
     for option, parts in parts_by_option.items():
         for part in parts:
             known_option, known = first.setdefault(part.fingerprint, (option, part))
             if known is not part and part.tokens:
-                both = f"{option} {part.path}" if option != known_option else str(part.path)
-                log_rank_zero(f"warning: {both} holds the same rows as {known_option} {known.path}")
-            if isinstance(part, TokenizedPart):
-                for line in describe(part, tokenizer):
-                    log_rank_zero(line)
+                copies.setdefault(option, []).append(f"{part.path} holds the same rows as {known_option} {known.path}")
+    return [
+        f"warning: {option}: {found[0]}" + (f"; so it is with {len(found) - 1:,} more" if len(found) > 1 else "")
+        for option, found in copies.items()
+    ]
 
 
 def refuse_other_ids(
