@@ -427,7 +427,8 @@ def test_everything_that_is_wrong_with_a_command_is_said_at_once(mixture_file, c
     ):
         assert part in said
     with pytest.raises(SystemExit):
-        parse_arguments("pretrain", ["--total_tokens=8.5B", "--max_repeats=2", "--plan_only", "--inspect=3"])
+        command = ["--data_input_dirs=.", "--total_tokens=8.5B", "--max_repeats=2", "--plan_only", "--inspect=3"]
+        parse_arguments("pretrain", command)
     said = capsys.readouterr().err
     for name in ("total_tokens", "max_repeats"):
         assert f"--{name} has no effect without --mixture" in said

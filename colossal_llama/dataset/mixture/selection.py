@@ -111,15 +111,23 @@ class _DocumentStream:
         order, ends = self._order, self._ends
         goal = ends[self._position] + tokens
         stop = int(np.searchsorted(ends, goal, side="right")) - 1
-        gap = goal - ends[stop]
-        further = self._lengths[order[stop : min(stop + SEARCHED_DOCUMENTS, self._searched_end)]].astype(np.int64)
+        error, position, chosen = int(goal - ends[stop]), stop, None
+        for first in (stop, stop - 1):  # one document more, or another one in place of the last
+            searched = order[first : min(first + SEARCHED_DOCUMENTS, self._searched_end)]
+            if first < self._position or not len(searched) or not error:
+                break
+            errors = np.abs(self._lengths[searched].astype(np.int64) - (goal - ends[first]))
+            nearest = int(np.argmin(errors))
+            if errors[nearest] < error:
+                error, position, chosen = int(errors[nearest]), first, first + nearest
         self._searched_end = len(order)
-        if not gap or not len(further):
+        if chosen is None:
             return stop
-        nearest = int(np.argmin(np.abs(further - gap)))
-        if abs(further[nearest] - gap) >= gap:
-            return stop
-        other = stop + nearest
-        order[[stop, other]] = order[[other, stop]]
-        ends[stop + 1 : other + 1] += further[nearest] - further[0]
-        return stop + 1
+        self._exchange(position, chosen)
+        return position + 1
+
+    def _exchange(self, position: int, other: int) -> None:
+        """Exchanges the documents at two positions, the second of which is not before the first."""
+        order, ends = self._order, self._ends
+        ends[position + 1 : other + 1] += self._lengths[order[other]] - self._lengths[order[position]]
+        order[[position, other]] = order[[other, position]]

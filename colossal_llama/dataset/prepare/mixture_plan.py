@@ -5,6 +5,7 @@ out has none. Nothing else in a plan differs from one without a mixture.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -65,10 +66,9 @@ def record_without_mixture(plan: PartPlan, categories: Sequence[str]) -> dict:
 
 def bucket_tokens(plan: PartPlan, num_categories: int) -> np.ndarray:
     """Tokens of every category in every part: int64 (categories, parts)."""
-    num_bins = len(plan.part_starts) - 1
-    bins = np.repeat(np.arange(num_bins), np.diff(plan.part_starts))
-    cells = plan.categories.astype(np.int64) * num_bins + bins
-    return _sums(cells, plan.lengths, num_categories * num_bins).reshape(num_categories, num_bins)
+    parts = [slice(*bounds) for bounds in pairwise(plan.part_starts.tolist())]
+    sums = [_sums(plan.categories[part], plan.lengths[part], num_categories) for part in parts]
+    return np.stack(sums, axis=1)
 
 
 def _sums(cells: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
@@ -92,13 +92,13 @@ def _choose(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the chosen documents, and the part of each."""
     by_category = np.argsort(document_categories, kind="stable")
-    bounds = np.searchsorted(document_categories[by_category], np.arange(len(categories) + 1))
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(document_categories, minlength=len(categories)))])
     documents, bins = [], []
     for number, name in enumerate(categories):
         members = by_category[bounds[number] : bounds[number + 1]]
         selection = choose_documents(lengths[members], targets.bucket_ends(number), seed, name)
         documents.append(members[selection.documents])
-        bins.append(np.repeat(np.arange(len(selection.bucket_counts)), selection.bucket_counts))
+        bins.append(np.repeat(np.arange(len(selection.bucket_counts), dtype=np.int32), selection.bucket_counts))
     return np.concatenate(documents), np.concatenate(bins)
 
 
@@ -107,17 +107,17 @@ def _plan_of(
 ) -> PartPlan:
     """Plan with the segments of the chosen documents; a part's are ordered as `plan_parts` does."""
     counts = np.diff(first_segments, append=len(segments.lengths))[documents]
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    chosen = np.repeat(first_segments[documents] - (ends - counts), counts) + np.arange(total)
-    segment_bins = np.repeat(bins, counts)
-    starts, lengths, categories = segments.starts[chosen], segments.lengths[chosen], segments.categories[chosen]
-    order = np.lexsort((starts, lengths, categories, segment_bins))
+    positions = np.repeat(first_segments[documents] - (np.cumsum(counts) - counts), counts)
+    positions += np.arange(len(positions))
+    bins = np.repeat(bins, counts)
+    order = np.lexsort((positions, segments.lengths[positions], segments.categories[positions], bins))
+    positions, bins = positions[order], bins[order]
+    del order
     return PartPlan(
-        starts=starts[order],
-        lengths=lengths[order],
-        categories=categories[order],
-        first_of_document=segments.is_first[chosen][order],
-        part_starts=np.searchsorted(segment_bins[order], np.arange(num_bins + 1)),
+        starts=segments.starts[positions],
+        lengths=segments.lengths[positions],
+        categories=segments.categories[positions],
+        first_of_document=segments.is_first[positions],
+        part_starts=np.searchsorted(bins, np.arange(num_bins + 1)),
         chunk_starts=segments.chunk_starts,
     )
