@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.dataset.mixture.amounts import parse_epochs, parse_share, parse_tokens
@@ -141,7 +141,8 @@ def test_everything_that_is_wrong_in_a_file_is_said_at_once(tmp_path):
         ("categories: {a: {}}\nlate_from: 50%", "late_from has no effect"),
         ("categories: {a: {share: 1%, late: 2%}, b: {}}\nlate_from: 100%", "between 0% and 100%"),
         ("categories: {}", "names no category"),
-        ("a: &a [*a]", "cannot be read|no key"),
+        ("a: {share: 25%}\nb: {}", "put the categories below a line 'categories:'"),
+        ("categories: &a [*a]", "cannot be read|is no mapping"),
         ("[" * 5000, "cannot be read"),
         ("categories: {a: {share: {b: 1}}}", "share is no text"),
     ],
@@ -218,6 +219,7 @@ def test_late_shares_change_from_the_first_bucket_to_the_last():
         ({"a": {}, "*": {}}, {"a": 9}, {}, "'*' stands for no category"),
         ({"a": {"epochs": Fraction(5)}}, {"a": 9}, {}, "--max_repeats 4 allows"),
         ({"a": {"epochs": Fraction(5)}}, {"a": 9}, {}, "give --max_repeats 5"),
+        ({"a": {"share": Fraction(1, 4)}, "b": {}}, {"a": 9, "b": 9}, {"total": 100}, "(--total_tokens: 48 at most)"),
         ({"a": {}, "b": {"share": Fraction(9, 10)}}, {"a": 90, "b": 90}, {}, "b: 810 tokens of 90, 9 epochs"),
         ({"a": {"tokens": 60}, "b": {"share": Fraction(1, 2)}}, {"a": 90, "b": 90}, {"total": 100}, "add up to 110%"),
         ({"a": {"tokens": 40}, "b": {"share": Fraction(1, 2)}}, {"a": 90, "b": 90}, {"total": 100}, "90%"),
@@ -341,7 +343,11 @@ def corpora(draw):
 def test_every_bucket_has_the_mixture_or_the_reason_is_said(corpus):
     names, segments, mixture, total, bins, seed = corpus
     arguments = MixtureArguments(mixture=mixture, total_tokens=total, max_repeats=Fraction(10**6))
-    plan, record = plan_mixture(segments, names, bins, seed, arguments)
+    try:
+        plan, record = plan_mixture(segments, names, bins, seed, arguments)
+    except UserError:  # fewer tokens than those of a document
+        assume(total is None or total > 400 * len(names))
+        raise
     reached = bucket_tokens(plan, len(names))
     firsts = np.flatnonzero(segments.is_first)
     document_tokens = np.add.reduceat(segments.lengths, firsts)
@@ -370,3 +376,10 @@ def test_every_bucket_has_the_mixture_or_the_reason_is_said(corpus):
         times = np.bincount(found, minlength=len(starts))
         per_document = [set(times[segments.documents == document]) for document in set(segments.documents[found])]
         assert all(len(counts) == 1 for counts in per_document)
+
+
+def test_a_mixture_of_less_than_a_document_is_refused():
+    segments = Segments(np.array([9], np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32), np.array([0, 9]))
+    arguments = MixtureArguments(mixture=Mixture({"a": Amount(tokens=3)}))
+    with pytest.raises(UserError, match="fewer than those of any document"):
+        plan_mixture(segments, ["a"], 2, 1, arguments)

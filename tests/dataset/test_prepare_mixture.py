@@ -316,7 +316,7 @@ def test_plan_only_of_a_complete_preparation(tmp_path, wanted, opened, undisturb
     prepare(wanted(kept, keep_cache=True), opened)
     prepare(wanted(kept, LATE, plan_only=True), opened)
     assert json.loads((kept / "mixture_plan.json").read_text())["plan"] == read_manifest(undisturbed[LATE])["mixture"]
-    with pytest.raises(UserError, match="prepared with other arguments"):
+    with pytest.raises(UserError, match=r"prepared with other arguments[^~]*mixture.categories.english: "):
         prepare(wanted(kept, LATE), opened)
     assert verify(kept)
 
@@ -381,6 +381,20 @@ def test_without_and_with_a_mixture_in_one_directory(tmp_path, wanted, opened, u
         prepare(wanted(output, ""), opened)
 
 
+def test_overwrite_with_another_mixture_takes_the_tokens_that_were_kept(
+    tmp_path, wanted, opened, undisturbed, monkeypatch, capsys
+):
+    output = tmp_path / "out"
+    prepare(wanted(output, keep_cache=True), opened)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "process_chunk", None)
+        prepare(wanted(output, LATE, overwrite=True), opened)
+    assert "nothing is tokenized again" in capsys.readouterr().out
+    assert content(output) == content(undisturbed[LATE])
+    prepare(wanted(output, overwrite=True), opened)  # the cache is gone
+    assert content(output) == content(undisturbed[REPLAY])
+
+
 def test_files_of_others_are_not_replaced(tmp_path, wanted, opened):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mixture_plan.png").write_bytes(b"\x89PNG\r\n\x1a\nof somebody else")
@@ -426,8 +440,8 @@ def test_everything_that_is_wrong_with_a_command_is_said_at_once(mixture_file, c
         "--data_input_dirs is missing",
     ):
         assert part in said
+    command = ["--data_input_dirs=.", "--total_tokens=8.5B", "--max_repeats=2", "--plan_only", "--inspect=3"]
     with pytest.raises(SystemExit):
-        command = ["--data_input_dirs=.", "--total_tokens=8.5B", "--max_repeats=2", "--plan_only", "--inspect=3"]
         parse_arguments("pretrain", command)
     said = capsys.readouterr().err
     for name in ("total_tokens", "max_repeats"):

@@ -188,6 +188,9 @@ class _MixtureParser:
         if not isinstance(content, dict):
             self.problems.append("it holds no mapping: begin with 'categories:', and a line for each category below")
             return Mixture({})
+        if content and not content.keys() & set(_TOP_KEYS):
+            self.problems.append("put the categories below a line 'categories:', indented")
+            return Mixture({})
         self._refuse_unknown("", content, _TOP_KEYS)
         entries = dict(self._mapping("categories", content.get("categories", {})))
         if "rest" in content:

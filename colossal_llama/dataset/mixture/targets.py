@@ -94,7 +94,8 @@ def mixture_targets(
             part = Fraction(counts[member], item.available)
             tokens[member] = of_item * part
             bucket_shares[member] = float(part) * (float(first) * (1 - weights) + float(last) * weights)
-    _refuse_repeats(dict(zip(available, tokens, strict=True)), available, max_repeats)
+    is_scalable = total_tokens is not None and not any(_fixed_tokens(item) for item in items)
+    _refuse_repeats(dict(zip(available, tokens, strict=True)), available, max_repeats, total if is_scalable else None)
     return Targets([round(count) for count in tokens], bucket_shares, decided_by)
 
 
@@ -265,8 +266,16 @@ def _first_and_last(item: _Item, total: Fraction, mean_late: Fraction) -> tuple[
     return first, amount.late
 
 
-def _refuse_repeats(tokens: dict[str, Fraction], available: dict[str, int], max_repeats: Fraction) -> None:
+def _refuse_repeats(
+    tokens: dict[str, Fraction], available: dict[str, int], max_repeats: Fraction, total: Fraction | None
+) -> None:
     """Refuses categories that would be repeated too often.
+
+    Args:
+        tokens: of each category.
+        available: tokens that it has.
+        max_repeats: most epochs.
+        total: of all categories, if the tokens of each are a share of it; else None.
 
     Raises:
         UserError: there is one.
@@ -280,10 +289,11 @@ def _refuse_repeats(tokens: dict[str, Fraction], available: dict[str, int], max_
         for name, count in sorted(over.items(), key=lambda entry: -entry[1])
     ]
     most = -(-max(over.values()) * 100 // 1) / 100
+    fewer = "" if total is None else f": {total * max_repeats // max(over.values()):,} at most"
     raise UserError(
         [
             f"--mixture repeats a category more often than --max_repeats {float(max_repeats):g} allows: ask for less "
-            f"of it, for fewer tokens in all (--total_tokens), add data, or give --max_repeats {most:.10g}",
+            f"of it, for fewer tokens in all (--total_tokens{fewer}), add data, or give --max_repeats {most:.10g}",
             *truncate_problems(lines, SHOWN_NAMES),
         ]
     )

@@ -16,6 +16,7 @@ from colossal_llama.dataset.mixture.targets import Targets, group_names, mixture
 from colossal_llama.dataset.prepare.arguments import MixtureArguments
 from colossal_llama.dataset.prepare.buckets import Segments
 from colossal_llama.dataset.prepare.cache import PartPlan
+from colossal_llama.utils.errors import UserError
 
 
 def plan_mixture(
@@ -41,6 +42,10 @@ def plan_mixture(
     available = dict(zip(categories, facts.tokens.tolist(), strict=True))
     targets = mixture_targets(arguments.mixture, available, num_bins, arguments.total_tokens, arguments.max_repeats)
     documents, bins = _choose(lengths, document_categories, targets, seed, categories)
+    if not len(documents):
+        raise UserError(
+            f"--mixture: its {sum(targets.tokens):,} tokens are fewer than those of any document: ask for more"
+        )
     plan = _plan_of(segments, first_segments, documents, bins, num_bins)
     times = np.bincount(documents, minlength=len(lengths))
     chosen = ChosenFacts(

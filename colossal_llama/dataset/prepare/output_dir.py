@@ -20,6 +20,7 @@ from colossal_llama.dataset.prepare.manifest import IDENTITY_SHAPE
 from colossal_llama.dataset.prepare.ownership import (
     CACHED,
     REPORTS,
+    RESULTS,
     RUN_RECORD,
     foreign_messages,
     foreign_parts,
@@ -147,7 +148,8 @@ def open_directory(arguments: PrepareArguments, requested: dict, files: Sequence
 def _open_locked(arguments: PrepareArguments, requested: dict, files: Sequence[InputFile]) -> State:
     directory = arguments.output_dir
     refuse_foreign(directory)
-    if arguments.run.overwrite:
+    is_replaced = arguments.run.overwrite and _has_tokens_of(arguments, requested)
+    if arguments.run.overwrite and not is_replaced:
         _remove_outputs(directory)
     records: dict[Path, State] = {
         directory / "manifest.json": "complete",
@@ -158,8 +160,9 @@ def _open_locked(arguments: PrepareArguments, requested: dict, files: Sequence[I
             recorded = _recorded_identity(record)
             if arguments.mixture.plan_only and not list(_differences("", _unmixed(recorded), _unmixed(requested))):
                 return state
-            if state == "incomplete" and _is_other_mixture(arguments, recorded, requested):
+            if (is_replaced or state == "incomplete") and _is_other_mixture(arguments, recorded, requested):
                 _take_other_mixture(directory, requested)
+                state = "incomplete"
             else:
                 _check_identity(directory, recorded, requested, state)
             if state == "incomplete":
@@ -232,6 +235,18 @@ def _unmixed(run_identity: dict) -> dict:
     return {**run_identity, "arguments": arguments}
 
 
+def _has_tokens_of(arguments: PrepareArguments, requested: dict) -> bool:
+    """True for a finished directory of another mixture whose tokens `--keep_cache` has kept."""
+    directory = arguments.output_dir
+    records = [directory / "manifest.json", directory / "cache" / RUN_RECORD]
+    if not all(is_ours(record) for record in records) or not any((directory / "cache" / "chunks").glob("*")):
+        return False
+    try:
+        return all(_is_other_mixture(arguments, _recorded_identity(record), requested) for record in records)
+    except UserError:  # a damaged record: everything is removed
+        return False
+
+
 def _is_other_mixture(arguments: PrepareArguments, recorded: dict, requested: dict) -> bool:
     """True for runs that differ in their mixture alone.
 
@@ -251,6 +266,9 @@ def _take_other_mixture(directory: Path, requested: dict) -> None:
     """Keeps the tokenized chunks, removes plan and parts of the former mixture, records the new.
 
     The record is replaced last: a run that is killed before goes on with the former one.
+
+    Raises:
+        UserError: arrow/ or jsonl/ holds what these scripts did not write; then nothing is removed.
     """
     record = directory / "cache" / RUN_RECORD
     content = {
@@ -258,6 +276,8 @@ def _take_other_mixture(directory: Path, requested: dict) -> None:
     }
     if foreign := foreign_parts(directory):
         raise UserError(foreign_messages(directory, foreign))
+    for name in RESULTS:
+        (directory / name).unlink(missing_ok=True)
     indices = {path.name[5:10] for name in ("arrow", "jsonl") for path in (directory / name).glob("part-*")}
     for index in sorted(indices):
         remove_part(directory, int(index))
@@ -338,7 +358,8 @@ def _differences(name: str, recorded: Any, requested: Any) -> Iterator[str]:
     elif isinstance(recorded, dict) and isinstance(requested, dict):
         for key in sorted({*recorded, *requested}):
             default = _UNRECORDED.get(key)
-            yield from _differences(key, recorded.get(key, default), requested.get(key, default))
+            label = f"{name}.{key}" if name.partition(".")[0] == "mixture" else key
+            yield from _differences(label, recorded.get(key, default), requested.get(key, default))
     elif recorded != requested:
         yield f"{name}: {recorded} then, {requested} now"
 

@@ -32,7 +32,8 @@ _BEGINNINGS = {
     "part.jsonl": b'{"input_ids":[',
 }
 _PNG_HEAD_BYTES = 1024  # size of the picture, title, resolution
-REPORTS = ("manifest.json", "last_run.json", "rejected.jsonl", "mixture_plan.json", "mixture_plan.png")
+RESULTS = ("manifest.json", "last_run.json", "rejected.jsonl")
+REPORTS = (*RESULTS, "mixture_plan.json", "mixture_plan.png")
 _TEMPORARY = re.compile(
     r"\.+(?P<name>manifest\.json|last_run\.json|rejected\.jsonl|run\.json|mixture_plan\.(json|png))\.tmp-.+-\d+"
 )
