@@ -23,7 +23,7 @@ as tables have it.
 
 "messages" and "conversations" come first, then "instruction" with "output": further keys are then
 counted as not read. Of the other forms exactly one must fit. So must one QUESTION and one
-ANSWER, unless one text holds the others (a solution and its result).
+ANSWER, unless one text holds the others (a solution and its result), or options name the columns.
 """
 
 import math
@@ -48,9 +48,13 @@ _TRANSCRIPT_KEYS = ("text", "input", "prompt")
 _MOSS_MARK = re.compile(r"<\|[^|<>]+\|>:?|<eo[a-z]>")
 Found = tuple[list[Message], set[str]]
 """Messages, and the keys that were read."""
+Columns = tuple[str | None, str | None]
+"""Names of the columns of question and answer that options give; None where none does."""
 
 
-def messages_of_record(record: dict, roles: RoleNames, notes: list[str], is_prompt: bool = False) -> Found:
+def messages_of_record(
+    record: dict, roles: RoleNames, notes: list[str], is_prompt: bool = False, columns: Columns = (None, None)
+) -> Found:
     """Reads the messages of a record in whichever form it has, without the rules of turns.
 
     Args:
@@ -58,10 +62,13 @@ def messages_of_record(record: dict, roles: RoleNames, notes: list[str], is_prom
         roles: meanings of the names of roles.
         notes: receives the names of what is not read.
         is_prompt: the last answer may be missing; that of an exchange is not read.
+        columns: of the question and of the answer, if options name them.
 
     Raises:
         RecordError: no form fits, several do, or a part of it is not of its form.
     """
+    if columns != (None, None):
+        return _exchange_of_columns(record, columns, roles, notes, is_prompt)
     names = [name for name in LISTS if record.get(name) is not None]
     if len(names) > 1:
         raise RecordError("unknown_form", 'both "messages" and "conversations" are given: leave one')
@@ -76,7 +83,7 @@ def messages_of_record(record: dict, roles: RoleNames, notes: list[str], is_prom
 
 def _other_form(record: dict, roles: RoleNames, notes: list[str], is_prompt: bool) -> Found:
     """Reads a record in the one of the forms that fits."""
-    spelled = {name.lower(): name for name in reversed(record)}
+    spelled = {name.strip().lower(): name for name in reversed(record)}
     if is_prompt and (transcript := _transcript(record, spelled)):
         return transcript
     lists = [name for name in _named(spelled, OTHER_LISTS) if _is_list_of_turns(record[name])]
@@ -189,7 +196,9 @@ def _listed_exchange(item: Any, number: int, notes: list[str]) -> list[Message]:
 # --------------------------------------------------------------------------------------- exchanges
 
 
-def _exchange_keys(record: dict[str, Any], is_prompt: bool = False) -> tuple[str, str, list[str]] | None:
+def _exchange_keys(
+    record: dict[str, Any], is_prompt: bool = False, columns: Columns = (None, None)
+) -> tuple[str, str, list[str]] | None:
     """Names of the question, the answer ("" in a prompt) and of what follows the question.
 
     Returns:
@@ -198,10 +207,13 @@ def _exchange_keys(record: dict[str, Any], is_prompt: bool = False) -> tuple[str
     Raises:
         RecordError: several may be the question, or the answer.
     """
-    spelled = {name.lower(): name for name in reversed(record)}
-    extras = [name for name in _named(spelled, _EXTRAS) if record[name] not in _NOTHING]
+    spelled = {name.strip().lower(): name for name in reversed(record)}
+    extras = [name for name in _named(spelled, _EXTRAS) if record[name] not in _NOTHING and name not in columns]
     for names in EXCHANGES:
-        asked, answered = (_given(record, _named(spelled, of_part)) for of_part in names)
+        asked, answered = (
+            [column] if column else _given(record, [name for name in _named(spelled, of_part) if name not in columns])
+            for column, of_part in zip(columns, names, strict=True)
+        )
         if len(asked) > 1:
             asked = [name for name in asked if name not in extras]
         if asked and (answered or is_prompt):
@@ -209,6 +221,19 @@ def _exchange_keys(record: dict[str, Any], is_prompt: bool = False) -> tuple[str
             answer = "" if is_prompt else _holder(record, answered, "answer")
             return question, answer, [name for name in extras if name != question]
     return None
+
+
+def _exchange_of_columns(record: dict, columns: Columns, roles: RoleNames, notes: list[str], is_prompt: bool) -> Found:
+    """Reads an exchange of which options name the question, the answer or both."""
+    known = (", ".join(f'"{name}"' for name in record) or "nothing")[:80]
+    for column, option in zip(columns, ("--source_field", "--target_field"), strict=True):
+        if column is not None and column not in record:
+            raise RecordError("missing_field", f'"{column}" of {option} is missing: there is {known}')
+    keys = _exchange_keys(record, is_prompt, columns)
+    if keys is None:
+        which = "answer: name it by --target_field" if columns[0] else "question: name it by --source_field"
+        raise RecordError("missing_field", f"of {known} no column is known as the {which}")
+    return _exchange(record, keys, roles, notes)
 
 
 def _given(record: dict[str, Any], names: list[str]) -> list[str]:
@@ -228,7 +253,8 @@ def _holder(record: dict[str, Any], names: list[str], what: str) -> str:
     longest = max(texts, key=lambda name: len(texts[name]), default="")
     if len(texts) < len(names) or any(text not in texts[longest] for text in texts.values()):
         listed = " and ".join(f'"{name}"' for name in names)
-        raise RecordError("unknown_form", f"{listed} may be the {what}: leave one, or rename the others")
+        option = "--source_field" if what == "question" else "--target_field"
+        raise RecordError("unknown_form", f"{listed} may be the {what}: leave one, or name it by {option}")
     return longest
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from colossal_llama.dataset import record_keys
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.dataset.conversation_forms import LISTS, messages_of_record
+from colossal_llama.dataset.conversation_forms import Columns, messages_of_record
 from colossal_llama.dataset.role_names import KNOWN_ROLES, Role, RoleNames
 from colossal_llama.readers.record import RecordError, string_of
+from colossal_llama.readers.record_forms import LISTS
 
 DEFAULT_CATEGORY = "default"  # of a conversation without one
 CONVERSATION_RULES = 2
@@ -25,7 +26,9 @@ class Conversation:
     """See `readers.fields.Document`."""
 
 
-def conversation_of(record: dict, roles: RoleNames = KNOWN_ROLES, is_prompt: bool = False) -> Conversation:
+def conversation_of(
+    record: dict, roles: RoleNames = KNOWN_ROLES, is_prompt: bool = False, columns: Columns = (None, None)
+) -> Conversation:
     """Checks a fine-tuning record, in any form of `conversation_forms`.
 
     Each may have a "category" and a system prompt, which may be empty. Keys that decide what is
@@ -36,6 +39,7 @@ def conversation_of(record: dict, roles: RoleNames = KNOWN_ROLES, is_prompt: boo
         record: the JSON object.
         roles: meanings of the names of roles; "system" is also that of the record's system prompt.
         is_prompt: the last answer may be missing; one is put there.
+        columns: of question and answer, if options name them.
 
     Raises:
         RecordError: no form fits, or several do; a message is empty or of an unknown role, a key
@@ -44,7 +48,7 @@ def conversation_of(record: dict, roles: RoleNames = KNOWN_ROLES, is_prompt: boo
     notes: list[str] = []
     system = _system_prompt(record, roles, notes)
     category = string_of(record, "category") if record.get("category") is not None else DEFAULT_CATEGORY
-    found, used = messages_of_record(record, roles, notes, is_prompt)
+    found, used = messages_of_record(record, roles, notes, is_prompt, columns)
     messages = [*system, *found]
     if not used.isdisjoint(LISTS):
         _refuse_unread_instruction(record, messages)

@@ -100,6 +100,22 @@ class CategoryFields:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExchangeFields(CategoryFields):
+    """Options for the columns of a conversation that is a question and its answer."""
+
+    source_field: str | None = option(
+        type=_field_name,
+        metavar="NAME",
+        help="column of the question (default: the only one of instruction, prompt, question, query, problem …)",
+    )
+    target_field: str | None = option(
+        type=_field_name,
+        metavar="NAME",
+        help="column of the answer (default: the only one of output, completion, response, answer, solution …)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FieldOptions(CategoryFields, TextFields):
     """Options that say which columns of a record are read."""
 

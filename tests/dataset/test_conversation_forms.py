@@ -237,6 +237,39 @@ def test_published_sharegpt_follows_the_rules_of_turns():
     assert raised.value.reason == "empty_message"
 
 
+@pytest.mark.parametrize(
+    ("record", "columns", "messages"),
+    [
+        ({"ask": "Hi", "reply": "Hello"}, ("ask", "reply"), ONE),
+        ({"problem": "Hi", "solution": "Hello", "answer": "42"}, ("problem", "solution"), ONE),
+        ({"problem": "Hi", "solution": "So", "answer": "Hello"}, (None, "answer"), ONE),
+        ({"question": "Hi", "prompt": "x", "response": "Hello"}, ("question", None), ONE),
+        ({"ask": "Hi", "response": "Hello"}, ("ask", None), ONE),
+        ({"messages": listed(), "instruction": "Hi", "output": "Hello"}, ("instruction", "output"), ONE),
+        ({"input": "Add", "context": "1 2", "target": "3"}, ("input", "target"), SUM),
+        ({"output": "Hi", "input": "Hello"}, ("output", "input"), ONE),
+        ({"ask": "Bye", "reply": "Goodbye", "history": [["Hi", "Hello"]]}, ("ask", "reply"), TWO),
+    ],
+)
+def test_columns_of_question_and_answer_may_be_named(record, columns, messages):
+    assert conversation_of(record, columns=columns).messages == messages
+
+
+@pytest.mark.parametrize(
+    ("record", "columns", "said"),
+    [
+        ({"ask": "Hi"}, ("ask", "reply"), '"reply" of --target_field is missing'),
+        ({"ask": "Hi"}, ("ask", None), "no column is known as the answer: name it by --target_field"),
+        ({"reply": "Hi"}, (None, "reply"), "no column is known as the question: name it by --source_field"),
+        ({"ask": "Hi", "answer": "a", "output": "b"}, ("ask", None), "may be the answer"),
+        ({"ask": "Hi", "reply": None}, ("ask", "reply"), '"reply" is null'),
+    ],
+)
+def test_named_columns_that_are_not_there_are_said(record, columns, said):
+    with pytest.raises(RecordError, match=said):
+        conversation_of(record, columns=columns)
+
+
 KEYS = st.sampled_from(
     ["messages", "conversation", "data", "chat", "prompt", "instruction", "output", "completion", "question", "answer",
      "input", "context", "history", "text", "system", "human", "assistant", "meta_instruction", ""]

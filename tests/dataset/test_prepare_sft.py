@@ -432,6 +432,19 @@ def test_roles_are_what_the_option_says(tmp_path, llama3):
     assert manifest["totals"]["dropped_messages.system"] == 1
 
 
+def test_columns_of_question_and_answer_are_what_the_options_say(tmp_path, llama3):
+    records = [{"problem": "a question", "solution": "a long way", "answer": "an answer", "kind": "sums"}]
+    with pytest.raises(UserError, match="may be the answer: leave one, or name it by --target_field"):
+        prepared(tmp_path, llama3, records)
+    manifest = prepared(tmp_path, llama3, records, target_field="answer", category_field="kind")
+    (row,) = rows_of(tmp_path)
+    targets = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    assert llama3.tokenizer.decode(targets) == "an answer<|eot_id|>"
+    assert list(manifest["categories"]) == ["sums"]
+    assert manifest["totals"]["unread_keys.solution"] == 1
+    assert manifest["identity"]["arguments"]["target_field"] == "answer"
+
+
 # ------------------------------------------------------------------------ inspection of the result
 
 

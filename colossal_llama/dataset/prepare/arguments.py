@@ -16,7 +16,7 @@ from colossal_llama.dataset.mixture.mixture_file import Mixture, mixture_argumen
 from colossal_llama.dataset.role_names import MEANINGS, Meaning, role_meanings
 from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM, given_system, system_text
 from colossal_llama.dataset.template_presets import PRESETS, chat_template_argument
-from colossal_llama.readers.fields import CategoryFields, FieldOptions
+from colossal_llama.readers.fields import ExchangeFields, FieldOptions
 from colossal_llama.readers.formats import DESCRIPTION
 from colossal_llama.readers.input_paths import GatherPaths, input_paths
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB
@@ -327,7 +327,7 @@ class PrepareArguments:
     description: ClassVar[str]
 
     paths: PathArguments = group("input and output")
-    fields: FieldOptions | CategoryFields
+    fields: FieldOptions | ExchangeFields
     rows: DocumentRowArguments | ConversationRowArguments
     mixture: MixtureArguments = group("mixture of the categories")
     run: RunArguments = group("run")
@@ -396,7 +396,7 @@ class SftArguments(PrepareArguments):
         'str}, …], "category": str (optional)}, or in another form of public data (ShareGPT, OpenAI, Alpaca, question '
         "and answer …), and writes them in N buckets, each with the whole mixture of categories."
     )
-    fields: CategoryFields = group("columns of the records")
+    fields: ExchangeFields = group("columns of the records")
     rows: ConversationRowArguments = group("rows and buckets")
 
     def deciding_options(self) -> dict:

@@ -53,7 +53,8 @@ class ChunkJob:
         if isinstance(self.tokenizer, DocumentTokenizer):
             return document_of(record, file, self.fields)
         try:
-            return conversation_of(with_category(record, file, self.fields), self.roles)
+            columns = self.fields.source_field, self.fields.target_field
+            return conversation_of(with_category(record, file, self.fields), self.roles, columns=columns)
         except RecordError:
             refuse_document(record)
             raise
