@@ -3,7 +3,7 @@ r"""Compares throughput: our train step, the plain ColossalAI recipe, and Huggin
     python benchmarks/train_throughput.py --work_dir /dev/shm/speed
     python benchmarks/train_throughput.py --work_dir /dev/shm/speed --shape 7B \
         --micro_batch_size 4 --ways ours plain trainer
-    python benchmarks/train_throughput.py --work_dir DIR --pretrain_parts PART … --sft_parts PART …
+    python benchmarks/train_throughput.py --work_dir DIR --pretrain_parts data/arrow --sft_parts chats/arrow
 
 The first measures the 1.25 B shape with micro-batch 8 on one GPU, the last also real data. All ways
 run in turn on one machine.
@@ -40,6 +40,7 @@ from benchmarks.random_run import (
     output_options,
     run_many,
 )
+from colossal_llama.dataset.part_paths import find_parts
 from colossal_llama.engine.launch import current_device
 from colossal_llama.model.param_count import flops_per_token
 from colossal_llama.training.benchmark import WARM_UP_STEPS, speed
@@ -93,7 +94,7 @@ def main() -> None:
         measured |= of_ours(options, {way: options_of(options, way, model) for way in ours})
         report(options, measured, model)
     for way in (way for way in options.ways if way in OTHERS):
-        rows = Path(options.sft_parts[0]) if way == "plain_sft" else part
+        rows = find_parts(options.sft_parts, "--sft_parts").paths[0] if way == "plain_sft" else part
         measured[way] = of_other(options, OTHERS[way], model, rows, options.work_dir / way)
         report(options, measured, model)
 
@@ -109,9 +110,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--micro_batch_size", type=int, default=8)
     parser.add_argument("--accumulation_steps", type=int, default=1, help="micro-batches a step of our ways")
     parser.add_argument("--steps", type=int, default=WARM_UP_STEPS + 10)
-    parser.add_argument("--pretrain_parts", nargs="+", default=[], help="prepared parts for `packed`")
+    parser.add_argument("--pretrain_parts", nargs="+", default=[], help="prepared parts for `packed`, as for --dataset")
     parser.add_argument(
-        "--sft_parts", nargs="+", default=[], help="prepared conversations for `sft_packed`, `sft_padded`"
+        "--sft_parts", nargs="+", default=[], help="the same of conversations for `sft_packed`, `sft_padded`"
     )
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of our train.py")
     parser.add_argument("--output", type=Path, help="json file for the figures")

@@ -8,6 +8,7 @@
 Imports no torch.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,12 +57,12 @@ def is_saved_data_set(path: Path) -> bool:
 def missing_data_problem(path: Path) -> str | None:
     """Explains why a path is no directory; None where it is one."""
     problem, around = no_directory_problem(path), path.parent
-    if problem and path.is_file() and (is_part(around) or is_saved_data_set(around)):
+    if problem and os.path.isfile(path) and (is_part(around) or is_saved_data_set(around)):
         return f"{problem}: give its directory, {around}"
     return problem
 
 
-def find_parts(given: Sequence[Path], option: str) -> FoundParts:
+def find_parts(given: Sequence[str | Path], option: str) -> FoundParts:
     """Finds the parts that the paths of an option mean, in the order given; a directory's by name.
 
     Args:
@@ -75,7 +76,7 @@ def find_parts(given: Sequence[Path], option: str) -> FoundParts:
     found: list[Path] = []
     problems: list[str] = []
     notes: list[str] = []
-    for path in given:
+    for path in map(Path, given):
         try:
             parts = _parts_of(path)
         except UserError as error:
@@ -97,11 +98,21 @@ def left_out_notes(parts_by_option: Mapping[str, Sequence[Path]]) -> list[str]:
     """
     given: dict[Path, dict[str, str]] = {}
     for option, parts in parts_by_option.items():
-        for part in parts:
-            path = part.resolve()
-            if is_part(path) and path.parent.name == _ARROW:
-                given.setdefault(path.parent.parent, {})[path.name] = option
+        for path in (path for path in parts if is_part(path)):
+            for part in (path.absolute(), path.resolve()):  # either may be a link
+                if root := _preparation_of(part.parent):
+                    given.setdefault(root, {})[part.name] = option
+                    break
     return [note for root, options in given.items() for note in _compare_with_manifest(root, options)]
+
+
+def _preparation_of(directory: Path) -> Path | None:
+    """Output directory that has the records of a directory of parts; None where there is none."""
+    for path in (directory.absolute(), directory.resolve()):
+        records = (path.parent / MANIFEST, path.parent / _UNFINISHED)
+        if path.name == _ARROW and any(record.exists() for record in records):
+            return path.parent
+    return None
 
 
 def _parts_of(path: Path) -> FoundParts:
@@ -123,7 +134,7 @@ def _parts_below(directory: Path) -> FoundParts:
     entries = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
     parts = [path for path in entries if is_part(path)]
     others = [path for path in entries if path not in parts and is_saved_data_set(path)]
-    broken = [path for path in entries if _PART_NAME.fullmatch(path.name) and path.is_dir() and path not in parts]
+    broken = [path for path in entries if _PART_NAME.fullmatch(path.name) and path not in parts]
     if parts:
         broken += [path for path in others if path not in broken]
         others = []
@@ -147,9 +158,9 @@ def _refuse_incomplete(directory: Path, names: list[str]) -> list[str]:
     Returns:
         Notes, where there are no records to compare with.
     """
-    root = directory.resolve().parent
+    root = _preparation_of(directory)
     remedy = f"copy the directory again, {_ONE_BY_ONE.format(directory)}"
-    if directory.resolve().name == _ARROW and (root / MANIFEST).exists():
+    if root is not None and (root / MANIFEST).exists():
         try:
             prepared = [part["name"] for part in read_manifest(root)["parts"]]
         except UserError as error:
@@ -168,7 +179,7 @@ def _refuse_incomplete(directory: Path, names: list[str]) -> list[str]:
         if problems:
             raise UserError(problems)
         return []
-    if directory.resolve().name == _ARROW and (root / _UNFINISHED).is_file():
+    if root is not None:
         raise UserError(
             f"{directory}: the preparation is not finished (no {root / MANIFEST}), {len(names):,} parts are there: run "
             f"the same command again, {_ONE_BY_ONE.format(directory)}"

@@ -63,6 +63,19 @@ def test_a_link_to_a_directory_is_the_directory(finished, tmp_path):
     assert f"link/{EVERY[3]} is given twice, as {finished}/arrow/{EVERY[3]} too" in said
 
 
+def test_parts_on_another_disk_belong_to_their_preparation(prepared, tmp_path):
+    shutil.move(prepared / "arrow", tmp_path / "fast")
+    (prepared / "arrow").symlink_to(tmp_path / "fast")
+    assert find_parts([prepared], "--dataset").notes == ()
+    (prepared / "arrow" / EVERY[5]).rename(tmp_path / "faster")
+    assert "part-00005 is missing" in refused(prepared)[0]
+    (prepared / "arrow" / EVERY[5]).symlink_to(tmp_path / "faster")
+    assert find_parts([prepared], "--dataset").notes == ()
+    assert left_out_notes({"--dataset": find_parts([prepared], "--dataset").paths}) == []
+    (said,) = left_out_notes({"--dataset": [prepared / "arrow" / EVERY[5]]})
+    assert "12 parts prepared, 1 given: part-00000" in said
+
+
 def test_what_is_left_out_of_a_preparation_is_said(finished):
     arrow = finished / "arrow"
     (said,) = left_out_notes({"--dataset": [arrow / name for name in EVERY[:10]], "--eval_dataset": []})
@@ -79,6 +92,7 @@ def test_what_is_left_out_of_a_preparation_is_said(finished):
         (lambda data: shutil.rmtree(data / "arrow" / EVERY[3]), "12 parts prepared, 11 found: part-00003 is missing"),
         (lambda data: shutil.copytree(data / "arrow" / EVERY[3], data / "arrow" / "part-00012"), "12 is not in"),
         (lambda data: (data / "arrow" / EVERY[3] / "part.json").unlink(), "and part-00003 without part.json"),
+        (lambda data: (data / "arrow" / "part-00012").symlink_to("nowhere"), "and part-00012 without part.json"),
         (lambda data: (data / "manifest.json").write_text('{\n  "manifest_version": 1, '), "cannot be read as JSON"),
         (lambda data: _unfinish(data), "the preparation is not finished"),
         (lambda data: (data / "manifest.json").unlink() or shutil.rmtree(data / "arrow" / EVERY[3]), "part-00003 is"),

@@ -125,7 +125,7 @@ def _problem(path: Path, found: Survey, max_length: int, categories: Sequence[st
             "--max_length, or save the data set with shorter rows"
         )
     if not found.target_tokens:
-        return f"{path} holds no target: every label that could be one is -100"
+        return f"{path} holds no target: its labels are -100, or first tokens of documents, which nothing predicts"
     if categories and found.largest_category >= len(categories):
         return f"{path}: the category number {found.largest_category} is none of its {len(categories)} names"
     return None
