@@ -48,7 +48,8 @@ def _parquet_bytes(file: InputFile) -> int:
     from pyarrow import parquet
 
     try:
-        metadata = parquet.read_metadata(file.path)
+        with file.path.open("rb") as opened:
+            metadata = parquet.read_metadata(opened)
     except pyarrow.ArrowException as error:
         raise DamagedFileError(str(error)) from error
     return sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))

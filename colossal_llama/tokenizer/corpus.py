@@ -53,7 +53,7 @@ def find_files(paths: Sequence[Path | str], option: str = "--data_input_dirs") -
     files, unread = find_input_files(outermost(paths), option=option)
     if message := unread_message(unread):
         log_rank_zero(message)
-    return sorted(files, key=lambda file: file.path)
+    return sorted(files, key=lambda file: file.path.parts)
 
 
 def read_texts(
