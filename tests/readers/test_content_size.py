@@ -23,10 +23,6 @@ COMPRESS = {
     ".bz2": bz2.compress,
     ".xz": partial(lzma.compress, preset=0),
 }
-    ".gz": partial(gzip.compress, compresslevel=1),
-    ".bz2": bz2.compress,
-    ".xz": partial(lzma.compress, preset=0),
-}
 """At their fastest; any others as elsewhere."""
 
 
