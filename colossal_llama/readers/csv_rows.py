@@ -51,10 +51,10 @@ def csv_rows(
         else:
             if cells is None:
                 return
-            if header is None:
+            if header is None and cells:
                 header = _checked_header(cells)
                 continue
-            row = _row(header, cells)
+            row = _row(header or [], cells)
         yield line_number, row
 
 

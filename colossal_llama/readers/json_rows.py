@@ -96,7 +96,7 @@ def _refuse_wrapper(value: bytes | LongLine) -> None:
         UnusableFileError: they are.
     """
     if isinstance(value, LongLine):
-        raise UnusableFileError(f"{value} Write the records as an array, or raise --max_line_mb")
+        raise _long_object(value)
     try:
         record = orjson.loads(value)
     except orjson.JSONDecodeError:
@@ -220,6 +220,8 @@ class _Splitter:
             self.value.add(text[start:end])
             carried = text[end:]
             self.position += len(text) - len(carried)
+            if not self.count and not self.base and self.value.size_bytes > self.value.max_bytes:
+                raise _long_object(self.value.take())
         if self.depth or self.within:
             is_inside = self.within or self.depth > self.base
             place = f"record {self.count + 1}" if is_inside else f"the array, after record {self.count}"
@@ -269,6 +271,10 @@ class _Splitter:
         else:
             self.depth -= 1
         return end + 1
+
+
+def _long_object(value: bytes | LongLine) -> UnusableFileError:
+    return UnusableFileError(f"{value!s} write the records as an array, or raise --max_line_mb")
 
 
 def _end(pattern: re.Pattern, text: bytes, start: int) -> int:

@@ -12,7 +12,7 @@ _KEPT_BYTES = 200
 _QUESTIONS = {
     "line": ": is a line feed missing?",
     "row": ";",
-    "record": ": is the array of records inside an object?",
+    "record": ":",
     "text": ", and a text file is one document: split it;",
 }
 

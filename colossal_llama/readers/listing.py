@@ -90,9 +90,9 @@ def _listing(path: Path, excluded: Path | None) -> tuple[Path, Listing]:
     if (problem := problem_of_root(path)) is not None:
         listing.problems.append(problem)
     records = [file for file in listing.files if not _is_text(file.path)]
-    folders = {folder for file in records for folder in file.path.parents}
+    folders = {folder for parent in {file.path.parent for file in records} for folder in (parent, *parent.parents)}
     described = {file.path.parent for file in listing.files if file.path.name in DESCRIPTIONS}
-    unread = [file for file in listing.files if _describes(file.path, folders, described)]
+    unread = {file for file in listing.files if _describes(file.path, folders, described)}
     if unread:
         listing.files = [file for file in listing.files if file not in unread]
         listing.unread = sorted([*listing.unread, *(file.path for file in unread)])

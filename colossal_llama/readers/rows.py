@@ -20,7 +20,7 @@ from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLi
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.record import BadRow, Row
 from colossal_llama.readers.table_rows import arrow_rows, parquet_rows
-from colossal_llama.readers.tar_rows import tar_members
+from colossal_llama.readers.tar_rows import MemberRow, tar_members, with_samples
 from colossal_llama.readers.text_rows import BYTE_ORDER_MARK, text_blocks, text_rows
 from colossal_llama.utils.errors import UserError
 
@@ -64,8 +64,8 @@ def read_rows(file_range: FileRange, max_row_bytes: int, on_bytes: Observer = la
     with _errors_named(file.path), _opened(file.path) as opened:
         stream = opened if file_range.start else uncompressed(opened, file.format)
         if file.format.kind == ".tar":
-            members = _rows_of_members(stream, max_row_bytes, on_bytes)
-            yield from ((count, row) for count, (*_, row) in enumerate(members))
+            members = with_samples(_rows_of_archive(stream, max_row_bytes, on_bytes))
+            yield from ((count, member.row) for count, member in enumerate(members))
         elif file.format.kind == ".jsonl":
             yield from _lines(stream, file_range, max_row_bytes, on_bytes)
         else:
@@ -124,24 +124,28 @@ def _table_rows(
     yield from parquet_rows(stream, max_row_bytes) if kind == ".parquet" else arrow_rows(plain, max_row_bytes)
 
 
-def _rows_of_members(
-    archive: io.BufferedReader, max_row_bytes: int, on_bytes: Observer
-) -> Iterator[tuple[str, str, int, Row]]:
-    """Rows of the files in an archive: name of the member, unit and number in it, and the row."""
-    for name, member in tar_members(archive, on_bytes):  # its errors end the archive
-        format = format_of(name)
-        if format is None or format.kind == ".tar":
-            message = f"{name} in the archive is not read: files of the formats {DESCRIPTION} are"
-            yield name, "", 0, BadRow("unread_member", message, b"")
-            continue
-        unit = ""
-        try:
-            with _damage_named():
-                unit, rows = _unit_and_rows(uncompressed(member, format), format, max_row_bytes, lambda block: None)
-                for number, row in rows:
-                    yield name, unit, number, row
-        except DamagedFileError as error:
-            yield name, unit, 0, BadRow(error.reason, f"{name} in the archive: {error}", b"")
+def _rows_of_archive(
+    archive: io.BufferedReader, max_row_bytes: int, on_bytes: Observer = lambda block: None
+) -> Iterator[MemberRow]:
+    """Rows of the files in an archive; what is wrong with one of them is a bad row."""
+    with _damage_named():
+        for name, member in tar_members(archive, on_bytes):
+            try:
+                yield from _rows_of_member(name, member, max_row_bytes)
+            except DamagedFileError as error:
+                yield MemberRow(name, "", 0, BadRow(error.reason, f"{name} in the archive: {error}", b""))
+
+
+def _rows_of_member(name: str, member: io.BufferedReader, max_row_bytes: int) -> Iterator[MemberRow]:
+    format = format_of(name)
+    if format is None or format.kind == ".tar":
+        message = f"{name} in the archive is not read: files of the formats {DESCRIPTION} are"
+        yield MemberRow(name, "", 0, BadRow("unread_member", message, b""))
+        return
+    with _damage_named():
+        unit, rows = _unit_and_rows(uncompressed(member, format), format, max_row_bytes, lambda block: None)
+        for number, row in rows:
+            yield MemberRow(name, unit, number, row)
 
 
 def _opened(path: Path) -> io.BufferedReader:
@@ -241,10 +245,10 @@ def _places_in_archive(file: InputFile, numbers: Sequence[int]) -> list[str]:
     places = {number: f"{file.path}, record {number + 1}" for number in numbers}
     with suppress(DamagedFileError), _errors_named(file.path), _opened(file.path) as opened:
         stream = uncompressed(opened, file.format)
-        members = _rows_of_members(stream, MAX_LINE_MB * BYTES_PER_MB, lambda block: None)
-        for count, (name, unit, number, _) in zip(range(max(numbers) + 1), members, strict=False):
+        members = with_samples(_rows_of_archive(stream, MAX_LINE_MB * BYTES_PER_MB))
+        for count, member in zip(range(max(numbers) + 1), members, strict=False):
             if count in places:
-                places[count] = _place(f"{file.path}:{name}", unit, number)
+                places[count] = _place(f"{file.path}:{member.name}", member.unit, member.number)
     return [places[number] for number in numbers]
 
 

@@ -10,8 +10,8 @@ from colossal_llama.readers.line_reader import LongLine
 from colossal_llama.readers.record import Row
 
 BATCH_ROWS = 32  # in memory at once: a dictionary of 1 MB on the disk may be a cell of every row
-_STREAM_ENDS = (b"\xff\xff\xff\xff\x00\x00\x00\x00", b"\x00\x00\x00\x00")
-"""Marks at the end of Arrow's streaming format: of today, and before version 0.15."""
+_MARK = b"\xff\xff\xff\xff"
+"""Begins each part of Arrow's streaming format since version 0.15; an empty part ends it."""
 
 
 def parquet_rows(file: BinaryIO, max_row_bytes: int) -> Iterator[Row]:
@@ -28,6 +28,8 @@ def parquet_rows(file: BinaryIO, max_row_bytes: int) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
+    if _beginning(file)[:4] not in (b"PAR1", b"PARE"):
+        raise UnusableFileError(f"it does not begin as a Parquet file does, but with {_beginning(file)!r}")
     try:
         table = parquet.ParquetFile(file)
         _refuse_doubled_columns(table.schema_arrow)
@@ -63,11 +65,7 @@ def arrow_rows(file: Path | BinaryIO, max_row_bytes: int) -> Iterator[Row]:
 def _arrow_batches(source: Any) -> Iterator[Any]:
     import pyarrow
 
-    size_bytes = source.size()
-    beginning = source.read(6)
-    source.seek(0)
-    if not beginning:
-        raise DamagedFileError("it is empty, and an .arrow file never is")
+    beginning = _beginning(source)
     if beginning == b"ARROW1":
         with pyarrow.ipc.open_file(source) as reader:
             _refuse_doubled_columns(reader.schema)
@@ -76,12 +74,25 @@ def _arrow_batches(source: Any) -> Iterator[Any]:
         return
     if beginning[:4] == b"FEA1":
         raise UnusableFileError("it is in version 1 of the Feather format: write it again with a pyarrow of today")
+    if b"\0" not in beginning[:4] and not beginning.startswith(_MARK):  # the first part's length, before 0.15
+        raise UnusableFileError(f"it does not begin as an Arrow file does, but with {beginning!r}")
     with pyarrow.ipc.open_stream(source) as reader:
         _refuse_doubled_columns(reader.schema)
         yield from reader
-    source.seek(max(0, size_bytes - 8))
-    if not source.read(8).endswith(_STREAM_ENDS):
+    end = _MARK + bytes(4) if beginning.startswith(_MARK) else bytes(4)
+    source.seek(max(0, source.size() - len(end)))
+    if source.read(len(end)) != end:
         raise DamagedFileError("it ends without the mark of the end: it was not written or copied to its end")
+
+
+def _beginning(file: Any) -> bytes:
+    """First bytes of a file that has some; it is at its beginning afterwards."""
+    file.seek(0)
+    beginning: bytes = file.read(6)
+    file.seek(0)
+    if not beginning:
+        raise DamagedFileError("it is empty")
+    return beginning
 
 
 def _refuse_doubled_columns(schema: Any) -> None:

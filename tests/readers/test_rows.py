@@ -5,6 +5,8 @@ import json
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from colossal_llama.readers import rows
 from colossal_llama.readers.formats import Format, format_of
@@ -12,6 +14,8 @@ from colossal_llama.readers.listing import InputFile, find_input_files
 from colossal_llama.readers.record import parse_row
 from colossal_llama.readers.rows import FileRange, read_rows
 from colossal_llama.utils.errors import UserError
+from tests.support import data_files
+from tests.support.read_back import read_back
 
 
 def _rows(file_range):
@@ -55,3 +59,35 @@ def test_a_range_inside_a_long_line_reads_no_further_than_its_end(tmp_path, monk
         assert 2000 <= rows._skip_to_first_line(file, file_range.start, file_range.end) <= 2100
         assert file.tell() <= 2100
     assert _rows(file_range) == []
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00\r"), max_size=30)
+RECORDS = st.lists(
+    st.fixed_dictionaries({"source": TEXTS, "target": TEXTS.filter(str.strip), "category": TEXTS}),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(records=RECORDS, compression=st.sampled_from(data_files.COMPRESSIONS))
+@settings(max_examples=30, deadline=None)
+def test_every_format_and_compression_gives_the_same_records(tmp_path_factory, records, compression):
+    for format in data_files.FORMATS:
+        directory = tmp_path_factory.mktemp("records")
+        if format.is_compressible:
+            format.write(directory, records, compression.upper())
+            expected = [{"text": record["target"]} for record in records] if format.is_text else records
+            assert read_back(directory) == (expected, [])
+
+
+def test_everything_that_is_read_is_observed(tmp_path):
+    records = [{"source": "", "target": f"text {number}", "category": "c"} for number in range(600)]
+    for format in data_files.FORMATS:
+        if format.is_compressible:
+            directory = tmp_path / format.name.replace("`", "")
+            directory.mkdir()
+            format.write(directory, records[:1] if "file" in format.name else records, "")
+            for file in find_input_files([directory])[0]:
+                seen = []
+                assert list(read_rows(FileRange(file), 1 << 20, seen.append))
+                assert b"".join(seen) == file.path.read_bytes(), format.name

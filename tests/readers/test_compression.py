@@ -1,0 +1,77 @@
+"""Compressions: several members are read, truncated and mislabelled files are named."""
+
+import gzip
+import lzma
+
+import pytest
+
+from tests.support.data_files import COMPRESSIONS, compressed, csv_table, json_array, json_lines
+from tests.support.read_back import read_back, written
+
+RECORDS = [{"text": f"Text {number}", "category": "c"} for number in range(200)]
+CONTENT = {".jsonl": json_lines(RECORDS), ".json": json_array(RECORDS), ".csv": csv_table(RECORDS)}
+
+
+@pytest.mark.parametrize("ending", COMPRESSIONS[1:])
+@pytest.mark.parametrize("kind", CONTENT)
+def test_truncated_files_are_named_with_the_place(tmp_path, kind, ending):
+    content = compressed(CONTENT[kind], ending)
+    records, refused = read_back(written(tmp_path, f"a{kind}{ending}", content[:-5]))
+    assert records == RECORDS[: len(records)]
+    (problem,) = refused
+    assert problem.startswith(f"a{kind}{ending}")
+    assert "damaged_file" in problem
+
+
+@pytest.mark.parametrize("ending", COMPRESSIONS[1:])
+def test_files_of_several_members_are_read_to_the_end(tmp_path, ending):
+    lines, half = CONTENT[".jsonl"], len(CONTENT[".jsonl"]) // 2
+    content = compressed(lines[:half], ending) + compressed(lines[half:], ending)
+    assert read_back(written(tmp_path, f"a.jsonl{ending}", content)) == (RECORDS, [])
+
+
+@pytest.mark.parametrize("ending", COMPRESSIONS[1:])
+def test_what_is_not_compressed_as_its_name_says_is_named(tmp_path, ending):
+    for content, reason in ((CONTENT[".jsonl"], "not compressed as its name says"), (b"", "it is empty")):
+        records, (problem,) = read_back(written(tmp_path, f"a.jsonl{ending}", content))
+        assert records == []
+        assert reason in problem
+
+
+@pytest.mark.parametrize("ending", COMPRESSIONS[1:])
+def test_compressed_content_under_a_plain_name_is_named(tmp_path, ending):
+    records, (problem,) = read_back(written(tmp_path, "a.jsonl", compressed(CONTENT[".jsonl"], ending)))
+    assert records == []
+    assert f"it is compressed ({ending})" in problem
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+        ("utf-32", "UTF-32"),
+    ],
+)
+@pytest.mark.parametrize("file", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz"])
+def test_other_encodings_are_named(tmp_path, file, encoding, name):
+    content = '{"text": "é"}\n'.encode(encoding)
+    records, (problem,) = read_back(
+        written(tmp_path, file, gzip.compress(content) if file.endswith(".gz") else content)
+    )
+    assert records == []
+    assert f"it is in {name}, and only UTF-8 is read: convert it (iconv -f {name}" in problem
+
+
+def test_damage_behind_the_content_is_not_passed_over(tmp_path):
+    lines = CONTENT[".jsonl"]
+    for name, content in (
+        ("a.jsonl.gz", gzip.compress(lines) + b"rubbish"),
+        ("b.jsonl.gz", gzip.compress(lines)[:-8] + bytes(8)),
+        ("c.jsonl.xz", lzma.compress(lines)[:-8] + bytes(8)),
+    ):
+        records, (problem,) = read_back(written(tmp_path, name, content))
+        assert records == RECORDS[: len(records)]
+        assert "damaged_file" in problem
+    assert read_back(written(tmp_path, "padded.jsonl.gz", gzip.compress(lines) + bytes(512))) == (RECORDS, [])
