@@ -1,0 +1,120 @@
+"""Figures of matplotlib: drawn without a display, labelled in any script, written at once.
+
+matplotlib is imported when a figure is drawn: it takes half a second.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colossal_llama.utils.atomic_io import atomic_file
+from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.output_file import output_file_problem
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".pdf", ".svg")
+_BASIC_FONT = "DejaVu Sans"
+"""The font that matplotlib brings along: Latin, Greek, Cyrillic, Arabic, no Chinese."""
+_PREFERRED_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
+    *("Microsoft YaHei", "SimHei", "PingFang SC", "Arial Unicode MS", "Noto Sans"),
+)
+_LONGEST_LABEL = 30
+
+
+def figure_file_problem(path: Path, title: str) -> str | None:
+    """Explains why no figure can be written; one of the title is replaced, another file is not."""
+    problem = output_file_problem(path)
+    if problem is None or path.is_symlink() or not path.is_file():
+        return problem
+    if title.encode() in path.read_bytes():
+        return None
+    return f"{path} exists already, and is no plot of this command: give a new name, or remove it"
+
+
+def save_figure(figure: "Figure", path: Path, title: str) -> None:
+    """Writes a figure in the format of the file's ending.
+
+    Args:
+        figure: is not changed.
+        path: the file; its directory is made.
+        title: in the metadata of the file, tells it from files of other programs.
+
+    Raises:
+        UserError: the file cannot be written, or matplotlib does not know its format.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            figure.savefig(file, format=path.suffix[1:].lower(), dpi=130, metadata={"Title": title})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be plotted: {getattr(error, 'strerror', None) or error}") from error
+
+
+def label_of(text: str) -> str:
+    """A text for matplotlib: of one line, not too long, no formula, none that legends omit."""
+    shown = "".join(character if character.isprintable() else "·" for character in text)
+    width = 0
+    for position, character in enumerate(shown):
+        width += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if width > _LONGEST_LABEL:
+            shown = f"{shown[:position]}…"
+            break
+    shown = shown.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def fonts_for(texts: Iterable[str]) -> tuple[list[str], set[str]]:
+    """Chooses fonts that have the characters of all texts, as far as this host has such fonts.
+
+    Returns:
+        Their names, for the setting `font.family`, and the characters that none of them has.
+    """
+    from matplotlib import font_manager
+
+    missing = {character for text in texts for character in text if not character.isspace()}
+    paths = {font.name: font.fname for font in reversed(font_manager.fontManager.ttflist)}
+    others = sorted(name for name in paths if not name.startswith(("Last Resort", "DejaVu", "STIX", "cm")))
+    names: list[str] = []
+    for name in dict.fromkeys((_BASIC_FONT, *_PREFERRED_FONTS, *others)):
+        if not missing:
+            break
+        if name not in paths:
+            continue
+        found = {character for character in missing if ord(character) in _characters(paths[name])}
+        if found or not names:
+            names.append(name)
+            missing -= found
+    return names or [_BASIC_FONT], missing
+
+
+def _characters(font: str) -> dict[int, int]:
+    from matplotlib import font_manager
+
+    try:
+        return font_manager.get_font(font).get_charmap()
+    except (OSError, RuntimeError):  # FreeType's errors on a damaged font
+        return {}
+
+
+def short_count(count: float) -> str:
+    """A count in at most five characters: 950, 3.4k, 12M, 8.5B, 1.2T.
+
+    >>> short_count(950), short_count(3400), short_count(999_960), short_count(8_500_000_000)
+    ('950', '3.4k', '1M', '8.5B')
+    """
+    value = float(count)
+    for unit in ("", "k", "M", "B"):
+        if abs(value) < 999.5:
+            return f"{value:.3g}{unit}" if value else "0"
+        value /= 1000
+    return f"{value:.3g}T"
+
+
+def ranks_of_unprintable(texts: Sequence[str], missing: set[str]) -> dict[str, str]:
+    """Short names, #1 #2 …, of the texts with characters that no font has, by the text."""
+    strange = [text for text in dict.fromkeys(texts) if missing & set(text)]
+    return {text: f"#{number}" for number, text in enumerate(strange, start=1)}
