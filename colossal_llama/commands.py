@@ -56,6 +56,11 @@ COMMANDS = (
         ("prepare_sft",),
     ),
     Command(
+        "plot_data",
+        "colossal_llama.dataset.plot_data:main",
+        "plot prepared data: tokens by category and bucket, lengths, fill",
+    ),
+    Command(
         "train",
         "colossal_llama.training.train:main",
         "pre-train or fine-tune a model (one process of it: see torchrun)",

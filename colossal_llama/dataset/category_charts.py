@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from colossal_llama.utils.figures import fonts_for, label_of, ranks_of_unprintable, short_count
+from colossal_llama.dataset.mixture.amounts import short_number
+from colossal_llama.utils.figures import fonts_for, label_of, ranks_of_unprintable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHOWN_CATEGORIES = 12
-"""Categories with a colour of their own: more cannot be told apart."""
+SHOWN_CATEGORIES = 14
+"""Bars of categories in a chart, with that of all others: more cannot be told apart."""
 MOST_BARS = 120
 """Bars of buckets that a chart has room for; beyond, each stands for several buckets."""
 _OTHERS_COLOUR = "0.72"
@@ -44,30 +45,42 @@ class ShownCategories:
         return np.stack([values[list(members)].sum(axis=0) for members in self.members])
 
 
-def choose_categories(names: Sequence[str], tokens: np.ndarray) -> ShownCategories:
+def choose_categories(
+    names: Sequence[str], tokens: np.ndarray, groups: Sequence[str | None] | None = None
+) -> ShownCategories:
     """Chooses the categories to show.
 
     Args:
         names: of all, at least one.
         tokens: (categories,) their sizes.
+        groups: of each category; with it the shown ones are in the order of groups and names.
     """
-    import matplotlib
-
     order = sorted(range(len(names)), key=lambda number: (-tokens[number], names[number]))
     own = order if len(order) <= SHOWN_CATEGORIES else order[: SHOWN_CATEGORIES - 1]
-    labels = [label_of(names[number]) for number in own]
+    rest = tuple(order[len(own) :])
+    if groups is not None:
+        own = sorted(own, key=lambda number: (groups[number] or "", names[number]))
+    labels = [label_of(names[number], groups[number] if groups else None) for number in own]
     fonts, missing = fonts_for(labels)
     replaced = ranks_of_unprintable(labels, missing)
-    palette = matplotlib.colormaps["tab10" if len(own) <= 10 else "tab20"]
-    colours: list[Any] = [palette(number) for number in range(len(own))]
+    colours = _colours(len(own))
     members: list[tuple[int, ...]] = [(number,) for number in own]
     drawn = [replaced.get(label, label) for label in labels]
-    if rest := tuple(order[len(own) :]):
+    if rest:
         drawn.append(f"{len(rest):,} others")
         colours.append(_OTHERS_COLOUR)
         members.append(rest)
     by_name = {names[number]: replaced[label] for number, label in zip(own, labels, strict=True) if label in replaced}
     return ShownCategories(tuple(drawn), tuple(colours), tuple(members), tuple(fonts), by_name)
+
+
+def _colours(count: int) -> list[Any]:
+    """Colours that can be told apart, without grey: that is the others'."""
+    import matplotlib
+
+    name, greys = ("tab10", (7,)) if count < 10 else ("tab20", (14, 15))
+    palette = matplotlib.colormaps[name]
+    return [palette(number) for number in range(palette.N) if number not in greys][:count]
 
 
 def draw_totals(axes: "Axes", shown: ShownCategories, tokens: np.ndarray) -> None:
@@ -81,14 +94,14 @@ def draw_totals(axes: "Axes", shown: ShownCategories, tokens: np.ndarray) -> Non
     total = max(int(tokens.sum()), 1)
     positions = np.arange(len(tokens))
     bars = axes.barh(positions, tokens, color=shown.colours, height=0.75)
-    texts = [f"{short_count(count)}  {100 * count / total:.3g} %" for count in tokens]
+    texts = [f"{short_number(count)}  {100 * count / total:.3g} %" for count in tokens]
     axes.bar_label(bars, texts, padding=4, fontsize="small")
     axes.set_yticks(positions, shown.labels, fontsize="small")
     axes.set_ylim(max(len(tokens), 6) - 0.5, -0.5)
     axes.set_xlim(0, 1.3 * max(int(tokens.max(initial=0)), 1))
     _count_axis(axes.xaxis)
     axes.set(title="tokens by category", xlabel="tokens")
-    _frame(axes, "x")
+    frame(axes, "x")
 
 
 def draw_buckets(axes: "Axes", shown: ShownCategories, tokens: np.ndarray, as_shares: bool = False) -> None:
@@ -123,8 +136,8 @@ def draw_buckets(axes: "Axes", shown: ShownCategories, tokens: np.ndarray, as_sh
         _count_axis(axes.yaxis)
         axes.set(ylabel="tokens" if per_bar == 1 else "tokens of a bucket, mean of a bar")
     several = f" (each bar: {per_bar:,} buckets)" if per_bar > 1 else ""
-    axes.set(title="tokens by bucket", xlabel=f"bucket{several}")
-    _frame(axes, "y")
+    axes.set(title="shares by bucket" if as_shares else "tokens by bucket", xlabel=f"bucket{several}")
+    frame(axes, "y")
 
 
 def draw_lengths(
@@ -147,6 +160,8 @@ def draw_lengths(
             axes.stairs(of_category, edges, color=colour, fill=True, alpha=alpha)
     if is_logarithmic:
         axes.set_xscale("log", base=2)
+    else:
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.xaxis.set_major_formatter(_formatter(lambda value: f"{value:,.0f}"))
     if len(positive := peaks[peaks > 0]) and positive.max() > 20 * positive.min():
         axes.set_yscale("log")
@@ -154,7 +169,7 @@ def draw_lengths(
     _count_axis(axes.yaxis)
     axes.set(title="lengths of documents", ylabel="segments")
     axes.set_xlabel("tokens of a segment: a document, or a piece of one longer than a row")
-    _frame(axes, "y")
+    frame(axes, "y")
 
 
 def draw_fill(axes: "Axes", edges: np.ndarray, counts: np.ndarray, mean: float) -> None:
@@ -176,11 +191,16 @@ def draw_fill(axes: "Axes", edges: np.ndarray, counts: np.ndarray, mean: float) 
     axes.set(title=f"fill of rows: {mean:.5g} % together", ylabel="rows")
     axes.set_xlabel("tokens of a row, in % of the longest that is allowed")
     axes.xaxis.set_major_formatter(_formatter(lambda value: f"{value:.6g}"))
-    _frame(axes, "y")
+    frame(axes, "y")
 
 
 def _count_axis(axis: Any) -> None:
-    axis.set_major_formatter(_formatter(short_count))
+    """Labels an axis of counts, which begins at 0 unless it is logarithmic."""
+    if axis.get_scale() == "linear":
+        axis.get_major_locator().set_params(integer=True)
+        _, last = axis.get_view_interval()
+        axis.set_view_interval(0, max(last, 1), ignore=True)
+    axis.set_major_formatter(_formatter(short_number))
 
 
 def _formatter(function: Callable[[float], str]) -> Any:
@@ -189,7 +209,8 @@ def _formatter(function: Callable[[float], str]) -> Any:
     return FuncFormatter(lambda value, _: function(value))
 
 
-def _frame(axes: "Axes", grid: str) -> None:
+def frame(axes: "Axes", grid: str) -> None:
+    """Gives charts one look: a pale grid along an axis, no frame at the top and on the right."""
     axes.grid(axis=grid, alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.atomic_io import atomic_file
 from colossal_llama.utils.cli import CollectingArgumentParser, creatable_directory, number_in_range
 from colossal_llama.utils.errors import UserError, run_main
-from colossal_llama.utils.output_file import output_file_problem
+from colossal_llama.utils.figures import FORMATS, figure_file_problem, save_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 _TITLE = "plot_training of colossal-llama"
 """In the metadata of a plot: tells those that may be replaced from other files."""
-_FORMATS = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
         options.labels = [str(run) for run in options.runs]
     if options.runs and len(options.labels) != len(options.runs):
         parser.problem(f"--labels names {len(options.labels)} runs, but {len(options.runs)} are given")
-    if options.output.suffix.lower() not in _FORMATS:
+    if options.output.suffix.lower() not in FORMATS:
         parser.problem(f"--output {options.output}: the name must end in .png, .pdf or .svg")
     elif problem := _output_problem(options.output):
         parser.problem(f"--output {problem}")
@@ -109,12 +107,7 @@ def _output_problem(output: Path) -> str | None:
         except argparse.ArgumentTypeError as error:
             return str(error)
         return None
-    problem = output_file_problem(output)
-    if problem is None or output.is_symlink() or not output.is_file():
-        return problem
-    if _TITLE.encode() in output.read_bytes():
-        return None
-    return f"{output} exists already, and is no plot of this command: give a new name, or remove it"
+    return figure_file_problem(output, _TITLE)
 
 
 def read_curve(run: Path, label: str, smoothing_steps: int = 1) -> Curve:
@@ -175,11 +168,7 @@ def draw_curves(curves: list[Curve], output: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].legend()
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(output) as file:
-            figure.savefig(file, format=output.suffix[1:].lower(), dpi=130, metadata={"Title": _TITLE})
-    except (OSError, ValueError) as error:
-        raise UserError(f"{output} cannot be plotted: {getattr(error, 'strerror', None) or error}") from error
+        save_figure(figure, output, _TITLE)
     finally:
         pyplot.close(figure)
 

@@ -54,17 +54,27 @@ def save_figure(figure: "Figure", path: Path, title: str) -> None:
         raise UserError(f"{path} cannot be plotted: {getattr(error, 'strerror', None) or error}") from error
 
 
-def label_of(text: str) -> str:
-    """A text for matplotlib: of one line, not too long, no formula, none that legends omit."""
+def label_of(text: str, note: str | None = None) -> str:
+    """A text for matplotlib: of one line, not too long, no formula, none that legends omit.
+
+    Args:
+        text: what is shown.
+        note: in brackets behind it.
+    """
+    shown = _shortened(text) + (f" ({_shortened(note)})" if note else "")
+    shown = shown.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def _shortened(text: str) -> str:
+    """A text whose unprintable characters are dots, cut off after 30 columns of a terminal."""
     shown = "".join(character if character.isprintable() else "·" for character in text)
     width = 0
     for position, character in enumerate(shown):
         width += 2 if unicodedata.east_asian_width(character) in "WF" else 1
         if width > _LONGEST_LABEL:
-            shown = f"{shown[:position]}…"
-            break
-    shown = shown.replace("$", r"\$")
-    return f" {shown}" if shown.startswith("_") else shown
+            return f"{shown[:position]}…"
+    return shown
 
 
 def fonts_for(texts: Iterable[str]) -> tuple[list[str], set[str]]:
@@ -98,20 +108,6 @@ def _characters(font: str) -> dict[int, int]:
         return font_manager.get_font(font).get_charmap()
     except (OSError, RuntimeError):  # FreeType's errors on a damaged font
         return {}
-
-
-def short_count(count: float) -> str:
-    """A count in at most five characters: 950, 3.4k, 12M, 8.5B, 1.2T.
-
-    >>> short_count(950), short_count(3400), short_count(999_960), short_count(8_500_000_000)
-    ('950', '3.4k', '1M', '8.5B')
-    """
-    value = float(count)
-    for unit in ("", "k", "M", "B"):
-        if abs(value) < 999.5:
-            return f"{value:.3g}{unit}" if value else "0"
-        value /= 1000
-    return f"{value:.3g}T"
 
 
 def ranks_of_unprintable(texts: Sequence[str], missing: set[str]) -> dict[str, str]:

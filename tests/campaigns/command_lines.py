@@ -144,6 +144,7 @@ def _working_lines(inputs: Path, out: Path) -> dict[str, tuple[str, list[str]]]:
             f"{infer} --input_file {inputs}/prompts.jsonl --output_file {out}/answers.jsonl",
         ),
         "chat": ("inference_example.py", f"{infer} --interactive --llama_version 2"),
+        "plot_data": (f"{room}/dataset/plot_data.py", f"{inputs}/part-00000 --output {out}/data.png"),
         "plot_training": (f"{room}/training/plot_training.py", f"{inputs}/logs --output {out}/plot.png"),
         "scale_model": (f"{room}/training/memory/scale_model.py", f"--models 7b --gpus 8 --record {out}/record.json"),
         "preflight": (

@@ -117,6 +117,7 @@ def test_code_of_a_model_or_tokenizer_is_refused_without_a_question(command_line
 def test_every_script_that_opens_a_model_is_tried(command_lines, project_root):
     without_models = {
         "plot_training.py",
+        "plot_data.py",
         "scale_model.py",
         "preflight.py",
         "survey.py",

@@ -289,6 +289,11 @@ class InspectionArguments:
         help="only re-read a finished output directory (DIR, or --data_output_dirs) and check it against its manifest",
     )
 
+    plot: bool = switch(
+        help="draw the finished parts into plot_data.png and plot_data.json in the output directory: tokens by "
+        "category and bucket, lengths of documents, fill of rows (colossal-llama plot_data draws any parts)"
+    )
+
     @property
     def shown_rows(self) -> int:
         """Number of rows to print after the preparation."""

@@ -63,11 +63,16 @@ def run(kind: Kind) -> None:
     if manifest is None:
         return
     print(summary(manifest))
+    parts = [arguments.output_dir / "arrow" / part["name"] for part in manifest["parts"]]
     if rows := arguments.inspection.shown_rows:
         from colossal_llama.dataset.prepare.inspection import show_rows
 
-        parts = [arguments.output_dir / "arrow" / part["name"] for part in manifest["parts"]]
         show_rows(parts, opened.tokenizer, rows)
+    if arguments.inspection.plot:
+        from colossal_llama.dataset.data_figure import plot_parts
+
+        plot_parts(parts, arguments.output_dir.resolve().name, arguments.output_dir / "plot_data.png")
+        print(f"plotted: {arguments.output_dir / 'plot_data.png'}")
 
 
 def parse_arguments(kind: Kind, command: Sequence[str] | None = None) -> PrepareArguments | Inspection | Verification:
@@ -119,7 +124,7 @@ def _check_combinations(parser: CollectingArgumentParser, arguments: Namespace, 
     for name in ("total_tokens", "max_repeats"):
         if f"--{name}" in given and "--mixture" not in given:
             parser.problem(f"--{name} has no effect without --mixture: give one, or leave it out")
-    for name in ("overwrite", "inspect"):
+    for name in ("overwrite", "inspect", "plot"):
         if arguments.plan_only and f"--{name}" in given:
             parser.problem(f"--{name} does not go with --plan_only, which leaves finished parts alone and writes none")
     if index is not None and arguments.overwrite:

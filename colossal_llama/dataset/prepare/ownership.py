@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from colossal_llama.dataset.mixture.plan_plot import TITLE as PLOT_TITLE
+from colossal_llama.dataset.data_figure import JSON_BEGINNING, TITLE
+from colossal_llama.dataset.mixture.plan_plot import TITLE as PLAN_TITLE
 from colossal_llama.dataset.prepare.part_check import foreign_in_part
 from colossal_llama.utils.errors import UserError, truncate_problems
 
@@ -27,16 +28,17 @@ _BEGINNINGS = {
     "rejected.jsonl": b'{"file":"',
     "mixture_plan.json": b'{\n  "plan_version": ',
     "mixture_plan.png": b"\x89PNG\r\n\x1a\n",
+    "plot_data.json": JSON_BEGINNING,
+    "plot_data.png": b"\x89PNG\r\n\x1a\n",
     RUN_RECORD: b'{\n  "identity": {',
     "part.json": b'{\n  "kind": "',
     "part.jsonl": b'{"input_ids":[',
 }
+_TITLES = {"mixture_plan.png": PLAN_TITLE, "plot_data.png": TITLE}  # all PNG begin alike
 _PNG_HEAD_BYTES = 1024  # size of the picture, title, resolution
 RESULTS = ("manifest.json", "last_run.json", "rejected.jsonl")
-REPORTS = (*RESULTS, "mixture_plan.json", "mixture_plan.png")
-_TEMPORARY = re.compile(
-    r"\.+(?P<name>manifest\.json|last_run\.json|rejected\.jsonl|run\.json|mixture_plan\.(json|png))\.tmp-.+-\d+"
-)
+REPORTS = (*RESULTS, "mixture_plan.json", "mixture_plan.png", "plot_data.json", "plot_data.png")
+_TEMPORARY = re.compile(rf"\.+(?P<name>{'|'.join(map(re.escape, (*REPORTS, RUN_RECORD)))})\.tmp-.+-\d+")
 _PART = re.compile(r"part-(?P<index>\d{5})")
 _CACHE_FILE = re.compile(
     r"chunk-\d{5,}\.(tokens|segments|rejected|json)|\w+\.npy|plan\.json|part-\d{5,}\.\d+|\..+\.tmp-.+-\d+"
@@ -47,8 +49,8 @@ def is_ours(path: Path, name: str | None = None) -> bool:
     """True for a file that begins as the scripts begin one of the name, the path's by default."""
     beginning = _BEGINNINGS[name or path.name]
     with suppress(FileNotFoundError, NotADirectoryError):
-        if path.suffix == ".png":  # all begin alike: ours has a title
-            return PLOT_TITLE.encode() in (_read_beginning(path, _PNG_HEAD_BYTES) or b"")
+        if title := _TITLES.get(path.name):
+            return title.encode() in (_read_beginning(path, _PNG_HEAD_BYTES) or b"")
         return _read_beginning(path, len(beginning)) == beginning
     return False
 
