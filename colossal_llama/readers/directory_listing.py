@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from colossal_llama.readers.remote import AnyPath
 from colossal_llama.readers.saved_datasets import SavedDirectory, saved_directory
 
 SHOWN_UNREAD = 20
@@ -20,12 +21,19 @@ _KINDS = (
 
 
 class FoundFile(NamedTuple):
-    """A file; `real_path` is its path without links."""
+    """A file.
 
-    path: Path
+    Attributes:
+        path: of the file.
+        real_path: its path without links.
+        size_bytes: its size; 0 where a remote file system does not tell.
+        modified_ns: when it was modified; of a remote file `remote.version_of`.
+    """
+
+    path: AnyPath
     real_path: str
     size_bytes: int
-    modified_ns: int
+    modified_ns: int | str | None
 
 
 @dataclass
@@ -42,7 +50,7 @@ class Listing:
     """
 
     files: list[FoundFile] = field(default_factory=list)
-    unread: list[Path] = field(default_factory=list)
+    unread: list[AnyPath] = field(default_factory=list)
     misnamed: list[Path] = field(default_factory=list)
     hidden: int = 0
     has_excluded: bool = False
@@ -177,7 +185,7 @@ def _stat_problem(entry: os.DirEntry | Path, error: OSError) -> str:
     return f"{os.fspath(entry)} is a link to {target}, which cannot be read: {error.strerror}"
 
 
-def unread_record(listings: Sequence[tuple[Path, Listing]]) -> dict:
+def unread_record(listings: Sequence[tuple[AnyPath, Listing]]) -> dict:
     """Builds a JSON object of the files that are not read: how many, and the first names.
 
     Args:
@@ -195,8 +203,8 @@ def unread_record(listings: Sequence[tuple[Path, Listing]]) -> dict:
     }
 
 
-def _name_below(directory: Path, path: Path) -> str:
-    return displayed(f"{directory.resolve().name}/{path.relative_to(directory)}")
+def _name_below(directory: AnyPath, path: AnyPath) -> str:
+    return displayed(f"{directory.resolve().name}/{'/'.join(path.parts[len(directory.parts) :])}")
 
 
 def displayed(name: str) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.readers.remote import local_path_of, url_problem, without_secrets
+
 _URL = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
 _MOST_COMMAS_OF_A_NAME = 8  # where it stands among others: each further one is a question to the system
 _LEAST_SIMILARITY = 0.6
@@ -41,10 +43,12 @@ def input_paths(text: str) -> list[Path | str]:
     """Returns existing files and directories, and URLs as they are given (argparse `type=`).
 
     Raises:
-        argparse.ArgumentTypeError: names all that do not exist, each with a name that is close.
+        argparse.ArgumentTypeError: names all that do not exist, each with a name that is close, and
+            the packages that URLs need.
     """
     paths = split_paths(text)
-    problems = [problem for path in paths if isinstance(path, Path) and (problem := missing_path_problem(path))]
+    checked = ((url_problem(path) if isinstance(path, str) else missing_path_problem(path)) for path in paths)
+    problems = [problem for problem in checked if problem]
     if problems:
         raise argparse.ArgumentTypeError("; ".join(problems))
     return paths
@@ -59,7 +63,9 @@ def local_paths(text: str) -> list[Path]:
     paths = split_paths(text)
     for url in paths:
         if isinstance(url, str):
-            raise argparse.ArgumentTypeError(f"{url} is a URL: copy its files to this host, and give their directory")
+            raise argparse.ArgumentTypeError(
+                f"{without_secrets(url)} is a URL: copy its files to this host, and give their directory"
+            )
     return [Path(path) for path in paths]
 
 
@@ -96,7 +102,7 @@ def _names(text: str) -> Iterator[str]:
 
 def _expanded(name: str) -> list[Path | str]:
     if is_url(name):
-        return [name]
+        return [local_path_of(name) or name]
     if _exists(name):
         return [Path(name)]
     path = Path(name).expanduser() if name.startswith("~") else Path(name)

@@ -1,9 +1,9 @@
 """Finds the input files below the given paths, in an order that their names alone decide."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from colossal_llama.readers.directory_listing import (
     FoundFile,
@@ -15,7 +15,9 @@ from colossal_llama.readers.directory_listing import (
     unread_record,
 )
 from colossal_llama.readers.formats import DESCRIPTION, ENDINGS, TEXT_KINDS, Format, format_of
-from colossal_llama.readers.saved_datasets import DESCRIPTIONS, problem_of_root
+from colossal_llama.readers.input_paths import is_url
+from colossal_llama.readers.remote import AnyPath, RemotePath, list_remote
+from colossal_llama.readers.saved_datasets import DESCRIPTIONS, OWN_FILES, problem_of_root
 from colossal_llama.utils.errors import UserError, truncate_problems
 
 _READ_BY_PEOPLE = frozenset({"readme", "license", "licence", "notice", "changelog", "citation", "contributing"})
@@ -30,10 +32,10 @@ _ARROW = Format(".arrow")
 class InputFile:
     """A file of records; `name`, the directory's name and the path below it, decides the order."""
 
-    path: Path
+    path: AnyPath
     name: str
     size_bytes: int
-    modified_ns: int
+    modified_ns: int | str | None
     format: Format
     category: str = ""
     """Of its records, under `--category_from file` (`fields.with_file_categories`)."""
@@ -58,8 +60,10 @@ def find_input_files(
         UserError: a directory holds no input file, or a file cannot be reached or is reached twice.
     """
     problems: list[str] = []
-    reached: dict[str, tuple[FoundFile, Path]] = {}
-    listings = [_listing(path, excluded) for path in sorted(map(Path, paths))]
+    reached: dict[str, tuple[FoundFile, AnyPath]] = {}
+    urls = sorted(path for path in paths if isinstance(path, str) and is_url(path))
+    local = sorted(Path(path) for path in paths if path not in urls)
+    listings = [_listing(path, excluded) for path in local] + [_remote_listing(url) for url in urls]
     for directory, listing in listings:
         problems += [f"{option}: {problem}" for problem in listing.problems]
         if not listing.files and not listing.problems:
@@ -80,7 +84,23 @@ def find_input_files(
     return sorted(files, key=lambda file: file.name), unread_record(listings)
 
 
-def _listing(path: Path, excluded: Path | None) -> tuple[Path, Listing]:
+def _remote_listing(url: str) -> tuple[AnyPath, Listing]:
+    """Listing of a URL: of a file, of those that match a pattern, or of a directory."""
+    directory, found = list_remote(url)
+    listing, has_tables = Listing(), any(file.suffix.lower() == ".arrow" for file in found)
+    for file, version in found.items():
+        below = file.relative_to(directory).parts
+        if any(part.startswith(".") for part in below):
+            listing.hidden += 1
+        elif format_of(file.name) is None or (has_tables and file.name in OWN_FILES):
+            listing.unread.append(file)
+        else:
+            listing.files.append(FoundFile(file, str(file), file.size_bytes or 0, version))
+    _leave_descriptions(listing)
+    return directory, listing
+
+
+def _listing(path: Path, excluded: Path | None) -> tuple[AnyPath, Listing]:
     """Listing of a directory, or of one file and its directory; what describes data is unread."""
     if not path.is_dir():
         if format_of(path.name) is None:
@@ -89,22 +109,27 @@ def _listing(path: Path, excluded: Path | None) -> tuple[Path, Listing]:
     listing = list_files(path, ENDINGS, excluded)
     if (problem := problem_of_root(path)) is not None:
         listing.problems.append(problem)
-    records = [file for file in listing.files if not _is_text(file.path)]
-    folders = {folder for parent in {file.path.parent for file in records} for folder in (parent, *parent.parents)}
-    described = {file.path.parent for file in listing.files if file.path.name in DESCRIPTIONS}
-    unread = {file for file in listing.files if _describes(file.path, folders, described)}
-    if unread:
-        listing.files = [file for file in listing.files if file not in unread]
-        listing.unread = sorted([*listing.unread, *(file.path for file in unread)])
+    _leave_descriptions(listing)
     return path, listing
 
 
-def _is_text(path: Path) -> bool:
+def _leave_descriptions(listing: Listing) -> None:
+    """Takes out of the files what describes the data."""
+    records = [file for file in listing.files if not _is_text(file.path)]
+    folders = {folder for parent in {file.path.parent for file in records} for folder in (parent, *parent.parents)}
+    described = {file.path.parent for file in listing.files if file.path.name in DESCRIPTIONS}
+    unread = {file.path for file in listing.files if _describes(file.path, folders, described)}
+    if unread:
+        listing.files = [file for file in listing.files if file.path not in unread]
+        listing.unread = sorted([*listing.unread, *unread], key=lambda path: path.parts)
+
+
+def _is_text(path: AnyPath) -> bool:
     format = format_of(path.name)
     return format is not None and format.kind in TEXT_KINDS
 
 
-def _describes(path: Path, folders: set[Path], described: set[Path]) -> bool:
+def _describes(path: AnyPath, folders: Collection[PurePath], described: Collection[PurePath]) -> bool:
     """True for a README next to or above records, for a description of a hub, and for its cache."""
     name = path.name.lower()
     return (
@@ -114,19 +139,19 @@ def _describes(path: Path, folders: set[Path], described: set[Path]) -> bool:
     )
 
 
-def _instead(directory: Path, listing: Listing) -> str:
+def _instead(directory: AnyPath, listing: Listing) -> str:
     message = unread_message(unread_record([(directory, listing)]))
     return f" ({message.splitlines()[0]})" if message else ""
 
 
-def _names_of(files: Sequence[tuple[Path, Path]]) -> list[str]:
+def _names_of(files: Sequence[tuple[AnyPath, AnyPath]]) -> list[str]:
     """Names each (file, input directory): the directory's name and the path below it.
 
     Equal names get more of the directory's path:
 
     /corpus/zh/data/a.jsonl, /corpus/en/data/a.jsonl  →  zh/data/a.jsonl, en/data/a.jsonl
     """
-    parents = {directory: directory.resolve().parts[1:] for _, directory in files}
+    parents = {directory: directory.resolve().parts[1:] for directory in {directory for _, directory in files}}
     below = [path.parts[len(directory.parts) :] for path, directory in files]
     whole = [(*parents[directory], *parts) for (_, directory), parts in zip(files, below, strict=True)]
     depths = [len(parts) + 1 for parts in below]
@@ -144,17 +169,37 @@ def refuse_files_that_changed(files: Sequence[InputFile]) -> None:
     Raises:
         UserError: one has another size or modification time now, or is gone.
     """
-    changes = [(file.path, change) for file in files if (change := _change_of(file))]
+    remote = _remote_states(files)
+    states = [_local_state(file.path) if isinstance(file.path, Path) else remote.get(file.path) for file in files]
+    found = zip(files, states, strict=True)
+    changes = [(file.path, change) for file, state in found if (change := _change_of(file, state))]
     if changes:
         remedy = "run the same command again when nothing writes to the input any more"
         raise UserError([*truncate_problems([f"{path} {change}" for path, change in changes]), remedy])
 
 
-def _change_of(file: InputFile) -> str | None:
+_State = tuple[int, int | str | None] | str | None
+"""Size and modification time of a file; why it cannot be read; None where it has gone."""
+
+
+def _local_state(path: Path) -> _State:
     try:
-        status = file.path.stat()
+        status = path.stat()
     except OSError as error:
-        return f"can no longer be read: {error.strerror}"
-    if status.st_size != file.size_bytes:
-        return f"has changed from {file.size_bytes:,} to {status.st_size:,} bytes while it was read"
-    return None if status.st_mtime_ns == file.modified_ns else "was written or replaced while it was read"
+        return error.strerror or type(error).__name__
+    return status.st_size, status.st_mtime_ns
+
+
+def _remote_states(files: Sequence[InputFile]) -> dict[AnyPath, _State]:
+    roots = {file.path.root for file in files if isinstance(file.path, RemotePath)}
+    listings = [list_remote(root)[1] for root in sorted(roots)]
+    return {path: (path.size_bytes or 0, version) for listing in listings for path, version in listing.items()}
+
+
+def _change_of(file: InputFile, state: _State) -> str | None:
+    if state is None or isinstance(state, str):
+        return f"can no longer be read: {state or 'it has gone'}"
+    size_bytes, modified_ns = state
+    if size_bytes != file.size_bytes:
+        return f"has changed from {file.size_bytes:,} to {size_bytes:,} bytes while it was read"
+    return None if modified_ns == file.modified_ns else "was written or replaced while it was read"

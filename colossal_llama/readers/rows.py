@@ -19,6 +19,7 @@ from colossal_llama.readers.json_rows import json_rows, open_json
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.record import BadRow, Row
+from colossal_llama.readers.remote import AnyPath
 from colossal_llama.readers.table_rows import arrow_rows, parquet_rows
 from colossal_llama.readers.tar_rows import MemberRow, tar_members, with_samples
 from colossal_llama.readers.text_rows import BYTE_ORDER_MARK, text_blocks, text_rows
@@ -69,7 +70,7 @@ def read_rows(file_range: FileRange, max_row_bytes: int, on_bytes: Observer = la
         elif file.format.kind == ".jsonl":
             yield from _lines(stream, file_range, max_row_bytes, on_bytes)
         else:
-            plain = None if file.format.compression else file.path
+            plain = file.path if isinstance(file.path, Path) and not file.format.compression else None
             yield from _unit_and_rows(stream, file.format, max_row_bytes, on_bytes, plain)[1]
 
 
@@ -148,7 +149,7 @@ def _rows_of_member(name: str, member: io.BufferedReader, max_row_bytes: int) ->
             yield MemberRow(name, unit, number, row)
 
 
-def _opened(path: Path) -> io.BufferedReader:
+def _opened(path: AnyPath) -> io.BufferedReader:
     return cast(io.BufferedReader, path.open("rb", buffering=READ_BYTES))
 
 
@@ -166,7 +167,7 @@ def _damage_named() -> Iterator[None]:
 
 
 @contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
+def _errors_named(path: AnyPath) -> Iterator[None]:
     """Turns errors of a file into `DamagedFileError`, and those of the system into `UserError`."""
     try:
         with _damage_named():

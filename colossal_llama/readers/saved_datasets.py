@@ -8,6 +8,8 @@ from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
 STATE, INFO, SPLITS, MANIFEST = "state.json", "dataset_info.json", "dataset_dict.json", "manifest.json"
+OWN_FILES = frozenset({STATE, INFO, SPLITS})
+"""Names of files that describe a data set of `datasets.save_to_disk`."""
 DESCRIPTIONS = frozenset({INFO, "dataset_infos.json"})
 """Names of files that describe data of a hub, and are never data."""
 _FOLDERS_OF_RESULTS = ("arrow", "jsonl")

@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 from colossal_llama.readers.fields import FieldOptions, TextFields, field_problems
 from colossal_llama.readers.formats import DESCRIPTION
 from colossal_llama.readers.input_paths import GatherPaths, input_paths
+from colossal_llama.readers.remote import without_secrets
 from colossal_llama.utils.arguments import add_options, from_namespace, group, option, option_values
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
@@ -230,7 +231,7 @@ def write_result(
 
     values = option_values(arguments)
     settings = {name: str(value) if isinstance(value, Path | ModelName) else value for name, value in values.items()}
-    settings["data_input_dirs"] = [str(path) for path in arguments.input.data_input_dirs]
+    settings["data_input_dirs"] = [without_secrets(str(path)) for path in arguments.input.data_input_dirs]
     report = {
         "arguments": settings,
         **origin_record(source_dir),

@@ -15,6 +15,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 from colossal_llama.readers.fields import FieldOptions, field_problems, with_file_categories
 from colossal_llama.readers.formats import DESCRIPTION
 from colossal_llama.readers.input_paths import GatherPaths, input_paths
+from colossal_llama.readers.remote import without_secrets
 from colossal_llama.utils.arguments import add_options, from_namespace, group, option, option_values
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.errors import run_main
@@ -177,7 +178,7 @@ def report_content(arguments: ReportArguments, directories: dict[str, Path], siz
         return {**asdict(counted), **ratios}
 
     return {
-        "data_input_dirs": [str(path) for path in arguments.data_input_dirs],
+        "data_input_dirs": [without_secrets(str(path)) for path in arguments.data_input_dirs],
         "sample_share": arguments.sample_share,
         "seed": arguments.seed,
         **{name: value for name, value in option_values(arguments.fields).items() if value is not None},

@@ -42,7 +42,7 @@ def parsed(*words, type=input_paths, default=None):
         (["zh/**"], ["zh"]),  # not the directory and its files again
         (["**/*.jsonl"], ["en/a.jsonl", "one, two/c.jsonl", "x,y.jsonl", "zh/a.jsonl"]),
         (["[draft].txt"], ["[draft].txt"]),  # it exists, so it is no pattern
-        (["s3://bucket/a,zh,file:///b", "simplecache::hf://c"], ["s3://bucket/a", "zh", "file:///b", "simplecache::hf://c"]),
+        (["memory://bucket/a,zh,file:///", "hf://c"], ["memory://bucket/a", "zh", "/", "hf://c"]),
         (["./zh/"], ["zh"]),
     ],
 )  # fmt: skip

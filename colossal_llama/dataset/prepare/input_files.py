@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from colossal_llama.readers.formats import TABLE_KINDS
 from colossal_llama.readers.listing import InputFile
+from colossal_llama.readers.remote import RemotePath
 from colossal_llama.readers.rows import DamagedFileError, FileRange, read_rows
 
 CHUNK_BYTES = 4 << 20
@@ -86,7 +87,7 @@ def plan_chunks(files: Sequence[InputFile], limit: int | None, grouped: bool = T
 def _pieces(files: Sequence[InputFile]) -> Iterator[Piece]:
     chunk_bytes = max(CHUNK_BYTES, sum(file.size_bytes for file in files) // MAX_CHUNKS)
     for file in files:
-        if not file.format.is_divisible:
+        if not file.format.is_divisible or (isinstance(file.path, RemotePath) and not file.path.has_ranges):
             yield Piece(FileRange(file))
             continue
         for start in range(0, max(file.size_bytes, 1), chunk_bytes):

@@ -295,8 +295,8 @@ def has_grouped_chunks(directory: Path) -> bool:
     return True
 
 
-def modification_times(files: Sequence[InputFile]) -> dict[str, int]:
-    """Modification times of the files, by name, in nanoseconds."""
+def modification_times(files: Sequence[InputFile]) -> dict[str, int | str | None]:
+    """Modification times of the files, by name, in nanoseconds; of remote files their versions."""
     return {file.name: file.modified_ns for file in files}
 
 
@@ -305,7 +305,7 @@ def files_with_changed_times(directory: Path, files: Sequence[InputFile]) -> set
     for record in (directory / "last_run.json", directory / "cache" / RUN_RECORD):
         with suppress(FileNotFoundError, DamagedJsonError):
             known = read_checked(record, {"modified_ns": dict})["modified_ns"]
-            return {name for name, time in modification_times(files).items() if known.get(name) != time}
+            return {name for name, time in modification_times(files).items() if time is None or known.get(name) != time}
     return {file.name for file in files}
 
 

@@ -8,7 +8,7 @@ import errno
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -48,6 +48,7 @@ from colossal_llama.readers.column_messages import ColumnMessages
 from colossal_llama.readers.directory_listing import unread_message
 from colossal_llama.readers.fields import OTHER_KIND, with_file_categories
 from colossal_llama.readers.listing import InputFile, find_input_files, refuse_files_that_changed
+from colossal_llama.readers.remote import is_of_this_process
 from colossal_llama.utils.atomic_io import fsync_path, write_json
 from colossal_llama.utils.checked_json import with_checksum
 from colossal_llama.utils.console import log_rank_zero, progress_bar
@@ -113,6 +114,7 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
     files = with_file_categories(files, arguments.fields)
     if message := unread_message(unread_files):
         log_rank_zero(message)
+    arguments = _for_files(arguments, files)
     date = output_dir.recorded_date(arguments) or datetime.now().date().isoformat()
     opened = opened or OpenTokenizer(arguments.paths.tokenizer_dir)
     tokenizer, format_facts = record_tokenizer(arguments, opened, date)
@@ -141,6 +143,14 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
         with output_dir.finishing_lock(arguments.output_dir):
             output_dir.empty_cache(arguments.output_dir)
     return manifest
+
+
+def _for_files(arguments: PrepareArguments, files: Sequence[InputFile]) -> PrepareArguments:
+    """The arguments, with one worker where other processes do not see the files."""
+    if arguments.run.num_workers == 1 or not any(is_of_this_process(file.path) for file in files):
+        return arguments
+    log_rank_zero("memory:// is of this process alone, which does the work of all workers")
+    return replace(arguments, run=replace(arguments.run, num_workers=1))
 
 
 @dataclass(frozen=True)
