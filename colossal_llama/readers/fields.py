@@ -152,9 +152,16 @@ def field_problems(options: Any) -> Iterator[str]:
         if given["text_field"] is not None and given[name] is not None:
             yield f"--text_field names the whole document and --{name} a part of it: leave one out"
     columns = [(name, value) for name, value in given.items() if name != "category_from" and value is not None]
+    is_category_read = (
+        hasattr(options, "category_from")
+        and given["category_from"] in (None, "field")
+        and given["category_field"] is None
+    )
     for number, (name, value) in enumerate(columns):
         for other, _ in (same for same in columns[:number] if same[1] == value):
             yield f"--{other} and --{name} are both {value!r}: a column has one meaning"
+        if is_category_read and _is(str(value), "category"):
+            yield f"--{name} {value} is the category's column, too: give --category_from directory, file or a NAME"
     if given["category_field"] is not None and given["category_from"] not in (None, "field"):
         yield f"--category_from {given['category_from']} leaves --category_field unread: leave one out"
 
@@ -267,7 +274,8 @@ def columns_of(record: dict, fields: FieldOptions) -> Columns:
 @lru_cache(maxsize=1024)
 def _columns(names: tuple[str, ...], texts: tuple[str, ...], fields: FieldOptions) -> Columns | None:
     """Columns of a record of these names, of which `texts` have a text; None if none is known."""
-    fit = named(texts, ("target", *TEXT_NAMES))
+    meant = (fields.source_field, fields.category_field)
+    fit = [name for name in named(texts, ("target", *TEXT_NAMES)) if name not in meant]
     is_named = fields.text_field is not None or fields.target_field is not None
     target = fields.text_field or fields.target_field or next(iter(fit), None)
     if target is None:

@@ -38,6 +38,7 @@ def test_all_problems_of_a_command_are_named_together(capsys):
         (["--text_field=a", "--category_field=a"], "--text_field and --category_field are both 'a'"),
         (["--source_field=a", "--target_field=a"], "--source_field and --target_field are both 'a'"),
         (["--category_field=a", "--category_from=file"], "--category_from file leaves --category_field unread"),
+        (["--text_field=category"], "--text_field category is the category's column, too"),
         (["--category_from=Directory"], "'Directory' is 'directory' in small letters"),
         (["--category_from=a\nb"], "cannot be printed"),
         (["--text_field= "], "the name is empty"),

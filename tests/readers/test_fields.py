@@ -12,7 +12,9 @@ from colossal_llama.readers.fields import (
     DOCUMENT,
     Document,
     FieldOptions,
+    TextFields,
     document_of,
+    field_problems,
     plain_text_of,
     refuse_document,
     with_category,
@@ -99,6 +101,9 @@ def test_what_is_chosen_of_several_columns_is_counted(record, document, message)
         ({"title": "S", "text": "T"}, {"source_field": "title"}, ("S", "T", "zh")),
         ({"text": "T", "meta": {"lang": "en"}}, {"category_field": "meta.lang"}, ("", "T", "en")),
         ({"text": "T", "label": 3}, {"category_field": "label"}, ("", "T", "3")),
+        ({"text": "wiki", "content": "T"}, {"category_field": "text"}, ("", "T", "wiki")),
+        ({"text": "S", "content": "T"}, {"source_field": "text"}, ("S", "T", "zh")),
+        ({"category": "T"}, {"text_field": "category", "category_from": "x"}, ("", "T", "x")),
         ({"text": "T", "category": ["x"]}, {"category_from": "directory"}, ("", "T", "zh")),
         ({"text": "T", "category": "x"}, {"category_from": "file"}, ("", "T", "a")),
         ({"text": "T", "category": "x"}, {"category_from": "books"}, ("", "T", "books")),
@@ -244,3 +249,11 @@ def test_messages_are_printed_once_a_file_and_not_for_ever(capsys):
     assert lines[0].startswith('zh/0?.jsonl: "text", not "content" is read; --text_field')
     assert len(lines) == SHOWN_MESSAGES + 1
     assert lines[-1].startswith("and 3 more")
+
+
+def test_a_column_named_category_may_be_the_text_where_no_category_is_read():
+    problems = list(field_problems(FieldOptions(text_field="category")))
+    assert len(problems) == 1
+    assert not list(field_problems(FieldOptions(text_field="category", category_field="lang")))
+    assert not list(field_problems(FieldOptions(text_field="category", category_from="directory")))
+    assert not list(field_problems(TextFields(text_field="category")))  # learn_pieces
