@@ -3,7 +3,8 @@ r"""Compares throughput: our train step, the plain ColossalAI recipe, and Huggin
     python benchmarks/train_throughput.py --work_dir /dev/shm/speed
     python benchmarks/train_throughput.py --work_dir /dev/shm/speed --shape 7B \
         --micro_batch_size 4 --ways ours plain trainer
-    python benchmarks/train_throughput.py --work_dir DIR --pretrain_parts data/arrow --sft_parts chats/arrow
+    python benchmarks/train_throughput.py --work_dir DIR \
+        --pretrain_parts data/arrow --sft_parts chats/arrow
 
 The first measures the 1.25 B shape with micro-batch 8 on one GPU, the last also real data. All ways
 run in turn on one machine.

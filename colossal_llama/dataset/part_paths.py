@@ -8,14 +8,13 @@
 Imports no torch.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from colossal_llama.dataset.part_facts import FACTS_FILE
+from colossal_llama.dataset.part_facts import FACTS_FILE, read_part_facts
 from colossal_llama.dataset.prepare.manifest import read_manifest
 from colossal_llama.readers.input_paths import no_directory_problem
 from colossal_llama.utils.errors import UserError
@@ -57,7 +56,7 @@ def is_saved_data_set(path: Path) -> bool:
 def missing_data_problem(path: Path) -> str | None:
     """Explains why a path is no directory; None where it is one."""
     problem, around = no_directory_problem(path), path.parent
-    if problem and os.path.isfile(path) and (is_part(around) or is_saved_data_set(around)):
+    if problem and (is_part(around) or is_saved_data_set(around)) and path.is_file():
         return f"{problem}: give its directory, {around}"
     return problem
 
@@ -201,13 +200,25 @@ def _compare_with_manifest(root: Path, options: Mapping[str, str]) -> list[str]:
         entries = read_manifest(root)["parts"]
     except UserError as error:
         return [f"warning: whether all prepared parts are given is not known: {error}"]
+    notes = [
+        f"warning: {root / _ARROW / entry['name']} is not the part that {root / MANIFEST} records: it was replaced"
+        for entry in entries
+        if entry["name"] in options and _is_another(root / _ARROW / entry["name"], entry["fingerprint"])
+    ]
     left = [entry["name"] for entry in entries if entry["name"] not in options]
     if not left:
-        return []
+        return notes
     counts = Counter(options.values())
     by_option = ", ".join(f"{count:,} as {option}" for option, count in counts.items())
     given = f"{len(options):,} given" + (f" ({by_option})" if len(counts) > 1 else "")
-    return [f"{root}: {len(entries):,} parts prepared, {given}: {_listed_as(left)} left out"]
+    return [*notes, f"{root}: {len(entries):,} parts prepared, {given}: {_listed_as(left)} left out"]
+
+
+def _is_another(part: Path, fingerprint: str) -> bool:
+    try:
+        return read_part_facts(part).fingerprint != fingerprint
+    except UserError:  # damaged: reported when it is opened
+        return False
 
 
 def _given_twice(paths: Sequence[Path]) -> list[str]:

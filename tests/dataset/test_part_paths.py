@@ -86,6 +86,14 @@ def test_what_is_left_out_of_a_preparation_is_said(finished):
     assert left_out_notes({"--dataset": parts[:11], "--eval_dataset": parts[11:]}) == []
 
 
+def test_a_part_that_was_replaced_is_named(prepared):
+    arrow = prepared / "arrow"
+    shutil.rmtree(arrow / EVERY[4])
+    shutil.copytree(arrow / EVERY[5], arrow / EVERY[4])
+    (said,) = left_out_notes({"--dataset": [arrow / name for name in EVERY]})
+    assert said.startswith(f"warning: {arrow}/part-00004 is not the part that {prepared}/manifest.json records")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

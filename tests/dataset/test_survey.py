@@ -59,7 +59,7 @@ def test_equal_rows_have_one_fingerprint_in_any_form_type_and_number_of_files(ro
     assert len(fingerprints) == 1
 
 
-@pytest.mark.parametrize("change", ["an id", "a target", "the order", "a document", "one row less"])
+@pytest.mark.parametrize("change", ["an id", "a target", "the order", "a document", "lengths", "one row less"])
 def test_changed_rows_have_another_fingerprint(rows, tmp_path, change):
     changed = [{name: list(values) for name, values in row.items()} for row in rows]
     if change == "an id":
@@ -71,6 +71,12 @@ def test_changed_rows_have_another_fingerprint(rows, tmp_path, change):
     elif change == "a document":
         length = changed[20]["document_lengths"].pop()
         changed[20]["document_lengths"] += [1, length - 1]
+    elif change == "lengths":
+        row = next(row for row in changed if len(row["document_lengths"]) > 1)
+        row["document_lengths"][0] -= 1
+        row["document_lengths"][1] += 1
+        row["labels"] = [-100] * len(row["labels"])
+        rows = [{**each, "labels": row["labels"]} if each["input_ids"] == row["input_ids"] else each for each in rows]
     else:
         changed.pop()
     one, other = (opened(save(made, tmp_path / name, as_they_are)) for name, made in (("a", rows), ("b", changed)))
@@ -211,6 +217,18 @@ def test_files_that_differ_or_are_damaged_are_named(rows, tmp_path):
             assert str(path) in str(error)  # noqa: PT017
     (path / "state.json").write_text(json.dumps({"_data_files": [{}]}))
     assert "does not name" in refused(path)
+
+
+@pytest.mark.parametrize("column", ["input_ids", "labels", "document_lengths"])
+@pytest.mark.parametrize("bit", [1, 20, 31])
+def test_a_wrong_offset_is_found_before_it_is_followed(rows, tmp_path, column, bit):
+    path = save(rows, tmp_path / "set", as_they_are)
+    (file,) = path.glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    offsets = pa.ipc.open_stream(bytes(content)).read_all().column(column).chunk(0).offsets.to_numpy()
+    content[content.find(offsets.tobytes()) + 4 * 10 + bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+    assert str(path) in refused(path)
 
 
 def test_a_file_that_becomes_shorter_is_named_and_not_read(rows, tmp_path):
