@@ -40,7 +40,14 @@ WORDS = [
     "3",
 ]
 BLANKS = [" ", "\n\t", "\u3000", "\u200b", "\ufeff\n"]
-ROLES = {"human": ("human", "user"), "assistant": ("assistant", "gpt"), "system": ("system", "developer")}
+ROLES = {
+    "human": ("human", "user", "USER"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "bot"),
+    "system": ("system", "developer"),
+}
+GIVEN_ROLES = [("bot", "assistant"), ("tool", "drop")]
+EXCHANGES = [("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("query", "response")]
+EXCHANGES += [("input", "target"), ("problem", "solution"), ("user", "assistant"), ("Prompt", "RESPONSE")]
 SYSTEM_NAMES = ("system", "system_prompt", "systemPrompt", "system_message", "System")
 UNTRAINED = ({"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"masked": True}, {"loss_mask": "0"})
 TRAINED = ({}, {}, {}, {"weight": 1}, {"train": True}, {"loss": None}, {"masked": False}, {"tool_calls": []})
@@ -84,6 +91,7 @@ def run_trials(trials: int, seed: int, work_dir: Path) -> Iterator[Outcome]:
         version, with_template = rng.choice((2, 3)), rng.random() < 0.4
         kind = f"LLaMA-{version}, {'chat template' if with_template else 'built-in format'}"
         options = {"chat_template": str(work_dir / f"{version}.jinja")} if with_template else {"llama_version": version}
+        options |= {"roles": GIVEN_ROLES, "system": rng.choice((None, None, "", "Be kind.", "你好 {{ x }}"))}
         begin = monotonic()
         made = [_made_record(rng) for _ in range(RECORDS)]
         try:
@@ -102,29 +110,64 @@ def _made_record(rng: random.Random) -> Made:
         return Made(rng.choice(('{"messages": [', "[]", "3", '{"messages": 3}')), reason="any")
     made = Made({})
     turns = _turns(rng, made)
-    form = rng.choice(("messages", "conversations", "alpaca"))
-    if form == "alpaca" and [role for role, _, _ in turns] == ["human", "assistant"]:
-        (_, question, _), (_, answer, keys) = turns
-        made.record = {"instruction": question, "output": answer, **keys}
+    are_plain = [role for role, _, _ in turns] == ["human", "assistant"] * (len(turns) // 2)
+    form = rng.choice(("messages", "messages", "conversations", "exchange", "exchanges", "texts"))
+    holders = [made.record]  # that may have further keys
+    if form == "exchange" and are_plain and (len(turns) == 2 or not any(keys for *_, keys in turns)):
+        _write_exchange(rng, made.record, turns)
+    elif form == "exchanges" and are_plain:
+        question, answer = rng.choice(EXCHANGES)
+        pairs = zip(turns[::2], turns[1::2], strict=True)
+        holders = [{question: asked, answer: answered, **keys} for (_, asked, _), (_, answered, keys) in pairs]
+        made.record[rng.choice(("conversation", "turns", "messages"))] = holders
+    elif form == "texts" and are_plain and not any(keys for *_, keys in turns):
+        made.record[rng.choice(("data", "conversations"))] = [text for _, text, _ in turns]
     else:
-        form = "messages" if form == "alpaca" else form
-        names = ("from", "value") if form == "conversations" else rng.choice((("role", "content"), ("from", "content")))
-        listed = [{names[0]: rng.choice(ROLES[role]), names[1]: text, **keys} for role, text, keys in turns]
-        made.record = {form: listed}
-        if rng.random() < 0.3:
-            _add_other_key(rng, made, rng.choice(listed))
+        holders = _written_messages(rng, made, turns)
+    if rng.random() < 0.3:
+        _add_other_key(rng, made, rng.choice(holders))
     if turns and turns[0][0] != "system" and rng.random() < 0.2:
         made.record[rng.choice(SYSTEM_NAMES)] = _text(rng)
     if rng.random() < 0.3:
         _add_other_key(rng, made, made.record)
     if rng.random() < 0.1:
         reason, keys = rng.choice(UNSUPPORTED)
-        target = made.record if "instruction" in made.record or rng.random() < 0.5 else rng.choice(made.record[form])
+        target = rng.choice([made.record, rng.choice(holders)])
         if not any(name in target for name in ("weight", "train", "loss", "masked", "loss_mask", "tool_calls")):
             target.update(keys)
             # Which of several reasons is named is not held; a record with one of these is rejected.
             made.reason = reason if made.reason is None else "any"
     return made
+
+
+def _write_exchange(rng: random.Random, record: dict, turns: list[tuple[str, str, dict]]) -> None:
+    """Writes question and answer as two columns, and what comes before as the history."""
+    *before, (_, question, _), (_, answer, keys) = turns
+    names = rng.choice(EXCHANGES)
+    record |= {names[0]: question, names[1]: answer, **keys}
+    history = [[asked, answered] for (_, asked, _), (_, answered, _) in zip(before[::2], before[1::2], strict=True)]
+    if history or rng.random() < 0.3:
+        record["history"] = history
+
+
+def _written_messages(rng: random.Random, made: Made, turns: list[tuple[str, str, dict]]) -> list[dict]:
+    """Writes the turns as messages, among them some to be dropped; returns those that count."""
+    names = rng.choice((("role", "content"), ("from", "content"), ("from", "value")))
+    holders = [{names[0]: rng.choice(ROLES[role]), names[1]: _content(rng, text), **keys} for role, text, keys in turns]
+    listed: list[dict] = list(holders)
+    while rng.random() < 0.15:
+        listed.insert(rng.randint(0, len(listed)), {names[0]: "tool", names[1]: rng.choice((None, "18 °C", {"a": 1}))})
+        made.notes["dropped_messages.tool"] += 1
+    made.record[rng.choice(("messages", "conversations", "dialogue"))] = listed
+    return holders
+
+
+def _content(rng: random.Random, text: str) -> str | list[dict]:
+    """A text as it is, or in parts."""
+    if rng.random() < 0.8:
+        return text
+    cut = rng.randint(0, len(text))
+    return [{"type": "text", "text": piece} for piece in (text[:cut], text[cut:])]
 
 
 def _turns(rng: random.Random, made: Made) -> list[tuple[str, str, dict]]:
