@@ -38,12 +38,14 @@ class Format:
         write: writes records into a directory, compressed.
         is_text: True where a file is one text, without fields.
         is_compressible: False for a directory that has no compressed form.
+        given: what is named on the command line, below the directory; the directory by default.
     """
 
     name: str
     write: Callable[[Path, Sequence[dict], str], None]
     is_text: bool = False
     is_compressible: bool = True
+    given: tuple[str, ...] = ("",)
 
 
 def _one_file(name: str, content: Callable[[Sequence[dict]], bytes]) -> Callable[[Path, Sequence[dict], str], None]:
@@ -147,12 +149,17 @@ FORMATS = (
     Format("`.json`, an object a file", _a_file_each(".json", lambda record: json.dumps(record, indent=4).encode())),
     Format("`.json`, an object a line", _one_file("all.json", json_lines)),
     Format("`.csv`", _one_file("all.csv", csv_table)),
-    Format("`.txt`", _a_file_each(".txt", lambda record: record["target"].encode()), is_text=True),
-    Format("`.md`", _a_file_each(".md", lambda record: record["target"].encode()), is_text=True),
+    Format("`.txt`", _a_file_each(".txt", lambda record: record["text"].encode()), is_text=True),
+    Format("`.md`", _a_file_each(".md", lambda record: record["text"].encode()), is_text=True),
     Format("`.parquet`", _one_file("all.parquet", parquet_table)),
     Format("`.arrow`, stream", _one_file("all.arrow", arrow_stream)),
     Format("`.arrow`, file", _one_file("all.arrow", arrow_file)),
     Format("`.tar` of `.jsonl`", _one_file("all.tar", _tar_of_lines)),
     Format("`save_to_disk`, a data set", _saved_dataset, is_compressible=False),
-    Format("`save_to_disk`, splits", _saved_splits, is_compressible=False),
+    Format(
+        "`save_to_disk`, splits, each named",
+        _saved_splits,
+        is_compressible=False,
+        given=("saved/test", "saved/train"),
+    ),
 )
