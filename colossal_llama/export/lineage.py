@@ -1,14 +1,16 @@
 """Lineage of a model: the runs that made it, oldest first, with their data and losses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.dataset.part_paths import find_parts
 from colossal_llama.export.found_records import FoundRecords, find_records, read_steps
 from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, step_of_checkpoint
 from colossal_llama.training.record_files import METRICS_FILE
 from colossal_llama.utils.console import log_rank_zero
+from colossal_llama.utils.errors import UserError
 
 _LEVELS_WITHOUT_NAMED_RECORDS = 2
 
@@ -145,8 +147,7 @@ def _manifests(
 ) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
     """The manifests of the parts, each with the names of those that the run used."""
     used: dict[Path, list[str]] = {}
-    for text in configuration.get("parts") or configuration.get("arguments", {}).get("dataset") or ():
-        part = _resolve(text, configuration, run)
+    for part in _parts_of(configuration, run):
         prepared = part.parent.parent / "manifest.json"
         if prepared.is_file():
             records.add(prepared)
@@ -157,6 +158,18 @@ def _manifests(
         if path in records.manifests:
             used.setdefault(path, []).append(part.name)
     return [(records.manifests[path], tuple(names)) for path, names in used.items()]
+
+
+def _parts_of(configuration: Mapping[str, Any], run: Path) -> Sequence[Path]:
+    """The parts of a run; earlier versions recorded what the command line gave, and no more."""
+    if recorded := configuration.get("parts"):
+        return [_resolve(text, configuration, run) for text in recorded]
+    given = configuration.get("arguments", {}).get("dataset") or ()
+    paths = [_resolve(text, configuration, run) for text in given]
+    try:
+        return find_parts(paths, "--dataset").paths
+    except UserError:  # moved or deleted since
+        return paths
 
 
 def _with_initialisation(stages: tuple[Stage, ...], base: str | None, model: Path, records: FoundRecords) -> Lineage:

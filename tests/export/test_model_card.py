@@ -50,7 +50,10 @@ def write_run(model: Path, root: Path, **arguments: object) -> Path:
     return save
 
 
-def test_the_card_of_a_run_says_what_its_records_say(random_model_directory, made_data, project_root, tmp_path, capsys):
+@pytest.mark.parametrize("given", ["parts", "directory"])
+def test_the_card_of_a_run_says_what_its_records_say(
+    random_model_directory, made_data, project_root, tmp_path, capsys, given
+):
     data = tmp_path / "work" / "data"
     from colossal_llama.dataset.prepare.pipeline import prepare
 
@@ -58,7 +61,8 @@ def test_the_card_of_a_run_says_what_its_records_say(random_model_directory, mad
         preparation("pretrain", [project_root / "examples" / "pretrain"], random_model_directory, data, max_length=64)
     )
     parts = sorted(map(str, (data / "arrow").iterdir()))
-    save = write_run(random_model_directory, tmp_path / "work", dataset=parts, pad_token="/data/hidden/pad")
+    dataset = parts if given == "parts" else [str(data / "arrow")]
+    save = write_run(random_model_directory, tmp_path / "work", dataset=dataset, pad_token="/data/hidden/pad")
     text = card_of(save, tmp_path / "out" / "zh", "--license", "mit", "--language", "zh", "en")
     metadata = ModelCard(text).data.to_dict()
     assert metadata["license"] == "mit"
