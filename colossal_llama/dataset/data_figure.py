@@ -14,15 +14,12 @@ from colossal_llama.dataset.category_charts import (
     draw_totals,
 )
 from colossal_llama.dataset.count_tables import counts_as_record, counts_as_tables
+from colossal_llama.dataset.figure_titles import DATA_TITLE
 from colossal_llama.dataset.mixture.amounts import short_number
 from colossal_llama.dataset.part_counts import PartCounts, count_parts
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.figures import label_of, save_figure
 
-TITLE = "plot_data of colossal-llama"
-"""In the metadata of a plot: tells those that may be replaced from other files."""
-JSON_BEGINNING = b'{\n  "plot_data_version": '
-"""Of the JSON file: tells those that may be replaced."""
 _NARROW_LENGTHS = 16
 """Up to this factor between short and long segments the histogram's axis is linear."""
 
@@ -66,7 +63,7 @@ def _draw(counts: PartCounts, shown: ShownCategories, name: str, output: Path) -
             f"{short_number(int(counts.rows.sum()))} rows of up to {counts.max_length:,} tokens",
         )
         figure.suptitle(f"{label_of(name)}: {', '.join(facts)}")
-        save_figure(figure, output, TITLE)
+        save_figure(figure, output, DATA_TITLE)
 
 
 def _fill(counts: PartCounts) -> tuple[np.ndarray, np.ndarray]:

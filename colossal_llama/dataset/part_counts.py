@@ -4,7 +4,7 @@ Only the columns of lengths and categories are read, and of the token ids where 
 few bytes for each segment (a document, or a piece of one that is longer than a row).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,9 @@ import pyarrow as pa
 
 from colossal_llama.dataset.part_content import CATEGORY_COLUMN, check_structure, data_files
 from colossal_llama.dataset.part_facts import read_part_facts
+from colossal_llama.dataset.part_paths import is_part
+from colossal_llama.dataset.tokenized.rows import open_rows
+from colossal_llama.dataset.tokenized.survey import checked_rows
 from colossal_llama.utils.errors import UserError
 
 _FILL_BINS, _LENGTH_BINS = 1000, 512
@@ -95,25 +98,53 @@ def _bins(edges: np.ndarray, longest: int) -> np.ndarray:
 
 
 def count_parts(paths: Sequence[Path]) -> PartCounts:
-    """Counts parts, whose categories are told apart by their names.
+    """Counts parts or data sets of other programs; categories are told apart by their names.
 
     Raises:
         UserError: a part is damaged.
     """
-    facts = [read_part_facts(path) for path in paths]
-    of_parts = [fact.categories or (NO_CATEGORY,) for fact in facts]
-    names = list(dict.fromkeys(name for categories in of_parts for name in categories))
+    opened = [_open(path) for path in paths]
+    names = list(dict.fromkeys(name for part in opened for name in part.categories))
     numbers = {name: number for number, name in enumerate(names)}
-    counts = PartCounts(max(fact.max_length for fact in facts), [path.name for path in paths], names)
-    for part, (path, categories) in enumerate(zip(paths, of_parts, strict=True)):
-        number_of = np.array([numbers[name] for name in categories])
-        for row_lengths, lengths, found in _columns(path):
+    counts = PartCounts(max(1, *(part.max_length for part in opened)), [path.name for path in paths], names)
+    for index, (path, part) in enumerate(zip(paths, opened, strict=True)):
+        number_of = np.array([numbers[name] for name in part.categories])
+        for row_lengths, lengths, found in part.columns:
             if len(lengths) and not (0 <= found.min() <= found.max() < len(number_of)):
                 raise UserError(f"{path} has category numbers that have no name: the part is damaged")
             if not _fits(row_lengths, lengths, counts.max_length):
                 raise UserError(f"{path}: segments do not fill the rows that they lie in: the part is damaged")
-            counts.add(part, row_lengths, lengths, number_of[found])
+            counts.add(index, row_lengths, lengths, number_of[found])
     return counts
+
+
+@dataclass(frozen=True)
+class _OpenPart:
+    """A part to count.
+
+    Attributes:
+        max_length: longest row that the preparation allowed, or that there is, in tokens.
+        categories: their names, or one for all.
+        columns: lengths of rows, lengths of segments and numbers of their categories, in batches.
+    """
+
+    max_length: int
+    categories: Sequence[str]
+    columns: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def _open(path: Path) -> _OpenPart:
+    if is_part(path):
+        facts = read_part_facts(path)
+        return _OpenPart(facts.max_length, facts.categories or (NO_CATEGORY,), _columns(path))
+    rows, _, categories = open_rows(path)
+    columns = []
+    for found in checked_rows(rows, 0, len(rows)):
+        lengths = found.document_lengths.astype(np.int64)
+        numbers = np.zeros(len(lengths), np.int64) if found.categories is None else found.categories
+        columns.append((np.diff(found.starts), lengths, numbers))
+    longest = max((int(row_lengths.max(initial=0)) for row_lengths, _, _ in columns), default=0)
+    return _OpenPart(longest, categories or (NO_CATEGORY,), columns)
 
 
 def _fits(row_lengths: np.ndarray, lengths: np.ndarray, max_length: int) -> bool:

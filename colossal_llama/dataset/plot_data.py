@@ -13,9 +13,11 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from colossal_llama.dataset.figure_titles import DATA_JSON_BEGINNING, DATA_TITLE
 from colossal_llama.utils.cli import CollectingArgumentParser, creatable_directory, existing_directory
 from colossal_llama.utils.errors import run_main
-from colossal_llama.utils.figures import FORMATS
+from colossal_llama.utils.figures import FORMATS, figure_file_problem
+from colossal_llama.utils.output_file import output_file_problem
 
 
 def main() -> None:
@@ -44,7 +46,8 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         type=existing_directory,
         metavar="DIR",
-        help="what the prepare scripts wrote (--data_output_dirs), its arrow/, or parts of it",
+        help="what the prepare scripts wrote (--data_output_dirs), its arrow/, parts of it, or a data set of token ids "
+        "saved by `datasets`",
     )
     parser.add_argument(
         "--output",
@@ -70,11 +73,8 @@ def _output_problem(output: Path) -> str | None:
         except argparse.ArgumentTypeError as error:
             return str(error)
         return None
-    from colossal_llama.dataset.data_figure import JSON_BEGINNING, TITLE
-    from colossal_llama.utils.figures import figure_file_problem
-    from colossal_llama.utils.output_file import output_file_problem
-
-    return figure_file_problem(output, TITLE) or output_file_problem(output.with_suffix(".json"), JSON_BEGINNING)
+    numbers = output.with_suffix(".json")
+    return figure_file_problem(output, DATA_TITLE) or output_file_problem(numbers, DATA_JSON_BEGINNING)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pytest
 
@@ -169,3 +170,28 @@ def test_what_contradicts_itself_is_refused(words, problem, tmp_path, monkeypatc
         parse_arguments("pretrain", words)
     assert stopped.value.code == 2
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [("input_ids", "labels"), ("input_ids", "labels", "document_lengths"), None])
+def test_a_data_set_of_another_program_is_shown_with_a_named_tokenizer(
+    prepared, columns, tmp_path, monkeypatch, capsys
+):
+    rows = datasets.load_from_disk(str(prepared / "documents" / "arrow" / "part-00000"))
+    if columns:
+        rows = rows.select_columns(list(columns)).cast(
+            datasets.Features({c: [datasets.Value("int64")] for c in columns})
+        )
+    rows.select(range(len(rows) - 1)).flatten_indices().save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=r"not recorded \(another program made it\): name it by --tokenizer_dir"):
+        run_here(monkeypatch, capsys, "--inspect", tmp_path / "saved")
+    words = ("--tokenizer_dir", prepared / "tokenizer")
+    shown = run_here(monkeypatch, capsys, "--inspect", tmp_path / "saved", 2, *words)
+    assert "does not record its tokenizer" in shown
+    own = run_here(monkeypatch, capsys, "--inspect", prepared / "documents" / "arrow" / "part-00000", 2)
+    texts = [
+        "".join(line for line in text.splitlines(keepends=True) if "──" not in line)
+        for text in (shown.partition("is another one\n")[2], own)
+    ]
+    if columns != ("input_ids", "labels"):  # else a row counts as one document
+        assert texts[0] == texts[1]
+    assert "⟦" in texts[0]

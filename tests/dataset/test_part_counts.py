@@ -2,12 +2,13 @@
 
 from collections import Counter
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from colossal_llama.dataset.count_tables import counts_as_record, counts_as_tables
-from colossal_llama.dataset.part_counts import count_parts
+from colossal_llama.dataset.part_counts import NO_CATEGORY, count_parts
 from colossal_llama.utils.errors import UserError
 from tests.support.written_parts import FILE, write_part
 
@@ -90,3 +91,15 @@ def test_damage_is_named(damage, tmp_path):
         (part / FILE).write_bytes((part / FILE).read_bytes()[:-100])
     with pytest.raises(UserError, match=r"part-00000.* damaged"):
         count_parts([part])
+
+
+def test_a_data_set_of_another_program_is_counted(tmp_path):
+    ids = [[1, 2, 3], [4, 5, 6, 7, 8]]
+    rows = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids, "document_lengths": [[1, 2], [5]]})
+    rows.save_to_disk(str(tmp_path / "saved"))
+    part = write_part(tmp_path, 0, [[(9, 0)]], ["a"], 10)
+    counts = count_parts([tmp_path / "saved", part])
+    assert counts.categories == [NO_CATEGORY, "a"]
+    assert counts.segments.tolist() == [[3, 0], [0, 1]]
+    assert counts.tokens.tolist() == [[8, 0], [0, 9]]
+    assert count_parts([tmp_path / "saved"]).max_length == 5

@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 
 from colossal_llama.dataset.category_charts import ShownCategories, choose_categories, draw_buckets, frame
+from colossal_llama.dataset.figure_titles import PLAN_TITLE
 from colossal_llama.dataset.mixture.amounts import short_number
 from colossal_llama.utils.figures import save_figure
-
-TITLE = "plan of the mixture by colossal_llama"
-"""Title in the file, by which an earlier plot is recognised."""
 
 
 def draw_plan(record: dict, path: Path) -> None:
@@ -33,7 +31,7 @@ def draw_plan(record: dict, path: Path) -> None:
         _draw_epochs(times, shown, tokens.sum(axis=1), available)
         draw_buckets(shares, shown, tokens, as_shares=True)
         figure.suptitle(f"{short_number(record['total_tokens'])} tokens in {tokens.shape[1]:,} buckets")
-        save_figure(figure, path, TITLE)
+        save_figure(figure, path, PLAN_TITLE)
 
 
 def _draw_epochs(axes: Any, shown: ShownCategories, tokens: np.ndarray, available: np.ndarray) -> None:

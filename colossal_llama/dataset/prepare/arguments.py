@@ -279,8 +279,8 @@ class InspectionArguments:
         metavar="ROWS|DIR",
         help=f"print rows ({SHOWN_ROWS}, or the number given) of the finished directory, with targets and document "
         "boundaries marked. With DIR, or without --data_input_dirs, nothing is prepared: DIR (or --data_output_dirs) "
-        "is what these scripts wrote, its arrow/ or a part; --tokenizer_dir is needed only where the recorded "
-        "tokenizer has gone",
+        "is what these scripts wrote, its arrow/, a part, or a data set of token ids; --tokenizer_dir is needed only "
+        "where the recorded tokenizer has gone, or none is recorded",
     )
     verify: Path | None = option(
         nargs="?",

@@ -1,7 +1,8 @@
 """Prints rows as text, with targets and document boundaries marked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from colossal_llama.dataset.part_content import CATEGORY_COLUMN, ROW_COLUMNS, check_structure, data_files
 from colossal_llama.dataset.part_facts import read_part_facts
-from colossal_llama.dataset.part_paths import find_parts
+from colossal_llama.dataset.part_paths import find_parts, is_part
 from colossal_llama.dataset.prepare.arguments import Inspection
 from colossal_llama.dataset.prepare.recorded_tokenizer import open_recorded_tokenizer
+from colossal_llama.dataset.tokenized.rows import TokenizedRows, open_rows
+from colossal_llama.dataset.tokenized.survey import checked_rows
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.labels import IGNORED_LABEL
@@ -24,7 +27,7 @@ TARGET_STYLE, CONTEXT_STYLE, BOUNDARY_STYLE = "bold green", "dim", "yellow"
 
 
 def inspect(inspection: Inspection) -> None:
-    """Prints rows of a finished directory, a directory of parts or a part.
+    """Prints rows of a finished directory, a directory of parts, a part, or another's data set.
 
     Raises:
         UserError: there are no parts, one is damaged, or the tokenizer is not theirs or unknown.
@@ -65,27 +68,24 @@ def show_rows(
 
 @dataclass(frozen=True)
 class _ShownPart:
-    """A part, of which single rows are read."""
+    """A part, of which single rows are read.
+
+    Attributes:
+        path: its directory.
+        categories: their names.
+        row: reads a row by its number; None beyond the last.
+    """
 
     path: Path
     categories: tuple[str, ...]
-    batches: Sequence[pa.RecordBatch]
-    """Memory-mapped."""
-
-    def row(self, number: int) -> dict | None:
-        """Reads a row by its number; None beyond the last."""
-        for batch in self.batches:
-            if number < batch.num_rows:
-                return batch.slice(number, 1).to_pylist()[0]
-            number -= batch.num_rows
-        return None
+    row: Callable[[int], dict | None]
 
 
 def _in_turn(parts: Sequence[Path], count: int) -> Iterator[tuple[_ShownPart, int]]:
     """The first row of each part, then the second of each; no more parts are opened than needed."""
     opened: list[_ShownPart] = []
     number = 0
-    while count:
+    while True:
         has_rows = False
         for index in range(len(parts)):
             if index == len(opened):
@@ -102,12 +102,33 @@ def _in_turn(parts: Sequence[Path], count: int) -> Iterator[tuple[_ShownPart, in
 
 
 def _open(path: Path) -> _ShownPart:
+    if not is_part(path):
+        tokenized, _, categories = open_rows(path)
+        return _ShownPart(path, categories, partial(_tokenized_row, tokenized))
     batches: list[pa.RecordBatch] = []
     for file in data_files(path):
         check_structure(file)
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
             batches += reader
-    return _ShownPart(path, read_part_facts(path).categories or (), batches)
+    return _ShownPart(path, read_part_facts(path).categories or (), partial(_prepared_row, batches))
+
+
+def _prepared_row(batches: Sequence[pa.RecordBatch], number: int) -> dict | None:
+    for batch in batches:
+        if number < batch.num_rows:
+            return batch.slice(number, 1).to_pylist()[0]
+        number -= batch.num_rows
+    return None
+
+
+def _tokenized_row(rows: TokenizedRows, number: int) -> dict | None:
+    """A row of a data set of another program, in the form of ours."""
+    if number >= len(rows):
+        return None
+    (found,) = checked_rows(rows, number, number + 1)
+    row = {"input_ids": found.ids, "labels": found.labels, "document_lengths": found.document_lengths}
+    row |= {} if found.categories is None else {CATEGORY_COLUMN: found.categories}
+    return {name: values.tolist() for name, values in row.items()}
 
 
 def _checked_row(part: _ShownPart, number: int, vocabulary: int) -> dict:

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from colossal_llama.dataset.data_figure import JSON_BEGINNING, TITLE
-from colossal_llama.dataset.mixture.plan_plot import TITLE as PLAN_TITLE
+from colossal_llama.dataset.figure_titles import DATA_JSON_BEGINNING, DATA_TITLE, PLAN_TITLE
 from colossal_llama.dataset.prepare.part_check import foreign_in_part
 from colossal_llama.utils.errors import UserError, truncate_problems
 
@@ -28,13 +27,13 @@ _BEGINNINGS = {
     "rejected.jsonl": b'{"file":"',
     "mixture_plan.json": b'{\n  "plan_version": ',
     "mixture_plan.png": b"\x89PNG\r\n\x1a\n",
-    "plot_data.json": JSON_BEGINNING,
+    "plot_data.json": DATA_JSON_BEGINNING,
     "plot_data.png": b"\x89PNG\r\n\x1a\n",
     RUN_RECORD: b'{\n  "identity": {',
     "part.json": b'{\n  "kind": "',
     "part.jsonl": b'{"input_ids":[',
 }
-_TITLES = {"mixture_plan.png": PLAN_TITLE, "plot_data.png": TITLE}  # all PNG begin alike
+_TITLES = {"mixture_plan.png": PLAN_TITLE, "plot_data.png": DATA_TITLE}  # all PNG begin alike
 _PNG_HEAD_BYTES = 1024  # size of the picture, title, resolution
 RESULTS = ("manifest.json", "last_run.json", "rejected.jsonl")
 REPORTS = (*RESULTS, "mixture_plan.json", "mixture_plan.png", "plot_data.json", "plot_data.png")

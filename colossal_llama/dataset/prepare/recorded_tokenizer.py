@@ -46,7 +46,7 @@ def open_recorded_tokenizer(parts: Sequence[Path], given: Path | ModelName | Non
         tokenizer = load_tokenizer(directory)
     except UserError as error:
         hint = f"name a copy of {_name_of(parts[0])} by --tokenizer_dir"
-        raise error if given else UserError([*error.problems, hint]) from error
+        raise error if given is not None else UserError([*error.problems, hint]) from error
     recorded = [read_part_facts(part).tokenizer_fingerprint if is_part(part) else None for part in parts]
     found = tokenizer_fingerprint(tokenizer)
     if other := [part for part, known in zip(parts, recorded, strict=True) if known not in (None, found)]:
@@ -91,5 +91,5 @@ def _name_of(part: Path) -> str:
 def _last_run(part: Path) -> dict:
     """The report of a part's preparation; empty where it is missing, damaged, or elsewhere."""
     with suppress(OSError, DamagedJsonError):
-        return read_checked(part.resolve().parent.parent / "last_run.json", {})
+        return read_checked(part.resolve().parent.parent / "last_run.json", {}) if is_part(part) else {}
     return {}

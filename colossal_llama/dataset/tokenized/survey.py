@@ -91,7 +91,7 @@ def survey(rows: TokenizedRows) -> Survey:
 
 
 def _survey_block(rows: TokenizedRows, first: int) -> Survey:
-    found = _joined(list(_checked(rows, first, min(len(rows), first + ROWS_AT_ONCE))))
+    found = _joined(list(checked_rows(rows, first, min(len(rows), first + ROWS_AT_ONCE))))
     targets = found.labels != IGNORED_LABEL
     counts = np.add.reduceat(targets, found.starts[:-1], dtype=np.int64)
     lengths = np.diff(found.starts)
@@ -115,8 +115,12 @@ def _survey_block(rows: TokenizedRows, first: int) -> Survey:
     )
 
 
-def _checked(rows: TokenizedRows, first: int, last: int) -> Iterator[Rows]:
-    """Rows in normal form, as they lie in the batches."""
+def checked_rows(rows: TokenizedRows, first: int, last: int) -> Iterator[Rows]:
+    """Rows from `first` to before `last` in normal form, as they lie in the batches.
+
+    Raises:
+        UserError: a file is damaged, or a row breaks a rule.
+    """
     for start, batch in rows.slices(first, last):
         try:
             batch.validate(full=True)  # without it, damaged offsets are followed to anywhere in memory
