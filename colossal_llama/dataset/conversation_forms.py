@@ -115,6 +115,9 @@ def _no_form(record: dict, spelled: Mapping[str, str]) -> RecordError:
         RecordError: a key asks for what is not supported.
     """
     record_keys.read(record, "", [])
+    if is_message(record):
+        reason = "the record is one message: a conversation is a record with all of its messages"
+        return RecordError("single_message", reason)
     known = (", ".join(f'"{name}"' for name in record) or "nothing")[:80]
     for questions, answers in EXCHANGES:
         if asked := _named(spelled, questions):

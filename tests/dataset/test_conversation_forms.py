@@ -173,6 +173,7 @@ def test_a_prompt_needs_no_answer(record):
         ({"chat": {"turn_1": "Hi"}}, "wrong_type", '"turn_1" of "chat" is a string'),
         ({"chat": {"turn_1": {"Human": "Hi", "Commands": "Search(x)"}}}, "unsupported_tools", '"Commands" of "turn_1"'),
         ({"prompt": {"text": "Hi", "role": "prompter", "replies": ["x"]}}, "wrong_type", '"replies"'),
+        ({"message_id": "a", "text": "Hi", "role": "prompter"}, "single_message", "is one message"),
         ({"text": "Hi", "": [{"a": 1}]}, "missing_field", "but"),
     ],
 )  # fmt: skip

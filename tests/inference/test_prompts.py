@@ -13,6 +13,7 @@ from colossal_llama.dataset.records import conversation_of
 from colossal_llama.dataset.system_prompt import DEFAULT_SYSTEM
 from colossal_llama.dataset.template_presets import PRESETS
 from colossal_llama.dataset.trained_format import set_trained_template, trained_format
+from colossal_llama.inference.arguments import parse_arguments
 from colossal_llama.inference.prompts import (
     PretrainedPrompt,
     drop_oldest_exchanges,
@@ -149,3 +150,17 @@ def test_a_template_that_no_run_has_set_is_not_followed_but_named(made_data):
     assert "--chat_template (a Jinja file, chatml" in other_format_notice(tokenizer, template)
     assert other_format_notice(tokenizer, open_template(tokenizer, None, "tokenizer")) is None
     assert other_format_notice(tokenizer, None) is None
+
+
+def test_the_system_prompt_may_be_in_a_file(tmp_path, capsys):
+    (tmp_path / "system.txt").write_text("You are a guide.\n")
+    words = ["--model_path", "m", "--input_txt", "Hi"]
+    given = ["--system_file", str(tmp_path / "system.txt")]
+    assert parse_arguments([*words, *given, "--prompt_style", "sft"]).prompt.format.system == "You are a guide."
+    for others, said in (
+        (["--system", "x", "--prompt_style", "sft"], "--system and --system_file both give"),
+        ([], "--system belongs to --prompt_style sft"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_arguments([*words, *given, *others])
+        assert said in capsys.readouterr().err

@@ -55,8 +55,9 @@ class ChunkJob:
         try:
             columns = self.fields.source_field, self.fields.target_field
             return conversation_of(with_category(record, file, self.fields), self.roles, columns=columns)
-        except RecordError:
-            refuse_document(record)
+        except RecordError as error:
+            if error.reason == "missing_field":
+                refuse_document(record)
             raise
 
     @property
