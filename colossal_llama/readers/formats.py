@@ -55,4 +55,8 @@ def format_of(name: str) -> Format | None:
 def ending_of(name: str) -> str:
     """Returns the ending of a file's name that names its format; empty if it is not read."""
     lower = name.lower()
-    return next((name[-len(ending) :] for ending in ENDINGS if lower.endswith(ending)), "")
+    last = lower.rfind(".")
+    for start in (lower.rfind(".", 0, max(last, 0)), last):  # .jsonl.gz before .gz
+        if start >= 0 and lower[start:] in _FORMATS:
+            return name[start - len(lower) :]
+    return ""

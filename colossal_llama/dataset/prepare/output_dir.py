@@ -31,8 +31,8 @@ from colossal_llama.dataset.prepare.ownership import (
 from colossal_llama.dataset.prepare.part_check import remove_part
 from colossal_llama.readers.line_reader import MAX_LINE_MB
 from colossal_llama.readers.listing import InputFile
-from colossal_llama.utils.atomic_io import temporary_path, write_json
-from colossal_llama.utils.checked_json import CHECKSUM, DamagedJsonError, read_checked, with_checksum
+from colossal_llama.utils.atomic_io import temporary_path
+from colossal_llama.utils.checked_json import CHECKSUM, DamagedJsonError, read_checked, with_checksum, write_checked
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.file_lock import file_lock, remove_lock
@@ -205,7 +205,9 @@ def _record_run(directory: Path, requested: dict, files: Sequence[InputFile]) ->
     record = directory / "cache" / RUN_RECORD
     candidate = temporary_path(record)
     grouped = {"grouped_chunks": True} if has_grouped_chunks(directory) else {}
-    write_json(candidate, with_checksum({"identity": requested, **grouped, "modified_ns": modification_times(files)}))
+    write_checked(
+        candidate, with_checksum({"identity": requested, **grouped, "modified_ns": modification_times(files)})
+    )
     try:
         os.link(candidate, record)
     except FileExistsError:
@@ -282,7 +284,7 @@ def _take_other_mixture(directory: Path, requested: dict) -> None:
     for index in sorted(indices):
         remove_part(directory, int(index))
     _remove(directory / "cache" / "plan")
-    write_json(record, with_checksum({**content, "identity": requested}))
+    write_checked(record, with_checksum({**content, "identity": requested}))
     removed = f"; {len(indices):,} parts of the former one are removed" if indices else ""
     log_rank_zero(f"another mixture than before: the parts are planned anew, nothing is tokenized again{removed}")
 
@@ -329,7 +331,7 @@ def restore_last_run(arguments: PrepareArguments, files: Sequence[InputFile], to
         reason = error.reason
     log_rank_zero(f"{path} {reason}: it is made anew, without the times of the run")
     content = {"num_workers": arguments.run.num_workers, **tokenizer, "modified_ns": modification_times(files)}
-    write_json(path, with_checksum(content))
+    write_checked(path, with_checksum(content))
 
 
 def refuse_changed_content(directory: Path, names: Sequence[str]) -> None:

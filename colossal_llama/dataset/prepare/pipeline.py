@@ -49,8 +49,8 @@ from colossal_llama.readers.directory_listing import unread_message
 from colossal_llama.readers.fields import OTHER_KIND, with_file_categories
 from colossal_llama.readers.listing import InputFile, find_input_files, refuse_files_that_changed
 from colossal_llama.readers.remote import is_of_this_process
-from colossal_llama.utils.atomic_io import fsync_path, write_json
-from colossal_llama.utils.checked_json import with_checksum
+from colossal_llama.utils.atomic_io import fsync_path
+from colossal_llama.utils.checked_json import with_checksum, write_checked
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError
 
@@ -313,8 +313,8 @@ def _write_reports(preparation: _Preparation, manifest: dict) -> None:
         **preparation.tokenizer_origin,
         "modified_ns": modified_ns,
     }
-    write_json(preparation.arguments.output_dir / "last_run.json", with_checksum(last_run))
-    write_json(preparation.arguments.output_dir / "manifest.json", manifest)
+    write_checked(preparation.arguments.output_dir / "last_run.json", with_checksum(last_run))
+    write_checked(preparation.arguments.output_dir / "manifest.json", manifest)
 
 
 def _refuse_changed_content(preparation: _Preparation, state: output_dir.State) -> None:
