@@ -12,6 +12,7 @@ from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
 from colossal_llama.readers.formats import BINARY_KINDS, Format
 
 READ_BYTES = 1 << 20
+_COMPRESSED_BYTES = 1 << 16  # few, as the estimate of a file's content goes by what has been read
 _BEGINNINGS = {
     ".gz": (b"\x1f\x8b",),
     ".zst": (b"\x28\xb5\x2f\xfd", *(bytes((0x50 + number,)) + b"\x2a\x4d\x18" for number in range(16))),
@@ -67,8 +68,49 @@ def _opened(file: io.BufferedReader, ending: str) -> io.BufferedReader:
 
         # Reads all frames in blocks, and raises when the last one is truncated.
         return io.BufferedReader(cast(Any, pyarrow.CompressedInputStream(file, "zstd")), READ_BYTES)
-    openers: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    return openers[ending](file) if ending else file
+    if ending == ".gz":
+        return cast(Any, gzip.open(file))
+    if ending:
+        decompressor = bz2.BZ2Decompressor if ending == ".bz2" else lzma.LZMADecompressor
+        return io.BufferedReader(_Streams(file, decompressor), READ_BYTES)
+    return file
+
+
+class _Streams(io.RawIOBase):
+    """The content of .bz2 or .xz streams that follow each other to the end of a file.
+
+    Python's own readers take a damaged stream after the first for the end of the file. Zeros after
+    a stream are padding.
+    """
+
+    def __init__(self, file: io.BufferedReader, make_decompressor: Callable[[], Any]):
+        self._file, self._make_decompressor = file, make_decompressor
+        self._stream = make_decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._stream.eof:
+                begin = self._next_begin()
+                if not begin:
+                    return 0
+                self._stream = self._make_decompressor()
+            else:
+                begin = self._file.read1(_COMPRESSED_BYTES) if self._stream.needs_input else b""
+                if self._stream.needs_input and not begin:
+                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            if content := self._stream.decompress(begin, len(buffer)):
+                buffer[: len(content)] = content
+                return len(content)
+
+    def _next_begin(self) -> bytes:
+        """First bytes of the next stream; empty at the end of the file."""
+        begin = self._stream.unused_data.lstrip(b"\0")
+        while not begin and (block := self._file.read1(_COMPRESSED_BYTES)):
+            begin = block.lstrip(b"\0")
+        return begin
 
 
 def _refuse_other_content(beginning: bytes) -> None:

@@ -74,4 +74,17 @@ def test_damage_behind_the_content_is_not_passed_over(tmp_path):
         records, (problem,) = read_back(written(tmp_path, name, content))
         assert records == RECORDS[: len(records)]
         assert "damaged_file" in problem
-    assert read_back(written(tmp_path, "padded.jsonl.gz", gzip.compress(lines) + bytes(512))) == (RECORDS, [])
+    for ending in (".gz", ".bz2", ".xz"):
+        padded = compressed(lines, ending) + bytes(512)
+        assert read_back(written(tmp_path, f"padded.jsonl{ending}", padded)) == (RECORDS, [])
+
+
+@pytest.mark.parametrize("ending", COMPRESSIONS[1:])
+def test_a_damaged_second_stream_is_not_taken_for_the_end(tmp_path, ending):
+    lines, half = CONTENT[".jsonl"], len(CONTENT[".jsonl"]) // 2
+    second = compressed(lines[half:], ending)
+    for damaged in (b"?" + second[1:], second[:3]):
+        content = compressed(lines[:half], ending) + damaged
+        records, problems = read_back(written(tmp_path, f"a.jsonl{ending}", content))
+        assert records == RECORDS[: len(records)]
+        assert "damaged_file" in problems[-1]

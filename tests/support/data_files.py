@@ -143,14 +143,18 @@ def _saved_splits(directory: Path, records: Sequence[dict], _: str) -> None:
     DatasetDict(splits).save_to_disk(str(directory / "saved"))
 
 
+def _text(record: dict) -> bytes:
+    return (record["text"] if "text" in record else record["target"]).encode()
+
+
 FORMATS = (
     Format("`.jsonl`", _one_file("all.jsonl", json_lines)),
     Format("`.json`, one array", _one_file("all.json", json_array)),
     Format("`.json`, an object a file", _a_file_each(".json", lambda record: json.dumps(record, indent=4).encode())),
     Format("`.json`, an object a line", _one_file("all.json", json_lines)),
     Format("`.csv`", _one_file("all.csv", csv_table)),
-    Format("`.txt`", _a_file_each(".txt", lambda record: record["text"].encode()), is_text=True),
-    Format("`.md`", _a_file_each(".md", lambda record: record["text"].encode()), is_text=True),
+    Format("`.txt`", _a_file_each(".txt", _text), is_text=True),
+    Format("`.md`", _a_file_each(".md", _text), is_text=True),
     Format("`.parquet`", _one_file("all.parquet", parquet_table)),
     Format("`.arrow`, stream", _one_file("all.arrow", arrow_stream)),
     Format("`.arrow`, file", _one_file("all.arrow", arrow_file)),
