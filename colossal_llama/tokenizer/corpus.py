@@ -116,9 +116,9 @@ def _rows(file: InputFile, text_block_bytes: int | None) -> Iterator[tuple[int, 
 
 
 def _size(row: Row) -> int:
-    """Bytes of a line with its end, else characters of the row's texts; 0 of an empty line."""
+    """Bytes of a line, else characters of the row's texts, at least those of its text; 0 of none."""
     if isinstance(row, bytes):
-        return len(row) + 1 if row.strip() else 0
+        return len(row) if row.strip() else 0
     if isinstance(row, dict):
         return sum(len(value) for value in row.values() if isinstance(value, str)) or 1
     return 1  # to be refused
