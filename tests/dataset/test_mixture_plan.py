@@ -281,6 +281,30 @@ def test_a_bucket_holds_no_document_twice_where_it_has_room_for_others(counts, s
         assert len(set(bucket.tolist())) == len(bucket) <= 30
 
 
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=5, max_size=40),
+    parts=st.lists(st.floats(0.3, 0.99), min_size=2, max_size=6),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_search_for_the_last_document_brings_none_twice(lengths, parts, seed):
+    lengths = np.array(lengths)
+    room = lengths.sum() - 2 * lengths.max()
+    assume(room > 0)
+    ends = np.cumsum([int(part * room) for part in parts])
+    chosen = choose_documents(lengths, ends, seed, "a")
+    for bucket in np.split(chosen.documents, np.cumsum(chosen.bucket_counts)[:-1]):
+        assert len(set(bucket.tolist())) == len(bucket)
+
+
+def test_another_document_takes_the_place_of_the_last_where_none_is_short_enough():
+    lengths = np.random.default_rng(1).integers(100, 356, 4000)
+    ends = np.arange(1, 301) * 1000
+    chosen = choose_documents(lengths, ends, 1, "a")
+    reached = np.cumsum(lengths[chosen.documents])[np.cumsum(chosen.bucket_counts) - 1]
+    assert np.abs(reached - ends).mean() <= 6
+
+
 def test_a_bucket_of_more_than_an_epoch_holds_documents_as_seldom_as_possible():
     chosen = choose_documents(np.full(10, 3), np.array([12, 87]), 1, "a")  # 4 documents, then 25
     times = np.bincount(chosen.documents[4:], minlength=10)
