@@ -10,6 +10,7 @@ from colossal_llama.readers.line_reader import LongLine
 from colossal_llama.readers.record import Row
 
 BATCH_ROWS = 32  # in memory at once: a dictionary of 1 MB on the disk may be a cell of every row
+BUFFER_BYTES = 1 << 20  # of each column that is read
 _MARK = b"\xff\xff\xff\xff"
 """Begins each part of Arrow's streaming format since version 0.15; an empty part ends it."""
 
@@ -31,7 +32,8 @@ def parquet_rows(file: BinaryIO, max_row_bytes: int) -> Iterator[Row]:
     if _beginning(file)[:4] not in (b"PAR1", b"PARE"):
         raise UnusableFileError(f"it does not begin as a Parquet file does, but with {_beginning(file)!r}")
     try:
-        table = parquet.ParquetFile(file)
+        # Buffered: else a whole column of a row group is in memory, which may be all of the file.
+        table = parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
         _refuse_doubled_columns(table.schema_arrow)
         for batch in table.iter_batches(batch_size=BATCH_ROWS):
             yield from _bounded_rows(batch, max_row_bytes)

@@ -1,11 +1,13 @@
 """Parquet and Arrow files: every type of column that holds texts, damage, and bounded memory."""
 
 import io
+import random
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from colossal_llama.readers.table_rows import parquet_rows
 from tests.support.data_files import arrow_file, arrow_stream, parquet_table
 from tests.support.read_back import read_back, written
 
@@ -85,3 +87,21 @@ def test_a_row_beyond_the_bound_is_named_and_the_others_are_read(tmp_path, name)
     records, (problem,) = read_back(written(tmp_path, name, WRITERS[name](rows)), max_bytes=5000)
     assert records == ROWS
     assert problem.startswith(f"{name}, row 4: line_too_long: the row has")
+
+
+def test_a_large_row_group_is_read_in_small_blocks(tmp_path):
+    texts = [random.Random(number).randbytes(2_000).hex() for number in range(4_000)]
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    assert parquet.read_metadata(tmp_path / "a.parquet").num_row_groups == 1
+
+    class Observed(io.FileIO):
+        longest_read_bytes = 0
+
+        def read(self, size=-1):
+            data = super().read(size)
+            self.longest_read_bytes = max(self.longest_read_bytes, len(data))
+            return data
+
+    with Observed(tmp_path / "a.parquet") as file:
+        assert [row["text"] for row in parquet_rows(file, 1 << 20)] == texts
+        assert file.longest_read_bytes < 4 << 20, "measured: 2 MB, and 16 of the whole column"
