@@ -52,7 +52,7 @@ def stand_ins(tmp_path, monkeypatch, made_data) -> Path:
 
 @pytest.mark.parametrize("words", documented_commands(), ids=lambda words: " ".join(words)[:80])
 def test_the_commands_run(words, stand_ins):
-    script, *options = words
+    script, *options = (word.replace("$PWD", str(stand_ins)) for word in words)
     module, name = MAIN_FUNCTIONS[script].split(":")
     printed = command_of(getattr(importlib.import_module(module), name), script, *options)
     assert "Traceback" not in printed

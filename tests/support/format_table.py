@@ -195,6 +195,24 @@ def _nested(place: Path, records: Sequence[dict]) -> list[str]:
     return [str(place)]
 
 
+def _url_of_files(place: Path, records: Sequence[dict]) -> list[str]:
+    _halves(place, records)
+    return [f"file://{place}"]
+
+
+def _url_of_memory(place: Path, records: Sequence[dict]) -> list[str]:
+    import fsspec
+
+    name = f"memory://{place.parent.name}/{DIRECTORY}"
+    with fsspec.open(f"{name}/all.jsonl.gz", "wb") as file:
+        file.write(compressed(json_lines(records), ".gz"))
+    return [name]
+
+
+def _url_of_a_file(place: Path, records: Sequence[dict]) -> list[str]:
+    return [f"{_url_of_memory(place, records)[0]}/all.jsonl.gz"]
+
+
 PATHS = (
     PathForm("a file", lambda place, records: [_one_file(place, records)]),
     PathForm("a directory with directories in it", _nested),
@@ -207,6 +225,9 @@ PATHS = (
         lambda place, records: [_files_of_halves(place, records)[0], str(place / "b")],
     ),
     PathForm("an ending in capitals", _in_capitals),
+    PathForm("`file://` directory", _url_of_files),
+    PathForm("`memory://` directory", _url_of_memory),
+    PathForm("`memory://` file", _url_of_a_file),
 )
 
 
