@@ -101,6 +101,10 @@ def list_files(directory: Path, suffixes: tuple[str, ...], excluded: Path | None
                     seen.add(real_path)
                     folders.append(entry.path)
         pending += reversed(folders)
+    # The files of a hub's cache are links to others in it, whose names have no endings.
+    linked = {found.real_path for found in listing.files if found.path.name != os.path.basename(found.real_path)}  # noqa: PTH119
+    if linked:
+        listing.unread = [path for path in listing.unread if os.path.realpath(str(path)) not in linked]
     listing.files.sort(key=lambda found: found.path.parts)
     listing.unread.sort()
     return listing

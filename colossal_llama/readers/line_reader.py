@@ -38,6 +38,8 @@ class LongLine:
 
     def __str__(self) -> str:
         size_mb, max_mb = self.size_bytes / BYTES_PER_MB, self.max_bytes / BYTES_PER_MB
+        if self.what == "line" and self.beginning.lstrip().startswith(b"["):
+            return f"the line has {size_mb:,.0f} MB, more than {max_mb:,.0f}: if it is an array, name the file .json."
         return f"the {self.what} has {size_mb:,.0f} MB, more than {max_mb:,.0f}{_QUESTIONS[self.what]}"
 
 

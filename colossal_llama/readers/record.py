@@ -60,7 +60,9 @@ def parse_row(row: Row) -> dict:
         hint = ": one array or object over several lines is read from files that end in .json" if is_spread else ""
         raise RecordError("broken_json", f"not valid JSON: {error}{hint}") from None
     if not isinstance(record, dict):
-        raise RecordError("not_an_object", f"a JSON object is needed, not {kind_of(record)}")
+        is_array = isinstance(record, list) and record and isinstance(record[0], dict)
+        hint = ": an array of records is read from files that end in .json" if is_array else ""
+        raise RecordError("not_an_object", f"a JSON object is needed, not {kind_of(record)}{hint}")
     return record
 
 
@@ -69,8 +71,19 @@ def encoding_problem(content: bytes) -> str | None:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as wrong:
-        return f"byte 0x{content[wrong.start]:02x} at position {wrong.start} is not UTF-8: save the file as UTF-8"
+        place = f"byte 0x{content[wrong.start]:02x} at position {wrong.start} is not UTF-8"
+        hint = " (it seems to be GB18030: iconv -f GB18030 -t UTF-8)" if _is_chinese(content) else ""
+        return f"{place}: save the file as UTF-8{hint}"
     return None
+
+
+def _is_chinese(content: bytes) -> bool:
+    """True where most of what is not ASCII is common Chinese in the encoding of the mainland."""
+    try:
+        signs = [sign.encode("gb18030") for sign in content.decode("gb18030") if sign > "\x7f"]
+    except UnicodeDecodeError:
+        return False
+    return 2 * sum(0xB0 <= sign[0] <= 0xD7 for sign in signs) > len(signs)
 
 
 def string_of(record: dict, name: str, where: str = "") -> str:

@@ -13,7 +13,7 @@ from typing import cast
 
 from colossal_llama.readers.compression import READ_BYTES, blocks_of, uncompressed, with_seek
 from colossal_llama.readers.csv_rows import csv_rows
-from colossal_llama.readers.damage import DamagedFileError
+from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
 from colossal_llama.readers.formats import DESCRIPTION, TABLE_KINDS, TEXT_KINDS, Format, format_of
 from colossal_llama.readers.json_rows import json_rows, open_json
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
@@ -163,6 +163,9 @@ def _damage_named() -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise
+        if "too much memory for decoding" in str(error):
+            remedy = "decompress it with zstd -d --long=31, and compress it again without --long"
+            raise UnusableFileError(f"its zstd window is larger than 128 MB: {remedy}") from error
         raise DamagedFileError(str(error)) from error  # of gzip, bz2 and pyarrow
 
 

@@ -88,3 +88,19 @@ def test_a_damaged_second_stream_is_not_taken_for_the_end(tmp_path, ending):
         records, problems = read_back(written(tmp_path, f"a.jsonl{ending}", content))
         assert records == RECORDS[: len(records)]
         assert "damaged_file" in problems[-1]
+
+
+def test_a_zstd_window_beyond_the_bound_is_named_with_what_to_do(tmp_path):
+    # A frame of raw blocks with a window of 1 GB: magic, descriptor, window, one last block "{}\n".
+    frame = b"\x28\xb5\x2f\xfd" + b"\x00" + bytes((20 << 3,)) + (1 | 3 << 3).to_bytes(3, "little") + b"{}\n"
+    _, (problem,) = read_back(written(tmp_path, "a.jsonl.zst", frame))
+    assert "its zstd window is larger than 128 MB: decompress it with zstd -d --long=31" in problem
+    small = frame[:5] + bytes((10 << 3,)) + frame[6:]
+    assert read_back(written(tmp_path, "a.jsonl.zst", small)) == ([{}], [])
+
+
+def test_chinese_in_another_encoding_is_named(tmp_path):
+    chinese = '{"text": "这是一个中文文本。"}\n'.encode("gb18030")
+    western = '{"text": "Größe ähnlich über Öl"}\n'.encode("cp1252")
+    _, refused = read_back(written(tmp_path, "a.jsonl", chinese + western))
+    assert ["iconv -f GB18030" in problem for problem in refused] == [True, False]

@@ -76,3 +76,15 @@ def test_what_describes_data_of_a_hub_is_unread_where_it_lies_next_to_data(tmp_p
     files, unread = find_input_files([hub])
     assert [file.name for file in files] == ["hub/data/train.jsonl", "hub/more/README.md", "hub/notes.md"]
     assert unread["first"] == ["hub/LICENSE.txt", "hub/README.md", "hub/dataset_infos.json"]
+
+
+def test_the_cache_of_a_hub_is_read_through_its_links(tmp_path):
+    repository = tmp_path / "datasets--org--name"
+    snapshot = repository / "snapshots" / "0123" / "data"
+    for folder in (snapshot, repository / "blobs", repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "blobs" / "4f3a").write_text('{"text": "A"}\n')
+    (snapshot / "train.jsonl").symlink_to("../../../blobs/4f3a")
+    (repository / "refs" / "main").write_text("0123")
+    assert read_back(repository) == ([{"text": "A"}], [])
+    assert find_input_files([repository])[1]["first"] == ["datasets--org--name/refs/main"]
