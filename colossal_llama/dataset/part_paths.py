@@ -61,12 +61,13 @@ def missing_data_problem(path: Path) -> str | None:
     return problem
 
 
-def find_parts(given: Sequence[str | Path], option: str) -> FoundParts:
+def find_parts(given: Sequence[str | Path], option: str, may_repeat: bool = False) -> FoundParts:
     """Finds the parts that the paths of an option mean, in the order given; a directory's by name.
 
     Args:
         given: parts, directories of parts, output directories, saved data sets.
         option: that names the paths on the command line, for messages.
+        may_repeat: True where a part may be given twice.
 
     Raises:
         UserError: a path is none of these, a preparation is damaged or not finished, or a part is
@@ -83,7 +84,8 @@ def find_parts(given: Sequence[str | Path], option: str) -> FoundParts:
         else:
             found += parts.paths
             notes += [f"{option}: {note}" for note in parts.notes]
-    problems += [f"{option}: {problem}" for problem in _given_twice(found)]
+    if not may_repeat:
+        problems += [f"{option}: {problem}" for problem in _given_twice(found)]
     if problems:
         raise UserError(problems)
     return FoundParts(tuple(found), tuple(dict.fromkeys(notes)))

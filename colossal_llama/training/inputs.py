@@ -100,7 +100,7 @@ def open_inputs(arguments: TrainingArguments) -> RunInputs:
             differ between hosts.
     """
     checkpoint = _undamaged_checkpoint(arguments)
-    data = _found_data(arguments)
+    data = _found_data(arguments, is_resumed=checkpoint is not None)
     with consensus.raise_on_all_ranks():
         source, adapter_path = _model_sources(arguments, checkpoint)
     needed = Needed.CONFIGURATION if arguments.dry_run.dry_run else Needed.MODEL
@@ -167,10 +167,13 @@ class _FoundData:
         return open_parts(paths, max_length, option, self.surveys) if paths else []
 
 
-def _found_data(arguments: TrainingArguments) -> _FoundData:
-    """Finds the parts of all options, and reads what other programs tokenized; a collective."""
+def _found_data(arguments: TrainingArguments, is_resumed: bool) -> _FoundData:
+    """Finds the parts of all options, and reads what other programs tokenized; a collective.
+
+    A run of an earlier version may have begun with a part given twice, and goes on with it.
+    """
     given = {"--dataset": arguments.data.dataset, "--eval_dataset": arguments.records.eval_dataset}
-    found = find_parts_on_all_ranks(given)
+    found = find_parts_on_all_ranks(given, may_repeat=is_resumed)
     report_paths(found)
     return _FoundData(found, survey_on_all_hosts(found))
 

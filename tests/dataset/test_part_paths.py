@@ -182,3 +182,9 @@ def test_a_directory_of_data_sets_of_other_programs_is_all_of_them(tmp_path):
 def test_the_manifest_of_a_preparation_names_its_parts(finished):
     """What the messages above are made from."""
     assert names(Path(part["name"]) for part in json.loads((finished / "manifest.json").read_text())["parts"]) == EVERY
+
+
+def test_a_part_is_taken_twice_only_where_a_run_may_have_begun_so(finished):
+    part = finished / "arrow" / EVERY[0]
+    assert "is given twice" in refused(part, part)[0]
+    assert names(find_parts([part, part], "--dataset", may_repeat=True).paths) == [EVERY[0]] * 2

@@ -15,11 +15,12 @@ from colossal_llama.utils.distributed_env import speaks_for_host
 from colossal_llama.utils.errors import UserError
 
 
-def find_parts_on_all_ranks(given: Mapping[str, Sequence[Path]]) -> dict[str, FoundParts]:
+def find_parts_on_all_ranks(given: Mapping[str, Sequence[Path]], may_repeat: bool) -> dict[str, FoundParts]:
     """Finds the parts of each option on all ranks; a collective.
 
     Args:
         given: paths by the option that names them.
+        may_repeat: True where a part may be given twice.
 
     Raises:
         CollectiveError: a path holds no data on some host.
@@ -27,7 +28,7 @@ def find_parts_on_all_ranks(given: Mapping[str, Sequence[Path]]) -> dict[str, Fo
     found = {}
     with consensus.raise_on_all_ranks():
         for option, paths in given.items():
-            found[option] = find_parts(paths, option)
+            found[option] = find_parts(paths, option, may_repeat)
     return found
 
 
