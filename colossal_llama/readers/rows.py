@@ -137,10 +137,13 @@ def _rows_of_archive(
                 yield MemberRow(name, "", 0, BadRow(error.reason, f"{name} in the archive: {error}", b""))
 
 
-def _rows_of_member(name: str, member: io.BufferedReader, max_row_bytes: int) -> Iterator[MemberRow]:
+def _rows_of_member(name: str, member: io.BufferedReader | None, max_row_bytes: int) -> Iterator[MemberRow]:
     format = format_of(name)
-    if format is None or format.kind == ".tar":
+    if member is None or format is None or format.kind == ".tar":
         message = f"{name} in the archive is not read: files of the formats {DESCRIPTION} are"
+        if member is None or format is not None:
+            what = "a link" if member is None else "an archive itself"
+            message = f"{name} in the archive is {what}, which is not read: unpack the archive and give its directory"
         yield MemberRow(name, "", 0, BadRow("unread_member", message, b""))
         return
     with _damage_named():

@@ -69,10 +69,10 @@ class _Observed(io.RawIOBase):
 
 def tar_members(
     stream: io.BufferedReader, on_bytes: Callable[[bytes], object]
-) -> Iterator[tuple[str, io.BufferedReader]]:
+) -> Iterator[tuple[str, io.BufferedReader | None]]:
     """Yields the files of an archive: name and stream, which is to be read before the next.
 
-    Hidden files are left out: macOS adds one (`._NAME`) to each.
+    A link has no stream. Hidden files are left out: macOS adds one (`._NAME`) to each.
 
     Args:
         stream: the archive, uncompressed, at its beginning.
@@ -86,7 +86,11 @@ def tar_members(
     with tarfile.open(fileobj=observed, mode="r|", tarinfo=_CheckedMember) as archive:
         for member in archive:
             archive.members.clear()  # type: ignore[attr-defined]  # else it keeps all of them
-            if member.isfile() and not PurePosixPath(member.name).name.startswith("."):
+            if PurePosixPath(member.name).name.startswith("."):
+                continue
+            if member.issym() or member.islnk():
+                yield member.name, None
+            elif member.isfile():
                 yield member.name, cast(io.BufferedReader, archive.extractfile(member))
     while observed.read(READ_BYTES):
         pass

@@ -1,7 +1,9 @@
 """Tar archives: members of every format, hidden and other ones, damage, samples of WebDataset."""
 
 import gzip
+import io
 import json
+import tarfile
 
 import pytest
 
@@ -36,6 +38,18 @@ def test_other_members_are_named_and_hidden_ones_left_out(tmp_path):
         "a.tar:x/image.png: unread_member: x/image.png",
         "a.tar:b.tar: unread_member: b.tar",
     ]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_are_named(tmp_path, kind):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        content, link = tarfile.TarInfo("a.jsonl"), tarfile.TarInfo("b.jsonl")
+        content.size, link.type, link.linkname = len(LINES), kind, "a.jsonl"
+        archive.addfile(content, io.BytesIO(LINES))
+        archive.addfile(link)
+    records, (problem,) = read_back(tmp_path / "a.tar")
+    assert records == ROWS
+    assert problem.startswith("a.tar:b.jsonl: unread_member: b.jsonl in the archive is a link")
 
 
 def test_a_damaged_member_is_named_and_the_others_are_read(tmp_path):
