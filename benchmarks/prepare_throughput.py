@@ -87,7 +87,7 @@ def _measure(kind: str, data_dir: Path, tokenizer_dir: Path, arguments: argparse
     runs, floors = [], []
     for number in range(arguments.rounds):
         output = Path(scratch) / f"{kind}-{number}"
-        runs.append(_run_script(kind, data_dir, tokenizer_dir, output, arguments.num_workers))
+        runs.append(run_script(kind, data_dir, tokenizer_dir, output, arguments.num_workers))
         floors.append(_floor(kind, data_dir, tokenizer_dir, Path(scratch), arguments.num_workers))
     script, floor = min(runs, key=lambda run: run["wall_s"]), min(floors, key=lambda floor: floor["total_s"])
     by_round = [
@@ -101,7 +101,8 @@ def _measure(kind: str, data_dir: Path, tokenizer_dir: Path, arguments: argparse
 # --- Script ---
 
 
-def _run_script(kind: str, data_dir: Path, tokenizer_dir: Path, output: Path, num_workers: int, *more: str) -> dict:
+def run_script(kind: str, data_dir: Path, tokenizer_dir: Path, output: Path, num_workers: int, *more: str) -> dict:
+    """Runs a prepare script; returns its times, tokens, and the memory of its process tree."""
     command = [sys.executable, ROOT / f"prepare_{kind}_dataset.py", "--data_input_dirs", data_dir, "--tokenizer_dir",
                tokenizer_dir, "--data_output_dirs", output, "--num_workers", str(num_workers), *more]  # fmt: skip
     if kind == "sft":
@@ -175,7 +176,7 @@ def _fixed_cost_per_part(arguments: argparse.Namespace, scratch: Path) -> float:
     for parts in (10, 110):
         more = ("--num_spliced_dataset_bins", str(parts))
         runs = [
-            _run_script("pretrain", data_dir, arguments.tokenizer_dir, scratch / f"few-{parts}-{n}", 1, *more)["wall_s"]
+            run_script("pretrain", data_dir, arguments.tokenizer_dir, scratch / f"few-{parts}-{n}", 1, *more)["wall_s"]
             for n in range(arguments.rounds)
         ]
         walls[parts] = min(runs)

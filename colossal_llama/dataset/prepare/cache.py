@@ -51,11 +51,10 @@ class ChunkWriter:
     def __init__(self, directory: Path, index: int):
         directory.mkdir(parents=True, exist_ok=True)
         self._base = directory / f"chunk-{index:05d}"
-        self._files = {"tokens": _GrowingFile(self._base.with_suffix(".tokens"))}
-        self._segments: list[np.ndarray] = []
+        self._files = {name: _GrowingFile(self._base.with_suffix(f".{name}")) for name in ("tokens", "segments")}
         self._categories: dict[str, int] = {}
         self._statistics: dict[str, Counter] = {}
-        self._documents = self._tokens = 0
+        self._documents = self._segments = self._tokens = 0
 
     def add(self, batch: TokenizedBatch) -> None:
         """Appends a tokenized batch."""
@@ -65,7 +64,8 @@ class ChunkWriter:
         segments = batch.segments.copy()
         segments["category"] = np.array(numbers, np.int32)[segments["category"]] if len(segments) else 0
         segments["document"] += self._documents
-        self._segments.append(segments)
+        self._files["segments"].write(segments.data)
+        self._segments += len(segments)
         self._documents += batch.documents
         for name, counter in batch.statistics.items():
             self._statistics.setdefault(name, Counter()).update(counter)
@@ -80,14 +80,11 @@ class ChunkWriter:
 
     def finish(self, facts: dict) -> dict:
         """Completes the files; returns the given facts of the chunk with the writer's counts."""
-        segments = np.concatenate(self._segments) if self._segments else np.empty(0, SEGMENT)
-        self._files["segments"] = _GrowingFile(self._base.with_suffix(".segments"))
-        self._files["segments"].write(segments.data)
         files_sha256 = {name: file.finish() for name, file in self._files.items()}
         facts = {
             **facts,
             "documents": self._documents,
-            "segments": len(segments),
+            "segments": self._segments,
             "tokens": self._tokens,
             "categories": list(self._categories),
             "statistics": {name: dict(counter) for name, counter in self._statistics.items()},
