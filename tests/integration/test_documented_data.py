@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.data_files import json_lines
+from tests.support.data_files import csv_table, json_lines
 from tests.support.format_scripts import command_of
 from tests.support.public_forms import CONVERSATION_FORMS, DOCUMENT_FORMS
 
@@ -46,6 +46,8 @@ def stand_ins(tmp_path, monkeypatch, made_data) -> Path:
     roles = zip(("customer", "agent", "note"), ("q", "a", "n"), strict=True)
     ticket = {"messages": [{"role": role, "content": text} for role, text in roles]}
     (tmp_path / "tickets.jsonl").write_bytes(json_lines([ticket]))
+    questions = [{"frage": "Wann fährt das Schiff?", "antwort": "Um zwölf.", "thema": "Hafen"}]
+    (tmp_path / "fragen.csv").write_bytes(csv_table(questions))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
