@@ -116,7 +116,7 @@ def _rows(file: InputFile, text_block_bytes: int | None) -> Iterator[tuple[int, 
 
 
 def _size(row: Row) -> int:
-    """Bytes of a line, else characters of the row's texts, at least those of its text; 0 of none."""
+    """Bytes of a line, else characters of the row's texts, at least those of its text; else 0."""
     if isinstance(row, bytes):
         return len(row) if row.strip() else 0
     if isinstance(row, dict):

@@ -139,7 +139,8 @@ def _parsed(path: Path) -> Any:
     try:
         return yaml.load(text, _yaml_loader())
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        hint = f"; write {REST!r} with its quotes" if "scanning an alias" in str(error) else ""
+        raise ValueError(" ".join(str(error).split()) + hint) from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
@@ -155,14 +156,20 @@ def _yaml_loader() -> Any:
 
     class Loader(yaml.BaseLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-            pairs = [
-                (self.construct_object(key, deep=True), self.construct_object(value, deep=True))
-                for key, value in node.value
-            ]
-            for (name, _), (key, _) in zip(pairs, node.value, strict=True):
+            merged: dict = {}
+            pairs = []
+            for key, value in node.value:
+                name, content = self.construct_object(key, deep=True), self.construct_object(value, deep=True)
                 if not isinstance(name, str):
                     raise yaml.constructor.ConstructorError(None, None, "a key is no text", key.start_mark)
-            return _object(pairs)
+                if name == "<<" and key.style is None:  # the entries of other mappings, the first of which wins
+                    for mapping in content if isinstance(content, list) else [content]:
+                        if not isinstance(mapping, dict):
+                            raise yaml.constructor.ConstructorError(None, None, "<<: needs a mapping", key.start_mark)
+                        merged = {**mapping, **merged}
+                else:
+                    pairs.append((name, content))
+            return {**merged, **_object(pairs)}
 
     def mapping(loader: Any, node: Any) -> dict:
         return loader.construct_mapping(node, deep=True)

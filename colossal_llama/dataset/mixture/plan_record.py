@@ -88,7 +88,7 @@ def plan_record(facts: CategoryFacts, chosen: ChosenFacts, targets: Targets | No
     record["groups"] = _groups(categories, total)
     if targets is not None and requested is not None:
         record["total_decided_by"] = targets.decided_by
-        record["deviations"] = _deviations(facts, reached, requested)
+        record["deviations"] = _deviations(facts, reached, requested, targets)
     return record
 
 
@@ -124,29 +124,60 @@ def _groups(categories: dict[str, dict], total: int) -> dict[str, dict]:
     return groups
 
 
-def _deviations(facts: CategoryFacts, reached: np.ndarray, requested: np.ndarray) -> list[str]:
-    """Says of each category whose shares are not met how far they are off, and why."""
-    bucket_shares = _shares(reached) - _shares(requested)
-    overall = _shares(reached.sum(axis=1, keepdims=True)) - _shares(requested.sum(axis=1, keepdims=True))
-    off = np.abs(np.concatenate([bucket_shares, overall], axis=1))
-    bucket_sizes = np.maximum(requested.sum(axis=0), 1)
-    messages = []
-    for number in np.flatnonzero(off.max(axis=1) > TOLERATED_SHARE).tolist():
-        buckets = int(np.count_nonzero(off[number, :-1] > TOLERATED_SHARE))
-        own_error = (np.abs(reached[number] - requested[number]) / bucket_sizes).max()
-        in_bucket = short_number(requested[number].mean())
-        reason = (
-            f"few or long documents: {int(facts.documents[number]):,} of up to {int(facts.longest[number]):,} tokens, "
-            f"and a bucket is to have {in_bucket} tokens of them"
-            if own_error > TOLERATED_SHARE / 2
-            else "other categories miss theirs there, and with them the bucket's size"
-        )
-        overall_part = f"; overall {100 * off[number, -1]:.2f}" if off[number, -1] > TOLERATED_SHARE else ""
-        messages.append(
-            f"{facts.names[number]}: up to {100 * off[number, :-1].max():.2f} points off its share in {buckets:,} of "
-            f"{reached.shape[1]:,} buckets{overall_part} ({reason})"
-        )
-    return messages
+def _deviations(facts: CategoryFacts, reached: np.ndarray, requested: np.ndarray, targets: Targets) -> list[str]:
+    """Says which shares and numbers of tokens are not met, how far they are off, and why."""
+    members: dict[tuple[int, ...], str] = {(number,): name for number, name in enumerate(facts.names)}
+    for group in sorted({group for group in facts.groups if group is not None}):
+        numbers = tuple(number for number, found in enumerate(facts.groups) if found == group)
+        members.setdefault(numbers, f"group {group}")
+    for name, joint in targets.joint_amounts.items():
+        members.setdefault(tuple(joint), name)
+    messages = [_share_deviation(name, facts, list(numbers), reached, requested) for numbers, name in members.items()]
+    return [message for message in (*messages, _size_deviation(reached, requested)) if message]
+
+
+def _share_deviation(
+    name: str, facts: CategoryFacts, members: list[int], reached: np.ndarray, requested: np.ndarray
+) -> str:
+    """Says how far a category, or several together, are off their shares; empty if they are not."""
+
+    def shares(tokens: np.ndarray) -> np.ndarray:
+        """Share of the members in every bucket, and in all."""
+        with_all = np.concatenate([tokens, tokens.sum(axis=1, keepdims=True)], axis=1)
+        return _shares(with_all)[members].sum(axis=0)
+
+    off = np.abs(shares(reached) - shares(requested))
+    if off.max() <= TOLERATED_SHARE:
+        return ""
+    got, asked = reached[members].sum(axis=0), requested[members].sum(axis=0)
+    own_error = (np.abs(got - asked) / np.maximum(requested.sum(axis=0), 1)).max()
+    reason = (
+        f"few or long documents: {int(facts.documents[members].sum()):,} of up to "
+        f"{int(facts.longest[members].max()):,} tokens, and a bucket is to have {short_number(asked.mean())} tokens "
+        "of them"
+        if own_error > TOLERATED_SHARE / 2
+        else "other categories miss theirs there, and with them the bucket's size"
+    )
+    overall_part = f"; overall {100 * off[-1]:.2f}" if off[-1] > TOLERATED_SHARE else ""
+    buckets = int(np.count_nonzero(off[:-1] > TOLERATED_SHARE))
+    return (
+        f"{name}: up to {100 * off[:-1].max():.2f} points off its share in {buckets:,} of {reached.shape[1]:,} "
+        f"buckets{overall_part} ({reason})"
+    )
+
+
+def _size_deviation(reached: np.ndarray, requested: np.ndarray) -> str:
+    """Says how far the tokens of the buckets, or of all, are from those asked for; or nothing."""
+    got, asked = reached.sum(axis=0), requested.sum(axis=0)
+    off_buckets = int(np.count_nonzero(np.abs(got - asked) > TOLERATED_SHARE * asked))
+    total, asked_total = int(got.sum()), int(asked.sum())
+    if not off_buckets and abs(total - asked_total) <= TOLERATED_SHARE * asked_total:
+        return ""
+    return (
+        f"tokens of all categories: {total:,} of {asked_total:,}, and {got.min():,} to {got.max():,} in a bucket that "
+        f"is to have {short_number(asked.mean())}, in {off_buckets:,} of {len(got):,} buckets (documents are taken "
+        "whole)"
+    )
 
 
 def _shares(tokens: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ item share its tokens in proportion of what they have. What has no amount takes 
     total (2M + 6M) / (1 - 25 %) = 10.7M: english 2.7M, questions 2M, articles 5M, poems 1M
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -30,11 +30,13 @@ class Targets:
         tokens: of each category.
         bucket_shares: (categories, buckets) share of each category in the tokens of each bucket.
         decided_by: what decided the number of all tokens.
+        joint_amounts: numbers of the categories that have one amount together, by its name.
     """
 
     tokens: list[int]
     bucket_shares: np.ndarray
     decided_by: str
+    joint_amounts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def bucket_ends(self, category: int) -> np.ndarray:
         """Tokens of a category in all buckets up to and with each: int64 (buckets,)."""
@@ -96,7 +98,17 @@ def mixture_targets(
             bucket_shares[member] = float(part) * (float(first) * (1 - weights) + float(last) * weights)
     is_scalable = total_tokens is not None and not any(_fixed_tokens(item) for item in items)
     _refuse_repeats(dict(zip(available, tokens, strict=True)), available, max_repeats, total if is_scalable else None)
-    return Targets([round(count) for count in tokens], bucket_shares, decided_by)
+    joint = {item.name: item.members for item, _ in shares if len(item.members) > 1}
+    return Targets(_whole(tokens), bucket_shares, decided_by, joint)
+
+
+def _whole(counts: Sequence[Fraction]) -> list[int]:
+    """Rounds numbers of tokens so that their sum stays; whole ones are kept."""
+    whole = [int(count) for count in counts]
+    left = round(sum(counts)) - sum(whole)
+    for number in sorted(range(len(counts)), key=lambda number: whole[number] - counts[number])[:left]:
+        whole[number] += 1
+    return whole
 
 
 # ------------------------------------------------------------------------------------------ names

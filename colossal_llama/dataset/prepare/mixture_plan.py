@@ -44,7 +44,7 @@ def plan_mixture(
     documents, bins = _choose(lengths, document_categories, targets, seed, categories)
     if not len(documents):
         raise UserError(
-            f"--mixture: its {sum(targets.tokens):,} tokens are fewer than those of any document: ask for more"
+            f"--mixture: of {sum(targets.tokens):,} tokens no category gets as many as half a document: ask for more"
         )
     plan = _plan_of(segments, first_segments, documents, bins, num_bins)
     times = np.bincount(documents, minlength=len(lengths))
