@@ -28,12 +28,14 @@ class FoundFile(NamedTuple):
         real_path: its path without links.
         size_bytes: its size; 0 where a remote file system does not tell.
         modified_ns: when it was modified; of a remote file `remote.version_of`.
+        inode: device and number of a file that has several names (hard links), else None.
     """
 
     path: AnyPath
     real_path: str
     size_bytes: int
     modified_ns: int | str | None
+    inode: tuple[int, int] | None = None
 
 
 @dataclass
@@ -176,7 +178,8 @@ def _found(entry: os.DirEntry | Path, real_path: str, problems: list[str]) -> Fo
     elif not os.access(os.fspath(entry), os.R_OK):
         problems.append(f"{os.fspath(entry)} may not be read: change its permissions, or move it away")
     else:
-        return FoundFile(Path(os.fspath(entry)), real_path, status.st_size, status.st_mtime_ns)
+        inode = (status.st_dev, status.st_ino) if status.st_nlink > 1 and status.st_ino else None
+        return FoundFile(Path(os.fspath(entry)), real_path, status.st_size, status.st_mtime_ns, inode)
     return None
 
 

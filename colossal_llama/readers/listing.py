@@ -1,5 +1,6 @@
 """Finds the input files below the given paths, in an order that their names alone decide."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from colossal_llama.readers.remote import AnyPath, RemotePath, list_remote
 from colossal_llama.readers.saved_datasets import DESCRIPTIONS, OWN_FILES, problem_of_root
 from colossal_llama.utils.errors import UserError, truncate_problems
 
-_READ_BY_PEOPLE = frozenset({"readme", "license", "licence", "notice", "changelog", "citation", "contributing"})
-"""Beginnings of the names of texts that are about data where they lie next to it."""
+_READ_BY_PEOPLE = re.compile(
+    r"(readme|licen[cs]e)([-_. ]|$)|(notice|changelog|citation|contributing|contributors|authors|copying|requirements"
+    r"|(data|model|dataset)[-_ ]?card|datasheet|code[-_ ]of[-_ ]conduct|(md5|sha\d+|check)[-_ ]?sums?)(\.|$)"
+)
+"""Names of texts, in lower case, that are about data where they lie next to it."""
 
 
 _ARROW = Format(".arrow")
@@ -60,7 +64,7 @@ def find_input_files(
         UserError: a directory holds no input file, or a file cannot be reached or is reached twice.
     """
     problems: list[str] = []
-    reached: dict[str, tuple[FoundFile, AnyPath]] = {}
+    reached: dict[str | tuple[int, int], tuple[FoundFile, AnyPath]] = {}
     urls = sorted(path for path in paths if isinstance(path, str) and is_url(path))
     local = sorted(Path(path) for path in paths if path not in urls)
     listings = [_listing(path, excluded) for path in local] + [_remote_listing(url) for url in urls]
@@ -71,9 +75,11 @@ def find_input_files(
             missing = "but those in the output directory" if listing.has_excluded else endings
             problems.append(f"{option}: {directory} holds no file {missing}{_instead(directory, listing)}")
         for file in listing.files:
-            if file.real_path in reached:
-                problems.append(f"{option}: {file.path} is reached twice, its documents would be doubled")
-            reached[file.real_path] = (file, directory)
+            identity = file.inode or file.real_path
+            if (other := reached.get(identity)) is not None:
+                linked = "" if other[0].real_path == file.real_path else f" (it is a hard link of {other[0].path})"
+                problems.append(f"{option}: {file.path} is reached twice{linked}, its documents would be doubled")
+            reached[identity] = (file, directory)
     if problems:
         raise UserError(truncate_problems(problems))
     names = _names_of([(file.path, directory) for file, directory in reached.values()])
@@ -134,7 +140,7 @@ def _describes(path: AnyPath, folders: Collection[PurePath], described: Collecti
     name = path.name.lower()
     return (
         name in DESCRIPTIONS
-        or (_is_text(path) and name.partition(".")[0] in _READ_BY_PEOPLE and path.parent in folders)
+        or (path.parent in folders and _is_text(path) and _READ_BY_PEOPLE.match(name) is not None)
         or (path.parent in described and name.startswith("cache-") and name.endswith(".arrow"))
     )
 

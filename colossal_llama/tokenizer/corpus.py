@@ -14,6 +14,7 @@ from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
 from colossal_llama.readers.directory_listing import unread_message
 from colossal_llama.readers.fields import FieldOptions, PlainText, plain_text_of
 from colossal_llama.readers.formats import TEXT_KINDS
+from colossal_llama.readers.input_doubts import doubts_about
 from colossal_llama.readers.input_paths import outermost
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine
 from colossal_llama.readers.listing import InputFile, find_input_files
@@ -51,7 +52,7 @@ def find_files(paths: Sequence[Path | str], option: str = "--data_input_dirs") -
         UserError: a directory holds no such file, or one cannot be reached.
     """
     files, unread = find_input_files(outermost(paths), option=option)
-    if message := unread_message(unread):
+    for message in filter(None, (unread_message(unread), doubts_about(files))):
         log_rank_zero(message)
     return sorted(files, key=lambda file: file.path.parts)
 

@@ -64,3 +64,25 @@ def test_empty_and_overlapping_directories_are_named(tmp_path):
         find_input_files([tmp_path / "a", tmp_path / "a" / "deep", tmp_path / "b"], tmp_path / "out")
     assert "reached twice" in str(raised.value)
     assert f"{tmp_path / 'b'} holds no file" in str(raised.value)
+
+
+def test_what_is_about_records_is_unread_under_its_usual_names(tmp_path):
+    about = ("README_zh.md", "readme-en.md", "AUTHORS.txt", "DATA_CARD.md", "dataset_card.md", "requirements.txt")
+    meant = ("notices-of-1890.txt", "authors-of-rome.txt", "readmes.txt", "train.jsonl")
+    for name in (*about, *meant):
+        (tmp_path / name).write_text("{}\n")
+    files, unread = find_input_files([tmp_path])
+    assert {file.path.name for file in files} == set(meant)
+    assert unread["count"] == len(about)
+    (tmp_path / "train.jsonl").unlink()
+    assert len(find_input_files([tmp_path])[0]) == len(about) + len(meant) - 1  # texts alone are documents
+
+
+def test_hard_links_are_the_same_file(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    (tmp_path / "b.jsonl").hardlink_to(tmp_path / "a.jsonl")
+    (tmp_path / "c.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"b\.jsonl is reached twice \(it is a hard link of .*a\.jsonl\), its"):
+        find_input_files([tmp_path])
+    (tmp_path / "b.jsonl").rename(tmp_path / "b.doc")
+    assert len(find_input_files([tmp_path])[0]) == 2

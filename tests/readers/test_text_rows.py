@@ -19,7 +19,7 @@ def test_a_file_is_a_document(tmp_path, kind, ending):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"caf\xe9", "a.txt: wrong_encoding: byte 0xe9 at position 3"),
+        (b"th\xe9", "a.txt: wrong_encoding: byte 0xe9 at position 2"),
         (b"a\0b", "a.txt: binary_content: the byte at position 1 is 0"),
         (
             b"x" * 3000,

@@ -47,6 +47,7 @@ from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentT
 from colossal_llama.readers.column_messages import ColumnMessages
 from colossal_llama.readers.directory_listing import unread_message
 from colossal_llama.readers.fields import OTHER_KIND, with_file_categories
+from colossal_llama.readers.input_doubts import doubts_about
 from colossal_llama.readers.listing import InputFile, find_input_files, refuse_files_that_changed
 from colossal_llama.readers.remote import is_of_this_process
 from colossal_llama.utils.atomic_io import fsync_path
@@ -112,7 +113,7 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
     started = time.perf_counter()
     files, unread_files = find_input_files(arguments.paths.data_input_dirs, excluded=arguments.output_dir)
     files = with_file_categories(files, arguments.fields)
-    if message := unread_message(unread_files):
+    for message in filter(None, (unread_message(unread_files), doubts_about(files))):
         log_rank_zero(message)
     arguments = _for_files(arguments, files)
     date = output_dir.recorded_date(arguments) or datetime.now().date().isoformat()
