@@ -15,7 +15,7 @@
                         are read, and the others counted (OASST)
     transcript          one text with [|Human|] and [|AI|] (Baize), or ### Human: and ### Assistant:
 
-A message's content may be a list of text parts, which are joined as they are. To an exchange belong
+A message's content may be a list of texts or text parts, joined as they are. To an exchange belong
 "input" or "context", which follow the question after a blank line, and "history", which comes
 before: a list of any kind above. Question and answer may be lists of messages (TRL): then answers
 in the question are context alone. Keys are compared without case. A list may be JSON in a string,

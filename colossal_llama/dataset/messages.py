@@ -93,7 +93,7 @@ def _one_name(item: dict, names: tuple[str, ...], rare: tuple[str, ...], where: 
 
 
 def _content(item: dict, name: str, where: str, notes: list[str]) -> str:
-    """Text of a message: a string, or a list of parts as OpenAI's, whose texts are joined."""
+    """Text of a message: a string, or a list of texts or of OpenAI's parts, which are joined."""
     if not isinstance(item.get(name), list):
         return string_of(item, name, where)
     parts = (_part(part, f"part {number} of {where}", notes) for number, part in enumerate(item[name], 1))
@@ -101,8 +101,10 @@ def _content(item: dict, name: str, where: str, notes: list[str]) -> str:
 
 
 def _part(part: Any, where: str, notes: list[str]) -> str:
+    if isinstance(part, str):
+        return part
     if not isinstance(part, dict):
-        raise RecordError("wrong_type", f"{where} is {kind_of(part)}, an object with a type is needed")
+        raise RecordError("wrong_type", f"{where} is {kind_of(part)}, a text or an object with a type is needed")
     kind, text = string_of(part, "type", where), part.get("text")
     if len(part) == 2 and kind in _TEXT_PARTS and isinstance(text, str):
         return text

@@ -204,7 +204,7 @@ def test_parts_other_than_text_are_refused_by_their_type():
             )
         assert raised.value.reason == "unsupported_part"
     for part, reason in (
-        ("Hi", "wrong_type"),
+        (["Hi"], "wrong_type"),
         ({"text": "Hi"}, "missing_field"),
         ({"type": "text"}, "missing_field"),
         ({"type": "text", "text": 3}, "wrong_type"),
@@ -214,6 +214,8 @@ def test_parts_other_than_text_are_refused_by_their_type():
         with pytest.raises(RecordError) as raised:
             conversation_of({"messages": [{"role": "user", "content": [part]}, *listed()[1:]]})
         assert raised.value.reason == reason
+    texts = {"messages": [{"role": "user", "content": ["H", *parts("i")]}, *listed()[1:]]}
+    assert conversation_of(texts).messages == TWO
     fields = {"type": "text", "text": "Hi", "image_url": None, "cache_control": {"type": "ephemeral"}}
     noted = conversation_of({"messages": [{"role": "user", "content": [fields]}, *listed()[1:]]})
     assert noted.messages == TWO
