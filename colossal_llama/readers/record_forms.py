@@ -44,6 +44,7 @@ EXCHANGES = (
 )
 """Keys of a question and of its answer, which go together."""
 _PART_TEXTS = ("content", "value", "text")
+_SYSTEM_PROMPTS = ("system", "system_prompt")
 
 
 def named(names: Iterable[str], wanted: tuple[str, ...]) -> list[str]:
@@ -97,24 +98,34 @@ def conversation_text(record: dict) -> str:
     Raises:
         RecordError: a message has no text.
     """
+    systems = named(record, _SYSTEM_PROMPTS)
+    texts = [record[name] for name in systems if isinstance(record[name], str) and record[name]]
     for name in named(record, (*LISTS, *OTHER_LISTS)):
-        value = record[name]
-        if isinstance(value, str) and value.lstrip()[:1] == "[":  # a list as text, as tables have it
-            value = _parsed(value)
-        if isinstance(value, list | dict):
-            turns = value.values() if isinstance(value, dict) else value
-            return "\n".join(text for turn in turns for text in _turn_texts(turn, name))
+        if isinstance(turns := _parsed(record[name]), list | dict):
+            return "\n".join([*texts, *_texts_of_turns(turns, name)])
+    for name in named(record, ("history",)):
+        texts += _texts_of_turns(_parsed(record[name]), name)
     pairs = [(named(record, questions), named(record, answers)) for questions, answers in EXCHANGES]
-    names = next(([*asked, *answered] for asked, answered in pairs if asked and answered), [])
-    given = [name for name in names if record[name] is not None]
-    return "\n".join(text for name in given for text in _texts(record[name], name) if text)
+    context = named(record, ("context",))
+    for name in next(([*asked, *context, *answered] for asked, answered in pairs if asked and answered), []):
+        if record[name] is not None:
+            texts += _texts(record[name], name)
+    return "\n".join(filter(None, texts))
 
 
-def _parsed(text: str) -> Any:
+def _texts_of_turns(turns: Any, name: str) -> Iterator[str]:
+    if not isinstance(turns, list | dict | None):
+        raise RecordError("wrong_type", f'"{name}" is {kind_of(turns)}, a list is needed')
+    for turn in turns.values() if isinstance(turns, dict) else turns or ():
+        yield from _turn_texts(turn, name)
+
+
+def _parsed(value: Any) -> Any:
+    """A list that is written as text, as tables have it, is parsed."""
     try:
-        return orjson.loads(text)
+        return orjson.loads(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
     except orjson.JSONDecodeError:
-        return text
+        return value
 
 
 def _turn_texts(turn: Any, name: str) -> Iterator[str]:

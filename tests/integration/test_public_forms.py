@@ -44,6 +44,15 @@ def test_the_other_scripts_read_the_same_texts(form, written, made_llama2, tmp_p
 
 
 @pytest.mark.parametrize("form", CONVERSATION_FORMS, ids=lambda form: form.name)
+def test_report_counts_all_texts_of_conversations(form, written, made_llama2, tmp_path):
+    found = format_scripts.report([str(written[0])], made_llama2, tmp_path / "work")["total"]
+    wanted = format_scripts.report([str(written[1])], made_llama2, tmp_path / "expected_work")["total"]
+    blank_lines = form.name == "alpaca"  # one between instruction and input in preparation, none here
+    assert found["documents"] == wanted["documents"]
+    assert found["characters"] == wanted["characters"] - blank_lines
+
+
+@pytest.mark.parametrize("form", CONVERSATION_FORMS, ids=lambda form: form.name)
 def test_conversations_are_recognised_among_documents(form, written, made_llama2, tmp_path):
     with pytest.raises(format_scripts.Refused, match="prepare_sft_dataset"):
         format_scripts.prepare_pretrain([str(written[0])], made_llama2, tmp_path / "work")
