@@ -32,8 +32,10 @@ class RoleNames:
 
     @classmethod
     def with_given(cls, given: Iterable[tuple[str, Meaning]]) -> "RoleNames":
-        """The known names with others, or with other meanings (`--roles`)."""
-        meanings: dict[str, Meaning] = {**ROLES, **dict(given)}
+        """The known names with others, or with other meanings, in any case (`--roles`)."""
+        as_written = dict(given)
+        in_lower_case = {name.lower(): meaning for name, meaning in as_written.items()}
+        meanings: dict[str, Meaning] = {**ROLES, **in_lower_case, **as_written}
         dropped = frozenset(name for name, meaning in meanings.items() if meaning == "drop")
         return cls({name: cast(Role, role) for name, role in meanings.items() if role != "drop"}, dropped)
 

@@ -12,6 +12,7 @@ from colossal_llama.dataset.records import (
     DEFAULT_CATEGORY,
     conversation_of,
 )
+from colossal_llama.dataset.role_names import RoleNames
 from colossal_llama.readers import fields
 from colossal_llama.readers.fields import Document, FieldOptions
 from colossal_llama.readers.formats import Format
@@ -322,3 +323,12 @@ def test_messages_are_numbered_as_they_are_in_the_file():
         assert message in str(raised.value)
     with pytest.raises(RecordError, match="the system prompt has nothing but blanks"):
         conversation_of({"messages": [H, A], "system": " "})
+
+
+def test_roles_are_given_in_any_case():
+    """A capital in --roles must not leave in what is to be dropped; names as written come first."""
+    roles = RoleNames.with_given([("System", "drop"), ("AGENT", "assistant"), ("bot", "assistant"), ("Bot", "human")])
+    said = [{"role": "system", "content": "S"}, {"role": "Bot", "content": "Q"}, {"role": "agent", "content": "A"}]
+    conversation = conversation_of({"messages": [*said, {"role": "bot", "content": "B"}], "system": "P"}, roles)
+    assert [message.role for message in conversation.messages] == ["human", "assistant", "assistant"]
+    assert conversation.notes.count("dropped_messages.system") == 2
