@@ -180,7 +180,9 @@ def refuse_files_that_changed(files: Sequence[InputFile]) -> None:
     found = zip(files, states, strict=True)
     changes = [(file.path, change) for file, state in found if (change := _change_of(file, state))]
     if changes:
-        remedy = "run the same command again when nothing writes to the input any more"
+        remedy = (
+            "when nothing writes to the input any more, run the same command again, with --overwrite if it has changed"
+        )
         raise UserError([*truncate_problems([f"{path} {change}" for path, change in changes]), remedy])
 
 

@@ -161,7 +161,9 @@ def test_other_arguments_input_or_tokenizer_are_refused_and_named(tmp_path, toke
     refused("tokenizer_fingerprint", tokenizer=made_data / "tokenizers" / "llama3-base")
     (source / "c.jsonl").write_text(records(1))
     refused(r"c\.jsonl: absent then")
-    (source / "c.jsonl").unlink()
+    (source / "c.jsonl").rename(source / "c.csv")  # earlier versions did not read it
+    refused(r"files of \.csv were not read by earlier versions: .* --data_input_dirs 'DIRECTORY/\*\.jsonl'")
+    (source / "c.csv").unlink()
     text = (source / "a.jsonl").read_text()
     (source / "a.jsonl").write_text(text.replace("document 7", "document X"))
     refused(r"a\.jsonl: its content has changed")

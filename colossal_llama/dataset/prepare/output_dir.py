@@ -29,6 +29,7 @@ from colossal_llama.dataset.prepare.ownership import (
     refuse_foreign,
 )
 from colossal_llama.dataset.prepare.part_check import remove_part
+from colossal_llama.readers.formats import ending_of
 from colossal_llama.readers.line_reader import MAX_LINE_MB
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.utils.atomic_io import temporary_path
@@ -41,6 +42,8 @@ State = Literal["new", "incomplete", "complete"]
 _DIRECTORIES = ("arrow", "jsonl", "cache")
 _UNRECORDED = {"max_line_mb": MAX_LINE_MB}
 """Values of the options that are recorded only where they are others."""
+_ALWAYS_READ = frozenset({"", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"})
+"""Endings that the first versions read; without one, a file of a saved data set."""
 _OF_THE_PLAN = ("mixture", "total_tokens")
 """Recorded options that decide which documents the parts have, and not their tokens."""
 
@@ -373,6 +376,13 @@ def _file_differences(recorded: list, requested: list) -> Iterator[str]:
     yield from truncate_problems(
         [f"input file {name}: {_size(then.get(name))} then, {_size(now.get(name))} now" for name in changed], 10
     )
+
+    kinds = {ending_of(name).lower() for name in now if name not in then} - _ALWAYS_READ
+    if kinds:
+        yield (
+            f"files of {', '.join(sorted(kinds))} were not read by earlier versions: to keep what one prepared, "
+            "give the files that it read, for instance --data_input_dirs 'DIRECTORY/*.jsonl'"
+        )
 
 
 def _size(size_bytes: int | None) -> str:
