@@ -102,7 +102,8 @@ def _names(text: str) -> Iterator[str]:
 
 def _expanded(name: str) -> list[Path | str]:
     if is_url(name):
-        return [local_path_of(name) or name]
+        local = local_path_of(name)
+        return [name] if local is None else _expanded(str(local))
     if _exists(name):
         return [Path(name)]
     path = Path(name).expanduser() if name.startswith("~") else Path(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from colossal_llama.readers.input_paths import GatherPaths, input_paths, local_paths
+from colossal_llama.readers.input_paths import GatherPaths, input_paths, local_paths, split_paths
 from colossal_llama.utils.cli import CollectingArgumentParser, InvalidArguments
 
 
@@ -87,3 +87,9 @@ def test_parts_need_not_exist_yet_and_are_on_this_host(corpus):
 
 def test_very_many_commas_are_split_at_once(corpus):
     assert len(parsed(",".join(["zh"] * 5_000))) == 5_000
+
+
+def test_patterns_in_file_urls_are_expanded(tmp_path):
+    for name in ("train-0.jsonl", "train-1.jsonl", "test-0.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    assert split_paths(f"file://{tmp_path}/train*") == [tmp_path / "train-0.jsonl", tmp_path / "train-1.jsonl"]
