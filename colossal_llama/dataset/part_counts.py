@@ -15,7 +15,7 @@ from colossal_llama.dataset.part_content import CATEGORY_COLUMN, check_structure
 from colossal_llama.dataset.part_facts import read_part_facts
 from colossal_llama.dataset.part_paths import is_part
 from colossal_llama.dataset.tokenized.rows import open_rows
-from colossal_llama.dataset.tokenized.survey import checked_rows
+from colossal_llama.dataset.tokenized.scan import checked_rows
 from colossal_llama.utils.errors import UserError
 
 _FILL_BINS, _LENGTH_BINS = 1000, 512

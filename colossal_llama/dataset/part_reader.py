@@ -12,7 +12,7 @@ from colossal_llama.dataset.part_content import CATEGORY_COLUMN, ROW_COLUMNS, ch
 from colossal_llama.dataset.part_facts import FACTS_FILE, read_part_facts
 from colossal_llama.dataset.part_paths import is_part, is_saved_data_set
 from colossal_llama.dataset.tokenized.part import kind_of_each, open_tokenized
-from colossal_llama.dataset.tokenized.survey import Survey
+from colossal_llama.dataset.tokenized.scan import Scan
 from colossal_llama.utils.cli import directory_problem
 from colossal_llama.utils.errors import UserError
 
@@ -21,7 +21,7 @@ def open_parts(
     paths: Sequence[str | Path],
     max_length: int,
     option: str = "--dataset",
-    surveys: Mapping[Path, Survey] = MappingProxyType({}),
+    scans: Mapping[Path, Scan] = MappingProxyType({}),
 ) -> list[Part]:
     """Opens parts and data sets of other programs, memory-mapped, and checks them.
 
@@ -29,7 +29,7 @@ def open_parts(
         paths: the directories.
         max_length: maximum length of a row in tokens.
         option: that names the paths on the command line, for messages.
-        surveys: of data sets of other programs that another process has read.
+        scans: of data sets of other programs that another process has read.
 
     Raises:
         UserError: parts are missing, damaged, no data set on disk, of longer rows or of several
@@ -39,7 +39,7 @@ def open_parts(
     problems: list[str] = []
     for path in map(Path, paths):
         try:
-            parts.append(_open(path, max_length, option, surveys.get(path)))
+            parts.append(_open(path, max_length, option, scans.get(path)))
         except UserError as error:
             problems += error.problems
     if not problems and not sum(len(part.rows) for part in parts):
@@ -52,7 +52,7 @@ def open_parts(
     return parts
 
 
-def _open(path: Path, max_length: int, option: str, known: Survey | None) -> Part:
+def _open(path: Path, max_length: int, option: str, known: Scan | None) -> Part:
     if reason := directory_problem(path):
         raise UserError(f"{option}: {path} {reason}")
     if is_part(path):

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from colossal_llama.dataset.part import Part, data_fingerprint
 from colossal_llama.dataset.part_paths import FoundParts
 from colossal_llama.dataset.part_reader import open_parts
-from colossal_llama.dataset.tokenized.survey import Survey
+from colossal_llama.dataset.tokenized.scan import Scan
 from colossal_llama.model.architectures import ARCHITECTURES, architecture_of
 from colossal_llama.model.config_file import read_generation_config
 from colossal_llama.model.expansion.new_tokens import vocabulary_rows
@@ -43,7 +43,7 @@ from colossal_llama.training.checkpoint.state import MERGED_MODEL, MODEL, Checkp
 from colossal_llama.training.data_notes import refuse_other_ids, report_parts, report_paths
 from colossal_llama.training.data_verification import DataVerification
 from colossal_llama.training.distributed import consensus
-from colossal_llama.training.distributed.data_survey import find_parts_on_all_ranks, survey_on_all_hosts
+from colossal_llama.training.distributed.data_scan import find_parts_on_all_ranks, scan_on_all_hosts
 from colossal_llama.training.distributed.model_download import directory_on_all_hosts
 from colossal_llama.training.metrics import refuse_other_record
 from colossal_llama.utils.checksums import has_checksums
@@ -156,15 +156,15 @@ def packed_to_tokens(data: DataArguments, parts: Sequence[Part]) -> int | None:
 
 @dataclass(frozen=True)
 class _FoundData:
-    """Parts of each option, and the surveys of data sets that other programs tokenized."""
+    """Parts of each option, and the scans of data sets that other programs tokenized."""
 
     parts: dict[str, FoundParts]
-    surveys: dict[Path, Survey]
+    scans: dict[Path, Scan]
 
     def open(self, option: str, max_length: int) -> list[Part]:
         """Opens the parts of an option; none where it is not given."""
         paths = self.parts[option].paths
-        return open_parts(paths, max_length, option, self.surveys) if paths else []
+        return open_parts(paths, max_length, option, self.scans) if paths else []
 
 
 def _found_data(arguments: TrainingArguments, is_resumed: bool) -> _FoundData:
@@ -175,7 +175,7 @@ def _found_data(arguments: TrainingArguments, is_resumed: bool) -> _FoundData:
     given = {"--dataset": arguments.data.dataset, "--eval_dataset": arguments.records.eval_dataset}
     found = find_parts_on_all_ranks(given, may_repeat=is_resumed)
     report_paths(found)
-    return _FoundData(found, survey_on_all_hosts(found))
+    return _FoundData(found, scan_on_all_hosts(found))
 
 
 def _open_inputs(

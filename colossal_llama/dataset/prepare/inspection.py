@@ -18,7 +18,7 @@ from colossal_llama.dataset.part_paths import find_parts, is_part
 from colossal_llama.dataset.prepare.arguments import Inspection
 from colossal_llama.dataset.prepare.recorded_tokenizer import open_recorded_tokenizer
 from colossal_llama.dataset.tokenized.rows import TokenizedRows, open_rows
-from colossal_llama.dataset.tokenized.survey import checked_rows
+from colossal_llama.dataset.tokenized.scan import checked_rows
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.labels import IGNORED_LABEL

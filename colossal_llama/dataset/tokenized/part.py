@@ -15,7 +15,7 @@ from colossal_llama.dataset.part import Part, RowsByNumber
 from colossal_llama.dataset.part_facts import PartFacts
 from colossal_llama.dataset.tokenized.columns import LABELS, MASK, POSITIONS, Columns
 from colossal_llama.dataset.tokenized.rows import TokenizedRows, open_rows
-from colossal_llama.dataset.tokenized.survey import SHORTEST_RUN, Survey, survey
+from colossal_llama.dataset.tokenized.scan import SHORTEST_RUN, Scan, scan
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 
@@ -29,18 +29,18 @@ class TokenizedPart(Part):
     """A data set of another program, with what reading all of it has found."""
 
     columns: Columns
-    survey: Survey
+    scan: Scan
 
     @property
     def needs_verification(self) -> bool:
-        """False: the survey has read every value."""
+        """False: the scan has read every value."""
         return False
 
     @property
     def holds_samples(self) -> bool:
         """True for conversations, and for single documents of very different lengths."""
-        lengths = self.survey.row_lengths
-        is_uneven = self.survey.document_lengths is None and 2 * float(lengths.mean()) < int(lengths.max())
+        lengths = self.scan.row_lengths
+        is_uneven = self.scan.document_lengths is None and 2 * float(lengths.mean()) < int(lengths.max())
         return self.kind == "sft" or is_uneven
 
     def reader(self, columns: Sequence[str]) -> RowsByNumber:
@@ -49,13 +49,13 @@ class TokenizedPart(Part):
 
     def row_lengths_tokens(self) -> np.ndarray:
         """Lengths of all rows in tokens, without padding: int64 (rows,)."""
-        return self.survey.row_lengths.astype(np.int64)
+        return self.scan.row_lengths.astype(np.int64)
 
     def document_tokens(self, cross_document_attention: bool) -> np.ndarray:
         """Lengths of all documents; of the rows where attention crosses documents."""
-        if cross_document_attention or self.survey.document_lengths is None:
+        if cross_document_attention or self.scan.document_lengths is None:
             return self.row_lengths_tokens()
-        return self.survey.document_lengths
+        return self.scan.document_lengths
 
 
 @dataclass(frozen=True)
@@ -68,28 +68,28 @@ class _Reader:
         return {name: row[name] for name in self.columns}
 
 
-def survey_data_set(path: Path) -> Survey:
+def scan_data_set(path: Path) -> Scan:
     """Reads all rows of a data set on disk.
 
     Raises:
         UserError: it is damaged, or a row breaks a rule.
     """
-    return survey(open_rows(path)[0])
+    return scan(open_rows(path)[0])
 
 
-def open_tokenized(path: Path, max_length: int, known: Survey | None = None) -> TokenizedPart:
+def open_tokenized(path: Path, max_length: int, known: Scan | None = None) -> TokenizedPart:
     """Opens a data set on disk as a part.
 
     Args:
         path: its directory.
         max_length: maximum length of a row in tokens.
-        known: its survey, where another process has made it.
+        known: its scan, where another process has made it.
 
     Raises:
         UserError: it is damaged, holds no targets, or has rows that are too long.
     """
     rows, files, categories = open_rows(path)
-    found = known or survey(rows)
+    found = known or scan(rows)
     if len(found.row_lengths) != len(rows):
         raise UserError(
             f"{path} has {len(rows):,} rows, and had {len(found.row_lengths):,} when it was read: begin again"
@@ -110,11 +110,11 @@ def open_tokenized(path: Path, max_length: int, known: Survey | None = None) -> 
         categories=categories,
         files=files,
         columns=rows.columns,
-        survey=found,
+        scan=found,
     )
 
 
-def _problem(path: Path, found: Survey, max_length: int, categories: Sequence[str]) -> str | None:
+def _problem(path: Path, found: Scan, max_length: int, categories: Sequence[str]) -> str | None:
     lengths = found.row_lengths
     if not len(lengths):
         return f"{path} holds no rows"
@@ -131,7 +131,7 @@ def _problem(path: Path, found: Survey, max_length: int, categories: Sequence[st
     return None
 
 
-def _kind(found: Survey) -> str:
+def _kind(found: Scan) -> str:
     """`sft` where rows are single samples, and most begin with context; else `pretrain`."""
     begins_with_context = 2 * found.rows_begun_by_context > len(found.row_lengths)
     return "sft" if found.document_lengths is None and begins_with_context else "pretrain"
@@ -145,7 +145,7 @@ def tokenizer_problem(part: TokenizedPart, tokenizer: PreTrainedTokenizerFast, i
         tokenizer: of the model.
         ids: number of its ids.
     """
-    found = part.survey
+    found = part.scan
     if found.largest_id >= ids:
         return (
             f"{part.path}: row {found.largest_id_row} has the id {found.largest_id:,}, and the model's tokenizer has "
@@ -164,7 +164,7 @@ def tokenizer_problem(part: TokenizedPart, tokenizer: PreTrainedTokenizerFast, i
 
 def describe(part: TokenizedPart, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Says what a data set is, how its columns were read, and how its first row begins."""
-    found, columns = part.survey, part.columns
+    found, columns = part.scan, part.columns
     targets = LABELS if columns.labels else " and ".join(columns.target_masks) or f"no {LABELS}: all but first tokens"
     lengths = found.row_lengths
     files = f"{len(part.files):,} file{'s' if len(part.files) > 1 else ''}"
@@ -188,7 +188,7 @@ def describe(part: TokenizedPart, tokenizer: PreTrainedTokenizerFast) -> list[st
     return [*lines, f"{part.path}: which tokenizer made it is not recorded; row 0 begins {beginning!r}"]
 
 
-def _division(columns: Columns, found: Survey) -> str:
+def _division(columns: Columns, found: Scan) -> str:
     if found.document_lengths is None:
         return "one a row"
     mask = (
@@ -200,7 +200,7 @@ def _division(columns: Columns, found: Survey) -> str:
 
 def _reason(part: TokenizedPart) -> str:
     """Says of which kind a data set is, and why."""
-    found, rows = part.survey, len(part.survey.row_lengths)
+    found, rows = part.scan, len(part.scan.row_lengths)
     context = f"{found.rows_begun_by_context:,} of {rows:,} rows begin with tokens that are no targets"
     if part.kind == "sft":
         return f"counts as conversations, since {context}; they are packed unless --padding_mode says otherwise"

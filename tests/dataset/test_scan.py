@@ -13,7 +13,7 @@ from colossal_llama.dataset.collator import Collator
 from colossal_llama.dataset.loader import RowReader
 from colossal_llama.dataset.part import categories_of
 from colossal_llama.dataset.part_reader import open_parts
-from colossal_llama.dataset.tokenized import survey as survey_module
+from colossal_llama.dataset.tokenized import scan as scan_module
 from colossal_llama.dataset.tokenized.part import TokenizedPart, describe, tokenizer_problem
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
@@ -25,7 +25,7 @@ MAX_LENGTH = 96
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(survey_module, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(scan_module, "ROWS_AT_ONCE", 4)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_counts_and_lengths_are_those_of_the_rows(rows, tmp_path):
     documents = [length for row in rows for length in row["document_lengths"]]
     assert part.document_tokens(cross_document_attention=False).tolist() == documents
     assert part.tokens == sum(lengths)
-    assert part.survey.padding_tokens == max(lengths) * len(rows) - sum(lengths)
+    assert part.scan.padding_tokens == max(lengths) * len(rows) - sum(lengths)
     assert part.facts.target_tokens == sum(label != -100 for row in rows for label in row["labels"])
     assert part.facts.max_length == max(lengths)
     reader = part.reader(("input_ids", "labels", "document_lengths"))

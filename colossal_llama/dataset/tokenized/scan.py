@@ -1,4 +1,4 @@
-"""Survey of a tokenized data set: reads all of it once, checks every row, counts, and fingerprints.
+"""Scan of a tokenized data set: reads all of it once, checks every row, counts, and fingerprints.
 
 Nobody recorded checksums or counts of such a data set. So one process of each host reads it before
 a run, in threads, and its fingerprint lets a resumed run notice that the data have changed.
@@ -31,7 +31,7 @@ SHORTEST_RUN = 4
 
 
 @dataclass(frozen=True)
-class Survey:
+class Scan:
     """Content of a data set.
 
     Attributes:
@@ -73,7 +73,7 @@ class Survey:
         return len(self.row_lengths if self.document_lengths is None else self.document_lengths)
 
 
-def survey(rows: TokenizedRows) -> Survey:
+def scan(rows: TokenizedRows) -> Scan:
     """Reads all rows.
 
     Raises:
@@ -81,16 +81,16 @@ def survey(rows: TokenizedRows) -> Survey:
     """
     firsts = range(0, len(rows), ROWS_AT_ONCE)
     threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // 2, len(firsts)))
-    with ThreadPoolExecutor(threads, thread_name_prefix="survey data") as executor:
+    with ThreadPoolExecutor(threads, thread_name_prefix="scan data") as executor:
         try:
-            blocks = list(executor.map(lambda first: _survey_block(rows, first), firsts))
+            blocks = list(executor.map(lambda first: _scan_block(rows, first), firsts))
         except BaseException:
             executor.shutdown(cancel_futures=True)
             raise
     return _combined(blocks)
 
 
-def _survey_block(rows: TokenizedRows, first: int) -> Survey:
+def _scan_block(rows: TokenizedRows, first: int) -> Scan:
     found = _joined(list(checked_rows(rows, first, min(len(rows), first + ROWS_AT_ONCE))))
     targets = found.labels != IGNORED_LABEL
     counts = np.add.reduceat(targets, found.starts[:-1], dtype=np.int64)
@@ -98,7 +98,7 @@ def _survey_block(rows: TokenizedRows, first: int) -> Survey:
     largest = int(found.ids.argmax())
     categories = np.zeros(0, np.int64) if found.categories is None else found.categories
     flagged = np.where(targets, found.ids, ~found.ids)  # ids are not negative
-    return Survey(
+    return Scan(
         fingerprint=fingerprint_bytes(
             *map(np.ndarray.tobytes, (flagged, lengths, found.document_starts, found.document_lengths, categories))
         ),
@@ -176,13 +176,13 @@ def _repeated_ends(rows: Rows, targets: np.ndarray) -> Counter[int]:
     return found
 
 
-def _combined(blocks: list[Survey]) -> Survey:
+def _combined(blocks: list[Scan]) -> Scan:
     if not blocks:
-        return Survey(fingerprint_bytes(), np.zeros(0, np.int32), None)
+        return Scan(fingerprint_bytes(), np.zeros(0, np.int32), None)
     row_lengths = np.concatenate([block.row_lengths for block in blocks])
     document_lengths = np.concatenate([block.document_lengths for block in blocks])
     largest = max(blocks, key=lambda block: block.largest_id)
-    return Survey(
+    return Scan(
         fingerprint=fingerprint_bytes(*(block.fingerprint.encode() for block in blocks)),
         row_lengths=row_lengths,
         document_lengths=document_lengths if len(document_lengths) > len(row_lengths) else None,
