@@ -7,8 +7,7 @@ preparation are shown without naming anything but their directory.
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from colossal_llama.dataset.part_facts import read_part_facts
 from colossal_llama.dataset.part_paths import is_part
@@ -20,6 +19,9 @@ from colossal_llama.utils.hub.fetch import option_directory, origin_record
 from colossal_llama.utils.hub.files import Needed
 from colossal_llama.utils.hub.names import ModelName
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 _DIRECTORY, _REPOSITORY = "tokenizer_dir", "tokenizer_repository"
 
 
@@ -28,7 +30,7 @@ def tokenizer_record(directory: Path) -> dict:
     return {_DIRECTORY: str(directory.resolve()), **origin_record(directory, _REPOSITORY)}
 
 
-def open_recorded_tokenizer(parts: Sequence[Path], given: Path | ModelName | None) -> PreTrainedTokenizerFast:
+def open_recorded_tokenizer(parts: Sequence[Path], given: Path | ModelName | None) -> "PreTrainedTokenizerFast":
     """Opens the tokenizer that made the parts.
 
     Args:
