@@ -191,16 +191,10 @@ class Runner:
         """
         place = self.workspace / name
         parts = self.toy.sft_parts if sft else self.toy.parts
-        model = ["--pretrained", str(self.toy.model)] if pretrained else []
-        words = [
-            *model,
-            "--dataset",
-            *map(str, parts),
-            "--max_length",
-            str(MAX_LENGTH),
-            "--save_dir",
-            str(place / "save"),
-        ]
+        words = ["--pretrained", str(self.toy.model)] if pretrained else []
+        if "--dataset" not in options:  # given again, it would add parts
+            words += ["--dataset", *map(str, parts)]
+        words += ["--max_length", str(MAX_LENGTH), "--save_dir", str(place / "save")]
         words += ["--tensorboard_dir", str(place / "logs"), "--config_file", str(place / "config.json")]
         if "--plugin" not in options:
             words += ["--plugin", "zero2"]
