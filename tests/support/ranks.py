@@ -21,6 +21,8 @@ from tests.support.hosts import free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
 _OTHERS_END_WITHIN_S = 30.0  # once a rank has failed
+_own_servers: set[int | None] = {None}
+"""Process ids of the servers that were started here; None stands for no server."""
 
 
 def run_ranks(
@@ -61,13 +63,19 @@ def start_ranks(
 def start_server(project_root: Path) -> None:
     """Starts the process that the ranks are forked from, once, with an environment in which nothing
     computes on more than a core.
+
+    One that a preparation in this process has started, which imports other modules, is stopped.
     """
+    server = forkserver._forkserver
+    if server._forkserver_pid not in _own_servers:
+        server._stop()
     CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
     former = dict(os.environ)
     path = [str(project_root), *filter(None, [former.get("PYTHONPATH")])]
     os.environ.update(PYTHONPATH=os.pathsep.join(path), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     try:
         forkserver.ensure_running()
+        _own_servers.add(server._forkserver_pid)
     finally:
         os.environ.clear()
         os.environ.update(former)
