@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 
 from colossal_llama.dataset.part_content import CATEGORY_COLUMN, check_structure, data_files
 from colossal_llama.dataset.part_facts import read_part_facts
 from colossal_llama.dataset.part_paths import is_part
+from colossal_llama.dataset.part_reader import category_names
 from colossal_llama.dataset.tokenized.rows import open_rows
 from colossal_llama.dataset.tokenized.scan import checked_rows
 from colossal_llama.utils.errors import UserError
@@ -136,7 +138,7 @@ class _OpenPart:
 def _open(path: Path) -> _OpenPart:
     if is_part(path):
         facts = read_part_facts(path)
-        return _OpenPart(facts.max_length, facts.categories or (NO_CATEGORY,), _columns(path))
+        return _OpenPart(facts.max_length, facts.categories or _column_names(path) or (NO_CATEGORY,), _columns(path))
     rows, _, categories = open_rows(path)
     columns = []
     for found in checked_rows(rows, 0, len(rows)):
@@ -145,6 +147,14 @@ def _open(path: Path) -> _OpenPart:
         columns.append((np.diff(found.starts), lengths, numbers))
     longest = max((int(row_lengths.max(initial=0)) for row_lengths, _, _ in columns), default=0)
     return _OpenPart(longest, categories or (NO_CATEGORY,), columns)
+
+
+def _column_names(path: Path) -> tuple[str, ...]:
+    """Names of the categories of a part whose part.json, of an earlier version, has none."""
+    try:
+        return category_names(datasets.DatasetInfo.from_directory(str(path)).features or datasets.Features())
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}/dataset_info.json cannot be read: {error}; copy the part again") from error
 
 
 def _fits(row_lengths: np.ndarray, lengths: np.ndarray, max_length: int) -> bool:

@@ -83,14 +83,15 @@ def _open_part(path: Path, max_length: int, option: str) -> Part:
             f"{option}: {path} was prepared for rows of up to {facts.max_length} tokens, more than --max_length "
             f"{max_length}: raise --max_length, or prepare the data again with the shorter one"
         )
-    part = Part(path=path, rows=rows, files=tuple(files), facts=facts, categories=_category_names(rows))
+    part = Part(path=path, rows=rows, files=tuple(files), facts=facts, categories=category_names(rows.features))
     if problem := _contradiction(part, schemas):
         raise UserError(f"{option}: {path}: {problem}; copy the part again, or prepare the data again")
     return part
 
 
-def _category_names(rows: datasets.Dataset) -> tuple[str, ...]:
-    feature = getattr(rows.features.get(CATEGORY_COLUMN), "feature", None)
+def category_names(features: datasets.Features) -> tuple[str, ...]:
+    """Names of the numbers of categories; none if the columns do not have them."""
+    feature = getattr(features.get(CATEGORY_COLUMN), "feature", None)
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
 
