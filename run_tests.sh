@@ -2,7 +2,7 @@
 # Checks style, spelling and types, then runs the tests; the exit code is the first that is not 0.
 #
 #   bash run_tests.sh [PYTEST ARGUMENTS]              for instance: bash run_tests.sh -k tokenizer
-#   bash run_tests.sh --fast [PYTEST ARGUMENTS]       style, and the tests without slow ones, ranks and GPUs: 3 minutes
+#   bash run_tests.sh --fast [PYTEST ARGUMENTS]       style, and the tests without slow ones, ranks and GPUs: 6 minutes
 #   bash run_tests.sh --engine [PYTEST ARGUMENTS]     only the tests of what runs on ColossalAI, without style
 #   bash run_tests.sh --transformers5 [PYTEST ARGUMENTS]     the tests with transformers 5, without style
 #

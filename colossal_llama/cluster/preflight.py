@@ -9,7 +9,6 @@ The output names each problem of a host and what to do (exit code 1), or that al
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 
 from colossal_llama.cluster.host_checks import HostReport, Problem, RunRequirements, compare_hosts
 from colossal_llama.cluster.hostfile import read_hostfile
-from colossal_llama.dataset.part_paths import find_parts
 from colossal_llama.readers.input_paths import GatherPaths, local_paths
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.console import table
-from colossal_llama.utils.errors import UserError, run_main
+from colossal_llama.utils.errors import run_main
 from colossal_llama.utils.hub.names import ModelName, path_or_name
 from colossal_llama.utils.output_file import output_file_problem
 
@@ -125,23 +123,17 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if problem := output_file_problem(options.record, _RECORD_BEGINNING):
         parser.problem(f"--record {problem}")
-    try:
-        options.dataset = parts_to_compare(options.dataset)
-    except UserError as error:
-        for problem in error.problems:
-            parser.problem(problem)
+    options.dataset = [directory_of_parts(path) for path in options.dataset]
     parser.finish()
     return options
 
 
-def parts_to_compare(given: Sequence[Path]) -> list[Path]:
-    """Returns the parts of all directories; a path that this host does not have, as it is.
+def directory_of_parts(path: Path) -> Path:
+    """Returns the directory of `--dataset` that all hosts must have alike, with all that is in it.
 
-    Raises:
-        UserError: a directory holds no data, or a preparation that is not whole.
+    Of an output directory these are the parts alone: hosts need neither its cache nor its records.
     """
-    missing = [path for path in given if not path.exists()]  # each host is asked for it
-    return [*find_parts([path for path in given if path not in missing], "--dataset").paths, *missing]
+    return path / "arrow" if (path / "arrow").is_dir() else path
 
 
 def required_bytes(options: argparse.Namespace) -> int:

@@ -14,9 +14,9 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.dataset.figure_titles import DATA_JSON_BEGINNING, DATA_TITLE
-from colossal_llama.utils.cli import CollectingArgumentParser, creatable_directory, existing_directory
+from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory
 from colossal_llama.utils.errors import run_main
-from colossal_llama.utils.figures import FORMATS, figure_file_problem
+from colossal_llama.utils.figures import figure_output_problem
 from colossal_llama.utils.output_file import output_file_problem
 
 
@@ -57,24 +57,16 @@ def parse_arguments() -> argparse.Namespace:
         help="file of the plot (png, pdf, svg); that of the numbers has the ending .json",
     )
     options = parser.parse_args()
-    if options.output.suffix.lower() not in FORMATS:
-        parser.problem(f"--output {options.output}: the name must end in .png, .pdf or .svg")
-    elif problem := _output_problem(options.output):
+    if problem := figure_output_problem(options.output, DATA_TITLE) or _numbers_problem(options.output):
         parser.problem(f"--output {problem}")
     parser.finish()
     return options
 
 
-def _output_problem(output: Path) -> str | None:
-    """Explains why a plot cannot be written; an earlier plot is replaced, another file is not."""
-    if not output.parent.exists():
-        try:
-            creatable_directory(str(output.parent))
-        except argparse.ArgumentTypeError as error:
-            return str(error)
-        return None
+def _numbers_problem(output: Path) -> str | None:
+    """Explains why the JSON file of the numbers cannot be written."""
     numbers = output.with_suffix(".json")
-    return figure_file_problem(output, DATA_TITLE) or output_file_problem(numbers, DATA_JSON_BEGINNING)
+    return output_file_problem(numbers, DATA_JSON_BEGINNING) if numbers.parent.exists() else None
 
 
 if __name__ == "__main__":

@@ -91,6 +91,11 @@ class _Streams(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Reads into a buffer; returns the number of bytes, 0 at the end of the last stream.
+
+        Raises:
+            EOFError: the file ends inside a stream.
+        """
         while True:
             if self._stream.eof:
                 begin = self._next_begin()

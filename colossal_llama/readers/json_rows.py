@@ -196,6 +196,7 @@ class _Splitter:
         self.within = ""
 
     def split(self, blocks: Iterable[bytes]) -> Iterator[tuple[bytes | LongLine, bool]]:
+        """Splits the blocks of a file; see `split_values`."""
         carried = b""
         for number, block in enumerate(blocks):
             text = carried + (block if number else block.removeprefix(BYTE_ORDER_MARK))

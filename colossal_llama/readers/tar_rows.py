@@ -39,6 +39,12 @@ class _CheckedMember(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Any:
+        """Reads the header of the next member.
+
+        Raises:
+            UnusableFileError: the file is no archive.
+            DamagedFileError: there is neither a member nor the mark of the end.
+        """
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]

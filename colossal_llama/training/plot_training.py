@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.utils.cli import CollectingArgumentParser, creatable_directory, number_in_range
+from colossal_llama.utils.cli import CollectingArgumentParser, number_in_range
 from colossal_llama.utils.errors import UserError, run_main
-from colossal_llama.utils.figures import FORMATS, figure_file_problem, save_figure
+from colossal_llama.utils.figures import figure_output_problem, save_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,23 +91,10 @@ def parse_arguments() -> argparse.Namespace:
         options.labels = [str(run) for run in options.runs]
     if options.runs and len(options.labels) != len(options.runs):
         parser.problem(f"--labels names {len(options.labels)} runs, but {len(options.runs)} are given")
-    if options.output.suffix.lower() not in FORMATS:
-        parser.problem(f"--output {options.output}: the name must end in .png, .pdf or .svg")
-    elif problem := _output_problem(options.output):
+    if problem := figure_output_problem(options.output, _TITLE):
         parser.problem(f"--output {problem}")
     parser.finish()
     return options
-
-
-def _output_problem(output: Path) -> str | None:
-    """Explains why the plot cannot be written; an earlier plot is replaced, another file is not."""
-    if not output.parent.exists():
-        try:
-            creatable_directory(str(output.parent))
-        except argparse.ArgumentTypeError as error:
-            return str(error)
-        return None
-    return figure_file_problem(output, _TITLE)
 
 
 def read_curve(run: Path, label: str, smoothing_steps: int = 1) -> Curve:

@@ -3,12 +3,14 @@
 matplotlib is imported when a figure is drawn: it takes half a second.
 """
 
+import argparse
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colossal_llama.utils.atomic_io import atomic_file
+from colossal_llama.utils.cli import creatable_directory
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.output_file import output_file_problem
 
@@ -25,7 +27,25 @@ _PREFERRED_FONTS = (
 _LONGEST_LABEL = 30
 
 
-def figure_file_problem(path: Path, title: str) -> str | None:
+def figure_output_problem(path: Path, title: str) -> str | None:
+    """Explains why a command cannot write its figure; a directory that is not there can be made.
+
+    Args:
+        path: name of the output.
+        title: of the command's figures, of which an earlier one is replaced.
+    """
+    if path.suffix.lower() not in FORMATS:
+        return f"{path}: the name must end in .png, .pdf or .svg"
+    if path.parent.exists():
+        return _existing_figure_problem(path, title)
+    try:
+        creatable_directory(str(path.parent))
+    except argparse.ArgumentTypeError as error:
+        return str(error)
+    return None
+
+
+def _existing_figure_problem(path: Path, title: str) -> str | None:
     """Explains why no figure can be written; one of the title is replaced, another file is not."""
     problem = output_file_problem(path)
     if problem is None or path.is_symlink() or not path.is_file():

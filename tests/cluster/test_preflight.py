@@ -1,34 +1,36 @@
-"""The preflight compares every part of a directory on all hosts; what is not whole is refused."""
+"""The preflight compares directories of parts on all hosts, with every part in them."""
 
 import shutil
 
 import pytest
 
-from colossal_llama.cluster.preflight import parse_arguments, parts_to_compare
-from colossal_llama.utils.errors import UserError
+from colossal_llama.cluster.preflight import parse_arguments
+from colossal_llama.cluster.survey import survey
 
 
 @pytest.fixture
-def directory(toy, tmp_path):
-    """A directory of parts."""
+def output_dir(toy, tmp_path):
+    """An output directory of a preparation, with a record beside its parts."""
     for part in toy.parts:
-        shutil.copytree(part, tmp_path / "parts" / part.name)
-    return tmp_path / "parts"
+        shutil.copytree(part, tmp_path / "data" / "arrow" / part.name)
+    (tmp_path / "data" / "last_run.json").write_text("{}")
+    return tmp_path / "data"
 
 
-def test_directories_are_their_parts_and_what_is_not_here_is_asked_for(directory, tmp_path, monkeypatch):
-    words = ["--dataset", f"{directory},{tmp_path / 'elsewhere'}", "--record", str(tmp_path / "record.json")]
+def test_an_output_directory_stands_for_its_parts_and_what_is_not_here_is_asked_for(output_dir, tmp_path, monkeypatch):
+    words = ["--dataset", f"{output_dir},{tmp_path / 'elsewhere'}", "--record", str(tmp_path / "record.json")]
     monkeypatch.setattr("sys.argv", ["preflight.py", *words])
-    parts = [directory / f"part-{number:05d}" for number in range(3)]
-    assert parse_arguments().dataset == [*parts, tmp_path / "elsewhere"]
+    assert parse_arguments().dataset == [output_dir / "arrow", tmp_path / "elsewhere"]
 
 
-def test_a_preparation_that_is_not_whole_is_refused_before_any_host_is_asked(directory, tmp_path, monkeypatch, capsys):
-    shutil.rmtree(directory / "part-00001")
-    with pytest.raises(UserError, match="part-00001 is missing"):
-        parts_to_compare([directory])
-    monkeypatch.setattr("sys.argv", ["preflight.py", "--dataset", str(directory), "--hostfile", "no"])
-    with pytest.raises(SystemExit) as end:
-        parse_arguments()
-    assert end.value.code == 2
-    assert "part-00001 is missing" in capsys.readouterr().err
+@pytest.mark.parametrize("change", ["missing", "further", "other"])
+def test_a_part_that_differs_changes_the_survey_of_its_directory(change, output_dir, tmp_path):
+    arrow = output_dir / "arrow"
+    before = survey(tmp_path, None, [arrow])["directories"]
+    if change == "missing":
+        shutil.rmtree(arrow / "part-00001")
+    elif change == "further":
+        shutil.copytree(arrow / "part-00001", arrow / "part-00003")
+    else:
+        (arrow / "part-00001" / "part.json").write_text("{}")
+    assert survey(tmp_path, None, [arrow])["directories"] != before

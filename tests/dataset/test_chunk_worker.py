@@ -12,22 +12,11 @@ import pytest
 
 from colossal_llama.dataset.prepare import input_files, pipeline
 from colossal_llama.dataset.prepare.input_files import plan_chunks
-from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.pipeline import prepare
 from colossal_llama.dataset.prepare.verification import verify
 from colossal_llama.utils.checked_json import CHECKSUM, with_checksum
 from colossal_llama.utils.errors import UserError
 from tests.support.preparations import content, preparation
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(made_data):
-    return made_data / "tokenizers" / "llama2"
-
-
-@pytest.fixture(scope="module")
-def opened(tokenizer_dir):
-    return OpenTokenizer(tokenizer_dir)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from colossal_llama.dataset.mixture.mixture_file import read_mixture
 from colossal_llama.dataset.prepare import part_planning, pipeline
 from colossal_llama.dataset.prepare.cli import parse_arguments
 from colossal_llama.dataset.prepare.manifest import read_manifest, summary
-from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.pipeline import prepare
 from colossal_llama.dataset.prepare.verification import verify
 from colossal_llama.utils.errors import UserError
@@ -37,16 +36,6 @@ categories:
   qa: {share: 1%, late: 15%}
   "*": {}
 """
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(made_data):
-    return made_data / "tokenizers" / "llama2"
-
-
-@pytest.fixture(scope="module")
-def opened(tokenizer_dir):
-    return OpenTokenizer(tokenizer_dir)
 
 
 @pytest.fixture(scope="module")

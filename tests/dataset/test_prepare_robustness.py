@@ -24,7 +24,6 @@ from colossal_llama.dataset.prepare.arguments import PrepareArguments
 from colossal_llama.dataset.prepare.chunk_worker import ChunkJob, process_chunk
 from colossal_llama.dataset.prepare.input_files import plan_chunks
 from colossal_llama.dataset.prepare.manifest import summary
-from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer
 from colossal_llama.dataset.prepare.output_dir import run_lock
 from colossal_llama.dataset.prepare.pipeline import prepare
 from colossal_llama.dataset.prepare.verification import verify
@@ -35,16 +34,6 @@ from colossal_llama.utils.errors import UserError
 from tests.support.preparations import content, preparation
 
 NUM_PARTS = 12
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(made_data):
-    return made_data / "tokenizers" / "llama2"
-
-
-@pytest.fixture(scope="module")
-def opened(tokenizer_dir):
-    return OpenTokenizer(tokenizer_dir)
 
 
 def records(count: int, words: int = 12) -> str:

@@ -42,16 +42,6 @@ def published_chatml(messages, for_prompt):
 PUBLISHED = {"llama2-chat": published_llama2, "llama3-instruct": published_llama3, "chatml": published_chatml}
 
 
-@pytest.fixture(scope="module", params=PUBLISHED)
-def preset(request, any_data):
-    """A preset's name, and a tokenizer with its control tokens."""
-    directory = "llama2" if request.param == "llama2-chat" else "llama3-base"
-    tokenizer = load_tokenizer(any_data / "tokenizers" / directory)
-    if request.param == "chatml":
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    return request.param, tokenizer
-
-
 def conversation(numbers: random.Random) -> list[Message]:
     def text() -> str:
         return "".join(numbers.choice(WORDS) for _ in range(numbers.randrange(1, 6)))

@@ -105,15 +105,6 @@ def test_a_control_token_in_it_is_refused(family):
                 ChatTemplate.open(tokenizer, "llama3-instruct", DAY, system=system)
 
 
-@pytest.fixture(scope="module", params=PRESETS)
-def preset(request, any_data):
-    directory = "llama2" if request.param == "llama2-chat" else "llama3-base"
-    tokenizer = load_tokenizer(any_data / "tokenizers" / directory)
-    if request.param == "chatml":
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    return request.param, tokenizer
-
-
 @pytest.mark.parametrize("system", [text for text in SYSTEMS if text != "▁"])
 def test_a_preset_puts_it_before_conversations_without_one(preset, system):
     name, tokenizer = preset

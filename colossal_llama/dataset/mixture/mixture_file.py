@@ -155,7 +155,15 @@ def _yaml_loader() -> Any:
     import yaml
 
     class Loader(yaml.BaseLoader):
+        """Loader whose mappings have each key once."""
+
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            """Constructs a mapping, with the entries of its merge keys.
+
+            Raises:
+                ValueError: a key is there twice.
+                yaml.constructor.ConstructorError: a key is no text, or a merge key has no mapping.
+            """
             merged: dict = {}
             pairs = []
             for key, value in node.value:
@@ -192,6 +200,7 @@ class _MixtureParser:
         self.problems: list[str] = []
 
     def mixture(self, content: Any) -> Mixture:
+        """Parses the content of a whole file; `problems` gets a sentence for each error."""
         if not isinstance(content, dict):
             self.problems.append("it holds no mapping: begin with 'categories:', and a line for each category below")
             return Mixture({})

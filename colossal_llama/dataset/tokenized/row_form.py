@@ -103,6 +103,11 @@ class _TokenColumns:
 
     @classmethod
     def read(cls, batch: pa.RecordBatch, columns: Columns) -> "_TokenColumns":
+        """Reads the columns of a batch.
+
+        Raises:
+            RowProblem: columns of a row differ in length, or a value is no token id.
+        """
         values, starts = {}, np.zeros(1, np.int64)
         for name in columns.of_tokens:
             values[name], own = flat(batch.column(name))
