@@ -214,7 +214,8 @@ class Runner:
             done = torchrun(script, [str(listing)], ranks, self.project_root, True, timeout_s)
         else:
             done = run_ranks(script, [str(listing)], ranks, self.project_root, timeout_s)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        # All of it: where a rank fails, PyTorch's stacks of the others may follow what it says.
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     def start(self, command: list[str], ranks: int = 2) -> subprocess.Popen:
