@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, bits per byte of texts, answers side by side."""

@@ -1,0 +1,1 @@
+"""Benchmarks: their files, read into subjects of questions."""
