@@ -72,6 +72,11 @@ COMMANDS = (
         ("inference",),
     ),
     Command(
+        "evaluate",
+        "colossal_llama.evaluation.cli:main",
+        "score models on benchmarks and texts, next to their base models",
+    ),
+    Command(
         "export_model",
         "colossal_llama.export.export_model:main",
         "write a model for other programs: merged, another dtype, GGUF, model card",

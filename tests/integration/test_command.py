@@ -97,7 +97,7 @@ def test_an_unknown_command_is_refused_with_a_suggestion(project_root):
         assert done.stderr == f"error: {problem}\n'colossal-llama --help' lists the commands.\n"
 
 
-SCRIPTS = ["train.py", "inference_example.py", "prepare_pretrain_dataset.py", "prepare_sft_dataset.py"]
+SCRIPTS = ["train.py", "inference_example.py", "evaluate.py", "prepare_pretrain_dataset.py", "prepare_sft_dataset.py"]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "colossal_llama/__main__.py"])
