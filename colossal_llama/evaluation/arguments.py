@@ -10,7 +10,14 @@ from pathlib import Path
 from colossal_llama.evaluation.questions import Subject
 from colossal_llama.evaluation.text_arguments import AnswerArguments, TextArguments
 from colossal_llama.readers.input_paths import GatherPaths
-from colossal_llama.utils.arguments import add_options, declared_options, from_namespace, group, ineffective_options, option
+from colossal_llama.utils.arguments import (
+    add_options,
+    declared_options,
+    from_namespace,
+    group,
+    ineffective_options,
+    option,
+)
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
     creatable_directory,
