@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from colossal_llama.evaluation.questions import Subject
-from colossal_llama.evaluation.text_arguments import AnswerArguments, TextArguments
+from colossal_llama.evaluation.text_arguments import AnswerArguments, TextArguments, text_problems
 from colossal_llama.readers.input_paths import GatherPaths
 from colossal_llama.utils.arguments import (
     add_options,
@@ -218,6 +218,7 @@ def _problems(given: EvaluationArguments) -> Iterator[str]:
         )
     for name, needed in ineffective_options(given):
         yield f"--{name} has no effect without --{needed}: add that, or leave it out"
+    yield from text_problems(given.text, given.answer, given.model.max_length)
     models = [model for model in (given.model.model_path, *given.model.compare) if model is not None]
     for model in dict.fromkeys(models):
         if models.count(model) > 1:

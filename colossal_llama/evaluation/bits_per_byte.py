@@ -162,7 +162,7 @@ class BitCounter:
             yield Bits(len(ids) - 1, all_nats, of_new)
 
     def _batches(self, pieces: list["_Piece"]) -> Iterator[list["_Piece"]]:
-        """Batches of windows of similar length, the longest first: memory is short at once or never."""
+        """Batches of windows of similar length; longest first: out of memory at once or never."""
         batch: list[_Piece] = []
         for piece in sorted(pieces, key=lambda piece: -len(piece.ids)):
             if batch and (len(batch) + 1) * len(batch[0].ids) > self._batch_tokens:
