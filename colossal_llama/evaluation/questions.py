@@ -18,6 +18,7 @@ class Question:
         options: texts behind the letters, for `--protocol likelihood`; may be empty.
         fault: what is wrong with it in the file, without file and line; None if nothing is.
         is_scored: False where the fault leaves no answer that could be right.
+        place: in the file, for messages: `line 17`, `record 3`; the file is the subject's.
     """
 
     index: int
@@ -27,6 +28,7 @@ class Question:
     options: tuple[str, ...] = ()
     fault: str | None = None
     is_scored: bool = True
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Subject:
         scored_by: one of the names above.
         max_new_tokens: of generated answers; 0 where nothing is generated.
         stop_texts: end a generated answer and are not part of it.
+        notes: sentences about the file for the user and the record: what is left out or made up.
     """
 
     task: str
@@ -69,3 +72,4 @@ class Subject:
     scored_by: str
     max_new_tokens: int = 0
     stop_texts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
