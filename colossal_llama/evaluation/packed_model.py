@@ -107,7 +107,9 @@ class PackedModel:
         lengths = [len(sequence) for sequence in sequences]
         positions = [self.prefix_tokens + at for length in lengths for at in range(length)]
         ids = [token for sequence in sequences for token in sequence]
-        rows = self._on_device([ids, positions, [place % len(ids) for place in places] + [0] * (len(ids) - len(places))])
+        rows = self._on_device(
+            [ids, positions, [place % len(ids) for place in places] + [0] * (len(ids) - len(places))]
+        )
         layout = PackedSequences(lengths, self._prefix, keep)
         return self._run(layout, rows[0], rows[1], rows[2, : len(places)])
 
@@ -158,8 +160,6 @@ class PackedModel:
         if self._is_known:
             self.config._attn_implementation = "sdpa"  # a model in training has one that needs documents
         try:
-            if unscaled_length_tokens(self.config):  # dynamic frequencies stay those of a longer one before
-                self._model(input_ids=self._on_device([[0]]), use_cache=False)
             options = {"logits_to_keep": last} if self._can_select else {}
             output = self._model(input_ids=self._on_device([list(sequence)]), use_cache=False, **options)
         finally:

@@ -41,7 +41,7 @@ def prefix_groups(sequences: Sequence[Sequence[int]], min_saved_tokens: int = MI
     """
     if not sequences:
         return []
-    order = sorted(range(len(sequences)), key=lambda index: sequences[index])
+    order = sorted(range(len(sequences)), key=lambda index: list(sequences[index]))
     ordered = [sequences[index] for index in order]
     common = [_common_tokens(ordered[at], ordered[at + 1]) for at in range(len(ordered) - 1)]
     prefix_tokens = [0]  # by group; the first holds what shares nothing
@@ -84,7 +84,7 @@ def _common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _intervals(common: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Maximal intervals of neighbours: (tokens in common, begin, end), the inner before the outer."""
+    """Maximal intervals of neighbours: (tokens in common, begin, end), the inner ones first."""
     open_ones: list[tuple[int, int]] = []  # (tokens in common, begin), growing
     for at, tokens in enumerate([*common, -1]):
         begin = at

@@ -7,7 +7,8 @@ padding (`PackedModel`). Logits are computed after the prompts alone.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,7 +22,8 @@ CPU_TOKENS_PER_BATCH = 4_096
 """Enough for matrix products to be at full speed; more only takes memory."""
 
 
-class LogLikelihood(NamedTuple):
+@dataclass(frozen=True)
+class LogLikelihood:
     """What a continuation was scored.
 
     Attributes:
@@ -146,11 +148,10 @@ class Scorer:
             yield batch, logits
             del indices[: len(batch)]
 
-    def _batch_logits(
-        self, parts: Sequence[list[int]], batch: Sequence[int], lasts: Sequence[int]
-    ) -> torch.Tensor:
+    def _batch_logits(self, parts: Sequence[list[int]], batch: Sequence[int], lasts: Sequence[int]) -> torch.Tensor:
         """Logits of the last tokens of each part."""
-        places, end = [], 0
+        places: list[int] = []
+        end = 0
         for index, part in zip(batch, parts, strict=True):
             end += len(part)
             places.extend(range(end - lasts[index], end))
@@ -176,6 +177,6 @@ def _memory_explained(length_tokens: int) -> Iterator[None]:
 
 def _memory_sentence(length_tokens: int) -> str:
     return (
-        f"the device's memory does not suffice for one prompt of {length_tokens:,} tokens: give a smaller --max_length, "
-        "--dtype bf16, or a device with more memory"
+        f"the device's memory does not suffice for one prompt of {length_tokens:,} tokens: give a smaller "
+        "--max_length, --dtype bf16, or a device with more memory"
     )

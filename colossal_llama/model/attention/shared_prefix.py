@@ -78,8 +78,9 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention of the one row (1, heads, tokens, width), as transformers calls it."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    states = (states[0].transpose(0, 1) for states in (query, key, value))
-    return _layout.get().attend(module.layer_idx, *states, scale).unsqueeze(0), None  # type: ignore[arg-type, call-arg]
+    queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return _layout.get().attend(layer, queries, keys, values, scale).unsqueeze(0), None
 
 
 AttentionInterface.register(SHARED_PREFIX, _attention)
@@ -164,7 +165,9 @@ class PackedSequences:
             if prefix:
                 keys, values = torch.cat([prefix[0], keys]), torch.cat([prefix[1], values])
             output = scaled_dot_product_attention(
-                *(states.transpose(0, 1).unsqueeze(0) for states in (query[begin:end], keys, values)),
+                query[begin:end].transpose(0, 1)[None],
+                keys.transpose(0, 1)[None],
+                values.transpose(0, 1)[None],
                 attn_mask=self._mask(end - begin, prefix_tokens, query.device) if prefix else None,
                 is_causal=prefix is None,
                 scale=scale,
@@ -280,10 +283,10 @@ def kernel_unavailable_reason(
         return torch.randn(tokens, count, width, generator=source, device=device, dtype=dtype)
 
     try:
-        states = [random_states(22, count) for count in (heads, key_heads, key_heads)]
+        query, key, value = (random_states(22, count) for count in (heads, key_heads, key_heads))
         for prefix in (None, (random_states(45, key_heads), random_states(45, key_heads))):
-            found = trial._by_kernel(*states, prefix, 0.2)
-            expected = trial._one_by_one(*states, prefix, 0.2)
+            found = trial._by_kernel(query, key, value, prefix, 0.2)
+            expected = trial._one_by_one(query, key, value, prefix, 0.2)
             if not torch.allclose(found, expected, rtol=0.05, atol=0.05):  # also where one is not finite
                 return "it gives other values than PyTorch's attention"
     except Exception as error:  # PyTorch has no such kernel, or the device none: each raises its own
