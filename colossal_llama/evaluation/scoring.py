@@ -24,7 +24,7 @@ CPU_TOKENS_PER_BATCH = 4_096
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """What a continuation was scored.
+    """Score of a continuation.
 
     Attributes:
         index: of the prompt.

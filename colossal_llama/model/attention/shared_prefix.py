@@ -37,7 +37,7 @@ KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class Layout(Protocol):
-    """What a forward pass computes: `PackedSequences` or `DecodedRows`."""
+    """The tokens of a forward pass and what they attend to: `PackedSequences` or `DecodedRows`."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
