@@ -1,9 +1,11 @@
-"""Csv files of questions with the choices A to D: MMLU's two forms, CMMLU's and C-Eval's.
+"""Csv files of questions with the choices A to D, in the forms of MMLU, CMMLU and C-Eval.
 
-Which planet is the largest?,Mars,Venus,Jupiter,Earth,C             no header
-question,choice0,choice1,choice2,choice3,answer                     answer 0 to 3
-,Question,A,B,C,D,Answer                                            an index column
-id,question,A,B,C,D,answer,explanation
+    Which planet is the largest?,Mars,Venus,Jupiter,Earth,C             no header
+    question,choice0,choice1,choice2,choice3,answer                     answer 0 to 3
+    ,Question,A,B,C,D,Answer                                            an index column
+    id,question,A,B,C,D,answer,explanation
+
+A header may be in any case and order.
 """
 
 from collections.abc import Callable, Sequence

@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from colossal_llama.evaluation.questions import Subject
-from colossal_llama.evaluation.tasks import cmmlu, mmlu
+from colossal_llama.evaluation.tasks import agieval, ceval, cmmlu, gaokao, gsm8k, mmlu
 from colossal_llama.evaluation.tasks.directories import folded
 from colossal_llama.evaluation.tasks.task import SubjectFile, Task
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.suggestion import did_you_mean
 
-TASKS: dict[str, Task] = {task.name: task for task in (mmlu.TASK, cmmlu.TASK)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (mmlu.TASK, cmmlu.TASK, ceval.TASK, agieval.TASK, gaokao.TASK, gsm8k.TASK)
+}
 """In the order of the published table."""
 _SPLITS = ("_test", "_val", "_dev")
 
@@ -60,7 +62,19 @@ def open_tasks(
             read.append(subject if limit is None else replace(subject, questions=subject.questions[:limit]))
     if problems:
         raise UserError(truncate_problems(problems))
-    return read
+    return read if subjects else _with_left_out(read, opened)
+
+
+def _with_left_out(read: list[Subject], opened: Sequence[tuple[Task, list[SubjectFile]]]) -> list[Subject]:
+    """Notes at the first subject of each task which files are not part of the table."""
+    left_out = {task.name: [file.name for file in files if not file.is_in_table] for task, files in opened}
+    noted = []
+    for subject in read:
+        if names := left_out.pop(subject.task, []):
+            note = f"{subject.task}: left out, as they are not in the published table: {', '.join(names)}"
+            subject = replace(subject, notes=(*subject.notes, f"{note} (--subjects reads those of one letter)"))
+        noted.append(subject)
+    return noted
 
 
 def _task(name: str) -> Task:
