@@ -6,7 +6,6 @@ that fails when it is no longer needed.
 """
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -51,7 +50,7 @@ def launch(seed: int) -> None:
     """
     adopt_slurm_variables()
     if "RANK" in os.environ:
-        _end_with_launcher()
+        end_with_launcher()
     else:
         _serve_single_process()
     prepare_engine()
@@ -129,29 +128,14 @@ def leave() -> None:
 def take_share_of_cores() -> int:
     """Sets the threads to this process's share of the cores, for an optimizer in host memory.
 
-    torchrun gives one thread to each of several processes on a host (OMP_NUM_THREADS=1) unless the
-    user sets that variable: then 15 of 16 cores would be idle during the optimizer step. Another
-    number in the variable is the user's, and stays.
+    With torchrun's one thread 15 of 16 cores would be idle during the optimizer step.
 
     Returns:
         The number of threads.
     """
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if cores := share_of_cores():
+        torch.set_num_threads(cores)
     return torch.get_num_threads()
-
-
-def _end_with_launcher() -> None:
-    """Asks Linux to end this process when its launcher ends.
-
-    torchrun starts ranks in process sessions of their own: after `kill -9` of the launcher they
-    would continue to train, unnoticed, and write into the directories of the run that is started
-    next.
-    """
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
 
 
 def _serve_single_process() -> None:

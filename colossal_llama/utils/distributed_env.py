@@ -3,9 +3,12 @@
 Imports no torch.
 """
 
+import ctypes
 import os
 import re
+import signal
 import socket
+import sys
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
@@ -82,6 +85,30 @@ def first_host(nodelist: str) -> str | None:
     if first is None:
         return None
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
+
+
+def end_with_launcher() -> None:
+    """Asks Linux to end this process when its launcher ends.
+
+    torchrun starts ranks in process sessions of their own: after `kill -9` of the launcher they
+    would continue, unnoticed, and write into the directories of the run that is started
+    next.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+
+
+def share_of_cores() -> int | None:
+    """Returns the threads that this process may use; None where the user has set OMP_NUM_THREADS.
+
+    torchrun gives one thread to each of several processes on a host (OMP_NUM_THREADS=1) unless that
+    variable is set. Another number in it is the user's.
+    """
+    if os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def launcher_problems() -> list[str]:

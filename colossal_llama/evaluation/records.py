@@ -1,0 +1,279 @@
+"""Answers of a model on disk: appended as they come, continued after a kill, complete at the end.
+
+    OUT/MODEL/evaluation.json               settings, versions, counts, faults, times
+    OUT/MODEL/questions.partial-RANK.jsonl  answers of a process, until all are there
+    OUT/MODEL/questions.jsonl               all answers, by task, subject and index
+
+A line is written at once (`write` of a whole line), so a killed process leaves whole lines. An
+answer that is on disk is not computed again, by however many processes the run is continued.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from colossal_llama.evaluation.questions import Question, Subject
+from colossal_llama.utils.atomic_io import atomic_file, write_json
+from colossal_llama.utils.checksums import checksum_of
+from colossal_llama.utils.errors import UserError, truncate_problems
+from colossal_llama.utils.fingerprint import fingerprint_bytes
+from colossal_llama.utils.json_files import read_json_object
+
+if TYPE_CHECKING:
+    from colossal_llama.evaluation.prediction import Prediction
+
+RECORD, ANSWERS = "evaluation.json", "questions.jsonl"
+_FORMAT = "colossal_llama.evaluation.1"
+_PARTIAL = "questions.partial-{}.jsonl"
+Key = tuple[str, str, int]
+"""Task, subject and index of a question."""
+_ANOTHER = "give another --output_dir, or remove that directory"
+
+
+def keys_of(subjects: Iterable[Subject]) -> list[Key]:
+    """Keys of all questions that are scored, in the order of the final file."""
+    return [
+        (subject.task, subject.name, question.index)
+        for subject in subjects
+        for question in subject.questions
+        if question.is_scored
+    ]
+
+
+def subject_fingerprint(subject: Subject) -> str:
+    """Fingerprint of what decides a subject's prompts and answers, wherever its file lies."""
+    content = {**asdict(subject), "file": "", "notes": ()}
+    return fingerprint_bytes(orjson.dumps(content))
+
+
+class AnswerRecord:
+    """The answers of a model in its directory of `--output_dir`.
+
+    Attributes:
+        directory: OUT/MODEL.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any], subjects: Sequence[Subject]):
+        """Prepares the record; nothing is read or written.
+
+        Args:
+            directory: OUT/MODEL.
+            settings: all that decides the answers; JSON values.
+            subjects: the questions.
+        """
+        self.directory = directory
+        self._settings, self._subjects = dict(settings), subjects
+        self._keys = keys_of(subjects)
+
+    def problem(self) -> str | None:
+        """Explains why answers of this run cannot be kept here; None where they can."""
+        if not self.directory.exists():
+            return None
+        if not self.directory.is_dir():
+            return f"{self.directory} is a file, and a directory of answers is to be written there: {_ANOTHER}"
+        try:
+            record = self.read()
+        except UserError as error:
+            return str(error)
+        if record is None:
+            if any((self.directory / name).exists() for name in (ANSWERS, _PARTIAL.format(0))):
+                return f"{self.directory} has answers without {RECORD}, which tells what they answer: {_ANOTHER}"
+            return None
+        differing = list(_differences(record.get("settings", {}), self._settings))
+        if differing:
+            shown = "; ".join(truncate_problems(differing, 5))
+            return f"{self.directory} holds answers of another run ({shown}): {_ANOTHER}"
+        return None
+
+    def read(self) -> dict[str, Any] | None:
+        """Content of evaluation.json; None where there is none.
+
+        Raises:
+            UserError: it is damaged, or of another format.
+        """
+        path = self.directory / RECORD
+        if not path.exists():
+            return None
+        record = read_json_object(path, _ANOTHER)
+        if record.get("format") != _FORMAT:
+            raise UserError(f"{path} is not in the format {_FORMAT}: {_ANOTHER}")
+        return record
+
+    def is_complete(self) -> bool:
+        """True when all answers are there.
+
+        Raises:
+            UserError: the file of a complete evaluation was modified since.
+        """
+        record = self.read()
+        if record is None or not record.get("is_complete"):
+            return False
+        path = self.directory / ANSWERS
+        if not path.is_file() or checksum_of(path).xxh3_128 != record.get("answers_xxh3_128"):
+            raise UserError(f"{path} is not what was written (its checksum differs): remove {self.directory}")
+        return True
+
+    def begin(self, content: Mapping[str, Any]) -> set[Key]:
+        """Writes the record of a run that begins, and gathers the answers of one that was ended.
+
+        Args:
+            content: further entries of evaluation.json.
+
+        Returns:
+            Keys of the questions that are answered already.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        former = self.read() or {}
+        sessions = former.get("sessions", [])
+        write_json(self.directory / RECORD, self._record(content, sessions, is_complete=False))
+        answered = self._partial_answers()
+        partials = self._partials()
+        if partials:
+            with atomic_file(self.directory / _PARTIAL.format(0)) as file:
+                file.writelines(line + b"\n" for line in answered.values())
+            for path in partials:
+                if path.name != _PARTIAL.format(0):
+                    path.unlink()
+        return set(answered)
+
+    @contextmanager
+    def appending(self, rank: int) -> "Iterator[AnswerWriter]":
+        """Opens the file to which a process appends its answers."""
+        path = self.directory / _PARTIAL.format(rank)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            yield AnswerWriter(descriptor, path)
+        finally:
+            os.close(descriptor)
+
+    def complete(self, content: Mapping[str, Any], session: Mapping[str, Any]) -> None:
+        """Writes all answers into one file, and the record of an evaluation that is complete.
+
+        Args:
+            content: further entries of evaluation.json.
+            session: what this run has done of it.
+
+        Raises:
+            UserError: answers are absent.
+        """
+        answered = self._partial_answers()
+        if absent := [key for key in self._keys if key not in answered]:
+            task, subject, index = absent[0]
+            raise UserError(
+                f"{len(absent):,} answers are absent in {self.directory}, the first of {task} {subject} index {index}: "
+                "every process must write into the same directory; give one that all hosts share"
+            )
+        with atomic_file(self.directory / ANSWERS) as file:
+            file.writelines(answered[key] + b"\n" for key in self._keys)
+        checksum = checksum_of(self.directory / ANSWERS).xxh3_128
+        sessions = [*(self.read() or {}).get("sessions", []), dict(session)]
+        record = self._record({**content, "answers_xxh3_128": checksum}, sessions, is_complete=True)
+        write_json(self.directory / RECORD, record)
+        for path in self._partials():
+            path.unlink()
+
+    def end_session(self, session: Mapping[str, Any]) -> None:
+        """Adds what a run has done that ends before all is answered."""
+        record = self.read()
+        assert record is not None, "begin() has written it"
+        record["sessions"] = [*record.get("sessions", []), dict(session)]
+        write_json(self.directory / RECORD, record)
+
+    def answers(self) -> dict[Key, dict[str, Any]]:
+        """Answers of a complete evaluation."""
+        lines = (self.directory / ANSWERS).read_bytes().splitlines()
+        return {key: answer for line in lines if (answer := _answer(line)) and (key := _key(answer))}
+
+    def _record(
+        self, content: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]], *, is_complete: bool
+    ) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "is_complete": is_complete,
+            **content,
+            "settings": self._settings,
+            "sessions": list(sessions),
+        }
+
+    def _partials(self) -> list[Path]:
+        return sorted(self.directory.glob(_PARTIAL.format("*")))
+
+    def _partial_answers(self) -> dict[Key, bytes]:
+        """Lines of this run's questions in the partial files; a line that was cut off is none."""
+        wanted = set(self._keys)
+        found: dict[Key, bytes] = {}
+        for path in self._partials():
+            for line in path.read_bytes().splitlines():
+                answer = _answer(line)
+                key = _key(answer) if answer else None
+                if key in wanted:
+                    found[key] = line
+        return found
+
+
+class AnswerWriter:
+    """Appends answers to the file of one process."""
+
+    def __init__(self, descriptor: int, path: Path):
+        """Keeps the open file."""
+        self._descriptor, self._path = descriptor, path
+
+    def append(self, prediction: "Prediction") -> None:
+        """Writes an answer as a whole line.
+
+        Raises:
+            OSError: the disk is full, or cannot be written.
+        """
+        line = orjson.dumps(asdict(prediction)) + b"\n"
+        written = os.write(self._descriptor, line)
+        if written < len(line):  # the disk is full: what fits is cut off when the file is read
+            os.write(self._descriptor, line[written:])
+
+
+def _answer(line: bytes) -> dict[str, Any] | None:
+    try:
+        answer = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _key(answer: Mapping[str, Any]) -> Key | None:
+    try:
+        return (answer["task"], answer["subject"], answer["index"])
+    except KeyError:
+        return None
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """Phrases on the settings that differ."""
+    for name in dict.fromkeys((*there, *here)):
+        former, current = there.get(name), here.get(name)
+        if former == current:
+            continue
+        if isinstance(former, dict) and isinstance(current, dict):
+            for inner in dict.fromkeys((*former, *current)):
+                if inner not in current:
+                    yield f"{inner} is not asked for now"
+                elif inner not in former:
+                    yield f"{inner} was not asked for there"
+                elif former[inner] != current[inner]:
+                    yield f"{name} of {inner} are others"
+        elif name in ("model", "tokenizer"):
+            yield f"the {name} is another"
+        else:
+            yield f"{name} is {_shown(former)} there, and {_shown(current)} now"
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def faulty(subjects: Iterable[Subject]) -> Iterator[tuple[Subject, Question]]:
+    """Questions whose files have a fault."""
+    return ((subject, question) for subject in subjects for question in subject.questions if question.fault)
