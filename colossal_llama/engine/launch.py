@@ -9,9 +9,7 @@ import contextlib
 import gc
 import logging
 import os
-import signal
 import socket
-import sys
 import warnings
 from collections.abc import Iterator
 
@@ -22,7 +20,12 @@ from colossal_llama.engine.adam_extension import TorchCpuAdam, TorchCudaAdam
 from colossal_llama.engine.cpu_accelerator import prepare_cpu
 from colossal_llama.engine.patches.core import apply_patches
 from colossal_llama.engine.patches.gemini import apply_gemini_patches
-from colossal_llama.utils.distributed_env import adopt_slurm_variables, nccl_interface_problems
+from colossal_llama.utils.distributed_env import (
+    adopt_slurm_variables,
+    end_with_launcher,
+    nccl_interface_problems,
+    share_of_cores,
+)
 from colossal_llama.utils.errors import UserError
 
 

@@ -102,7 +102,11 @@ def directory_names(sources: Iterable[Path | ModelName]) -> list[str]:
 
 def _possible_names(source: Path | ModelName) -> Iterable[str]:
     """Names of a model, each longer than the one before; there is always one more."""
-    parts = list(Path(os.path.abspath(source)).parts[1:]) if isinstance(source, Path) else source.repository.split("/")
+    if isinstance(source, ModelName):
+        parts = source.repository.split("/")
+    else:  # the name that was given, of a link too
+        path = source.resolve() if source.name in ("", "..") or ".." in source.parts else source.absolute()
+        parts = list(path.parts[1:])
     while len(parts) > 1 and parts[-1] in _SAID_BY_THE_PARENT:
         parts.pop()
     fewest = 2 if parts and parts[-1].startswith("epoch-") else 1  # a checkpoint, and its run
@@ -128,7 +132,7 @@ def _find(directory: Path, name: str, max_length: int) -> EvaluatedModel:
 
 
 def _fingerprint(directories: Iterable[Path]) -> str:
-    """Fingerprint of the names and contents of a model's files; XXH3 reads weights at disk speed."""
+    """Fingerprint of the names and contents of a model's files, weights included."""
     files = [
         path
         for directory in directories

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -61,9 +62,13 @@ class Ranks:
         """True for the process that writes and prints."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Every size-th item, so that each process has long and short ones."""
-        return items[self.rank :: self.size]
+    def share(self, items: Sequence[T], costs: Sequence[float]) -> list[T]:
+        """Neighbours among the items, of about the same cost for each process."""
+        ends = list(accumulate(costs))
+        total = ends[-1] if ends else 0.0
+        middles = (end - cost / 2 for end, cost in zip(ends, costs, strict=True))
+        shares = (min(int(middle / total * self.size), self.size - 1) if total else 0 for middle in middles)
+        return [item for item, share in zip(items, shares, strict=True) if share == self.rank]
 
     def gather(self, mine: T) -> list[T]:
         """Objects of all processes, by rank; a meeting of all.
@@ -117,8 +122,12 @@ class Ranks:
                 result = function()
         return self.gather(result)[0]
 
-    def count_done(self, number: int = 1) -> int:
+    def count_done(self, number: int, *, now: bool = False) -> int:
         """Adds to the number that is done by all processes, which it returns as of a second ago.
+
+        Args:
+            number: done by this process.
+            now: exchanges numbers with the others although it is less than a second ago.
 
         Raises:
             OtherRankFailed: another process has a problem.
@@ -126,12 +135,26 @@ class Ranks:
         self._unsent += number
         if self.store is None:
             self._all_done += number
-        elif time.monotonic() >= self._next_news_s:
+        elif now or time.monotonic() >= self._next_news_s:
             self._all_done = self.store.add(_DONE, self._unsent)
             self._unsent, self._next_news_s = 0, time.monotonic() + _NEWS_INTERVAL_S
             if self.store.check([_FAILED]):
                 raise OtherRankFailed
         return self._all_done
+
+    def wait_for(self, number: int, on_news: Callable[[int], None]) -> None:
+        """Waits on the first process until all have done a number, or one has ended.
+
+        Args:
+            number: see `count_done`, counted since the last time that this returned.
+            on_news: receives the number that is done.
+        """
+        done = self.count_done(0, now=True)
+        while self.is_first and done < number and not self._ended_processes():
+            on_news(done)
+            time.sleep(_NEWS_INTERVAL_S / 4)
+            done = self.count_done(0, now=True)
+        on_news(done)
 
     def leave(self) -> None:
         """Leaves the group."""

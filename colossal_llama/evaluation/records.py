@@ -177,13 +177,6 @@ class AnswerRecord:
         for path in self._partials():
             path.unlink()
 
-    def end_session(self, session: Mapping[str, Any]) -> None:
-        """Adds what a run has done that ends before all is answered."""
-        record = self.read()
-        assert record is not None, "begin() has written it"
-        record["sessions"] = [*record.get("sessions", []), dict(session)]
-        write_json(self.directory / RECORD, record)
-
     def answers(self) -> dict[Key, dict[str, Any]]:
         """Answers of a complete evaluation."""
         lines = (self.directory / ANSWERS).read_bytes().splitlines()
@@ -263,15 +256,17 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[
                 elif inner not in former:
                     yield f"{inner} was not asked for there"
                 elif former[inner] != current[inner]:
-                    yield f"{name} of {inner} are others"
+                    yield f"questions or examples of {inner} are others"
         elif name in ("model", "tokenizer"):
             yield f"the {name} is another"
         else:
-            yield f"{name} is {_shown(former)} there, and {_shown(current)} now"
+            yield f"--{name} {_shown(former)} there, {_shown(current)} now"
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if value in (None, []):
+        return "is not given"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def faulty(subjects: Iterable[Subject]) -> Iterator[tuple[Subject, Question]]:

@@ -1,8 +1,114 @@
 """The order of work of an evaluation: models one after the other, then tables and a figure."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from colossal_llama.evaluation import models, ranks, tables
 from colossal_llama.evaluation.arguments import EvaluationArguments
+from colossal_llama.evaluation.faults import say_faults
+from colossal_llama.evaluation.figure import FIGURE_TITLE, draw_scores
+from colossal_llama.evaluation.model_run import ModelRun
+from colossal_llama.evaluation.models import EvaluatedModel
+from colossal_llama.evaluation.ranks import Ranks
+from colossal_llama.evaluation.records import AnswerRecord, subject_fingerprint
+from colossal_llama.utils.console import log_rank_zero
+from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.figures import figure_output_problem
+from colossal_llama.utils.file_lock import directory_lock
 
 
 def evaluate(arguments: EvaluationArguments) -> None:
-    """Evaluates the models of the arguments."""
-    raise NotImplementedError
+    """Evaluates the models of the arguments on what they name, all processes together.
+
+    Raises:
+        UserError: on all processes, if one has a problem.
+    """
+    together = ranks.join()
+    try:
+        _evaluate(arguments, together)
+    finally:
+        together.leave()
+
+
+def _evaluate(arguments: EvaluationArguments, together: Ranks) -> None:
+    options = arguments.model
+    with together.stage():
+        device = models.device_of(options.device, together.local_rank)
+    dtype = options.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    found = together.first(lambda: models.find_models(options.model_path, options.compare, options.max_length))
+    with ExitStack() as locks:
+        together.first(lambda: _lock(arguments.output_dir, locks))
+        runs = [_run_of(arguments, together, model, device, dtype) for model in found]
+        together.first(lambda: _check_outputs(arguments, runs))
+        if together.is_first:
+            say_faults(arguments.subjects)
+        for run in runs:
+            run.answer_all()
+        together.first(lambda: _write_tables(arguments, runs))
+
+
+def _settings(arguments: EvaluationArguments, device: torch.device, dtype: str) -> dict[str, Any]:
+    """Options that decide the answers, but those that name models and questions."""
+    return {
+        "protocol": arguments.task.protocol,
+        "limit": arguments.task.limit,
+        "shots": arguments.task.shots,
+        "max_length": arguments.model.max_length,
+        "dtype": dtype,
+        "device": device.type,
+    }
+
+
+def _run_of(
+    arguments: EvaluationArguments, together: Ranks, model: EvaluatedModel, device: torch.device, dtype: str
+) -> ModelRun:
+    subjects = {f"{subject.task} {subject.name}": subject_fingerprint(subject) for subject in arguments.subjects}
+    settings = {**_settings(arguments, device, dtype), **model.identity(), "subjects": subjects}
+    record = AnswerRecord(arguments.output_dir / model.name, settings, arguments.subjects)
+    return ModelRun(arguments, together, model, device, dtype, record)
+
+
+def _lock(directory: Path, locks: ExitStack) -> None:
+    try:
+        locks.enter_context(directory_lock(directory))
+    except BlockingIOError as error:
+        raise UserError(
+            f"another run is writing into {directory} ({error.filename}): wait for it to end, or give another "
+            "--output_dir"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--output_dir {directory} cannot be written: {error.strerror}") from None
+
+
+def _check_outputs(arguments: EvaluationArguments, runs: list[ModelRun]) -> None:
+    problems = list(_output_problems(arguments, runs))
+    if problems:
+        raise UserError([f"--output_dir: {problem}" for problem in problems])
+
+
+def _output_problems(arguments: EvaluationArguments, runs: list[ModelRun]) -> Iterator[str]:
+    if arguments.subjects:
+        yield from tables.output_problems(arguments.output_dir)
+        if problem := figure_output_problem(arguments.output_dir / tables.TABLE_PNG, FIGURE_TITLE):
+            yield problem
+        yield from (problem for run in runs if (problem := run.record.problem()))
+
+
+def _write_tables(arguments: EvaluationArguments, runs: list[ModelRun]) -> None:
+    """Writes the tables and the figure, and prints the scores by task and group."""
+    if not arguments.subjects:
+        return
+    settings = _settings(arguments, runs[0].device, runs[0].dtype)
+    paths = {run.model.name: str(run.model.directory) for run in runs}
+    rows = tables.make_rows(arguments.subjects, {run.model.name: run.record.answers() for run in runs})
+    facts = tables.facts_of(arguments.subjects, rows, list(paths), settings)
+    tables.write_tables(arguments.output_dir, rows, paths, settings, facts)
+    draw_scores(rows, list(paths), arguments.output_dir / tables.TABLE_PNG)
+    log_rank_zero("\n" + tables.terminal_table(rows, list(paths)) + "\n")
+    for fact in facts:
+        log_rank_zero(fact)
+    log_rank_zero(f"→ {arguments.output_dir / tables.TABLE_MD}, {tables.TABLE_JSON}, {tables.TABLE_PNG}")
