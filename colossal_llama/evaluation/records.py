@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 RECORD, ANSWERS = "evaluation.json", "questions.jsonl"
 _FORMAT = "colossal_llama.evaluation.1"
+_SUBJECTS = "subjects"
+"""Entry of the settings: fingerprints of subjects."""
 _PARTIAL = "questions.partial-{}.jsonl"
 Key = tuple[str, str, int]
 """Task, subject and index of a question."""
@@ -244,23 +246,24 @@ def _key(answer: Mapping[str, Any]) -> Key | None:
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """Phrases on the settings that differ."""
-    for name in dict.fromkeys((*there, *here)):
-        former, current = there.get(name), here.get(name)
-        if former == current:
-            continue
-        if isinstance(former, dict) and isinstance(current, dict):
-            for inner in dict.fromkeys((*former, *current)):
-                if inner not in current:
-                    yield f"{inner} is not asked for now"
-                elif inner not in former:
-                    yield f"{inner} was not asked for there"
-                elif former[inner] != current[inner]:
-                    yield f"questions or examples of {inner} are others"
-        elif name in ("model", "tokenizer"):
+    """Phrases on the settings that differ; on the subjects only where the options are the same."""
+    differing = [name for name in dict.fromkeys((*there, *here)) if there.get(name) != here.get(name)]
+    options = [name for name in differing if name != _SUBJECTS]
+    for name in options:
+        if name in ("model", "tokenizer"):
             yield f"the {name} is another"
         else:
-            yield f"--{name} {_shown(former)} there, {_shown(current)} now"
+            yield f"--{name} {_shown(there.get(name))} there, {_shown(here.get(name))} now"
+    if options or not differing:
+        return
+    former, current = there.get(_SUBJECTS, {}), here[_SUBJECTS]
+    for subject in dict.fromkeys((*former, *current)):
+        if subject not in current:
+            yield f"{subject} is not asked for now"
+        elif subject not in former:
+            yield f"{subject} was not asked for there"
+        elif former[subject] != current[subject]:
+            yield f"questions or examples of {subject} are others"
 
 
 def _shown(value: Any) -> str:

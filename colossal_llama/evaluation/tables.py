@@ -66,13 +66,16 @@ def make_rows(subjects: Sequence[Subject], answers: Mapping[str, Answers]) -> li
         of_task = list(members)
         titles.append(TASKS[task].title if task in TASKS else task)
         rows.append(_row(TASK, titles[-1], of_task, answers))
-        for group in dict.fromkeys(subject.group for subject in of_task):
-            if group:
-                rows.append(_row(GROUP, group, [subject for subject in of_task if subject.group == group], answers))
+        for group in sorted({subject.group for subject in of_task if subject.group}, key=_other_last):
+            rows.append(_row(GROUP, group, [subject for subject in of_task if subject.group == group], answers))
         rows += [_row(SUBJECT, subject.name, [subject], answers) for subject in of_task]
     if len(titles) > 1:
         rows.append(_row(ALL, "all tasks", subjects, answers))
     return rows
+
+
+def _other_last(group: str) -> tuple[bool, str]:
+    return group == "Other", group
 
 
 def _row(level: str, name: str, subjects: Sequence[Subject], answers: Mapping[str, Answers]) -> Row:

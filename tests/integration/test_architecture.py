@@ -37,6 +37,8 @@ TORCH_FREE = (
     "dataset.prepare.cli",
     "evaluation.arguments",
     "evaluation.cli",
+    "evaluation.faults",
+    "evaluation.statistics",
     "evaluation.questions",
     "evaluation.text_arguments",
     "export.arguments",
