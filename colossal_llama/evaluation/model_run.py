@@ -119,7 +119,7 @@ class ModelRun:
                 yield replace(subject[0], questions=questions)
 
     def _content(self) -> dict[str, Any]:
-        """Entries of the record beside the settings that decide the answers."""
+        """Entries of the record besides the settings that decide the answers."""
         arguments, subjects = self.arguments, self.arguments.subjects
         return {
             "model": {"name": self.model.name, "path": str(self.model.directory), "base": str(self.model.base)},
@@ -136,12 +136,12 @@ class ModelRun:
 def predictions_by(protocol: str) -> "Callable[..., Iterable[Prediction]]":
     """Function of a protocol that answers the questions of a subject."""
     if protocol == LIKELIHOOD:
-        from colossal_llama.evaluation import likelihood
+        from colossal_llama.evaluation.likelihood import predictions as by_likelihood
 
-        return likelihood.predictions
-    from colossal_llama.evaluation import published
+        return by_likelihood
+    from colossal_llama.evaluation.published import predictions as as_published
 
-    return published.predictions
+    return as_published
 
 
 def device_name(device: torch.device) -> str:
