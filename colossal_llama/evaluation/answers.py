@@ -1,6 +1,7 @@
 """Answers in generated texts: a letter, a number. Imports no torch."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
@@ -43,3 +44,28 @@ def is_same_number(answer: str | None, label: str) -> bool:
         return answer is not None and Decimal(answer.replace(",", "")) == Decimal(label.replace(",", ""))
     except InvalidOperation:
         return False
+
+
+def is_target(text: str, target: str) -> bool:
+    """Tells if a generated text begins with a target, blanks around both aside.
+
+    The target ends where a word or a number ends: `42` does not begin with `4`, nor `3.5` with `3`.
+    Scripts that write no spaces have no such ends.
+
+    >>> is_target(" Paris, of course", "Paris"), is_target("Parisian", "Paris")
+    (True, False)
+    >>> is_target("北京是首都", "北京")
+    True
+    """
+    text, target = text.strip(), target.strip()
+    if not target or not text.startswith(target):
+        return False
+    rest = text[len(target) :]
+    if target[-1].isdecimal() and re.match(r"[.,]?\d", rest):
+        return False
+    return not (rest and _is_of_word(target[-1]) and _is_of_word(rest[0]))
+
+
+def _is_of_word(sign: str) -> bool:
+    """True for digits, and letters of scripts with upper and lower case."""
+    return sign.isdecimal() or sign.isalpha() and unicodedata.category(sign) != "Lo"

@@ -1,13 +1,18 @@
 """The benchmarks by name, and their files opened."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from colossal_llama.evaluation.questions import Subject
 from colossal_llama.evaluation.tasks import agieval, ceval, cmmlu, gaokao, gsm8k, mmlu
 from colossal_llama.evaluation.tasks.directories import folded
+from colossal_llama.evaluation.tasks.own_questions import read_own_questions
 from colossal_llama.evaluation.tasks.task import SubjectFile, Task
+from colossal_llama.evaluation.tasks.template import read_template
+from colossal_llama.readers.formats import ending_of
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.suggestion import did_you_mean
 
@@ -43,26 +48,57 @@ def open_tasks(
         UserError: names all tasks, subjects and files that cannot be read.
     """
     problems: list[str] = []
-    opened: list[tuple[Task, list[SubjectFile]]] = []
-    for name in dict.fromkeys(names):
-        try:
-            task = _task(name)
-            opened.append((task, _files(task, data_dir)))
-        except UserError as error:
-            problems += error.problems
-    chosen = _chosen(opened, subjects, problems if not problems else [])
+    benchmarks: list[tuple[Task, list[SubjectFile]]] = []
+    own: list[Subject] = []
+    names = list(dict.fromkeys(names))
+    files_of_own = [name for name in names if name.casefold() not in TASKS and Path(name).is_file()]
+    with _gathered(problems):
+        own = _own_subjects(files_of_own, template, shots)
+    for name in names:
+        if name not in files_of_own:
+            with _gathered(problems):
+                task = _task(name)
+                benchmarks.append((task, _files(task, data_dir)))
+    if not problems:
+        known = [file.name for _, files in benchmarks for file in files] + [subject.name for subject in own]
+        problems += _unknown_subjects(subjects, known)
     read: list[Subject] = []
-    for task, files in chosen:
-        for file in files:
-            try:
-                subject = task.read(file, task.shots if shots is None else shots)
-            except UserError as error:
-                problems += error.problems
-                continue
-            read.append(subject if limit is None else replace(subject, questions=subject.questions[:limit]))
+    for task, files in benchmarks:
+        for file in _chosen(files, subjects):
+            with _gathered(problems):
+                read.append(task.read(file, task.shots if shots is None else shots))
+    keys = {_subject_key(name) for name in subjects}
+    read += [subject for subject in own if not subjects or _subject_key(subject.name) in keys]
     if problems:
         raise UserError(truncate_problems(problems))
-    return read if subjects else _with_left_out(read, opened)
+    limited = [replace(subject, questions=subject.questions[:limit]) for subject in read]
+    return limited if subjects else _with_left_out(limited, benchmarks)
+
+
+@contextmanager
+def _gathered(problems: list[str]) -> Iterator[None]:
+    """Adds the problems of a `UserError` to the list."""
+    try:
+        yield
+    except UserError as error:
+        problems += error.problems
+
+
+def _own_subjects(files: Sequence[str], template: Path | None, shots: int | None) -> list[Subject]:
+    wording = None if template is None else read_template(template)
+    if wording is not None and not files:
+        raise UserError("--template has no effect without a file of your own questions in --tasks")
+    problems: list[str] = []
+    own: list[Subject] = []
+    for name in files:
+        with _gathered(problems):
+            own += read_own_questions(Path(name), wording, shots)
+    tasks = Counter(task for task, _ in {(subject.task, subject.file) for subject in own})
+    problems += [f"--tasks: {count} files are named {task}: rename one" for task, count in tasks.items() if count > 1]
+    problems += [f"--tasks: {task} is a benchmark: rename the file of your own" for task in tasks if task in TASKS]
+    if problems:
+        raise UserError(problems)
+    return own
 
 
 def _with_left_out(read: list[Subject], opened: Sequence[tuple[Task, list[SubjectFile]]]) -> list[Subject]:
@@ -79,9 +115,13 @@ def _with_left_out(read: list[Subject], opened: Sequence[tuple[Task, list[Subjec
 
 def _task(name: str) -> Task:
     task = TASKS.get(name.casefold())
-    if task is None:
-        raise UserError(f"--tasks {name} is not known{did_you_mean(name, TASKS)}: known are {', '.join(TASKS)}")
-    return task
+    if task is not None:
+        return task
+    if ending_of(name) or "/" in name:
+        what = "is a directory: give its files" if Path(name).is_dir() else "does not exist"
+        raise UserError(f"--tasks {name} {what}")
+    known = f"known are {', '.join(TASKS)}, and files of your own questions"
+    raise UserError(f"--tasks {name} is not known{did_you_mean(name, TASKS)}: {known}")
 
 
 def _files(task: Task, data_dir: Path | None) -> list[SubjectFile]:
@@ -100,19 +140,16 @@ def _files(task: Task, data_dir: Path | None) -> list[SubjectFile]:
     return files
 
 
-def _chosen(
-    opened: Sequence[tuple[Task, list[SubjectFile]]], subjects: Sequence[str], problems: list[str]
-) -> list[tuple[Task, list[SubjectFile]]]:
-    """The files that `--subjects` names, or all that are in the table; adds names not found."""
-    if not subjects:
-        return [(task, [file for file in files if file.is_in_table]) for task, files in opened]
-    wanted = {subject: _subject_key(subject) for subject in subjects}
-    known = {_subject_key(file.name): file.name for _, files in opened for file in files}
-    for subject, key in wanted.items():
-        if key not in known:
-            problems.append(f"--subjects {subject} is no file of these tasks{did_you_mean(subject, known.values())}")
-    keys = set(wanted.values())
-    return [(task, [file for file in files if _subject_key(file.name) in keys]) for task, files in opened]
+def _unknown_subjects(subjects: Sequence[str], known: Sequence[str]) -> list[str]:
+    keys = {_subject_key(name) for name in known}
+    unknown = [name for name in subjects if _subject_key(name) not in keys]
+    return [f"--subjects {name} is no file of these tasks{did_you_mean(name, known)}" for name in unknown]
+
+
+def _chosen(files: Sequence[SubjectFile], subjects: Sequence[str]) -> list[SubjectFile]:
+    """The files that `--subjects` names, or all that are in the table."""
+    keys = {_subject_key(name) for name in subjects}
+    return [file for file in files if (_subject_key(file.name) in keys if subjects else file.is_in_table)]
 
 
 def _subject_key(name: str) -> str:
