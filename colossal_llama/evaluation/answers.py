@@ -68,4 +68,4 @@ def is_target(text: str, target: str) -> bool:
 
 def _is_of_word(sign: str) -> bool:
     """True for digits, and letters of scripts with upper and lower case."""
-    return sign.isdecimal() or sign.isalpha() and unicodedata.category(sign) != "Lo"
+    return sign.isdecimal() or (sign.isalpha() and unicodedata.category(sign) != "Lo")

@@ -113,7 +113,8 @@ def _rows_of(file: InputFile) -> Iterator[_Row]:
         raise UserError(f"--tasks {file.path}: {error}") from None
     places = row_places(FileRange(file), [number for number, _, _ in parsed]) if parsed else []
     for index, ((_, record, fault), place) in enumerate(zip(parsed, places, strict=True)):
-        yield _Row(index, place.removeprefix(f"{file.path}").lstrip(":, ") or "the file", record, fault)
+        below = place.removeprefix(str(file.path)).lstrip(":, ")
+        yield _Row(index, f"line {below}" if below.isdecimal() else below or "the file", record, fault)
 
 
 def _is_generated(path: Path, rows: list[_Row]) -> bool:
