@@ -17,7 +17,16 @@ from colossal_llama.export.source import ExportSource, name_of
 CARD_FILE = "README.md"
 _NOT_RECORDED = "not recorded"
 _NO_SETTINGS = ("pretrained", "dataset", "eval_dataset", "load_checkpoint", "config_file", "dry_run_processes")
-_SETTINGS_OF_RUNS = ("save_", "keep_last", "skip_save", "tensorboard_dir", "benchmark", "num_samples", "dry_run")
+_SETTINGS_OF_RUNS = (
+    "save_",
+    "keep_last",
+    "skip_save",
+    "tensorboard_dir",
+    "eval_task",
+    "benchmark",
+    "num_samples",
+    "dry_run",
+)
 _SWITCHES = {"lora_": "lora_rank", "neft_": "use_neft"}
 """Options that have no effect without another."""
 _CHAT = """\

@@ -72,6 +72,8 @@ def _check_benchmark(parser: CollectingArgumentParser, arguments: TrainingArgume
         parser.problem("--benchmark saves nothing: leave out --merge_lora")
     if arguments.records.eval_dataset:
         parser.problem("--benchmark measures training: leave out --eval_dataset")
+    if arguments.tasks.eval_tasks:
+        parser.problem("--benchmark measures training: leave out --eval_tasks")
     if arguments.checkpoint.load_checkpoint is not None:
         parser.problem("--benchmark resumes nothing: leave out --load_checkpoint, give --pretrained")
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.evaluation.arguments import task_names
 from colossal_llama.readers.input_paths import GatherPaths, local_paths
 from colossal_llama.training.parallel_layout import SP_MODES
 from colossal_llama.utils.arguments import group, option, option_values, switch
-from colossal_llama.utils.cli import MAX_SEED, number_in_range, parse_bool
+from colossal_llama.utils.cli import MAX_SEED, existing_directory, existing_file, number_in_range, parse_bool
 from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, path_or_name
 
 PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
@@ -282,6 +283,55 @@ class RecordArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskArguments:
+    """Questions of benchmarks that the model answers while it is trained."""
+
+    eval_tasks: tuple[str, ...] = option(
+        (),
+        nargs="+",
+        type=task_names,
+        action=GatherPaths,
+        metavar="TASK|FILE.jsonl",
+        help="questions that the model answers at intervals and at the end: mmlu, cmmlu, ceval, agieval, gaokao, and "
+        "files of one's own with choices, read as evaluate.py reads them; one forward pass a question",
+    )
+    eval_task_dir: Path | None = option(
+        type=existing_directory,
+        only_with="eval_tasks",
+        metavar="DIR",
+        help="directory with a folder for each task (evaluate.py --data_dir)",
+    )
+    eval_task_interval: int | None = option(
+        type=number_in_range(int, 0),
+        metavar="STEPS",
+        only_with="eval_tasks",
+        help="steps between them (default, and 0: at the end only)",
+    )
+    eval_task_limit: int | None = option(
+        type=number_in_range(int, 1),
+        metavar="K",
+        only_with="eval_tasks",
+        help="the first K questions of each subject only, the same ones each time (default: all)",
+    )
+    eval_task_shots: int | None = option(
+        type=number_in_range(int, 0),
+        metavar="N",
+        only_with="eval_tasks",
+        help="most examples before a question (default: of each task as published)",
+    )
+    eval_task_max_length: int = option(
+        2048,
+        type=number_in_range(int, 64),
+        metavar="TOKENS",
+        only_with="eval_tasks",
+        help="most tokens of a prompt: fewer examples are given, then the middle is left out",
+    )
+    eval_task_template: Path | None = option(
+        type=existing_file, metavar="FILE", only_with="eval_tasks", help="wording of one's own questions"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkArguments:
     """Benchmark on random rows."""
 
@@ -327,6 +377,7 @@ class TrainingArguments:
     method: MethodArguments = group("method")
     checkpoint: CheckpointArguments = group("checkpoints")
     records: RecordArguments = group("validation and records")
+    tasks: TaskArguments = group("benchmark questions")
     benchmark: BenchmarkArguments = group("benchmark")
     dry_run: DryRunArguments = group("dry run")
 

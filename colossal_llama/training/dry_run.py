@@ -31,6 +31,7 @@ from colossal_llama.training.memory.estimate import ALLOWANCE_BYTES, GIB, Memory
 from colossal_llama.training.memory.recompute_policy import Recomputation, minimal_recomputation
 from colossal_llama.training.parallel_layout import layout_of
 from colossal_llama.training.record_files import dry_run_file
+from colossal_llama.training.task_questions import PromptedQuestion, describe_interval, describe_questions
 from colossal_llama.utils.console import log_rank_zero, table
 
 
@@ -51,6 +52,8 @@ class DryRun:
     schedule: Schedule
     tokens: int
     """Number of tokens of the whole run."""
+    task_questions: Sequence[PromptedQuestion] = ()
+    """Of `--eval_tasks`."""
 
 
 def plan_run(
@@ -93,6 +96,7 @@ def report_dry_run(arguments: TrainingArguments, inputs: RunInputs) -> None:
     config = load_config(inputs.model_path)
     inputs.verification.finish()
     run = plan_run(arguments, config, inputs.parts, inputs.origin, progress)
+    run = replace(run, task_questions=inputs.task_questions)
     report(arguments, run)
     resumed = inputs.checkpoint
     jump = learning_rate_jump(resumed.path, run.schedule, progress.step) if resumed is not None else None
@@ -173,6 +177,11 @@ def _plan_rows(
         ],
         ["learning rate", f"{first:.3g} in the first step, {peak:.3g} after the warm-up, {last:.3g} in the last"],
         ["a checkpoint", f"about {checkpoint_gib:,.1f} GiB, every {arguments.checkpoint.save_interval:,} steps"],
+        *(
+            [["benchmarks", f"{describe_questions(run.task_questions)}, {describe_interval(arguments.tasks)}"]]
+            if run.task_questions
+            else []
+        ),
     ]
 
 
@@ -259,6 +268,8 @@ def _record(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, d
         "total_steps": run.schedule.total_steps,
         "warmup_steps": run.schedule.warmup_steps,
         "num_epochs": run.schedule.num_epochs,
+        "task_questions": len(run.task_questions),
+        "task_tokens": sum(len(question.prompt) for question in run.task_questions),
         "checkpoint_bytes": _checkpoint_bytes(arguments.plugin, arguments.method, run.config),
         "memory_bytes": memory.phases,
         "peak_bytes": memory.peak_bytes,

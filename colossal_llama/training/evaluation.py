@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from colossal_llama.dataset.collator import MicroBatch
 from colossal_llama.dataset.loader import RowReader, StepGeometry, step_batches
@@ -52,6 +52,8 @@ class Evaluator:
     interval_steps: int
     last_step: int = -1
     """Step after which the last evaluation was done; -1: none yet."""
+    name: ClassVar[str] = "eval_loss"
+    """Of a value in metrics.jsonl that an evaluation has."""
 
     def is_due(self, step: int, is_last: bool) -> bool:
         """True when an evaluation follows after `step` steps: at intervals and at the end."""

@@ -46,6 +46,7 @@ from colossal_llama.training.distributed import consensus
 from colossal_llama.training.distributed.data_scan import find_parts_on_all_ranks, scan_on_all_hosts
 from colossal_llama.training.distributed.model_download import directory_on_all_hosts
 from colossal_llama.training.metrics import refuse_other_record
+from colossal_llama.training.task_questions import PromptedQuestion, open_questions
 from colossal_llama.utils.checksums import has_checksums
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
@@ -78,6 +79,8 @@ class RunInputs:
     """Reads the parts in the background; to be finished before the first step."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end an answer in the data's conversations, see `record_chat_format`."""
+    task_questions: tuple[PromptedQuestion, ...] = ()
+    """Of `--eval_tasks`."""
 
     def model_fingerprint(self) -> str:
         """Fingerprint of the files of the model and of the adapter."""
@@ -120,7 +123,8 @@ def open_inputs(arguments: TrainingArguments) -> RunInputs:
     if not arguments.dry_run.dry_run:
         for path in inputs.start_paths():
             check_model_directory(path)
-    return inputs
+    questions = open_questions(arguments.tasks, inputs.tokenizer, load_config(model_path))
+    return replace(inputs, task_questions=questions)
 
 
 def with_data_defaults(arguments: TrainingArguments, inputs: RunInputs) -> TrainingArguments:

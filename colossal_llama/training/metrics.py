@@ -76,12 +76,34 @@ class MetricsWriter:
         line = json.dumps({"step": step, "time_s": round(time.time(), 3), **values}) + "\n"
         try:
             self._append(self._file, line.encode())
-            if self._writer is not None:
-                for name, value in values.items():
-                    for tag, scalar in _scalars(name, value):
-                        self._writer.add_scalar(tag, scalar, step)
+            self._add_scalars(step, values)
         except OSError as error:
             self._warn_once(step, self._file.name, error)
+
+    def amend(self, step: int, values: dict[str, Any]) -> None:
+        """Adds values to the last line, which is that of the step from which the run resumes.
+
+        An evaluation that a signal ended is made up for so.
+        """
+        if self._file is None or not values:
+            return
+        path = Path(self._file.name)
+        *others, last = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        entry = json.loads(last)
+        assert entry["step"] == step, "the record ends with another step"
+        try:
+            write_text(path, "".join(others) + json.dumps({**entry, **values}) + "\n")
+            self._file.close()
+            self._file = path.open("ab", buffering=0)
+            self._add_scalars(step, values)
+        except OSError as error:
+            self._warn_once(step, path, error)
+
+    def _add_scalars(self, step: int, values: dict[str, Any]) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                for tag, scalar in _scalars(name, value):
+                    self._writer.add_scalar(tag, scalar, step)
 
     @staticmethod
     def _append(file: io.FileIO, line: bytes) -> None:
@@ -154,6 +176,15 @@ def begin_record(path: Path, resumed_at_step: int) -> None:
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_at_step]
     write_text(path, "".join(line + "\n" for line in kept))
+
+
+def recorded_names(directory: Path, step: int) -> frozenset[str]:
+    """Names of the values in a step's line of metrics.jsonl; empty where there is no such line."""
+    try:
+        entries = read_metrics(directory)
+    except (OSError, ValueError):
+        return frozenset()
+    return frozenset(name for entry in entries if entry.get("step") == step for name in entry)
 
 
 def refuse_other_record(directory: Path, save_dir: Path) -> None:

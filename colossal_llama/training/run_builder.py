@@ -1,8 +1,11 @@
 """Builds a trainer: prepares model and optimizer, restores a checkpoint, opens the output files."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from colossal_llama.dataset.collator import Collator
@@ -27,12 +30,13 @@ from colossal_llama.training.distributed import consensus
 from colossal_llama.training.evaluation import Evaluator
 from colossal_llama.training.inputs import RunInputs, packed_to_tokens, resume_progress
 from colossal_llama.training.lr_schedule import plan_schedule, step_geometry
-from colossal_llama.training.metrics import MetricsWriter, begin_record
+from colossal_llama.training.metrics import MetricsWriter, begin_record, recorded_names
 from colossal_llama.training.model_setup import ModelSetup
 from colossal_llama.training.nonfinite_steps import NonFiniteSteps
 from colossal_llama.training.record_files import NONFINITE_STEPS_FILE
 from colossal_llama.training.run_dir import archive_earlier_results
 from colossal_llama.training.startup_report import write_config_file
+from colossal_llama.training.task_evaluation import TaskEvaluator
 from colossal_llama.training.train_step import TrainStep
 from colossal_llama.training.trainer import Trainer
 from colossal_llama.utils.console import is_rank_zero
@@ -67,6 +71,11 @@ def build_trainer(arguments: TrainingArguments, inputs: RunInputs, setup: ModelS
     write_config_file(arguments, geometry, schedule, inputs)
     saver, metrics, nonfinite_record = _open_records(arguments, inputs, setup, model, optimizer, progress)
     train_step = _train_step(arguments, inputs, setup, model, optimizer)
+    evaluators = [
+        *_evaluator(arguments, inputs, train_step, geometry),
+        *_task_evaluator(arguments, inputs, train_step, geometry),
+    ]
+    is_unevaluated = _mark_evaluated(evaluators, arguments.records.tensorboard_dir, progress.step)
     return Trainer(
         train_step=train_step,
         reader=reader,
@@ -82,7 +91,8 @@ def build_trainer(arguments: TrainingArguments, inputs: RunInputs, setup: ModelS
         flops_per_token=setup.flops_per_token,
         nonfinite_steps=NonFiniteSteps(nonfinite_record, reader, arguments.records.max_bad_steps),
         categories=_categories(inputs),
-        evaluator=_evaluator(arguments, inputs, train_step, geometry),
+        evaluators=evaluators,
+        resumes_unevaluated=is_unevaluated,
         progress=progress,
     )
 
@@ -175,18 +185,52 @@ def _reader(data: DataArguments, plugin: PluginArguments, inputs: RunInputs, par
 
 def _evaluator(
     arguments: TrainingArguments, inputs: RunInputs, train_step: TrainStep, geometry: StepGeometry
-) -> Evaluator | None:
+) -> Iterator[Evaluator]:
     parts, data = inputs.eval_parts, arguments.data
     if not parts:
-        return None
+        return
     lengths = [part.row_lengths_tokens() for part in parts]
-    return Evaluator(
+    yield Evaluator(
         train_step=train_step,
         reader=_reader(data, arguments.plugin, inputs, parts),
         plan=plan_epoch(lengths, 0, 0, "none", packed_to_tokens(data, parts)),
         categories=_categories(inputs),
         micro_batch_size=geometry.micro_batch_size,
         interval_steps=arguments.records.eval_interval or arguments.checkpoint.save_interval,
+    )
+
+
+def _mark_evaluated(evaluators: Sequence[Evaluator | TaskEvaluator], directory: Path, resumed_at_step: int) -> bool:
+    """Tells evaluators what was evaluated after the step from which the run resumes; a collective.
+
+    Returns:
+        True where the line of that step in metrics.jsonl lacks an evaluation.
+    """
+    names: list[Any] = [recorded_names(directory, resumed_at_step) if is_rank_zero() else None]
+    dist.broadcast_object_list(names, src=0)
+    (recorded,) = names
+    for evaluator in evaluators:
+        if evaluator.name in recorded:
+            evaluator.last_step = resumed_at_step
+    return bool(recorded) and any(evaluator.name not in recorded for evaluator in evaluators)
+
+
+def _task_evaluator(
+    arguments: TrainingArguments, inputs: RunInputs, train_step: TrainStep, geometry: StepGeometry
+) -> Iterator[TaskEvaluator]:
+    if not inputs.task_questions:
+        return
+    options = arguments.tasks
+    yield TaskEvaluator(
+        train_step=train_step,
+        questions=inputs.task_questions,
+        collator=Collator(
+            pad_token_id=inputs.tokenizer.eos_token_id,
+            max_length=options.eval_task_max_length,
+            pad_to_multiple_of=arguments.plugin.sp,
+        ),
+        tokens_per_batch=geometry.micro_batch_size * arguments.data.max_length,
+        interval_steps=options.eval_task_interval or None,
     )
 
 

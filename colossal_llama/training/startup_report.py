@@ -16,6 +16,7 @@ from colossal_llama.training.arguments import DataArguments, PluginArguments, Tr
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.inputs import RunInputs
 from colossal_llama.training.lr_schedule import Schedule, learning_rate_jump
+from colossal_llama.training.task_questions import describe_interval, describe_questions
 from colossal_llama.training.trainer import Trainer
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.hub.fetch import origin_record
@@ -45,6 +46,10 @@ def report_startup(arguments: TrainingArguments, inputs: RunInputs, trainer: Tra
         )
     for note in notes:
         log_rank_zero(note)
+    if inputs.task_questions:
+        log_rank_zero(
+            f"--eval_tasks: {describe_questions(inputs.task_questions)}, {describe_interval(arguments.tasks)}"
+        )
     if inputs.checkpoint is not None:
         log_rank_zero(f"resuming {inputs.checkpoint.path} after step {trainer.progress.step}")
         if jump := learning_rate_jump(inputs.checkpoint.path, schedule, trainer.progress.step):

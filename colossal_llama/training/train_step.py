@@ -166,16 +166,9 @@ class TrainStep:
         Returns:
             The sums; None when a rank requested the end of the run before they were complete.
         """
-        self.model.eval()
         found = torch.zeros(2 + 2 * self.categories, dtype=torch.float64, device=self.device)
-        group_size = 4 * self.backend.pipeline_stages if self.backend.pipeline_stages > 1 else 1
-        batches = iter(batches)
-        for number in itertools.count():
-            group = list(itertools.islice(batches, group_size))
-            if not group:
-                break
-            if number % STOP_POLL_INTERVAL == 0 and self._on_any_rank(stop_requested()):
-                self.model.train()
+        for group in self._evaluated_groups(batches, stop_requested):
+            if group is None:
                 return None
             categories = CategorySums(self.categories, self.device)
             inputs = self._inputs(group, categories, step=0)
@@ -191,11 +184,79 @@ class TrainStep:
                 found[1] += sum(targets)
                 found[2 + self.categories :] += found.new_tensor([batch.category_targets for batch in group]).sum(dim=0)
         dist.all_reduce(found)
-        self.model.train()
         loss, targets, *by_category = (found / (self._replicas // self.backend.pipeline_stages)).tolist()
         return EvaluationSums(
             loss, targets, tuple(by_category[: self.categories]), tuple(by_category[self.categories :])
         )
+
+    @torch.no_grad()
+    def last_logits(
+        self,
+        batches: Iterable[MicroBatch],
+        receive: Callable[[torch.Tensor], None],
+        stop_requested: Callable[[], bool],
+    ) -> bool:
+        """Computes the logits after each row's last document, without dropout and noise.
+
+        Weights and random generators do not change. Loss kernels that never build logits are passed
+        over.
+
+        Args:
+            batches: this rank's; every rank must have the same number. Each row is one document.
+            receive: called with the logits (rows, at least the vocabulary) in fp32 of each
+                micro-batch in order, a placeholder's included; on the last pipeline stage only.
+            stop_requested: see `evaluate`.
+
+        Returns:
+            False when a rank requested the end of the run before all were computed.
+        """
+        for group in self._evaluated_groups(batches, stop_requested):
+            if group is None:
+                return False
+            inputs = (self._logit_arguments(batch) for batch in group)
+            if self.backend.pipeline_stages > 1:
+                self._run_pipeline_for_logits(group, inputs, receive)
+                continue
+            for arguments in inputs:
+                with self._autocast():
+                    outputs = self.model(**arguments)
+                receive(outputs.logits.float())
+        return True
+
+    def _run_pipeline_for_logits(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        inputs: Iterator[dict[str, torch.Tensor]],
+        receive: Callable[[torch.Tensor], None],
+    ) -> None:
+        def take(outputs: Any) -> torch.Tensor:
+            receive(outputs.logits.float())
+            return torch.zeros((), device=self.device)
+
+        shapes = [tuple(batch.input_ids.shape) for batch in micro_batches]
+        self.backend.run_pipeline(self.model, self.optimizer, shapes, inputs, take)
+
+    def _evaluated_groups(
+        self, batches: Iterable[MicroBatch], stop_requested: Callable[[], bool]
+    ) -> Iterator[list[MicroBatch] | None]:
+        """Micro-batches that are computed at once, while the model is in evaluation mode.
+
+        Several only in a pipeline. None, as the last item, when a rank requested the end of the run.
+        """
+        group_size = 4 * self.backend.pipeline_stages if self.backend.pipeline_stages > 1 else 1
+        batches = iter(batches)
+        self.model.eval()
+        try:
+            for number in itertools.count():
+                group = list(itertools.islice(batches, group_size))
+                if not group:
+                    return
+                if number % STOP_POLL_INTERVAL == 0 and self._on_any_rank(stop_requested()):
+                    yield None
+                    return
+                yield group
+        finally:
+            self.model.train()
 
     def _on_any_rank(self, flag: bool) -> bool:
         flags = torch.tensor(int(flag), device=self.device)
@@ -265,21 +326,34 @@ class TrainStep:
 
     def _arguments(self, batch: MicroBatch, moved: MicroBatch) -> dict[str, torch.Tensor]:
         """The model's arguments; the loss is finite also without targets."""
-        document_mask = encode_document_mask(batch.document_lengths, batch.input_ids.shape[1])
         labels = moved.labels
         if batch.target_tokens == 0:
             # The mean over no targets is 0/0, and NaN times the weight 0 is NaN: one token becomes
             # a target, with that weight.
             labels = labels.clone()
             labels[0, 1] = moved.input_ids[0, 1]
-        # Copied as the few values that differ; expanded again on the device.
-        on_device = document_mask[:, :1, :1].to(self.device, non_blocking=True).expand(document_mask.shape)
         return {
             "input_ids": moved.input_ids,
-            "attention_mask": on_device,
+            "attention_mask": self._document_mask(batch),
             "position_ids": moved.position_ids,
             "labels": labels,
             **self._positions(batch, moved),
+        }
+
+    def _document_mask(self, batch: MicroBatch) -> torch.Tensor:
+        """The encoded mask, copied as the few values that differ and expanded on the device."""
+        mask = encode_document_mask(batch.document_lengths, batch.input_ids.shape[1])
+        return mask[:, :1, :1].to(self.device, non_blocking=True).expand(mask.shape)
+
+    def _logit_arguments(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
+        """The model's arguments for the logits at the end of each row's documents."""
+        rows, width = batch.input_ids.shape
+        ends = [row * width + sum(lengths) - 1 for row, lengths in enumerate(batch.document_lengths)]
+        return {
+            "input_ids": batch.input_ids.to(self.device),
+            "attention_mask": self._document_mask(batch),
+            "position_ids": batch.position_ids.to(self.device),
+            "logit_positions": torch.tensor(ends, device=self.device),
         }
 
     def _positions(self, batch: MicroBatch, moved: MicroBatch) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,12 @@ from colossal_llama.engine.hybrid_adam import set_learning_rate
 from colossal_llama.training.category_losses import means_by_name
 from colossal_llama.training.checkpoint.saver import CheckpointSaver
 from colossal_llama.training.checkpoint.state import Origin, Progress
-from colossal_llama.training.evaluation import Evaluation, Evaluator
+from colossal_llama.training.evaluation import Evaluator
 from colossal_llama.training.lr_schedule import Schedule
 from colossal_llama.training.metrics import MetricsWriter, peak_flops
 from colossal_llama.training.nonfinite_steps import NonFiniteSteps, finite
 from colossal_llama.training.signals import REQUEST, Phase, StopRequest
+from colossal_llama.training.task_evaluation import TaskEvaluator
 from colossal_llama.training.train_step import StepResult, TrainStep
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 
@@ -51,7 +52,9 @@ class Trainer:
     nonfinite_steps: NonFiniteSteps
     categories: tuple[str, ...] = ()
     """Names of the data's categories."""
-    evaluator: Evaluator | None = None
+    evaluators: Sequence[Evaluator | TaskEvaluator] = ()
+    resumes_unevaluated: bool = False
+    """True where the line of the resumed step in metrics.jsonl lacks an evaluation."""
     progress: Progress = field(default_factory=Progress)
 
     def fit(self) -> bool:
@@ -66,8 +69,7 @@ class Trainer:
         stop = REQUEST
         stop.begin(Phase.TRAINING)
         with bar, contextlib.closing(self.metrics), saving:
-            if self._is_finished():  # no step is left, so that the loop below evaluates nothing
-                self._evaluate_if_due(stop)
+            self._make_up_for_evaluations(stop)
             while self.progress.epoch < self.schedule.num_epochs and not self._is_finished():
                 if not self._train_epoch(stop, bar):
                     stop.begin(Phase.FINISHING, is_announced=True)
@@ -92,7 +94,7 @@ class Trainer:
             self.nonfinite_steps.observe(self.progress.step, result.loss, result.gradient_norm, micro_batches)
             stops = result.stop_requested and not self._is_finished()
             ends = stops or self.nonfinite_steps.limit_reached
-            evaluation = None if ends else self._evaluate_if_due(stop)
+            evaluation = {} if ends else self._evaluate_if_due(stop)
             self._record(result, rate, seconds, wait_s, evaluation, bar)
             self.nonfinite_steps.raise_if_limit_reached()
             saved = self._save_at_interval()
@@ -118,10 +120,23 @@ class Trainer:
             pin_memory=self.train_step.device.type == "cuda",
         )
 
-    def _evaluate_if_due(self, stop: StopRequest) -> Evaluation | None:
-        if self.evaluator is None or not self.evaluator.is_due(self.progress.step, self._is_finished()):
-            return None
-        return self.evaluator.evaluate(self.progress.step, lambda: stop.received)
+    def _make_up_for_evaluations(self, stop: StopRequest) -> None:
+        """Evaluates what the run before has left out after the step from which this one resumes.
+
+        Also where no step is left, so that the loop evaluates nothing.
+        """
+        found = self._evaluate_if_due(stop) if self.resumes_unevaluated or self._is_finished() else {}
+        if self.resumes_unevaluated:
+            self.metrics.amend(self.progress.step, found)
+
+    def _evaluate_if_due(self, stop: StopRequest) -> dict[str, object]:
+        """Entries of metrics.jsonl of the evaluations that follow after this step; a collective."""
+        found: dict[str, object] = {}
+        for evaluator in self.evaluators:
+            if evaluator.is_due(self.progress.step, self._is_finished()):
+                evaluation = evaluator.evaluate(self.progress.step, lambda: stop.received)
+                found |= evaluation.metrics() if evaluation is not None else {}
+        return found
 
     def _record(
         self,
@@ -129,7 +144,7 @@ class Trainer:
         rate: float,
         seconds: float,
         wait_s: float,
-        evaluation: Evaluation | None,
+        evaluation: dict[str, object],
         bar: Any,
     ) -> None:
         tokens_per_s = result.tokens / seconds
@@ -150,7 +165,7 @@ class Trainer:
             "tokens_seen": self.progress.tokens_seen,
             "target_tokens_seen": self.progress.target_tokens_seen,
             **(self.saver.metrics() if self.saver else {}),
-            **(evaluation.metrics() if evaluation else {}),
+            **evaluation,
         }
         self.metrics.write(self.progress.step, values)
         bar.update(1)

@@ -106,7 +106,7 @@ def walk(setting: Setting, rank: int = 0, progress: Progress | None = None) -> N
         saver=_Saver(notes),
         flops_per_token=1.0,
         nonfinite_steps=NonFiniteSteps(None, None, 1),
-        evaluator=_Evaluator(notes),
+        evaluators=[_Evaluator(notes)],
         progress=progress,
     )
     assert run.fit()

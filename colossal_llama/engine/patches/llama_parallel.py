@@ -31,7 +31,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from colossal_llama.model.kernels.apply import fused_linear_cross_entropy
 from colossal_llama.model.kernels.linear_cross_entropy import next_token_labels
-from colossal_llama.model.kernels.per_token_loss import LossOutput
+from colossal_llama.model.kernels.per_token_loss import LossOutput, states_at
 from colossal_llama.utils.labels import IGNORED_LABEL
 
 
@@ -51,6 +51,7 @@ def causal_lm_forward(
     position_ids: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
     target_positions: torch.Tensor | None = None,
+    logit_positions: torch.Tensor | None = None,
     hidden_states: torch.Tensor | None = None,
     stage_manager: Any = None,
     stage_index: list[int] | None = None,
@@ -80,9 +81,41 @@ def causal_lm_forward(
         return outputs
     hidden = outputs[0]
     if labels is None:
-        return CausalLMOutputWithPast(logits=self.lm_head(hidden))
+        return CausalLMOutputWithPast(logits=_logits(self, hidden, position_ids, shard_config, logit_positions))
     loss, token_losses = _mean_loss(self, hidden, labels, shard_config, target_positions)
     return LossOutput(loss=loss, token_losses=token_losses)
+
+
+def _logits(
+    model: LlamaForCausalLM,
+    hidden: torch.Tensor,
+    position_ids: torch.Tensor,
+    shards: ShardConfig,
+    positions: torch.Tensor | None,
+) -> torch.Tensor:
+    """Logits (fp32 under tensor parallelism), the same on every rank that shares the batch.
+
+    Args:
+        model: its output layer holds this rank's rows of the vocabulary.
+        hidden: (rows, length, width), or this rank's sequence shard in mode all_to_all.
+        position_ids: (rows, length), of whole sequences.
+        shards: parallelism of the model.
+        positions: of the flattened rows, whose logits are asked for; None for all.
+    """
+    if hidden.shape[1] != position_ids.shape[1]:
+        group = shards.sequence_parallel_process_group
+        sequence_shards = [torch.empty_like(hidden) for _ in range(shards.sequence_parallel_size)]
+        dist.all_gather(sequence_shards, hidden.contiguous(), group=group)
+        hidden = torch.cat(sequence_shards, dim=1)
+    logits = model.lm_head(states_at(hidden, positions))
+    if not shards.enable_tensor_parallelism:
+        return logits
+    group, columns = shards.tensor_parallel_process_group, model.lm_head.out_features
+    first = dist.get_rank(group) * -(-columns // dist.get_world_size(group))
+    whole = logits.new_zeros(*logits.shape[:-1], columns, dtype=torch.float32)
+    whole[..., first : first + logits.shape[-1]] = logits
+    dist.all_reduce(whole, group=group)
+    return whole
 
 
 def _mean_loss(

@@ -23,7 +23,7 @@ from colossal_llama.model.activation_checkpointing import mark_recomputable
 from colossal_llama.model.architectures import architecture_of
 from colossal_llama.model.kernels.grouped_linear import share_input_gradients
 from colossal_llama.model.kernels.linear_cross_entropy import linear_cross_entropy, next_token_labels
-from colossal_llama.model.kernels.per_token_loss import LossOutput
+from colossal_llama.model.kernels.per_token_loss import LossOutput, states_at
 from colossal_llama.model.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_with_residual
 from colossal_llama.model.kernels.torch_function import through_torch_function
 from colossal_llama.utils.transformers_version import is_transformers_5
@@ -122,17 +122,19 @@ def _forward_with_fused_loss(
     position_ids: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
     target_positions: torch.Tensor | None = None,
+    logit_positions: torch.Tensor | None = None,
     **settings: object,
 ) -> LossOutput:
     """Replaces the causal model's forward; computes the loss from the hidden states.
 
     `target_positions`, if given, are the positions in the flattened batch whose next token is a
     target, (targets,) int64. Without them the output layer computes all positions.
+    `logit_positions` are those whose logits are returned where there are no labels.
     """
     outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **settings)
     hidden = outputs[0]
     if labels is None:
-        return LossOutput(logits=self.lm_head(hidden))
+        return LossOutput(logits=self.lm_head(states_at(hidden, logit_positions)))
     shifted = next_token_labels(labels).reshape(-1)
     flat = hidden.reshape(-1, hidden.shape[-1])
     loss, token_losses = fused_linear_cross_entropy(flat, self.lm_head.weight, shifted, target_positions)

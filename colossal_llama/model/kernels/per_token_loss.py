@@ -21,8 +21,21 @@ class LossOutput(CausalLMOutputWithPast):
 
 
 def return_token_losses(model: PreTrainedModel) -> None:
-    """Makes a model also return `token_losses`; its loss is their mean, in fp32."""
+    """Makes a model also return `token_losses`; its loss is their mean, in fp32.
+
+    Without labels it returns logits, with `logit_positions` those at these positions only.
+    """
     model.forward = MethodType(_forward_with_token_losses, model)
+
+
+def states_at(hidden: torch.Tensor, logit_positions: torch.Tensor | None) -> torch.Tensor:
+    """Hidden states whose logits are asked for: all, or those at positions of the flattened rows.
+
+    Args:
+        hidden: (rows, length, width).
+        logit_positions: int64 (positions,); None for all.
+    """
+    return hidden if logit_positions is None else hidden.reshape(-1, hidden.shape[-1])[logit_positions]
 
 
 def _forward_with_token_losses(
@@ -31,12 +44,13 @@ def _forward_with_token_losses(
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
+    logit_positions: torch.Tensor | None = None,
     **settings: object,
 ) -> LossOutput:
     outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **settings)
-    logits = self.lm_head(outputs[0])
     if labels is None:
-        return LossOutput(logits=logits)
+        return LossOutput(logits=self.lm_head(states_at(outputs[0], logit_positions)))
+    logits = self.lm_head(outputs[0])
     shifted = next_token_labels(labels).reshape(-1)
     losses = cross_entropy(
         logits.float().view(-1, logits.shape[-1]), shifted, ignore_index=IGNORED_LABEL, reduction="none"
