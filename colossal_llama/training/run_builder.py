@@ -71,7 +71,7 @@ def build_trainer(arguments: TrainingArguments, inputs: RunInputs, setup: ModelS
     write_config_file(arguments, geometry, schedule, inputs)
     saver, metrics, nonfinite_record = _open_records(arguments, inputs, setup, model, optimizer, progress)
     train_step = _train_step(arguments, inputs, setup, model, optimizer)
-    evaluators = [
+    evaluators: list[Evaluator | TaskEvaluator] = [
         *_evaluator(arguments, inputs, train_step, geometry),
         *_task_evaluator(arguments, inputs, train_step, geometry),
     ]

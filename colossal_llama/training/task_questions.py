@@ -18,9 +18,17 @@ from colossal_llama.training.distributed import consensus
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
 
-
 _NONE = -2
 """No choice is right."""
+_NAMED_FAULTS = 10
+_OWN_NAMES = {
+    "--tasks": "--eval_tasks",
+    "--data_dir": "--eval_task_dir",
+    "--limit": "--eval_task_limit",
+    "--shots": "--eval_task_shots",
+    "--template": "--eval_task_template",
+}
+"""Options of evaluate.py, by which messages name them, and those of train.py."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +67,47 @@ def open_questions(
 def _read_questions(
     arguments: TaskArguments, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig
 ) -> tuple[PromptedQuestion, ...]:
-    subjects = open_tasks(
-        list(arguments.eval_tasks),
-        arguments.eval_task_dir,
-        subjects=(),
-        limit=arguments.eval_task_limit,
-        shots=arguments.eval_task_shots,
-        template=arguments.eval_task_template,
-    )
+    subjects = _opened(arguments)
     _refuse_generated_answers(subjects)
+    _report_faults(subjects)
     encoder, max_length = PromptEncoder(tokenizer), arguments.eval_task_max_length
     questions = tuple(question for subject in subjects for question in _prompted(subject, encoder, max_length))
     lengths = [len(question.prompt) for question in questions]
     if problem := varying_rope_problem(config, min(lengths), max(lengths), several_in_a_micro_batch=True):
         raise UserError(f"--eval_tasks: {problem}")
     return questions
+
+
+def _opened(arguments: TaskArguments) -> list[Subject]:
+    try:
+        return open_tasks(
+            list(arguments.eval_tasks),
+            arguments.eval_task_dir,
+            limit=arguments.eval_task_limit,
+            shots=arguments.eval_task_shots,
+            template=arguments.eval_task_template,
+        )
+    except UserError as error:  # names evaluate.py's options
+        problems = error.problems
+        for name, own in _OWN_NAMES.items():
+            problems = [problem.replace(name, own) for problem in problems]
+        raise UserError(problems) from error
+
+
+def _report_faults(subjects: Sequence[Subject]) -> None:
+    """Logs what is wrong in the files, once."""
+    for note in dict.fromkeys(note for subject in subjects for note in subject.notes):
+        log_rank_zero(f"--eval_tasks: {note}")
+    faulty = [(subject.file, question) for subject in subjects for question in subject.questions if question.fault]
+    if not faulty:
+        return
+    left_out = sum(not question.is_scored for _, question in faulty)
+    named = [f"{file}, {question.place}: {question.fault}" for file, question in faulty[:_NAMED_FAULTS]]
+    rest = f"; and {len(faulty) - len(named):,} more" if len(faulty) > len(named) else ""
+    log_rank_zero(
+        f"warning: --eval_tasks: questions with a fault in their file: {len(faulty):,}, of which {left_out:,} cannot "
+        f"be scored and are left out: {'; '.join(named)}{rest}"
+    )
 
 
 def _prompted(subject: Subject, encoder: PromptEncoder, max_length: int) -> Sequence[PromptedQuestion]:
@@ -106,7 +140,7 @@ def _refuse_generated_answers(subjects: Sequence[Subject]) -> None:
 
 
 def describe_interval(arguments: TaskArguments) -> str:
-    """When the questions are asked."""
+    """Names the steps after which the questions are asked."""
     interval = arguments.eval_task_interval
     return f"every {interval:,} steps and at the end" if interval else "at the end"
 

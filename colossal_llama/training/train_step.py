@@ -241,7 +241,7 @@ class TrainStep:
     ) -> Iterator[list[MicroBatch] | None]:
         """Micro-batches that are computed at once, while the model is in evaluation mode.
 
-        Several only in a pipeline. None, as the last item, when a rank requested the end of the run.
+        Several only in a pipeline. The last item is None when a rank requested the end of the run.
         """
         group_size = 4 * self.backend.pipeline_stages if self.backend.pipeline_stages > 1 else 1
         batches = iter(batches)
@@ -347,7 +347,7 @@ class TrainStep:
 
     def _logit_arguments(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
         """The model's arguments for the logits at the end of each row's documents."""
-        rows, width = batch.input_ids.shape
+        width = batch.input_ids.shape[1]
         ends = [row * width + sum(lengths) - 1 for row, lengths in enumerate(batch.document_lengths)]
         return {
             "input_ids": batch.input_ids.to(self.device),

@@ -1,5 +1,6 @@
 """Benchmark questions during training: the answers of evaluate.py, and nothing else changes."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from colossal_llama.evaluation.prompts import PromptEncoder, prompt_ids
 from colossal_llama.evaluation.tasks.registry import open_tasks
+from colossal_llama.model.weights.generation_config import save_model
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from tests.support.training_runs import Runner, Toy, make_toy
 from tests.support.versions import possible, run_names
@@ -34,7 +36,7 @@ WORDS = ("A", "B", "C", "D", "E", "Question", "Answer", ":", ".", "答案", "：
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Toy:
-    """The tiny model, whose tokenizer knows letters."""
+    """The tiny model, whose tokenizer knows letters; it looks further back than one token."""
     made = make_toy(tmp_path_factory.mktemp("task_toy"))
     file = made.model / "tokenizer.json"
     words = {f'"w{number}"': f'"{word}"' for number, word in enumerate(WORDS, start=50)}
@@ -42,6 +44,12 @@ def toy(tmp_path_factory) -> Toy:
     for old, new in words.items():
         text = text.replace(old, new)
     file.write_text(text, encoding="utf-8")
+    model = AutoModelForCausalLM.from_pretrained(made.model)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                getattr(layer.self_attn, name).weight.mul_(10)
+    save_model(model, made.model)
     fingerprint = tokenizer_fingerprint(load_tokenizer(made.model))
     for part in (*made.parts, *made.sft_parts):
         note = json.loads((part / "part.json").read_text())
@@ -49,19 +57,37 @@ def toy(tmp_path_factory) -> Toy:
     return made
 
 
+def write_task(folder: Path, subjects: dict[str, list[list[str]]]) -> None:
+    """A benchmark as MMLU's and CMMLU's authors lay theirs out, without headers or with them."""
+    for split in ("dev", "test"):
+        (folder / split).mkdir(parents=True)
+    for name, rows in subjects.items():
+        for split, some in (("dev", rows[:5]), ("test", rows[5:])):
+            ending = f"_{split}" if folder.name == "mmlu" else ""
+            with (folder / split / f"{name}{ending}.csv").open("w", newline="") as file:
+                writer = csv.writer(file)
+                if folder.name == "cmmlu":
+                    writer.writerow(["", "Question", "A", "B", "C", "D", "Answer"])
+                writer.writerows([number, *row] if folder.name == "cmmlu" else row for number, row in enumerate(some))
+
+
+def made_rows(seed: int, count: int) -> list[list[str]]:
+    """Questions of several lengths with four choices."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        question = " ".join(f"w{number}" for number in generator.integers(70, 200, generator.integers(2, 12)))
+        options = [f"w{number}" for number in generator.integers(70, 200, 4)]
+        rows.append([question, *options, "ABCD"[generator.integers(4)]])
+    return rows
+
+
 @pytest.fixture(scope="module")
-def questions(tmp_path_factory) -> Path:
-    """37 questions of several lengths and numbers of choices."""
-    generator = np.random.default_rng(3)
-    file = tmp_path_factory.mktemp("questions") / "own.jsonl"
-    lines = []
-    for _ in range(37):
-        words = [f"w{number}" for number in generator.integers(70, 200, generator.integers(2, 40))]
-        choices = [f"w{number}" for number in generator.integers(70, 200, generator.integers(2, 6))]
-        answer = int(generator.integers(len(choices)))
-        lines.append({"question": " ".join(words), "choices": choices, "answer": answer})
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file
+def benchmarks(tmp_path_factory) -> Path:
+    """37 scored questions of two subjects."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    write_task(folder / "mmlu", {"astronomy": made_rows(1, 25), "virology": made_rows(2, 22)})
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -75,38 +101,45 @@ def dropout(toy, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answered(toy, questions) -> tuple[Path, Path]:
-    """The questions with the untrained model's own answers, by transformers alone, as labels; and
-    with other ones.
+def answered(toy, tmp_path_factory) -> Path:
+    """Benchmarks whose labels are the untrained model's own answers, by transformers alone (mmlu),
+    and all other ones (cmmlu).
     """
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(toy.model).eval(), load_tokenizer(toy.model)
-    (subject,) = open_tasks([str(questions)], None)
-    encoder = PromptEncoder(tokenizer)
-    lines = [json.loads(line) for line in questions.read_text().splitlines()]
-    for line, question in zip(lines, subject.questions, strict=True):
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt_ids(subject, question, encoder, 2048)])).logits[0, -1]
-        scores = [max(logits[token].item() for token in encoder.choice_token_ids(c)) for c in question.choices]
-        line["answer"] = scores.index(max(scores))
-    assert len({line["answer"] for line in lines}) > 1
-    right, wrong = questions.with_name("right.jsonl"), questions.with_name("wrong.jsonl")
-    right.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    others = [{**line, "answer": (line["answer"] + 1) % len(line["choices"])} for line in lines]
-    wrong.write_text("".join(json.dumps(line) + "\n" for line in others))
-    return right, wrong
+    folder = tmp_path_factory.mktemp("answered")
+    rows = {"mmlu": made_rows(3, 26), "cmmlu": made_rows(4, 26)}
+    for task, shift in (("mmlu", 0), ("cmmlu", 1)):
+        write_task(folder / "draft" / task, {"anatomy": rows[task]})
+        given = [("ABCD".index(letter) + shift) % 4 for letter in own_answers(toy.model, task, folder / "draft")]
+        assert len(set(given)) > 1
+        answers = [*(row[-1] for row in rows[task][:5]), *("ABCD"[answer] for answer in given)]
+        write_task(folder / task, {"anatomy": [[*row[:-1], a] for row, a in zip(rows[task], answers, strict=True)]})
+    return folder
+
+
+def own_answers(model_path: Path, task: str, folder: Path) -> list[str]:
+    """The choices of the largest logit, prompt by prompt."""
+    model = AutoModelForCausalLM.from_pretrained(model_path).eval()
+    encoder, letters = PromptEncoder(load_tokenizer(model_path)), []
+    for subject in open_tasks([task], folder):
+        for question in subject.questions:
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt_ids(subject, question, encoder, 2048)])).logits[0, -1]
+            scores = [max(logits[token].item() for token in encoder.choice_token_ids(c)) for c in question.choices]
+            letters.append(question.choices[scores.index(max(scores))])
+    return letters
 
 
 @pytest.fixture(scope="module")
-def runs(project_root, toy, questions, answered, dropout, tmp_path_factory) -> Runner:
+def runs(project_root, toy, benchmarks, answered, dropout, tmp_path_factory) -> Runner:
     """Each plugin with and without questions, on two ranks, in one launch."""
     runner = Runner(project_root, toy, tmp_path_factory.mktemp("task_runs"))
-    asked = ("--eval_tasks", str(questions), "--eval_task_interval", "2")
+    asked = ("--eval_tasks", "mmlu", "--eval_task_dir", str(benchmarks), "--eval_task_interval", "2")
     commands = []
     for name, options in possible(PLUGINS).items():
         commands.append(runner.command(f"{name}_plain", *BATCH, *options))
         commands.append(runner.command(f"{name}_asked", *BATCH, *options, *asked))
         if "bf16" not in options:
-            still = ("--max_steps", "1", "--eval_tasks", *map(str, answered))
+            still = ("--max_steps", "1", "--eval_tasks", "mmlu", "cmmlu", "--eval_task_dir", str(answered))
             commands.append(runner.command(f"{name}_still", *BATCH, *options, "--lr", "1e-30", *still))
     random = ("--use_neft", "--pretrained", str(dropout))
     commands.append(runner.command("random_plain", *BATCH, *random))
@@ -130,9 +163,9 @@ def test_questions_change_nothing(runs, name):
 )
 def test_every_answer_is_that_of_transformers(runs, name):
     (entry,) = runs.metrics(f"{name}_still")
-    assert entry["eval_task_correct"] == {"right": 37, "wrong": 0}
-    assert entry["eval_task_questions"] == {"right": 37, "wrong": 37}
-    assert entry["eval_task_accuracy"] == {"right": 1.0, "wrong": 0.0}
+    assert entry["eval_task_correct"] == {"mmlu": 21, "cmmlu": 0}
+    assert entry["eval_task_questions"] == {"mmlu": 21, "cmmlu": 21}
+    assert entry["eval_task_accuracy"] == {"mmlu": 1.0, "cmmlu": 0.0}
 
 
 @pytest.mark.parametrize("name", run_names(PLUGINS))

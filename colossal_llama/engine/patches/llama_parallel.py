@@ -89,7 +89,7 @@ def causal_lm_forward(
 def _logits(
     model: LlamaForCausalLM,
     hidden: torch.Tensor,
-    position_ids: torch.Tensor,
+    position_ids: torch.Tensor | None,
     shards: ShardConfig,
     positions: torch.Tensor | None,
 ) -> torch.Tensor:
@@ -98,11 +98,11 @@ def _logits(
     Args:
         model: its output layer holds this rank's rows of the vocabulary.
         hidden: (rows, length, width), or this rank's sequence shard in mode all_to_all.
-        position_ids: (rows, length), of whole sequences.
+        position_ids: (rows, length), of whole sequences; None where none is divided.
         shards: parallelism of the model.
         positions: of the flattened rows, whose logits are asked for; None for all.
     """
-    if hidden.shape[1] != position_ids.shape[1]:
+    if position_ids is not None and hidden.shape[1] != position_ids.shape[1]:
         group = shards.sequence_parallel_process_group
         sequence_shards = [torch.empty_like(hidden) for _ in range(shards.sequence_parallel_size)]
         dist.all_gather(sequence_shards, hidden.contiguous(), group=group)
