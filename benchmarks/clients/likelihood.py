@@ -46,9 +46,8 @@ def _ask_harness(options: argparse.Namespace) -> dict[str, Any]:
     if not output.is_file():
         python = client_environment(client.name, client.requirements, client.unresolved)
         script = Path(__file__).with_name("lm_eval_tasks.py")
-        _run(
-            python, script, "--subjects", *options.subjects, *_shared(options), "--model", options.model, output=output
-        )
+        words = ["--model", options.model, "--subjects", *options.subjects, *_shared(options), "--output", output]
+        _run(python, script, *words)
     return json.loads(output.read_text())
 
 
