@@ -9,6 +9,7 @@ import numpy as np
 import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from colossal_llama.evaluation.faults import say_faults
 from colossal_llama.evaluation.prompts import PromptEncoder, all_prompt_ids
 from colossal_llama.evaluation.questions import FIRST_TOKEN, LETTER_OR_FIRST_TOKEN, Subject
 from colossal_llama.evaluation.tasks.registry import open_tasks
@@ -20,7 +21,6 @@ from colossal_llama.utils.errors import UserError
 
 _NONE = -2
 """No choice is right."""
-_NAMED_FAULTS = 10
 _OWN_NAMES = {
     "--tasks": "--eval_tasks",
     "--data_dir": "--eval_task_dir",
@@ -69,9 +69,11 @@ def _read_questions(
 ) -> tuple[PromptedQuestion, ...]:
     subjects = _opened(arguments)
     _refuse_generated_answers(subjects)
-    _report_faults(subjects)
+    say_faults(subjects)
     encoder, max_length = PromptEncoder(tokenizer), arguments.eval_task_max_length
     questions = tuple(question for subject in subjects for question in _prompted(subject, encoder, max_length))
+    if not questions:
+        raise UserError("--eval_tasks: no question that could be scored is left: give a larger --eval_task_limit")
     lengths = [len(question.prompt) for question in questions]
     if problem := varying_rope_problem(config, min(lengths), max(lengths), several_in_a_micro_batch=True):
         raise UserError(f"--eval_tasks: {problem}")
@@ -92,22 +94,6 @@ def _opened(arguments: TaskArguments) -> list[Subject]:
         for name, own in _OWN_NAMES.items():
             problems = [problem.replace(name, own) for problem in problems]
         raise UserError(problems) from error
-
-
-def _report_faults(subjects: Sequence[Subject]) -> None:
-    """Logs what is wrong in the files, once."""
-    for note in dict.fromkeys(note for subject in subjects for note in subject.notes):
-        log_rank_zero(f"--eval_tasks: {note}")
-    faulty = [(subject.file, question) for subject in subjects for question in subject.questions if question.fault]
-    if not faulty:
-        return
-    left_out = sum(not question.is_scored for _, question in faulty)
-    named = [f"{file}, {question.place}: {question.fault}" for file, question in faulty[:_NAMED_FAULTS]]
-    rest = f"; and {len(faulty) - len(named):,} more" if len(faulty) > len(named) else ""
-    log_rank_zero(
-        f"warning: --eval_tasks: questions with a fault in their file: {len(faulty):,}, of which {left_out:,} cannot "
-        f"be scored and are left out: {'; '.join(named)}{rest}"
-    )
 
 
 def _prompted(subject: Subject, encoder: PromptEncoder, max_length: int) -> Sequence[PromptedQuestion]:

@@ -32,6 +32,12 @@ def test_saved_weights_are_the_rounded_master_weights(found, case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_questions_are_answered_from_the_weights_of_all_ranks(found, case):
+    """Between two steps; the restored run, which answers none, continues equally."""
+    assert found[case]["answers"] == found[case]["answers_by_transformers"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_restored_run_continues_bit_for_bit(found, case):
     assert found[case]["continues_equally"]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import colossalai.accelerator
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -32,12 +33,15 @@ apply_gemini_patches()
 from colossalai.booster.plugin import GeminiPlugin  # noqa: E402
 from colossalai.zero.gemini.chunk import ChunkManager  # noqa: E402
 
+from colossal_llama.dataset.collator import Collator  # noqa: E402
 from colossal_llama.engine.backend import Backend  # noqa: E402
 from colossal_llama.engine.hybrid_adam import build_optimizer  # noqa: E402
 from colossal_llama.engine.loss_scale import skipped_last_step  # noqa: E402
 from colossal_llama.engine.optimizer_shards import ShardRange  # noqa: E402
 from colossal_llama.engine.optimizer_step import refuse_nonfinite_updates  # noqa: E402
 from colossal_llama.engine.plugins import PRECISIONS  # noqa: E402
+from colossal_llama.model.attention.varlen import SDPA  # noqa: E402
+from colossal_llama.model.kernels.per_token_loss import return_token_losses  # noqa: E402
 from colossal_llama.model.weights.stored_tensors import shape_of  # noqa: E402
 from colossal_llama.model.weights.weight_files import write_safetensors  # noqa: E402
 from colossal_llama.training.checkpoint.model_files import fp32_weights  # noqa: E402
@@ -49,7 +53,12 @@ from colossal_llama.training.checkpoint.optimizer_io import (  # noqa: E402
 )
 from colossal_llama.training.checkpoint.staging import StagedFile  # noqa: E402
 from colossal_llama.training.checkpoint.state import OPTIMIZER_INDEX  # noqa: E402
+from colossal_llama.training.task_evaluation import TaskEvaluator  # noqa: E402
+from colossal_llama.training.task_questions import PromptedQuestion  # noqa: E402
+from colossal_llama.training.train_step import TrainStep  # noqa: E402
 
+PROMPTS = [list(range(begin, begin + length)) for begin, length in ((5, 9), (30, 4), (50, 7), (71, 12), (3, 2))]
+"""An odd number: a rank gets a placeholder."""
 _SMALL_CHUNKS = {"min_chunk_size_m": 0.012, "search_range_m": 0.001, "hidden_dim": 8}
 _OFFLOADED = {"offload_optim_frac": 1.0, "offload_param_frac": 1.0}
 CASES: dict[str, dict[str, Any]] = {
@@ -131,6 +140,7 @@ def _results_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     norms = [run.step(number)[1] for number in range(3)]
     run.save(directory)
     weights = load_file(directory / "modelling" / "model.safetensors")
+    answers = run.answers(PROMPTS)
     later = [run.step(number) for number in range(3, 6)]
     again = Training(settings, weights)
     again.restore(directory)
@@ -138,6 +148,8 @@ def _results_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "norms": norms,
         "dtypes": sorted({str(weight.dtype) for weight in weights.values()}),
         "not_the_masters": _not_the_masters(directory, weights),
+        "answers": answers,
+        "answers_by_transformers": _answers_by_transformers(run.config, weights, run.backend.parameter_dtype),
         "continues_equally": [again.step(number) for number in range(3, 6)] == later and again.equals(run),
     }
     run.step(6, factor=1e30 if run.is_fp16 else float("nan"))
@@ -156,6 +168,14 @@ def _not_the_masters(directory: Path, weights: dict[str, torch.Tensor]) -> list[
         if not torch.equal(master.to(weight.dtype).view_as(weight), weight):
             wrong.append(name)
     return wrong
+
+
+def _answers_by_transformers(config: LlamaConfig, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> list[int]:
+    """Most probable next tokens of the prompts, one at a time."""
+    network = LlamaForCausalLM(config).to(dtype)
+    network.load_state_dict(weights)
+    with torch.no_grad():
+        return [int(network(torch.tensor([prompt])).logits[0, -1].argmax()) for prompt in PROMPTS]
 
 
 class Training:
@@ -177,7 +197,9 @@ class Training:
             use_cache=False,
             attn_implementation="eager",
         )
+        self.config = config
         network = LlamaForCausalLM(config).to(dtype)
+        return_token_losses(network)
         if weights is not None:
             network.load_state_dict(weights)
         plugin = GeminiPlugin(max_norm=1.0, initial_scale=2.0**16, pin_memory=True, **settings)
@@ -198,6 +220,18 @@ class Training:
         norm = self.optimizer.get_grad_norm()
         self.optimizer.zero_grad()
         return total, norm
+
+    def answers(self, prompts: list[list[int]]) -> list[int]:
+        """Most probable next tokens, as `--eval_tasks` asks for them: on each rank a share."""
+        tokens = torch.arange(self.config.vocab_size)
+        questions = [PromptedQuestion("", np.array(prompt), tuple((int(t),) for t in tokens), 0) for prompt in prompts]
+        train_step = TrainStep(self.backend, self.model, self.optimizer, torch.device("cpu"))
+        evaluator = TaskEvaluator(train_step, questions, Collator(0, 64), tokens_per_batch=16, interval_steps=1)
+        self.config._attn_implementation = SDPA  # which reads the document mask
+        try:
+            return evaluator._answers(lambda: False)
+        finally:
+            self.config._attn_implementation = "eager"
 
     def shards(self) -> list[Any]:
         return self.backend.optimizer_shards(self.model, self.optimizer)

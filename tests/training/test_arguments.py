@@ -61,6 +61,8 @@ def test_aliases_of_the_contract(base):
         (["--lr", "inf"], "is not a finite number"),
         (["--num_epochs", "0"], "less than 1"),
         (["--benchmark", "--eval_dataset", "."], "--benchmark measures training: leave out --eval_dataset"),
+        (["--benchmark", "--eval_tasks", "mmlu"], "--benchmark measures training: leave out --eval_tasks"),
+        (["--eval_task_interval", "5"], "--eval_task_interval has no effect without --eval_tasks"),
         (["--benchmark", "--lora_rank", "4", "--merge_lora"], "--benchmark saves nothing: leave out --merge_lora"),
         (["--load_checkpoint", "nowhere"], "does not exist"),
         (["--warmup_steps", "9", "--max_steps", "3"], "more than --max_steps"),

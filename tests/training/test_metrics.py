@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed as dist
 
-from colossal_llama.training.metrics import METRICS_FILE, MetricsWriter
+from colossal_llama.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
 from colossal_llama.training.nonfinite_steps import NonFiniteSteps
 
 
@@ -40,6 +40,26 @@ def test_tensorboard_shows_each_step_once_after_the_clock_was_set_back(tmp_path,
         writer.close()
     shown = EventAccumulator(str(logs)).Reload()
     assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(1, 1), (2, 2), (3, 23), (4, 34)]
+
+
+def test_values_made_up_for_stand_in_the_line_of_their_step(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs, save_dir = tmp_path / "logs", tmp_path / "save"
+    first = MetricsWriter(logs, save_dir)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    second = MetricsWriter(logs, save_dir, 2)
+    second.amend(2, {})
+    second.amend(2, {"eval_task_accuracy": {"mmlu": 0.5}})
+    second.write(3, {"loss": 7.0})
+    second.close()
+    entries = read_metrics(logs)
+    assert [(entry["step"], entry["loss"]) for entry in entries] == [(1, 1.0), (2, 2.0), (3, 7.0)]
+    assert [entry.get("eval_task_accuracy") for entry in entries] == [None, {"mmlu": 0.5}, None]
+    shown = EventAccumulator(str(logs)).Reload()
+    assert [(event.step, event.value) for event in shown.Scalars("eval_task_accuracy/mmlu")] == [(2, 0.5)]
 
 
 # TensorBoard's own thread may meet the limit too, and ends.

@@ -2,19 +2,22 @@
 
 import csv
 import json
+import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from colossal_llama.evaluation.prompts import PromptEncoder, prompt_ids
 from colossal_llama.evaluation.tasks.registry import open_tasks
 from colossal_llama.model.weights.generation_config import save_model
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
-from tests.support.training_runs import Runner, Toy, make_toy
+from tests.support.training_runs import Runner, Toy, make_toy, ranks_of
 from tests.support.versions import possible, run_names
 
 pytestmark = pytest.mark.slow  # the runs that all tests of the file share
@@ -132,7 +135,8 @@ def own_answers(model_path: Path, task: str, folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def runs(project_root, toy, benchmarks, answered, dropout, tmp_path_factory) -> Runner:
     """Each plugin with and without questions, on two ranks, in one launch."""
-    runner = Runner(project_root, toy, tmp_path_factory.mktemp("task_runs"))
+    tmp = tmp_path_factory.mktemp("task_runs")
+    runner = Runner(project_root, toy, tmp)
     asked = ("--eval_tasks", "mmlu", "--eval_task_dir", str(benchmarks), "--eval_task_interval", "2")
     commands = []
     for name, options in possible(PLUGINS).items():
@@ -144,7 +148,11 @@ def runs(project_root, toy, benchmarks, answered, dropout, tmp_path_factory) -> 
     random = ("--use_neft", "--pretrained", str(dropout))
     commands.append(runner.command("random_plain", *BATCH, *random))
     commands.append(runner.command("random_asked", *BATCH, *random, *asked))
-    runner.run(commands, ranks=2)
+    few = (*BATCH, *asked, "--eval_task_limit", "7", "--save_interval", "2")
+    commands.append(runner.command("resumed", *few))
+    commands.append(runner.command("resumed", *few, "--load_checkpoint", str(tmp / "resumed/save/epoch-0_step-2")))
+    commands.append(runner.command("planned", *BATCH, *asked, "--dry_run"))
+    (tmp / "printed.txt").write_text(runner.run(commands, ranks=2))
     return runner
 
 
@@ -172,3 +180,49 @@ def test_every_answer_is_that_of_transformers(runs, name):
 def test_asked_at_intervals_and_at_the_end(runs, name):
     steps = [entry["step"] for entry in runs.metrics(f"{name}_asked") if "eval_task_accuracy" in entry]
     assert steps == [2, 4, 5]
+
+
+def test_a_resumed_run_asks_after_the_same_steps_and_never_twice(runs):
+    steps = [entry["step"] for entry in runs.metrics("resumed") if "eval_task_accuracy" in entry]
+    assert steps == [2, 4, 5]
+    printed = (runs.workspace / "printed.txt").read_text()
+    assert [len(re.findall(rf"step {step}: right answers: mmlu .* of 14;", printed)) for step in (2, 4, 5)] == [1, 2, 2]
+    assert all(entry["eval_task_questions"] == {"mmlu": 14} for entry in runs.metrics("resumed")[1::2])
+
+
+def test_the_plan_counts_the_questions(runs):
+    plan = json.loads((runs.workspace / "planned" / "config.json.dry_run.json").read_text())
+    assert plan["task_questions"] == 37
+    assert plan["task_tokens"] > 37 * 20
+    printed = (runs.workspace / "printed.txt").read_text()
+    assert f"37 questions, {plan['task_tokens']:,} tokens (mmlu 37), every 2 steps and at the end" in printed
+
+
+def test_tensorboard_shows_the_accuracy(runs):
+    shown = EventAccumulator(str(runs.workspace / "zero2_asked" / "logs")).Reload()
+    recorded = {e["step"]: e["eval_task_accuracy"]["mmlu"] for e in runs.metrics("zero2_asked") if "eval_task_s" in e}
+    found = {event.step: event.value for event in shown.Scalars("eval_task_accuracy/mmlu")}
+    assert found == pytest.approx(recorded)
+
+
+def test_a_signal_ends_the_questions_and_the_resumed_run_makes_up_for_them(runs, tmp_path):
+    """There are so many of them that they would take minutes."""
+    write_task(tmp_path / "mmlu", {"astronomy": made_rows(5, 20_000)})
+    asked = ("--eval_tasks", "mmlu", "--eval_task_dir", str(tmp_path), "--eval_task_interval", "1")
+    process = runs.start(runs.command("signalled", *BATCH, *asked))
+    shown = ""
+    while "benchmark questions:" not in shown:
+        shown += process.stdout.read(200)
+        assert process.poll() is None, shown
+    for rank in ranks_of(process).values():
+        rank.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=60)
+    assert "step 1: the benchmark questions are left, since the run is to end" in rest
+    assert "everything is saved" in rest
+    assert not any("eval_task_accuracy" in entry for entry in runs.metrics("signalled"))
+    stopped_at = runs.metrics("signalled")[-1]["step"]
+    runs.run(
+        [runs.command("signalled", *BATCH, *asked, "--eval_task_limit", "9", "--load_checkpoint", "auto")], ranks=2
+    )
+    answered = [entry["step"] for entry in runs.metrics("signalled") if "eval_task_accuracy" in entry]
+    assert answered == list(range(stopped_at, 6))
