@@ -51,19 +51,24 @@ class ModelRun:
     dtype: str
     record: AnswerRecord
 
-    def answer_all(self) -> None:
-        """Answers the questions that have no answer yet, on all processes."""
-        if self.together.first(self.record.is_complete):
+    def run(self) -> None:
+        """Loads the model if anything has no result yet, and computes that; on all processes."""
+        is_answered = not self.arguments.subjects or self.together.first(self.record.is_complete)
+        if is_answered:
             log_rank_zero(f"{self.model.name}: all is answered in {self.record.directory}")
             return
-        answered = self.together.first(lambda: self.record.begin(self._content()))
         began = time.time()
         with self.together.stage():
             models.check_memory(self.model, self.device, self.dtype)
             loaded, tokenizer = models.load(self.model, self.device, self.dtype, log_rank_zero)
-        session = {"began": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"), "kept": len(answered)}
-        session |= {"processes": self.together.size, "device": device_name(self.device)}
-        session["load_s"] = round(time.time() - began, 1)
+        load_s = round(time.time() - began, 1)
+        if not is_answered:
+            self._answer_questions(loaded, tokenizer, load_s)
+
+    def _answer_questions(self, loaded: Any, tokenizer: Any, load_s: float) -> None:
+        answered = self.together.first(lambda: self.record.begin(self._content()))
+        session: dict[str, Any] = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "kept": len(answered)}
+        session |= {"processes": self.together.size, "device": device_name(self.device), "load_s": load_s}
         with self.together.stage():
             session |= self._answer(loaded, tokenizer, answered)
         self.together.first(lambda: self.record.complete(self._content(), session))
@@ -113,7 +118,7 @@ class ModelRun:
                 for question in subject.questions
                 if question.is_scored and (subject.task, subject.name, question.index) not in answered
             ]
-            mine = self.together.share(unanswered, [_cost(*pair) for pair in unanswered])
+            mine = self.together.share_of_neighbours(unanswered, [_cost(*pair) for pair in unanswered])
             for _, pairs in groupby(mine, lambda pair: pair[0].name):
                 subject, questions = zip(*pairs, strict=True)
                 yield replace(subject[0], questions=questions)

@@ -62,8 +62,12 @@ class Ranks:
         """True for the process that writes and prints."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T], costs: Sequence[float]) -> list[T]:
-        """Neighbours among the items, of about the same cost for each process."""
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Every size-th item for this process, so that each has long and short ones."""
+        return items[self.rank :: self.size]
+
+    def share_of_neighbours(self, items: Sequence[T], costs: Sequence[float]) -> list[T]:
+        """Neighbours among the items for this process, of about the same cost as the others'."""
         ends = list(accumulate(costs))
         total = ends[-1] if ends else 0.0
         middles = (end - cost / 2 for end, cost in zip(ends, costs, strict=True))

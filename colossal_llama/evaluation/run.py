@@ -47,7 +47,7 @@ def _evaluate(arguments: EvaluationArguments, together: Ranks) -> None:
         if together.is_first:
             say_faults(arguments.subjects)
         for run in runs:
-            run.answer_all()
+            run.run()
         together.first(lambda: _write_tables(arguments, runs))
 
 
