@@ -82,6 +82,7 @@ class ModelRun:
         scorer, encoder = Scorer(loaded, self.arguments.model.tokens_per_batch), PromptEncoder(tokenizer)
         total = len(keys_of(self.arguments.subjects)) - len(answered)
         seconds_by_task: dict[str, float] = defaultdict(float)
+        self.together.begin_count()
         began = time.monotonic()
         with (
             self.record.appending(self.together.rank) as writer,

@@ -23,12 +23,12 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from colossal_llama.utils.distributed_env import end_with_launcher, share_of_cores
-from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.errors import UserError, problem_of_host
 
 _LONGEST_STAGE = timedelta(days=30)
 _MEETING = timedelta(minutes=10)
 _NEWS_INTERVAL_S = 1.0
-_FAILED, _DONE = "failed", "done"
+_FAILED = "failed"
 _GO_ON = "what it has answered is kept: run the same command again to go on"
 T = TypeVar("T")
 
@@ -56,6 +56,7 @@ class Ranks:
     _next_news_s: float = 0.0
     _unsent: int = 0
     _all_done: int = 0
+    _counts: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -106,8 +107,9 @@ class Ranks:
         except Exception as error:
             if self.size == 1:
                 raise
-            traceback.print_exc()
-            problems = [f"process {self.rank} ended with {type(error).__name__}: {error}"]
+            problems = [problem_of_host(error) or f"process {self.rank}: {type(error).__name__}: {error}"]
+            if problem_of_host(error) is None:
+                traceback.print_exc()
         if problems and self.store is not None:
             self.store.set(_FAILED, "1")
         found = dict.fromkeys(problem for theirs in self.gather(problems) for problem in theirs)
@@ -126,6 +128,11 @@ class Ranks:
                 result = function()
         return self.gather(result)[0]
 
+    def begin_count(self) -> None:
+        """Begins to count from 0 what is done, on all processes."""
+        self._unsent = self._all_done = 0
+        self._counts += 1
+
     def count_done(self, number: int, *, now: bool = False) -> int:
         """Adds to the number that is done by all processes, which it returns as of a second ago.
 
@@ -140,7 +147,7 @@ class Ranks:
         if self.store is None:
             self._all_done += number
         elif now or time.monotonic() >= self._next_news_s:
-            self._all_done = self.store.add(_DONE, self._unsent)
+            self._all_done = self.store.add(f"done {self._counts}", self._unsent)
             self._unsent, self._next_news_s = 0, time.monotonic() + _NEWS_INTERVAL_S
             if self.store.check([_FAILED]):
                 raise OtherRankFailed
@@ -150,7 +157,7 @@ class Ranks:
         """Waits on the first process until all have done a number, or one has ended.
 
         Args:
-            number: see `count_done`, counted since the last time that this returned.
+            number: of all processes together, since `begin_count`.
             on_news: receives the number that is done.
         """
         done = self.count_done(0, now=True)

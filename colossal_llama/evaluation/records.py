@@ -196,7 +196,7 @@ class AnswerRecord:
         }
 
     def _partials(self) -> list[Path]:
-        return sorted(self.directory.glob(_PARTIAL.format("*")))
+        return sorted(path for path in self.directory.glob(_PARTIAL.format("*")) if path.is_file())
 
     def _partial_answers(self) -> dict[Key, bytes]:
         """Lines of this run's questions in the partial files; a line that was cut off is none."""

@@ -129,7 +129,7 @@ def _end_of_output(lost_output: OSError, ended: BaseException | None) -> BaseExc
 
 def _exit_for(error: BaseException) -> NoReturn:
     """Exits with the message and the code that belong to an error, or raises it."""
-    problem = str(error) if isinstance(error, UserError) else _problem_of_host(error)
+    problem = str(error) if isinstance(error, UserError) else problem_of_host(error)
     if isinstance(error, UserError):
         print_and_exit(error)
     if problem is not None:
@@ -140,7 +140,7 @@ def _exit_for(error: BaseException) -> NoReturn:
     raise error
 
 
-def _problem_of_host(error: BaseException) -> str | None:
+def problem_of_host(error: BaseException) -> str | None:
     """The sentence for an error whose cause is the host and not the program; None for others."""
     if isinstance(error, OSError):
         return _problem_of_system(error)
