@@ -1,4 +1,4 @@
-"""Made-up benchmark files in the layouts of their authors: small, and free of anybody's sentences."""
+"""Made-up benchmark files in the layouts of their authors: small, and of nobody's sentences."""
 
 import csv
 import json
