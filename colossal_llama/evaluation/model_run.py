@@ -119,7 +119,7 @@ class ModelRun:
                 for question in subject.questions
                 if question.is_scored and (subject.task, subject.name, question.index) not in answered
             ]
-            mine = self.together.share_of_neighbours(unanswered, [_cost(*pair) for pair in unanswered])
+            mine = self.together.share(unanswered, [_cost(*pair) for pair in unanswered])
             for _, pairs in groupby(mine, lambda pair: pair[0].name):
                 subject, questions = zip(*pairs, strict=True)
                 yield replace(subject[0], questions=questions)

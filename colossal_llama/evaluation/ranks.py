@@ -63,12 +63,16 @@ class Ranks:
         """True for the process that writes and prints."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Every size-th item for this process, so that each has long and short ones."""
-        return items[self.rank :: self.size]
+    def share(self, items: Sequence[T], costs: Sequence[float] | None = None) -> Sequence[T]:
+        """The items of this process.
 
-    def share_of_neighbours(self, items: Sequence[T], costs: Sequence[float]) -> list[T]:
-        """Neighbours among the items for this process, of about the same cost as the others'."""
+        Args:
+            items: in an order that all processes have.
+            costs: of each item: neighbours of about the same cost together go to one process; None:
+                every size-th item does.
+        """
+        if costs is None:
+            return items[self.rank :: self.size]
         ends = list(accumulate(costs))
         total = ends[-1] if ends else 0.0
         middles = (end - cost / 2 for end, cost in zip(ends, costs, strict=True))
