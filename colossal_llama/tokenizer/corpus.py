@@ -5,7 +5,7 @@ A corpus is files of any format of `readers`: documents, conversations, and plai
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,7 @@ def read_texts(
     block_characters: int | None = None,
     fields: FieldOptions | None = None,
     text_block_bytes: int | None = TEXT_BLOCK_BYTES,
+    on_problem: Callable[[UserError], None] | None = None,
 ) -> Iterator[CorpusText]:
     """Streams the documents, or a random sample of them.
 
@@ -80,6 +81,8 @@ def read_texts(
         fields: which columns of a record are read; None as without options.
         text_block_bytes: length of the documents that a plain text file is read as; None: the file
             is one.
+        on_problem: receives what would be raised of a record, an empty text included, or of a file;
+            what can be read of the others is yielded.
 
     Raises:
         UserError: names file and line of a record that has no text, is not JSON or is too long, or
@@ -89,13 +92,15 @@ def read_texts(
     generator, messages = random.Random(seed), ColumnMessages()
     for file in files:
         notes: dict[str, Counter[str]] = {}
-        for number, row in _rows(file, text_block_bytes):
+        for number, row in _rows(file, text_block_bytes, on_problem):
             size = _size(row)
             longest = block_characters or size
             is_split = share < 1.0 and size > longest
             if not size or (share < 1.0 and not is_split and generator.random() >= share):
                 continue
-            document = _document(file, number, row, fields)
+            document = _document_or_problem(file, number, row, fields, on_problem)
+            if document is None:
+                continue
             notes.setdefault(document.category, Counter()).update(document.chosen)
             for text in split_into_blocks(document.text, longest) if is_split else [document.text]:
                 if text and (not is_split or generator.random() < share):
@@ -104,7 +109,19 @@ def read_texts(
     messages.finish()
 
 
-def _rows(file: InputFile, text_block_bytes: int | None) -> Iterator[tuple[int, Row]]:
+Problems = Callable[[UserError], None] | None
+
+
+def _rows(file: InputFile, text_block_bytes: int | None, on_problem: Problems) -> Iterator[tuple[int, Row]]:
+    try:
+        yield from _rows_to_damage(file, text_block_bytes)
+    except UserError as error:
+        if on_problem is None:
+            raise
+        on_problem(error)
+
+
+def _rows_to_damage(file: InputFile, text_block_bytes: int | None) -> Iterator[tuple[int, Row]]:
     try:
         if text_block_bytes is not None and file.format.kind in TEXT_KINDS:
             yield from read_text_blocks(file, text_block_bytes, _LONGEST_ROW_BYTES)
@@ -123,6 +140,21 @@ def _size(row: Row) -> int:
     if isinstance(row, dict):
         return sum(len(value) for value in row.values() if isinstance(value, str)) or 1
     return 1  # to be refused
+
+
+def _document_or_problem(
+    file: InputFile, number: int, row: Row, fields: FieldOptions, on_problem: Problems
+) -> PlainText | None:
+    if on_problem is None:
+        return _document(file, number, row, fields)
+    try:
+        document = _document(file, number, row, fields)
+        if not document.text:
+            raise UserError(f"{_place(file, number)}: the text is empty")
+    except UserError as error:
+        on_problem(error)
+        return None
+    return document
 
 
 def _document(file: InputFile, number: int, row: Row, fields: FieldOptions) -> PlainText:
