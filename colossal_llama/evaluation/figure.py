@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FIGURE_TITLE = "evaluation by colossal_llama"
-_COLOURS = ("#6fb1e8", "#f6c89a", "#a8d8a8", "#d7b9ee", "#f2a7b0", "#cfcfcf", "#f3e08c", "#9fdad6")
+COLOURS = ("#6fb1e8", "#f6c89a", "#a8d8a8", "#d7b9ee", "#f2a7b0", "#cfcfcf", "#f3e08c", "#9fdad6")
 _BAR_INCHES, _GAP_BARS, _TASK_GAP_BARS = 0.21, 0.6, 0.7
 _INK, _PALE = "#333333", "#8a8a8a"
 
@@ -77,7 +77,7 @@ def _draw_model(
     models: int,
     short: Mapping[str, str],
 ) -> None:
-    colour = _COLOURS[number % len(_COLOURS)]
+    colour = COLOURS[number % len(COLOURS)]
     scored = [(row, middle) for row, middle in zip(rows, middles, strict=True) if model in row.scores]
     values = [100 * row.scores[model].mean for row, _ in scored]
     errors = [100 * (row.scores[model].standard_error or 0.0) for row, _ in scored]

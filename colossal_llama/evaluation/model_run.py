@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import compress, groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from colossal_llama.evaluation import models
 from colossal_llama.evaluation.arguments import LIKELIHOOD, EvaluationArguments
 from colossal_llama.evaluation.faults import fault_records
 from colossal_llama.evaluation.models import EvaluatedModel
+from colossal_llama.evaluation.parts import Part
 from colossal_llama.evaluation.questions import Question, Subject
 from colossal_llama.evaluation.ranks import Ranks
 from colossal_llama.evaluation.records import AnswerRecord, Key, keys_of
@@ -42,6 +43,7 @@ class ModelRun:
         device: of this process.
         dtype: of `models.DTYPES`.
         record: its answers on disk.
+        parts: what else is asked for.
     """
 
     arguments: EvaluationArguments
@@ -50,11 +52,13 @@ class ModelRun:
     device: torch.device
     dtype: str
     record: AnswerRecord
+    parts: Sequence[Part] = ()
 
     def run(self) -> None:
         """Loads the model if anything has no result yet, and computes that; on all processes."""
         is_answered = not self.arguments.subjects or self.together.first(self.record.is_complete)
-        if is_answered:
+        open_parts = self.together.first(lambda: [not part.is_complete(self.model) for part in self.parts])
+        if is_answered and not any(open_parts):
             log_rank_zero(f"{self.model.name}: all is answered in {self.record.directory}")
             return
         began = time.time()
@@ -64,6 +68,8 @@ class ModelRun:
         load_s = round(time.time() - began, 1)
         if not is_answered:
             self._answer_questions(loaded, tokenizer, load_s)
+        for part in compress(self.parts, open_parts):
+            part.evaluate(self.model, loaded, tokenizer)
 
     def _answer_questions(self, loaded: Any, tokenizer: Any, load_s: float) -> None:
         answered = self.together.first(lambda: self.record.begin(self._content()))

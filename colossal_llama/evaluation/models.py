@@ -125,10 +125,18 @@ def _find(directory: Path, name: str, max_length: int) -> EvaluatedModel:
     if isinstance(positions, int) and positions < max_length:
         raise UserError(f"{base} has {positions:,} positions: give --max_length {positions}, or less")
     weights = sum(math.prod(shape) for shape in tensor_shapes(base).values())
+    tokenizer = tokenizer_fingerprint(_tokenizer_in(directory, base))
+    return EvaluatedModel(name, directory, base, weights, _fingerprint(dict.fromkeys((directory, base))), tokenizer)
+
+
+def _tokenizer_in(directory: Path, base: Path) -> "PreTrainedTokenizerFast":
     has_tokenizer = any((directory / file).is_file() for file in ("tokenizer.json", "tokenizer.model"))
-    tokenizer = load_tokenizer(directory if has_tokenizer else base)
-    fingerprint = _fingerprint(dict.fromkeys((directory, base)))
-    return EvaluatedModel(name, directory, base, weights, fingerprint, tokenizer_fingerprint(tokenizer))
+    return load_tokenizer(directory if has_tokenizer else base)
+
+
+def tokenizer_of(model: EvaluatedModel) -> "PreTrainedTokenizerFast":
+    """Loads a model's tokenizer alone: an adapter's own, if it has one."""
+    return _tokenizer_in(model.directory, model.base)
 
 
 def _fingerprint(directories: Iterable[Path]) -> str:

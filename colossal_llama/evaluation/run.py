@@ -1,6 +1,6 @@
 """The order of work of an evaluation: models one after the other, then tables and a figure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from colossal_llama.evaluation.faults import say_faults
 from colossal_llama.evaluation.figure import FIGURE_TITLE, draw_scores
 from colossal_llama.evaluation.model_run import ModelRun
 from colossal_llama.evaluation.models import EvaluatedModel
+from colossal_llama.evaluation.parts import Part, open_parts
 from colossal_llama.evaluation.ranks import Ranks
 from colossal_llama.evaluation.records import AnswerRecord, subject_fingerprint
 from colossal_llama.utils.console import log_rank_zero
@@ -42,13 +43,17 @@ def _evaluate(arguments: EvaluationArguments, together: Ranks) -> None:
     found = together.first(lambda: models.find_models(options.model_path, options.compare, options.max_length))
     with ExitStack() as locks:
         together.first(lambda: _lock(arguments.output_dir, locks))
-        runs = [_run_of(arguments, together, model, device, dtype) for model in found]
+        with together.stage():
+            parts = open_parts(arguments, together, found, device, dtype)
+        runs = [_run_of(arguments, together, model, device, dtype, parts) for model in found]
         together.first(lambda: _check_outputs(arguments, runs))
         if together.is_first:
             say_faults(arguments.subjects)
         for run in runs:
             run.run()
         together.first(lambda: _write_tables(arguments, runs))
+        for part in parts:
+            together.first(part.write)
 
 
 def _settings(arguments: EvaluationArguments, device: torch.device, dtype: str) -> dict[str, Any]:
@@ -64,12 +69,17 @@ def _settings(arguments: EvaluationArguments, device: torch.device, dtype: str) 
 
 
 def _run_of(
-    arguments: EvaluationArguments, together: Ranks, model: EvaluatedModel, device: torch.device, dtype: str
+    arguments: EvaluationArguments,
+    together: Ranks,
+    model: EvaluatedModel,
+    device: torch.device,
+    dtype: str,
+    parts: Sequence[Part],
 ) -> ModelRun:
     subjects = {f"{subject.task} {subject.name}": subject_fingerprint(subject) for subject in arguments.subjects}
     settings = {**_settings(arguments, device, dtype), **model.identity(), "subjects": subjects}
     record = AnswerRecord(arguments.output_dir / model.name, settings, arguments.subjects)
-    return ModelRun(arguments, together, model, device, dtype, record)
+    return ModelRun(arguments, together, model, device, dtype, record, parts)
 
 
 def _lock(directory: Path, locks: ExitStack) -> None:
@@ -96,6 +106,8 @@ def _output_problems(arguments: EvaluationArguments, runs: list[ModelRun]) -> It
         if problem := figure_output_problem(arguments.output_dir / tables.TABLE_PNG, FIGURE_TITLE):
             yield problem
         yield from (problem for run in runs if (problem := run.record.problem()))
+    for part in runs[0].parts:
+        yield from part.problems()
 
 
 def _write_tables(arguments: EvaluationArguments, runs: list[ModelRun]) -> None:

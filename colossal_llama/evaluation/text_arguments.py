@@ -56,8 +56,8 @@ class AnswerArguments:
     )
     format: PromptFormat = group(
         "format of --questions, for all models alike",
-        "Without these options each model is asked in the format that it records: its chat template, or else as a "
-        "base model.",
+        "Without these options each model is asked in the format that train.py has recorded with it, and as a base "
+        "model where there is none.",
     )
 
 
@@ -83,20 +83,14 @@ def text_problems(text: TextArguments, answer: AnswerArguments, max_length: int)
     yield from format_problems(answer.format, is_sft=answer.format.prompt_style != "pretrained")
 
 
-def asked_format(given: PromptFormat, has_template: bool, is_recorded: bool) -> PromptFormat:
+def asked_format(given: PromptFormat, is_recorded: bool) -> PromptFormat:
     """Chooses how a model is asked.
 
     Args:
         given: options, for all models alike.
-        has_template: the model's tokenizer has a chat template.
-        is_recorded: training has recorded that template with the model.
+        is_recorded: training has recorded with the model the format of its conversations.
     """
-    if given.prompt_style is not None:
-        return given
-    asks_chat = has_template or any(value is not None for value in option_values(given).values())
-    if not asks_chat:
-        return replace(given, prompt_style="pretrained")
-    is_decided = is_recorded or given.llama_version is not None or given.chat_template is not None
-    return replace(
-        given, prompt_style="sft", chat_template=given.chat_template if is_decided or not has_template else "tokenizer"
+    is_given = any(value is not None for value in option_values(given).values())
+    return (
+        given if given.prompt_style else replace(given, prompt_style="sft" if is_recorded or is_given else "pretrained")
     )

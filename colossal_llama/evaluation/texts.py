@@ -5,7 +5,7 @@ import heapq
 import math
 import re
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -164,39 +164,22 @@ class Measurement:
     tokens_per_batch: int
 
 
-def common_measurement(
-    arguments: TextArguments, max_length: int, positions: Sequence[int], tokens_per_batch: int
-) -> Measurement:
-    """Chooses the windows for all models: none may be longer than a model has positions.
-
-    Args:
-        arguments: options of texts.
-        max_length: of the command line.
-        positions: of each model.
-        tokens_per_batch: most tokens of a forward pass.
-    """
-    length = min(max_length, *positions)
-    if length < max_length:
-        log_rank_zero(f"--texts: windows have {length:,} tokens, not {max_length:,}: a model has no more positions")
-    stride = max(1, length // 2) if arguments.stride is None else min(arguments.stride, length)
-    return Measurement(length, stride, tokens_per_batch)
+def measurement_of(arguments: TextArguments, max_length: int, tokens_per_batch: int) -> Measurement:
+    """Completes the options: the stride is half of a window by default."""
+    return Measurement(max_length, arguments.stride or max(1, max_length // 2), tokens_per_batch)
 
 
-def text_results(directory: Path, model: str, dtype: str, measurement: Measurement) -> ResultFile:
+def text_results(directory: Path, model: Mapping[str, str], dtype: str, measurement: Measurement) -> ResultFile:
     """Prepares the file of a model's bits.
 
     Args:
         directory: OUT/MODEL.
-        model: fingerprint of the model's files.
+        model: fingerprints of the model and its tokenizer.
         dtype: of the computation.
         measurement: how texts are measured.
     """
-    settings = {
-        "model": model,
-        "dtype": dtype,
-        "max_length": measurement.max_length,
-        "stride": measurement.stride,
-    }
+    windows = {"max_length": measurement.max_length, "stride": measurement.stride}
+    settings = {**model, "dtype": dtype, **windows}
     return ResultFile(directory, RESULTS, "text_hash", settings)
 
 
@@ -240,24 +223,26 @@ def measure_texts(
     from colossal_llama.evaluation.bits_per_byte import BitCounter, DocumentEncoder
 
     ranks.first(results.begin)
-    done = {key for key, result in results.read().items() if result.get("known_tokens") == known}
+    done = _measured_hashes(results, known)
+    ranks.begin_count()
     ranks.gather(None)  # all have read before the first appends
-    absent = {
-        document.text_hash: place for place, document in texts.documents.items() if document.text_hash not in done
-    }
-    by_size = sorted(absent.values(), key=lambda place: (-texts.documents[place].bytes, place))
-    mine = set(ranks.share(by_size))
+    unmeasured = {each.text_hash: place for place, each in texts.documents.items() if each.text_hash not in done}
+    absent = list(unmeasured.values())
+    mine = set(ranks.share(absent, [texts.documents[place].bytes for place in absent]))
     counter = BitCounter(model, measurement.max_length, measurement.stride, measurement.tokens_per_batch, known)
-    size = sum(texts.documents[place].bytes for place in mine)
-    bar = progress_bar(total=size, desc="texts", unit="B", unit_scale=True)
+    bar = progress_bar(total=len(absent), desc="texts", unit="document")
+
+    def show(done: int) -> None:
+        bar.update(done - bar.n)
+
     with ranks.stage(), results.appending(ranks.rank) as append, bar:
         for place, encoded, bits in _measured(texts.read(mine), DocumentEncoder(tokenizer), counter):
             document = texts.documents[place]
             if not math.isfinite(bits.bits):
                 raise UserError(_not_finite(document, str(model.dtype).removeprefix("torch.")))
             append(_result(document, encoded, bits, known))
-            bar.update(document.bytes)
-    ranks.first(lambda: _complete(texts, results))
+            show(ranks.count_done(1))
+        ranks.wait_for(len(absent), show)
 
 
 def _measured(
@@ -288,16 +273,28 @@ def _result(document: TextDocument, encoded: "EncodedText", bits: "Bits", known:
     }
 
 
-def _complete(texts: Texts, results: ResultFile) -> None:
-    """Writes the results of these documents in order; equal texts have been measured once."""
+def _measured_hashes(results: ResultFile, known: int | None) -> set[str]:
+    return {key for key, result in results.read().items() if known in (None, result.get("known_tokens"))}
+
+
+def is_complete(texts: Texts, results: ResultFile, known: int | None = None) -> bool:
+    """True when all documents are measured; see `measure_texts`."""
+    return {document.text_hash for document in texts.documents.values()} <= _measured_hashes(results, known)
+
+
+def ordered(texts: Texts, results: ResultFile) -> list[dict[str, Any]]:
+    """Results of all documents in their order; equal texts have been measured once.
+
+    Raises:
+        UserError: some are absent.
+    """
     found = results.read()
-    absent = [document for document in texts.documents.values() if document.text_hash not in found]
-    if absent:
+    if absent := sum(document.text_hash not in found for document in texts.documents.values()):
         raise UserError(
-            f"{len(absent):,} results are absent next to {results.path}: every process must write into the same "
+            f"{absent:,} results are absent next to {results.path}: every process must write into the same "
             "directory; give an --output_dir that all hosts share"
         )
-    results.complete({**found[each.text_hash], **asdict(each)} for each in texts.documents.values())
+    return [{**found[document.text_hash], **asdict(document)} for document in texts.documents.values()]
 
 
 def _not_finite(document: TextDocument, dtype: str) -> str:
