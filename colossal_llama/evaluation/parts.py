@@ -23,7 +23,7 @@ _TOKENS_ON_GPU, _TOKENS_ON_CPU = 16384, 4096
 
 
 class Part(Protocol):
-    """What is done with every model, and written when all are through."""
+    """Work that is done with every model, and written when all are through."""
 
     def problems(self) -> Iterator[str]:
         """Problems of the files that are there."""

@@ -1,4 +1,4 @@
-"""Tables of bits per byte: by category, beside the base, and the documents that changed most."""
+"""Tables of bits per byte: by category, next to the base, and the documents that changed most."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ModelBits:
-    """What a model needs for the documents of a category.
+    """Bits of a model for the documents of a category.
 
     Attributes:
         tokens: of all documents.

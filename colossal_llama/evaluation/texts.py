@@ -151,7 +151,7 @@ def _say_problems(problems: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Measurement:
-    """How texts are measured.
+    """Settings of the measurement.
 
     Attributes:
         max_length: tokens of a window.
