@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from colossal_llama.evaluation.questions import Subject
+from colossal_llama.evaluation.tasks.registry import TASKS
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import truncate_problems
 
@@ -23,6 +24,14 @@ def say_faults(subjects: Iterable[Subject]) -> None:
     shown = [f"  {fault['file']}, {fault['place']} (index {fault['index']}): {fault['fault']}" for fault in found]
     for line in truncate_problems(shown, _MOST_SHOWN):
         log_rank_zero(line)
+
+
+def say_tasks_without_subjects(names: Iterable[str], subjects: Iterable[Subject]) -> None:
+    """Prints the tasks of which `--subjects` names no file."""
+    found = {subject.task for subject in subjects}
+    absent = [name for name in dict.fromkeys(name.casefold() for name in names) if name in TASKS and name not in found]
+    if absent:
+        log_rank_zero(f"note: --subjects names no file of {', '.join(absent)}, which are left out")
 
 
 def fault_records(subjects: Iterable[Subject]) -> list[dict[str, Any]]:

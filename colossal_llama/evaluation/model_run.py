@@ -1,5 +1,6 @@
 """One model's part of an evaluation: loaded once, it answers all that is not answered yet."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from colossal_llama.evaluation.records import AnswerRecord, Key, keys_of
 from colossal_llama.utils.arguments import option_values
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.environment import code_fingerprint, installed_packages
+from colossal_llama.utils.errors import UserError
 
 if TYPE_CHECKING:
     from colossal_llama.evaluation.published import Prediction
@@ -101,6 +103,7 @@ class ModelRun:
             for subject in self._share(answered):
                 subject_began = time.monotonic()
                 for prediction in predictions_of(subject, scorer, encoder, self.arguments.model.max_length):
+                    self._check_finite(prediction)
                     writer.append(prediction)
                     show(self.together.count_done(1))
                 seconds_by_task[subject.task] += time.monotonic() - subject_began
@@ -112,6 +115,19 @@ class ModelRun:
             "questions_per_second": round(total / duration_s, 2) if duration_s else None,
             "seconds_by_task": {task: round(seconds, 1) for task, seconds in seconds_by_task.items()},
         }
+
+    def _check_finite(self, prediction: "Prediction") -> None:
+        """Refuses logits that are NaN, of which none is the largest.
+
+        Raises:
+            UserError: the model overflows in this dtype, or its weights are damaged.
+        """
+        if any(math.isnan(logit) for logit in prediction.logits.values()):
+            remedy = "give --dtype bf16 or fp32" if self.dtype == "fp16" else "the weights may be damaged"
+            raise UserError(
+                f"{self.model.name} gives logits that are NaN in {self.dtype} ({prediction.task} {prediction.subject} "
+                f"index {prediction.index}): {remedy}"
+            )
 
     def _share(self, answered: Collection[Key]) -> Iterator[Subject]:
         """Subjects with those of their open questions that this process answers.

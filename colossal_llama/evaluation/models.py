@@ -31,6 +31,8 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _FILES_OF_A_MODEL = (*_WEIGHT_SUFFIXES, ".json", ".model", ".jinja")
 _SAID_BY_THE_PARENT = ("modelling", "modelling_merged", "adapter")
 """Names of directories that do not tell models from each other."""
+_OUTPUTS = ("table", "texts", "answers")
+"""Files of `--output_dir` have these names."""
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -43,6 +45,7 @@ class EvaluatedModel:
         directory: of the model or adapter.
         base: directory of its weights: an adapter's base model, else the same.
         weights: number of parameters.
+        positions: most tokens that it takes; None where its configuration does not say.
         fingerprint: of the contents of its files.
         tokenizer: fingerprint of its tokenizer.
     """
@@ -51,6 +54,7 @@ class EvaluatedModel:
     directory: Path
     base: Path
     weights: int
+    positions: int | None
     fingerprint: str
     tokenizer: str
 
@@ -65,7 +69,7 @@ def find_models(path: Path | ModelName, compare: Sequence[Path | ModelName], max
     Args:
         path: the model.
         compare: the others.
-        max_length: tokens that each must take.
+        max_length: tokens that each must take, examples and answers included.
 
     Raises:
         UserError: names all that cannot be evaluated.
@@ -90,7 +94,7 @@ def directory_names(sources: Iterable[Path | ModelName]) -> list[str]:
     ['m', 'b-m', 'sft']
     """
     names: list[str] = []
-    taken: set[str] = set()
+    taken = {f"{name}.{ending}" for name in _OUTPUTS for ending in ("md", "json", "jsonl", "png")}
     for source in sources:
         for name in _possible_names(source):
             if name.casefold() not in taken:
@@ -114,19 +118,19 @@ def _possible_names(source: Path | ModelName) -> Iterable[str]:
         yield "-".join(parts[-count:]) or "model"
     number = 2
     while True:
-        yield f"{'-'.join(parts[-fewest:]) or 'model'}-{number}"
+        yield f"{'-'.join(parts[-fewest:]) or 'model'}_{number}"
         number += 1
 
 
 def _find(directory: Path, name: str, max_length: int) -> EvaluatedModel:
     base = base_model_of(directory) if is_adapter(directory) else directory
-    config = read_model_config(base)
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and positions < max_length:
+    positions = read_model_config(base).get("max_position_embeddings")
+    if positions is not None and positions < max_length:
         raise UserError(f"{base} has {positions:,} positions: give --max_length {positions}, or less")
     weights = sum(math.prod(shape) for shape in tensor_shapes(base).values())
     tokenizer = tokenizer_fingerprint(_tokenizer_in(directory, base))
-    return EvaluatedModel(name, directory, base, weights, _fingerprint(dict.fromkeys((directory, base))), tokenizer)
+    fingerprint = _fingerprint(dict.fromkeys((directory, base)))
+    return EvaluatedModel(name, directory, base, weights, positions, fingerprint, tokenizer)
 
 
 def _tokenizer_in(directory: Path, base: Path) -> "PreTrainedTokenizerFast":

@@ -225,9 +225,13 @@ class AnswerWriter:
             OSError: the disk is full, or cannot be written.
         """
         line = orjson.dumps(asdict(prediction)) + b"\n"
-        written = os.write(self._descriptor, line)
-        if written < len(line):  # the disk is full: what fits is cut off when the file is read
-            os.write(self._descriptor, line[written:])
+        try:
+            written = os.write(self._descriptor, line)
+            if written < len(line):  # a disk that is full takes a part, which is no answer when it is read
+                os.write(self._descriptor, line[written:])
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
 
 
 def _answer(line: bytes) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import torch
 
 from colossal_llama.evaluation import models, ranks, tables
 from colossal_llama.evaluation.arguments import EvaluationArguments
-from colossal_llama.evaluation.faults import say_faults
+from colossal_llama.evaluation.faults import say_faults, say_tasks_without_subjects
 from colossal_llama.evaluation.figure import FIGURE_TITLE, draw_scores
 from colossal_llama.evaluation.model_run import ModelRun
 from colossal_llama.evaluation.models import EvaluatedModel
@@ -40,7 +40,8 @@ def _evaluate(arguments: EvaluationArguments, together: Ranks) -> None:
     with together.stage():
         device = models.device_of(options.device, together.local_rank)
     dtype = options.dtype or ("bf16" if device.type == "cuda" else "fp32")
-    found = together.first(lambda: models.find_models(options.model_path, options.compare, options.max_length))
+    needed = options.max_length if arguments.subjects else 0
+    found = together.first(lambda: models.find_models(options.model_path, options.compare, needed))
     with ExitStack() as locks:
         together.first(lambda: _lock(arguments.output_dir, locks))
         with together.stage():
@@ -48,6 +49,7 @@ def _evaluate(arguments: EvaluationArguments, together: Ranks) -> None:
         runs = [_run_of(arguments, together, model, device, dtype, parts) for model in found]
         together.first(lambda: _check_outputs(arguments, runs))
         if together.is_first:
+            say_tasks_without_subjects(arguments.task.tasks, arguments.subjects)
             say_faults(arguments.subjects)
         for run in runs:
             run.run()

@@ -36,6 +36,7 @@ class Row:
     Attributes:
         level: TASK, GROUP, SUBJECT, or ALL tasks together.
         task: name of the task; "" for ALL.
+        group: of a group or subject; "" for the others.
         name: that is shown: the task's title, the group's or the subject's name.
         shots: most examples before a question.
         questions: that are scored.
@@ -46,6 +47,7 @@ class Row:
 
     level: str
     task: str
+    group: str
     name: str
     shots: int
     questions: int
@@ -87,6 +89,7 @@ def _row(level: str, name: str, subjects: Sequence[Subject], answers: Mapping[st
     return Row(
         level,
         "" if level == ALL else subjects[0].task,
+        subjects[0].group if level in (GROUP, SUBJECT) else "",
         name,
         max(len(subject.examples) for subject in subjects),
         len(keys),
@@ -227,6 +230,7 @@ def _as_json(row: Row) -> dict[str, Any]:
     return {
         "level": row.level,
         "task": row.task,
+        "group": row.group,
         "name": row.name,
         "shots": row.shots,
         "questions": row.questions,

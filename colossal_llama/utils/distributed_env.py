@@ -21,7 +21,7 @@ _OF_SLURM = {
     "MASTER_ADDR": "SLURM_STEP_NODELIST",
     "MASTER_PORT": "SLURM_JOB_ID",
 }
-_ADVICE = "start train.py with torchrun, colossalai run or srun, which set it, or unset {names} to train in one process"
+_ADVICE = "start the script with torchrun, colossalai run or srun, which set it, or unset {names} to use one process"
 HOST_TIMEOUT_VARIABLE = "COLOSSAL_LLAMA_HOST_TIMEOUT_S"
 """Seconds without a heartbeat after which a host counts as lost (distributed/watchdog.py)."""
 
