@@ -45,7 +45,6 @@ class EvaluatedModel:
         directory: of the model or adapter.
         base: directory of its weights: an adapter's base model, else the same.
         weights: number of parameters.
-        positions: most tokens that it takes; None where its configuration does not say.
         fingerprint: of the contents of its files.
         tokenizer: fingerprint of its tokenizer.
     """
@@ -54,7 +53,6 @@ class EvaluatedModel:
     directory: Path
     base: Path
     weights: int
-    positions: int | None
     fingerprint: str
     tokenizer: str
 
@@ -130,7 +128,7 @@ def _find(directory: Path, name: str, max_length: int) -> EvaluatedModel:
     weights = sum(math.prod(shape) for shape in tensor_shapes(base).values())
     tokenizer = tokenizer_fingerprint(_tokenizer_in(directory, base))
     fingerprint = _fingerprint(dict.fromkeys((directory, base)))
-    return EvaluatedModel(name, directory, base, weights, positions, fingerprint, tokenizer)
+    return EvaluatedModel(name, directory, base, weights, fingerprint, tokenizer)
 
 
 def _tokenizer_in(directory: Path, base: Path) -> "PreTrainedTokenizerFast":

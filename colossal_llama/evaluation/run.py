@@ -40,7 +40,7 @@ def _evaluate(arguments: EvaluationArguments, together: Ranks) -> None:
     with together.stage():
         device = models.device_of(options.device, together.local_rank)
     dtype = options.dtype or ("bf16" if device.type == "cuda" else "fp32")
-    needed = options.max_length if arguments.subjects else 0
+    needed = options.max_length if arguments.subjects or arguments.text.texts else 0
     found = together.first(lambda: models.find_models(options.model_path, options.compare, needed))
     with ExitStack() as locks:
         together.first(lambda: _lock(arguments.output_dir, locks))

@@ -5,13 +5,14 @@ OUT/table.json  the same numbers, unrounded
 OUT/table.png   the figure (figure.py)
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.evaluation.faults import fault_records
+from colossal_llama.evaluation.markdown_table import markdown_table
 from colossal_llama.evaluation.questions import LETTER_OR_FIRST_TOKEN, Subject
 from colossal_llama.evaluation.records import Key
 from colossal_llama.evaluation.statistics import PairedTest, Score, paired_test
@@ -137,7 +138,7 @@ def markdown(rows: Sequence[Row], models: Sequence[str], facts: Sequence[str]) -
             [*([] if level == TASK else [row.task]), row.name, *(cell.strip() for cell in _cells(row, models))]
             for row in shown
         ]
-        parts += [f"## {title}", "", _markdown_table([*header, *_header(models)], lines), ""]
+        parts += [f"## {title}", "", markdown_table([*header, *_header(models)], lines), ""]
     return "\n".join(parts)
 
 
@@ -219,11 +220,6 @@ def _score_cell(score: Score | None) -> str:
 def p_cell(p_value: float) -> str:
     """A p-value as a table shows it."""
     return "< 0.0001" if p_value < 1e-4 else f"{p_value:.2g}"
-
-
-def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '·') for cell in row)} |" for row in rows)
 
 
 def _as_json(row: Row) -> dict[str, Any]:

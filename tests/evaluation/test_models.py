@@ -75,7 +75,7 @@ def test_a_gpu_is_used_whole_or_not_at_all(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     free = (10 * 2**30, 80 * 2**30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: free)
-    large = models.EvaluatedModel("m", Path("m"), Path("m"), 70 * 10**9, 4096, "", "")
+    large = models.EvaluatedModel("m", Path("m"), Path("m"), 70 * 10**9, "", "")
     with pytest.raises(UserError, match=r"m take 130.4 GiB in bf16, and cuda:0 has 10.0 GiB free: evaluate.py puts a"):
         check_memory(large, torch.device("cuda:0"), "bf16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
