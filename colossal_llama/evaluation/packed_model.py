@@ -1,13 +1,14 @@
 """A model that computes many sequences behind one prefix, whose keys and values it keeps."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from colossal_llama.evaluation.prefix_groups import common_tokens
-from colossal_llama.model.architectures import find_architecture
+from colossal_llama.model.architectures import find_architecture, head_width, key_value_heads
 from colossal_llama.model.attention.shared_prefix import DecodedRows, KeysAndValues, PackedSequences, packed
 from colossal_llama.model.rope import unscaled_length_tokens
 from colossal_llama.utils.errors import UserError
@@ -77,6 +78,11 @@ class PackedModel:
                 layer: _joined(self._prefix.get(layer), new) if shared else _copied(new) for layer, new in added.items()
             }
             self._prefix_ids, self.prefix_tokens = ids, len(ids)
+
+    def cache_bytes_per_token(self) -> int:
+        """Bytes that the keys and values of a token take in all layers."""
+        values = self.config.num_hidden_layers * key_value_heads(self.config) * head_width(self.config)
+        return 2 * values * self._model.dtype.itemsize
 
     def drop_prefix(self) -> None:
         """Frees the keys and values of the prefix."""
@@ -156,15 +162,21 @@ class PackedModel:
         Returns:
             Logits (last, vocabulary).
         """
+        options = {"logits_to_keep": last} if self._can_select else {}
+        with self.plain_attention():
+            output = self._model(input_ids=self._on_device([list(sequence)]), use_cache=False, **options)
+        return output.logits[0, -last:]
+
+    @contextmanager
+    def plain_attention(self) -> Iterator[None]:
+        """Within it the model takes sequences as transformers does; in training it needs a mask."""
         before = self.config._attn_implementation
         if self._is_known:
-            self.config._attn_implementation = "sdpa"  # a model in training has one that needs documents
+            self.config._attn_implementation = "sdpa"
         try:
-            options = {"logits_to_keep": last} if self._can_select else {}
-            output = self._model(input_ids=self._on_device([list(sequence)]), use_cache=False, **options)
+            yield
         finally:
             self.config._attn_implementation = before
-        return output.logits[0, -last:]
 
     def _on_device(self, rows: list[list[int]]) -> torch.Tensor:
         return torch.tensor(rows).to(self.device, non_blocking=True)

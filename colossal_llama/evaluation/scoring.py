@@ -56,8 +56,7 @@ class Scorer:
                 halved whenever memory does not suffice.
         """
         self._model = PackedModel(model)
-        default = GPU_TOKENS_PER_BATCH if self._model.device.type == "cuda" else CPU_TOKENS_PER_BATCH
-        self._tokens_per_batch = tokens_per_batch or default
+        self._tokens_per_batch = tokens_per_batch or default_tokens_per_batch(self._model.device)
 
     def next_token_logits(
         self, prompts: Sequence[Sequence[int]], token_ids: Sequence[int]
@@ -122,7 +121,7 @@ class Scorer:
             yield from self._group_logits(group, packable, sequences, lasts)
         self._model.drop_prefix()
         for index in sorted(set(range(len(sequences))) - set(packable)):
-            with _memory_explained(len(sequences[index])):
+            with memory_explained(len(sequences[index])):
                 logits = self._model.forward_alone(sequences[index], lasts[index])
             yield (index,), logits
 
@@ -131,7 +130,7 @@ class Scorer:
     ) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
         """As `_last_logits`, for sequences of one prefix."""
         prefix_tokens = len(group.prefix)
-        with _memory_explained(prefix_tokens):
+        with memory_explained(prefix_tokens):
             self._model.set_prefix(group.prefix)
         indices = [packable[member] for member in group.members]
         while indices:
@@ -141,7 +140,7 @@ class Scorer:
                 logits = self._batch_logits([sequences[index][prefix_tokens:] for index in batch], batch, lasts)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
-                    raise UserError(_memory_sentence(len(sequences[batch[0]]))) from None
+                    raise UserError(memory_sentence(len(sequences[batch[0]]))) from None
                 self._tokens_per_batch = sum(lengths[: len(batch)]) // 2
                 log_rank_zero(f"memory does not suffice: batches of {self._tokens_per_batch:,} tokens from here on")
                 continue
@@ -158,6 +157,11 @@ class Scorer:
         return self._model.forward(parts, places)
 
 
+def default_tokens_per_batch(device: torch.device) -> int:
+    """Tokens of a forward pass on a device."""
+    return GPU_TOKENS_PER_BATCH if device.type == "cuda" else CPU_TOKENS_PER_BATCH
+
+
 def _log_likelihood(index: int, log_probabilities: torch.Tensor, continuation: Sequence[int]) -> LogLikelihood:
     """Reads a continuation's score from log-probabilities whose last row is of its last token."""
     rows = log_probabilities[-len(continuation) :]
@@ -167,15 +171,16 @@ def _log_likelihood(index: int, log_probabilities: torch.Tensor, continuation: S
 
 
 @contextmanager
-def _memory_explained(length_tokens: int) -> Iterator[None]:
+def memory_explained(length_tokens: int) -> Iterator[None]:
     """Explains that memory does not suffice for one sequence."""
     try:
         yield
     except torch.OutOfMemoryError:
-        raise UserError(_memory_sentence(length_tokens)) from None
+        raise UserError(memory_sentence(length_tokens)) from None
 
 
-def _memory_sentence(length_tokens: int) -> str:
+def memory_sentence(length_tokens: int) -> str:
+    """Says that memory does not suffice for one prompt, and what to do."""
     return (
         f"the device's memory does not suffice for one prompt of {length_tokens:,} tokens: give a smaller "
         "--max_length, --dtype bf16, or a device with more memory"
