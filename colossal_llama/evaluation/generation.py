@@ -237,7 +237,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is generated, and where an answer ends."""
+    """Settings of the answers: how long they get, and where they end."""
 
     max_new_tokens: int
     stop_texts: tuple[str, ...]

@@ -45,6 +45,10 @@ class Scorer:
     Results come in an order of their own (by prefix, then longest first) that the prompts alone
     determine. In fp32 they depend on the batch by rounding only; in half precision by as much as
     the logits are rounded.
+
+    Attributes:
+        model: it.
+        tokens_per_batch: of a forward pass, as far as memory has sufficed.
     """
 
     def __init__(self, model: Any, tokens_per_batch: int | None = None):
@@ -55,8 +59,9 @@ class Scorer:
             tokens_per_batch: of a forward pass, the shared prefix aside; None: by the device. It is
                 halved whenever memory does not suffice.
         """
-        self._model = PackedModel(model)
-        self._tokens_per_batch = tokens_per_batch or default_tokens_per_batch(self._model.device)
+        self.model = model
+        self._packed = PackedModel(model)
+        self.tokens_per_batch = tokens_per_batch or default_tokens_per_batch(self._packed.device)
 
     def next_token_logits(
         self, prompts: Sequence[Sequence[int]], token_ids: Sequence[int]
@@ -70,7 +75,7 @@ class Scorer:
         Raises:
             UserError: a prompt is longer than the model has positions.
         """
-        wanted = torch.tensor(token_ids, device=self._model.device)
+        wanted = torch.tensor(token_ids, device=self._packed.device)
         lasts = [1] * len(prompts)
         waiting: tuple[tuple[int, ...], torch.Tensor] | None = None
         for members, logits in self._last_logits([list(prompt) for prompt in prompts], lasts):
@@ -113,16 +118,16 @@ class Scorer:
         self, sequences: Sequence[list[int]], lasts: Sequence[int]
     ) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
         """Yields indices of a batch's sequences and, one after the other, their last logits."""
-        self._model.check_lengths([len(sequence) for sequence in sequences])
-        packable = [index for index, sequence in enumerate(sequences) if self._model.can_pack(len(sequence))]
+        self._packed.check_lengths([len(sequence) for sequence in sequences])
+        packable = [index for index, sequence in enumerate(sequences) if self._packed.can_pack(len(sequence))]
         # A sequence's wanted logits are all behind the prefix.
         heads = [sequences[index][: len(sequences[index]) - lasts[index] + 1] for index in packable]
         for group in prefix_groups(heads):
             yield from self._group_logits(group, packable, sequences, lasts)
-        self._model.drop_prefix()
+        self._packed.drop_prefix()
         for index in sorted(set(range(len(sequences))) - set(packable)):
             with memory_explained(len(sequences[index])):
-                logits = self._model.forward_alone(sequences[index], lasts[index])
+                logits = self._packed.forward_alone(sequences[index], lasts[index])
             yield (index,), logits
 
     def _group_logits(
@@ -131,18 +136,18 @@ class Scorer:
         """As `_last_logits`, for sequences of one prefix."""
         prefix_tokens = len(group.prefix)
         with memory_explained(prefix_tokens):
-            self._model.set_prefix(group.prefix)
+            self._packed.set_prefix(group.prefix)
         indices = [packable[member] for member in group.members]
         while indices:
             lengths = [len(sequences[index]) - prefix_tokens for index in indices]
-            batch = tuple(indices[next(token_batches(lengths, self._tokens_per_batch))])
+            batch = tuple(indices[next(token_batches(lengths, self.tokens_per_batch))])
             try:
                 logits = self._batch_logits([sequences[index][prefix_tokens:] for index in batch], batch, lasts)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise UserError(memory_sentence(len(sequences[batch[0]]))) from None
-                self._tokens_per_batch = sum(lengths[: len(batch)]) // 2
-                log_rank_zero(f"memory does not suffice: batches of {self._tokens_per_batch:,} tokens from here on")
+                self.tokens_per_batch = sum(lengths[: len(batch)]) // 2
+                log_rank_zero(f"memory does not suffice: batches of {self.tokens_per_batch:,} tokens from here on")
                 continue
             yield batch, logits
             del indices[: len(batch)]
@@ -154,7 +159,7 @@ class Scorer:
         for index, part in zip(batch, parts, strict=True):
             end += len(part)
             places.extend(range(end - lasts[index], end))
-        return self._model.forward(parts, places)
+        return self._packed.forward(parts, places)
 
 
 def default_tokens_per_batch(device: torch.device) -> int:

@@ -59,7 +59,7 @@ def test_answers_are_those_of_one_prompt_at_a_time(variant, tokenizer):
     often = [ids[5] for ids in one_at_a_time(model, tokenizer, prompts, set())][:6]
     generator._stop_ids = frozenset(often)
     expected = one_at_a_time(model, tokenizer, prompts, generator._stop_ids)
-    assert len({len(ids) for ids in expected}) > 2
+    assert len({len(ids) for ids in expected}) > 1
     answers = by_index(generator.answers(prompts, NEW_TOKENS, (), WANTED))
     assert [answer.text for answer in answers] == [generator._encoder.decode(ids) for ids in expected]
     assert [answer.tokens for answer in answers] == [len(ids) for ids in expected]

@@ -149,7 +149,7 @@ def test_a_model_of_another_architecture_is_scored_one_prompt_at_a_time():
 
 
 def test_the_defaults_are_of_the_device():
-    assert Scorer(made_model())._tokens_per_batch == scoring.CPU_TOKENS_PER_BATCH
+    assert Scorer(made_model()).tokens_per_batch == scoring.CPU_TOKENS_PER_BATCH
 
 
 @pytest.mark.gpu
