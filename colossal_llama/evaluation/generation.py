@@ -38,7 +38,7 @@ class GeneratedAnswer:
 
     Attributes:
         index: of the prompt.
-        text: without the stop text and what follows it, and without control tokens.
+        text: without the stop text and what follows it, control tokens, and white space around it.
         tokens: number of generated tokens, a stop token aside.
         logits: of the wanted tokens at the first position after the prompt.
     """
@@ -253,12 +253,12 @@ class _Wanted:
             return None
         ids = tokens[:stop]
         text = self.encoder.decode(ids)
-        cut = self.cut(text)
-        if stop is None and not is_last and cut == text:
+        if stop is None and not is_last and not any(end in text.lstrip() for end in self.stop_texts):
             return None
-        return GeneratedAnswer(rows.indices[row], cut, len(ids), rows.logits[row])
+        return GeneratedAnswer(rows.indices[row], self.cut(text), len(ids), rows.logits[row])
 
     def cut(self, text: str) -> str:
-        """The text before the first stop text."""
+        """The text before the first stop text, of those behind the white space at its beginning."""
+        text = text.lstrip()
         ends = [text.find(stop) for stop in self.stop_texts if stop in text]
-        return text[: min(ends)] if ends else text
+        return text[: min(ends, default=len(text))].rstrip()
