@@ -155,7 +155,7 @@ def _stage(number: int, stage: Stage, count: int) -> str:
         parts.append(_data(manifest, names))
     if not stage.manifests:
         parts.append(f"Data by category: {_NOT_RECORDED}.")
-    parts.append(_losses(stage))
+    parts += [_losses(stage), _answers(stage)]
     if settings := list(_settings(stage.arguments)):
         parts.append("Options of the run:\n\n" + _table(("option", "value"), settings))
     return "\n\n".join(part for part in parts if part)
@@ -214,6 +214,23 @@ def _losses(stage: Stage) -> str:
         if isinstance(loss, int | float):
             rows.append([f"loss, step {with_loss[-1]['step']:,}, {name}", loss])
     return "Losses in nats per target token:\n\n" + _table(("", "loss"), rows)
+
+
+def _answers(stage: Stage) -> str:
+    """Shares of right answers to the benchmark questions of `--eval_tasks`, the first and the last."""
+    asked = [entry for entry in stage.metrics if isinstance(entry.get("eval_task_accuracy"), dict)]
+    rows = []
+    for entry in asked if len(asked) < 2 else [asked[0], asked[-1]]:
+        counts = entry.get("eval_task_questions")
+        for task, share in entry["eval_task_accuracy"].items():
+            count = counts.get(task) if isinstance(counts, dict) else None
+            if isinstance(share, int | float) and isinstance(count, int):
+                rows.append([f"step {entry['step']:,}", task, count, share])
+    if not rows:
+        return ""
+    return "Benchmark questions that were asked during the training:\n\n" + _table(
+        ("", "task", "questions", "share of right answers"), rows
+    )
 
 
 def _settings(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,14 +4,15 @@ r"""Plots the loss of runs by step and by tokens seen, from their metrics.jsonl.
     python colossal_llama/training/plot_training.py run_a/logs run_b/logs \
         --labels "lr 1e-4" "lr 3e-4" --output compare.png
 
-Validation losses are drawn where a run has them.
+Validation losses and accuracies of benchmark questions are drawn where a run has them.
 """
 
 import argparse
+import itertools
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_NOT_METRICS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""Of what is not text, not JSON, or no such numbers."""
 _TITLE = "plot_training of colossal-llama"
 """In the metadata of a plot: tells those that may be replaced from other files."""
 
@@ -41,6 +44,8 @@ class Curve:
     evaluations: "np.ndarray"
     """(evaluations, 3): step, tokens seen, validation loss."""
     smoothing_steps: int = 1
+    accuracies: "dict[str, np.ndarray]" = field(default_factory=dict)
+    """By task (evaluations, 2): step, share of right answers."""
 
     def smoothed(self) -> "np.ndarray":
         """Running mean over the last `smoothing_steps` steps, fewer at the beginning."""
@@ -117,17 +122,30 @@ def read_curve(run: Path, label: str, smoothing_steps: int = 1) -> Curve:
             raise ValueError("a step, its tokens and its loss are a number each")
         found = [(e["step"], e["tokens_seen"], e["eval_loss"]) for e in entries if e.get("eval_loss") is not None]
         evaluations = np.array(found, dtype=float).reshape(-1, 3)
+        accuracies = _accuracies(entries)
     except OSError as error:
         raise UserError(f"{run}: {METRICS_FILE} cannot be read there ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:  # not text, JSON or such numbers
+    except _NOT_METRICS as error:
         raise UserError(f"{run}: these are not metrics written by train.py ({error})") from error
     if not len(steps):
         raise UserError(f"{run}: the metrics hold no finished step yet")
-    return Curve(label, steps, tokens, losses, evaluations, smoothing_steps)
+    return Curve(label, steps, tokens, losses, evaluations, smoothing_steps, accuracies)
+
+
+def _accuracies(entries: list[dict[str, Any]]) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for entry in entries:
+        for task, share in entry.get("eval_task_accuracy", {}).items():
+            found.setdefault(task, []).append((entry["step"], share))
+    return {task: np.array(points, dtype=float).reshape(-1, 2) for task, points in found.items()}
 
 
 def draw_curves(curves: list[Curve], output: Path) -> None:
-    """Plots all curves into one figure: by step on the left, by tokens seen on the right.
+    """Plots all curves into one figure: by step on the left, by tokens seen next to it.
+
+    A third panel has the accuracies of benchmark questions, where a run has any.
 
     Raises:
         UserError: the file cannot be written, or matplotlib does not know its format.
@@ -137,7 +155,11 @@ def draw_curves(curves: list[Curve], output: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    has_accuracies = any(curve.accuracies for curve in curves)
+    figure, axes = pyplot.subplots(1, 2 + has_accuracies, figsize=(11 + 5 * has_accuracies, 4), layout="constrained")
+    panels = axes[:2]
+    panels[1].sharey(panels[0])
+    panels[1].tick_params(labelleft=False)
     for curve in curves:
         label = curve.label.replace("$", r"\$")  # no formula
         label = f" {label}" if label.startswith("_") else label  # which matplotlib would leave out
@@ -151,13 +173,28 @@ def draw_curves(curves: list[Curve], output: Path) -> None:
                 panel.plot(x, curve.losses, color=line.get_color(), alpha=0.25)
     panels[0].set(xlabel="optimizer step", ylabel="loss (nats per target token)")
     panels[1].set(xlabel="tokens seen")
-    for panel in panels:
+    if has_accuracies:
+        _draw_accuracies(curves, axes[2])
+    for panel in axes:
         panel.grid(alpha=0.3)
     panels[0].legend()
     try:
         save_figure(figure, output, _TITLE)
     finally:
         pyplot.close(figure)
+
+
+def _draw_accuracies(curves: list[Curve], panel: Any) -> None:
+    """Plots accuracies by step; a task has a colour, a run a line style."""
+    tasks = list(dict.fromkeys(task for curve in curves for task in curve.accuracies))
+    for curve, style in zip(curves, itertools.cycle(("-", "--", ":", "-.")), strict=False):
+        for task, points in curve.accuracies.items():
+            label = task if len(curves) == 1 else f"{curve.label}, {task}"
+            label = f" {label}" if label.startswith("_") else label
+            colour = f"C{tasks.index(task)}"
+            panel.plot(*points.T, "o", ls=style, color=colour, label=label.replace("$", r"\$"))
+    panel.set(xlabel="optimizer step", ylabel="share of right answers")
+    panel.legend()
 
 
 if __name__ == "__main__":

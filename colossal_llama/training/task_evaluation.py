@@ -5,6 +5,7 @@ training's. A question is one row of a micro-batch, which has no more tokens tha
 random number is drawn: training continues as if there had been no evaluation.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -141,7 +142,7 @@ def _best_choices(
 ) -> Iterator[tuple[int, int]]:
     """Yields numbers of questions, each with the index of its choice of the largest logit.
 
-    A choice has the larger one of its tokens' logits.
+    A choice has the larger one of its tokens' logits. Where one is NaN, there is no answer.
 
     Args:
         logits: (rows, vocabulary); there may be more rows than questions.
@@ -153,7 +154,8 @@ def _best_choices(
     for number, row in zip(share, rows, strict=False):
         by_token = dict(zip(tokens, row, strict=True))
         scores = [max(by_token[token] for token in choice) for choice in questions[number].choices]
-        yield number, scores.index(max(scores))
+        if not any(map(math.isnan, scores)):
+            yield number, scores.index(max(scores))
 
 
 def _described(scores: TaskScores) -> str:

@@ -121,7 +121,7 @@ def _refuse_generated_answers(subjects: Sequence[Subject]) -> None:
     for task in sorted({s.task for s in subjects if s.scored_by == LETTER_OR_FIRST_TOKEN}):
         log_rank_zero(
             f"--eval_tasks {task}: answered by the first token alone. evaluate.py counts a question as right also "
-            "where the generated text names the letter, so its accuracy is higher"
+            "where the generated text names the letter, so its accuracy may be higher"
         )
 
 

@@ -46,6 +46,8 @@ def write_run(model: Path, root: Path, **arguments: object) -> Path:
         {"step": 2, "loss": None, "tokens_seen": 200, "target_tokens_seen": 180, "eval_loss": 7.125},
         {"step": 3, "loss": 6.5, "tokens_seen": 300, "target_tokens_seen": 270, "loss_by_category": {"poems": 6.25}},
     ]
+    for step, right in zip(steps, (25, 30, 50), strict=True):
+        step |= {"eval_task_accuracy": {"mmlu": right / 100}, "eval_task_questions": {"mmlu": 100}}
     (logs / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 4, "lo')
     return save
 
@@ -78,6 +80,8 @@ def test_the_card_of_a_run_says_what_its_records_say(
         "| loss, step 3 | 6.5 |",
         "| validation loss, step 2 | 7.125 |",
         "| loss, step 3, poems | 6.25 |",
+        "| step 1 | mmlu | 100 | 0.25 |",
+        "| step 3 | mmlu | 100 | 0.5 |",
         "| tokens seen | 300 |",
         "| of them in the loss | 270 |",
         "| `--lr` | 0.0001 |",
