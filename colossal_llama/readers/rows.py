@@ -18,6 +18,7 @@ from colossal_llama.readers.formats import DESCRIPTION, TABLE_KINDS, TEXT_KINDS,
 from colossal_llama.readers.json_rows import json_rows, open_json
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
 from colossal_llama.readers.listing import InputFile
+from colossal_llama.readers.reading_progress import ReadingProgress
 from colossal_llama.readers.record import BadRow, Row
 from colossal_llama.readers.remote import AnyPath
 from colossal_llama.readers.table_rows import arrow_rows, parquet_rows
@@ -44,13 +45,19 @@ class FileRange:
     end: int | None = None
 
 
-def read_rows(file_range: FileRange, max_row_bytes: int, on_bytes: Observer = lambda block: None) -> Rows:
+def read_rows(
+    file_range: FileRange,
+    max_row_bytes: int,
+    on_bytes: Observer = lambda block: None,
+    progress: ReadingProgress | None = None,
+) -> Rows:
     """Reads the rows of a range of a file.
 
     Args:
         file_range: to read.
         max_row_bytes: longest line or text, or largest row of a table, that is read.
         on_bytes: called with everything that is read.
+        progress: told how much is read.
 
     Yields:
         Number of the row in the range, and the row. Numbers count lines from 0 where the file has
@@ -61,8 +68,10 @@ def read_rows(file_range: FileRange, max_row_bytes: int, on_bytes: Observer = la
             yielded.
         UserError: the system cannot read the file, or it has vanished.
     """
-    file = file_range.file
+    file, progress = file_range.file, progress or ReadingProgress()
+    size_bytes = (file_range.end or file.size_bytes) - file_range.start
     with _errors_named(file.path), _opened(file.path) as opened:
+        progress.share = lambda: (opened.tell() - file_range.start) / max(1, size_bytes)
         stream = opened if file_range.start else uncompressed(opened, file.format)
         if file.format.kind == ".tar":
             members = with_samples(_rows_of_archive(stream, max_row_bytes, on_bytes))
@@ -71,7 +80,7 @@ def read_rows(file_range: FileRange, max_row_bytes: int, on_bytes: Observer = la
             yield from _lines(stream, file_range, max_row_bytes, on_bytes)
         else:
             plain = file.path if isinstance(file.path, Path) and not file.format.compression else None
-            yield from _unit_and_rows(stream, file.format, max_row_bytes, on_bytes, plain)[1]
+            yield from _unit_and_rows(stream, file.format, max_row_bytes, on_bytes, plain, progress)[1]
 
 
 def read_text_blocks(file: InputFile, block_bytes: int, max_line_bytes: int) -> Rows:
@@ -86,7 +95,12 @@ def read_text_blocks(file: InputFile, block_bytes: int, max_line_bytes: int) -> 
 
 
 def _unit_and_rows(
-    stream: io.BufferedReader, format: Format, max_row_bytes: int, on_bytes: Observer, plain: Path | None = None
+    stream: io.BufferedReader,
+    format: Format,
+    max_row_bytes: int,
+    on_bytes: Observer,
+    plain: Path | None = None,
+    progress: ReadingProgress | None = None,
 ) -> tuple[str, Rows]:
     """Returns what the numbers of a file's rows count ("line", "row", "record"), and the rows.
 
@@ -96,6 +110,7 @@ def _unit_and_rows(
         max_row_bytes: as in `read_rows`.
         on_bytes: as in `read_rows`.
         plain: path of the file, if the stream is its bytes.
+        progress: told of the rows of a table, which is not read from its beginning to its end.
     """
     kind = format.kind
     if kind in TEXT_KINDS:
@@ -103,7 +118,7 @@ def _unit_and_rows(
     if kind in (".csv", ".tsv"):
         return "line", csv_rows(stream, max_row_bytes, on_bytes, "\t" if kind == ".tsv" else None)
     if kind in TABLE_KINDS:
-        return "row", enumerate(_table_rows(stream, kind, max_row_bytes, on_bytes, plain))
+        return "row", enumerate(_table_rows(stream, kind, max_row_bytes, on_bytes, plain, progress))
     has_lines = kind == ".jsonl"
     if kind == ".json":
         has_lines, stream = open_json(stream)
@@ -113,16 +128,24 @@ def _unit_and_rows(
 
 
 def _table_rows(
-    stream: io.BufferedReader, kind: str, max_row_bytes: int, on_bytes: Observer, plain: Path | None
+    stream: io.BufferedReader,
+    kind: str,
+    max_row_bytes: int,
+    on_bytes: Observer,
+    plain: Path | None,
+    progress: ReadingProgress | None,
 ) -> Iterator[Row]:
     """Rows of a file that is read from any place, and of whose bytes all are observed before."""
     if plain is None:
         with with_seek(stream, on_bytes) as copy:
-            yield from (parquet_rows if kind == ".parquet" else arrow_rows)(copy, max_row_bytes)
+            yield from (parquet_rows if kind == ".parquet" else arrow_rows)(copy, max_row_bytes, progress)
         return
     for _ in blocks_of(stream, on_bytes):
         pass
-    yield from parquet_rows(stream, max_row_bytes) if kind == ".parquet" else arrow_rows(plain, max_row_bytes)
+    if kind == ".parquet":
+        yield from parquet_rows(stream, max_row_bytes, progress)
+    else:
+        yield from arrow_rows(plain, max_row_bytes, progress)
 
 
 def _rows_of_archive(

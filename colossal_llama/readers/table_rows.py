@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
 from colossal_llama.readers.line_reader import LongLine
+from colossal_llama.readers.reading_progress import ReadingProgress
 from colossal_llama.readers.record import Row
 
 BATCH_ROWS = 32  # in memory at once: a dictionary of 1 MB on the disk may be a cell of every row
@@ -15,12 +16,13 @@ _MARK = b"\xff\xff\xff\xff"
 """Begins each part of Arrow's streaming format since version 0.15; an empty part ends it."""
 
 
-def parquet_rows(file: BinaryIO, max_row_bytes: int) -> Iterator[Row]:
+def parquet_rows(file: BinaryIO, max_row_bytes: int, progress: ReadingProgress | None = None) -> Iterator[Row]:
     """Reads the rows of a Parquet file.
 
     Args:
         file: opened, with `seek`.
         max_row_bytes: largest row that is read.
+        progress: told how many of the rows are read.
 
     Raises:
         DamagedFileError: the file is damaged.
@@ -29,24 +31,29 @@ def parquet_rows(file: BinaryIO, max_row_bytes: int) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
+    progress = progress or ReadingProgress()
     if _beginning(file)[:4] not in (b"PAR1", b"PARE"):
         raise UnusableFileError(f"it does not begin as a Parquet file does, but with {_beginning(file)!r}")
     try:
         # Buffered: else a whole column of a row group is in memory, which may be all of the file.
         table = parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
         _refuse_doubled_columns(table.schema_arrow)
+        count, total = 0, table.metadata.num_rows
         for batch in table.iter_batches(batch_size=BATCH_ROWS):
+            progress.set(count / total)
             yield from _bounded_rows(batch, max_row_bytes)
+            count += batch.num_rows
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DamagedFileError(str(error)) from error
 
 
-def arrow_rows(file: Path | BinaryIO, max_row_bytes: int) -> Iterator[Row]:
+def arrow_rows(file: Path | BinaryIO, max_row_bytes: int, progress: ReadingProgress | None = None) -> Iterator[Row]:
     """Reads the rows of an Arrow file, of either of its two formats.
 
     Args:
         file: a path, which is mapped into memory, or an opened file with `seek`.
         max_row_bytes: largest row that is read.
+        progress: told how many of the rows of a record batch, and of the file's bytes, are read.
 
     Raises:
         DamagedFileError: the file is damaged, or has no end.
@@ -54,25 +61,29 @@ def arrow_rows(file: Path | BinaryIO, max_row_bytes: int) -> Iterator[Row]:
     """
     import pyarrow
 
+    progress = progress or ReadingProgress()
     try:
         with pyarrow.memory_map(str(file)) if isinstance(file, Path) else pyarrow.PythonFile(file, "r") as source:
-            for batch in _arrow_batches(source):
+            for batch, before, after in _arrow_batches(source):
                 batch.validate(full=True)  # wrong offsets would end the process
                 for start in range(0, batch.num_rows, BATCH_ROWS):
+                    progress.set(before + (after - before) * start / batch.num_rows)
                     yield from _bounded_rows(batch.slice(start, BATCH_ROWS), max_row_bytes)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DamagedFileError(str(error)) from error
 
 
-def _arrow_batches(source: Any) -> Iterator[Any]:
+def _arrow_batches(source: Any) -> Iterator[tuple[Any, float, float]]:
+    """Record batches, with the shares of the file that are read before and after each."""
     import pyarrow
 
     beginning = _beginning(source)
     if beginning == b"ARROW1":
         with pyarrow.ipc.open_file(source) as reader:
             _refuse_doubled_columns(reader.schema)
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
+            count = reader.num_record_batches
+            for number in range(count):
+                yield reader.get_batch(number), number / count, (number + 1) / count
         return
     if beginning[:4] == b"FEA1":
         raise UnusableFileError("it is in version 1 of the Feather format: write it again with a pyarrow of today")
@@ -80,7 +91,11 @@ def _arrow_batches(source: Any) -> Iterator[Any]:
         raise UnusableFileError(f"it does not begin as an Arrow file does, but with {beginning!r}")
     with pyarrow.ipc.open_stream(source) as reader:
         _refuse_doubled_columns(reader.schema)
-        yield from reader
+        before = 0.0
+        for batch in reader:
+            after = source.tell() / source.size()
+            yield batch, before, after
+            before = after
     end = _MARK + bytes(4) if beginning.startswith(_MARK) else bytes(4)
     source.seek(max(0, source.size() - len(end)))
     if source.read(len(end)) != end:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from colossal_llama.dataset.prepare.worker_pool import shared_flag, start_fork_server, worker_pool
+from colossal_llama.dataset.prepare.worker_pool import ProgressReports, shared_flag, start_fork_server, worker_pool
 from colossal_llama.utils.errors import UserError
 
 KILLED = "a worker process was killed"
@@ -37,6 +37,12 @@ def wait_or_die(state, task):
 
 def fail(state, task):
     raise UserError([f"{state} is wrong", f"{task} too"])
+
+
+def report_and_square(reports, task):
+    for done in range(3):
+        reports.report((task, done))
+    return task * task
 
 
 def count_up(flag, task):
@@ -125,6 +131,14 @@ def test_workers_share_a_flag():
     with worker_pool(2, flag) as pool:
         assert list(pool.map(count_up, [5])) == [5]
     assert flag.value == 5
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_reports_from_within_tasks_come_in_their_order_and_are_no_results(num_workers):
+    heard = []
+    with worker_pool(num_workers, ProgressReports(heard.append)) as pool:
+        assert list(pool.map(report_and_square, range(5))) == [0, 1, 4, 9, 16]
+    assert [[done for task, done in heard if task == number] for number in range(5)] == [[0, 1, 2]] * 5
 
 
 def test_a_worker_killed_in_work_ends_the_others():

@@ -46,7 +46,12 @@ _CHUNK_SHAPE = {
 
 
 class ChunkWriter:
-    """Writes a chunk's files batch by batch; `finish` completes the chunk."""
+    """Writes a chunk's files batch by batch; `finish` completes the chunk.
+
+    Attributes:
+        documents: written so far.
+        tokens: of these.
+    """
 
     def __init__(self, directory: Path, index: int):
         directory.mkdir(parents=True, exist_ok=True)
@@ -54,19 +59,19 @@ class ChunkWriter:
         self._files = {name: _GrowingFile(self._base.with_suffix(f".{name}")) for name in ("tokens", "segments")}
         self._categories: dict[str, int] = {}
         self._statistics: dict[str, Counter] = {}
-        self._documents = self._segments = self._tokens = 0
+        self.documents = self._segments = self.tokens = 0
 
     def add(self, batch: TokenizedBatch) -> None:
         """Appends a tokenized batch."""
         self._files["tokens"].write(batch.tokens.data)
-        self._tokens += len(batch.tokens)
+        self.tokens += len(batch.tokens)
         numbers = [self._categories.setdefault(name, len(self._categories)) for name in batch.categories]
         segments = batch.segments.copy()
         segments["category"] = np.array(numbers, np.int32)[segments["category"]] if len(segments) else 0
-        segments["document"] += self._documents
+        segments["document"] += self.documents
         self._files["segments"].write(segments.data)
         self._segments += len(segments)
-        self._documents += batch.documents
+        self.documents += batch.documents
         for name, counter in batch.statistics.items():
             self._statistics.setdefault(name, Counter()).update(counter)
             bound_names(self._statistics[name])
@@ -83,9 +88,9 @@ class ChunkWriter:
         files_sha256 = {name: file.finish() for name, file in self._files.items()}
         facts = {
             **facts,
-            "documents": self._documents,
+            "documents": self.documents,
             "segments": self._segments,
-            "tokens": self._tokens,
+            "tokens": self.tokens,
             "categories": list(self._categories),
             "statistics": {name: dict(counter) for name, counter in self._statistics.items()},
             "files_sha256": files_sha256,

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from colossal_llama.dataset.prepare.cache import ChunkWriter
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.dataset.prepare.rejections import SHOWN_BAD_RECORDS, SHOWN_RECORD_CHARACTERS
+from colossal_llama.dataset.prepare.worker_pool import ProgressReports
 from colossal_llama.dataset.records import Conversation, conversation_of
 from colossal_llama.dataset.role_names import KNOWN_ROLES, RoleNames
 from colossal_llama.dataset.template_renderer import ChatTemplateLimitError
@@ -18,12 +20,30 @@ from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentT
 from colossal_llama.readers.fields import Document, FieldOptions, document_of, refuse_document, with_category
 from colossal_llama.readers.line_reader import LongLine
 from colossal_llama.readers.listing import InputFile
+from colossal_llama.readers.reading_progress import ReadingProgress
 from colossal_llama.readers.record import BadRow, RecordError, Row, parse_row
 from colossal_llama.readers.rows import DamagedFileError, read_rows, row_places
 from colossal_llama.utils.errors import UserError
 
 BATCH_BYTES = 4 << 20  # records tokenized at once, with the bad ones among them: a bound on memory
 _OBJECT_BYTES = 500  # of a bad record in memory, besides its text
+_REPORT_INTERVAL_S = 0.5
+
+
+class ChunkProgress(NamedTuple):
+    """Progress within a chunk.
+
+    Attributes:
+        chunk_index: number of the chunk.
+        size_bytes: of what is read of it, as its files' sizes count.
+        documents: tokenized so far.
+        tokens: of these.
+    """
+
+    chunk_index: int
+    size_bytes: int
+    documents: int
+    tokens: int
 
 
 @dataclass
@@ -38,6 +58,7 @@ class ChunkJob:
         bad_record_seen: flag shared by all workers: one of them has found a bad record.
         fields: which fields of a record are read.
         roles: meanings of the names of roles.
+        reports: take the `ChunkProgress` of chunks that take long.
     """
 
     tokenizer: DocumentTokenizer | ConversationTokenizer
@@ -47,6 +68,7 @@ class ChunkJob:
     bad_record_seen: ctypes.c_byte | None = None
     fields: FieldOptions = field(default_factory=FieldOptions)
     roles: RoleNames = KNOWN_ROLES
+    reports: ProgressReports = field(default_factory=ProgressReports)
 
     def check_record(self, record: dict, file: InputFile) -> Document | Conversation:
         """Checks a JSON object of a file as a record."""
@@ -83,6 +105,8 @@ class _ChunkCounts:
     """Number of rows and SHA-256 of each range that has been read."""
     rejected: list[dict] = field(default_factory=list)
     rejected_bytes: int = 0
+    reading: ReadingProgress = field(default_factory=ReadingProgress)
+    """Of the range that is being read."""
     reasons: Counter = field(default_factory=Counter)
 
     def reject(self, position: _Position, text: str, error: RecordError) -> None:
@@ -126,8 +150,11 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
 
 
 def _process_rows(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: ChunkWriter) -> None:
-    batch = _Batch()
+    batch, reported_s = _Batch(), time.monotonic()
     for position, row in _rows_of_pieces(job, chunk, counts):
+        if (now_s := time.monotonic()) > reported_s + _REPORT_INTERVAL_S:
+            reported_s = now_s
+            job.reports.report(_progress(chunk, counts, writer))
         record = _checked_record(job, counts, chunk.pieces[position.piece].range.file, position, row)
         if job.checks_only:
             if len(counts.rejected) > SHOWN_BAD_RECORDS:
@@ -140,6 +167,12 @@ def _process_rows(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: Chu
             batch = _Batch()
     if not job.checks_only:
         _write_batch(job, chunk, counts, writer, batch)
+
+
+def _progress(chunk: Chunk, counts: _ChunkCounts, writer: ChunkWriter) -> ChunkProgress:
+    *read, current = chunk.pieces[: len(counts.pieces) + 1]
+    size_bytes = sum(piece.size_bytes for piece in read) + int(min(1.0, counts.reading.share()) * current.size_bytes)
+    return ChunkProgress(chunk.index, size_bytes, writer.documents, writer.tokens)
 
 
 @dataclass
@@ -194,7 +227,9 @@ def _rows_of_pieces(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts) -> Iterat
     for index, piece in enumerate(chunk.pieces):
         digest, rows = hashlib.sha256(), 0
         last = None if piece.record_limit is None else counts.records + piece.record_limit
-        found = () if counts.records == last else read_rows(piece.range, job.max_line_bytes, digest.update)
+        found = (
+            () if counts.records == last else read_rows(piece.range, job.max_line_bytes, digest.update, counts.reading)
+        )
         try:
             for number, row in found:
                 rows = number + 1

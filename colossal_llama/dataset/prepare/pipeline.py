@@ -41,7 +41,8 @@ from colossal_llama.dataset.prepare.rejections import (
     bad_record_messages,
     write_rejected,
 )
-from colossal_llama.dataset.prepare.worker_pool import WorkerPool, shared_flag, worker_pool
+from colossal_llama.dataset.prepare.tokenize_progress import TokenizeProgress
+from colossal_llama.dataset.prepare.worker_pool import ProgressReports, WorkerPool, shared_flag, worker_pool
 from colossal_llama.dataset.role_names import RoleNames
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.readers.column_messages import ColumnMessages
@@ -236,10 +237,11 @@ def _tokenize_and_write(
     fields = preparation.arguments.field_options
     roles = RoleNames.with_given(preparation.arguments.rows.roles)
     stops = run.on_bad_record == "stop"
-    job = ChunkJob(tokenizer, preparation.chunk_dir, run.max_line_bytes, stops, shared_flag(), fields, roles)
+    reports = ProgressReports()
+    job = ChunkJob(tokenizer, preparation.chunk_dir, run.max_line_bytes, stops, shared_flag(), fields, roles, reports)
     try:
         with worker_pool(run.num_workers, job) as pool:
-            found = _tokenize(preparation, pool)
+            found = _tokenize(preparation, pool, reports)
             refuse_files_that_changed(preparation.files)
             if _others_pending("chunks", found):
                 return None
@@ -354,7 +356,7 @@ def _recorded_readings(preparation: _Preparation, state: output_dir.State) -> It
 # ------------------------------------------------------------------------------------- tokenizing
 
 
-def _tokenize(preparation: _Preparation, pool: WorkerPool) -> list[dict | None]:
+def _tokenize(preparation: _Preparation, pool: WorkerPool, reports: ProgressReports) -> list[dict | None]:
     """Tokenizes this job's chunks; returns the facts of all, None for unfinished ones."""
     includes, chunks = preparation.arguments.shards.includes, preparation.chunks
     known = {chunk.index: chunk_facts(preparation.chunk_dir, chunk.index) for chunk in chunks if includes(chunk.index)}
@@ -362,8 +364,9 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool) -> list[dict | None]:
     times, messages = preparation.times, ColumnMessages()
     started = time.perf_counter()
     bad: list[tuple[Chunk, dict]] = []
-    with progress_bar(total=sum(map(_chunk_bytes, pending)), desc="tokenize", unit="B", unit_scale=True) as bar:
-        for number, (chunk, facts) in enumerate(zip(pending, pool.map(process_chunk, pending), strict=True), start=1):
+    with TokenizeProgress.over(pending) as progress:
+        reports.listener = progress.take
+        for chunk, facts in zip(pending, pool.map(process_chunk, pending), strict=True):
             known[chunk.index] = facts
             if not facts["finished"]:
                 bad += [(chunk, record) for record in facts["rejected"]]
@@ -373,23 +376,12 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool) -> list[dict | None]:
             messages.say(chunk.files, facts["statistics"])
             times.tokenized_documents += facts["documents"]
             times.tokenized_tokens += facts["tokens"]
-            elapsed = time.perf_counter() - started
-            bar.set_postfix_str(
-                f"chunk {number:,} of {len(pending):,}, {times.tokenized_documents / elapsed:,.0f} documents/s, "
-                f"{times.tokenized_tokens / elapsed:,.0f} tokens/s",
-                refresh=False,  # else each of 50,000 small chunks draws the bar
-            )
-            bar.update(_chunk_bytes(chunk))
+            progress.finish(chunk, facts)
     messages.finish()
     times.tokenize_s = time.perf_counter() - started
     if bad:
         raise BadInputError(bad_record_messages(bad))
     return [known.get(chunk.index) or chunk_facts(preparation.chunk_dir, chunk.index) for chunk in chunks]
-
-
-def _chunk_bytes(chunk: Chunk) -> int:
-    """Size of a chunk, at least 1, so that the progress bar moves over empty files."""
-    return max(1, chunk.size_bytes)
 
 
 # ------------------------------------------------------------------------------------------ parts

@@ -31,11 +31,27 @@ _PRELOADED = ("colossal_llama.dataset.prepare.chunk_worker", "colossal_llama.dat
 # A socket's path has at most 107 bytes, of which Python takes these below the temporary directory.
 _LONGEST_TEMPORARY_DIR = 107 - len("/pymp-12345678/listener-12345678")
 _EXIT_TIMEOUT_S = 10.0
+_REPORT = b"report"  # begins a worker's message that is no result; a pickle begins otherwise
 # Open files of this process, and for each worker (here or in the fork server): measured, 22 suffice
 # for 2 workers and 40 for 8.
 _FILES, _FILES_PER_WORKER = 16, 3
 
 _context = multiprocessing.get_context("forkserver")
+
+
+class ProgressReports:
+    """Hands what tasks report of their progress to a listener in the pool's process.
+
+    It is part of the pool's state. There is no lock or shared memory: a worker's reports come over
+    its connection, as its results do.
+    """
+
+    def __init__(self, listener: Callable[[Any], object] = lambda report: None):
+        self.listener = listener
+
+    def report(self, report: Any) -> None:
+        """Reports from within a task, in whichever process."""
+        self.listener(report)
 
 
 class _Worker(NamedTuple):
@@ -56,6 +72,7 @@ class WorkerPool:
     def __init__(self, num_workers: int, state: Any):
         self._num_workers, self._state = num_workers, state
         self._pickled_state: tuple[bytes, list[ctypes.c_byte]] | None = None
+        self._reports = ProgressReports()
         self._workers: list[_Worker] = []
 
     def map(self, function: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
@@ -96,7 +113,8 @@ class WorkerPool:
         if len(self._workers) == self._num_workers:
             return None
         if self._pickled_state is None:
-            self._pickled_state = _pickled(self._state)
+            content, shared, reports = _pickled(self._state)
+            self._pickled_state, self._reports = (content, shared), reports or self._reports
         content, shared = self._pickled_state
         with self._noticing_a_killed_worker():
             connection, workers_end = _context.Pipe()
@@ -110,14 +128,20 @@ class WorkerPool:
         return self._workers[-1]
 
     def _results(self) -> list[tuple[_Worker, Any]]:
-        """Waits for the next results, and notices whichever worker dies, idle ones too."""
+        """Waits for results or reports, and notices whichever worker dies, idle ones too."""
         with self._noticing_a_killed_worker():
             ready = wait([end for worker in self._workers for end in (worker.connection, worker.process.sentinel)])
             if any(worker.process.sentinel in ready for worker in self._workers):
                 raise EOFError
             answered = [worker for worker in self._workers if worker.connection in ready]
             answers = [(worker, worker.connection.recv_bytes()) for worker in answered]
-        return [(worker, _result(answer)) for worker, answer in answers]
+        return [(worker, _result(answer)) for worker, answer in answers if not self._is_report(answer)]
+
+    def _is_report(self, answer: bytes) -> bool:
+        if not answer.startswith(_REPORT):
+            return False
+        self._reports.report(pickle.loads(answer.removeprefix(_REPORT)))
+        return True
 
     @contextmanager
     def _noticing_a_killed_worker(self) -> Iterator[None]:
@@ -161,24 +185,31 @@ class WorkerPool:
 
 
 class _StatePickler(pickle.Pickler):
-    """Pickles a state; the flags that processes share are set apart, and stand in it by number."""
+    """Pickles a state; flags that processes share are set apart, and stand in it by number.
+
+    The reports, whose listener is of this process, stand in it as -1.
+    """
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file)
         self.shared: list[ctypes.c_byte] = []
+        self.reports: ProgressReports | None = None
 
     def persistent_id(self, value: Any) -> int | None:
+        if isinstance(value, ProgressReports):
+            self.reports = value
+            return -1
         if not isinstance(value, ctypes.c_byte):
             return None
         self.shared.append(value)
         return len(self.shared) - 1
 
 
-def _pickled(state: Any) -> tuple[bytes, list[ctypes.c_byte]]:
+def _pickled(state: Any) -> tuple[bytes, list[ctypes.c_byte], ProgressReports | None]:
     file = io.BytesIO()
     pickler = _StatePickler(file)
     pickler.dump(state)
-    return file.getvalue(), pickler.shared
+    return file.getvalue(), pickler.shared, pickler.reports
 
 
 def _is_end(error: EOFError | OSError) -> bool:
@@ -299,19 +330,20 @@ def worker_pool(num_workers: int, state: Any) -> Iterator[WorkerPool]:
 class _StateUnpickler(pickle.Unpickler):
     """Reads what `_StatePickler` wrote."""
 
-    def __init__(self, content: bytes, shared: Sequence[ctypes.c_byte]):
+    def __init__(self, content: bytes, shared: Sequence[ctypes.c_byte], reports: ProgressReports):
         super().__init__(io.BytesIO(content))
-        self._shared = shared
+        self._shared, self._reports = shared, reports
 
-    def persistent_load(self, number: int) -> ctypes.c_byte:
-        return self._shared[number]
+    def persistent_load(self, number: int) -> ctypes.c_byte | ProgressReports:
+        return self._reports if number < 0 else self._shared[number]
 
 
 def _serve(connection: Connection, shared: Sequence[ctypes.c_byte]) -> None:
     """Receives the state, and answers tasks until the connection ends, be it in a message."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):
-        state = _StateUnpickler(connection.recv_bytes(), shared).load()
+        reports = ProgressReports(lambda report: connection.send_bytes(_REPORT + pickle.dumps(report)))
+        state = _StateUnpickler(connection.recv_bytes(), shared, reports).load()
         while True:
             function, task = connection.recv()
             connection.send_bytes(_answer(function, state, task))
