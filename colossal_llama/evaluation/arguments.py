@@ -104,7 +104,8 @@ class ModelArguments:
     max_length: int = option(
         2048,
         type=number_in_range(int, minimum=64),
-        help="most tokens of a prompt: fewer examples are given, then the middle is left out",
+        help="most tokens of a prompt (fewer examples are given, then the middle is left out), and of a window of "
+        "--texts",
     )
     tokens_per_batch: int | None = option(
         type=number_in_range(int, minimum=1),

@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from colossal_llama.evaluation.scoring import memory_sentence
 from colossal_llama.model.architectures import find_architecture
 from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.utils.console import log_rank_zero
+from colossal_llama.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -157,7 +160,7 @@ class BitCounter:
         nats = torch.zeros(len(documents), 2, dtype=torch.float64)
         for batch in self._batches(pieces):
             numbers = torch.tensor([piece.document for piece in batch])
-            nats.index_add_(0, numbers, self._nats(batch).cpu())
+            nats.index_add_(0, numbers, self._nats_in_memory(batch))
         for ids, (all_nats, of_new) in zip(documents, (nats / math.log(2)).tolist(), strict=True):
             yield Bits(len(ids) - 1, all_nats, of_new)
 
@@ -171,6 +174,22 @@ class BitCounter:
             batch.append(piece)
         if batch:
             yield batch
+
+    def _nats_in_memory(self, batch: Sequence["_Piece"]) -> torch.Tensor:
+        """As `_nats`, on the CPU; in smaller batches from here on where memory does not suffice.
+
+        Raises:
+            UserError: it does not suffice for one window.
+        """
+        try:
+            return self._nats(batch).cpu()
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise UserError(memory_sentence(len(batch[0].ids))) from None
+        half = (len(batch) + 1) // 2
+        self._batch_tokens = half * len(batch[0].ids)
+        log_rank_zero(f"memory does not suffice: batches of {self._batch_tokens:,} tokens from here on")
+        return torch.cat([self._nats_in_memory(batch[:half]), self._nats_in_memory(batch[half:])])
 
     @torch.inference_mode()
     def _nats(self, batch: Sequence["_Piece"]) -> torch.Tensor:

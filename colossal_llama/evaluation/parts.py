@@ -75,7 +75,7 @@ class TextPart:
         options = arguments.model
         tokens = options.tokens_per_batch or (_TOKENS_ON_GPU if device.type == "cuda" else _TOKENS_ON_CPU)
         self._measurement = texts.measurement_of(arguments.text, options.max_length, tokens)
-        self._texts = texts.open_texts(arguments.text)
+        self._texts = texts.open_texts(arguments.text, arguments.output_dir)
         self._known = {model.name: self._known_tokens(model) for model in models}
 
     def _known_tokens(self, model: EvaluatedModel) -> int | None:

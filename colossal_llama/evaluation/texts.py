@@ -92,13 +92,17 @@ class Texts:
         raise UserError("files of --texts have become shorter since this run began: run it again")
 
 
-def open_texts(arguments: TextArguments) -> Texts:
+def open_texts(arguments: TextArguments, output_dir: Path | None = None) -> Texts:
     """Reads all documents once, chooses those that are measured, and says what cannot be read.
+
+    Args:
+        arguments: options of texts.
+        output_dir: whose files are no texts, also where it lies in a directory of texts.
 
     Raises:
         UserError: no file is found, or no text in them.
     """
-    files = with_file_categories(find_files(arguments.texts, "--texts"), arguments.fields)
+    files = with_file_categories(find_files(arguments.texts, "--texts", output_dir), arguments.fields)
     problems: list[str] = []
     kept: dict[str, list[tuple[str, int, TextDocument]]] = defaultdict(list)
     total = 0

@@ -43,15 +43,22 @@ class CorpusText:
     location: str
 
 
-def find_files(paths: Sequence[Path | str], option: str = "--data_input_dirs") -> list[InputFile]:
+def find_files(
+    paths: Sequence[Path | str], option: str = "--data_input_dirs", excluded: Path | None = None
+) -> list[InputFile]:
     """Lists the files, and all that are read below the directories, sorted by path; each once.
 
     Logs which other files there are.
 
+    Args:
+        paths: files and directories.
+        option: under which they were given, for messages.
+        excluded: directory whose files are not read: that of the output.
+
     Raises:
         UserError: a directory holds no such file, or one cannot be reached.
     """
-    files, unread = find_input_files(outermost(paths), option=option)
+    files, unread = find_input_files(outermost(paths), excluded, option)
     for message in filter(None, (unread_message(unread), doubts_about(files))):
         log_rank_zero(message)
     return sorted(files, key=lambda file: file.path.parts)

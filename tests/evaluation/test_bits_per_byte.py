@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from colossal_llama.evaluation import bits_per_byte
 from colossal_llama.evaluation.bits_per_byte import BitCounter, DocumentEncoder, windows
 from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.errors import UserError
 from tests.support.made_data import make_qwen
 from tests.support.scripts import run_script
 from tests.support.tokenizer_scripts import expand
@@ -66,6 +67,24 @@ def test_logits_are_computed_in_chunks(random_model, random_model_directory, mon
     hook.remove()
     assert max(sizes) <= 10 * random_model.config.vocab_size
     assert [bits.bits for bits in in_chunks] == pytest.approx([bits.bits for bits in whole], rel=1e-6)
+
+
+def test_batches_shrink_where_memory_does_not_suffice(random_model, random_model_directory, monkeypatch):
+    documents = [text.ids for text in DocumentEncoder(load_tokenizer(random_model_directory)).encode(TEXTS)]
+    whole = list(BitCounter(random_model, 64, 32, 5000).count(documents))
+    forward, limit_tokens = random_model.model.forward, 200
+
+    def limited(input_ids, **settings):
+        if input_ids.numel() > limit_tokens:
+            raise torch.OutOfMemoryError
+        return forward(input_ids=input_ids, **settings)
+
+    monkeypatch.setattr(random_model.model, "forward", limited)
+    found = list(BitCounter(random_model, 64, 32, 5000).count(documents))
+    assert [bits.bits for bits in found] == pytest.approx([bits.bits for bits in whole], rel=1e-6)
+    limit_tokens = 60
+    with pytest.raises(UserError, match="does not suffice for one prompt of 64 tokens"):
+        list(BitCounter(random_model, 64, 32, 5000).count(documents))
 
 
 def test_other_architectures_are_scored_by_their_own_logits():

@@ -161,6 +161,15 @@ def test_a_run_that_was_ended_goes_on(project_root, models, texts, measured, tmp
     assert not list(out.rglob("*partial*"))
 
 
+def test_results_in_a_directory_of_texts_are_no_texts(project_root, models, texts, tmp_path):
+    shutil.copytree(texts, tmp_path / "texts")
+    for _ in range(2):
+        done = run_forked(project_root, SCRIPT, *command_of(models, tmp_path / "texts", tmp_path / "texts" / "out"))
+        assert done.returncode == 0, done.stderr
+        assert len(lines_of(tmp_path / "texts" / "out", "tuned")) == 32
+        assert len(json.loads((tmp_path / "texts" / "out" / "texts.json").read_text("utf-8"))["problems"]) == 2
+
+
 def test_results_of_other_settings_are_refused(project_root, models, texts, measured):
     done = run_forked(project_root, SCRIPT, *command_of(models, texts, measured[0], "--stride", 50))
     assert done.returncode == 2
