@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.evaluation.questions import LETTER_OR_FIRST_TOKEN, Example, Question, Subject
-from colossal_llama.evaluation.tasks.directories import folders_below
+from colossal_llama.evaluation.tasks.directories import files_of, folders_below
 from colossal_llama.evaluation.tasks.file_rows import read_csv, read_json_lines
 from colossal_llama.evaluation.tasks.task import SubjectFile, Task
 from colossal_llama.utils.errors import UserError
@@ -57,7 +57,7 @@ _ZH = _Language("Chinese", "以下是考试中各个问题的答案。", "问题
 def find(directory: Path) -> list[SubjectFile]:
     """Lists the sets of the nearest folder that holds one of the scored ones: v1 before v1_1."""
     for folder in folders_below(directory, levels=2):
-        paths = sorted(path for path in folder.iterdir() if path.suffix.casefold() == ".jsonl" and path.is_file())
+        paths = files_of(folder, ".jsonl")
         if any(path.stem in SCORED for path in paths):
             return [SubjectFile(path.stem, path, directory, path.stem in SCORED) for path in paths]
     return []
@@ -121,6 +121,8 @@ def _texts(options: Any) -> list[str]:
 
 
 def _option_faults(options: list[str], letters: tuple[str, ...]) -> list[str]:
+    if not options:
+        return ["it has no options"]
     found = [_OPTION.match(option) for option in options]
     marks = [match and (match[1] or match[2]) for match in found]
     empty = [

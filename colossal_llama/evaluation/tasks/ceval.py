@@ -91,7 +91,7 @@ def read(file: SubjectFile, shots: int) -> Subject:
     """
     subject = file.name.removesuffix("_val").removesuffix("_test")
     name = NAMES.get(subject, subject.replace("_", " "))
-    unknown = f"{file.path}: {subject} is not in C-Eval's list of subjects: the prompts name it {name!r}, no group"
+    unknown = f"{subject} is not in C-Eval's list of subjects: the prompts name it {name!r}, no group"
     unanswered = "C-Eval's authors keep the answers of the test split: use val (the folder val next to dev)"
     return Subject(
         task="ceval",

@@ -102,7 +102,7 @@ def read(file: SubjectFile, shots: int) -> Subject:
         UserError: one of its files is missing, damaged or of another shape.
     """
     name = NAMES.get(file.name, file.name.replace("_", " "))
-    unknown = f"{file.path}: {file.name} is not in CMMLU's list of subjects: the prompts name it {name!r}, no group"
+    unknown = f"{file.name} is not in CMMLU's list of subjects: the prompts name it {name!r}, no group"
     return Subject(
         task="cmmlu",
         name=file.name,

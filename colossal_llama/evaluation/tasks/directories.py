@@ -14,27 +14,30 @@ def folded(name: str) -> str:
     return _BETWEEN_WORDS.sub("", name).casefold()
 
 
-def split_files(directory: Path, split: str, suffix: str = "") -> list[SubjectFile]:
+def files_of(folder: Path, ending: str) -> list[Path]:
+    """The files of a folder with an ending, by name; hidden ones, as macOS adds them, left out.
+
+    Links to nowhere are among them, so that reading names them.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.casefold() == ending)
+    return [path for path in paths if not path.name.startswith(".") and not path.is_dir()]
+
+
+def split_files(directory: Path, split: str) -> list[SubjectFile]:
     """Lists the csv files of a split in the order of their names.
 
     Args:
         directory: holds the folder of the split, itself or one or two folders below.
         split: `test`.
-        suffix: that the files' names end in.
     """
     folder = split_folder(directory, split)
-    if folder is None:
-        return []
-    paths = sorted(path for path in folder.iterdir() if path.suffix.casefold() == ".csv" and path.is_file())
-    return [SubjectFile(path.stem, path, folder.parent) for path in paths if path.stem.endswith(suffix)]
+    return [] if folder is None else [SubjectFile(path.stem, path, folder.parent) for path in files_of(folder, ".csv")]
 
 
 def split_folder(directory: Path, split: str) -> Path | None:
     """The first folder of this name that holds a csv file; None if there is none."""
-    for folder in folders_below(directory, levels=2):
-        if folder.name.casefold() == split and any(path.suffix.casefold() == ".csv" for path in folder.iterdir()):
-            return folder
-    return None
+    folders = (folder for folder in folders_below(directory, levels=2) if folder.name.casefold() == split)
+    return next((folder for folder in folders if files_of(folder, ".csv")), None)
 
 
 def folders_below(directory: Path, levels: int) -> Iterator[Path]:
@@ -49,7 +52,5 @@ def folders_below(directory: Path, levels: int) -> Iterator[Path]:
 def file_of_subject(directory: Path, split: str, stems: tuple[str, ...]) -> Path | None:
     """The csv file of a subject in a split, by the first of its names that is there."""
     folder = split_folder(directory, split)
-    if folder is None:
-        return None
-    by_name = {path.stem.casefold(): path for path in sorted(folder.iterdir()) if path.suffix.casefold() == ".csv"}
+    by_name = {} if folder is None else {path.stem.casefold(): path for path in files_of(folder, ".csv")}
     return next((by_name[stem.casefold()] for stem in stems if stem.casefold() in by_name), None)

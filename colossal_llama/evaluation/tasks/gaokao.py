@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from colossal_llama.evaluation.questions import FIRST_TOKEN, Question, Subject
-from colossal_llama.evaluation.tasks.directories import folders_below
+from colossal_llama.evaluation.tasks.directories import files_of, folders_below
 from colossal_llama.evaluation.tasks.file_rows import read_bytes
 from colossal_llama.evaluation.tasks.task import SubjectFile, Task
 from colossal_llama.readers.record import encoding_problem
@@ -31,7 +31,7 @@ _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def find(directory: Path) -> list[SubjectFile]:
     """Lists the files of the nearest folder that holds one of the seven."""
     for folder in folders_below(directory, levels=3):
-        paths = sorted(path for path in folder.iterdir() if path.suffix.casefold() == ".json" and path.is_file())
+        paths = files_of(folder, ".json")
         if any(_SCORED.fullmatch(path.stem) for path in paths):
             return [SubjectFile(path.stem, path, directory, bool(_SCORED.fullmatch(path.stem))) for path in paths]
     return []

@@ -47,7 +47,7 @@ def read(file: SubjectFile, shots: int) -> Subject:
         examples=read_examples(file, subject, wording, shots),
         questions=read_questions(file.path, wording),
         scored_by=FIRST_TOKEN,
-        notes=() if subject in GROUPS else (f"{file.path}: {subject} is not in MMLU's list of subjects: no group",),
+        notes=() if subject in GROUPS else (f"{subject} is not in MMLU's list of subjects: no group",),
     )
 
 

@@ -66,7 +66,7 @@ def read_own_questions(path: Path, template: Template | None, shots: int | None)
         raise UserError(f"{path} holds no question that could be scored: {rows[0].place}: {questions[0].fault}")
     examples, notes = _examples(path, template, is_generated, SHOTS if shots is None else shots)
     if shots and not examples:
-        notes = (f"{path}: no examples are given, as {_dev_file(path)} does not exist",)
+        notes = (f"no examples are given, as {_dev_file(path)} does not exist",)
     groups: dict[tuple[str, str], list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(_subject_and_category(row.record, _stem(path)), []).append(number)
@@ -261,7 +261,7 @@ def _examples(
     if problems:
         raise UserError(problems)
     examples = tuple(Example(question.text, question.label) for question in questions)
-    return examples, (f"{path}: the examples are the first {len(examples)} of {dev}",)
+    return examples, (f"the examples are the first {len(examples)} of {dev}",)
 
 
 def _new_tokens(questions: list[Question]) -> int:

@@ -107,7 +107,7 @@ def _with_left_out(read: list[Subject], opened: Sequence[tuple[Task, list[Subjec
     noted = []
     for subject in read:
         if names := left_out.pop(subject.task, []):
-            note = f"{subject.task}: left out, as they are not in the published table: {', '.join(names)}"
+            note = f"files next to it left out, as they are not in the published table: {', '.join(names)}"
             subject = replace(subject, notes=(*subject.notes, f"{note} (--subjects reads those of one letter)"))
         noted.append(subject)
     return noted
@@ -129,8 +129,8 @@ def _files(task: Task, data_dir: Path | None) -> list[SubjectFile]:
         raise UserError(f"--tasks {task.name} needs --data_dir: a directory with a folder for each task")
     if not data_dir.is_dir():
         raise UserError(f"--data_dir {data_dir} is no directory")
-    folders = [path for path in sorted(data_dir.iterdir()) if path.is_dir() and folded(path.name) in task.folders]
-    if not folders and folded(data_dir.resolve().name) in task.folders:
+    folders = [path for path in sorted(data_dir.iterdir()) if path.is_dir() and _is_folder_of(path, task)]
+    if not folders and _is_folder_of(data_dir.resolve(), task):
         folders = [data_dir]
     if not folders:
         raise UserError(f"--data_dir {data_dir} has no folder {task.name}, with {task.layout}")
@@ -138,6 +138,11 @@ def _files(task: Task, data_dir: Path | None) -> list[SubjectFile]:
     if not files:
         raise UserError(f"{folders[0]} holds no file of {task.title}: {task.layout} are looked for")
     return files
+
+
+def _is_folder_of(path: Path, task: Task) -> bool:
+    """Compares names; `-main` and `-master` end those of GitHub's archives."""
+    return folded(path.name).removesuffix("main").removesuffix("master") in task.folders
 
 
 def _unknown_subjects(subjects: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -1,0 +1,93 @@
+"""Tasks by name: folders, subjects, all problems at once."""
+
+import pytest
+
+from colossal_llama.evaluation.tasks.registry import TASKS, open_tasks
+from colossal_llama.utils.errors import UserError
+from tests.evaluation.test_four_choices import HEADERLESS, INDEXED, mmlu, write
+
+
+def test_all_problems_are_named_at_once(tmp_path):
+    mmlu(tmp_path / "mmlu", ["astronomy", "virology"])
+    write(tmp_path / "mmlu/test/astronomy_test.csv", "x\n")
+    write(tmp_path / "mmlu/test/virology_test.csv", "")
+    (tmp_path / "ceval").mkdir()
+    with pytest.raises(UserError) as error:
+        open_tasks(["mmlu", "cmmlu", "ceval", "mlmu", "a/b.jsonl", str(tmp_path)], tmp_path)
+    assert [problem.replace(f"{tmp_path}", "DIR") for problem in error.value.problems] == [
+        "--data_dir DIR has no folder cmmlu, with test/SUBJECT.csv and dev/SUBJECT.csv, also below data/",
+        "DIR/ceval holds no file of C-Eval: val/SUBJECT_val.csv and dev/SUBJECT_dev.csv are looked for",
+        "--tasks mlmu is not known: did you mean 'mmlu'?: known are mmlu, cmmlu, ceval, agieval, gaokao, gsm8k, and "
+        "files of your own questions",
+        "--tasks a/b.jsonl does not exist",
+        "--tasks DIR is a directory: give its files",
+        "DIR/mmlu/test/astronomy_test.csv:1 is no csv of questions with four choices: a row is the question, its "
+        "options A to D and the letter of the answer, or the header names question, A to D (or choice0 to choice3) and "
+        "answer",
+        "DIR/mmlu/test/virology_test.csv is empty: copy it again",
+    ]
+
+
+@pytest.mark.parametrize("name", ["astronomy", "astronomy_test", "Astronomy", "astronomy_test.csv"])
+def test_a_subject_is_named_with_or_without_its_split(tmp_path, name):
+    mmlu(tmp_path / "mmlu")
+    for split in ("dev", "test"):
+        write(tmp_path / "cmmlu" / split / "astronomy.csv", INDEXED)
+        write(tmp_path / "cmmlu" / split / "virology.csv", INDEXED)
+    subjects = open_tasks(["cmmlu", "mmlu"], tmp_path, [name])
+    assert [(subject.task, subject.name) for subject in subjects] == [
+        ("cmmlu", "astronomy"),
+        ("mmlu", "astronomy_test"),
+    ]
+
+
+def test_an_unknown_subject_is_refused(tmp_path):
+    mmlu(tmp_path / "mmlu")
+    with pytest.raises(UserError, match="--subjects astronmy is no file of these tasks: did you mean 'astronomy_test'"):
+        open_tasks(["mmlu"], tmp_path, ["astronmy"])
+
+
+def test_the_directory_may_be_that_of_the_task(tmp_path):
+    mmlu(tmp_path / "mmlu")
+    assert len(open_tasks(["mmlu"], tmp_path / "mmlu")) == 3
+
+
+@pytest.mark.parametrize(("data_dir", "words"), [(None, "needs --data_dir"), ("absent", "is no directory")])
+def test_a_directory_is_needed(tmp_path, data_dir, words):
+    with pytest.raises(UserError, match=words):
+        open_tasks(["gsm8k"], data_dir and tmp_path / data_dir)
+
+
+def test_own_files_need_names_of_their_own(tmp_path):
+    line = '{"question": "q", "choices": ["x", "y"], "answer": 0}\n'
+    paths = [str(write(tmp_path / name, line)) for name in ("a/q.jsonl", "b/q.jsonl", "mmlu.jsonl")]
+    with pytest.raises(UserError) as error:
+        open_tasks(paths, None)
+    assert "2 files are named q" in str(error.value)
+    assert "mmlu is a benchmark" in str(error.value)
+    with pytest.raises(UserError, match="--template has no effect"):
+        open_tasks(["gsm8k"], tmp_path, template=write(tmp_path / "t.txt", "{question}"))
+
+
+def test_other_files_are_no_subjects_and_a_link_to_nowhere_is_named(tmp_path):
+    mmlu(tmp_path / "mmlu", ["astronomy"])
+    write(tmp_path / "mmlu/test/readme.txt", "x")
+    (tmp_path / "mmlu/test/folder.csv").mkdir()
+    write(tmp_path / "mmlu/test/._astronomy_test.csv", HEADERLESS)
+    write(tmp_path / "mmlu/__MACOSX/test/._astronomy_test.csv", HEADERLESS)
+    assert [subject.name for subject in open_tasks(["mmlu"], tmp_path)] == ["astronomy_test"]
+    (tmp_path / "mmlu/test/absent_test.csv").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"absent_test\.csv cannot be read: No such file"):
+        open_tasks(["mmlu"], tmp_path, shots=0)
+
+
+def test_the_tasks_are_those_of_the_published_table():
+    assert list(TASKS) == ["mmlu", "cmmlu", "ceval", "agieval", "gaokao", "gsm8k"]
+    assert {name: task.shots for name, task in TASKS.items()} == {
+        "mmlu": 5,
+        "cmmlu": 5,
+        "ceval": 5,
+        "agieval": 5,
+        "gaokao": 0,
+        "gsm8k": 8,
+    }
