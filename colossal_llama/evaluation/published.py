@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from colossal_llama.evaluation.answers import chosen_letter, is_same_number, last_number
+from colossal_llama.evaluation.answers import chosen_letter, is_same_number, is_target, last_number
 from colossal_llama.evaluation.generation import AnswerGenerator, GeneratedAnswer
 from colossal_llama.evaluation.prediction import Prediction, best_letter, hash_of_prompt
 from colossal_llama.evaluation.prompts import PromptEncoder, all_prompt_ids
@@ -58,8 +58,7 @@ def _found(
     if subject.scored_by == NUMBER:
         number = last_number(answer.text)
         return number, is_same_number(number, question.label)
-    text = answer.text.strip()
-    return text, text == question.label.strip()
+    return answer.text.strip(), is_target(answer.text, question.label)
 
 
 def _prediction(
