@@ -1,11 +1,13 @@
 """evaluate.py as users run it: tables, records, refusals, a killed run, several processes."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -14,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.made_benchmarks import write_benchmarks, write_mmlu, write_own_questions
-from tests.support.ranks import run_ranks
+from tests.support.ranks import run_ranks, start_ranks
 from tests.support.scripts import run_script
 
 SCRIPT = "evaluate.py"
@@ -200,11 +202,7 @@ def test_a_killed_run_goes_on_where_it_was(many_questions, models, tmp_path, pro
     command += ["--tasks", "mmlu", "--tokens_per_batch", "1"]  # slow: a question at a time
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial = tmp_path / "out" / "sft" / "questions.partial-0.jsonl"
-    deadline = time.monotonic() + 120
-    while not partial.exists() or partial.stat().st_size < 2_000:
-        assert process.poll() is None, "it has ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_bytes(partial, 2_000, lambda: process.poll() is None)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = partial.read_bytes().count(b"\n")
@@ -238,6 +236,32 @@ def test_an_error_of_one_process_ends_all_with_one_message(many_questions, model
     assert done.returncode == 2
     assert done.stdout.count("error: ") == 1, done.stdout
     assert "questions.partial-1.jsonl" in done.stdout
+
+
+@pytest.mark.distributed
+def test_a_process_that_was_killed_is_named_and_ends_the_others(many_questions, models, tmp_path, project_root):
+    data, whole = many_questions
+    command = command_of(models, data, tmp_path / "out", "--tasks", "mmlu")
+    (tmp_path / "output").touch()
+    started = start_ranks(SCRIPT, [*command, "--tokens_per_batch", "1"], 2, project_root, str(tmp_path / "output"))
+    wait_for_bytes(tmp_path / "out" / "sft" / "questions.partial-1.jsonl", 2_000, lambda: started[1].is_alive())
+    started[1].kill()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [2, -signal.SIGKILL]
+    said = (tmp_path / "output").read_text("utf-8")
+    assert re.search(rf"error: process 1 \(process id {started[1].pid} on \S+\) has ended, and so do the others", said)
+    done = run_ranks(SCRIPT, command, 2, project_root)
+    assert done.returncode == 0, done.stdout
+    assert_same_answers(tmp_path / "out", whole)
+
+
+def wait_for_bytes(path: Path, size: int, is_alive: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.stat().st_size < size:
+        assert is_alive(), "it has ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def assert_same_answers(out: Path, whole: Path) -> None:
