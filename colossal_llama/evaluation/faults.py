@@ -20,7 +20,7 @@ def say_faults(subjects: Iterable[Subject]) -> None:
     if not found:
         return
     unscored = sum(not fault["is_scored"] for fault in found)
-    log_rank_zero(f"{len(found):,} questions have a fault in their file, {unscored:,} of them cannot be scored:")
+    log_rank_zero(f"questions with a fault in their file: {len(found):,}, of which {unscored:,} cannot be scored:")
     shown = [f"  {fault['file']}, {fault['place']} (index {fault['index']}): {fault['fault']}" for fault in found]
     for line in truncate_problems(shown, _MOST_SHOWN):
         log_rank_zero(line)

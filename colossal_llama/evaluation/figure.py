@@ -16,13 +16,16 @@ _BAR_INCHES, _GAP_BARS, _TASK_GAP_BARS = 0.21, 0.6, 0.7
 _INK, _PALE = "#333333", "#8a8a8a"
 
 
-def draw_scores(rows: Sequence[Row], models: Sequence[str], output: Path) -> None:
+def draw_scores(rows: Sequence[Row], models: Sequence[str], output: Path) -> dict[str, str]:
     """Draws the scores of tasks and groups.
 
     Args:
         rows: of the table.
         models: in the order of the bars.
         output: file of the figure.
+
+    Returns:
+        What stands in the figure for names that no font of this host can draw.
 
     Raises:
         UserError: the file cannot be written.
@@ -32,7 +35,7 @@ def draw_scores(rows: Sequence[Row], models: Sequence[str], output: Path) -> Non
 
     shown = [row for row in rows if row.level in (TASK, GROUP) and row.scores]
     if not shown:
-        return
+        return {}
     fonts, missing = fonts_for([*(row.name for row in shown), *models])
     short = ranks_of_unprintable([*(row.name for row in shown), *models], missing)
     middles, height_bars = _places(shown, len(models))
@@ -55,6 +58,7 @@ def draw_scores(rows: Sequence[Row], models: Sequence[str], output: Path) -> Non
         columns = 1 if max(map(len, labels)) > 22 else min(len(labels), 4)
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
         save_figure(figure, output, FIGURE_TITLE)
+    return short
 
 
 def _places(rows: Sequence[Row], models: int) -> tuple[list[float], float]:

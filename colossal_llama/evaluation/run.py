@@ -121,8 +121,8 @@ def _write_tables(arguments: EvaluationArguments, runs: list[ModelRun]) -> None:
     rows = tables.make_rows(arguments.subjects, {run.model.name: run.record.answers() for run in runs})
     facts = tables.facts_of(arguments.subjects, rows, list(paths), settings)
     tables.write_tables(arguments.output_dir, rows, paths, settings, facts)
-    draw_scores(rows, list(paths), arguments.output_dir / tables.TABLE_PNG)
+    replaced = draw_scores(rows, list(paths), arguments.output_dir / tables.TABLE_PNG)
     log_rank_zero("\n" + tables.terminal_table(rows, list(paths)) + "\n")
-    for fact in facts:
+    for fact in (*facts, *(f"{label} in the figure: {name} (no font draws it)" for name, label in replaced.items())):
         log_rank_zero(fact)
     log_rank_zero(f"→ {arguments.output_dir / tables.TABLE_MD}, {tables.TABLE_JSON}, {tables.TABLE_PNG}")

@@ -157,7 +157,7 @@ def facts_of(
         )
     if faults := fault_records(subjects):
         unscored = sum(not fault["is_scored"] for fault in faults)
-        facts.append(f"{len(faults):,} questions have a fault in their file, {unscored:,} of them are not scored")
+        facts.append(f"questions with a fault in their file: {len(faults):,}, of which {unscored:,} are not scored")
     if len(models) > 1:
         facts += _facts_of_tests(rows, models)
     return facts
