@@ -217,7 +217,7 @@ def _losses(stage: Stage) -> str:
 
 
 def _answers(stage: Stage) -> str:
-    """Shares of right answers to the benchmark questions of `--eval_tasks`, the first and the last."""
+    """Shares of right answers to the questions of `--eval_tasks`, the first and the last."""
     asked = [entry for entry in stage.metrics if isinstance(entry.get("eval_task_accuracy"), dict)]
     rows = []
     for entry in asked if len(asked) < 2 else [asked[0], asked[-1]]:

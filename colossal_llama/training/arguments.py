@@ -319,12 +319,12 @@ class TaskArguments:
         only_with="eval_tasks",
         help="most examples before a question (default: of each task as published)",
     )
-    eval_task_max_length: int = option(
-        2048,
+    eval_task_max_length: int | None = option(
         type=number_in_range(int, 64),
         metavar="TOKENS",
         only_with="eval_tasks",
-        help="most tokens of a prompt: fewer examples are given, then the middle is left out",
+        help="most tokens of a prompt: fewer examples are given, then the middle is left out (default: 2048, or the "
+        "model's positions if it has fewer)",
     )
     eval_task_template: Path | None = option(
         type=existing_file, metavar="FILE", only_with="eval_tasks", help="wording of one's own questions"

@@ -226,7 +226,7 @@ def _task_evaluator(
         questions=inputs.task_questions,
         collator=Collator(
             pad_token_id=inputs.tokenizer.eos_token_id,
-            max_length=options.eval_task_max_length,
+            max_length=max(len(question.prompt) for question in inputs.task_questions),
             pad_to_multiple_of=arguments.plugin.sp,
         ),
         tokens_per_batch=geometry.micro_batch_size * arguments.data.max_length,

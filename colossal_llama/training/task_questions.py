@@ -19,6 +19,8 @@ from colossal_llama.training.distributed import consensus
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
 
+_MAX_LENGTH = 2048
+"""Of the published protocol, for models of LLaMA-2's size."""
 _NONE = -2
 """No choice is right."""
 _OWN_NAMES = {
@@ -70,7 +72,7 @@ def _read_questions(
     subjects = _opened(arguments)
     _refuse_generated_answers(subjects)
     say_faults(subjects)
-    encoder, max_length = PromptEncoder(tokenizer), arguments.eval_task_max_length
+    encoder, max_length = PromptEncoder(tokenizer), _max_length(arguments, config)
     questions = tuple(question for subject in subjects for question in _prompted(subject, encoder, max_length))
     if not questions:
         raise UserError("--eval_tasks: no question that could be scored is left: give a larger --eval_task_limit")
@@ -78,6 +80,17 @@ def _read_questions(
     if problem := varying_rope_problem(config, min(lengths), max(lengths), several_in_a_micro_batch=True):
         raise UserError(f"--eval_tasks: {problem}")
     return questions
+
+
+def _max_length(arguments: TaskArguments, config: PretrainedConfig) -> int:
+    """Most tokens of a prompt; as evaluate.py's, the model has positions for them."""
+    given, positions = arguments.eval_task_max_length, config.max_position_embeddings
+    if given is not None and given > positions:
+        raise UserError(
+            f"--eval_task_max_length {given} is more than the model's {positions:,} positions "
+            f"(max_position_embeddings in its config.json): give {positions} or less"
+        )
+    return given or min(_MAX_LENGTH, positions)
 
 
 def _opened(arguments: TaskArguments) -> list[Subject]:

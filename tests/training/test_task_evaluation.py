@@ -52,6 +52,7 @@ def toy(tmp_path_factory) -> Toy:
         for layer in model.model.layers:
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
                 getattr(layer.self_attn, name).weight.mul_(10)
+    model.config.max_position_embeddings = 512
     save_model(model, made.model)
     fingerprint = tokenizer_fingerprint(load_tokenizer(made.model))
     for part in (*made.parts, *made.sft_parts):
@@ -104,6 +105,15 @@ def dropout(toy, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def few_positions(toy, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("task_positions") / "model"
+    shutil.copytree(toy.model, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 96}))
+    return path
+
+
+@pytest.fixture(scope="module")
 def answered(toy, tmp_path_factory) -> Path:
     """Benchmarks whose labels are the untrained model's own answers, by transformers alone (mmlu),
     and all other ones (cmmlu).
@@ -133,7 +143,7 @@ def own_answers(model_path: Path, task: str, folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(project_root, toy, benchmarks, answered, dropout, tmp_path_factory) -> Runner:
+def runs(project_root, toy, benchmarks, answered, dropout, few_positions, tmp_path_factory) -> Runner:
     """Each plugin with and without questions, on two ranks, in one launch."""
     tmp = tmp_path_factory.mktemp("task_runs")
     runner = Runner(project_root, toy, tmp)
@@ -152,6 +162,8 @@ def runs(project_root, toy, benchmarks, answered, dropout, tmp_path_factory) -> 
     commands.append(runner.command("resumed", *few))
     commands.append(runner.command("resumed", *few, "--load_checkpoint", str(tmp / "resumed/save/epoch-0_step-2")))
     commands.append(runner.command("planned", *BATCH, *asked, "--dry_run"))
+    short = ("--pretrained", str(few_positions), "--dry_run")
+    commands.append(runner.command("planned_short", *BATCH, *asked, *short, pretrained=False))
     (tmp / "printed.txt").write_text(runner.run(commands, ranks=2))
     return runner
 
@@ -196,6 +208,11 @@ def test_the_plan_counts_the_questions(runs):
     assert plan["task_tokens"] > 37 * 20
     printed = (runs.workspace / "printed.txt").read_text()
     assert f"37 questions, {plan['task_tokens']:,} tokens (mmlu 37), every 2 steps and at the end" in printed
+
+
+def test_prompts_have_no_more_tokens_than_the_model_has_positions(runs):
+    plan = json.loads((runs.workspace / "planned_short" / "config.json.dry_run.json").read_text())
+    assert 0 < plan["task_tokens"] <= 37 * 96
 
 
 def test_tensorboard_shows_the_accuracy(runs):
