@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.random_run import SHAPES
 from colossal_llama.evaluation import published
+from colossal_llama.evaluation.packed_model import PackedModel
 from colossal_llama.evaluation.prompts import PromptEncoder, prompt_texts
 from colossal_llama.evaluation.questions import FIRST_TOKEN, Example, Question, Subject
 from colossal_llama.evaluation.scoring import Scorer
@@ -53,6 +54,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
         "torch": torch.__version__,
         "max_length": options.max_length,
+        "slow_attention_reason": PackedModel(model).slow_attention_reason(),
     }
     scorer, encoder = Scorer(model, options.tokens_per_batch), PromptEncoder(tokenizer)
     with_few = replace(subjects[0], questions=subjects[0].questions[:16])

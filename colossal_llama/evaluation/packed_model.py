@@ -9,7 +9,13 @@ import torch
 
 from colossal_llama.evaluation.prefix_groups import common_tokens
 from colossal_llama.model.architectures import find_architecture, head_width, key_value_heads
-from colossal_llama.model.attention.shared_prefix import DecodedRows, KeysAndValues, PackedSequences, packed
+from colossal_llama.model.attention.shared_prefix import (
+    DecodedRows,
+    KeysAndValues,
+    PackedSequences,
+    kernel_unavailable_reason,
+    packed,
+)
 from colossal_llama.model.rope import unscaled_length_tokens
 from colossal_llama.utils.errors import UserError
 
@@ -39,6 +45,14 @@ class PackedModel:
         self._is_known = find_architecture(config.model_type) is not None and self._can_select
         limits = (unscaled_length_tokens(config), getattr(config, "sliding_window", None), self.max_positions)
         self._packed_limit_tokens = min(limit for limit in limits if limit) if self._is_known else 0
+
+    def slow_attention_reason(self) -> str | None:
+        """Names the reason why a GPU computes in half precision without its kernel; None else."""
+        dtype, config = self._model.dtype, self.config
+        if self.device.type != "cuda" or dtype == torch.float32 or not self._packed_limit_tokens:
+            return None
+        heads = (config.num_attention_heads, key_value_heads(config), head_width(config))
+        return kernel_unavailable_reason(self.device, dtype, *heads)
 
     def can_pack(self, length_tokens: int) -> bool:
         """True where a sequence's keys do not depend on its neighbours, nor a window hides any.

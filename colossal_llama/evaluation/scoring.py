@@ -62,6 +62,8 @@ class Scorer:
         self.model = model
         self._packed = PackedModel(model)
         self.tokens_per_batch = tokens_per_batch or default_tokens_per_batch(self._packed.device)
+        if reason := self._packed.slow_attention_reason():
+            log_rank_zero(f"attention is computed prompt by prompt, which is slower: {reason}")
 
     def next_token_logits(
         self, prompts: Sequence[Sequence[int]], token_ids: Sequence[int]

@@ -1,10 +1,13 @@
 """The published protocol: letters by the first token, letters and numbers in answers."""
 
+import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from colossal_llama.evaluation.generation import AnswerGenerator
 from colossal_llama.evaluation.prompts import PromptEncoder, prompt_ids
@@ -19,6 +22,8 @@ from colossal_llama.evaluation.questions import (
     Subject,
 )
 from colossal_llama.evaluation.scoring import Scorer
+from colossal_llama.evaluation.tasks.registry import open_tasks
+from colossal_llama.tokenizer.loading import load_tokenizer
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -110,3 +115,35 @@ def test_first_tokens_of_generated_answers_are_those_of_one_forward_pass(random_
     for index, prediction in found.items():
         assert prediction.logits == pytest.approx(alone[index].logits, abs=1e-4)
         assert prediction.prompt_hash == alone[index].prompt_hash
+
+
+EXPECTED = [
+    "mmlu/astronomy_test",
+    "mmlu/world_religions_test",
+    "cmmlu/astronomy",
+    "cmmlu/world_history",
+    "agieval/gaokao-history",
+    "agieval/logiqa-zh",
+    "agieval/sat-math",
+    "gaokao_bench/2010-2013_English_MCQs",
+    "gaokao_bench/2010-2022_History_MCQs",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", EXPECTED)
+def test_predictions_are_those_of_the_published_evaluator(place, shared_data):
+    """Of SmolLM2-135M in fp32, which lies in $COLOSSAL_LLAMA_SMOLLM2."""
+    directory = Path(os.environ.get("COLOSSAL_LLAMA_SMOLLM2", "absent"))
+    file = shared_data / "eval" / "expected" / "smollm2.json"
+    if not directory.is_dir() or not file.is_file():
+        pytest.skip("needs the predictions and the model (set COLOSSAL_LLAMA_SMOLLM2)")
+    expected = json.loads(file.read_text(encoding="utf-8"))[place]
+    task, name = place.split("/")
+    (subject,) = open_tasks([task.removesuffix("_bench")], shared_data / "eval", [name], len(expected))
+    model = AutoModelForCausalLM.from_pretrained(directory, torch_dtype=torch.float32).eval()
+    found = by_index(predictions(subject, Scorer(model), PromptEncoder(load_tokenizer(directory)), 2048))
+    for row in expected:
+        prediction = found[row["question"]]
+        assert prediction.logits == pytest.approx(row["logits"], abs=0.01)
+        assert (prediction.text, prediction.label) == (row["output"], row["target"])

@@ -148,6 +148,18 @@ def test_a_model_of_another_architecture_is_scored_one_prompt_at_a_time():
     assert largest_difference(model, prompts, dict(Scorer(model).next_token_logits(prompts, WANTED))) < 2e-5
 
 
+def test_an_adapter_is_scored_with_its_base():
+    from peft import LoraConfig, get_peft_model
+
+    base, prompts = made_model(), made_prompts(10)
+    before = dict(Scorer(base).next_token_logits(prompts, WANTED))
+    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    model = get_peft_model(base, settings).eval()
+    found = dict(Scorer(model).next_token_logits(prompts, WANTED))
+    assert largest_difference(model, prompts, found) < 2e-5
+    assert found != before
+
+
 def test_the_defaults_are_of_the_device():
     assert Scorer(made_model()).tokens_per_batch == scoring.CPU_TOKENS_PER_BATCH
 
