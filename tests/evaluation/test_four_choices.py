@@ -14,6 +14,7 @@ from colossal_llama.utils.errors import UserError
 HEADERLESS = 'Which is red?,sky,"blood, fresh",grass,snow,B\n"Two\nlines?",1,2,3,4,D\n'
 NUMBERED = "question,choice0,choice1,choice2,choice3,answer\n"
 NUMBERED += 'Which is red?,sky,"blood, fresh",grass,snow,1\n"Two\nlines?",1,2,3,4,3\n'
+RENAMED = NUMBERED.replace("question", "input").replace("answer", "target")
 INDEXED = ',Question,A,B,C,D,Answer\n0,Which is red?,sky,"blood, fresh",grass,snow,B\n1,"Two\nlines?",1,2,3,4,D\n'
 INDEX_HEADERLESS = '0,Which is red?,sky,"blood, fresh",grass,snow,B\n1,"Two\nlines?",1,2,3,4,D\n'
 EXPLAINED = (
@@ -32,7 +33,7 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("content", [HEADERLESS, NUMBERED, INDEXED, INDEX_HEADERLESS, EXPLAINED])
+@pytest.mark.parametrize("content", [HEADERLESS, NUMBERED, RENAMED, INDEXED, INDEX_HEADERLESS, EXPLAINED])
 @pytest.mark.parametrize("change", [str.encode, lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()])
 def test_all_forms_of_a_file_are_the_same_questions(tmp_path, content, change):
     questions = read_questions(write(tmp_path / "x.csv", change(content)), joined)
@@ -150,11 +151,13 @@ def test_a_subject_that_is_in_no_list_is_said(tmp_path):
 def test_a_missing_or_faulty_dev_file_is_named(tmp_path):
     mmlu(tmp_path / "mmlu", ["astronomy", "virology"])
     (tmp_path / "mmlu/dev/astronomy_dev.csv").unlink()
-    write(tmp_path / "mmlu/dev/virology_dev.csv", "q,1,2,3,4,A\nq,1,2,3,4,?\n")
+    write(tmp_path / "mmlu/dev/virology_dev.csv", "q,1,2,,4,A\nq,1,2,3,4,?\n")
     with pytest.raises(UserError) as error:
         open_tasks(["mmlu"], tmp_path)
     assert "astronomy_dev.csv does not exist" in error.value.problems[0]
     assert "virology_dev.csv, line 2: the answer is '?'" in error.value.problems[1]
+    (subject,) = open_tasks(["mmlu"], tmp_path, ["virology"], shots=1)
+    assert "virology_dev.csv, line 1: option C is empty" in subject.notes[0]
 
 
 def test_cmmlu(tmp_path):
@@ -178,7 +181,11 @@ def test_ceval_scores_val(tmp_path):
         EXPLAINED.replace(",explanation", "").replace(",iron", "").replace("D,\n", "D\n"),
     )
     write(tmp_path / "ceval-exam/test/accountant_test.csv", "id,question,A,B,C,D\n0,q,1,2,3,4\n")
-    (subject,) = open_tasks(["ceval"], tmp_path)
+    (subject,) = open_tasks(["ceval"], tmp_path, ["accountant"])
+    with pytest.raises(
+        UserError, match="--subjects accountant_test is no file of these tasks: did you mean 'accountant_val'"
+    ):
+        open_tasks(["ceval"], tmp_path, ["accountant_test"])
     assert (subject.name, subject.group) == ("accountant_val", "Other")
     assert subject.opening == "以下是中国关于注册会计师考试的单项选择题，请选出其中的正确答案。"
     assert len(subject.examples) == 2

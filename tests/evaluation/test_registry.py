@@ -28,23 +28,34 @@ def test_all_problems_are_named_at_once(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["astronomy", "astronomy_test", "Astronomy", "astronomy_test.csv"])
-def test_a_subject_is_named_with_or_without_its_split(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("astronomy", ["cmmlu", "mmlu"]),
+        ("Astronomy", ["cmmlu", "mmlu"]),
+        ("astronomy.csv", ["cmmlu", "mmlu"]),
+        ("astronomy_test", ["mmlu"]),
+        ("astronomy_test.csv", ["mmlu"]),
+    ],
+)
+def test_a_subject_is_named_with_or_without_its_split(tmp_path, name, tasks):
     mmlu(tmp_path / "mmlu")
     for split in ("dev", "test"):
         write(tmp_path / "cmmlu" / split / "astronomy.csv", INDEXED)
         write(tmp_path / "cmmlu" / split / "virology.csv", INDEXED)
-    subjects = open_tasks(["cmmlu", "mmlu"], tmp_path, [name])
-    assert [(subject.task, subject.name) for subject in subjects] == [
-        ("cmmlu", "astronomy"),
-        ("mmlu", "astronomy_test"),
-    ]
+    assert [subject.task for subject in open_tasks(["cmmlu", "mmlu"], tmp_path, [name])] == tasks
 
 
 def test_an_unknown_subject_is_refused(tmp_path):
     mmlu(tmp_path / "mmlu")
     with pytest.raises(UserError, match="--subjects astronmy is no file of these tasks: did you mean 'astronomy_test'"):
         open_tasks(["mmlu"], tmp_path, ["astronmy"])
+
+
+def test_a_benchmark_is_read_once_and_fewer_examples_are_said(tmp_path):
+    mmlu(tmp_path / "mmlu")
+    subjects = open_tasks(["mmlu", "MMLU"], tmp_path, shots=3)
+    assert [subject.notes for subject in subjects] == [("--shots 3: 3 of 3 subjects have fewer examples",), (), ()]
 
 
 def test_the_directory_may_be_that_of_the_task(tmp_path):

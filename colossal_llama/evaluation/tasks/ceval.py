@@ -93,16 +93,17 @@ def read(file: SubjectFile, shots: int) -> Subject:
     name = NAMES.get(subject, subject.replace("_", " "))
     unknown = f"{subject} is not in C-Eval's list of subjects: the prompts name it {name!r}, no group"
     unanswered = "C-Eval's authors keep the answers of the test split: use val (the folder val next to dev)"
+    examples, notes = read_examples(file, subject, wording, shots)
     return Subject(
         task="ceval",
         name=file.name,
         group=GROUPS.get(subject, ""),
         file=str(file.path),
         opening=f"以下是中国关于{name}考试的单项选择题，请选出其中的正确答案。",
-        examples=read_examples(file, subject, wording, shots),
+        examples=examples,
         questions=read_questions(file.path, wording, unanswered),
         scored_by=FIRST_TOKEN,
-        notes=() if subject in NAMES else (unknown,),
+        notes=notes if subject in NAMES else (unknown, *notes),
     )
 
 

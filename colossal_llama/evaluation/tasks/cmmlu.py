@@ -103,16 +103,17 @@ def read(file: SubjectFile, shots: int) -> Subject:
     """
     name = NAMES.get(file.name, file.name.replace("_", " "))
     unknown = f"{file.name} is not in CMMLU's list of subjects: the prompts name it {name!r}, no group"
+    examples, notes = read_examples(file, file.name, wording, shots)
     return Subject(
         task="cmmlu",
         name=file.name,
         group=GROUPS.get(file.name, ""),
         file=str(file.path),
         opening=f"以下是关于{name}的单项选择题，请直接给出正确答案的选项。",
-        examples=read_examples(file, file.name, wording, shots),
+        examples=examples,
         questions=read_questions(file.path, wording),
         scored_by=FIRST_TOKEN,
-        notes=() if file.name in NAMES else (unknown,),
+        notes=notes if file.name in NAMES else (unknown, *notes),
     )
 
 

@@ -21,6 +21,8 @@ from colossal_llama.utils.errors import UserError
 LETTERS = ("A", "B", "C", "D")
 _NUMBERED = ("choice0", "choice1", "choice2", "choice3")
 _LETTERED = ("a", "b", "c", "d")
+_OTHER_NAMES = {"input": "question", "target": "answer"}
+"""Columns of copies of MMLU."""
 _CELLS = 6
 
 Wording = Callable[[str, Sequence[str]], str]
@@ -62,14 +64,19 @@ def read_questions(path: Path, wording: Wording, unanswered: str = "") -> tuple[
     return questions
 
 
-def read_examples(file: SubjectFile, subject: str, wording: Wording, shots: int) -> tuple[Example, ...]:
+def read_examples(
+    file: SubjectFile, subject: str, wording: Wording, shots: int
+) -> tuple[tuple[Example, ...], tuple[str, ...]]:
     """Reads the first `shots` development examples of a subject, or fewer if its file has fewer.
+
+    Returns:
+        The examples, and notes that name what is wrong with them.
 
     Raises:
         UserError: the file is missing or cannot be read, or one of the examples has no answer.
     """
     if not shots:
-        return ()
+        return (), ()
     path = file_of_subject(file.directory, "dev", (f"{subject}_dev", subject))
     if path is None:
         wanted = file.directory / "dev" / f"{subject}_dev.csv"
@@ -78,13 +85,15 @@ def read_examples(file: SubjectFile, subject: str, wording: Wording, shots: int)
     for example in examples:
         if not example.is_scored:
             raise UserError(f"{path}, {example.place}: {example.fault}: an example needs its answer; copy it again")
-    return tuple(Example(example.text, example.label) for example in examples)
+    notes = [f"an example in {path}, {example.place}: {example.fault}" for example in examples if example.fault]
+    return tuple(Example(example.text, example.label) for example in examples), tuple(notes)
 
 
 def _columns_and_rows(path: Path) -> tuple[_Columns, list[CsvRow]]:
     """Recognises the form of a file by its first row; the rows are without a header."""
     rows = read_csv(path)
-    first = [cell.strip().casefold() for cell in rows[0].cells]
+    names = [cell.strip().casefold() for cell in rows[0].cells]
+    first = [_OTHER_NAMES.get(name, name) for name in names]
     for options in (_NUMBERED, _LETTERED):
         if {"question", *options} <= set(first):
             answer = first.index("answer") if "answer" in first else None

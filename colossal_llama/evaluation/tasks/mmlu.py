@@ -38,16 +38,17 @@ def read(file: SubjectFile, shots: int) -> Subject:
         UserError: one of its files is missing, damaged or of another shape.
     """
     subject = file.name.removesuffix("_test")
+    examples, notes = read_examples(file, subject, wording, shots)
     return Subject(
         task="mmlu",
         name=file.name,
         group=GROUPS.get(subject, ""),
         file=str(file.path),
         opening=f"The following are multiple choice questions (with answers) about {_title(subject)}.",
-        examples=read_examples(file, subject, wording, shots),
+        examples=examples,
         questions=read_questions(file.path, wording),
         scored_by=FIRST_TOKEN,
-        notes=() if subject in GROUPS else (f"{subject} is not in MMLU's list of subjects: no group",),
+        notes=notes if subject in GROUPS else (f"{subject} is not in MMLU's list of subjects: no group", *notes),
     )
 
 

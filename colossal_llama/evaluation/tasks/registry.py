@@ -50,8 +50,8 @@ def open_tasks(
     problems: list[str] = []
     benchmarks: list[tuple[Task, list[SubjectFile]]] = []
     own: list[Subject] = []
-    names = list(dict.fromkeys(names))
-    files_of_own = [name for name in names if name.casefold() not in TASKS and Path(name).is_file()]
+    names = list(dict.fromkeys(name.casefold() if name.casefold() in TASKS else name for name in names))
+    files_of_own = [name for name in names if name not in TASKS and Path(name).is_file()]
     with _gathered(problems):
         own = _own_subjects(files_of_own, template, shots)
     for name in names:
@@ -67,12 +67,33 @@ def open_tasks(
         for file in _chosen(files, subjects):
             with _gathered(problems):
                 read.append(task.read(file, task.shots if shots is None else shots))
-    keys = {_subject_key(name) for name in subjects}
-    read += [subject for subject in own if not subjects or _subject_key(subject.name) in keys]
+    read += [subject for subject in own if not subjects or _is_named(subject.name, subjects)]
     if problems:
         raise UserError(truncate_problems(problems))
-    limited = [replace(subject, questions=subject.questions[:limit]) for subject in read]
-    return limited if subjects else _with_left_out(limited, benchmarks)
+    for task, files in benchmarks:
+        _add_note(read, task, _left_out([] if subjects else files))
+        _add_note(read, task, _fewer_examples([subject for subject in read if subject.task == task.name], shots))
+    return [replace(subject, questions=subject.questions[:limit]) for subject in read]
+
+
+def _add_note(read: list[Subject], task: Task, note: str) -> None:
+    """Adds a note about a task to its first subject."""
+    first = next((place for place, subject in enumerate(read) if subject.task == task.name), None)
+    if note and first is not None:
+        read[first] = replace(read[first], notes=(*read[first].notes, note))
+
+
+def _left_out(files: Sequence[SubjectFile]) -> str:
+    names = [file.name for file in files if not file.is_in_table]
+    if not names:
+        return ""
+    remedy = "--subjects reads those of one letter"
+    return f"files next to it left out, as they are not in the published table: {', '.join(names)} ({remedy})"
+
+
+def _fewer_examples(subjects: Sequence[Subject], shots: int | None) -> str:
+    fewer = [subject for subject in subjects if len(subject.examples) < (shots or 0)]
+    return f"--shots {shots}: {len(fewer)} of {len(subjects)} subjects have fewer examples" if fewer else ""
 
 
 @contextmanager
@@ -101,22 +122,9 @@ def _own_subjects(files: Sequence[str], template: Path | None, shots: int | None
     return own
 
 
-def _with_left_out(read: list[Subject], opened: Sequence[tuple[Task, list[SubjectFile]]]) -> list[Subject]:
-    """Notes at the first subject of each task which files are not part of the table."""
-    left_out = {task.name: [file.name for file in files if not file.is_in_table] for task, files in opened}
-    noted = []
-    for subject in read:
-        if names := left_out.pop(subject.task, []):
-            note = f"files next to it left out, as they are not in the published table: {', '.join(names)}"
-            subject = replace(subject, notes=(*subject.notes, f"{note} (--subjects reads those of one letter)"))
-        noted.append(subject)
-    return noted
-
-
 def _task(name: str) -> Task:
-    task = TASKS.get(name.casefold())
-    if task is not None:
-        return task
+    if name in TASKS:
+        return TASKS[name]
     if ending_of(name) or "/" in name:
         what = "is a directory: give its files" if Path(name).is_dir() else "does not exist"
         raise UserError(f"--tasks {name} {what}")
@@ -146,20 +154,18 @@ def _is_folder_of(path: Path, task: Task) -> bool:
 
 
 def _unknown_subjects(subjects: Sequence[str], known: Sequence[str]) -> list[str]:
-    keys = {_subject_key(name) for name in known}
-    unknown = [name for name in subjects if _subject_key(name) not in keys]
+    unknown = [subject for subject in subjects if not any(_is_named(name, [subject]) for name in known)]
     return [f"--subjects {name} is no file of these tasks{did_you_mean(name, known)}" for name in unknown]
 
 
 def _chosen(files: Sequence[SubjectFile], subjects: Sequence[str]) -> list[SubjectFile]:
     """The files that `--subjects` names, or all that are in the table."""
-    keys = {_subject_key(name) for name in subjects}
-    return [file for file in files if (_subject_key(file.name) in keys if subjects else file.is_in_table)]
+    return [file for file in files if (_is_named(file.name, subjects) if subjects else file.is_in_table)]
 
 
-def _subject_key(name: str) -> str:
-    """A subject's name without its split and without regard to case and signs between words."""
-    lower = name.casefold().removesuffix(".csv").removesuffix(".jsonl").removesuffix(".json")
-    for split in _SPLITS:
-        lower = lower.removesuffix(split)
-    return folded(lower)
+def _is_named(name: str, subjects: Sequence[str]) -> bool:
+    """True where a subject names a file: with or without its split, case and signs aside."""
+    lower = name.casefold()
+    without_split = next((lower.removesuffix(split) for split in _SPLITS if lower.endswith(split)), lower)
+    given = {folded(subject.casefold().removesuffix(ending_of(subject.casefold()))) for subject in subjects}
+    return not given.isdisjoint({folded(lower), folded(without_split)})
