@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.evaluation.arguments import task_names
+from colossal_llama.evaluation.arguments import task_names, words_of
 from colossal_llama.readers.input_paths import GatherPaths, local_paths
 from colossal_llama.training.parallel_layout import SP_MODES
 from colossal_llama.utils.arguments import group, option, option_values, switch
@@ -300,6 +300,15 @@ class TaskArguments:
         only_with="eval_tasks",
         metavar="DIR",
         help="directory with a folder for each task (evaluate.py --data_dir)",
+    )
+    eval_task_subjects: tuple[str, ...] = option(
+        (),
+        nargs="+",
+        type=words_of,
+        action=GatherPaths,
+        metavar="SUBJECT",
+        only_with="eval_tasks",
+        help="these subjects only: names of files without their endings (default: all)",
     )
     eval_task_interval: int | None = option(
         type=number_in_range(int, 0),

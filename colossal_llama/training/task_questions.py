@@ -26,6 +26,7 @@ _NONE = -2
 _OWN_NAMES = {
     "--tasks": "--eval_tasks",
     "--data_dir": "--eval_task_dir",
+    "--subjects": "--eval_task_subjects",
     "--limit": "--eval_task_limit",
     "--shots": "--eval_task_shots",
     "--template": "--eval_task_template",
@@ -98,6 +99,7 @@ def _opened(arguments: TaskArguments) -> list[Subject]:
         return open_tasks(
             list(arguments.eval_tasks),
             arguments.eval_task_dir,
+            subjects=arguments.eval_task_subjects,
             limit=arguments.eval_task_limit,
             shots=arguments.eval_task_shots,
             template=arguments.eval_task_template,
@@ -129,7 +131,7 @@ def _refuse_generated_answers(subjects: Sequence[Subject]) -> None:
     if generated:
         raise UserError(
             f"--eval_tasks: the answers of {', '.join(generated)} are generated word by word, for which training is "
-            "not made: leave it out here, and run evaluate.py on a checkpoint's modelling/"
+            "not made: leave them out here, and run evaluate.py on a checkpoint's modelling/"
         )
     for task in sorted({s.task for s in subjects if s.scored_by == LETTER_OR_FIRST_TOKEN}):
         log_rank_zero(

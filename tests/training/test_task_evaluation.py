@@ -162,6 +162,8 @@ def runs(project_root, toy, benchmarks, answered, dropout, few_positions, tmp_pa
     commands.append(runner.command("resumed", *few))
     commands.append(runner.command("resumed", *few, "--load_checkpoint", str(tmp / "resumed/save/epoch-0_step-2")))
     commands.append(runner.command("planned", *BATCH, *asked, "--dry_run"))
+    few_shots = ("--eval_task_subjects", "virology", "--eval_task_shots", "1", "--dry_run")
+    commands.append(runner.command("planned_shots", *BATCH, *asked, *few_shots))
     short = ("--pretrained", str(few_positions), "--dry_run")
     commands.append(runner.command("planned_short", *BATCH, *asked, *short, pretrained=False))
     (tmp / "printed.txt").write_text(runner.run(commands, ranks=2))
@@ -208,6 +210,15 @@ def test_the_plan_counts_the_questions(runs):
     assert plan["task_tokens"] > 37 * 20
     printed = (runs.workspace / "printed.txt").read_text()
     assert f"37 questions, {plan['task_tokens']:,} tokens (mmlu 37), every 2 steps and at the end" in printed
+
+
+def test_subjects_and_shots_are_chosen(runs):
+    whole, chosen = (
+        json.loads((runs.workspace / name / "config.json.dry_run.json").read_text())
+        for name in ("planned", "planned_shots")
+    )
+    assert chosen["task_questions"] == 17
+    assert chosen["task_tokens"] / 17 < 0.5 * whole["task_tokens"] / 37
 
 
 def test_prompts_have_no_more_tokens_than_the_model_has_positions(runs):
