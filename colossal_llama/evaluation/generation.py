@@ -88,7 +88,8 @@ class AnswerGenerator:
         self._model.check_lengths([len(prompt) + 1 for prompt in prompts])
         wanted = _Wanted(max_new_tokens, tuple(stop_texts), list(token_ids), self._stop_ids, self._encoder)
         packable = [index for index, prompt in enumerate(prompts) if self._model.can_pack(len(prompt) + max_new_tokens)]
-        for group in prefix_groups([list(prompts[index]) for index in packable]):
+        min_saved_tokens = self._model.min_saved_tokens(max_new_tokens)
+        for group in prefix_groups([list(prompts[index]) for index in packable], min_saved_tokens):
             yield from self._group_answers(group, packable, prompts, wanted)
         self._model.drop_prefix()
         for index in sorted(set(range(len(prompts))) - set(packable)):

@@ -15,9 +15,6 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-MIN_SAVED_TOKENS = 512
-"""Saved tokens that are worth a forward pass of their own."""
-
 
 @dataclass(frozen=True)
 class PrefixGroup:
@@ -32,7 +29,7 @@ class PrefixGroup:
     members: tuple[int, ...]
 
 
-def prefix_groups(sequences: Sequence[Sequence[int]], min_saved_tokens: int = MIN_SAVED_TOKENS) -> list[PrefixGroup]:
+def prefix_groups(sequences: Sequence[Sequence[int]], min_saved_tokens: int) -> list[PrefixGroup]:
     """Divides sequences into groups; a group's prefix comes before longer ones that continue it.
 
     Args:
@@ -44,7 +41,7 @@ def prefix_groups(sequences: Sequence[Sequence[int]], min_saved_tokens: int = MI
     order = sorted(range(len(sequences)), key=lambda index: list(sequences[index]))
     ordered = [sequences[index] for index in order]
     common = [_common_tokens(ordered[at], ordered[at + 1]) for at in range(len(ordered) - 1)]
-    prefix_tokens = [0]  # by group; the first holds what shares nothing
+    prefix_tokens = [min(common, default=0)]  # by group; the first has what all have in common
     group_at = [0] * len(ordered)
     for tokens, begin, end in reversed(list(_intervals(common))):  # the outer before the inner
         saved = (end - begin - 1) * (tokens - prefix_tokens[group_at[begin]])

@@ -124,7 +124,7 @@ class Scorer:
         packable = [index for index, sequence in enumerate(sequences) if self._packed.can_pack(len(sequence))]
         # A sequence's wanted logits are all behind the prefix.
         heads = [sequences[index][: len(sequences[index]) - lasts[index] + 1] for index in packable]
-        for group in prefix_groups(heads):
+        for group in prefix_groups(heads, self._packed.min_saved_tokens()):
             yield from self._group_logits(group, packable, sequences, lasts)
         self._packed.drop_prefix()
         for index in sorted(set(range(len(sequences))) - set(packable)):

@@ -22,6 +22,12 @@ def tokenizer(llama2):
     return AutoTokenizer.from_pretrained(llama2)
 
 
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch):
+    """Groups of few prompts, as many have in real tasks."""
+    monkeypatch.setattr(PackedModel, "min_saved_tokens", lambda *_: 100)
+
+
 def made_model(tokenizer, variant: str = "llama", **settings):
     given = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "initializer_range": 0.2, **settings}
     return random_model(config_of(variant, **given)).eval()

@@ -29,19 +29,25 @@ def test_trimmed_prefixes_are_groups_of_which_each_continues_the_one_before():
     lengths = [700] * 40 + [300] * 10 + [100] * 10
     prompts = [few_shot[:length] + [1000 + source.randrange(1000) for _ in range(30)] for length in lengths]
     other = [[2000 + number] * 20 for number in range(3)]
-    groups = prefix_groups([*prompts, *other])
+    groups = prefix_groups([*prompts, *other], 512)
     assert [(len(group.prefix), len(group.members)) for group in groups] == [(0, 3), (100, 10), (300, 10), (700, 40)]
 
 
 def test_a_prefix_that_saves_little_is_no_group():
     alike = [[1, 2, 3, number] for number in range(100)]
-    assert [len(group.prefix) for group in prefix_groups(alike, 297)] == [3]
-    assert [len(group.prefix) for group in prefix_groups(alike, 298)] == [0]
+    assert [len(group.prefix) for group in prefix_groups([*alike, [1, 5]], 198)] == [1, 3]
+    assert [len(group.prefix) for group in prefix_groups([*alike, [1, 5]], 199)] == [1]
+
+
+def test_the_prefix_of_all_is_shared_however_little_it_saves():
+    assert [group.prefix for group in prefix_groups([[1, 2, 3], [1, 2, 4]], 10**9)] == [(1, 2)]
+    assert [group.prefix for group in prefix_groups([[1, 2, 3]], 1)] == [()]
+    assert prefix_groups([], 1) == []
 
 
 def test_sequences_of_any_nesting_are_divided_in_little_time():
     nested = [[1] * length for length in range(1, 3000)]
-    assert sum(len(group.members) for group in prefix_groups(nested)) == len(nested)
+    assert sum(len(group.members) for group in prefix_groups(nested, 512)) == len(nested)
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 60))
