@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _CHUNK_LOGITS = 2**27
 """Logits that are in fp32 at once, 0.5 GB: 1,046 tokens at LLaMA-3's vocabulary."""
-_BUFFERED_BATCHES = 8
+_BUFFERED_BATCHES = 16
 """Documents of about this many batches are sorted by length together."""
 
 

@@ -18,7 +18,7 @@ from colossal_llama.utils.figures import figure_output_problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_TOKENS_ON_GPU, _TOKENS_ON_CPU = 16384, 4096
+_TOKENS_ON_GPU, _TOKENS_ON_CPU = 16384, 1024
 """Tokens of a forward pass over texts by default."""
 
 
