@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.evaluation.questions import Question, Subject
+from colossal_llama.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -73,8 +74,16 @@ def all_prompt_ids(
         questions: of the subject.
         encoder: of the model.
         max_length: most tokens of a prompt and what is generated behind it.
+
+    Raises:
+        UserError: `max_length` leaves no room for a prompt.
     """
     limit = max_length - max(RESERVED_TOKENS, subject.max_new_tokens)
+    if limit < RESERVED_TOKENS:
+        raise UserError(
+            f"--max_length {max_length} is too short for {subject.task}, which generates {subject.max_new_tokens} "
+            f"tokens: give at least {max_length + RESERVED_TOKENS - limit}"
+        )
     prompts = prompt_texts(subject, questions, encoder, max_length)
     return [ids if len(ids) <= limit else _without_middle(ids, encoder, limit) for ids in encoder.encode(prompts)]
 

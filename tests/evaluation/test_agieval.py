@@ -106,6 +106,7 @@ def test_shots_and_the_authors_folders(tmp_path):
         (record(options=[*OPTIONS[:3], "(C)four"]), "option D is missing; two options are C", True),
         (record(options=["one", "two"]), "2 options, 4 are needed", True),
         (record(options=None), "it has no options", True),
+        (record(passage=["x"]), "the passage is no text, and left out", True),
         (record(question=" "), "the question is empty", True),
         (record(label=None), "it has no label", False),
         (record(label=[]), "it has no label", False),
@@ -135,7 +136,17 @@ def test_other_marks_of_options_are_no_faults(tmp_path, options):
     assert subject.questions[0].fault is None
 
 
-@pytest.mark.parametrize("cell", ["__import__('os').system('touch ran')", "[1, 2", "{'passage': None}", "(" * 500])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "__import__('os').system('touch ran')",
+        "[1, 2",
+        "{'passage': None}",
+        "(" * 500,
+        "{'question': 'x'}",
+        r"{'question': '\ud800', 'label': 'A'}",
+    ],
+)
 def test_a_cell_that_is_no_literal_is_named_and_not_run(tmp_path, monkeypatch, cell):
     monkeypatch.chdir(tmp_path)
     data = agieval(tmp_path, [record()], examples=[record(), cell])

@@ -80,6 +80,20 @@ def test_faults_are_named_by_line_and_usable_labels_stay_scored(tmp_path):
     assert questions[1].text == "q|1||3|4"
 
 
+def test_a_row_that_is_no_strict_csv_is_read_as_python_reads_it(tmp_path):
+    content = 'q,1,2,3,4,A\n"q" x,1,2,3,4,B\n' + "x" * 200_000 + ",1,2,3,4,C\nq,1,2,3,4,D\n"
+    csv.field_size_limit(131_072)  # readers of other tests raise it
+    questions = read_questions(write(tmp_path / "x.csv", content), joined)
+    assert [(question.text[:3], question.label, question.is_scored) for question in questions] == [
+        ("q|1", "A", True),
+        ("q x", "B", True),
+        ("", "", False),
+        ("q|1", "D", True),
+    ]
+    assert questions[1].fault == "not valid csv: ',' expected after '\"'"
+    assert questions[2].fault == "not valid csv: field larger than field limit (131072)"
+
+
 def test_a_byte_in_another_encoding_is_a_fault_of_its_question(tmp_path):
     content = "q,1,2,3,4,A\né,1,2,3,4,B\n".encode() + "é,1,2,3,4,C\n".encode("latin-1") + "答,1,2,3,4,C\n".encode() * 2
     questions = read_questions(write(tmp_path / "x.csv", content), joined)
@@ -95,6 +109,8 @@ def test_a_byte_in_another_encoding_is_a_fault_of_its_question(tmp_path):
         ("question,choice0,choice1,choice2,choice3,answer\n", "holds no question"),
         ("a,b,c\n1,2,3\n", "x.csv:1 is no csv of questions with four choices"),
         ("q,1,2,3,4,5\n", "x.csv:1 is no csv of questions with four choices"),
+        ("question,A,B,C,D,E,answer\nq,1,2,3,4,5,E\n", "more than four choices"),
+        ('q,1,2,3,4,A\n"q,1,2,3,4,B\nq,1,2,3,4,C\n', "the row that begins in line 2 has no end"),
         ("id,question,A,B,C,D\n0,q,1,2,3,4\n", "no column of answers"),
         ("id,question,A,B,C,D,answer\n0,q,1,2,3,4,\n", "no question that could be scored"),
         ("题目,一,二,三,四,A\n题,一,二,三,四,B\n".encode("gb18030"), "iconv -f GB18030"),

@@ -12,6 +12,7 @@ from colossal_llama.evaluation.prompts import PromptEncoder, all_prompt_ids, pro
 from colossal_llama.evaluation.questions import FIRST_TOKEN, NUMBER, Example, Question, Subject
 from colossal_llama.evaluation.tasks.registry import open_tasks
 from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.utils.errors import UserError
 
 TOKENIZERS = ("llama2", "llama3-base")
 WORDS = "The quick brown fox jumps over the lazy dog, 北京 is far away. "
@@ -70,6 +71,13 @@ def test_the_middle_of_a_prompt_that_is_too_long_is_left_out(encoder, scored_by,
     assert kept[-(half - 8) :] == whole[-(half - 8) :]
     assert kept.count(encoder.tokenizer.bos_token_id) == 1
     assert encoder.decode(kept).endswith("\nAnswer: ") or encoder.decode(kept).endswith("\nAnswer:")
+
+
+def test_a_length_without_room_for_a_prompt_is_refused(encoder):
+    given = subject(1, scored_by=NUMBER)
+    with pytest.raises(UserError, match=r"--max_length 256 is too short for mmlu, which generates 256 .* at least 288"):
+        all_prompt_ids(given, given.questions, encoder, 256)
+    assert len(all_prompt_ids(given, given.questions, encoder, 288)[0]) <= 32
 
 
 @pytest.mark.parametrize("max_length", range(100, 130))

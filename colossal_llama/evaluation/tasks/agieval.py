@@ -17,6 +17,7 @@ from colossal_llama.evaluation.questions import LETTER_OR_FIRST_TOKEN, Example, 
 from colossal_llama.evaluation.tasks.directories import files_of, folders_below
 from colossal_llama.evaluation.tasks.file_rows import read_csv, read_json_lines
 from colossal_llama.evaluation.tasks.task import SubjectFile, Task
+from colossal_llama.readers.record import encoding_problem
 from colossal_llama.utils.errors import UserError
 
 _SCORED_ENGLISH = {"logiqa-en", "sat-math", "sat-en", "sat-en-without-passage", "gaokao-english"}
@@ -104,11 +105,12 @@ def _question(index: int, line: int, row: dict | str, letters: tuple[str, ...], 
         fault = row if isinstance(row, str) else '"question" is no text'
         return Question(index, "", "", letters, fault=fault, is_scored=False, place=place)
     options = _texts(row.get("options"))
-    passage = row.get("passage") or ""
+    passage = row["passage"] if isinstance(row.get("passage"), str) else ""
     text = f"{passage}\n\n" if passage else ""
     text += f"{language.question}{row['question']} {language.choose}{' '.join(options)}\n{language.answer}"
     label, label_fault = _label(row.get("label"), letters)
     faults = [] if row["question"].strip() else ["the question is empty"]
+    faults += [] if isinstance(row.get("passage"), str | None) else ["the passage is no text, and left out"]
     faults += _option_faults(options, letters)
     faults += [label_fault] if label_fault else []
     # What follows the letter's mark in an option.
@@ -170,12 +172,14 @@ def _examples(file: SubjectFile, language: _Language, shots: int) -> tuple[Examp
         options = " ".join(_texts(parsed.get("options")))
         text = f"{language.question}{passage} {parsed['question']}\n{language.choose}{options}\n{language.answer}"
         examples.append(Example(text, _example_label(parsed.get("label"))))
+    if not examples:
+        raise UserError(f"{path} has no example in its column {column}: copy it again, or give --shots 0")
     return tuple(examples)
 
 
 def _example_label(label: Any) -> str:
     """The answer of an example: a letter, or several as the file's list shows them."""
-    return label if isinstance(label, str) else str(label) if label else ""
+    return label if isinstance(label, str) else str(label)
 
 
 def _prompts_file(file: SubjectFile) -> Path:
@@ -192,8 +196,11 @@ def _parsed(path: Path, line: int, column: str, cell: str) -> dict:
         parsed = ast.literal_eval(cell)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         raise UserError(f"{where} is no Python literal: copy the file again, or give --shots 0") from None
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("question"), str):
-        raise UserError(f"{where} has no question: copy the file again, or give --shots 0")
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("question"), str) or not parsed.get("label"):
+        raise UserError(f"{where} has no question with a label: copy the file again, or give --shots 0")
+    texts = (parsed["question"], str(parsed.get("passage")), *_texts(parsed.get("options")))
+    if encoding_problem("".join(texts).encode("utf-8", "surrogatepass")):
+        raise UserError(f"{where} has half a character: copy the file again, or give --shots 0")
     return parsed
 
 

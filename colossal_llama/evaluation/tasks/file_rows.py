@@ -34,22 +34,45 @@ def read_csv(path: Path) -> list[CsvRow]:
     """
     content = read_bytes(path)
     _refuse_other_encoding(path, content)
-    reader = csv.reader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""), strict=True)
+    text = content.decode("utf-8", "surrogateescape")
+    problems = _csv_problems(path, text)
+    reader = csv.reader(io.StringIO(text, newline=""))
     rows: list[CsvRow] = []
     while True:
         line = reader.line_num + 1
         try:
             cells = next(reader, None)
-        except csv.Error as error:
+        except csv.Error as error:  # a cell is too long
             rows.append(CsvRow(line, [], f"not valid csv: {error}"))
             continue
         if cells is None:
             break
         if any(cells):
-            rows.append(_checked(line, cells))
+            problem = next((problems[at] for at in range(line, reader.line_num + 1) if at in problems), None)
+            rows.append(_checked(line, cells, problem))
     if not rows:
         raise UserError(f"{path} is empty: copy it again")
     return rows
+
+
+def _csv_problems(path: Path, text: str) -> dict[int, str]:
+    """Names what is no strict csv, by line; it is read all the same, as Python's csv reads it.
+
+    Raises:
+        UserError: a quoted cell has no end, so that all behind it would be one cell.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    problems: dict[int, str] = {}
+    while True:
+        line = reader.line_num + 1
+        try:
+            if next(reader, None) is None:
+                return problems
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                where = f"{path}: the quoted cell in the row that begins in line {line}"
+                raise UserError(f"{where} has no end: copy the file again, or close the quote") from None
+            problems[reader.line_num] = f"not valid csv: {error}"
 
 
 def read_json_lines(path: Path) -> list[tuple[int, dict | str]]:
@@ -70,7 +93,8 @@ def read_json_lines(path: Path) -> list[tuple[int, dict | str]]:
     if not rows:
         raise UserError(f"{path} is empty: copy it again")
     if all(isinstance(row, str) for _, row in rows):
-        raise UserError(f"{path} holds no JSON object a line: line {rows[0][0]}: {rows[0][1]}")
+        problem = str(rows[0][1]).partition(": an array")[0]
+        raise UserError(f"{path} holds no JSON object a line: line {rows[0][0]}: {problem}")
     return rows
 
 
@@ -96,9 +120,9 @@ def _refuse_other_encoding(path: Path, content: bytes) -> None:
         raise UserError(f"{path} is not in UTF-8: {problem}")
 
 
-def _checked(line: int, cells: list[str]) -> CsvRow:
+def _checked(line: int, cells: list[str], problem: str | None) -> CsvRow:
     joined = "".join(cells).encode("utf-8", "surrogateescape")
     if encoding_problem(joined) is None:
-        return CsvRow(line, cells, None)
+        return CsvRow(line, cells, problem)
     decoded = [cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for cell in cells]
     return CsvRow(line, decoded, "a byte is not UTF-8")

@@ -96,14 +96,16 @@ def _columns_and_rows(path: Path) -> tuple[_Columns, list[CsvRow]]:
     first = [_OTHER_NAMES.get(name, name) for name in names]
     for options in (_NUMBERED, _LETTERED):
         if {"question", *options} <= set(first):
+            if {"e", "choice4"} & set(first):
+                raise UserError(f"{path} has more than four choices: give it in --tasks, as a file of your own")
             answer = first.index("answer") if "answer" in first else None
             places = tuple(first.index(name) for name in options)
             return _Columns(first.index("question"), places, answer, len(first), options == _NUMBERED), rows[1:]
-    widths = [len(row.cells) for row in rows]
-    width = max(set(widths), key=widths.count)
+    widths = [len(row.cells) for row in rows if row.cells] or [0]
+    width = max(set(widths), key=lambda width: (widths.count(width), width == _CELLS))
     start = width - _CELLS
     is_headerless = start == 0 or (start == 1 and all(row.cells[0].strip().isdigit() for row in rows if row.cells))
-    answers = [row.cells[-1].strip() for row in rows if len(row.cells) == width]
+    answers = [row.cells[-1].strip() for row in rows if row.cells and len(row.cells) == width]
     if not is_headerless or not any(answer in LETTERS for answer in answers):
         raise UserError(
             f"{path}:{rows[0].line} is no csv of questions with four choices: a row is the question, its options A to "

@@ -132,7 +132,7 @@ def _is_generated(path: Path, rows: list[_Row]) -> bool:
 def _subject_and_category(record: dict, stem: str) -> tuple[str, str]:
     """The lines of the table: `subject` in `category`; a category alone is the subject."""
     values = [record.get(key) for key in ("subject", "category")]
-    subject, category = (str(value).strip() if isinstance(value, str | int) else "" for value in values)
+    subject, category = (" ".join(str(value).split()) if isinstance(value, str | int) else "" for value in values)
     return (subject, category) if subject else (category or stem, "")
 
 
