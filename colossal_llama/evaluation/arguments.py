@@ -3,7 +3,7 @@
 import os
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -195,29 +195,33 @@ def parse_arguments(argv: list[str] | None = None) -> EvaluationArguments:
     namespace, unknown = parser.parse_known_args(command)
     for argument in unknown:
         parser.problem(f"{argument} is no argument of this script")
+    named = {word.split("=")[0].removeprefix("--") for word in command if word.startswith("--")}
     for name, declaration in declared_options(EvaluationArguments).items():
-        if declaration.needed and not any(word.split("=")[0] == f"--{name}" for word in command):
+        if declaration.needed and name not in named:
             parser.problem(f"--{name} is missing: {declaration.needed}")
     given = from_namespace(EvaluationArguments, namespace)
-    subjects: list[Subject] = []
-    for problem in _problems(given):
+    for problem in _problems(given, named):
         parser.problem(problem)
-    if given.task.tasks:
-        try:
+    subjects: list[Subject] = []
+    try:
+        if given.task.tasks and (given.task.data_dir or "data_dir" not in named):  # not one that was refused
             subjects = _open_tasks(given.task)
-        except UserError as error:
-            for problem in error.problems:
-                parser.problem(problem)
+    except UserError as error:
+        for problem in error.problems:
+            parser.problem(problem)
     parser.finish()
     return replace(given, subjects=tuple(subjects))
 
 
-def _problems(given: EvaluationArguments) -> Iterator[str]:
-    if not (given.task.tasks or given.text.texts or given.answer.questions):
+def _problems(given: EvaluationArguments, named: Collection[str]) -> Iterator[str]:
+    """Contradictions among the options; `named` are those of the command line, refused ones too."""
+    if not {"tasks", "texts", "questions"} & set(named):
         yield (
             "nothing is asked for: give --tasks TASK …, --texts PATH …, or --questions FILE.jsonl, or several of them"
         )
     for name, needed in ineffective_options(given):
+        if needed in named:  # it was refused
+            continue
         yield f"--{name} has no effect without --{needed}: add that, or leave it out"
     yield from text_problems(given.text, given.answer, given.model.max_length)
     models = [model for model in (given.model.model_path, *given.model.compare) if model is not None]
