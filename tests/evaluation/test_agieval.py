@@ -103,7 +103,8 @@ def test_shots_and_the_authors_folders(tmp_path):
         (record(options=OPTIONS[:3]), "option D is missing", True),
         (record(options=[*OPTIONS[:2], OPTIONS[3]]), "option C is missing", True),
         (record(options=[*OPTIONS[:3], "(D)"]), "option D is empty", True),
-        (record(options=[*OPTIONS[:3], "(C)four"]), "option D is missing; two options are C", True),
+        (record(options=[*OPTIONS[:3], "(C)four"]), "option D is missing; 2 options are C", True),
+        (record(options=[*OPTIONS, "(B)more", "(E)five"]), "2 options are B; there is an option E", True),
         (record(options=["one", "two"]), "2 options, 4 are needed", True),
         (record(options=None), "it has no options", True),
         (record(passage=["x"]), "the passage is no text, and left out", True),
@@ -181,9 +182,9 @@ def test_the_faults_of_the_real_files(shared_data):
     assert faults == {
         ("gaokao-chemistry", 75): "option D is empty",
         ("gaokao-chemistry", 78): "option D is empty",
-        ("gaokao-history", 79): "option D is missing; two options are C",
-        ("gaokao-history", 81): "option D is missing; two options are C",
-        ("gaokao-history", 84): "option B is missing; two options are C",
+        ("gaokao-history", 79): "option D is missing; 2 options are C",
+        ("gaokao-history", 81): "option D is missing; 2 options are C",
+        ("gaokao-history", 84): "option B is missing; 2 options are C",
     }
     assert all(question.is_scored for question in found.values())
     (law,) = open_tasks(["agieval"], shared_data / "eval", ["jec-qa-kd"])

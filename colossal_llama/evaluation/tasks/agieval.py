@@ -132,12 +132,12 @@ def _option_faults(options: list[str], letters: tuple[str, ...]) -> list[str]:
         for option, match, mark in zip(options, found, marks, strict=True)
         if match and not option[match.end() :].strip(" .．、:：")
     ]
-    if all(marks) and set(marks) != set(letters):
-        missing = [f"option {letter} is missing" for letter in letters if letter not in marks]
-        doubled = [f"two options are {mark}" for mark, count in Counter(marks).items() if count > 1]
-        return empty + missing + doubled
-    few = len(options) < len(letters)
-    return empty + ([f"{len(options)} options, {len(letters)} are needed"] if few else [])
+    if not all(marks):
+        return empty + ([f"{len(options)} options, {len(letters)} are needed"] if len(options) != len(letters) else [])
+    missing = [f"option {letter} is missing" for letter in letters if letter not in marks]
+    doubled = [f"{count} options are {mark}" for mark, count in Counter(marks).items() if count > 1]
+    further = [f"there is an option {mark}" for mark in dict.fromkeys(marks) if mark not in letters]
+    return empty + missing + doubled + further
 
 
 def _label(label: Any, letters: tuple[str, ...]) -> tuple[str | None, str | None]:

@@ -46,7 +46,7 @@ def folders_below(directory: Path, levels: int) -> Iterator[Path]:
     for level in range(levels + 1):
         yield from found
         if level < levels:
-            found = [path for folder in found for path in sorted(folder.iterdir()) if path.is_dir()]
+            found = [path for folder in found for path in sorted(folder.iterdir()) if _is_searched(path)]
 
 
 def file_of_subject(directory: Path, split: str, stems: tuple[str, ...]) -> Path | None:
@@ -54,3 +54,7 @@ def file_of_subject(directory: Path, split: str, stems: tuple[str, ...]) -> Path
     folder = split_folder(directory, split)
     by_name = {} if folder is None else {path.stem.casefold(): path for path in files_of(folder, ".csv")}
     return next((by_name[stem.casefold()] for stem in stems if stem.casefold() in by_name), None)
+
+
+def _is_searched(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
