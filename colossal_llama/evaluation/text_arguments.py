@@ -36,8 +36,8 @@ class TextArguments:
         type=number_in_range(int, minimum=1),
         only_with="texts",
         metavar="DOCUMENTS",
-        help="at most so many documents of each category, chosen by a checksum of their texts, the same in every run "
-        "(default: all)",
+        help="at most so many documents of each category, a random choice by checksums of texts, the same in every "
+        "run (default: all)",
     )
     fields: FieldOptions = group("columns of --texts")
 

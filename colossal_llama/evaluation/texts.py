@@ -104,12 +104,12 @@ def open_texts(arguments: TextArguments, output_dir: Path | None = None) -> Text
     """
     files = with_file_categories(find_files(arguments.texts, "--texts", output_dir), arguments.fields)
     problems: list[str] = []
-    kept: dict[str, list[tuple[str, int, TextDocument]]] = defaultdict(list)
+    kept: dict[str, list[tuple[int, int, TextDocument]]] = defaultdict(list)
     total = 0
     for place, text in enumerate(_documents(files, arguments.fields, problems)):
         total += 1
         document = _described(text)
-        entry = (_reversed(document.text_hash), -place, document)
+        entry = (_reversed_order(document), -place, document)
         if arguments.text_limit is None or len(kept[document.category]) < arguments.text_limit:
             heapq.heappush(kept[document.category], entry)
         else:
@@ -142,9 +142,13 @@ def _text_hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
 
-def _reversed(text_hash: str) -> str:
-    """Orders checksums the other way round: a heap's first entry is the one that goes."""
-    return f"{2**128 - 1 - int(text_hash, 16):032x}"
+def _reversed_order(document: TextDocument) -> int:
+    """Random number of a document: in a heap the largest ones, which go, come first.
+
+    Its line has a part in it, lest all copies of a text be chosen together.
+    """
+    content = f"{document.number} {document.text_hash}"
+    return -int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest())
 
 
 def _say_problems(problems: Sequence[str]) -> None:

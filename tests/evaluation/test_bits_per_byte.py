@@ -1,15 +1,17 @@
 """Bits of documents: equal to a plain loop with transformers, in any batches and windows."""
 
+import json
 import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from colossal_llama.evaluation import bits_per_byte
 from colossal_llama.evaluation.bits_per_byte import BitCounter, DocumentEncoder, windows
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
+from tests.support.forked import run_forked
 from tests.support.made_data import make_qwen
 from tests.support.scripts import run_script
 from tests.support.tokenizer_scripts import expand
@@ -143,4 +145,19 @@ def test_an_expanded_model_has_the_bits_of_its_base_where_no_new_piece_occurs(
         assert mine.tokens == theirs.tokens
         assert mine.bits - mine.new_token_bits == pytest.approx(theirs.bits, rel=1e-5, abs=1e-4)
         assert mine.new_token_bits > 0 or not mine.tokens
-    assert AutoTokenizer.from_pretrained(expanded).unk_token_id == before.unk_token_id
+
+
+def test_the_command_tells_what_new_tokens_cost(project_root, random_model_directory, expanded, tmp_path):
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS if text), "utf-8")
+    out = tmp_path / "out"
+    done = run_forked(
+        project_root, "evaluate.py", "--model_path", expanded, "--compare", random_model_directory, "--device", "cpu",
+        "--texts", tmp_path / "texts.jsonl", "--max_length", 200, "--output_dir", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    total = json.loads((out / "texts.json").read_text("utf-8"))["total"]
+    of_new = total["models"]["model"]["new_token_bits_per_byte"]
+    assert of_new == pytest.approx(total["differences"]["random"]["value"], rel=1e-3)
+    assert of_new > 0
+    assert total["models"]["random"]["new_token_bits_per_byte"] is None
+    assert "bits/byte for new tokens" in (out / "texts.md").read_text("utf-8")

@@ -2,10 +2,15 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
+from colossal_llama.dataset.conversation import ConversationTemplate
+from colossal_llama.dataset.trained_format import set_trained_template, trained_format
 from colossal_llama.evaluation.markdown_table import cell_of, markdown_table
+from colossal_llama.inference.api import Sampling, open_model
+from colossal_llama.tokenizer.loading import load_tokenizer
 from tests.support.forked import run_forked
 
 SCRIPT = "evaluate.py"
@@ -73,6 +78,28 @@ def test_several_models_are_one_table_and_answers_are_kept(project_root, random_
     done = ask(project_root, random_model_directory, questions, out, "--prompt_style", "sft")
     assert done.returncode == 2
     assert "prompt_style was None, now sft" in done.stderr
+
+
+def test_each_model_is_asked_in_the_format_that_it_records(project_root, random_model_directory, questions, tmp_path):
+    """Without options: the fine-tuned one by its template, the base model as such."""
+    tuned, out = tmp_path / "tuned", tmp_path / "out"
+    shutil.copytree(random_model_directory, tuned)
+    tokenizer = load_tokenizer(tuned)
+    description = ConversationTemplate.for_llama(tokenizer, 2, system="Be brief.").describe()
+    set_trained_template(tokenizer, trained_format(description, tokenizer).template)
+    tokenizer.save_pretrained(tuned)
+    done = ask(project_root, tuned, questions, out, "--compare", random_model_directory)
+    assert done.returncode == 0, done.stderr
+    facts = (out / "answers.md").read_text("utf-8")
+    assert f"tuned ({tuned}): --prompt_style sft, the built-in format with </s> and " in facts
+    assert "Be brief." in facts
+    assert f"random ({random_model_directory}): --prompt_style pretrained, as a base model" in facts
+    answers = [json.loads(line)["answers"] for line in (out / "answers.jsonl").read_text("utf-8").splitlines()]
+    sampling = Sampling(do_sample=False, max_new_tokens=12)
+    as_chat, as_base = open_model(tuned, device="cpu", prompt_style="sft"), open_model(tuned, device="cpu")
+    texts = ["床前明月光", "a | b\n`c` <d>", "Say it\n\ntwice"]
+    assert [answer["tuned"]["generated"] for answer in answers] == as_chat.complete_many(texts, sampling)
+    assert [answer["random"]["generated"] for answer in answers] == as_base.complete_many(texts, sampling)
 
 
 def test_lines_without_a_question_and_long_ones_are_named(project_root, random_model_directory, tmp_path):
