@@ -13,6 +13,7 @@ import orjson
 
 from colossal_llama.readers.compression import READ_BYTES, blocks_of
 from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
+from colossal_llama.readers.file_range import BEGINNING, TextState
 from colossal_llama.readers.line_reader import LongLine
 from colossal_llama.readers.text_rows import BYTE_ORDER_MARK, KEPT_BYTES
 
@@ -176,7 +177,41 @@ def split_values(blocks: Iterable[bytes], max_bytes: int) -> Iterator[tuple[byte
         DamagedFileError: the text ends inside a value or an array, or a bracket is out of place.
         UnusableFileError: the text does not begin with an array or an object.
     """
-    return _Splitter(max_bytes).split(blocks)
+    splitter = _Splitter(max_bytes)
+    yield from splitter.split(blocks)
+    splitter.check_end()
+
+
+def split_range(
+    blocks: Iterable[bytes], read_more: Callable[[], bytes], state: TextState, max_bytes: int
+) -> Iterator[bytes | LongLine]:
+    """Splits a range of an array into the elements that begin in it.
+
+    Args:
+        blocks: of the range.
+        read_more: reads on behind it, to the end of its last element.
+        state: of the text where the range begins.
+        max_bytes: longest element that is returned as text.
+    """
+    splitter = _Splitter(max_bytes, state)
+    is_before = splitter.is_inside  # the end of an element of an earlier range
+    is_behind = False
+
+    def blocks_and_more() -> Iterator[bytes]:
+        nonlocal is_behind
+        yield from blocks
+        is_behind = True
+        while splitter.is_inside and not is_before and (block := read_more()):
+            yield block
+
+    for value, _ in splitter.split(blocks_and_more()):
+        if not is_before:
+            yield value
+        is_before = False
+        if is_behind:
+            return
+    if not is_before and splitter.is_inside:
+        splitter.check_end()
 
 
 class _Splitter:
@@ -190,20 +225,25 @@ class _Splitter:
         position: of the block's first byte.
     """
 
-    def __init__(self, max_bytes: int):
+    def __init__(self, max_bytes: int, state: TextState = BEGINNING):
         self.value = _Value(max_bytes)
-        self.base = self.depth = self.count = self.position = 0
-        self.within = ""
+        self.depth, self.within = state.depth, "string" if state.in_string else ""
+        self.base = min(self.depth, 1)
+        self.count = self.position = 0
+
+    @property
+    def is_inside(self) -> bool:
+        """True inside a value."""
+        return bool(self.within) or self.depth > self.base
 
     def split(self, blocks: Iterable[bytes]) -> Iterator[tuple[bytes | LongLine, bool]]:
         """Splits the blocks of a file; see `split_values`."""
         carried = b""
         for number, block in enumerate(blocks):
-            text = carried + (block if number else block.removeprefix(BYTE_ORDER_MARK))
+            text = carried + (block if number or self.base else block.removeprefix(BYTE_ORDER_MARK))
             end = start = 0
             while end < len(text):
-                is_outside = self.depth == self.base and not self.within
-                if is_outside:
+                if self.depth == self.base and not self.within:
                     start = end = self._between(text, end)
                     if end == len(text) or self._opened_or_closed_array(text, end):
                         end += end < len(text)
@@ -223,9 +263,11 @@ class _Splitter:
             self.position += len(text) - len(carried)
             if not self.count and not self.base and self.value.size_bytes > self.value.max_bytes:
                 raise _long_object(self.value.take())
+
+    def check_end(self) -> None:
+        """Refuses the end of a file inside a value or an array."""
         if self.depth or self.within:
-            is_inside = self.within or self.depth > self.base
-            place = f"record {self.count + 1}" if is_inside else f"the array, after record {self.count}"
+            place = f"record {self.count + 1}" if self.is_inside else f"the array, after record {self.count}"
             raise DamagedFileError(f"it ends inside {place}, at byte {self.position:,}: it was not copied to its end")
 
     def _between(self, text: bytes, start: int) -> int:

@@ -7,42 +7,28 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from colossal_llama.readers.compression import READ_BYTES, blocks_of, uncompressed, with_seek
 from colossal_llama.readers.csv_rows import csv_rows
-from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
+from colossal_llama.readers.damage import DamagedFileError, DamagedPartError, UnusableFileError
+from colossal_llama.readers.file_range import BEGINNING, FileRange, ReadingProgress, TextState
 from colossal_llama.readers.formats import DESCRIPTION, TABLE_KINDS, TEXT_KINDS, Format, format_of
+from colossal_llama.readers.json_ranges import RangeScan, range_values, scan_range
 from colossal_llama.readers.json_rows import json_rows, open_json
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
 from colossal_llama.readers.listing import InputFile
-from colossal_llama.readers.reading_progress import ReadingProgress
 from colossal_llama.readers.record import BadRow, Row
 from colossal_llama.readers.remote import AnyPath
-from colossal_llama.readers.table_rows import arrow_rows, parquet_rows
+from colossal_llama.readers.table_rows import arrow_rows, parquet_rows, rows_before_group
 from colossal_llama.readers.tar_rows import MemberRow, tar_members, with_samples
 from colossal_llama.readers.text_rows import BYTE_ORDER_MARK, text_blocks, text_rows
 from colossal_llama.utils.errors import UserError
 
 Observer = Callable[[bytes], object]
 Rows = Iterator[tuple[int, Row]]
-
-
-@dataclass(frozen=True)
-class FileRange:
-    """A range of an input file.
-
-    Attributes:
-        file: the file.
-        start: first byte; lines that begin in [start, end) belong to the range.
-        end: byte after the last; None to read to the end of the file.
-    """
-
-    file: InputFile
-    start: int = 0
-    end: int | None = None
 
 
 def read_rows(
@@ -69,18 +55,72 @@ def read_rows(
         UserError: the system cannot read the file, or it has vanished.
     """
     file, progress = file_range.file, progress or ReadingProgress()
-    size_bytes = (file_range.end or file.size_bytes) - file_range.start
     with _errors_named(file.path), _opened(file.path) as opened:
-        progress.share = lambda: (opened.tell() - file_range.start) / max(1, size_bytes)
+        progress.share = lambda: (opened.tell() - file_range.start) / max(1, file_range.size_bytes)
         stream = opened if file_range.start else uncompressed(opened, file.format)
         if file.format.kind == ".tar":
             members = with_samples(_rows_of_archive(stream, max_row_bytes, on_bytes))
             yield from ((count, member.row) for count, member in enumerate(members))
         elif file.format.kind == ".jsonl":
             yield from _lines(stream, file_range, max_row_bytes, on_bytes)
+        elif file_range.is_part:
+            _observe(opened, file_range, on_bytes)
+            yield from _rows_of_part(opened, file_range, max_row_bytes, progress)
         else:
             plain = file.path if isinstance(file.path, Path) and not file.format.compression else None
             yield from _unit_and_rows(stream, file.format, max_row_bytes, on_bytes, plain, progress)[1]
+
+
+def observe_part(file_range: FileRange, on_bytes: Observer) -> None:
+    """Calls `on_bytes` as `read_rows` does for a range that `is_part`: with its bytes.
+
+    Raises:
+        UserError: see `read_rows`.
+    """
+    with _errors_named(file_range.file.path), _opened(file_range.file.path) as opened:
+        _observe(opened, file_range, on_bytes)
+
+
+def _observe(opened: io.BufferedReader, file_range: FileRange, on_bytes: Observer) -> None:
+    opened.seek(file_range.start)
+    left = (file_range.end or 0) - file_range.start
+    while left and (block := opened.read(min(left, READ_BYTES))):
+        on_bytes(block)
+        left -= len(block)
+
+
+def _rows_of_part(
+    opened: io.BufferedReader, file_range: FileRange, max_row_bytes: int, progress: ReadingProgress
+) -> Rows:
+    """Rows of a range of a file that is divided, and not of JSON lines."""
+    file, entry = file_range.file, file_range.entry
+    opened.seek(0)
+    if file_range.groups is not None:
+        try:
+            with _damage_named():
+                if file.format.kind == ".parquet":
+                    yield from enumerate(parquet_rows(opened, max_row_bytes, progress, file_range.groups))
+                else:
+                    yield from enumerate(arrow_rows(Path(str(file.path)), max_row_bytes, progress, file_range.groups))
+        except DamagedFileError as error:
+            raise DamagedPartError(*error.args) from error
+    elif isinstance(entry, TextState):
+        yield from enumerate(range_values(opened, file_range, entry, max_row_bytes))
+    elif entry == "lines":
+        yield from _lines(opened, file_range, max_row_bytes, lambda block: None)
+    elif entry == "whole":
+        stream = uncompressed(opened, file.format)
+        yield from _unit_and_rows(stream, file.format, max_row_bytes, lambda block: None)[1]
+
+
+def scanned_range(file_range: FileRange) -> RangeScan | None:
+    """Scans a range of a .json file, see `json_ranges`.
+
+    Raises:
+        UserError: see `read_rows`.
+    """
+    with _errors_named(file_range.file.path), _opened(file_range.file.path) as opened:
+        return scan_range(opened, file_range)
 
 
 def read_text_blocks(file: InputFile, block_bytes: int, max_line_bytes: int) -> Rows:
@@ -267,8 +307,22 @@ def row_places(file_range: FileRange, numbers: Sequence[int]) -> list[str]:
         return _places_in_archive(file, numbers)
     unit = ""
     with suppress(DamagedFileError), _errors_named(file.path), _opened(file.path) as opened:
+        if file_range.is_part and file_range.entry != "whole":
+            unit, before = _before_part(opened, file_range)
+            return [_place(str(file.path), unit, before + number) for number in numbers]
         unit, _ = _unit_and_rows(uncompressed(opened, file.format), file.format, 0, lambda block: None)
     return [_place(str(file.path), unit, number) for number in numbers]
+
+
+def _before_part(opened: io.BufferedReader, file_range: FileRange) -> tuple[str, int]:
+    """The unit of the rows of a divided file, and the number of those before a range."""
+    if file_range.entry == "lines":
+        return "line", rows_before(file_range)
+    if file_range.groups is not None:
+        return "row", rows_before_group(file_range.file, file_range.groups[0])
+    earlier = replace(file_range, start=0, end=file_range.start)
+    values = range_values(opened, earlier, BEGINNING, MAX_LINE_MB * BYTES_PER_MB)
+    return "record", sum(1 for _ in values) if file_range.start else 0
 
 
 def _places_in_archive(file: InputFile, numbers: Sequence[int]) -> list[str]:

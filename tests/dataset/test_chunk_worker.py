@@ -57,7 +57,7 @@ def rows_of_parts(output: Path) -> dict[str, bytes]:
 
 
 def in_chunks_of_their_own(monkeypatch):
-    monkeypatch.setattr(pipeline, "plan_chunks", lambda files, limit, _: plan_chunks(files, limit, grouped=False))
+    monkeypatch.setattr(pipeline, "plan_chunks", lambda files, limit, *_: plan_chunks(files, limit, grouped=False))
 
 
 @pytest.mark.parametrize("changes", [{}, {"limit": 95}, {"num_workers": 2}], ids=["all", "limit", "two_workers"])

@@ -230,6 +230,8 @@ WAYS = (
             "dataset.chat_template",
             "dataset.long_conversations",  # the other kind of record
             *(f"readers.{kind}_rows" for kind in ("csv", "json", "table", "tar", "text")),  # other formats
+            "readers.json_ranges",
+            "dataset.prepare.range_entries",
             "dataset.prepare.mixture_plan",  # parts of a mixture, which are then written as others are
             "dataset.mixture.plan_tables",
             "dataset.mixture.plan_plot",

@@ -18,9 +18,9 @@ from colossal_llama.dataset.role_names import KNOWN_ROLES, RoleNames
 from colossal_llama.dataset.template_renderer import ChatTemplateLimitError
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.readers.fields import Document, FieldOptions, document_of, refuse_document, with_category
+from colossal_llama.readers.file_range import ReadingProgress
 from colossal_llama.readers.line_reader import LongLine
 from colossal_llama.readers.listing import InputFile
-from colossal_llama.readers.reading_progress import ReadingProgress
 from colossal_llama.readers.record import BadRow, RecordError, Row, parse_row
 from colossal_llama.readers.rows import DamagedFileError, read_rows, row_places
 from colossal_llama.utils.errors import UserError

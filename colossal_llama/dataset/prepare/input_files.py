@@ -1,7 +1,8 @@
 """Divides the input files into chunks, the unit of work of a worker.
 
-A plain .jsonl file is divided into byte ranges; a line belongs to the range of its first byte. Any
-other file is one range. Small ranges that follow each other are read by one chunk:
+A plain .jsonl or .json file is divided into byte ranges; a line or record belongs to the range of
+its first byte. Tables are divided into row groups or record batches. Any other file is one range.
+Small ranges that follow each other are read by one chunk:
 
     a.jsonl  |line|line|li ne|line|line|       the third line belongs to chunk 0
              ^ chunk 0    ^ chunk 1
@@ -15,10 +16,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from colossal_llama.readers.file_range import FileRange
 from colossal_llama.readers.formats import TABLE_KINDS
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.remote import RemotePath
-from colossal_llama.readers.rows import DamagedFileError, FileRange, read_rows
+from colossal_llama.readers.rows import DamagedFileError, observe_part, read_rows
+from colossal_llama.readers.table_rows import group_weights
 
 CHUNK_BYTES = 4 << 20
 MAX_CHUNKS = 16_384  # larger inputs get larger chunks: 64 MiB for 1 TiB
@@ -42,8 +45,7 @@ class Piece:
     @property
     def size_bytes(self) -> int:
         """Size of the range in its file."""
-        end = self.range.file.size_bytes if self.range.end is None else self.range.end
-        return end - self.range.start
+        return self.range.size_bytes
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Chunk:
         return first if first == last else f"{first} to {last}"
 
 
-def plan_chunks(files: Sequence[InputFile], limit: int | None, grouped: bool = True) -> list[Chunk]:
+def plan_chunks(
+    files: Sequence[InputFile], limit: int | None, grouped: bool = True, divided: bool = True
+) -> list[Chunk]:
     """Divides the files into chunks.
 
     Args:
@@ -78,20 +82,40 @@ def plan_chunks(files: Sequence[InputFile], limit: int | None, grouped: bool = T
         limit: maximum number of records, read as evenly as possible from all files; None for all.
         grouped: False for a chunk that has one range, as in preparations that earlier versions
             began.
+        divided: False where these divided files of JSON lines alone.
     """
-    pieces = list(_pieces(files) if limit is None else _limited_pieces(files, limit))
+    pieces = list(_pieces(files, divided) if limit is None else _limited_pieces(files, limit))
     groups = _groups(pieces) if grouped else [[piece] for piece in pieces]
     return [Chunk(index, tuple(group)) for index, group in enumerate(groups)]
 
 
-def _pieces(files: Sequence[InputFile]) -> Iterator[Piece]:
+def _pieces(files: Sequence[InputFile], divided: bool) -> Iterator[Piece]:
     chunk_bytes = max(CHUNK_BYTES, sum(file.size_bytes for file in files) // MAX_CHUNKS)
     for file in files:
-        if not file.format.is_divisible or (isinstance(file.path, RemotePath) and not file.path.has_ranges):
+        has_ranges = not isinstance(file.path, RemotePath) or file.path.has_ranges
+        is_large = divided and file.size_bytes > chunk_bytes and not file.format.compression
+        if has_ranges and (file.format.is_divisible or (is_large and file.format.kind == ".json")):
+            for start in range(0, max(file.size_bytes, 1), chunk_bytes):
+                yield Piece(FileRange(file, start, min(start + chunk_bytes, file.size_bytes)))
+        elif is_large and file.format.kind in TABLE_KINDS:
+            yield from map(Piece, _table_ranges(file, chunk_bytes))
+        else:
             yield Piece(FileRange(file))
-            continue
-        for start in range(0, max(file.size_bytes, 1), chunk_bytes):
-            yield Piece(FileRange(file, start, min(start + chunk_bytes, file.size_bytes)))
+
+
+def _table_ranges(file: InputFile, chunk_bytes: int) -> Iterator[FileRange]:
+    """Ranges of about `chunk_bytes`, each of which has at least one row group or record batch."""
+    weights = group_weights(file)
+    if len(weights) < 2:
+        yield FileRange(file)
+        return
+    total, read, first, start = sum(weights), 0, 0, 0
+    for number, weight in enumerate(weights, start=1):
+        read += weight
+        end = file.size_bytes * read // max(1, total) if number < len(weights) else file.size_bytes
+        if end - start >= chunk_bytes or number == len(weights):
+            yield FileRange(file, start, end, (first, number))
+            first, start = number, end
 
 
 def _limited_pieces(files: Sequence[InputFile], limit: int) -> Iterator[Piece]:
@@ -122,6 +146,9 @@ def content_digest(piece: Piece, rows: int, max_row_bytes: int) -> str:
     digest, kind = hashlib.sha256(), piece.range.file.format.kind
     if piece.record_limit == 0:
         return digest.hexdigest()  # nothing was read
+    if piece.range.is_part:
+        observe_part(piece.range, digest.update)
+        return digest.hexdigest()
     try:
         records = 0
         for number, row in read_rows(piece.range, max_row_bytes, digest.update):

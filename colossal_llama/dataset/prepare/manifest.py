@@ -11,6 +11,7 @@ from colossal_llama.dataset.mixture.plan_tables import plan_summary
 from colossal_llama.dataset.prepare.ownership import is_ours
 from colossal_llama.readers.directory_listing import unread_message
 from colossal_llama.readers.fields import BY_DIRECTORY, CHOSEN
+from colossal_llama.readers.file_range import FileRange
 from colossal_llama.readers.unread_keys import UNREAD_KEYS, bound_names
 from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
 from colossal_llama.utils.console import table
@@ -65,7 +66,7 @@ def build_manifest(
     identity: dict,
     chunks: Sequence[dict],
     parts: Sequence[dict],
-    files_of_chunks: Sequence[Sequence[str]],
+    ranges: Sequence[Sequence[FileRange]],
     unread_files: dict,
     rejected_sha256: str | None,
     mixture: dict | None = None,
@@ -78,7 +79,7 @@ def build_manifest(
         identity: of the run, see `output_dir.identity`.
         chunks: facts of all chunks.
         parts: facts of all parts.
-        files_of_chunks: for every chunk the names of the files of its ranges.
+        ranges: for every chunk what it reads.
         unread_files: `directory_listing.unread_record`.
         rejected_sha256: of rejected.jsonl; None where no record was rejected.
         mixture: record of the plan of a mixture; None without one.
@@ -95,7 +96,8 @@ def build_manifest(
         "manifest_version": MANIFEST_VERSION,
         "identity": identity,
         "versions": versions(),
-        **({"grouped_chunks": True} if any(len(names) > 1 for names in files_of_chunks) else {}),
+        **({"grouped_chunks": True} if any(len(listed) > 1 for listed in ranges) else {}),
+        **({"divided_files": True} if any(part.is_part for listed in ranges for part in listed) else {}),
         "totals": {
             "records": sum(chunk["records"] for chunk in chunks),
             "empty_lines": sum(chunk["empty_lines"] for chunk in chunks),
@@ -106,7 +108,7 @@ def build_manifest(
         },
         "categories": {name: dict(sorted(statistics[name].items())) for name in sorted(statistics)},
         **({} if mixture is None else {"mixture": mixture}),
-        "input_files": _input_files(chunks, files_of_chunks),
+        "input_files": _input_files(chunks, ranges),
         "unread_files": unread_files,
         "parts": [{"name": f"part-{index:05d}", **_part_entry(part)} for index, part in enumerate(parts)],
         "rejected_sha256": rejected_sha256,
@@ -141,11 +143,12 @@ def total_statistics(chunks: Sequence[dict]) -> dict[str, Counter]:
     return statistics
 
 
-def _input_files(chunks: Sequence[dict], files_of_chunks: Sequence[Sequence[str]]) -> list[dict]:
+def _input_files(chunks: Sequence[dict], ranges: Sequence[Sequence[FileRange]]) -> list[dict]:
     """Number of rows, and SHA-256 of each range, of every file."""
     entries: dict[str, dict] = {}
-    for chunk, names in zip(chunks, files_of_chunks, strict=True):
-        for name, (rows, sha256) in zip(names, chunk["pieces"], strict=True):
+    for chunk, listed in zip(chunks, ranges, strict=True):
+        for part, (rows, sha256) in zip(listed, chunk["pieces"], strict=True):
+            name = part.file.name
             entry = entries.setdefault(name, {"name": name, "rows": 0, "chunk_sha256": []})
             entry["rows"] += rows
             entry["chunk_sha256"].append(sha256)

@@ -207,10 +207,8 @@ def _record_run(directory: Path, requested: dict, files: Sequence[InputFile]) ->
     """
     record = directory / "cache" / RUN_RECORD
     candidate = temporary_path(record)
-    grouped = {"grouped_chunks": True} if has_grouped_chunks(directory) else {}
-    write_checked(
-        candidate, with_checksum({"identity": requested, **grouped, "modified_ns": modification_times(files)})
-    )
+    rules = {rule: True for rule in CHUNK_RULES if has_rule(directory, rule)}
+    write_checked(candidate, with_checksum({"identity": requested, **rules, "modified_ns": modification_times(files)}))
     try:
         os.link(candidate, record)
     except FileExistsError:
@@ -292,11 +290,15 @@ def _take_other_mixture(directory: Path, requested: dict) -> None:
     log_rank_zero(f"another mixture than before: the parts are planned anew, nothing is tokenized again{removed}")
 
 
-def has_grouped_chunks(directory: Path) -> bool:
-    """True where small ranges of the input share chunks; False where an earlier version began."""
+CHUNK_RULES = ("grouped_chunks", "divided_files")
+"""Records of what decides the chunks, in the order of the arguments of `plan_chunks`."""
+
+
+def has_rule(directory: Path, rule: str) -> bool:
+    """True where a rule decides the chunks; False where an earlier version began."""
     for record in (directory / "manifest.json", directory / "cache" / RUN_RECORD):
         with suppress(FileNotFoundError, DamagedJsonError):
-            return "grouped_chunks" in read_checked(record, {})
+            return rule in read_checked(record, {})
     return True
 
 

@@ -26,6 +26,7 @@ from colossal_llama.dataset.prepare.manifest import build_manifest, read_manifes
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer, record_tokenizer
 from colossal_llama.dataset.prepare.part_planning import category_names, open_plan, report_plan, show_plan
 from colossal_llama.dataset.prepare.part_writer import PartTask, part_facts, write_part
+from colossal_llama.dataset.prepare.range_entries import with_entries
 from colossal_llama.dataset.prepare.recheck import (
     recheck_chunks,
     recheck_parts,
@@ -123,8 +124,8 @@ def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -
     identity = output_dir.identity(arguments, files, format_facts)
     missing = output_dir.missing_directories(arguments)
     state = output_dir.open_directory(arguments, identity, files)
-    grouped = state == "new" or output_dir.has_grouped_chunks(arguments.output_dir)
-    chunks = plan_chunks(files, arguments.run.limit, grouped)
+    rules = [state == "new" or output_dir.has_rule(arguments.output_dir, rule) for rule in output_dir.CHUNK_RULES]
+    chunks = plan_chunks(files, arguments.run.limit, *rules)
     origin = tokenizer_record(opened.directory)
     preparation = _Preparation(arguments, files, unread_files, chunks, identity, StageTimes(), origin)
     if state != "new":
@@ -296,12 +297,12 @@ def _finish(preparation: _Preparation, facts: Sequence[dict], parts: Sequence[di
             return recorded
         refuse_files_that_changed(preparation.files)
         rejected_sha256 = write_rejected(directory, preparation.chunk_dir, preparation.chunks, facts)
-        names = [[piece.range.file.name for piece in chunk.pieces] for chunk in preparation.chunks]
+        ranges = [[piece.range for piece in chunk.pieces] for chunk in preparation.chunks]
         mixture = (
             None if preparation.arguments.mixture.mixture is None else open_plan(preparation.arguments, facts).record
         )
         manifest = build_manifest(
-            preparation.identity, facts, parts, names, preparation.unread_files, rejected_sha256, mixture
+            preparation.identity, facts, parts, ranges, preparation.unread_files, rejected_sha256, mixture
         )
         _write_reports(preparation, manifest)
     return manifest
@@ -361,6 +362,8 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool, reports: ProgressRepo
     includes, chunks = preparation.arguments.shards.includes, preparation.chunks
     known = {chunk.index: chunk_facts(preparation.chunk_dir, chunk.index) for chunk in chunks if includes(chunk.index)}
     pending = [chunk for chunk in chunks if includes(chunk.index) and known[chunk.index] is None]
+    if any(piece.range.needs_entry for chunk in pending for piece in chunk.pieces):
+        pending = with_entries(pending, chunks, pool)
     times, messages = preparation.times, ColumnMessages()
     started = time.perf_counter()
     bad: list[tuple[Chunk, dict]] = []
