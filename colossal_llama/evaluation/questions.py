@@ -59,6 +59,7 @@ class Subject:
         scored_by: one of the names above.
         max_new_tokens: of generated answers; 0 where nothing is generated.
         stop_texts: end a generated answer and are not part of it.
+        second_group: that it is in, too, as CMMLU's `China specific`; "" for none.
         notes: sentences about the file for the user and the record: what is left out or made up.
     """
 
@@ -72,4 +73,5 @@ class Subject:
     scored_by: str
     max_new_tokens: int = 0
     stop_texts: tuple[str, ...] = ()
+    second_group: str = ""
     notes: tuple[str, ...] = ()

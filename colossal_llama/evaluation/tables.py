@@ -69,16 +69,20 @@ def make_rows(subjects: Sequence[Subject], answers: Mapping[str, Answers]) -> li
         of_task = list(members)
         titles.append(TASKS[task].title if task in TASKS else task)
         rows.append(_row(TASK, titles[-1], of_task, answers))
-        for group in sorted({subject.group for subject in of_task if subject.group}, key=_other_last):
-            rows.append(_row(GROUP, group, [subject for subject in of_task if subject.group == group], answers))
+        for group in _groups(of_task):
+            members_of_group = [subject for subject in of_task if group in (subject.group, subject.second_group)]
+            rows.append(_row(GROUP, group, members_of_group, answers))
         rows += [_row(SUBJECT, subject.name, [subject], answers) for subject in of_task]
     if len(titles) > 1:
         rows.append(_row(ALL, "all tasks", subjects, answers))
     return rows
 
 
-def _other_last(group: str) -> tuple[bool, str]:
-    return group == "Other", group
+def _groups(subjects: Sequence[Subject]) -> list[str]:
+    """Groups by name, `Other` behind them, and at last those that overlap with them."""
+    first = {subject.group for subject in subjects if subject.group}
+    second = {subject.second_group for subject in subjects if subject.second_group} - first
+    return [*sorted(first, key=lambda group: (group == "Other", group)), *sorted(second)]
 
 
 def _row(level: str, name: str, subjects: Sequence[Subject], answers: Mapping[str, Answers]) -> Row:
@@ -90,7 +94,7 @@ def _row(level: str, name: str, subjects: Sequence[Subject], answers: Mapping[st
     return Row(
         level,
         "" if level == ALL else subjects[0].task,
-        subjects[0].group if level in (GROUP, SUBJECT) else "",
+        name if level == GROUP else subjects[0].group if level == SUBJECT else "",
         name,
         max(len(subject.examples) for subject in subjects),
         len(keys),

@@ -181,6 +181,7 @@ def test_cmmlu(tmp_path):
         write(tmp_path / "CMMLU/data" / split / "ancient_chinese.csv", INDEXED)
         write(tmp_path / "CMMLU/data" / split / "own_topic.csv", INDEXED)
     known, unknown = open_tasks(["cmmlu"], tmp_path)
+    assert (known.second_group, unknown.second_group) == ("China specific", "")
     assert (known.opening, known.group) == (
         "以下是关于古汉语的单项选择题，请直接给出正确答案的选项。",
         "Social Science",
@@ -225,3 +226,4 @@ def test_the_real_files_have_no_fault(shared_data):
     assert len(subjects) == 57 + 67
     assert all(len(subject.examples) == 5 and subject.group and not subject.notes for subject in subjects)
     assert [question.fault for subject in subjects for question in subject.questions if question.fault] == []
+    assert sum(subject.second_group == "China specific" for subject in subjects) == 15

@@ -9,7 +9,7 @@ from colossal_llama.evaluation.answers import last_number
 from colossal_llama.evaluation.tasks.registry import open_tasks
 from colossal_llama.utils.errors import UserError
 
-WORKED = "He has 2*3=<<2*3=6>>6 pens.\nThen 6+1,000=<<6+1000=1006>>1,006.\n#### 1,006"
+WORKED = "He has 2*3=<<2*3=6>>6 pens.\n\nThen 6+1,000=<<6+1000=1006>>1,006.\n#### 1,006"
 
 
 def write(path: Path, rows: list) -> None:

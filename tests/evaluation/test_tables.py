@@ -1,6 +1,7 @@
 """Tables and the figure of scores: levels, chance, paired tests, names that are no words."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -105,3 +106,14 @@ def test_the_figure_has_the_names_that_fonts_can_draw(subjects, tmp_path):
     rows = make_rows(subjects, {"m": answers, "\ue000": answers})  # of the private use area
     assert draw_scores(rows, ["m", "\ue000"], tmp_path / "table.png") == {"\ue000": "#1"}
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_group_overlaps_with_the_others():
+    given = [("a", "STEM", "China specific"), ("b", "STEM", ""), ("c", "Other", "China specific")]
+    subjects = [replace(subject_of("cmmlu", name, group, 2), second_group=second) for name, group, second in given]
+    rows = make_rows(subjects, {"m": answers_of(subjects, {"a": 2, "b": 0, "c": 1})})
+    assert [(row.name, row.group, row.scores["m"].correct, row.questions) for row in rows if row.level == GROUP] == [
+        ("STEM", "STEM", 2, 4),
+        ("Other", "Other", 1, 2),
+        ("China specific", "China specific", 3, 4),
+    ]

@@ -87,6 +87,26 @@ _SUBJECTS = {
 }
 """The authors' Chinese names, by group and subject."""
 NAMES = {subject: name for names in _SUBJECTS.values() for subject, name in names.items()}
+CHINA_SPECIFIC = frozenset(
+    (
+        "ancient_chinese",
+        "chinese_civil_service_exam",
+        "chinese_driving_rule",
+        "chinese_food_culture",
+        "chinese_foreign_policy",
+        "chinese_history",
+        "chinese_literature",
+        "chinese_teacher_qualification",
+        "construction_project_management",
+        "elementary_chinese",
+        "elementary_commonsense",
+        "ethnology",
+        "high_school_politics",
+        "modern_chinese",
+        "traditional_chinese_medicine",
+    )
+)
+"""The subjects of the authors' fifth group, which overlaps with the others."""
 GROUPS = {subject: group for group, names in _SUBJECTS.items() for subject in names}
 
 
@@ -113,6 +133,7 @@ def read(file: SubjectFile, shots: int) -> Subject:
         examples=examples,
         questions=read_questions(file.path, wording),
         scored_by=FIRST_TOKEN,
+        second_group="China specific" if file.name in CHINA_SPECIFIC else "",
         notes=notes if file.name in NAMES else (unknown, *notes),
     )
 

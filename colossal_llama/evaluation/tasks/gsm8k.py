@@ -104,7 +104,8 @@ def _examples(path: Path, shots: int) -> tuple[tuple[Example, ...], Sequence[int
         if len(examples) == shots:
             break
         if isinstance(row, dict) and _fault(row) is None:
-            work = _CALCULATION.sub("", row["answer"].rpartition(_MARK)[0]).strip()
+            lines_of_work = _CALCULATION.sub("", row["answer"].rpartition(_MARK)[0]).splitlines()
+            work = "\n".join(line for line in lines_of_work if line.strip())  # an answer ends at a blank line
             examples.append(Example(_wording(row["question"]), f"{work}\nThe answer is {_number(row['answer'])}"))
             lines.append(line)
     if not examples:
