@@ -109,8 +109,8 @@ class AnswerGenerator:
             batch = indices[: self._rows_that_fit(longest + wanted.max_new_tokens)]
             parts = [list(prompts[index][prefix_tokens:]) for index in batch]
             try:
-                rows = self._prefilled(parts, batch, wanted)
-                answers = list(self._decoded(rows, wanted))
+                # A list, and no name for the rows: their memory is free before the next are made.
+                answers = list(self._decoded(self._prefilled(parts, batch, wanted), wanted))
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise UserError(memory_sentence(len(prompts[batch[0]]))) from None
