@@ -20,6 +20,7 @@ from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
 _ANOTHER = "give another --output_dir, or remove these files"
+_FINGERPRINTS = ("model", "tokenizer")
 Append = Callable[[Mapping[str, Any]], None]
 
 
@@ -55,7 +56,7 @@ class ResultFile:
         names = [name for name in {**former, **self._settings} if former.get(name) != self._settings.get(name)]
         if not names:
             return None
-        differing = "; ".join(f"{name} was {former.get(name)}, now {self._settings.get(name)}" for name in names)
+        differing = "; ".join(_difference(name, former.get(name), self._settings.get(name)) for name in names)
         return f"{self._settings_path.parent} holds {self._name} of another run ({differing}): {_ANOTHER}"
 
     def begin(self) -> None:
@@ -106,6 +107,10 @@ class ResultFile:
 
     def _partials(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self._name}.partial-*.jsonl"))
+
+
+def _difference(name: str, former: Any, current: Any) -> str:
+    return f"the {name} was another" if name in _FINGERPRINTS else f"{name} was {former}, now {current}"
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

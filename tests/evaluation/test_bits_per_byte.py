@@ -47,6 +47,11 @@ def test_each_token_after_the_first_is_scored_once_with_context(length, max_leng
     assert scored == list(range(1, length))
 
 
+def test_windows_overlap_as_the_stride_says():
+    assert list(windows(12, max_length=6, stride=4)) == [(0, 6, 1), (4, 10, 6), (8, 12, 10)]
+    assert list(windows(12, max_length=6, stride=6)) == [(0, 6, 1), (5, 11, 6), (10, 12, 11)]
+
+
 @pytest.mark.parametrize(("max_length", "stride"), [(64, 32), (64, 63), (64, 5), (400, 200)])
 @pytest.mark.parametrize("tokens_per_batch", [1, 150, 5000])
 def test_equal_to_a_plain_loop_for_any_batch(
@@ -139,6 +144,8 @@ def test_an_expanded_model_has_the_bits_of_its_base_where_no_new_piece_occurs(
     texts = [text.ids for text in DocumentEncoder(tokenizer).encode(TEXTS)]
     assert texts == [text.ids for text in DocumentEncoder(before).encode(TEXTS)]
     model = AutoModelForCausalLM.from_pretrained(expanded).eval()
+    with torch.no_grad():
+        model.lm_head.weight[len(before) :] *= 4  # so that each new token takes a part that shows
     base = list(BitCounter(random_model, 64, 32, 500).count(texts))
     of_expanded = list(BitCounter(model, 64, 32, 500, known_tokens=len(before)).count(texts))
     for mine, theirs in zip(of_expanded, base, strict=True):
