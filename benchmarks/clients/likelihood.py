@@ -1,10 +1,10 @@
 """Compares `evaluate.py --protocol likelihood` with lm-evaluation-harness, question by question.
 
     python -m benchmarks.clients.likelihood --model DIR --data_dir DIR --tasks mmlu cmmlu
-        --subjects astronomy agronomy … [--limit 50] --work_dir DIR
+        --subjects astronomy agronomy … [--limit 50] [--device cpu] --work_dir DIR
 
 The harness runs in an environment of its own (`lm_eval_tasks.py`), on the same files. Both compute
-in fp32 on the CPU. The table has the accuracies of both, the number of answers that differ, and the
+in fp32. The table has the accuracies of both, the number of answers that differ, and the
 largest difference of a log-likelihood.
 """
 
@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", choices=("mmlu", "cmmlu"), default=["mmlu", "cmmlu"], help="tasks")
     parser.add_argument("--subjects", nargs="+", required=True, help="subjects, as the harness names them")
     parser.add_argument("--limit", type=int, default=50, help="first questions of each subject")
+    parser.add_argument("--device", default="cpu", help="device of PyTorch")
     parser.add_argument("--work_dir", type=Path, required=True, help="what both write; what is there is used again")
     options = parser.parse_args()
     options.work_dir.mkdir(parents=True, exist_ok=True)
@@ -62,11 +63,12 @@ def _ask_suite(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _shared(options: argparse.Namespace) -> list[object]:
-    return ["--data_dir", options.data_dir, "--tasks", *options.tasks, "--limit", options.limit, "--device", "cpu"]
+    words = ["--data_dir", options.data_dir, "--tasks", *options.tasks]
+    return [*words, "--limit", options.limit, "--device", options.device]
 
 
 def _run(*words: object) -> None:
-    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+    variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run(list(map(str, words)), env=variables, check=True)
 
 
