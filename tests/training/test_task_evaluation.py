@@ -14,6 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from colossal_llama.evaluation.prompts import PromptEncoder, prompt_ids
+from colossal_llama.evaluation.published import predictions
+from colossal_llama.evaluation.scoring import Scorer
 from colossal_llama.evaluation.tasks.registry import open_tasks
 from colossal_llama.model.weights.generation_config import save_model
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
@@ -201,6 +203,17 @@ def test_every_answer_is_that_of_transformers(runs, name):
 def test_asked_at_intervals_and_at_the_end(runs, name):
     steps = [entry["step"] for entry in runs.metrics(f"{name}_asked") if "eval_task_accuracy" in entry]
     assert steps == [2, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["zero2", "ddp", "3d"])
+def test_the_last_accuracy_is_that_of_evaluate_on_the_saved_model(runs, benchmarks, name):
+    path = runs.workspace / f"{name}_asked" / "save" / "modelling"
+    scorer = Scorer(AutoModelForCausalLM.from_pretrained(path).eval())
+    encoder = PromptEncoder(load_tokenizer(path))
+    found = [p for subject in open_tasks(["mmlu"], benchmarks) for p in predictions(subject, scorer, encoder, 512)]
+    last = runs.metrics(f"{name}_asked")[-1]
+    assert last["eval_task_correct"] == {"mmlu": sum(prediction.correct for prediction in found)}
+    assert last["eval_task_questions"] == {"mmlu": len(found)}
 
 
 def test_a_resumed_run_asks_after_the_same_steps_and_never_twice(runs):
