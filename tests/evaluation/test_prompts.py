@@ -57,6 +57,16 @@ def test_as_many_examples_as_fit_are_used(encoder, max_length):
     assert text == prefixes[max(fitting, 1) - 1] + given.questions[0].text
 
 
+def test_examples_that_fit_exactly_are_used(encoder):
+    given = subject(3)
+    question = given.questions[0]
+    (whole,) = prompt_texts(given, given.questions, encoder, 2048)
+    prefix = whole.removesuffix(question.text)
+    tokens = len(encoder.tokenizer(prefix)["input_ids"]) + len(encoder.tokenizer(question.text + "B")["input_ids"])
+    assert prompt_texts(given, given.questions, encoder, tokens) == [whole]
+    assert "Question 2" not in prompt_texts(given, given.questions, encoder, tokens - 1)[0]
+
+
 @pytest.mark.parametrize(("scored_by", "reserved"), [(FIRST_TOKEN, 32), (NUMBER, 256)])
 def test_the_middle_of_a_prompt_that_is_too_long_is_left_out(encoder, scored_by, reserved):
     given = subject(1, repeats=80, scored_by=scored_by)
