@@ -143,11 +143,15 @@ def test_smaller_batches_are_tried_where_memory_does_not_suffice(tokenizer, monk
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_answers_on_a_gpu_are_those_of_one_prompt_at_a_time(tokenizer, dtype):
-    model = made_model(tokenizer, hidden_size=256, head_dim=64).to("cuda", dtype)
+    model = made_model(tokenizer, hidden_size=256, head_dim=64, initializer_range=0.05).to("cuda", dtype)
     prompts = made_prompts(tokenizer, 100)
-    answers = by_index(AnswerGenerator(model, tokenizer).answers(prompts, NEW_TOKENS, (), WANTED))
     generator = AnswerGenerator(model, tokenizer)
-    expected = one_at_a_time(model, tokenizer, prompts, generator._stop_ids)
-    texts = [generator._encoder.decode(ids).strip() for ids in expected]
-    same = [answer.text == text for answer, text in zip(answers, texts, strict=True)]
-    assert all(same) if dtype == torch.float32 else sum(same) > len(same) // 2  # bf16 differs by rounding
+    answers = by_index(generator.answers(prompts, NEW_TOKENS, (), WANTED))
+    if dtype == torch.float32:
+        expected = one_at_a_time(model, tokenizer, prompts, generator._stop_ids)
+        assert [answer.text for answer in answers] == [generator._encoder.decode(ids).strip() for ids in expected]
+    # In bf16 a random model's answers part: its best tokens are as near to each other as the rounding.
+    with torch.inference_mode():
+        alone = [model(torch.tensor([ids], device="cuda")).logits[0, -1, WANTED].float() for ids in prompts]
+    found = torch.tensor([answer.logits for answer in answers])
+    torch.testing.assert_close(found, torch.stack(alone).cpu(), rtol=0, atol=1e-3 if dtype == torch.float32 else 0.05)
