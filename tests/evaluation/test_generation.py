@@ -150,7 +150,7 @@ def test_answers_on_a_gpu_are_those_of_one_prompt_at_a_time(tokenizer, dtype):
     if dtype == torch.float32:
         expected = one_at_a_time(model, tokenizer, prompts, generator._stop_ids)
         assert [answer.text for answer in answers] == [generator._encoder.decode(ids).strip() for ids in expected]
-    # In bf16 a random model's answers part: its best tokens are as near to each other as the rounding.
+    # In bf16 a random model's answers part: its best tokens are nearer to each other than rounding.
     with torch.inference_mode():
         alone = [model(torch.tensor([ids], device="cuda")).logits[0, -1, WANTED].float() for ids in prompts]
     found = torch.tensor([answer.logits for answer in answers])
