@@ -4,6 +4,8 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
@@ -29,49 +31,113 @@ def csv_rows(
         Number of the line in which the row begins, from 0, and the row.
 
     Raises:
-        DamagedFileError: a line or a cell is too long, or the last cell has no end.
+        DamagedFileError: the first line or a cell is too long, or the last cell has no end.
         UnusableFileError: the header cannot be used.
     """
     csv.field_size_limit(max_row_bytes)
-    lines = _lines(stream, max_row_bytes, on_bytes)
-    first = next(lines, None)
-    if first is None:
-        return
-    begin = 0
-    if first.lower().startswith("sep=") and len(first.rstrip("\r\n")) == 5:  # Excel's
-        separator, first, begin = first[4], next(lines, ""), 1
-    reader = csv.reader(_chained(first, lines), delimiter=separator or _separator_of(first), strict=True)
+    lines = _Lines(stream, max_row_bytes, on_bytes)
+    try:
+        first, line_number = next(lines, None), 0
+        if first is None:
+            return
+        if first.lower().startswith("sep=") and len(first.rstrip("\r\n")) == 5:  # Excel's
+            separator, first, line_number = first[4], next(lines, ""), 1
+    except _LongLineError as error:
+        raise _damaged(error.line, lines) from None
+    parse = partial(csv.reader, delimiter=separator or _separator_of(first), strict=True)
+    reader = parse(chain([first], lines))
     header: list[str] | None = None
     while True:
-        line_number = begin + reader.line_num
         try:
             cells = next(reader, None)
         except csv.Error as error:
             row: Row = _broken(error, line_number, header is None)
+        except _LongLineError as error:
+            if header is None:
+                raise _damaged(error.line, lines) from None
+            yield line_number, error.line
+            line_number = lines.number
+            row = _rest_of_row(lines, line_number)
+            reader = parse(lines)
+            if row == b"":
+                continue
         else:
             if cells is None:
                 return
             if header is None and cells:
                 header = _checked_header(cells)
+                line_number = lines.start_row()
                 continue
             row = _row(header or [], cells)
         yield line_number, row
+        line_number = lines.start_row()
 
 
-def _lines(stream: io.BufferedReader, max_bytes: int, on_bytes: Callable[[bytes], object]) -> Iterator[str]:
-    number = 0
-    while line := read_line(stream, max_bytes, on_bytes):
+class _LongLineError(Exception):
+    def __init__(self, line: LongLine):
+        super().__init__(str(line))
+        self.line = line
+
+
+class _Lines:
+    """Lines of a file for the parser, which reads none ahead.
+
+    Attributes:
+        number: of lines that have been read.
+        quotes: in those of the row that is being read.
+    """
+
+    def __init__(self, stream: io.BufferedReader, max_bytes: int, on_bytes: Callable[[bytes], object]):
+        self._stream, self._max_bytes, self._on_bytes = stream, max_bytes, on_bytes
+        self.number = self.quotes = 0
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = read_line(self._stream, self._max_bytes, self._observe)
+        if not line:
+            raise StopIteration
+        self.number += 1
         if isinstance(line, LongLine):
-            raise DamagedFileError(f"line {number + 1}: {line} --max_line_mb sets the bound")
-        if not number:
+            raise _LongLineError(line)
+        if self.number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
-        number += 1
-        yield line.decode("utf-8", "surrogateescape")
+        return line.decode("utf-8", "surrogateescape")
+
+    def _observe(self, block: bytes) -> None:
+        self._on_bytes(block)
+        self.quotes += block.count(b'"')
+
+    def start_row(self) -> int:
+        """Begins a row; returns the number of the line in which it begins."""
+        self.quotes = 0
+        return self.number
 
 
-def _chained(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
+def _damaged(line: LongLine, lines: _Lines) -> DamagedFileError:
+    return DamagedFileError(f"line {lines.number}: {line} --max_line_mb sets the bound")
+
+
+def _rest_of_row(lines: _Lines, line_number: int) -> Row:
+    """Reads on behind a line that was too long, to the end of the quoted cell that is open there.
+
+    Returns:
+        A bad row for the lines that belong to the cell; an empty line if there are none.
+
+    Raises:
+        DamagedFileError: the cell has no end.
+    """
+    while lines.quotes % 2:
+        try:
+            next(lines)
+        except _LongLineError:
+            continue
+        except StopIteration:
+            raise DamagedFileError(f"the quoted cell that is open after line {line_number} has no end") from None
+    count = lines.number - line_number
+    message = f"{count:,} lines that end a quoted cell of the row before, of which a line is too long"
+    return BadRow("line_too_long", message, b"") if count else b""
 
 
 def _separator_of(header: str) -> str:

@@ -75,4 +75,28 @@ def test_a_missing_quote_does_not_fill_the_memory(tmp_path):
     assert records == [{"text": "A", "n": "1"}]
     assert "line 3 is longer than --max_line_mb: is its closing quote missing?" in problem
     records, (problem,) = read_back(written(tmp_path, "b.csv", b"text,n\n" + b"B" * 100_000), max_bytes=10_000)
-    assert (records, "line 2: the line has" in problem) == ([], True)
+    assert (records, "the line has" in problem) == ([], True)
+    records, (problem,) = read_back(written(tmp_path, "c.csv", b"B" * 100_000 + b"\n1\n"), max_bytes=10_000)
+    assert (records, "line 1: the line has" in problem) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("long", "lost"),
+    [
+        (b"B" * 20_000 + b",2", []),
+        (b'"a\n' + b"B" * 20_000 + b'",2', []),
+        (
+            b'"' + b"B" * 20_000 + b"\nmore\n" + b"C" * 20_000 + b'\nend",2',
+            ["a.csv:4: line_too_long: 3 lines that end"],
+        ),
+        (b'"x ""y"" ' + b"B" * 20_000 + b'",2', []),
+    ],
+)
+def test_rows_after_a_line_that_is_too_long_are_read(tmp_path, long, lost):
+    path = written(tmp_path, "a.csv", b"text,n\nA,1\n" + long + b'\n"C\nc",3\nD,4\nE\n')
+    records, (problem, *others) = read_back(path, max_bytes=10_000)
+    assert records == [{"text": "A", "n": "1"}, {"text": "C\nc", "n": "3"}, {"text": "D", "n": "4"}]
+    assert problem.startswith("a.csv:3: line_too_long: the line has")
+    assert [other[: len(start)] for other, start in zip(others[:-1], lost, strict=True)] == lost
+    last = path.read_bytes().count(b"\n")
+    assert others[-1].startswith(f"a.csv:{last}: wrong_number_of_cells")
