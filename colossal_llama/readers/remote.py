@@ -42,6 +42,7 @@ _PACKAGES = {
 }
 """Packages of pip that open a protocol; fsspec itself has the others."""
 _STREAMED = ("http", "https")  # servers may ignore the range that a request asks for
+_ABSENT = (404, 410)  # answers of a web server; fsspec takes any error of one for them
 _SECRETS = re.compile(r"(?P<scheme>\w[\w+.-]*://)(?:[^\s/@'\"]*@)?(?P<rest>[^\s?#'\"]*)(?P<more>[?#][^\s'\"]*)?")
 _CONTENT_KEYS = ("ETag", "etag", "md5Hash", "Content-MD5", "content_md5", "Digest", "blob_id", "sha256", "checksum")
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
@@ -193,6 +194,7 @@ def list_remote(url: str) -> tuple[RemotePath, dict[RemotePath, str | None]]:
         else:
             found = system.find(root, detail=True)
         if not found and not system.exists(root):
+            system.ls(root)  # raises what `find` and `exists` pass over
             raise FileNotFoundError(root)
         infos = {path: info for path, info in sorted(found.items()) if info.get("type", "file") == "file"}
         if protocol_of(url) in _STREAMED:  # a page of links tells neither sizes nor versions
@@ -235,7 +237,10 @@ def _foreign_errors_named(url: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if isinstance(cause, Exception) and getattr(cause, "status", None) not in _ABSENT:
+            raise UserError(f"{shown} cannot be read ({_described(cause)})") from None
         raise UserError(f"{shown} does not exist, or may not be seen with the credentials of this host") from None
     except Exception as error:
         raise UserError(f"{shown} cannot be read ({_described(error)})") from None

@@ -293,3 +293,34 @@ def test_secrets_of_urls_are_left_out(text, shown):
 def test_a_path_shows_no_secret():
     path = RemotePath("https://host/a", "https://u:p@host/a?s", "https://u:p@host/a?s", 3)
     assert "u:p" not in f"{path} {path!r}"
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    """Answers with the status that the path begins with."""
+
+    def do_GET(self):
+        self.send_response(int(self.path.split("/")[1]))
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *words):
+        pass
+
+
+def test_what_a_web_server_cannot_give_is_said_as_it_is():
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        for status, said in ((404, "does not exist"), (403, "403, message='Forbidden'"), (500, "500, message='Int")):
+            for path in (f"{status}/a.jsonl?token=secret", f"{status}/directory"):
+                with pytest.raises(UserError, match=said) as raised:
+                    list_remote(f"{url}/{path}")
+                assert "secret" not in str(raised.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+    for path in ("a.jsonl", "directory"):
+        with pytest.raises(UserError, match=r"cannot be read .*Cannot connect to host 127"):
+            list_remote(f"{url}/{path}")
