@@ -9,7 +9,8 @@
     exchange            {QUESTION: …, ANSWER: …} (Alpaca, Dolly, OpenOrca, GSM8K, MetaMath, Belle …)
                         QUESTION instruction, prompt, question, query, problem, input or inputs
                         ANSWER   output, completion, response, answer, solution, target or targets
-                        or human or user, and assistant, gpt or bot
+                        or human or user, and assistant, gpt or bot; without an ANSWER the first of
+                        "answers": {"text": [answer, …]} (SQuAD), of which others are counted
     chat of turns       "chat": {"turn_1": {"Human": …, "MOSS": …}, …} (MOSS)
     tree                "prompt": {"text": …, "role": …, "replies": […]}, of which the best replies
                         are read, and the others counted (OASST)
@@ -39,7 +40,7 @@ from colossal_llama.dataset.conversation import Message
 from colossal_llama.dataset.messages import is_message, messages_of
 from colossal_llama.dataset.role_names import RoleNames
 from colossal_llama.readers.record import RecordError, kind_of, string_of
-from colossal_llama.readers.record_forms import EXCHANGES, LISTS, OTHER_LISTS
+from colossal_llama.readers.record_forms import ANSWERS, EXCHANGES, LISTS, OTHER_LISTS, listed_answers
 
 _EXTRAS = ("input", "context")
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
@@ -223,6 +224,10 @@ def _exchange_keys(
             question = _holder(record, asked, "question")
             answer = "" if is_prompt else _holder(record, answered, "answer")
             return question, answer, [name for name in extras if name != question]
+    asked = _given(record, _named(spelled, EXCHANGES[0][0]))
+    if asked and columns == (None, None) and listed_answers(record.get(ANSWERS)) is not None:
+        question = _holder(record, [name for name in asked if name not in extras] or asked, "question")
+        return question, ANSWERS, [name for name in extras if name != question]
     return None
 
 
@@ -276,9 +281,21 @@ def _exchange(record: dict, keys: tuple[str, str, Sequence[str]], roles: RoleNam
         messages.append(Message("human", "\n\n".join(text for text in texts if text)))
     if answer and isinstance(record[answer], list):
         messages += messages_of(record[answer], answer, notes, roles)
+    elif answer == ANSWERS and (answers := listed_answers(record[answer])) is not None:
+        messages.append(Message("assistant", _first_of(answers, notes)))
     elif answer:
         messages.append(Message("assistant", string_of(record, answer)))
     return messages, used
+
+
+def _first_of(answers: list, notes: list[str]) -> str:
+    """The first of the answers to a question; others that differ are counted."""
+    if not answers:
+        raise RecordError("no_answer", f'"{ANSWERS}" lists none: the question has no answer in its context')
+    if not all(isinstance(text, str) for text in answers):
+        raise RecordError("wrong_type", f'"text" of "{ANSWERS}" lists what is no string')
+    notes += ["cut_turns.other_answers"] * (len(set(answers)) - 1)
+    return str(answers[0])
 
 
 # ----------------------------------------------------------------------------- forms of one project
@@ -298,6 +315,7 @@ def _chat_of_turns(record: dict, roles: RoleNames, notes: list[str]) -> Found:
             role = "assistant" if key == "MOSS" else roles.known.get(key.lower())
             if role is not None:
                 messages.append(Message(role, text))
+                notes += roles.notes(key)
             elif text not in ("", "None"):
                 raise RecordError(
                     "unsupported_tools", f'"{key}" of {where} is not supported: only what is said is read'

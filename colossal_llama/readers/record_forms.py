@@ -43,6 +43,8 @@ EXCHANGES = (
     (("问",), ("答",)),  # MNBVC
 )
 """Keys of a question and of its answer, which go together."""
+ANSWERS = "answers"
+"""Key of the answers to one question, as SQuAD has them: {"text": [answer, …], …}."""
 _PART_TEXTS = ("content", "value", "text")
 _SYSTEM_PROMPTS = ("system", "system_prompt")
 
@@ -66,7 +68,15 @@ def conversation_form(record: dict) -> str:
     """
     if keys := conversation_keys(record):
         return keys
+    if (asked := named(record, EXCHANGES[0][0])) and listed_answers(record.get(ANSWERS)) is not None:
+        return f'"{asked[0]}" and "{ANSWERS}"'
     return next((f'"{name}"' for name in named(record, OTHER_LISTS) if _is_list_of_turns(record[name])), "")
+
+
+def listed_answers(value: Any) -> list | None:
+    """The answers in a value of the form of `ANSWERS`; None if it is of another."""
+    texts = value.get("text") if isinstance(value, dict) else None
+    return texts if isinstance(texts, list) else None
 
 
 def conversation_keys(names: Iterable[str]) -> str:
@@ -107,6 +117,9 @@ def conversation_text(record: dict) -> str:
         texts += _texts_of_turns(_parsed(record[name]), name)
     pairs = [(named(record, questions), named(record, answers)) for questions, answers in EXCHANGES]
     context = named(record, ("context",))
+    if (answers := listed_answers(record.get(ANSWERS))) is not None:
+        pairs.append((pairs[0][0], [ANSWERS]))
+        record = {**record, ANSWERS: answers[:1]}
     for name in next(([*asked, *context, *answered] for asked, answered in pairs if asked and answered), []):
         if record[name] is not None:
             texts += _texts(record[name], name)

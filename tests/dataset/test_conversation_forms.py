@@ -108,6 +108,8 @@ FORMS = [
     ({"instruction": "Add", "context": "1 2", "response": "3"}, SUM),
     ({"instruction": "Add", "input": "1 2", "response": "3"}, SUM),
     ({"question": "Add", "context": "1 2", "answer": "3"}, SUM),
+    ({"id": 1, "context": "1 2", "question": "Add", "answers": {"text": ["3"], "answer_start": [4]}}, SUM),
+    ({"question": "Hi", "answer": "Hello", "answers": ["a", "b"]}, ONE),
     ({"system": "Be kind.", "user": "Hi", "assistant": "Hello"}, (SYSTEM, *ONE)),
     ({"prompt": "Hi", "completion": "Hello", "user": "u1"}, ONE),
     ({"prompt": None, "completion": None, "conversation": listed(), "history": None}, TWO),
@@ -155,6 +157,9 @@ def test_a_prompt_needs_no_answer(record):
         ({"prompt": "Hi", "completion": None}, "null_field", '"completion" is null'),
         ({"question": "", "answer": "Hello"}, "empty_message", "message 1"),
         ({"question": "Hi", "answer": 42}, "wrong_type", '"answer" is a number'),
+        ({"question": "Hi", "answers": {"text": []}}, "no_answer", "has no answer in its context"),
+        ({"question": "Hi", "answers": {"text": [4]}}, "wrong_type", "lists what is no string"),
+        ({"question": "Hi", "answers": ["A", "B"]}, "missing_field", '"question" has no answer'),
         ({"question": "Hi", "answer": ["Hello", "Hi"]}, "wrong_type", "message 1 is a string"),
         ({"question": "Hi", "prompt": "Other", "answer": "Hello"}, "unknown_form", '"prompt" and "question" may be'),
         ({"question": "Hi", "answer": "Hello", "response": "Other"}, "unknown_form", '"response" and "answer" may be'),
@@ -188,6 +193,8 @@ def test_what_is_not_read_of_a_form_is_noted():
     notes = conversation_of({"problem": "Hi", "solution": "So Hello", "answer": "Hello", "level": 5}).notes
     assert sorted(notes) == ["unread_keys.answer", "unread_keys.level"]
     assert "cut_turns.other_replies" in conversation_of(TREE).notes
+    asked = {"question": "Hi", "answers": {"text": ["Hello", "Hi", "Hello"], "answer_start": [1, 2, 1]}}
+    assert conversation_of(asked).notes == ("cut_turns.other_answers",)
     notes = conversation_of({"instruction": "Hi", "output": "Hello", "question": "Other"}).notes
     assert notes == ("unread_keys.question",)
     trained = conversation_of(
