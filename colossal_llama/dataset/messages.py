@@ -35,6 +35,8 @@ def messages_of(listed: Any, name: str, notes: list[str], roles: RoleNames = KNO
             content = item.get("content") or item.get("value")
             if isinstance(role, str) and isinstance(content, str) and role in known:
                 messages.append(Message(known[role], content))
+                if roles.given:
+                    notes += roles.notes(role)
                 continue
         message = _message(item, f"message {number}", notes, roles)
         if message is not None:
@@ -57,6 +59,7 @@ def _message(item: Any, where: str, notes: list[str], roles: RoleNames) -> Messa
     )
     given = item.get(role_key)
     meaning = roles.meaning(given) if isinstance(given, str) else None
+    notes += roles.notes(given) if isinstance(given, str) else []
     if meaning == "drop":
         notes.append(f"dropped_messages.{given}")
         return None

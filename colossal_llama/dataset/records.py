@@ -69,6 +69,7 @@ def _system_prompt(record: dict, roles: RoleNames, notes: list[str]) -> list[Mes
     names = [name for name in record if record_keys.is_system_prompt(name) and record[name] not in (None, "")]
     if not names:
         return []
+    notes += roles.notes("system")
     if "system" in roles.dropped:
         notes.append("dropped_messages.system")
         return []

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
 Role = Literal["human", "assistant", "system"]
@@ -25,10 +25,17 @@ MEANINGS: tuple[Meaning, ...] = (*get_args(Role), "drop")
 
 @dataclass(frozen=True)
 class RoleNames:
-    """Meanings of the names of roles."""
+    """Meanings of the names of roles.
+
+    Attributes:
+        known: meanings by name.
+        dropped: names whose messages are left out.
+        given: names of `--roles`, by spelling; their messages are counted.
+    """
 
     known: Mapping[str, Role]
     dropped: frozenset[str] = frozenset()
+    given: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def with_given(cls, given: Iterable[tuple[str, Meaning]]) -> "RoleNames":
@@ -37,7 +44,8 @@ class RoleNames:
         in_lower_case = {name.lower(): meaning for name, meaning in as_written.items()}
         meanings: dict[str, Meaning] = {**ROLES, **in_lower_case, **as_written}
         dropped = frozenset(name for name, meaning in meanings.items() if meaning == "drop")
-        return cls({name: cast(Role, role) for name, role in meanings.items() if role != "drop"}, dropped)
+        spellings = {spelling: name for name in as_written for spelling in (name.lower(), name)}
+        return cls({name: cast(Role, role) for name, role in meanings.items() if role != "drop"}, dropped, spellings)
 
     def meaning(self, name: str) -> Meaning | None:
         """Meaning of a role's name, without regard to case unless it is known as written."""
@@ -48,7 +56,14 @@ class RoleNames:
                 return self.known[spelling]
         return None
 
+    def notes(self, name: str) -> list[str]:
+        """Name of the count of a message's role, if `--roles` gives it."""
+        found = (self.given[spelling] for spelling in (name, name.strip().lower()) if spelling in self.given)
+        return [f"{GIVEN_ROLES}{as_given}" for as_given in found][:1]
 
+
+GIVEN_ROLES = "given_roles."
+"""Prefix of the names of counts of messages of the roles that `--roles` names."""
 KNOWN_ROLES = RoleNames(ROLES)
 
 

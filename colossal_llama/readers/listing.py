@@ -135,12 +135,18 @@ def _is_text(path: AnyPath) -> bool:
     return format is not None and format.kind in TEXT_KINDS
 
 
+def is_read_by_people(name: str) -> bool:
+    """True for the name of a text that is about data where it lies next to them."""
+    format = format_of(name)
+    return format is not None and format.kind in TEXT_KINDS and _READ_BY_PEOPLE.match(name.lower()) is not None
+
+
 def _describes(path: AnyPath, folders: Collection[PurePath], described: Collection[PurePath]) -> bool:
     """True for a README next to or above records, for a description of a hub, and for its cache."""
     name = path.name.lower()
     return (
         name in DESCRIPTIONS
-        or (path.parent in folders and _is_text(path) and _READ_BY_PEOPLE.match(name) is not None)
+        or (path.parent in folders and is_read_by_people(name))
         or (path.parent in described and name.startswith("cache-") and name.endswith(".arrow"))
     )
 

@@ -8,18 +8,18 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import cast
 
 from colossal_llama.readers.compression import READ_BYTES, blocks_of, uncompressed, with_seek
 from colossal_llama.readers.csv_rows import csv_rows
 from colossal_llama.readers.damage import DamagedFileError, DamagedPartError, UnusableFileError
 from colossal_llama.readers.file_range import BEGINNING, FileRange, ReadingProgress, TextState
-from colossal_llama.readers.formats import DESCRIPTION, TABLE_KINDS, TEXT_KINDS, Format, format_of
+from colossal_llama.readers.formats import TABLE_KINDS, TEXT_KINDS, Format, format_of
 from colossal_llama.readers.json_ranges import RangeScan, range_values, scan_range
 from colossal_llama.readers.json_rows import json_rows, open_json
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
-from colossal_llama.readers.listing import InputFile
+from colossal_llama.readers.listing import InputFile, is_read_by_people
 from colossal_llama.readers.record import BadRow, Row
 from colossal_llama.readers.remote import AnyPath
 from colossal_llama.readers.table_rows import arrow_rows, parquet_rows, rows_before_group
@@ -27,6 +27,7 @@ from colossal_llama.readers.tar_rows import MemberRow, tar_members, with_samples
 from colossal_llama.readers.text_rows import BYTE_ORDER_MARK, text_blocks, text_rows
 from colossal_llama.utils.errors import UserError
 
+_HELD_DESCRIPTIONS = 20  # of an archive of which nothing else is known yet
 Observer = Callable[[bytes], object]
 Rows = Iterator[tuple[int, Row]]
 
@@ -36,6 +37,7 @@ def read_rows(
     max_row_bytes: int,
     on_bytes: Observer = lambda block: None,
     progress: ReadingProgress | None = None,
+    on_unread: Callable[[str], object] = lambda name: None,
 ) -> Rows:
     """Reads the rows of a range of a file.
 
@@ -44,6 +46,7 @@ def read_rows(
         max_row_bytes: longest line or text, or largest row of a table, that is read.
         on_bytes: called with everything that is read.
         progress: told how much is read.
+        on_unread: called with the name of each member of an archive that is not read.
 
     Yields:
         Number of the row in the range, and the row. Numbers count lines from 0 where the file has
@@ -59,7 +62,7 @@ def read_rows(
         progress.share = lambda: (opened.tell() - file_range.start) / max(1, file_range.size_bytes)
         stream = opened if file_range.start else uncompressed(opened, file.format)
         if file.format.kind == ".tar":
-            members = with_samples(_rows_of_archive(stream, max_row_bytes, on_bytes))
+            members = with_samples(_rows_of_archive(stream, max_row_bytes, on_bytes, on_unread))
             yield from ((count, member.row) for count, member in enumerate(members))
         elif file.format.kind == ".jsonl":
             yield from _lines(stream, file_range, max_row_bytes, on_bytes)
@@ -189,24 +192,52 @@ def _table_rows(
 
 
 def _rows_of_archive(
-    archive: io.BufferedReader, max_row_bytes: int, on_bytes: Observer = lambda block: None
+    archive: io.BufferedReader,
+    max_row_bytes: int,
+    on_bytes: Observer = lambda block: None,
+    on_unread: Callable[[str], object] = lambda name: None,
 ) -> Iterator[MemberRow]:
-    """Rows of the files in an archive; what is wrong with one of them is a bad row."""
+    """Rows of the files in an archive; what is wrong with one of them is a bad row.
+
+    A README before the first other file is held back until that tells: next to records it is not
+    read, next to texts it is one of them.
+    """
+    held: list[tuple[str, list[MemberRow]]] = []
+    has_records: bool | None = None
     with _damage_named():
         for name, member in tar_members(archive, on_bytes):
-            try:
-                yield from _rows_of_member(name, member, max_row_bytes)
-            except DamagedFileError as error:
-                yield MemberRow(name, "", 0, BadRow(error.reason, f"{name} in the archive: {error}", b""))
+            format = format_of(name)
+            is_description = is_read_by_people(PurePosixPath(name).name)
+            if (format is None and member is not None) or (is_description and has_records):
+                on_unread(name)
+                continue
+            if is_description and has_records is None and len(held) < _HELD_DESCRIPTIONS:
+                held.append((name, list(_rows_of_member(name, member, max_row_bytes))))
+                continue
+            if has_records is None and member is not None and format is not None:
+                has_records = not is_description and format.kind not in TEXT_KINDS
+                for earlier, rows in held:
+                    if has_records:
+                        on_unread(earlier)
+                    else:
+                        yield from rows
+            yield from _rows_of_member(name, member, max_row_bytes)
+        for _, rows in held if has_records is None else ():
+            yield from rows
 
 
 def _rows_of_member(name: str, member: io.BufferedReader | None, max_row_bytes: int) -> Iterator[MemberRow]:
+    try:
+        yield from _rows_to_damage(name, member, max_row_bytes)
+    except DamagedFileError as error:
+        yield MemberRow(name, "", 0, BadRow(error.reason, f"{name} in the archive: {error}", b""))
+
+
+def _rows_to_damage(name: str, member: io.BufferedReader | None, max_row_bytes: int) -> Iterator[MemberRow]:
     format = format_of(name)
     if member is None or format is None or format.kind == ".tar":
-        message = f"{name} in the archive is not read: files of the formats {DESCRIPTION} are"
-        if member is None or format is not None:
-            what = "a link" if member is None else "an archive itself"
-            message = f"{name} in the archive is {what}, which is not read: unpack the archive and give its directory"
+        what = "a link" if member is None else "an archive itself"
+        message = f"{name} in the archive is {what}, which is not read: unpack the archive and give its directory"
         yield MemberRow(name, "", 0, BadRow("unread_member", message, b""))
         return
     with _damage_named():

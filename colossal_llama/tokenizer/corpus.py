@@ -7,11 +7,12 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from colossal_llama.readers.column_messages import ColumnMessages
 from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
-from colossal_llama.readers.directory_listing import unread_message
+from colossal_llama.readers.directory_listing import UnreadMembers, unread_members_message, unread_message
 from colossal_llama.readers.fields import FieldOptions, PlainText, plain_text_of
 from colossal_llama.readers.formats import TEXT_KINDS
 from colossal_llama.readers.input_doubts import doubts_about
@@ -133,7 +134,10 @@ def _rows_to_damage(file: InputFile, text_block_bytes: int | None) -> Iterator[t
         if text_block_bytes is not None and file.format.kind in TEXT_KINDS:
             yield from read_text_blocks(file, text_block_bytes, _LONGEST_ROW_BYTES)
         else:
-            yield from read_rows(FileRange(file), _LONGEST_ROW_BYTES)
+            members = UnreadMembers()
+            yield from read_rows(FileRange(file), _LONGEST_ROW_BYTES, on_unread=partial(members.add, file.name))
+            if message := unread_members_message(members.record()):
+                log_rank_zero(message)
     except UnusableFileError as error:
         raise UserError(f"{file.path}: {error}") from error
     except DamagedFileError as error:

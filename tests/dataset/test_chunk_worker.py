@@ -12,10 +12,12 @@ import pytest
 
 from colossal_llama.dataset.prepare import input_files, pipeline
 from colossal_llama.dataset.prepare.input_files import plan_chunks
+from colossal_llama.dataset.prepare.manifest import summary
 from colossal_llama.dataset.prepare.pipeline import prepare
 from colossal_llama.dataset.prepare.verification import verify
 from colossal_llama.utils.checked_json import CHECKSUM, with_checksum
 from colossal_llama.utils.errors import UserError
+from tests.support.data_files import tar_of
 from tests.support.preparations import content, preparation
 
 
@@ -196,3 +198,33 @@ def test_a_run_over_small_files_is_killed_and_ends_up_as_if_it_had_not_been(tmp_
         done = subprocess.run([*map(str, call), directory], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert results(output) == results(tmp_path / "undisturbed")
+
+
+def test_members_of_archives_that_are_not_read_are_in_the_summary_and_the_manifest(tmp_path, opened, tokenizer_dir):
+    source = tmp_path / "in"
+    source.mkdir()
+    rows = b'{"text": "a text"}\n'
+    pictures = [(f"{number}.png", b"png") for number in range(30)]
+    (source / "a.tar").write_bytes(tar_of([("LICENSE", b"MIT"), ("README.md", b"About."), ("a.jsonl", rows)]))
+    (source / "b.tar").write_bytes(tar_of([("a.jsonl", rows), *pictures]))
+    manifest = prepared(source, tmp_path / "out", opened, tokenizer_dir)
+    assert manifest["totals"]["documents"] == 2
+    unread = manifest["unread_members"]
+    assert (unread["count"], unread["by_ending"]) == (32, {".md": 1, ".png": 30, "LICENSE": 1})
+    assert unread["first"][:3] == ["in/a.tar:LICENSE", "in/a.tar:README.md", "in/b.tar:0.png"]
+    said = (
+        "members of archives that are not read: 32 (.md 1, .png 30, LICENSE 1): in/a.tar:LICENSE, in/a.tar:README.md, "
+    )
+    assert said in summary(manifest)
+    assert "and 12 more" in summary(manifest)
+
+
+def test_a_bad_record_is_shown_on_one_line(tmp_path, opened, tokenizer_dir):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.txt").write_bytes("First\tline\r\n\u4e2d\u2028\x1b[31m \0".encode())
+    with pytest.raises(UserError) as raised:
+        prepared(source, tmp_path / "out", opened, tokenizer_dir)
+    assert raised.value.problems[0].endswith(
+        r" | First\tline\r\n\u4e2d\u2028\x1b[31m \x00".replace(r"\u4e2d", "\u4e2d")
+    )

@@ -413,6 +413,10 @@ def test_roles_are_what_the_option_says(tmp_path, llama3):
     with pytest.raises(UserError, match=r"known roles are human, user, .* --roles Reisende=assistant"):
         prepared(tmp_path, llama3, records)
     roles = [("Lotse", "assistant"), ("tool", "drop"), ("Reisende", "human")]
+    manifest = prepared(tmp_path, llama3, records, roles=[*roles, ("Wirt", "human"), ("SYSTEM", "system")])
+    said = ["Lotse=assistant: 2 messages", "Reisende=human: 2 messages", "SYSTEM=system: 1 messages"]
+    for line in (*said, "tool=drop: 1 messages", "Wirt=human: no message is of this role"):
+        assert f"--roles {line}\n" in summary(manifest) + "\n", "a name that was mistyped is seen"
     manifest = prepared(tmp_path, llama3, records, roles=roles)
     texts = [llama3.tokenizer.decode(row["input_ids"]) for row in rows_of(tmp_path)]
     assert all(

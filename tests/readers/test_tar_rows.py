@@ -7,6 +7,8 @@ import tarfile
 
 import pytest
 
+from colossal_llama.readers.listing import find_input_files
+from colossal_llama.readers.rows import FileRange, read_rows
 from tests.support.data_files import COMPRESSIONS, FORMATS, compressed, csv_table, json_lines, parquet_table, tar_of
 from tests.support.read_back import read_back, written
 
@@ -30,14 +32,42 @@ def test_members_of_every_format_are_read_in_order(tmp_path, ending):
     assert read_back(written(tmp_path, f"a.tar{ending}", compressed(tar_of(members), ending))) == (expected, [])
 
 
-def test_other_members_are_named_and_hidden_ones_left_out(tmp_path):
+def unread_of(path) -> list[str]:
+    """Members of an archive that are not read."""
+    names: list[str] = []
+    (file,), _ = find_input_files([path])
+    for _ in read_rows(FileRange(file), 1 << 20, on_unread=names.append):
+        pass
+    return names
+
+
+def test_other_members_are_counted_archives_named_and_hidden_ones_left_out(tmp_path):
     members = [("x/._a.jsonl", b"\0junk"), ("x/a.jsonl", LINES), ("x/image.png", b"png"), ("b.tar", tar_of([]))]
-    records, refused = read_back(written(tmp_path, "a.tar", tar_of(members)))
+    path = written(tmp_path, "a.tar", tar_of([("LICENSE", b"MIT"), *members, ("no_ending", b"x")]))
+    records, (problem,) = read_back(path)
     assert records == ROWS
-    assert [problem.partition(" in the")[0] for problem in refused] == [
-        "a.tar:x/image.png: unread_member: x/image.png",
-        "a.tar:b.tar: unread_member: b.tar",
-    ]
+    assert problem.startswith("a.tar:b.tar: unread_member: b.tar in the archive is an archive itself")
+    assert unread_of(path) == ["LICENSE", "x/image.png", "no_ending"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "d/LICENSE.txt", "readme-en.md.gz"])
+def test_a_text_about_the_records_of_an_archive_is_not_read(tmp_path, name):
+    about = (name, compressed(b"About the data.", ".gz") if name.endswith("gz") else b"About the data.")
+    for members in (
+        [about, ("a.jsonl", LINES)],
+        [("a.jsonl", LINES), about],
+        [about, about, ("i.png", b""), ("a.csv", csv_table(ROWS))],
+    ):
+        path = written(tmp_path, "a.tar", tar_of(members))
+        assert read_back(path) == (ROWS, [])
+        assert set(unread_of(path)) - {"i.png"} == {name}
+    for members in ([about, ("b.txt", b"B")], [about]):
+        path = written(tmp_path, "a.tar", tar_of(members))
+        assert read_back(path)[0][0] == {"text": "About the data."}, "next to texts it is one"
+        assert unread_of(path) == []
+    many = [(f"{number}/README.md", f"Text {number}".encode()) for number in range(50)]
+    records, _ = read_back(written(tmp_path, "a.tar", tar_of(many)))
+    assert [record["text"] for record in records] == [f"Text {number}" for number in range(50)]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])

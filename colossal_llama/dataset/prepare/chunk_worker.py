@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from colossal_llama.dataset.records import Conversation, conversation_of
 from colossal_llama.dataset.role_names import KNOWN_ROLES, RoleNames
 from colossal_llama.dataset.template_renderer import ChatTemplateLimitError
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
+from colossal_llama.readers.directory_listing import UnreadMembers
 from colossal_llama.readers.fields import Document, FieldOptions, document_of, refuse_document, with_category
 from colossal_llama.readers.file_range import ReadingProgress
 from colossal_llama.readers.line_reader import LongLine
@@ -107,6 +109,7 @@ class _ChunkCounts:
     rejected_bytes: int = 0
     reading: ReadingProgress = field(default_factory=ReadingProgress)
     """Of the range that is being read."""
+    unread: UnreadMembers = field(default_factory=UnreadMembers)
     reasons: Counter = field(default_factory=Counter)
 
     def reject(self, position: _Position, text: str, error: RecordError) -> None:
@@ -143,6 +146,7 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
             "empty_lines": counts.empty_lines,
             "rejected_records": dict(counts.reasons),
             "pieces": counts.pieces,
+            **({"unread_members": unread} if (unread := counts.unread.record()) else {}),
         }
         return writer.finish(facts)
     finally:
@@ -227,9 +231,9 @@ def _rows_of_pieces(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts) -> Iterat
     for index, piece in enumerate(chunk.pieces):
         digest, rows = hashlib.sha256(), 0
         last = None if piece.record_limit is None else counts.records + piece.record_limit
-        found = (
-            () if counts.records == last else read_rows(piece.range, job.max_line_bytes, digest.update, counts.reading)
-        )
+        on_unread = partial(counts.unread.add, piece.range.file.name)
+        found = read_rows(piece.range, job.max_line_bytes, digest.update, counts.reading, on_unread)
+        found = iter(()) if counts.records == last else found
         try:
             for number, row in found:
                 rows = number + 1

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from colossal_llama.dataset.mixture.plan_tables import plan_summary
 from colossal_llama.dataset.prepare.ownership import is_ours
-from colossal_llama.readers.directory_listing import unread_message
+from colossal_llama.dataset.role_names import GIVEN_ROLES
+from colossal_llama.readers.directory_listing import UnreadMembers, unread_members_message, unread_message
 from colossal_llama.readers.fields import BY_DIRECTORY, CHOSEN
 from colossal_llama.readers.file_range import FileRange
 from colossal_llama.readers.unread_keys import UNREAD_KEYS, bound_names
@@ -88,6 +89,8 @@ def build_manifest(
     if mixture is not None:
         _count_chosen(statistics, parts, mixture)
     total = bound_names(sum(statistics.values(), Counter()))
+    for name in identity["arguments"].get("roles", {}):
+        total.setdefault(f"{GIVEN_ROLES}{name}", 0)
     rows = sum(part["rows"] for part in parts)
     tokens = sum(part["tokens"] for part in parts)
     rejected = sum((Counter(chunk["rejected_records"]) for chunk in chunks), Counter())
@@ -110,6 +113,7 @@ def build_manifest(
         **({} if mixture is None else {"mixture": mixture}),
         "input_files": _input_files(chunks, ranges),
         "unread_files": unread_files,
+        **({"unread_members": members} if (members := _unread_members(chunks)) else {}),
         "parts": [{"name": f"part-{index:05d}", **_part_entry(part)} for index, part in enumerate(parts)],
         "rejected_sha256": rejected_sha256,
     }
@@ -155,6 +159,14 @@ def _input_files(chunks: Sequence[dict], ranges: Sequence[Sequence[FileRange]]) 
     return list(entries.values())
 
 
+def _unread_members(chunks: Sequence[dict]) -> dict:
+    members = UnreadMembers()
+    for chunk in chunks:
+        if "unread_members" in chunk:
+            members.add_record(chunk["unread_members"])
+    return members.record()
+
+
 def _part_entry(part: dict) -> dict:
     return {name: part[name] for name in (*_PART_COUNTS, *_PART_TEXTS)}
 
@@ -167,6 +179,7 @@ def summary(manifest: dict) -> str:
         _part_table(manifest),
         *_loss_lines(manifest),
         _unread_files(manifest),
+        unread_members_message(manifest.get("unread_members", {})),
     ]
     return "\n\n".join(block for block in blocks if block)
 
@@ -237,13 +250,23 @@ def _loss_lines(manifest: dict) -> list[str]:
         elif key.startswith(("cut_", "dropped_", "odd_", "untrained_")):
             lost, reason = key.split(".", 1)
             lines.append(f"{lost.replace('_', ' ')}: {reason}  {count:,}")
-    lines += _unread_key_lines(totals)
+    lines += _unread_key_lines(totals) + _role_lines(manifest)
     if totals["empty_lines"]:
         lines.append(f"empty lines skipped: {totals['empty_lines']:,}")
     return ["\n".join(lines)] if lines else ["nothing was rejected, cut or dropped"]
 
 
 SHOWN_KEYS = 20
+
+
+def _role_lines(manifest: dict) -> list[str]:
+    """Number of messages of each role of `--roles`; earlier versions did not count them."""
+    given, totals = manifest["identity"]["arguments"].get("roles", {}), manifest["totals"]
+    counts = {name: totals[f"{GIVEN_ROLES}{name}"] for name in given if f"{GIVEN_ROLES}{name}" in totals}
+    return [
+        f"--roles {name}={given[name]}: {f'{count:,} messages' if count else 'no message is of this role'}"
+        for name, count in counts.items()
+    ]
 
 
 def _unread_key_lines(totals: Mapping[str, int]) -> list[str]:

@@ -37,7 +37,7 @@ def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
         for row, place in zip(listed, row_places(file_range, listed), strict=True)
     }
     messages = [
-        f"{places[file_range, record['row']]}: {record['message']} | {record['record'][:SHOWN_RECORD_CHARACTERS]}"
+        f"{places[file_range, record['row']]}: {record['message']} | {_on_one_line(record['record'])}"
         for file_range, record in shown
     ]
     if is_of_other_kind and len(bad) == 1:
@@ -48,6 +48,14 @@ def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
         f"{count} bad record{'s' if len(bad) > 1 else ''}, so that no part was written. Correct them, or skip them "
         "with --on_bad_record skip, which counts them by reason and lists them in rejected.jsonl.",
     ]
+
+
+def _on_one_line(text: str) -> str:
+    """The beginning of a record; line feeds and other control characters are escaped."""
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode()
+        for sign in text[:SHOWN_RECORD_CHARACTERS]
+    )
 
 
 def _other_kind_once(bad: Sequence[tuple[Chunk, dict]]) -> list[tuple[Chunk, dict]]:
