@@ -3,10 +3,10 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 from colossal_llama.readers.remote import AnyPath
 from colossal_llama.readers.saved_datasets import SavedDirectory, saved_directory
@@ -217,41 +217,6 @@ def _name_below(directory: AnyPath, path: AnyPath) -> str:
 def displayed(name: str) -> str:
     r"""Returns a name of which bytes that are not UTF-8 are written as `\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-class UnreadMembers:
-    """Counts the members of archives that are not read, and keeps the first names."""
-
-    def __init__(self) -> None:
-        self._endings: Counter[str] = Counter()
-        self._first: list[str] = []
-
-    def add(self, archive: str, name: str) -> None:
-        """Counts a member of an archive."""
-        path = PurePosixPath(name)
-        self._endings[displayed(path.suffix or path.name)] += 1
-        if len(self._first) < SHOWN_UNREAD:
-            self._first.append(f"{archive}:{displayed(name)}")
-
-    def add_record(self, record: Mapping[str, Any]) -> None:
-        """Adds what another one has counted."""
-        self._endings.update(record["by_ending"])
-        self._first = [*self._first, *record["first"]][:SHOWN_UNREAD]
-
-    def record(self) -> dict:
-        """A JSON object of all of them; empty if there are none."""
-        endings = dict(sorted(self._endings.items()))
-        return {"count": self._endings.total(), "by_ending": endings, "first": self._first} if endings else {}
-
-
-def unread_members_message(record: Mapping[str, Any]) -> str:
-    """Formats `UnreadMembers.record` as a line; empty if all members are read."""
-    if not record:
-        return ""
-    endings = ", ".join(f"{ending} {count:,}" for ending, count in record["by_ending"].items())
-    hidden = record["count"] - len(record["first"])
-    names = ", ".join(record["first"]) + (f", and {hidden:,} more" if hidden else "")
-    return f"members of archives that are not read: {record['count']:,} ({endings}): {names}"
 
 
 def unread_message(record: dict) -> str:

@@ -1,5 +1,6 @@
 """The table of file formats: which endings are read, and as what."""
 
+import re
 from dataclasses import dataclass
 
 COMPRESSIONS = ("", ".gz", ".zst", ".bz2", ".xz")
@@ -9,6 +10,11 @@ TEXT_KINDS = frozenset((".txt", ".md"))
 TABLE_KINDS = frozenset((".parquet", ".arrow"))
 """A file of these is binary, and is read from any place in it."""
 BINARY_KINDS = TABLE_KINDS | {".tar"}
+_READ_BY_PEOPLE = re.compile(
+    r"(readme|licen[cs]e)([-_. ]|$)|(notice|changelog|citation|contributing|contributors|authors|copying|requirements"
+    r"|(data|model|dataset)[-_ ]?card|datasheet|code[-_ ]of[-_ ]conduct|(md5|sha\d+|check)[-_ ]?sums?)(\.|$)"
+)
+"""Names of texts, in lower case, that are about data where they lie next to it."""
 _OTHER_ENDINGS = {".ndjson": ".jsonl", ".markdown": ".md"}
 DESCRIPTION = f"{', '.join(KINDS)}, each also with {', '.join(COMPRESSIONS[1:])}"
 
@@ -60,3 +66,9 @@ def ending_of(name: str) -> str:
         if start >= 0 and lower[start:] in _FORMATS:
             return name[start - len(lower) :]
     return ""
+
+
+def is_read_by_people(name: str) -> bool:
+    """True for the name of a text that is about data where it lies next to them."""
+    format = format_of(name)
+    return format is not None and format.kind in TEXT_KINDS and _READ_BY_PEOPLE.match(name.lower()) is not None

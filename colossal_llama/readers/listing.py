@@ -1,6 +1,5 @@
 """Finds the input files below the given paths, in an order that their names alone decide."""
 
-import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,18 +14,11 @@ from colossal_llama.readers.directory_listing import (
     unread_message,
     unread_record,
 )
-from colossal_llama.readers.formats import DESCRIPTION, ENDINGS, TEXT_KINDS, Format, format_of
+from colossal_llama.readers.formats import DESCRIPTION, ENDINGS, TEXT_KINDS, Format, format_of, is_read_by_people
 from colossal_llama.readers.input_paths import is_url
 from colossal_llama.readers.remote import AnyPath, RemotePath, list_remote
 from colossal_llama.readers.saved_datasets import DESCRIPTIONS, OWN_FILES, problem_of_root
 from colossal_llama.utils.errors import UserError, truncate_problems
-
-_READ_BY_PEOPLE = re.compile(
-    r"(readme|licen[cs]e)([-_. ]|$)|(notice|changelog|citation|contributing|contributors|authors|copying|requirements"
-    r"|(data|model|dataset)[-_ ]?card|datasheet|code[-_ ]of[-_ ]conduct|(md5|sha\d+|check)[-_ ]?sums?)(\.|$)"
-)
-"""Names of texts, in lower case, that are about data where they lie next to it."""
-
 
 _ARROW = Format(".arrow")
 """Format of the files of a saved data set, whatever their names."""
@@ -133,12 +125,6 @@ def _leave_descriptions(listing: Listing) -> None:
 def _is_text(path: AnyPath) -> bool:
     format = format_of(path.name)
     return format is not None and format.kind in TEXT_KINDS
-
-
-def is_read_by_people(name: str) -> bool:
-    """True for the name of a text that is about data where it lies next to them."""
-    format = format_of(name)
-    return format is not None and format.kind in TEXT_KINDS and _READ_BY_PEOPLE.match(name.lower()) is not None
 
 
 def _describes(path: AnyPath, folders: Collection[PurePath], described: Collection[PurePath]) -> bool:

@@ -15,11 +15,11 @@ from colossal_llama.readers.compression import READ_BYTES, blocks_of, uncompress
 from colossal_llama.readers.csv_rows import csv_rows
 from colossal_llama.readers.damage import DamagedFileError, DamagedPartError, UnusableFileError
 from colossal_llama.readers.file_range import BEGINNING, FileRange, ReadingProgress, TextState
-from colossal_llama.readers.formats import TABLE_KINDS, TEXT_KINDS, Format, format_of
+from colossal_llama.readers.formats import TABLE_KINDS, TEXT_KINDS, Format, format_of, is_read_by_people
 from colossal_llama.readers.json_ranges import RangeScan, range_values, scan_range
 from colossal_llama.readers.json_rows import json_rows, open_json
 from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLine, read_line
-from colossal_llama.readers.listing import InputFile, is_read_by_people
+from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.record import BadRow, Row
 from colossal_llama.readers.remote import AnyPath
 from colossal_llama.readers.table_rows import arrow_rows, parquet_rows, rows_before_group

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from colossal_llama.readers.column_messages import ColumnMessages
 from colossal_llama.readers.damage import DamagedFileError, UnusableFileError
-from colossal_llama.readers.directory_listing import UnreadMembers, unread_members_message, unread_message
+from colossal_llama.readers.directory_listing import unread_message
 from colossal_llama.readers.fields import FieldOptions, PlainText, plain_text_of
 from colossal_llama.readers.formats import TEXT_KINDS
 from colossal_llama.readers.input_doubts import doubts_about
@@ -21,6 +21,7 @@ from colossal_llama.readers.line_reader import BYTES_PER_MB, MAX_LINE_MB, LongLi
 from colossal_llama.readers.listing import InputFile, find_input_files
 from colossal_llama.readers.record import RecordError, Row, parse_row
 from colossal_llama.readers.rows import FileRange, read_rows, read_text_blocks, row_places
+from colossal_llama.readers.unread_keys import UnreadMembers, unread_members_message
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 

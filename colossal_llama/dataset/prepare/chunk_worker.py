@@ -18,13 +18,13 @@ from colossal_llama.dataset.records import Conversation, conversation_of
 from colossal_llama.dataset.role_names import KNOWN_ROLES, RoleNames
 from colossal_llama.dataset.template_renderer import ChatTemplateLimitError
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
-from colossal_llama.readers.directory_listing import UnreadMembers
 from colossal_llama.readers.fields import Document, FieldOptions, document_of, refuse_document, with_category
 from colossal_llama.readers.file_range import ReadingProgress
 from colossal_llama.readers.line_reader import LongLine
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.record import BadRow, RecordError, Row, parse_row
 from colossal_llama.readers.rows import DamagedFileError, read_rows, row_places
+from colossal_llama.readers.unread_keys import UnreadMembers
 from colossal_llama.utils.errors import UserError
 
 BATCH_BYTES = 4 << 20  # records tokenized at once, with the bad ones among them: a bound on memory

@@ -10,10 +10,10 @@ from pathlib import Path
 from colossal_llama.dataset.mixture.plan_tables import plan_summary
 from colossal_llama.dataset.prepare.ownership import is_ours
 from colossal_llama.dataset.role_names import GIVEN_ROLES
-from colossal_llama.readers.directory_listing import UnreadMembers, unread_members_message, unread_message
+from colossal_llama.readers.directory_listing import unread_message
 from colossal_llama.readers.fields import BY_DIRECTORY, CHOSEN
 from colossal_llama.readers.file_range import FileRange
-from colossal_llama.readers.unread_keys import UNREAD_KEYS, bound_names
+from colossal_llama.readers.unread_keys import UNREAD_KEYS, UnreadMembers, bound_names, unread_members_message
 from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
 from colossal_llama.utils.console import table
 from colossal_llama.utils.errors import UserError
