@@ -182,6 +182,11 @@ def test_the_faults_of_the_real_files(shared_data):
     assert faults == {
         ("gaokao-chemistry", 75): "option D is empty",
         ("gaokao-chemistry", 78): "option D is empty",
+        ("gaokao-chemistry", 108): "option 1 has no letter; option 2 has no letter",
+        ("logiqa-en", 11): "option 1 has no letter; option 2 has no letter",
+        ("logiqa-en", 16): "option 3 has no letter; option 4 has no letter",
+        ("logiqa-en", 525): "option 1 has no letter; option 4 has no letter",
+        ("logiqa-en", 545): "option 2 has no letter",
         ("gaokao-history", 79): "option D is missing; 2 options are C",
         ("gaokao-history", 81): "option D is missing; 2 options are C",
         ("gaokao-history", 84): "option B is missing; 2 options are C",
@@ -189,3 +194,26 @@ def test_the_faults_of_the_real_files(shared_data):
     assert all(question.is_scored for question in found.values())
     (law,) = open_tasks(["agieval"], shared_data / "eval", ["jec-qa-kd"])
     assert (law.questions[211].fault, law.questions[211].is_scored) == ("it has no label", False)
+
+
+def test_options_without_a_letter_among_others_are_faults(tmp_path):
+    options = ["(A)one", "two", "C。three", "four"]
+    (subject,) = open_tasks(["agieval"], agieval(tmp_path, [record(options=options)]))
+    (question,) = subject.questions
+    assert (question.fault, question.is_scored) == ("option 2 has no letter; option 4 has no letter", True)
+
+
+def test_a_folder_without_scored_sets_is_read_when_named(tmp_path):
+    agieval(tmp_path, [record()], "lsat-ar")
+    with pytest.raises(UserError, match="v1 holds only files not in the published table: lsat-ar"):
+        open_tasks(["agieval"], tmp_path)
+    (subject,) = open_tasks(["agieval"], tmp_path, ["lsat-ar"])
+    assert len(subject.questions) == 1
+
+
+def test_a_second_version_is_said(tmp_path):
+    agieval(tmp_path, [record()])
+    write_set(tmp_path / "agieval/v1_1", "sat-en", [record(), record()])
+    (subject,) = open_tasks(["agieval"], tmp_path)
+    assert len(subject.questions) == 1
+    assert subject.notes == (f"not read, as it holds AGIEval, too: {tmp_path}/agieval/v1_1",)

@@ -227,3 +227,25 @@ def test_the_real_files_have_no_fault(shared_data):
     assert all(len(subject.examples) == 5 and subject.group and not subject.notes for subject in subjects)
     assert [question.fault for subject in subjects for question in subject.questions if question.fault] == []
     assert sum(subject.second_group == "China specific" for subject in subjects) == 15
+
+
+def test_a_row_of_commas_is_counted(tmp_path):
+    content = "q,1,2,3,4,A\n,,,,,\n\nq,1,2,3,4,B\n"
+    questions = read_questions(write(tmp_path / "x.csv", content), joined)
+    assert [(question.index, question.place, question.is_scored) for question in questions] == [
+        (0, "line 1", True),
+        (1, "line 2", False),
+        (2, "line 4", True),
+    ]
+    assert (questions[1].fault or "").endswith("it has no answer")
+
+
+def test_letters_may_be_small_without_a_header(tmp_path):
+    (question,) = read_questions(write(tmp_path / "x.csv", "q,1,2,3,4,b\n"), joined)
+    assert question.label == "B"
+
+
+def test_a_file_in_utf_16_is_refused_by_name(tmp_path):
+    path = write(tmp_path / "x.csv", NUMBERED.encode("utf-16"))
+    with pytest.raises(UserError, match="is in UTF-16, and only UTF-8 is read"):
+        read_questions(path, joined)

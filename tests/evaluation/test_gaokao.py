@@ -107,3 +107,18 @@ def test_the_real_files(shared_data):
         "2010-2022_Political_Science_MCQs": 320,
     }
     assert [question.fault for subject in subjects for question in subject.questions if question.fault] == []
+
+
+def test_a_blank_before_the_dot_marks_no_choice_of_the_first_question(tmp_path):
+    first = record("A. x B. y C. z D. u, vitamin E .")
+    write(tmp_path / "gaokao/2010-2022_Biology_MCQs.json", [first, record("A . x B. y C. z D . u")])
+    (subject,) = open_tasks(["gaokao"], tmp_path)
+    assert [(question.choices, question.fault) for question in subject.questions] == [(tuple("ABCD"), None)] * 2
+
+
+def test_a_folder_without_the_seven_is_read_when_named(tmp_path):
+    write(tmp_path / "gaokao/Data/2010-2022_Geography_MCQs.json", [record()])
+    with pytest.raises(UserError, match="holds only files not in the published table: 2010-2022_Geography_MCQs"):
+        open_tasks(["gaokao"], tmp_path)
+    (subject,) = open_tasks(["gaokao"], tmp_path, ["2010-2022_Geography_MCQs"])
+    assert len(subject.questions) == 1

@@ -219,3 +219,31 @@ def test_a_field_that_only_some_questions_have_is_their_fault(tmp_path):
         None,
         '"passage" is missing, which the template names',
     ]
+
+
+def test_a_template_that_shows_the_answer_is_refused(tmp_path):
+    wording = tmp_path / "t.txt"
+    wording.write_text("{question}\n{choices}\n정답: {answer}")
+    with pytest.raises(UserError, match=r"shows \{answer\}, so that the prompt would give the answer away"):
+        open_tasks([write(tmp_path / "q.jsonl", [asked(["x", "y"], 0)])], None, template=wording)
+    wording.write_text("{prompt} {target}")
+    with pytest.raises(UserError, match=r"shows \{target\}"):
+        open_tasks([write(tmp_path / "p.jsonl", [{"prompt": "p", "target": "t"}])], None, template=wording)
+
+
+def test_a_template_without_choices_is_said(tmp_path):
+    wording = tmp_path / "t.txt"
+    wording.write_text("{question}")
+    (subject,) = open_tasks([write(tmp_path / "q.jsonl", [asked(["x", "y"], 0)])], None, template=wording)
+    assert "does not show {choices}" in subject.notes[-1]
+
+
+def test_an_opening_that_differs_within_a_subject_is_refused(tmp_path):
+    wording = tmp_path / "t.txt"
+    wording.write_text("On {topic}.\n---\n{question}\n{choices}")
+    rows = [asked(["x", "y"], 0, topic="a"), asked(["x", "y"], 0, topic="b")]
+    with pytest.raises(UserError, match=r"'On a\.' for line 1 and 'On b\.' for line 2, which are one subject"):
+        open_tasks([write(tmp_path / "q.jsonl", rows)], None, template=wording)
+    rows = [{**row, "subject": row["topic"]} for row in rows]
+    subjects = open_tasks([write(tmp_path / "q.jsonl", rows)], None, template=wording)
+    assert [subject.opening for subject in subjects] == ["On a.", "On b."]

@@ -83,13 +83,17 @@ def test_own_files_need_names_of_their_own(tmp_path):
 def test_other_files_are_no_subjects_and_a_link_to_nowhere_is_named(tmp_path):
     mmlu(tmp_path / "mmlu", ["astronomy"])
     write(tmp_path / "mmlu/test/readme.txt", "x")
-    (tmp_path / "mmlu/test/folder.csv").mkdir()
     write(tmp_path / "mmlu/test/._astronomy_test.csv", HEADERLESS)
     write(tmp_path / "mmlu/__MACOSX/test/._astronomy_test.csv", HEADERLESS)
     assert [subject.name for subject in open_tasks(["mmlu"], tmp_path)] == ["astronomy_test"]
     (tmp_path / "mmlu/test/absent_test.csv").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"absent_test\.csv cannot be read: No such file"):
+    (tmp_path / "mmlu/test/folder_test.csv").mkdir()
+    with pytest.raises(UserError) as error:
         open_tasks(["mmlu"], tmp_path, shots=0)
+    assert [problem.removeprefix(f"{tmp_path}/mmlu/test/") for problem in error.value.problems] == [
+        "absent_test.csv cannot be read: No such file or directory",
+        "folder_test.csv is a directory, a file is needed",
+    ]
 
 
 def test_the_tasks_are_those_of_the_published_table():
@@ -102,3 +106,31 @@ def test_the_tasks_are_those_of_the_published_table():
         "gaokao": 0,
         "gsm8k": 8,
     }
+
+
+@pytest.mark.parametrize("data_dir", [".", "data"])
+def test_the_folder_of_mmlus_archive_is_found_where_there_is_no_other(tmp_path, data_dir):
+    mmlu(tmp_path / "data", ["virology"])
+    write(tmp_path / "data/ceval/test/virology_test.csv", INDEXED)
+    assert [subject.name for subject in open_tasks(["mmlu"], tmp_path / data_dir)] == ["virology_test"]
+    mmlu(tmp_path / "data/mmlu", ["anatomy"])
+    mmlu(tmp_path / "mmlu", ["anatomy"])
+    assert [subject.name for subject in open_tasks(["mmlu"], tmp_path / data_dir)] == ["anatomy_test"]
+
+
+def test_another_folder_named_data_is_not_mmlus(tmp_path):
+    for split in ("dev", "test"):
+        write(tmp_path / "data/cmmlu" / split / "virology.csv", INDEXED)
+        write(tmp_path / "data" / split / "one.csv", INDEXED)
+    with pytest.raises(UserError, match="data holds no file of MMLU"):
+        open_tasks(["mmlu"], tmp_path)
+    with pytest.raises(UserError, match="has no folder mmlu"):
+        open_tasks(["mmlu"], tmp_path / "data")
+
+
+def test_a_second_copy_is_said_and_not_read(tmp_path):
+    mmlu(tmp_path / "mmlu", ["virology"])
+    mmlu(tmp_path / "hendrycks_test/data", ["anatomy"])
+    (subject,) = open_tasks(["mmlu"], tmp_path)
+    assert subject.name == "virology_test"
+    assert subject.notes == (f"not read, as it holds MMLU, too: {tmp_path}/hendrycks_test/data/test",)

@@ -27,8 +27,11 @@ _SCORED_CHINESE = {"logiqa-zh"} | {
 SCORED = _SCORED_ENGLISH | _SCORED_CHINESE
 """The sets of four choices, which the table is over: 3,337 questions."""
 _ENGLISH = _SCORED_ENGLISH | {"lsat-ar", "lsat-lr", "lsat-rc", "aqua-rat", "math"}
+_UNSCORED = {"lsat-ar", "lsat-lr", "lsat-rc", "aqua-rat", "math", "jec-qa-kd", "jec-qa-ca"} | {
+    f"gaokao-{subject}" for subject in ("physics", "mathqa", "mathcloze")
+}
 _LETTERS = "ABCDEFGHIJ"
-_OPTION = re.compile(r"\s*(?:\(([A-J])\)|([A-J])(?=[\s.．、:：]))")
+_OPTION = re.compile(r"\s*(?:\(([A-J])\)|([A-J])(?=[\s.．。、:：]))")
 _WITHOUT_PASSAGE = "-without-passage"
 _PROMPTS = "few_shot_prompts.csv"
 _NEW_TOKENS = 32
@@ -56,11 +59,15 @@ _ZH = _Language("Chinese", "以下是考试中各个问题的答案。", "问题
 
 
 def find(directory: Path) -> list[SubjectFile]:
-    """Lists the sets of the nearest folder that holds one of the scored ones: v1 before v1_1."""
-    for folder in folders_below(directory, levels=2):
-        paths = files_of(folder, ".jsonl")
-        if any(path.stem in SCORED for path in paths):
-            return [SubjectFile(path.stem, path, directory, path.stem in SCORED) for path in paths]
+    """Lists the sets of the nearest folder that holds one of the scored ones: v1 before v1_1.
+
+    Where none holds one, the nearest with another set.
+    """
+    for wanted in (SCORED, _UNSCORED):
+        for folder in folders_below(directory, levels=2):
+            paths = files_of(folder, ".jsonl")
+            if any(path.stem in wanted for path in paths):
+                return [SubjectFile(path.stem, path, directory, path.stem in SCORED) for path in paths]
     return []
 
 
@@ -130,10 +137,12 @@ def _option_faults(options: list[str], letters: tuple[str, ...]) -> list[str]:
     empty = [
         f"option {mark} is empty"
         for option, match, mark in zip(options, found, marks, strict=True)
-        if match and not option[match.end() :].strip(" .．、:：")
+        if match and not option[match.end() :].strip(" .．。、:：")
     ]
     if not all(marks):
-        return empty + ([f"{len(options)} options, {len(letters)} are needed"] if len(options) != len(letters) else [])
+        count = [f"{len(options)} options, {len(letters)} are needed"] if len(options) != len(letters) else []
+        unmarked = [f"option {place} has no letter" for place, mark in enumerate(marks, start=1) if not mark]
+        return empty + count + (unmarked if any(marks) else [])
     missing = [f"option {letter} is missing" for letter in letters if letter not in marks]
     doubled = [f"{count} options are {mark}" for mark, count in Counter(marks).items() if count > 1]
     further = [f"there is an option {mark}" for mark in dict.fromkeys(marks) if mark not in letters]

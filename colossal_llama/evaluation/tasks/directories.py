@@ -17,10 +17,10 @@ def folded(name: str) -> str:
 def files_of(folder: Path, ending: str) -> list[Path]:
     """The files of a folder with an ending, by name; hidden ones, as macOS adds them, left out.
 
-    Links to nowhere are among them, so that reading names them.
+    Links to nowhere and directories of such a name are among them, so that reading names them.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix.casefold() == ending)
-    return [path for path in paths if not path.name.startswith(".") and not path.is_dir()]
+    return [path for path in paths if not path.name.startswith(".")]
 
 
 def split_files(directory: Path, split: str) -> list[SubjectFile]:

@@ -9,6 +9,7 @@ from colossal_llama.readers.record import RecordError, encoding_problem, parse_r
 from colossal_llama.utils.errors import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ def read_csv(path: Path) -> list[CsvRow]:
             continue
         if cells is None:
             break
-        if any(cells):
+        if cells:  # a row of commas only is one, too, so that the rows behind it keep their numbers
             problem = next((problems[at] for at in range(line, reader.line_num + 1) if at in problems), None)
             rows.append(_checked(line, cells, problem))
-    if not rows:
+    if not any(any(row.cells) or row.problem for row in rows):
         raise UserError(f"{path} is empty: copy it again")
     return rows
 
@@ -102,12 +103,17 @@ def read_bytes(path: Path) -> bytes:
     """Reads a file without its byte order mark.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is in UTF-16.
     """
     try:
-        return path.read_bytes().removeprefix(_BYTE_ORDER_MARK)
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is {'a directory' if path.is_dir() else 'no regular file'}, a file is needed")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if content.startswith(_UTF_16_MARKS):
+        raise UserError(f"{path} is in UTF-16, and only UTF-8 is read: convert it (iconv -f UTF-16 -t UTF-8)")
+    return content.removeprefix(_BYTE_ORDER_MARK)
 
 
 def _refuse_other_encoding(path: Path, content: bytes) -> None:

@@ -104,9 +104,9 @@ def _columns_and_rows(path: Path) -> tuple[_Columns, list[CsvRow]]:
     widths = [len(row.cells) for row in rows if row.cells] or [0]
     width = max(set(widths), key=lambda width: (widths.count(width), width == _CELLS))
     start = width - _CELLS
-    is_headerless = start == 0 or (start == 1 and all(row.cells[0].strip().isdigit() for row in rows if row.cells))
+    is_headerless = start == 0 or (start == 1 and all(row.cells[0].strip().isdigit() for row in rows if any(row.cells)))
     answers = [row.cells[-1].strip() for row in rows if row.cells and len(row.cells) == width]
-    if not is_headerless or not any(answer in LETTERS for answer in answers):
+    if not is_headerless or not any(answer.upper() in LETTERS for answer in answers):
         raise UserError(
             f"{path}:{rows[0].line} is no csv of questions with four choices: a row is the question, its options A to "
             "D and the letter of the answer, or the header names question, A to D (or choice0 to choice3) and answer"

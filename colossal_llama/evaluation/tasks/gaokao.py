@@ -24,16 +24,20 @@ _SCORED = re.compile(
     r"|年?(英语全国卷单项选择|(生物|化学|历史|理数|文数|政治)卷?全国卷选择题))",
     re.IGNORECASE,
 )
-_CHOICE = re.compile(r"([A-Z])\s*[.．]")
+_OTHER = re.compile(r"\d{4}[-_]\d{4}.*(MCQs|选择题)", re.IGNORECASE)
+_CHOICE = re.compile(r"([A-Z])[.．]")
+_OPTION = re.compile(r"([A-Z])\s*[.．]")
+"""In other questions than the first, a blank may stand before the dot."""
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def find(directory: Path) -> list[SubjectFile]:
-    """Lists the files of the nearest folder that holds one of the seven."""
-    for folder in folders_below(directory, levels=3):
-        paths = files_of(folder, ".json")
-        if any(_SCORED.fullmatch(path.stem) for path in paths):
-            return [SubjectFile(path.stem, path, directory, bool(_SCORED.fullmatch(path.stem))) for path in paths]
+    """Lists the files of the nearest folder with one of the seven, else of one with others."""
+    for wanted in (_SCORED, _OTHER):
+        for folder in folders_below(directory, levels=3):
+            paths = files_of(folder, ".json")
+            if any(wanted.fullmatch(path.stem) for path in paths):
+                return [SubjectFile(path.stem, path, directory, bool(_SCORED.fullmatch(path.stem))) for path in paths]
     return []
 
 
@@ -90,7 +94,7 @@ def _question(index: int, record: Any, letters: tuple[str, ...]) -> Question:
     text = _text(record).strip()
     if not text:
         return Question(index, "", "", letters, fault="it has no question", is_scored=False, place=place)
-    found = _CHOICE.findall(text)
+    found = _OPTION.findall(text)
     faults = [f"option {letter} is missing" for letter in letters if letter not in found]
     label, fault = _label(record.get("answer"), letters)
     faults += [fault] if fault else []

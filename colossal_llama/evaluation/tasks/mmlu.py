@@ -24,11 +24,16 @@ _SUBJECTS = {
 }
 GROUPS = {subject: group for group, subjects in _SUBJECTS.items() for subject in subjects.split()}
 """The authors' groups, by subject."""
+_ARCHIVE = "data"
+"""Folder in the authors' archive."""
 
 
 def find(directory: Path) -> list[SubjectFile]:
-    """Lists the test files of a folder."""
-    return split_files(directory, "test")
+    """Lists the test files of a folder; of one named `data`, as in the authors' archive, MMLU's."""
+    files = split_files(directory, "test")
+    if directory.resolve().name.casefold() != _ARCHIVE:
+        return files
+    return [file for file in files if file.directory == directory and file.name.removesuffix("_test") in GROUPS]
 
 
 def read(file: SubjectFile, shots: int) -> Subject:
@@ -66,7 +71,7 @@ def _title(subject: str) -> str:
 TASK = Task(
     name="mmlu",
     title="MMLU",
-    folders=("mmlu", "hendryckstest", "mmludata"),
+    folders=("mmlu", "hendryckstest", "mmludata", _ARCHIVE),
     shots=5,
     layout="test/SUBJECT_test.csv and dev/SUBJECT_dev.csv, also below data/",
     find=find,

@@ -60,6 +60,7 @@ def read_own_questions(path: Path, template: Template | None, shots: int | None)
     is_generated = _is_generated(path, rows)
     template = template or (_PROMPT if is_generated else _CHOICES)
     template.refuse_unknown(keys | ({"prompt"} if is_generated else {"question", "choices", "letters"}))
+    template.refuse_answers({"target"} if is_generated else {"answer"})
     read = _generated_question if is_generated else _choice_question
     questions = [read(row, template) for row in rows]
     if not any(question.is_scored for question in questions):
@@ -67,6 +68,11 @@ def read_own_questions(path: Path, template: Template | None, shots: int | None)
     examples, notes = _examples(path, template, is_generated, SHOTS if shots is None else shots)
     if shots and not examples:
         notes = (f"no examples are given, as {_dev_file(path)} does not exist",)
+    if not is_generated and "choices" not in template.placeholders:
+        notes = (
+            *notes,
+            f"{template.file} does not show {{choices}}: the model sees no options but those in the question",
+        )
     groups: dict[tuple[str, str], list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(_subject_and_category(row.record, _stem(path)), []).append(number)
@@ -137,8 +143,23 @@ def _subject_and_category(record: dict, stem: str) -> tuple[str, str]:
 
 
 def _opening(template: Template, rows: list[_Row]) -> str:
-    record = next((row.record for row in rows if row.record), {})
-    return filled(template.opening, {name: record.get(name, "") for name in template.placeholders})
+    """The line that the prompts of a subject begin with.
+
+    Raises:
+        UserError: a field in it differs between questions of the subject.
+    """
+    worded = {
+        filled(template.opening, {name: row.record.get(name, "") for name in template.placeholders}): row.place
+        for row in reversed(rows)
+        if row.record
+    }
+    if len(worded) > 1:
+        (second, place), (first, first_place) = list(worded.items())[-2:]
+        raise UserError(
+            f"{template.file}: the opening above --- is {first!r} for {first_place} and {second!r} for {place}, which "
+            'are one subject: use fields that a subject shares, or give each a "subject"'
+        )
+    return next(iter(worded), "")
 
 
 def _choice_question(row: _Row, template: Template) -> Question:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from colossal_llama.evaluation.questions import Subject
 from colossal_llama.evaluation.tasks import agieval, ceval, cmmlu, gaokao, gsm8k, mmlu
-from colossal_llama.evaluation.tasks.directories import folded
+from colossal_llama.evaluation.tasks.directories import folded, folders_below
 from colossal_llama.evaluation.tasks.own_questions import read_own_questions
 from colossal_llama.evaluation.tasks.task import SubjectFile, Task
 from colossal_llama.evaluation.tasks.template import read_template
@@ -48,7 +48,7 @@ def open_tasks(
         UserError: names all tasks, subjects and files that cannot be read.
     """
     problems: list[str] = []
-    benchmarks: list[tuple[Task, list[SubjectFile]]] = []
+    benchmarks: list[tuple[Task, list[SubjectFile], list[Path]]] = []
     own: list[Subject] = []
     names = list(dict.fromkeys(name.casefold() if name.casefold() in TASKS else name for name in names))
     files_of_own = [name for name in names if name not in TASKS and Path(name).is_file()]
@@ -58,20 +58,26 @@ def open_tasks(
         if name not in files_of_own:
             with _gathered(problems):
                 task = _task(name)
-                benchmarks.append((task, _files(task, data_dir)))
+                benchmarks.append((task, *_files(task, data_dir)))
     if not problems:
-        known = [file.name for _, files in benchmarks for file in files] + [subject.name for subject in own]
+        known = [file.name for _, files, _ in benchmarks for file in files] + [subject.name for subject in own]
         problems += _unknown_subjects(subjects, known)
     read: list[Subject] = []
-    for task, files in benchmarks:
+    for task, files, _ in benchmarks:
+        if not subjects and not _chosen(files, subjects):
+            problems.append(f"{files[0].path.parent} holds only files {_not_in_table(files)}")
         for file in _chosen(files, subjects):
             with _gathered(problems):
                 read.append(task.read(file, task.shots if shots is None else shots))
     read += [subject for subject in own if not subjects or _is_named(subject.name, subjects)]
     if problems:
         raise UserError(truncate_problems(problems))
-    for task, files in benchmarks:
-        _add_note(read, task, _left_out([] if subjects else files))
+    for task, files, others in benchmarks:
+        left_out = _not_in_table([] if subjects else files)
+        _add_note(read, task, f"files next to it left out, as they are {left_out}" if left_out else "")
+        _add_note(
+            read, task, f"not read, as it holds {task.title}, too: {', '.join(map(str, others))}" if others else ""
+        )
         _add_note(read, task, _fewer_examples([subject for subject in read if subject.task == task.name], shots))
     return [replace(subject, questions=subject.questions[:limit]) for subject in read]
 
@@ -83,12 +89,12 @@ def _add_note(read: list[Subject], task: Task, note: str) -> None:
         read[first] = replace(read[first], notes=(*read[first].notes, note))
 
 
-def _left_out(files: Sequence[SubjectFile]) -> str:
+def _not_in_table(files: Sequence[SubjectFile]) -> str:
     names = [file.name for file in files if not file.is_in_table]
     if not names:
         return ""
     remedy = "--subjects reads those of one letter"
-    return f"files next to it left out, as they are not in the published table: {', '.join(names)} ({remedy})"
+    return f"not in the published table: {', '.join(names)} ({remedy})"
 
 
 def _fewer_examples(subjects: Sequence[Subject], shots: int | None) -> str:
@@ -132,25 +138,33 @@ def _task(name: str) -> Task:
     raise UserError(f"--tasks {name} is not known{did_you_mean(name, TASKS)}: {known}")
 
 
-def _files(task: Task, data_dir: Path | None) -> list[SubjectFile]:
+def _files(task: Task, data_dir: Path | None) -> tuple[list[SubjectFile], list[Path]]:
+    """The files of a benchmark, and further folders that hold some of it, too."""
     if data_dir is None:
         raise UserError(f"--tasks {task.name} needs --data_dir: a directory with a folder for each task")
     if not data_dir.is_dir():
         raise UserError(f"--data_dir {data_dir} is no directory")
-    folders = [path for path in sorted(data_dir.iterdir()) if path.is_dir() and _is_folder_of(path, task)]
-    if not folders and _is_folder_of(data_dir.resolve(), task):
+    named = [(_name_of_folder(path), path) for path in sorted(data_dir.iterdir()) if path.is_dir()]
+    folders = [path for name in task.folders for found, path in named if found == name]
+    if not folders and _name_of_folder(data_dir.resolve()) in task.folders and task.find(data_dir):
         folders = [data_dir]
     if not folders:
         raise UserError(f"--data_dir {data_dir} has no folder {task.name}, with {task.layout}")
-    files = task.find(folders[0])
-    if not files:
+    found = [files for folder in folders if (files := task.find(folder))]
+    if not found:
         raise UserError(f"{folders[0]} holds no file of {task.title}: {task.layout} are looked for")
-    return files
+    chosen = found[0][0]
+    others = [files[0].path.parent for files in found[1:]]
+    for folder in folders_below(chosen.path.parents[1], levels=1):  # as AGIEval's v1 and v1_1
+        files = task.find(folder)
+        if files and files[0].path.parents[1] == chosen.path.parents[1] and files[0].directory != chosen.directory:
+            others.append(files[0].path.parent)
+    return found[0], [path for path in dict.fromkeys(others) if path != chosen.path.parent]
 
 
-def _is_folder_of(path: Path, task: Task) -> bool:
-    """Compares names; `-main` and `-master` end those of GitHub's archives."""
-    return folded(path.name).removesuffix("main").removesuffix("master") in task.folders
+def _name_of_folder(path: Path) -> str:
+    """A name to compare; `-main` and `-master` end those of GitHub's archives."""
+    return folded(path.name).removesuffix("main").removesuffix("master")
 
 
 def _unknown_subjects(subjects: Sequence[str], known: Sequence[str]) -> list[str]:

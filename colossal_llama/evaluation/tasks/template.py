@@ -43,6 +43,14 @@ class Template:
         """Names between braces in the question and the opening."""
         return _names(self.question) | _names(self.opening)
 
+    def refuse_answers(self, names: set[str]) -> None:
+        """Raises a `UserError` where a placeholder would show the model the answer."""
+        if shown := sorted(self.placeholders & names):
+            raise UserError(
+                f"{self.file} shows {{{shown[0]}}}, so that the prompt would give the answer away: end the template "
+                "where the answer begins (examples have theirs added behind it)"
+            )
+
     def refuse_unknown(self, fields: set[str]) -> None:
         """Raises a `UserError` that names the placeholders which are no field."""
         if unknown := sorted(self.placeholders - fields):
