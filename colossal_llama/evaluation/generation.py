@@ -83,9 +83,9 @@ class AnswerGenerator:
             token_ids: tokens whose logits behind the prompt are wanted.
 
         Raises:
-            UserError: a prompt leaves no position for an answer.
+            UserError: a prompt has no token, or leaves no position for an answer.
         """
-        self._model.check_lengths([len(prompt) + 1 for prompt in prompts])
+        self._model.check_lengths([len(prompt) + 1 if prompt else 0 for prompt in prompts])
         wanted = _Wanted(max_new_tokens, tuple(stop_texts), list(token_ids), self._stop_ids, self._encoder)
         packable = [index for index, prompt in enumerate(prompts) if self._model.can_pack(len(prompt) + max_new_tokens)]
         min_saved_tokens = self._model.min_saved_tokens(max_new_tokens)

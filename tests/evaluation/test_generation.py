@@ -122,6 +122,8 @@ def test_the_last_positions_of_the_model_are_used_and_no_more(tokenizer):
         assert answer.tokens == len(expected.answer(prompt, (2,), sampling).finish().token_ids)
     with pytest.raises(UserError, match="max_length"):
         list(AnswerGenerator(model, tokenizer).answers([[5] * 60], 30))
+    with pytest.raises(UserError, match="a prompt has no token"):
+        list(AnswerGenerator(model, tokenizer).answers([[5], []], 30))
 
 
 def test_smaller_batches_are_tried_where_memory_does_not_suffice(tokenizer, monkeypatch, capsys):

@@ -247,3 +247,17 @@ def test_an_opening_that_differs_within_a_subject_is_refused(tmp_path):
     rows = [{**row, "subject": row["topic"]} for row in rows]
     subjects = open_tasks([write(tmp_path / "q.jsonl", rows)], None, template=wording)
     assert [subject.opening for subject in subjects] == ["On a.", "On b."]
+
+
+def test_an_empty_prompt_is_a_fault_and_not_scored(tmp_path):
+    rows = [{"prompt": "", "target": "a"}, {"prompt": "p", "target": "a"}]
+    (subject,) = open_tasks([write(tmp_path / "p.jsonl", rows)], None)
+    assert [(question.fault, question.is_scored) for question in subject.questions] == [
+        ("the prompt is empty", False),
+        (None, True),
+    ]
+    wording = tmp_path / "t.txt"
+    wording.write_text("{question}")
+    rows = [{**asked(["x", "y"], 0), "question": " "}, asked(["x", "y"], 0)]
+    (subject,) = open_tasks([write(tmp_path / "q.jsonl", rows)], None, template=wording)
+    assert [question.is_scored for question in subject.questions] == [False, True]

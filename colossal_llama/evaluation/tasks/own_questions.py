@@ -177,7 +177,14 @@ def _choice_question(row: _Row, template: Template) -> Question:
     faults = [] if question.strip() else ["the question is empty"]
     faults += [f"option {letter} is empty" for letter, option in options.items() if not option.strip()]
     return Question(
-        row.index, text, label, tuple(options), tuple(options.values()), "; ".join(faults) or None, place=row.place
+        row.index,
+        text,
+        label,
+        tuple(options),
+        tuple(options.values()),
+        "; ".join(faults) or None,
+        is_scored=bool(text.strip()),
+        place=row.place,
     )
 
 
@@ -195,7 +202,7 @@ def _generated_question(row: _Row, template: Template) -> Question:
     except RecordError as error:
         return Question(row.index, "", "", fault=str(error), is_scored=False, place=row.place)
     fault = None if prompt.strip() else "the prompt is empty"
-    return Question(row.index, text, target, fault=fault, place=row.place)
+    return Question(row.index, text, target, fault=fault, is_scored=bool(text.strip()), place=row.place)
 
 
 def _worded(template: Template, fields: dict) -> str:
