@@ -28,8 +28,8 @@ from colossal_llama.utils.errors import UserError, problem_of_host
 _LONGEST_STAGE = timedelta(days=30)
 _MEETING = timedelta(minutes=10)
 _NEWS_INTERVAL_S = 1.0
-_FAILED = "failed"
-_GO_ON = "what it has answered is kept: run the same command again to go on"
+_FAILED, _ASKED_TO_END = "failed", "asked to end"
+GO_ON = "what it has answered is kept: run the same command again to go on"
 T = TypeVar("T")
 
 
@@ -56,6 +56,7 @@ class Ranks:
     _next_news_s: float = 0.0
     _unsent: int = 0
     _all_done: int = 0
+    _former_answer: Any = None
     _counts: int = 0
 
     @property
@@ -171,8 +172,14 @@ class Ranks:
             done = self.count_done(0, now=True)
         on_news(done)
 
+    def answer_signals(self) -> None:
+        """Says what is kept when SIGTERM ends this process, until it leaves."""
+        self._former_answer = signal.signal(signal.SIGTERM, self._end_when_asked)
+
     def leave(self) -> None:
         """Leaves the group."""
+        if self._former_answer is not None:
+            signal.signal(signal.SIGTERM, self._former_answer)
         if self.store is not None:
             dist.destroy_process_group()
 
@@ -184,20 +191,21 @@ class Ranks:
             for rank, (where, process) in enumerate(self._processes)
             if where == host and not _is_running(process)
         ]
-        return f"{', '.join(ended)} has ended, and so do the others; {_GO_ON}" if ended else None
+        return f"{', '.join(ended)} has ended, and so do the others; {GO_ON}" if ended else None
 
     def _end_when_asked(self, *_: Any) -> NoReturn:
-        """Answers SIGTERM, by which torchrun ends the other processes when one has ended."""
-        sentence = self._ended_processes() or f"ended by SIGTERM; {_GO_ON}"
-        if self.local_rank == min(self._running_local_ranks(), default=0):
-            sys.stderr.write(f"error: {sentence}\n")
+        """Answers SIGTERM, by which torchrun ends the other processes when one has ended.
+
+        The first that is asked says why: a process that is gone by then has ended by itself.
+        """
+        try:
+            is_first_asked = self.store is None or self.store.add(_ASKED_TO_END, 1) == 1
+        except RuntimeError:  # the process that has the store is gone
+            is_first_asked = self.local_rank == 0
+        if is_first_asked:
+            sys.stderr.write(f"\nerror: {self._ended_processes() or f'ended by SIGTERM; {GO_ON}'}\n")
             sys.stderr.flush()
         os._exit(128 + signal.SIGTERM)
-
-    def _running_local_ranks(self) -> Iterator[int]:
-        host = socket.gethostname()
-        local = [process for where, process in self._processes if where == host]
-        return (rank for rank, process in enumerate(local) if _is_running(process))
 
 
 def join() -> Ranks:
@@ -207,7 +215,9 @@ def join() -> Ranks:
         UserError: they cannot meet.
     """
     if "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return Ranks()
+        alone = Ranks()
+        alone.answer_signals()
+        return alone
     end_with_launcher()
     if cores := share_of_cores():
         torch.set_num_threads(cores)
@@ -221,7 +231,7 @@ def join() -> Ranks:
         raise UserError(f"the processes cannot meet at {where}: {str(error).splitlines()[0]}") from error
     ranks = Ranks(rank, size, int(os.environ["LOCAL_RANK"]), dist.PrefixStore("news", store))
     ranks._processes = ranks.gather((socket.gethostname(), os.getpid()))
-    signal.signal(signal.SIGTERM, ranks._end_when_asked)
+    ranks.answer_signals()
     return ranks
 
 

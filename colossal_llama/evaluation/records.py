@@ -31,7 +31,7 @@ RECORD, ANSWERS = "evaluation.json", "questions.jsonl"
 _FORMAT = "colossal_llama.evaluation.1"
 _SUBJECTS = "subjects"
 """Entry of the settings: fingerprints of subjects."""
-_PARTIAL = "questions.partial-{}.jsonl"
+PARTIAL = "questions.partial-{}.jsonl"
 Key = tuple[str, str, int]
 """Task, subject and index of a question."""
 _ANOTHER = "give another --output_dir, or remove that directory"
@@ -83,7 +83,7 @@ class AnswerRecord:
         except UserError as error:
             return str(error)
         if record is None:
-            if any((self.directory / name).exists() for name in (ANSWERS, _PARTIAL.format(0))):
+            if any((self.directory / name).exists() for name in (ANSWERS, PARTIAL.format(0))):
                 return f"{self.directory} has answers without {RECORD}, which tells what they answer: {_ANOTHER}"
             return None
         differing = list(_differences(record.get("settings", {}), self._settings))
@@ -118,6 +118,8 @@ class AnswerRecord:
         path = self.directory / ANSWERS
         if not path.is_file() or checksum_of(path).xxh3_128 != record.get("answers_xxh3_128"):
             raise UserError(f"{path} is not what was written (its checksum differs): remove {self.directory}")
+        for partial in self._partials():  # a run that was killed in its last moment
+            partial.unlink()
         return True
 
     def begin(self, content: Mapping[str, Any]) -> set[Key]:
@@ -136,17 +138,17 @@ class AnswerRecord:
         answered = self._partial_answers()
         partials = self._partials()
         if partials:
-            with atomic_file(self.directory / _PARTIAL.format(0)) as file:
+            with atomic_file(self.directory / PARTIAL.format(0)) as file:
                 file.writelines(line + b"\n" for line in answered.values())
             for path in partials:
-                if path.name != _PARTIAL.format(0):
+                if path.name != PARTIAL.format(0):
                     path.unlink()
         return set(answered)
 
     @contextmanager
     def appending(self, rank: int) -> "Iterator[AnswerWriter]":
         """Opens the file to which a process appends its answers."""
-        path = self.directory / _PARTIAL.format(rank)
+        path = self.directory / PARTIAL.format(rank)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             yield AnswerWriter(descriptor, path)
@@ -196,7 +198,7 @@ class AnswerRecord:
         }
 
     def _partials(self) -> list[Path]:
-        return sorted(path for path in self.directory.glob(_PARTIAL.format("*")) if path.is_file())
+        return sorted(path for path in self.directory.glob(PARTIAL.format("*")) if path.is_file())
 
     def _partial_answers(self) -> dict[Key, bytes]:
         """Lines of this run's questions in the partial files; a line that was cut off is none."""

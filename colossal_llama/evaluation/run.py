@@ -1,5 +1,6 @@
 """The order of work of an evaluation: models one after the other, then tables and a figure."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,11 +16,15 @@ from colossal_llama.evaluation.model_run import ModelRun
 from colossal_llama.evaluation.models import EvaluatedModel
 from colossal_llama.evaluation.parts import Part, open_parts
 from colossal_llama.evaluation.ranks import Ranks
-from colossal_llama.evaluation.records import AnswerRecord, subject_fingerprint
+from colossal_llama.evaluation.records import PARTIAL, AnswerRecord, subject_fingerprint
+from colossal_llama.utils.atomic_io import remove_abandoned_files
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.figures import figure_output_problem
 from colossal_llama.utils.file_lock import directory_lock
+
+_RESULTS = ("table", "texts", "answers", "questions", "evaluation", "texts.settings", "answers.settings")
+"""Names of the files that are written, without their endings."""
 
 
 def evaluate(arguments: EvaluationArguments) -> None:
@@ -31,6 +36,10 @@ def evaluate(arguments: EvaluationArguments) -> None:
     together = ranks.join()
     try:
         _evaluate(arguments, together)
+    except KeyboardInterrupt:
+        if together.is_first:
+            print(f"\n{ranks.GO_ON}", file=sys.stderr)
+        raise
     finally:
         together.leave()
 
@@ -48,6 +57,7 @@ def _evaluate(arguments: EvaluationArguments, together: Ranks) -> None:
             parts = open_parts(arguments, together, found, device, dtype)
         runs = [_run_of(arguments, together, model, device, dtype, parts) for model in found]
         together.first(lambda: _check_outputs(arguments, runs))
+        together.first(lambda: _remove_abandoned_files(arguments, runs))
         if together.is_first:
             say_tasks_without_subjects(arguments.task.tasks, arguments.subjects)
             say_faults(arguments.subjects)
@@ -100,6 +110,13 @@ def _check_outputs(arguments: EvaluationArguments, runs: list[ModelRun]) -> None
     problems = list(_output_problems(arguments, runs))
     if problems:
         raise UserError([f"--output_dir: {problem}" for problem in problems])
+
+
+def _remove_abandoned_files(arguments: EvaluationArguments, runs: Sequence[ModelRun]) -> None:
+    """Removes what a killed run left under temporary names in the directories of this run."""
+    names = [f"{name}{ending}" for name in _RESULTS for ending in (".md", ".json", ".jsonl", ".png")]
+    for directory in (arguments.output_dir, *(run.record.directory for run in runs)):
+        remove_abandoned_files(directory, [*names, PARTIAL.format(0)])
 
 
 def _output_problems(arguments: EvaluationArguments, runs: list[ModelRun]) -> Iterator[str]:

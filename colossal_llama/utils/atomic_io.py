@@ -9,14 +9,17 @@ protects from a loss of power. Files that have checksums elsewhere and can be ma
 
 import json
 import os
+import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _UNFINISHED, _REMOVED, _REPLACED = ".unfinished", ".removed", ".replaced"
+_TEMPORARY_ENDING = re.compile(r".+-\d+")
+"""Host name and process id, see `temporary_path`."""
 
 
 def temporary_path(target: Path) -> Path:
@@ -135,6 +138,21 @@ def _is_other_running_process(process: int) -> bool:
     except PermissionError:
         return True
     return process != os.getpid()
+
+
+def remove_abandoned_files(directory: Path, names: Collection[str]) -> None:
+    """Deletes what killed processes left of files that they wrote with `atomic_file`.
+
+    The caller ensures that no process writes in the directory (`file_lock.directory_lock`).
+
+    Args:
+        directory: where they were written; need not exist.
+        names: final names of the files.
+    """
+    for path in directory.glob(".*.tmp-*"):
+        name, _, ending = path.name[1:].rpartition(".tmp-")
+        if name in names and _TEMPORARY_ENDING.fullmatch(ending) and not path.is_dir():
+            path.unlink()
 
 
 def replace_directory(temporary: Path, target: Path) -> None:

@@ -124,12 +124,17 @@ def test_the_record_names_what_was_run(evaluated):
 def test_a_finished_evaluation_is_not_computed_again(evaluated, models, data_dir, project_root):
     out, first = evaluated
     written = (out / "sft" / "questions.jsonl").stat().st_mtime_ns
+    left = [out / "sft" / "questions.partial-0.jsonl", out / "sft" / ".evaluation.json.tmp-host-7"]
+    left.append(out / ".table.png.tmp-host-7")
+    for path in left:  # by runs that were killed in their last moments
+        path.touch()
     options = command_of(models, data_dir, out, "--compare", models[1], "--tasks", *TASKS, out.parent / "own.jsonl")
     done = run_script(project_root, SCRIPT, *options)
     assert done.returncode == 0, done.stderr
     assert "sft: all is answered in" in done.stdout
     assert (out / "sft" / "questions.jsonl").stat().st_mtime_ns == written
     assert first.stdout.split("\n\n")[-2] in done.stdout
+    assert not any(path.exists() for path in left)
 
 
 def test_other_settings_in_the_same_directory_are_refused(evaluated, models, data_dir, project_root):
@@ -215,6 +220,42 @@ def test_a_killed_run_goes_on_where_it_was(many_questions, models, tmp_path, pro
     assert (session["kept"], session["answered"]) == (kept, 600 - kept)
     assert_same_answers(tmp_path / "out", whole)
     assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence", "code"),
+    [
+        (signal.SIGTERM, "error: ended by SIGTERM; what it has answered is kept: run the same command again", 143),
+        (signal.SIGINT, "what it has answered is kept: run the same command again to go on\ninterrupted", 130),
+    ],
+)
+def test_a_signal_ends_a_run_with_a_sentence(many_questions, models, tmp_path, project_root, number, sentence, code):
+    data, _ = many_questions
+    command = [sys.executable, str(project_root / SCRIPT), *command_of(models, data, tmp_path / "out")]
+    command += ["--tasks", "mmlu", "--tokens_per_batch", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_bytes(tmp_path / "out" / "sft" / "questions.partial-0.jsonl", 2_000, lambda: process.poll() is None)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"\n{sentence}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.distributed
+def test_processes_that_a_launcher_ends_say_it_once_and_blame_none(many_questions, models, tmp_path, project_root):
+    data, _ = many_questions
+    command = command_of(models, data, tmp_path / "out", "--tasks", "mmlu", "--tokens_per_batch", 1)
+    (tmp_path / "output").touch()
+    started = start_ranks(SCRIPT, command, 3, project_root, str(tmp_path / "output"))
+    wait_for_bytes(tmp_path / "out" / "sft" / "questions.partial-2.jsonl", 2_000, lambda: started[2].is_alive())
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [143] * 3
+    said = (tmp_path / "output").read_text("utf-8")
+    assert said.count("error: ") == said.count("error: ended by SIGTERM; what it has answered is kept") == 1, said
 
 
 @pytest.mark.distributed

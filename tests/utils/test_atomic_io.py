@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from colossal_llama.utils.atomic_io import atomic_directory, temporary_path
+from colossal_llama.utils.atomic_io import atomic_directory, remove_abandoned_files, temporary_path
 
 
 def test_a_directory_appears_when_the_block_ends_and_not_before(tmp_path):
@@ -31,3 +31,11 @@ def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_
     with atomic_directory(tmp_path / "out"):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"out", written.name, other.name}
+
+
+def test_files_that_killed_processes_left_are_removed_and_others_are_not(tmp_path):
+    for name in (".a.json.tmp-host-7", ".b.json.tmp-host-7", ".a.json.tmp-note", "a.json"):
+        (tmp_path / name).touch()
+    remove_abandoned_files(tmp_path, ["a.json"])
+    assert {path.name for path in tmp_path.iterdir()} == {".b.json.tmp-host-7", ".a.json.tmp-note", "a.json"}
+    remove_abandoned_files(tmp_path / "none", ["a.json"])
