@@ -142,6 +142,10 @@ def answer_questions(
     Raises:
         UserError: the answers on disk are of other settings, or the model cannot be asked so.
     """
+    with ranks.stage():  # before anything is written, since the format may be refused
+        chosen = asked_format(arguments.format, trained_template(tokenizer) is not None)
+        asked = describe_format(chosen, tokenizer)
+        opened = LanguageModel(model, tokenizer, chosen)
     ranks.first(results.begin)
     done = results.read()
     ranks.begin_count()
@@ -149,9 +153,6 @@ def answer_questions(
     absent = list({question.key: question for question in questions if question.key not in done}.values())
     mine = ranks.share(absent, [len(question.text) + _COST_OF_AN_ANSWER for question in absent])
     with ranks.stage(), results.appending(ranks.rank) as append:
-        chosen = asked_format(arguments.format, trained_template(tokenizer) is not None)
-        asked = describe_format(chosen, tokenizer)
-        opened = LanguageModel(model, tokenizer, chosen)
         if notice := opened.format_notice():
             log_rank_zero(notice)
         sampling = Sampling(max_new_tokens=arguments.max_new_tokens, do_sample=False)

@@ -80,6 +80,17 @@ def test_several_models_are_one_table_and_answers_are_kept(project_root, random_
     assert "prompt_style was None, now sft" in done.stderr
 
 
+def test_a_format_that_is_refused_leaves_the_output_directory_to_the_next_one(
+    project_root, random_model_directory, questions, tmp_path
+):
+    form = ("--prompt_style", "sft", "--chat_template")
+    (tmp_path / "unmarked.jinja").write_text("{{ messages[0].content }}", "utf-8")
+    done = ask(project_root, random_model_directory, questions, tmp_path / "out", *form, tmp_path / "unmarked.jinja")
+    assert (done.returncode, "{% generation %}" in done.stderr) == (2, True), done.stderr
+    done = ask(project_root, random_model_directory, questions, tmp_path / "out", *form, "chatml")
+    assert done.returncode == 0, done.stderr
+
+
 def test_each_model_is_asked_in_the_format_that_it_records(project_root, random_model_directory, questions, tmp_path):
     """Without options: the fine-tuned one by its template, the base model as such."""
     tuned, out = tmp_path / "tuned", tmp_path / "out"
