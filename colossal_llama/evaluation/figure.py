@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.evaluation.tables import GROUP, TASK, Row
-from colossal_llama.utils.figures import fonts_for, label_of, ranks_of_unprintable, save_figure
+from colossal_llama.utils.figures import distinct_labels, fonts_for, label_of, ranks_of_unprintable, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +42,9 @@ def draw_scores(rows: Sequence[Row], models: Sequence[str], output: Path) -> dic
     with matplotlib.rc_context({"font.family": fonts, "font.size": 9}):
         figure = Figure(figsize=(8.5, 1.3 + _BAR_INCHES * height_bars), layout="constrained")
         axes = figure.subplots()
+        labels_of_models = distinct_labels([short.get(model, model) for model in models])
         for number, model in enumerate(models):
-            _draw_model(axes, shown, middles, model, number, len(models), short)
+            _draw_model(axes, shown, middles, model, number, labels_of_models)
         _draw_chance(axes, shown, middles, len(models))
         _label_rows(axes, shown, middles, height_bars, short)
         axes.set_xlim(0, _limit(shown))
@@ -78,21 +79,20 @@ def _draw_model(
     middles: Sequence[float],
     model: str,
     number: int,
-    models: int,
-    short: Mapping[str, str],
+    labels: Sequence[str],
 ) -> None:
     colour = COLOURS[number % len(COLOURS)]
     scored = [(row, middle) for row, middle in zip(rows, middles, strict=True) if model in row.scores]
     values = [100 * row.scores[model].mean for row, _ in scored]
     errors = [100 * (row.scores[model].standard_error or 0.0) for row, _ in scored]
-    heights = [middle - models / 2 + number + 0.5 for _, middle in scored]
+    heights = [middle - len(labels) / 2 + number + 0.5 for _, middle in scored]
     axes.barh(
         heights,
         values,
         height=0.86,
         xerr=errors,
         color=colour,
-        label=label_of(short.get(model, model)),
+        label=labels[number],
         error_kw={"ecolor": _INK, "elinewidth": 0.8, "capsize": 1.5},
     )
     for value, error, height in zip(values, errors, heights, strict=True):

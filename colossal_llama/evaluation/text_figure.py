@@ -5,7 +5,7 @@ from pathlib import Path
 
 from colossal_llama.evaluation.figure import COLOURS, FIGURE_TITLE
 from colossal_llama.evaluation.text_tables import TextRow
-from colossal_llama.utils.figures import fonts_for, label_of, ranks_of_unprintable, save_figure
+from colossal_llama.utils.figures import distinct_labels, fonts_for, label_of, ranks_of_unprintable, save_figure
 
 _MOST_CATEGORIES = 40
 """Bars of the largest categories; the table has all."""
@@ -31,6 +31,7 @@ def draw_bits(rows: Sequence[TextRow], total: TextRow, output: Path) -> None:
     models = list(total.models)
     fonts, missing = fonts_for([*(row.name for row in drawn), *models])
     short = ranks_of_unprintable([*(row.name for row in drawn), *models], missing)
+    labels = distinct_labels([short.get(model, model) for model in models])
     step = len(models) + _GAP_BARS
     with matplotlib.rc_context({"font.family": fonts, "font.size": 9}):
         figure = Figure(figsize=(8.5, 1.4 + _BAR_INCHES * step * len(drawn)), layout="constrained")
@@ -42,7 +43,7 @@ def draw_bits(rows: Sequence[TextRow], total: TextRow, output: Path) -> None:
                 [estimate.value for estimate in estimates],
                 xerr=[estimate.standard_error or 0 for estimate in estimates],
                 color=COLOURS[number % len(COLOURS)],
-                label=label_of(short.get(model, model)),
+                label=labels[number],
                 height=0.9,
                 error_kw={"elinewidth": 0.8, "ecolor": "#555555"},
             )

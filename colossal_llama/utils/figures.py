@@ -86,6 +86,13 @@ def label_of(text: str, note: str | None = None) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
+def distinct_labels(texts: Sequence[str]) -> list[str]:
+    """Labels of texts in their order; those that are alike when cut off begin with their places."""
+    labels = [label_of(text) for text in texts]
+    numbered = [f"#{place} {label.lstrip()}" for place, label in enumerate(labels, start=1)]
+    return [numbered[place] if labels.count(label) > 1 else label for place, label in enumerate(labels)]
+
+
 def _shortened(text: str) -> str:
     """A text whose unprintable characters are dots, cut off after 30 columns of a terminal."""
     shown = "".join(character if character.isprintable() else "·" for character in text)

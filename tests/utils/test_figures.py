@@ -4,7 +4,7 @@ import pytest
 from matplotlib import font_manager
 
 from colossal_llama.utils import figures
-from colossal_llama.utils.figures import fonts_for, label_of
+from colossal_llama.utils.figures import distinct_labels, fonts_for, label_of
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,13 @@ def test_labels(text, label):
 
 def test_a_note_is_shortened_apart():
     assert label_of("x" * 40, "$") == "x" * 30 + r"… (\$)"
+
+
+def test_long_names_with_the_same_beginning_are_told_apart():
+    long = 40 * "a"
+    first, short, second = distinct_labels([f"{long}-1", "b", f"{long}-2"])
+    assert short == "b"
+    assert (first[:4], second[:4]) == ("#1 a", "#3 a")
 
 
 def test_fonts_are_added_until_all_characters_are_there(monkeypatch):
