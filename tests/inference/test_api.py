@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from colossal_llama.dataset.conversation import Message
-from colossal_llama.inference.api import Sampling, open_model
+from colossal_llama.inference.api import Sampling, open_model, select_device
 from colossal_llama.utils.checksums import write_checksums
 from colossal_llama.utils.errors import UserError
 from tests.inference.test_cli import CHATML
@@ -186,3 +186,8 @@ def test_nothing_is_printed(random_model_directory, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, random_model_directory], capture_output=True, check=True)
     assert done.stdout == b""
+
+
+def test_a_device_without_memory_is_refused():
+    with pytest.raises(UserError, match="--device meta cannot be used here"):
+        select_device("meta")
