@@ -87,7 +87,7 @@ def test_a_format_that_is_refused_leaves_the_output_directory_to_the_next_one(
     (tmp_path / "unmarked.jinja").write_text("{{ messages[0].content }}", "utf-8")
     done = ask(project_root, random_model_directory, questions, tmp_path / "out", *form, tmp_path / "unmarked.jinja")
     assert (done.returncode, "{% generation %}" in done.stderr) == (2, True), done.stderr
-    done = ask(project_root, random_model_directory, questions, tmp_path / "out", *form, "chatml")
+    done = ask(project_root, random_model_directory, questions, tmp_path / "out", *form[:2])
     assert done.returncode == 0, done.stderr
 
 
