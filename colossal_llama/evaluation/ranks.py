@@ -196,14 +196,16 @@ class Ranks:
     def _end_when_asked(self, *_: Any) -> NoReturn:
         """Answers SIGTERM, by which torchrun ends the other processes when one has ended.
 
-        The first that is asked says why: a process that is gone by then has ended by itself.
+        The first that is asked says why: a process that is gone before has ended by itself. Those that
+        are asked later leave at once, so what is gone is looked up first.
         """
+        ended = self._ended_processes()
         try:
             is_first_asked = self.store is None or self.store.add(_ASKED_TO_END, 1) == 1
         except RuntimeError:  # the process that has the store is gone
             is_first_asked = self.local_rank == 0
         if is_first_asked:
-            sys.stderr.write(f"\nerror: {self._ended_processes() or f'ended by SIGTERM; {GO_ON}'}\n")
+            sys.stderr.write(f"\nerror: {ended or f'ended by SIGTERM; {GO_ON}'}\n")
             sys.stderr.flush()
         os._exit(128 + signal.SIGTERM)
 
