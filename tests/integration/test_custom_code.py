@@ -71,6 +71,7 @@ def command_lines(toy, trapped, adapter, project_root) -> dict[str, tuple]:
     train += ("--config_file", new / "config.json", "--max_length", 64)
     init = ("--source_model_and_tokenizer_path", "--target_tokenizer_path")
     ask = ("--device", "cpu", "--input_txt", "?")
+    evaluate = ("--device", "cpu", "--max_length", 64, "--texts", texts, "--output_dir", new)
     learn = ("--data_input_dirs", texts, "--output_dir", new)
     return {
         "learn": (f"{TOKENIZERS}/learn_pieces.py", "--source_tokenizer_dir", trapped, *learn),
@@ -94,12 +95,14 @@ def command_lines(toy, trapped, adapter, project_root) -> dict[str, tuple]:
         "train adapter": ("train.py", "--load_checkpoint", adapter, "--pretrained", trapped, *train, "--lora_rank", 2),
         "infer": ("inference_example.py", "--model_path", trapped, *ask),
         "infer adapter": ("inference_example.py", "--model_path", adapter, *ask),
+        "evaluate": ("evaluate.py", "--model_path", trapped, *evaluate),
+        "evaluate adapter": ("evaluate.py", "--model_path", toy.model, "--compare", adapter, *evaluate),
         "export": ("colossal_llama/export/export_model.py", "--model_path", trapped, "--output_dir", new),
     }
 
 
 CASES = ("learn", "expand", "report", "init source", "init target", "pretrain", "sft", "train", "dry run")
-CASES += ("train adapter", "infer", "infer adapter", "export")
+CASES += ("train adapter", "infer", "infer adapter", "evaluate", "evaluate adapter", "export")
 
 
 @pytest.mark.parametrize("case", CASES)
