@@ -194,8 +194,10 @@ def test_a_long_temporary_directory_does_not_keep_the_server_from_starting(tmp_p
 def test_without_a_temporary_directory_the_remedy_is_named(monkeypatch):
     forkserver._forkserver._stop()
     monkeypatch.setattr(os, "access", lambda *_: False)
+    before = dict(os.environ)
     with pytest.raises(UserError, match="set TMPDIR to a directory that can be written to"):
         start_fork_server(2)
+    assert os.environ == before
 
 
 def test_a_limit_of_open_files_is_raised_or_named():

@@ -269,9 +269,10 @@ def start_fork_server(num_workers: int) -> None:
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "TOKENIZERS_PARALLELISM": "false",  # the processes are the parallelism
     }
+    socket_parent = _socket_parent()  # before anything is set that is to be restored
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    temporary_dir, tempfile.tempdir = tempfile.tempdir, _socket_parent()
+    temporary_dir, tempfile.tempdir = tempfile.tempdir, socket_parent
     # This process handles Ctrl-C. The server and the workers inherit the mask.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
