@@ -196,8 +196,8 @@ class Ranks:
     def _end_when_asked(self, *_: Any) -> NoReturn:
         """Answers SIGTERM, by which torchrun ends the other processes when one has ended.
 
-        The first that is asked says why: a process that is gone before has ended by itself. Those that
-        are asked later leave at once, so what is gone is looked up first.
+        The first that is asked says why: a process that is gone before has ended by itself. Those
+        that are asked later leave at once, so what is gone is looked up first.
         """
         ended = self._ended_processes()
         try:
