@@ -190,5 +190,6 @@ def test_nothing_is_printed(random_model_directory, tmp_path):
 
 def test_a_device_without_memory_is_refused():
     import colossalai.booster  # noqa: F401  # with which a number of the device meta can be read
+
     with pytest.raises(UserError, match="--device meta cannot be used here"):
         select_device("meta")
