@@ -9,7 +9,7 @@ their protocol.
 from collections.abc import Iterator, Sequence
 
 from colossal_llama.evaluation import published
-from colossal_llama.evaluation.prediction import Prediction, best_letter, hash_of_prompt
+from colossal_llama.evaluation.prediction import Prediction, best_letter, make_prediction
 from colossal_llama.evaluation.prompts import PromptEncoder
 from colossal_llama.evaluation.questions import FIRST_TOKEN, LETTER_OR_FIRST_TOKEN, Question, Subject
 from colossal_llama.evaluation.scoring import Scorer
@@ -88,15 +88,4 @@ def _pair(prompt: Sequence[int], whole: Sequence[int], max_length: int) -> tuple
 def _prediction(subject: Subject, question: Question, prompt: Sequence[int], found: dict[int, float]) -> Prediction:
     scores = {letter: found[place] for place, letter in enumerate(question.choices)}
     best = best_letter(scores)
-    return Prediction(
-        task=subject.task,
-        subject=subject.name,
-        index=question.index,
-        logits=scores,
-        text=None,
-        prediction=best,
-        label=question.label,
-        correct=best == question.label,
-        prompt_hash=hash_of_prompt(prompt),
-        prompt_tokens=len(prompt),
-    )
+    return make_prediction(subject, question, prompt, scores, best, best == question.label)

@@ -4,7 +4,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import compress, groupby
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,7 @@ class ModelRun:
         self.together.begin_count()
         began = time.monotonic()
         with (
-            self.record.appending(self.together.rank) as writer,
+            self.record.appending(self.together.rank) as append,
             progress_bar(total=total, unit="question", desc=self.model.name) as bar,
         ):
 
@@ -104,7 +104,7 @@ class ModelRun:
                 subject_began = time.monotonic()
                 for prediction in predictions_of(subject, scorer, encoder, self.arguments.model.max_length):
                     self._check_finite(prediction)
-                    writer.append(prediction)
+                    append(asdict(prediction))
                     show(self.together.count_done(1))
                 seconds_by_task[subject.task] += time.monotonic() - subject_began
             self.together.wait_for(total, show)

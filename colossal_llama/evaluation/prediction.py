@@ -5,6 +5,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from colossal_llama.evaluation.questions import Question, Subject
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -36,8 +38,42 @@ class Prediction:
     prompt_tokens: int
 
 
-def hash_of_prompt(token_ids: Sequence[int]) -> str:
-    """Returns 16 hexadecimal digits of the SHA-256 of a prompt's tokens."""
+def make_prediction(
+    subject: Subject,
+    question: Question,
+    prompt: Sequence[int],
+    scores: dict[str, float],
+    found: str | None,
+    is_right: bool,
+    text: str | None = None,
+) -> Prediction:
+    """Makes the prediction of a question.
+
+    Args:
+        subject: of the question.
+        question: that was asked.
+        prompt: token ids that the model was given.
+        scores: by letter.
+        found: the answer.
+        is_right: True where it is right.
+        text: that was generated.
+    """
+    return Prediction(
+        task=subject.task,
+        subject=subject.name,
+        index=question.index,
+        logits=scores,
+        text=text,
+        prediction=found,
+        label=question.label,
+        correct=is_right,
+        prompt_hash=_hash_of(prompt),
+        prompt_tokens=len(prompt),
+    )
+
+
+def _hash_of(token_ids: Sequence[int]) -> str:
+    """16 hexadecimal digits of the SHA-256 of a prompt's tokens."""
     return hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()[:16]
 
 

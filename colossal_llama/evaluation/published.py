@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from colossal_llama.evaluation.answers import chosen_letter, is_same_number, is_target, last_number
 from colossal_llama.evaluation.generation import AnswerGenerator, GeneratedAnswer
-from colossal_llama.evaluation.prediction import Prediction, best_letter, hash_of_prompt
+from colossal_llama.evaluation.prediction import Prediction, best_letter, make_prediction
 from colossal_llama.evaluation.prompts import PromptEncoder, all_prompt_ids
 from colossal_llama.evaluation.questions import FIRST_TOKEN, LETTER_OR_FIRST_TOKEN, NUMBER, Question, Subject
 from colossal_llama.evaluation.scoring import Scorer
@@ -31,14 +31,14 @@ def predictions(subject: Subject, scorer: Scorer, encoder: PromptEncoder, max_le
             scores = _scores(questions[index], letters, logits)
             best = best_letter(scores)
             is_right = best == questions[index].label
-            yield _prediction(subject, questions[index], prompts[index], scores, None, best, is_right)
+            yield make_prediction(subject, questions[index], prompts[index], scores, best, is_right)
         return
     generator = AnswerGenerator(scorer.model, encoder.tokenizer, scorer.tokens_per_batch)
     for answer in generator.answers(prompts, subject.max_new_tokens, subject.stop_texts, token_ids):
         question = questions[answer.index]
         scores = _scores(question, letters, answer.logits)
         found, is_right = _found(subject, question, answer, scores)
-        yield _prediction(subject, question, prompts[answer.index], scores, answer.text, found, is_right)
+        yield make_prediction(subject, question, prompts[answer.index], scores, found, is_right, answer.text)
 
 
 def _scores(question: Question, letters: Sequence[str], logits: Sequence[float]) -> dict[str, float]:
@@ -59,26 +59,3 @@ def _found(
         number = last_number(answer.text)
         return number, is_same_number(number, question.label)
     return answer.text.strip(), is_target(answer.text, question.label)
-
-
-def _prediction(
-    subject: Subject,
-    question: Question,
-    prompt: Sequence[int],
-    scores: dict[str, float],
-    text: str | None,
-    found: str | None,
-    is_right: bool,
-) -> Prediction:
-    return Prediction(
-        task=subject.task,
-        subject=subject.name,
-        index=question.index,
-        logits=scores,
-        text=text,
-        prediction=found,
-        label=question.label,
-        correct=is_right,
-        prompt_hash=hash_of_prompt(prompt),
-        prompt_tokens=len(prompt),
-    )

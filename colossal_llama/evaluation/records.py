@@ -4,19 +4,18 @@
     OUT/MODEL/questions.partial-RANK.jsonl  answers of a process, until all are there
     OUT/MODEL/questions.jsonl               all answers, by task, subject and index
 
-A line is written at once (`write` of a whole line), so a killed process leaves whole lines. An
-answer that is on disk is not computed again, by however many processes the run is continued.
+An answer that is on disk is not computed again, by however many processes the run is continued.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
+from colossal_llama.evaluation.partial_results import Append, PartialResults, read_results
 from colossal_llama.evaluation.questions import Question, Subject
 from colossal_llama.utils.atomic_io import atomic_file, write_json
 from colossal_llama.utils.checksums import checksum_of
@@ -24,14 +23,10 @@ from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 from colossal_llama.utils.json_files import read_json_object
 
-if TYPE_CHECKING:
-    from colossal_llama.evaluation.prediction import Prediction
-
 RECORD, ANSWERS = "evaluation.json", "questions.jsonl"
 _FORMAT = "colossal_llama.evaluation.1"
 _SUBJECTS = "subjects"
 """Entry of the settings: fingerprints of subjects."""
-PARTIAL = "questions.partial-{}.jsonl"
 Key = tuple[str, str, int]
 """Task, subject and index of a question."""
 _ANOTHER = "give another --output_dir, or remove that directory"
@@ -71,6 +66,7 @@ class AnswerRecord:
         self.directory = directory
         self._settings, self._subjects = dict(settings), subjects
         self._keys = keys_of(subjects)
+        self._partials = PartialResults(directory, "questions")
 
     def problem(self) -> str | None:
         """Explains why answers of this run cannot be kept here; None where they can."""
@@ -83,7 +79,7 @@ class AnswerRecord:
         except UserError as error:
             return str(error)
         if record is None:
-            if any((self.directory / name).exists() for name in (ANSWERS, PARTIAL.format(0))):
+            if (self.directory / ANSWERS).exists() or self._partials.paths():
                 return f"{self.directory} has answers without {RECORD}, which tells what they answer: {_ANOTHER}"
             return None
         differing = list(_differences(record.get("settings", {}), self._settings))
@@ -118,8 +114,7 @@ class AnswerRecord:
         path = self.directory / ANSWERS
         if not path.is_file() or checksum_of(path).xxh3_128 != record.get("answers_xxh3_128"):
             raise UserError(f"{path} is not what was written (its checksum differs): remove {self.directory}")
-        for partial in self._partials():  # a run that was killed in its last moment
-            partial.unlink()
+        self._partials.remove()  # of a run that was killed in its last moment
         return True
 
     def begin(self, content: Mapping[str, Any]) -> set[Key]:
@@ -135,25 +130,11 @@ class AnswerRecord:
         former = self.read() or {}
         sessions = former.get("sessions", [])
         write_json(self.directory / RECORD, self._record(content, sessions, is_complete=False))
-        answered = self._partial_answers()
-        partials = self._partials()
-        if partials:
-            with atomic_file(self.directory / PARTIAL.format(0)) as file:
-                file.writelines(line + b"\n" for line in answered.values())
-            for path in partials:
-                if path.name != PARTIAL.format(0):
-                    path.unlink()
-        return set(answered)
+        return set(self._partial_answers())
 
-    @contextmanager
-    def appending(self, rank: int) -> "Iterator[AnswerWriter]":
-        """Opens the file to which a process appends its answers."""
-        path = self.directory / PARTIAL.format(rank)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            yield AnswerWriter(descriptor, path)
-        finally:
-            os.close(descriptor)
+    def appending(self, rank: int) -> AbstractContextManager[Append]:
+        """Opens the file of a process for its answers (`PartialResults.appending`)."""
+        return self._partials.appending(rank)
 
     def complete(self, content: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Writes all answers into one file, and the record of an evaluation that is complete.
@@ -178,13 +159,11 @@ class AnswerRecord:
         sessions = [*(self.read() or {}).get("sessions", []), dict(session)]
         record = self._record({**content, "answers_xxh3_128": checksum}, sessions, is_complete=True)
         write_json(self.directory / RECORD, record)
-        for path in self._partials():
-            path.unlink()
+        self._partials.remove()
 
     def answers(self) -> dict[Key, dict[str, Any]]:
         """Answers of a complete evaluation."""
-        lines = (self.directory / ANSWERS).read_bytes().splitlines()
-        return {key: answer for line in lines if (answer := _answer(line)) and (key := _key(answer))}
+        return {_key(answer): answer for _, answer in read_results([self.directory / ANSWERS])}
 
     def _record(
         self, content: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]], *, is_complete: bool
@@ -197,58 +176,15 @@ class AnswerRecord:
             "sessions": list(sessions),
         }
 
-    def _partials(self) -> list[Path]:
-        return sorted(path for path in self.directory.glob(PARTIAL.format("*")) if path.is_file())
-
     def _partial_answers(self) -> dict[Key, bytes]:
-        """Lines of this run's questions in the partial files; a line that was cut off is none."""
+        """Lines of this run's questions in the partial files."""
         wanted = set(self._keys)
-        found: dict[Key, bytes] = {}
-        for path in self._partials():
-            for line in path.read_bytes().splitlines():
-                answer = _answer(line)
-                key = _key(answer) if answer else None
-                if key in wanted:
-                    found[key] = line
-        return found
+        found = ((_key(answer), line) for line, answer in read_results(self._partials.paths()))
+        return {key: line for key, line in found if key in wanted}
 
 
-class AnswerWriter:
-    """Appends answers to the file of one process."""
-
-    def __init__(self, descriptor: int, path: Path):
-        """Keeps the open file."""
-        self._descriptor, self._path = descriptor, path
-
-    def append(self, prediction: "Prediction") -> None:
-        """Writes an answer as a whole line.
-
-        Raises:
-            OSError: the disk is full, or cannot be written.
-        """
-        line = orjson.dumps(asdict(prediction)) + b"\n"
-        try:
-            written = os.write(self._descriptor, line)
-            if written < len(line):  # a disk that is full takes a part, which is no answer when it is read
-                os.write(self._descriptor, line[written:])
-        except OSError as error:
-            error.filename = str(self._path)
-            raise
-
-
-def _answer(line: bytes) -> dict[str, Any] | None:
-    try:
-        answer = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    return answer if isinstance(answer, dict) else None
-
-
-def _key(answer: Mapping[str, Any]) -> Key | None:
-    try:
-        return (answer["task"], answer["subject"], answer["index"])
-    except KeyError:
-        return None
+def _key(answer: Mapping[str, Any]) -> Key:
+    return answer.get("task", ""), answer.get("subject", ""), answer.get("index", -1)
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:

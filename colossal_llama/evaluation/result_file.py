@@ -1,27 +1,27 @@
 """Results of a model by key on disk: appended as they come, continued after a kill, then one file.
 
     OUT/MODEL/NAME.settings.json        what decides the results
-    OUT/MODEL/NAME.partial-RANK.jsonl   results of a process, until all are there
+    OUT/MODEL/NAME.partial-RANK.jsonl   results of a process, until all are there (PartialResults)
     OUT/MODEL/NAME.jsonl                all results, in order
 
 A result that is on disk under the same settings is not computed again, by however many processes
 and over however many inputs the command runs again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from colossal_llama.evaluation.partial_results import Append, PartialResults, read_results
 from colossal_llama.utils.atomic_io import atomic_file, write_json
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
 _ANOTHER = "give another --output_dir, or remove these files"
 _FINGERPRINTS = ("model", "tokenizer")
-Append = Callable[[Mapping[str, Any]], None]
 
 
 class ResultFile:
@@ -41,13 +41,14 @@ class ResultFile:
             settings: all that decides a result besides its input; JSON values.
         """
         self.path = directory / f"{name}.jsonl"
+        self._partials = PartialResults(directory, name)
         self._name, self._key, self._settings = name, key, orjson.loads(orjson.dumps(settings))
         self._settings_path = directory / f"{name}.settings.json"
 
     def problem(self) -> str | None:
         """Explains why the results of this run cannot be kept here; None where they can."""
         if not self._settings_path.exists():
-            there = [path for path in (self.path, *self._partials()) if path.exists()]
+            there = self._written()
             return f"{there[0]} exists without {self._settings_path.name}: {_ANOTHER}" if there else None
         try:
             former = read_json_object(self._settings_path, _ANOTHER)
@@ -72,50 +73,24 @@ class ResultFile:
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Results by key, those of a run that was killed included; a line cut off is none."""
-        found: dict[str, dict[str, Any]] = {}
-        for path in (self.path, *self._partials()):
-            if not path.exists():
-                continue
-            with path.open("rb") as file:
-                for line in file:
-                    result = _parsed(line)
-                    if result is not None and isinstance(key := result.get(self._key), str):
-                        found[key] = result
-        return found
+        return {
+            key: result for _, result in read_results(self._written()) if isinstance(key := result.get(self._key), str)
+        }
 
-    @contextmanager
-    def appending(self, rank: int) -> Iterator[Append]:
-        """Yields a function that appends a result to the file of a process."""
-        path = self.path.with_name(f"{self._name}.partial-{rank}.jsonl")
-        with path.open("ab") as file:
-            if file.tell():
-                file.write(b"\n")  # a line that was cut off stays apart
-
-            def append(result: Mapping[str, Any]) -> None:
-                file.write(orjson.dumps(result) + b"\n")
-                file.flush()
-
-            yield append
+    def appending(self, rank: int) -> AbstractContextManager[Append]:
+        """Opens the file of a process for its results (`PartialResults.appending`)."""
+        return self._partials.appending(rank)
 
     def complete(self, results: Iterable[Mapping[str, Any]]) -> None:
         """Writes all results into one file, and removes those of the processes."""
         with atomic_file(self.path) as file:
             for result in results:
                 file.write(orjson.dumps(result) + b"\n")
-        for path in self._partials():
-            path.unlink()
+        self._partials.remove()
 
-    def _partials(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self._name}.partial-*.jsonl"))
+    def _written(self) -> list[Path]:
+        return [*([self.path] if self.path.exists() else []), *self._partials.paths()]
 
 
 def _difference(name: str, former: Any, current: Any) -> str:
     return f"the {name} was another" if name in _FINGERPRINTS else f"{name} was {former}, now {current}"
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        result = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    return result if isinstance(result, dict) else None

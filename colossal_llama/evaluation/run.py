@@ -16,7 +16,7 @@ from colossal_llama.evaluation.model_run import ModelRun
 from colossal_llama.evaluation.models import EvaluatedModel
 from colossal_llama.evaluation.parts import Part, open_parts
 from colossal_llama.evaluation.ranks import Ranks
-from colossal_llama.evaluation.records import PARTIAL, AnswerRecord, subject_fingerprint
+from colossal_llama.evaluation.records import AnswerRecord, subject_fingerprint
 from colossal_llama.utils.atomic_io import remove_abandoned_files
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
@@ -116,7 +116,7 @@ def _remove_abandoned_files(arguments: EvaluationArguments, runs: Sequence[Model
     """Removes what a killed run left under temporary names in the directories of this run."""
     names = [f"{name}{ending}" for name in _RESULTS for ending in (".md", ".json", ".jsonl", ".png")]
     for directory in (arguments.output_dir, *(run.record.directory for run in runs)):
-        remove_abandoned_files(directory, [*names, PARTIAL.format(0)])
+        remove_abandoned_files(directory, names)
 
 
 def _output_problems(arguments: EvaluationArguments, runs: list[ModelRun]) -> Iterator[str]:

@@ -97,16 +97,6 @@ def benchmarks(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dropout(toy, tmp_path_factory) -> Path:
-    """The model with attention dropout: a random number drawn more shows."""
-    path = tmp_path_factory.mktemp("task_dropout") / "model"
-    shutil.copytree(toy.model, path)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
-    return path
-
-
-@pytest.fixture(scope="module")
 def few_positions(toy, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("task_positions") / "model"
     shutil.copytree(toy.model, path)
@@ -145,7 +135,7 @@ def own_answers(model_path: Path, task: str, folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(project_root, toy, benchmarks, answered, dropout, few_positions, tmp_path_factory) -> Runner:
+def runs(project_root, toy, benchmarks, answered, dropout_model, few_positions, tmp_path_factory) -> Runner:
     """Each plugin with and without questions, on two ranks, in one launch."""
     tmp = tmp_path_factory.mktemp("task_runs")
     runner = Runner(project_root, toy, tmp)
@@ -157,7 +147,7 @@ def runs(project_root, toy, benchmarks, answered, dropout, few_positions, tmp_pa
         if "bf16" not in options:
             still = ("--max_steps", "1", "--eval_tasks", "mmlu", "cmmlu", "--eval_task_dir", str(answered))
             commands.append(runner.command(f"{name}_still", *BATCH, *options, "--lr", "1e-30", *still))
-    random = ("--use_neft", "--pretrained", str(dropout))
+    random = ("--use_neft", "--pretrained", str(dropout_model))
     commands.append(runner.command("random_plain", *BATCH, *random))
     commands.append(runner.command("random_asked", *BATCH, *random, *asked))
     few = (*BATCH, *asked, "--eval_task_limit", "7", "--save_interval", "2")

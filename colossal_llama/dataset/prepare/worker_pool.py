@@ -196,6 +196,7 @@ class _StatePickler(pickle.Pickler):
         self.reports: ProgressReports | None = None
 
     def persistent_id(self, value: Any) -> int | None:
+        """Returns the number of a shared flag, -1 for the reports; None for what is pickled."""
         if isinstance(value, ProgressReports):
             self.reports = value
             return -1
@@ -336,6 +337,7 @@ class _StateUnpickler(pickle.Unpickler):
         self._shared, self._reports = shared, reports
 
     def persistent_load(self, number: int) -> ctypes.c_byte | ProgressReports:
+        """Returns what a number of `_StatePickler.persistent_id` stands for."""
         return self._reports if number < 0 else self._shared[number]
 
 
