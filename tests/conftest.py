@@ -4,9 +4,7 @@ Fixtures: the project's root, tokenizers and texts, a tiny model, a way to run t
 (pyproject.toml) are applied here where a fixture or a directory implies them.
 """
 
-import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,11 +111,9 @@ def dropout_model(toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy model with attention dropout: every step depends on the generators, and a random
     number drawn more shows.
     """
-    path = tmp_path_factory.mktemp("dropout") / "model"
-    shutil.copytree(toy.model, path)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
-    return path
+    from tests.support.training_runs import copy_with_config
+
+    return copy_with_config(toy.model, tmp_path_factory.mktemp("dropout") / "model", attention_dropout=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,14 @@ class Toy:
     sft_parts: tuple[Path, ...]
 
 
+def copy_with_config(model: Path, target: Path, **settings: object) -> Path:
+    """Copies a model, with other settings in its config.json."""
+    shutil.copytree(model, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **settings}))
+    return target
+
+
 def make_toy(root: Path) -> Toy:
     """A random two-layer LLaMA in fp32, 33 pre-training rows in 3 parts, 12 conversation rows
     in 1.

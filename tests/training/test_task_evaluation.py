@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 import signal
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from colossal_llama.evaluation.scoring import Scorer
 from colossal_llama.evaluation.tasks.registry import open_tasks
 from colossal_llama.model.weights.generation_config import save_model
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
-from tests.support.training_runs import Runner, Toy, make_toy, ranks_of
+from tests.support.training_runs import Runner, Toy, copy_with_config, make_toy, ranks_of
 from tests.support.versions import possible, run_names
 
 pytestmark = pytest.mark.slow  # the runs that all tests of the file share
@@ -97,12 +96,14 @@ def benchmarks(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def dropout(toy, tmp_path_factory) -> Path:
+    """The model with attention dropout: a random number drawn more shows."""
+    return copy_with_config(toy.model, tmp_path_factory.mktemp("task_dropout") / "model", attention_dropout=0.1)
+
+
+@pytest.fixture(scope="module")
 def few_positions(toy, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("task_positions") / "model"
-    shutil.copytree(toy.model, path)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 96}))
-    return path
+    return copy_with_config(toy.model, tmp_path_factory.mktemp("task_positions") / "model", max_position_embeddings=96)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def own_answers(model_path: Path, task: str, folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(project_root, toy, benchmarks, answered, dropout_model, few_positions, tmp_path_factory) -> Runner:
+def runs(project_root, toy, benchmarks, answered, dropout, few_positions, tmp_path_factory) -> Runner:
     """Each plugin with and without questions, on two ranks, in one launch."""
     tmp = tmp_path_factory.mktemp("task_runs")
     runner = Runner(project_root, toy, tmp)
@@ -147,7 +148,7 @@ def runs(project_root, toy, benchmarks, answered, dropout_model, few_positions, 
         if "bf16" not in options:
             still = ("--max_steps", "1", "--eval_tasks", "mmlu", "cmmlu", "--eval_task_dir", str(answered))
             commands.append(runner.command(f"{name}_still", *BATCH, *options, "--lr", "1e-30", *still))
-    random = ("--use_neft", "--pretrained", str(dropout_model))
+    random = ("--use_neft", "--pretrained", str(dropout))
     commands.append(runner.command("random_plain", *BATCH, *random))
     commands.append(runner.command("random_asked", *BATCH, *random, *asked))
     few = (*BATCH, *asked, "--eval_task_limit", "7", "--save_interval", "2")
