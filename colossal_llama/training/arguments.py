@@ -194,6 +194,12 @@ class MethodArguments:
         help="strength of the NEFTune noise",
     )
     freeze_non_embeds_params: bool = switch(help="train input and output embeddings only")
+    first_new_row: int | None = option(
+        type=number_in_range(int, 1),
+        metavar="N",
+        help="embedding rows from this one on are new; saved models carry it on (default: by the report of "
+        "init_model.py or init_tokenizer.py in the model's directory)",
+    )
     lora_rank: int = option(
         0, type=number_in_range(int, 0), metavar="RANK", help="train LoRA adapters of this rank; 0: no LoRA"
     )

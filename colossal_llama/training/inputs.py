@@ -14,6 +14,7 @@ from colossal_llama.dataset.part_reader import open_parts
 from colossal_llama.dataset.tokenized.scan import Scan
 from colossal_llama.model.architectures import ARCHITECTURES, architecture_of
 from colossal_llama.model.config_file import read_generation_config
+from colossal_llama.model.expansion.new_rows import first_new_row
 from colossal_llama.model.expansion.new_tokens import vocabulary_rows
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.rope import varying_rope_problem
@@ -79,6 +80,8 @@ class RunInputs:
     """Reads the parts in the background; to be finished before the first step."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end an answer in the data's conversations, see `record_chat_format`."""
+    first_new_row: int | None = None
+    """First embedding row of the last expansion, by its record or `--first_new_row`; None: none."""
     task_questions: tuple[PromptedQuestion, ...] = ()
     """Of `--eval_tasks`."""
 
@@ -227,7 +230,30 @@ def _open_inputs(
     refuse_other_ids(by_option, tokenizer, ids)
     report_parts(by_option, tokenizer)
     verification = DataVerification(by_option, ids, config.vocab_size, data.verify_data)
-    return RunInputs(parts, tokenizer, model_path, adapter_path, eval_parts, checkpoint, origin, verification, stop_ids)
+    return RunInputs(
+        parts,
+        tokenizer,
+        model_path,
+        adapter_path,
+        eval_parts,
+        checkpoint,
+        origin,
+        verification,
+        stop_ids,
+        _first_new_row(arguments.method, model_path, vocabulary_rows(tokenizer)),
+    )
+
+
+def _first_new_row(method: MethodArguments, model_path: Path, tokens: int) -> int | None:
+    """The first row of the last expansion, as `--first_new_row` or the model's record says."""
+    first = method.first_new_row if method.first_new_row is not None else first_new_row(model_path)
+    if first is not None and first >= tokens:
+        source = f"--first_new_row {first}" if method.first_new_row is not None else f"the record in {model_path}"
+        raise UserError(
+            f"{source}: the new rows would begin at {first:,}, and the tokenizer in {model_path} has ids for "
+            f"{tokens:,} rows only: give as --first_new_row the number of rows before the expansion"
+        )
+    return first
 
 
 def _refuse_parallel_dimensions(plugin: PluginArguments, config: PretrainedConfig, model_path: Path) -> None:

@@ -120,6 +120,7 @@ def _open_records(
             arguments.checkpoint.keep_last,
             arguments.checkpoint.save_in_background,
             inputs.stop_ids,
+            inputs.first_new_row,
         )
     nonfinite_record = save_dir / NONFINITE_STEPS_FILE
     metrics = _metrics(arguments, kept_steps)

@@ -77,5 +77,5 @@ def train(arguments: "TrainingArguments") -> None:
         trainer = build_trainer(arguments, inputs, setup)
         report_startup(arguments, inputs, trainer, setup.notes)
         finished = trainer.fit()
-        finish_run(arguments, trainer, inputs.model_path, finished)
+        finish_run(arguments, trainer, inputs, finished)
         announce_late_signal()

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from colossal_llama.model.architectures import architecture_of
 from colossal_llama.model.config_file import make_config_portable
+from colossal_llama.model.expansion.new_rows import record_of_new_rows
 from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.weights.adapter_files import (
     ADAPTER_CONFIG,
@@ -38,6 +39,7 @@ def small_files(
     dtype: torch.dtype,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int] = (),
+    first_new_row: int | None = None,
 ) -> dict[str, bytes]:
     """Content of the configuration and tokenizer files by name, the same for a whole run.
 
@@ -46,6 +48,7 @@ def small_files(
         dtype: of the weights.
         tokenizer: of the run.
         stop_ids: tokens that end an answer, besides those of the model's generation settings.
+        first_new_row: of the last expansion, which the model carries on.
     """
     with tempfile.TemporaryDirectory() as directory:
         if isinstance(network, PeftModel):
@@ -57,7 +60,8 @@ def small_files(
             _write_configuration(Path(directory), network, dtype)
         write_generation_config(network, Path(directory), stop_ids)
         _write_tokenizer(tokenizer, Path(directory))
-        return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
+        files = {path.name: path.read_bytes() for path in Path(directory).iterdir()}
+    return files | record_of_new_rows(first_new_row)
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
@@ -126,7 +130,9 @@ def fp32_weights(directory: Path) -> dict[str, Callable[[], torch.Tensor]]:
     }
 
 
-def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+def save_merged_model(
+    save_dir: Path, base_path: Path, tokenizer: PreTrainedTokenizerBase, first_new_row: int | None = None
+) -> Path:
     """Writes `SAVE_DIR/modelling_merged`: the base model with the run's adapter merged.
 
     Rank 0 computes and writes it; a collective.
@@ -137,6 +143,8 @@ def save_merged_model(save_dir: Path, base_path: Path, tokenizer: PreTrainedToke
         shutil.rmtree(temporary, ignore_errors=True)
         merge_adapter(base_path, save_dir / MODEL, temporary)
         _write_tokenizer(tokenizer, temporary)
+        for name, content in record_of_new_rows(first_new_row).items():
+            write_bytes(temporary / name, content)
         write_checksums(temporary, {})
         fsync_tree(temporary)
         make_way(target)

@@ -76,6 +76,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         keep_last: int | None = None,
         in_background: bool = True,
         stop_ids: Sequence[int] = (),
+        first_new_row: int | None = None,
     ):
         self._save_dir, self._keep_last, self._origin = save_dir, keep_last, origin
         self._backend, self._model, self._optimizer = backend, model, optimizer
@@ -83,7 +84,10 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._staging = StagingBuffer(pinned=torch.cuda.is_available())
         network = backend.unwrap(model)
         self._model_file_bytes = math.inf if isinstance(network, PeftModel) else _FILE_BYTES  # an adapter is one file
-        self._small_files = small_files(network, backend.parameter_dtype, tokenizer, stop_ids) if is_rank_zero() else {}
+        self._small_files: dict[str, bytes] = {}
+        if is_rank_zero():
+            dtype = backend.parameter_dtype
+            self._small_files = small_files(network, dtype, tokenizer, stop_ids, first_new_row)
         self._number, self._commits = next(_SAVERS), itertools.count()
         self._pending: DirectoryCommit | None = None
         self._outcome: CommitOutcome | None = None

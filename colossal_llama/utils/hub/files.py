@@ -31,6 +31,8 @@ _TOKENIZER = (
     "vocab.json",
     "merges.txt",
     "expansion_report.json",
+    "init_report.json",
+    "new_rows.json",
     *VOCABULARIES,
 )
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
