@@ -55,7 +55,7 @@ def check_arguments(
         _check_lora(parser, arguments.plugin, arguments.method)
     if arguments.model.fp8:
         _check_fp8(parser, arguments.plugin, arguments.method)
-    _check_warmup(parser, arguments.optimizer)
+    _check_schedule(parser, arguments.optimizer)
     if has_gpu is False and not arguments.dry_run.dry_run:
         _check_for_cpu(parser, arguments.plugin, arguments.model.fp8)
 
@@ -239,10 +239,17 @@ def _check_fp8(parser: CollectingArgumentParser, plugin: PluginArguments, method
         parser.problem("--fp8 and --lora_rank exclude each other: LoRA's frozen weights are not quantized")
 
 
-def _check_warmup(parser: CollectingArgumentParser, optimizer: OptimizerArguments) -> None:
-    warmup_steps, max_steps = optimizer.warmup_steps, optimizer.max_steps
-    if warmup_steps is not None and max_steps is not None and warmup_steps > max_steps:
+def _check_schedule(parser: CollectingArgumentParser, optimizer: OptimizerArguments) -> None:
+    warmup_steps, decay_steps, max_steps = optimizer.warmup_steps, optimizer.decay_steps, optimizer.max_steps
+    if optimizer.lr_schedule == "constant" and is_given(optimizer, "min_lr_ratio"):
+        parser.problem("--min_lr_ratio has no effect with --lr_schedule constant, whose learning rate does not decay")
+    if max_steps is None:
+        return
+    if warmup_steps is not None and warmup_steps > max_steps:
         parser.problem(f"--warmup_steps {warmup_steps} is more than --max_steps {max_steps}")
+    elif optimizer.lr_schedule == "wsd" and decay_steps is not None and (warmup_steps or 0) + decay_steps > max_steps:
+        warmup = f"--warmup_steps {warmup_steps} and " if warmup_steps else ""
+        parser.problem(f"{warmup}--decay_steps {decay_steps} is more than --max_steps {max_steps}")
 
 
 def _check_for_cpu(parser: CollectingArgumentParser, plugin: PluginArguments, fp8: bool) -> None:

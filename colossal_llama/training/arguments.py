@@ -18,6 +18,7 @@ PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
 GPU_ONLY_PLUGINS = ("gemini", "gemini_auto")
 HOST_OPTIMIZER_PLUGINS = ("gemini_auto", "zero2_cpu")
 """Plugins that can keep optimizer states in host memory."""
+LR_SCHEDULES = ("cosine", "linear", "constant", "wsd")
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -118,6 +119,25 @@ class OptimizerArguments:
         type=number_in_range(int, 0),
         metavar="N",
         help="steps of linear warm-up (default: 2.5 %% of all steps)",
+    )
+    lr_schedule: str = option(
+        LR_SCHEDULES[0],
+        choices=LR_SCHEDULES,
+        help="learning rate after the warm-up: cosine or linear decay over all steps that are left; constant; wsd "
+        "(warmup-stable-decay, arXiv 2404.06395): constant, then linear decay over the last --decay_steps, so that a "
+        "run can be resumed from any step before it with other --max_steps or --num_epochs",
+    )
+    min_lr_ratio: float = option(
+        0.1,
+        type=number_in_range(float, 0, 1),
+        metavar="RATIO",
+        help="learning rate of the last step, as a share of --lr; 0: it decays to zero",
+    )
+    decay_steps: int | None = option(
+        type=number_in_range(int, 0),
+        metavar="N",
+        only_with="lr_schedule wsd",
+        help="last steps of a wsd schedule, in which the learning rate decays (default: 10 %% of all steps)",
     )
     max_steps: int | None = option(
         type=number_in_range(int, 1), metavar="N", help="end the run and its schedule after this many steps"
@@ -384,9 +404,7 @@ class TrainingArguments:
 
     model: ModelArguments = group("model and kernels")
     data: DataArguments = group("data and batches")
-    optimizer: OptimizerArguments = group(
-        "optimizer: AdamW, betas 0.9 and 0.95, cosine schedule down to a tenth of --lr"
-    )
+    optimizer: OptimizerArguments = group("optimizer: AdamW, betas 0.9 and 0.95, and its learning rate schedule")
     plugin: PluginArguments = group("plugin and precision")
     memory: MemoryArguments = group("memory")
     method: MethodArguments = group("method")

@@ -20,9 +20,9 @@ from colossal_llama.training.distributed import consensus
 from colossal_llama.training.inputs import RunInputs, resume_progress
 from colossal_llama.training.lr_schedule import (
     Schedule,
-    learning_rate_jump,
     plan_schedule,
     rows_of_epoch,
+    schedule_difference,
     step_geometry,
     tokens_of_run,
 )
@@ -99,9 +99,8 @@ def report_dry_run(arguments: TrainingArguments, inputs: RunInputs) -> None:
     run = replace(run, task_questions=inputs.task_questions)
     report(arguments, run)
     resumed = inputs.checkpoint
-    jump = learning_rate_jump(resumed.path, run.schedule, progress.step) if resumed is not None else None
-    if jump is not None:
-        log_rank_zero(jump)
+    if resumed is not None and (difference := schedule_difference(resumed.path, run.schedule, progress.step)):
+        log_rank_zero(difference)
 
 
 def report(arguments: TrainingArguments, run: DryRun) -> MemoryEstimate:
@@ -175,7 +174,11 @@ def _plan_rows(
             "recomputed",
             Recomputation(settings.recomputed_layers, settings.selective).describe(run.config.num_hidden_layers),
         ],
-        ["learning rate", f"{first:.3g} in the first step, {peak:.3g} after the warm-up, {last:.3g} in the last"],
+        [
+            "learning rate",
+            f"{first:.3g} in the first step, {peak:.3g} after the warm-up, {last:.3g} in the last; "
+            f"{schedule.describe()}",
+        ],
         ["a checkpoint", f"about {checkpoint_gib:,.1f} GiB, every {arguments.checkpoint.save_interval:,} steps"],
         *(
             [["benchmarks", f"{describe_questions(run.task_questions)}, {describe_interval(arguments.tasks)}"]]
@@ -267,6 +270,7 @@ def _record(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, d
         "tokens": run.tokens,
         "total_steps": run.schedule.total_steps,
         "warmup_steps": run.schedule.warmup_steps,
+        "decay_steps": run.schedule.decay_steps,
         "num_epochs": run.schedule.num_epochs,
         "task_questions": len(run.task_questions),
         "task_tokens": sum(len(question.prompt) for question in run.task_questions),

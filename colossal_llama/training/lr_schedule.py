@@ -1,26 +1,27 @@
 """Learning rate schedule and number of steps of a run: arithmetic of rows, ranks and epochs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import StepGeometry
-from colossal_llama.training.arguments import DataArguments, OptimizerArguments, PluginArguments
+from colossal_llama.training.arguments import LR_SCHEDULES, DataArguments, OptimizerArguments, PluginArguments
 from colossal_llama.training.checkpoint.state import LR_SCHEDULER, Origin, Progress
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
-FINAL_FRACTION = 0.1
-"""Last learning rate over the peak."""
 JUMP_FRACTION = 0.01
 """Relative difference from the checkpoint's schedule beyond which a resumed run's rate is said to
 jump."""
 WARMUP_FRACTION = 0.025
 """Default warm-up steps over all steps."""
+DECAY_FRACTION = 0.1
+"""Default steps of wsd's decay over all steps, which its paper found to suffice."""
 
 
 def default_warmup_steps(total_steps: int) -> int:
@@ -28,41 +29,87 @@ def default_warmup_steps(total_steps: int) -> int:
     return round(WARMUP_FRACTION * total_steps)
 
 
-def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """Learning rate of a step: linear warm-up to the peak, then cosine decay to a tenth of it.
-
-    Source: SGDR without restarts (arXiv 1608.03983).
-
-    Args:
-        step: 0 for the first step, `total_steps` − 1 for the last.
-        total_steps: of the whole run, warm-up included.
-        warmup_steps: step `warmup_steps` − 1 is the first at the peak.
-        peak: largest learning rate.
-    """
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    decay_steps = max(1, total_steps - 1 - warmup_steps)
-    progress = min(1.0, (step - warmup_steps) / decay_steps)
-    floor = FINAL_FRACTION * peak
-    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+def default_decay_steps(total_steps: int, warmup_steps: int) -> int:
+    """Default number of steps of wsd's decay: 10 % of all steps, none of them of the warm-up."""
+    return min(round(DECAY_FRACTION * total_steps), max(0, total_steps - warmup_steps))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length of a run in optimizer steps, and its learning rates."""
+    """Length of a run in optimizer steps, and its learning rates.
+
+    Warm-up is linear, from `peak / warmup_steps` in the first step to the peak in step
+    `warmup_steps − 1`, counted from 0. Then, with the share p of the decay that is done:
+
+        cosine    floor + (peak − floor) · (1 + cos(π p)) / 2,
+                  p = (step − warmup_steps) / (total_steps − 1 − warmup_steps)
+        linear    floor + (peak − floor) · (1 − p), with the same p
+        constant  peak
+        wsd       peak; in the last decay_steps steps floor + (peak − floor) · (1 − p),
+                  p = 1 − (total_steps − 1 − step) / decay_steps
+
+    The floor, `min_ratio · peak`, is the rate of the last step, `total_steps − 1`. So linear is wsd
+    with all steps of decay but one.
+
+    Sources: SGDR without restarts (arXiv 1608.03983); warmup-stable-decay (arXiv 2404.06395), with
+    the linear decay of SmolLM2 (arXiv 2502.02737).
+    """
 
     total_steps: int
+    """Of the whole run, warm-up included."""
     warmup_steps: int
     peak_learning_rate: float
     num_epochs: int
+    kind: str = "cosine"
+    """One of `arguments.LR_SCHEDULES`."""
+    min_ratio: float = 0.1
+    """Last learning rate over the peak."""
+    decay_steps: int | None = None
+    """Of wsd; None for others."""
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        return learning_rate(step, self.total_steps, self.warmup_steps, self.peak_learning_rate)
+        peak, floor = self.peak_learning_rate, self.min_ratio * self.peak_learning_rate
+        if step < self.warmup_steps:
+            return peak * (step + 1) / self.warmup_steps
+        if step < self.decay_start:
+            return peak
+        length = self.total_steps - 1 - self.decay_start if self.decay_steps is None else self.decay_steps
+        progress = min(1.0, (step - self.decay_start) / max(1, length))
+        left = 0.5 * (1.0 + math.cos(math.pi * progress)) if self.kind == "cosine" else 1.0 - progress
+        return floor + (peak - floor) * left
+
+    @property
+    def decay_start(self) -> int | float:
+        """The last step at the peak, counted from 0; infinity without a decay."""
+        if self.kind == "constant" or self.decay_steps == 0:
+            return math.inf
+        return self.warmup_steps if self.decay_steps is None else self.total_steps - 1 - self.decay_steps
+
+    def describe(self) -> str:
+        """Names the schedule, and its last rate where it decays."""
+        if self.decay_start == math.inf:
+            return f"{self.kind}, no decay"
+        end = f"to {self.min_ratio:g} of --lr"
+        if self.decay_steps is None:
+            return f"{self.kind} decay {end}"
+        return f"{self.kind}, constant, then linear decay {end} in the last {self.decay_steps:,} steps"
+
+    def as_json(self, steps_done: int) -> dict[str, Any]:
+        """Record in a checkpoint of the schedule after so many steps."""
+        return {
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "peak_learning_rate": self.peak_learning_rate,
+            "schedule": self.kind,
+            "min_lr_ratio": self.min_ratio,
+            "decay_steps": self.decay_steps,
+            "last_learning_rate": self.rate(max(0, steps_done - 1)),
+        }
 
 
-def learning_rate_jump(checkpoint: Path, schedule: Schedule, step: int) -> str | None:
-    """Describes how far the learning rate of a resumed run is from where its checkpoint left it.
+def schedule_difference(checkpoint: Path, schedule: Schedule, step: int) -> str | None:
+    """Describes how the learning rates of a resumed run differ from those of its checkpoint.
 
     Args:
         checkpoint: directory, whose schedule is compared with the present one.
@@ -70,33 +117,66 @@ def learning_rate_jump(checkpoint: Path, schedule: Schedule, step: int) -> str |
         step: number of steps done.
 
     Returns:
-        One sentence; None where the next step has the rate that it would have had.
+        One sentence: a warning where the next step has another rate than it would have had, or a
+        note where only later ones have, by another kind of schedule. None where nothing differs but
+        the length of the run.
     """
     if step >= schedule.total_steps:
         return None
     try:
         saved = read_json_object(checkpoint / LR_SCHEDULER)
-        last = float(saved["last_learning_rate"])
-        former = Schedule(int(saved["total_steps"]), int(saved["warmup_steps"]), float(saved["peak_learning_rate"]), 0)
+        last, former = float(saved["last_learning_rate"]), _saved_schedule(saved)
     except (UserError, KeyError, TypeError, ValueError):
         return f"{checkpoint / LR_SCHEDULER} tells no learning rate, so that it may jump here without a notice"
     rate, expected = schedule.rate(step), former.rate(step)
-    if abs(rate - expected) <= JUMP_FRACTION * expected:
-        return None
-    changes = [
-        f"{name} {before:g} → {now:g}"
-        for name, before, now in (
-            ("steps", former.total_steps, schedule.total_steps),
-            ("warm-up steps", former.warmup_steps, schedule.warmup_steps),
-            ("--lr", former.peak_learning_rate, schedule.peak_learning_rate),
-        )
-        if before != now
-    ]
+    changes = ", ".join(_changes(former, schedule))
+    branches_off = schedule.kind == "wsd" and _is_close(schedule.rate(max(0, step - 1)), last)
+    if _is_close(rate, expected) or branches_off:
+        if (former.kind, former.min_ratio) == (schedule.kind, schedule.min_ratio):
+            return None
+        return f"the learning rate goes on by another schedule than that of the checkpoint: {changes}"
+    begun = schedule.kind == "wsd" and schedule.decay_start < step - 1 and expected == former.peak_learning_rate
     return (
         f"warning: the learning rate jumps from {last:.2e} in step {step} to {rate:.2e} in step {step + 1}, because "
-        f"the schedule is not that of the checkpoint ({', '.join(changes)}), by which step {step + 1} would have "
-        f"{expected:.2e}: stop this run and set --lr, --warmup_steps, --num_epochs or --max_steps if that is not meant"
+        f"the schedule is not that of the checkpoint ({changes}), by which step {step + 1} would have {expected:.2e}: "
+        "stop this run and set --lr, --warmup_steps, --num_epochs, --max_steps or the options of its schedule if that "
+        "is not meant" + (f" (the decay begins here with --decay_steps {schedule.total_steps - step})" if begun else "")
     )
+
+
+def _is_close(rate: float, expected: float) -> bool:
+    return abs(rate - expected) <= JUMP_FRACTION * expected
+
+
+def _saved_schedule(saved: dict[str, Any]) -> Schedule:
+    """The schedule in a checkpoint's file; one written before there were others is a cosine."""
+    kind, decay_steps = saved.get("schedule", "cosine"), saved.get("decay_steps")
+    if kind not in LR_SCHEDULES:
+        raise ValueError(f"no schedule: {kind!r}")
+    return Schedule(
+        int(saved["total_steps"]),
+        int(saved["warmup_steps"]),
+        float(saved["peak_learning_rate"]),
+        0,
+        kind,
+        float(saved.get("min_lr_ratio", 0.1)),
+        None if decay_steps is None else int(decay_steps),
+    )
+
+
+def _changes(former: Schedule, schedule: Schedule) -> Iterator[str]:
+    """Names what differs between two schedules."""
+    if former.kind != schedule.kind:
+        yield f"--lr_schedule {former.kind} → {schedule.kind}"
+    for name, before, now in (
+        ("steps", former.total_steps, schedule.total_steps),
+        ("warm-up steps", former.warmup_steps, schedule.warmup_steps),
+        ("steps of decay", former.decay_steps, schedule.decay_steps),
+        ("--lr", former.peak_learning_rate, schedule.peak_learning_rate),
+        ("--min_lr_ratio", former.min_ratio, schedule.min_ratio),
+    ):
+        if before is not None and now is not None and before != now:
+            yield f"{name} {before:g} → {now:g}"
 
 
 def plan_steps(
@@ -190,4 +270,17 @@ def plan_schedule(
         optimizer.max_steps,
     )
     warmup = optimizer.warmup_steps if optimizer.warmup_steps is not None else default_warmup_steps(total)
-    return Schedule(total, warmup, optimizer.lr, num_epochs)
+    decay = _decay_steps(optimizer, total, warmup) if optimizer.lr_schedule == "wsd" else None
+    return Schedule(total, warmup, optimizer.lr, num_epochs, optimizer.lr_schedule, optimizer.min_lr_ratio, decay)
+
+
+def _decay_steps(optimizer: OptimizerArguments, total_steps: int, warmup_steps: int) -> int:
+    """Number of steps of wsd's decay; raises UserError where warm-up and decay are too long."""
+    if optimizer.decay_steps is None:
+        return default_decay_steps(total_steps, warmup_steps)
+    if warmup_steps + optimizer.decay_steps > total_steps:
+        raise UserError(
+            f"--decay_steps {optimizer.decay_steps} and {warmup_steps} steps of warm-up are more than the "
+            f"{total_steps} steps of the run: give smaller --decay_steps or --warmup_steps, or train longer"
+        )
+    return optimizer.decay_steps

@@ -203,14 +203,8 @@ class Trainer:
     def _save(self) -> None:
         if self.saver is None:
             return
-        schedule = {
-            "step": self.progress.step,
-            "total_steps": self.schedule.total_steps,
-            "warmup_steps": self.schedule.warmup_steps,
-            "peak_learning_rate": self.schedule.peak_learning_rate,
-            "last_learning_rate": self.schedule.rate(max(0, self.progress.step - 1)),
-        }
-        self.saver.save(self.progress, schedule)
+        step = self.progress.step
+        self.saver.save(self.progress, {"step": step, **self.schedule.as_json(step)})
 
 
 def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:

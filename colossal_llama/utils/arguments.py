@@ -35,7 +35,8 @@ class Option:
         flags: further names: short ones, and aliases of the long one.
         settings: keyword arguments of `ArgumentParser.add_argument`.
         needed: advice to print when the option is missing; None for one that may be left out.
-        only_with: name of the option without which this one has no effect.
+        only_with: name of the option without which this one has no effect, and after it the value
+            that the option must have, where any other than a false one does not do.
     """
 
     flags: tuple[str, ...]
@@ -59,7 +60,8 @@ def option(
         flags: further names, `"-w"` or `"--batch_size"`; help lists short ones first, aliases last.
         help: for `--help`; a percent sign is written `%%`.
         needed: advice that `declared_options` gives to a caller who reports missing options itself.
-        only_with: name of the option without which this one has no effect (`ineffective_options`).
+        only_with: name of the option without which this one has no effect (`ineffective_options`):
+            `"use_neft"`, or with the value that it must have: `"lr_schedule wsd"`.
         settings: what else `ArgumentParser.add_argument` takes: type, choices, nargs, metavar,
             required. A list that argparse gathers becomes a tuple in the field.
     """
@@ -148,15 +150,18 @@ def is_given(arguments: Any, name: str) -> bool:
 
 
 def ineffective_options(arguments: Any) -> Iterator[tuple[str, str]]:
-    """Options that are given without the one that they need, each with that one's name.
+    """Options that are given without the one that they need, each with that one's `only_with`.
 
-    The needed option is absent when its value is false: None, 0, False or empty.
+    The needed option is absent when its value is false: None, 0, False or empty; or when it has
+    another value than the one that `only_with` names.
     """
     values = option_values(arguments)
     for name, declaration in declared_options(type(arguments)).items():
-        needed = declaration.only_with
-        if needed is not None and not values[needed] and values[name] != declaration.settings.get("default"):
-            yield name, needed
+        if declaration.only_with is None or values[name] == declaration.settings.get("default"):
+            continue
+        needed, *value = declaration.only_with.split()
+        if not values[needed] or (value and [str(values[needed])] != value):
+            yield name, declaration.only_with
 
 
 def value_problems(arguments: Any) -> Iterator[str]:

@@ -66,6 +66,15 @@ def test_aliases_of_the_contract(base):
         (["--benchmark", "--lora_rank", "4", "--merge_lora"], "--benchmark saves nothing: leave out --merge_lora"),
         (["--load_checkpoint", "nowhere"], "does not exist"),
         (["--warmup_steps", "9", "--max_steps", "3"], "more than --max_steps"),
+        (["--decay_steps", "9"], "--decay_steps has no effect without --lr_schedule wsd"),
+        (["--decay_steps", "9", "--lr_schedule", "linear"], "no effect without --lr_schedule wsd"),
+        (["--min_lr_ratio", "0", "--lr_schedule", "constant"], "no effect with --lr_schedule constant"),
+        (["--min_lr_ratio", "1.5"], "more than 1"),
+        (["--lr_schedule", "polynomial"], "choose from"),
+        (
+            ["--lr_schedule", "wsd", "--warmup_steps", "2", "--decay_steps", "9", "--max_steps", "10"],
+            "--warmup_steps 2 and --decay_steps 9 is more than --max_steps 10",
+        ),
         (["--no_such_option"], "unrecognized arguments"),
     ],
 )
