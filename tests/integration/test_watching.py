@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from colossal_llama.model.weights.generation_config import save_model
 from colossal_llama.training.plot_training import draw_curves, read_curve
+from tests.support.plain_training import BETAS, rows_of, train_plainly
 from tests.support.training_runs import poisoned, ranks_of, torchrun
 from tests.support.versions import possible, run_names
 
@@ -166,27 +167,12 @@ def test_the_same_as_plain_pytorch(two_ranks, toy):
     """AdamW, clipping, cosine and the mean over all targets, written out with PyTorch and
     transformers, document by document.
     """
-    rows = [row for part in toy.parts for row in datasets.load_from_disk(str(part))]
+    rows = rows_of(toy.parts)
     model = AutoModelForCausalLM.from_pretrained(toy.model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
-    losses, steps = [], math.ceil(len(rows) / 8)
-    for step in range(steps):
-        of_step, sums, count = rows[8 * step : 8 * step + 8], [], 0
-        for row in of_step:
-            begin = 0
-            for length in row["document_lengths"]:
-                ids, labels = (torch.tensor([row[name][begin : begin + length]]) for name in ("input_ids", "labels"))
-                logits = model(input_ids=ids).logits[0, :-1]
-                sums.append(torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum"))
-                count += int((labels[0, 1:] != -100).sum())
-                begin += length
-        loss = torch.stack(sums).sum() / count
-        loss.backward()
-        losses.append(loss.item())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = 1e-3 + 9e-3 * 0.5 * (1 + math.cos(math.pi * step / (steps - 1)))
-        optimizer.step()
-        optimizer.zero_grad()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=BETAS, weight_decay=0.1)
+    steps = math.ceil(len(rows) / 8)
+    rates = [1e-3 + 9e-3 * 0.5 * (1 + math.cos(math.pi * step / (steps - 1))) for step in range(steps)]
+    losses = train_plainly(model, optimizer, [rows[8 * step : 8 * step + 8] for step in range(steps)], rates)
     assert two_ranks.losses("in_order") == pytest.approx(losses, rel=2e-4)
     weights = two_ranks.weights("in_order")
     for key, tensor in model.state_dict().items():
