@@ -22,6 +22,7 @@ import regex
 from tokenizers import Tokenizer, models, trainers
 
 from colossal_llama.tokenizer.encoding import TextEncoder
+from colossal_llama.tokenizer.script_names import named_scripts
 from colossal_llama.tokenizer.token_bytes import SPACE_MARK, byte_level_alphabet, is_byte_level
 
 if TYPE_CHECKING:
@@ -64,23 +65,15 @@ def word_pattern(scripts: Iterable[str]) -> regex.Pattern:
     scripts, is a word of its own.
 
     Args:
-        scripts: `Han`, `Cyrillic` and others; `any` means letters of all scripts.
+        scripts: names or codes (`script_names`); `any` means letters of all scripts.
 
     Raises:
         ValueError: a name is not that of a script, or there is none.
     """
     scripts = list(scripts)
-    if not scripts:
-        raise ValueError("no script is named")
     if "any" in scripts:
         return regex.compile(" ?" + _joined(_LETTER_OR_MARK, _LETTER_OR_MARK))
-    for script in scripts:
-        try:
-            is_name = regex.fullmatch(r"[\w -]+", script) and regex.compile(rf"\p{{Script={script}}}")
-        except regex.error:
-            is_name = None
-        if not is_name:
-            raise ValueError(f"{script} is not a Unicode script")
+    scripts = named_scripts(scripts)
     own = "".join(rf"\p{{Script={script}}}" for script in scripts)
     shared = "".join(rf"\p{{scx={script}}}" for script in scripts)
     letter = rf"[{own}[[{shared}]&&[\p{{L}}\p{{M}}]]]"
