@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from colossal_llama.evaluation.arguments import DTYPES
-from colossal_llama.inference.api import select_device
 from colossal_llama.model.config_file import read_model_config
+from colossal_llama.model.device import select_device
 from colossal_llama.model.pretrained import base_model_of, load_for_inference
 from colossal_llama.model.weights.adapter_files import is_adapter
 from colossal_llama.model.weights.weight_files import tensor_shapes

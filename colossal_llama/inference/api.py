@@ -37,6 +37,7 @@ from colossal_llama.inference.prompts import (
     other_format_notice,
     pretrained_prompt,
 )
+from colossal_llama.model.device import select_device
 from colossal_llama.model.pretrained import find_model, load_for_inference, stop_token_ids
 from colossal_llama.readers.record import RecordError
 from colossal_llama.utils.arguments import value_problems
@@ -99,23 +100,6 @@ def open_model(
     if notice := opened.format_notice():
         warn(notice)
     return opened
-
-
-def select_device(name: str | None) -> torch.device:
-    """Returns the named device; without a name `cuda:0`, or the CPU where there is none.
-
-    Raises:
-        UserError: the device cannot be used.
-    """
-    if name is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if torch.empty(1, device=device).is_meta:  # ColossalAI lets its numbers be read
-            raise RuntimeError("it has no memory")
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 class LanguageModel:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parses the arguments, loads the model, and completes, chats or answers a file."""
     arguments = parse_arguments()
-    from colossal_llama.inference.api import select_device
+    from colossal_llama.model.device import select_device
 
     prompt, sampling = arguments.prompt, arguments.generation
     device = select_device(arguments.model.device)

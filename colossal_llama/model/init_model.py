@@ -2,7 +2,9 @@
 
 A new row is the mean of the rows of the pieces into which the source tokenizer splits the token.
 Weight files are rewritten one by one, tensor by tensor: the model is never loaded, and no GPU is
-needed.
+needed. `--init_method distilled` then loads the source model and trains the new rows on texts, so
+that the model behind a new token behaves as behind its pieces (Token Distillation, arXiv
+2505.20133).
 """
 
 import os
@@ -15,6 +17,11 @@ from typing import Any
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from colossal_llama.model.expansion.distillation.arguments import (
+    DISTILLED,
+    DistillationArguments,
+    distillation_problems,
+)
 from colossal_llama.readers.fields import FieldOptions, TextFields, field_problems
 from colossal_llama.readers.formats import DESCRIPTION
 from colossal_llama.readers.input_paths import GatherPaths, input_paths
@@ -37,7 +44,7 @@ def main() -> None:
     """Plans, writes and reports the initialisation, and evaluates it under --eval_file."""
     arguments = parse_arguments()
     started = time.monotonic()
-    if arguments.eval_file is None:
+    if arguments.eval_file is None and arguments.init_method != DISTILLED:
         os.environ.setdefault("USE_TORCH", "0")  # transformers then loads tokenizers without torch: 180 MB less
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # and does not warn that torch is missing
     from colossal_llama.model.expansion.resize_embeddings import create_model, plan_expansion
@@ -51,14 +58,27 @@ def main() -> None:
     )
     target_tokenizer = option_directory("--target_tokenizer_path", arguments.target_tokenizer_path, Needed.TOKENIZER)
     plan = plan_expansion(source, target_tokenizer)
-    report = create_model(plan, arguments.init_method, arguments.target_model_path)
-    report |= origin_record(source)
+    distilled = rows = means = None
+    if arguments.init_method == DISTILLED:
+        from colossal_llama.model.expansion.distillation.distil import distil
+
+        distilled = distil(
+            plan,
+            from_namespace(DistillationArguments, arguments),
+            _field_options(arguments),
+            arguments.target_model_path,
+        )
+        rows, means = distilled.rows, distilled.means
+    report = create_model(plan, arguments.init_method, arguments.target_model_path, rows)
+    report |= ({"distillation": distilled.record} if distilled else {}) | origin_record(source)
     report["seconds"] = round(time.monotonic() - started, 2)
     report["peak_memory_bytes"] = peak_memory_bytes()
     write_json(arguments.target_model_path / "init_report.json", report)
     print_summary(report, arguments.target_model_path)
+    if distilled:
+        distilled.state.unlink(missing_ok=True)
     if documents:
-        report["evaluation"] = evaluate(plan, arguments.target_model_path, documents)
+        report["evaluation"] = evaluate(plan, arguments.target_model_path, documents, means)
         write_json(arguments.target_model_path / "init_report.json", report)
 
 
@@ -91,10 +111,17 @@ def parse_arguments() -> Namespace:
     method = parser.add_argument_group("initialisation")
     method.add_argument(
         "--init_method",
-        choices=("mean", "norm_matched_mean"),
+        choices=("mean", "norm_matched_mean", DISTILLED),
         default="mean",
-        help="norm_matched_mean rescales each mean to the average norm of its constituents: averaging shortens vectors",
+        help="norm_matched_mean rescales each mean to the average norm of its constituents: averaging shortens "
+        "vectors; distilled trains the new rows, from their means, to do what their pieces do in the source model",
     )
+    distillation = parser.add_argument_group(
+        "--init_method distilled (loads the whole model, on a GPU if there is one)",
+        "A run that is killed goes on when it is started again with the same arguments. Its state is a hidden file "
+        "next to --target_model_path.",
+    )
+    add_options(distillation, DistillationArguments)
     evaluation = parser.add_argument_group("evaluation (loads the whole model, on a GPU if there is one)")
     evaluation.add_argument(
         "--eval_file",
@@ -111,10 +138,11 @@ def parse_arguments() -> Namespace:
         default=100_000,
         help="evaluate on this many bytes from the beginning of the texts",
     )
-    add_options(evaluation, TextFields)
+    fields = parser.add_argument_group("columns of --distill_data and --eval_file")
+    add_options(fields, TextFields)
     arguments = parser.parse_args()
     _check_target(parser, arguments)
-    for problem in field_problems(arguments):
+    for problem in (*distillation_problems(arguments), *field_problems(arguments)):
         parser.problem(problem)
     parser.finish()
     return arguments
@@ -142,8 +170,11 @@ def _evaluation_documents(arguments: Namespace) -> list[str]:
         return []
     from colossal_llama.model.expansion.text_loss import read_evaluation_text
 
-    fields = FieldOptions(**option_values(from_namespace(TextFields, arguments)), category_from="directory")
-    return read_evaluation_text(arguments.eval_file, arguments.eval_bytes, fields)
+    return read_evaluation_text(arguments.eval_file, arguments.eval_bytes, _field_options(arguments))
+
+
+def _field_options(arguments: Namespace) -> FieldOptions:
+    return FieldOptions(**option_values(from_namespace(TextFields, arguments)), category_from="directory")
 
 
 def print_summary(report: dict[str, Any], directory: Path) -> None:
@@ -164,6 +195,8 @@ def print_summary(report: dict[str, Any], directory: Path) -> None:
     log_rank_zero(
         f"new rows: {report['init_method']} of {report['constituents_per_new_row']:.2f} source rows on average"
     )
+    if "distillation" in report:
+        print_distillation(report["distillation"])
     norms = report["average_row_norm"]
     log_rank_zero(
         table(["average norm", "source rows", "new rows"], [[name, *values.values()] for name, values in norms.items()])
@@ -176,13 +209,31 @@ def print_summary(report: dict[str, Any], directory: Path) -> None:
     )
 
 
-def evaluate(plan: Any, directory: Path, documents: list[str]) -> dict[str, Any]:
-    """Prints the losses per byte of source, new and randomly initialised models; returns them."""
+def print_distillation(record: dict[str, Any]) -> None:
+    """Prints what a distillation was trained on, and which rows it has hardly seen."""
+    seen, first, last = record["rows_seen"], record["losses"][0], record["losses"][-1]
+    log_rank_zero(
+        f"distilled on {record['tokens']:,} tokens ({record['passes']:.2f} passes over {record['windows']:,} windows) "
+        f"in {record['seconds']:,.0f} s: cross-entropy of a token {first['cross_entropy']:.3f} → "
+        f"{last['cross_entropy']:.3f}, distance of hidden states {first['hidden_distance']:.3f} → "
+        f"{last['hidden_distance']:.3f}"
+    )
+    log_rank_zero(
+        f"of {seen['rows']:,} new rows {seen['never']:,} never occurred and stay means; "
+        f"{seen['fewer_than_10']:,} occurred fewer than 10 times, {seen['fewer_than_100']:,} fewer than 100"
+    )
+
+
+def evaluate(plan: Any, directory: Path, documents: list[str], means: Any = None) -> dict[str, Any]:
+    """Prints the losses per byte of source, new and randomly initialised models; returns them.
+
+    With `means`, which a distillation began with, also that of the model with these.
+    """
     from dataclasses import asdict
 
     from colossal_llama.model.expansion.text_loss import compare_initialisations
 
-    losses = compare_initialisations(plan.source, directory, documents, first_new_row=plan.source_vocabulary)
+    losses = compare_initialisations(plan.source, directory, documents, plan.source_vocabulary, means)
     log_rank_zero(f"loss on {next(iter(losses.values())).bytes:,} bytes of text:")
     rows = [[name.replace("_", " "), loss.loss_per_byte, loss.tokens] for name, loss in losses.items()]
     log_rank_zero(table(["rows", "nats per byte", "tokens"], rows))

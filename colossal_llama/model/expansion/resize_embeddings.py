@@ -1,10 +1,11 @@
 """Resizing of a model's embeddings to an expanded tokenizer: planned on headers, then streamed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from colossal_llama.model.weights.weight_files import (
     Replacement,
     WeightFiles,
     find_weight_files,
+    open_tensors,
     rewrite_shard,
 )
 from colossal_llama.model.weights.written_model import check_written_model
@@ -196,12 +198,20 @@ def _special_id(configured: int | list[int] | None, tokenizers: int | None, rows
     return tokenizers
 
 
-def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, Any]:
+def create_model(
+    plan: ExpansionPlan, method: str, directory: Path, new_rows: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any]:
     """Writes the new model and returns the report (see `describe`).
 
     A new directory appears when it is complete. In the target tokenizer's own directory the files
     appear one by one, config.json last: without it nothing loads. After an error the files written
     are removed.
+
+    Args:
+        plan: of the expansion.
+        method: a method of `mean_rows`, or the name of the one that made `new_rows`.
+        directory: of the new model.
+        new_rows: by the name of the matrix, float32 or float64; None for means.
 
     Raises:
         UserError: there is too little disk space.
@@ -209,7 +219,7 @@ def create_model(plan: ExpansionPlan, method: InitMethod, directory: Path) -> di
     check_free_space(plan.total_bytes, directory, "the new model", "give another --target_model_path")
     completes_tokenizer = directory.resolve() == plan.target_tokenizer.resolve()
     with _removed_on_error(directory) if completes_tokenizer else atomic_directory(directory) as output:
-        norms = _write_weights(plan, method, output)
+        norms = _write_weights(plan, method, new_rows, output)
         if not completes_tokenizer:
             _copy_tokenizer(plan.target_tokenizer, output)
         _keep_chat_template(plan.source, output)
@@ -250,14 +260,35 @@ def _keep_chat_template(source: Path, directory: Path) -> None:
         write_bytes(directory / CHAT_TEMPLATE_FILE, template.encode())
 
 
-def _write_weights(plan: ExpansionPlan, method: InitMethod, directory: Path) -> dict[str, dict[str, float]]:
+def mean_matrices(plan: ExpansionPlan) -> dict[str, np.ndarray]:
+    """Computes the mean rows of each matrix that `create_model` writes, float32 or float64."""
+    matrices = {}
+    for shard in plan.weights.shards:
+        with open_tensors(shard) as read:
+            for name in (name for name in plan.matrices if name in shard.tensors):
+                stored, known = read(name), RowStatistics()
+                for rows in _source_rows(plan, stored):
+                    known.add(stored.to_float(rows))
+                _check_finite(plan, known)
+                matrices[name] = np.concatenate(list(mean_rows(stored, plan.constituents, "mean", known.mean)))
+    return matrices
+
+
+def _write_weights(
+    plan: ExpansionPlan, method: str, new_rows: Mapping[str, np.ndarray] | None, directory: Path
+) -> dict[str, dict[str, float]]:
     """Writes all shards and their index; returns the average norms of old and new rows."""
     norms: dict[str, dict[str, float]] = {}
+
+    def new_blocks(name: str, stored: StoredTensor, default: np.ndarray) -> Iterable[np.ndarray]:
+        if new_rows is not None:
+            return [new_rows[name]]
+        return mean_rows(stored, plan.constituents, cast(InitMethod, method), default)
 
     def replacement(name: str) -> Replacement:
         return Replacement(
             plan.weights.shape_of(name).with_rows(plan.rows),
-            lambda stored: _expanded(plan, method, stored, norms.setdefault(name, {})),
+            lambda stored: _expanded(plan, partial(new_blocks, name, stored), stored, norms.setdefault(name, {})),
         )
 
     replacements = {name: replacement(name) for name in plan.matrices}
@@ -273,25 +304,36 @@ def _write_weights(plan: ExpansionPlan, method: InitMethod, directory: Path) -> 
 
 
 def _expanded(
-    plan: ExpansionPlan, method: InitMethod, stored: StoredTensor, norms: dict[str, float]
+    plan: ExpansionPlan,
+    new_blocks: Callable[[np.ndarray], Iterable[np.ndarray]],
+    stored: StoredTensor,
+    norms: dict[str, float],
 ) -> Iterator[np.ndarray]:
-    """Yields the rows of the new matrix in order: the source's, the means, the padding."""
+    """Yields the rows of the new matrix in order: the source's, the new ones, the padding."""
     known, new = RowStatistics(), RowStatistics()
-    step = max(1, BLOCK_BYTES // (stored.shape.bytes // plan.source_rows))
-    for start in range(0, plan.source_vocabulary, step):
-        rows = stored.rows(start, min(start + step, plan.source_vocabulary))
+    for rows in _source_rows(plan, stored):
         known.add(stored.to_float(rows))
         yield rows
-    if not np.isfinite(known.mean).all():
-        raise UserError(f"the embedding rows in {plan.source} have NaN or Inf: they are damaged; copy the model anew")
-    for rows in mean_rows(stored, plan.constituents, method, known.mean):
+    _check_finite(plan, known)
+    for rows in new_blocks(known.mean):
         new.add(rows)
         yield stored.from_float(rows)
     norms.update(source_rows=known.average_norm, new_rows=new.average_norm)
     yield np.tile(stored.from_float(known.mean), (plan.rows - plan.target_vocabulary, 1))
 
 
-def describe(plan: ExpansionPlan, method: InitMethod, norms: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def _source_rows(plan: ExpansionPlan, stored: StoredTensor) -> Iterator[np.ndarray]:
+    step = max(1, BLOCK_BYTES // (stored.shape.bytes // plan.source_rows))
+    for start in range(0, plan.source_vocabulary, step):
+        yield stored.rows(start, min(start + step, plan.source_vocabulary))
+
+
+def _check_finite(plan: ExpansionPlan, known: RowStatistics) -> None:
+    if not np.isfinite(known.mean).all():
+        raise UserError(f"the embedding rows in {plan.source} have NaN or Inf: they are damaged; copy the model anew")
+
+
+def describe(plan: ExpansionPlan, method: str, norms: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Builds the machine-readable report of an initialisation."""
     lengths = plan.constituents.lengths
     return {

@@ -1,9 +1,10 @@
 """Loss per byte of a model on a text, comparable between tokenizers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -126,7 +127,11 @@ def randomise_rows(model: PreTrainedModel, first_row: int, around_mean: bool, se
 
 
 def compare_initialisations(
-    source: Path, target: Path, documents: list[str], first_new_row: int
+    source: Path,
+    target: Path,
+    documents: list[str],
+    first_new_row: int,
+    means: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, TextLoss]:
     """Computes the losses of source model, expanded model, and two random initialisations of it.
 
@@ -137,6 +142,7 @@ def compare_initialisations(
         target: the same of the expanded model.
         documents: texts.
         first_new_row: rows below it are the source's vocabulary.
+        means: by the name of the matrix, new rows to compute the loss with, too ("mean").
     """
     losses = {}
     model, tokenizer = _load(source)
@@ -144,10 +150,21 @@ def compare_initialisations(
     del model
     model, tokenizer = _load(target)
     losses["initialised"] = loss_per_byte(model, tokenizer, documents, "initialised rows")
+    if means is not None:
+        _replace_rows(model, first_new_row, means)
+        losses["mean"] = loss_per_byte(model, tokenizer, documents, "means")
     for name, around_mean in (("random", False), ("random_around_mean", True)):
         randomise_rows(model, first_new_row, around_mean)
         losses[name] = loss_per_byte(model, tokenizer, documents, name.replace("_", " "))
     return losses
+
+
+@torch.no_grad()
+def _replace_rows(model: PreTrainedModel, first_row: int, rows: Mapping[str, np.ndarray]) -> None:
+    parameters = dict(model.named_parameters())  # tied matrices once
+    for name, values in rows.items():
+        if name in parameters:
+            parameters[name][first_row : first_row + len(values)] = torch.from_numpy(values)
 
 
 def _load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -1,0 +1,1 @@
+"""Distillation of the source model into the rows of new tokens."""
