@@ -77,6 +77,12 @@ COMMANDS = (
         "score models on benchmarks and texts, next to their base models",
     ),
     Command(
+        "merge_models",
+        "colossal_llama.model.merge_models:main",
+        "add the differences of models to a base (chat vector), or average models",
+        ("merge",),
+    ),
+    Command(
         "export_model",
         "colossal_llama.export.export_model:main",
         "write a model for other programs: merged, another dtype, GGUF, model card",

@@ -3,24 +3,26 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import colossal_llama
 from colossal_llama.export.arguments import CardArguments, CheckArguments, ExportArguments, size_bytes
 from colossal_llama.export.check import check_export
-from colossal_llama.export.conversion import ConversionCounts, target_shape
+from colossal_llama.export.conversion import ConversionCounts, converted_blocks, target_shape
 from colossal_llama.export.gguf import check_gguf
 from colossal_llama.export.gguf_file import add_gguf, gguf_bytes, gguf_name
 from colossal_llama.export.lineage import trace_lineage
 from colossal_llama.export.model_card import CARD_FILE, model_card
 from colossal_llama.export.output_directory import complete_directory
-from colossal_llama.export.shards import write_shards, write_weight_files
 from colossal_llama.export.small_files import not_copied, notices, small_files
 from colossal_llama.export.source import ExportSource, name_of, open_source
 from colossal_llama.export.weights import Weights, open_weights
 from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS, adapter_base_name
+from colossal_llama.model.weights.shards import write_shards, write_weight_files
 from colossal_llama.model.weights.stored_tensors import TensorShape
 from colossal_llama.utils.atomic_io import write_bytes, write_json
 from colossal_llama.utils.checksums import FileChecksum, read_checksums, write_checksums
@@ -136,9 +138,12 @@ def _write_weights(
     directory: Path,
     counts: ConversionCounts,
 ) -> dict[str, FileChecksum]:
+    def blocks(name: str) -> Iterator[np.ndarray]:
+        return converted_blocks(name, weights.read(name), targets[name], counts)
+
     if weights.tied is None:  # peft reads one file of this name
-        return write_weight_files(weights, targets, {ADAPTER_WEIGHTS: list(targets)}, directory, counts)
-    return write_shards(weights, targets, max_bytes, directory, counts)
+        return write_weight_files(targets, blocks, {ADAPTER_WEIGHTS: list(targets)}, directory)
+    return write_shards(targets, blocks, max_bytes, directory)
 
 
 def _write_small_files(directory: Path, files: Mapping[str, bytes]) -> None:

@@ -1,21 +1,23 @@
 """Weights of an export: the tensors in the model's order, from files or from a merged model."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from colossal_llama.export.source import ExportSource
 from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS
-from colossal_llama.model.weights.llama_tensors import expected_tensors
+from colossal_llama.model.weights.model_tensors import (
+    INPUT_MATRIX,
+    OUTPUT_MATRIX,
+    are_equal,
+    open_files,
+    stored_names,
+)
 from colossal_llama.model.weights.stored_tensors import StoredTensor, TensorShape, bytes_of, shape_of
 from colossal_llama.model.weights.weight_files import (
-    WeightShard,
     find_weight_files,
     first_line,
-    open_tensors,
     read_shard,
 )
 from colossal_llama.utils.console import log_rank_zero
@@ -23,8 +25,6 @@ from colossal_llama.utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-
-INPUT_MATRIX, OUTPUT_MATRIX = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -54,32 +54,11 @@ def open_weights(source: ExportSource, merge: bool) -> Iterator[Weights]:
     if source.adapter and merge:
         yield _merged_weights(source)
     elif source.adapter:
-        with _open_files([read_shard(source.adapter / ADAPTER_WEIGHTS)]) as (shapes, read):
+        with open_files([read_shard(source.adapter / ADAPTER_WEIGHTS)]) as (shapes, read):
             yield Weights(dict(sorted(shapes.items())), read)
     else:
-        with _open_files(find_weight_files(source.base, index_may_name_more=True).shards) as (shapes, read):
+        with open_files(find_weight_files(source.base, index_may_name_more=True).shards) as (shapes, read):
             yield _of_model(source.config, shapes, read)
-
-
-@contextmanager
-def _open_files(
-    shards: "tuple[WeightShard, ...] | list[WeightShard]",
-) -> Iterator[tuple[dict[str, TensorShape], Callable[[str], StoredTensor]]]:
-    """Yields the shapes of all tensors and a function that opens one; one file is open."""
-    shard_of = {name: shard for shard in shards for name in shard.tensors}
-    with ExitStack() as stack:
-        opened: dict[int, Callable[[str], StoredTensor]] = {}
-
-        def read(name: str) -> StoredTensor:
-            """Opens a tensor, and closes the file of the one before if it is another."""
-            shard = shard_of[name]
-            if id(shard) not in opened:
-                stack.close()
-                opened.clear()
-                opened[id(shard)] = stack.enter_context(open_tensors(shard))
-            return opened[id(shard)](name)
-
-        yield {name: shard.tensors[name] for name, shard in shard_of.items()}, read
 
 
 def _merged_weights(source: ExportSource) -> Weights:
@@ -114,11 +93,11 @@ def _of_model(
     Raises:
         UserError: the files hold two matrices that differ, and config.json ties them.
     """
-    names = {name if name.startswith(("model.", "lm_head.")) else f"model.{name}": name for name in shapes}
-    kept = [name for name, _ in expected_tensors(config) if name in names]
+    names, left_out = stored_names(config, shapes)
+    kept = list(names)
     tied = bool(config.get("tie_word_embeddings"))
     if tied and OUTPUT_MATRIX in kept:
-        tied = _are_equal(read(names[INPUT_MATRIX]), lambda: read(names[OUTPUT_MATRIX]))
+        tied = are_equal(read(names[INPUT_MATRIX]), lambda: read(names[OUTPUT_MATRIX]))
         if tied:
             kept.remove(OUTPUT_MATRIX)
         elif is_merged:
@@ -132,20 +111,6 @@ def _of_model(
     return Weights(
         {name: shapes[names[name]] for name in kept},
         lambda name: read(names[name]),
-        tuple(stored for name, stored in names.items() if name not in kept and name != OUTPUT_MATRIX),
+        tuple(left_out),
         tied,
     )
-
-
-def _are_equal(one: StoredTensor, other: Callable[[], StoredTensor]) -> bool:
-    """Compares two tensors by their checksums, as each may be in a file of its own."""
-    return _digest(one) == _digest(other())
-
-
-def _digest(stored: StoredTensor) -> tuple[TensorShape, str]:
-    import xxhash
-
-    builder = xxhash.xxh3_128()
-    for block in stored.blocks():
-        builder.update(np.ascontiguousarray(block).view(np.uint8).data)
-    return stored.shape, builder.hexdigest()

@@ -131,6 +131,10 @@ def _working_lines(inputs: Path, out: Path) -> dict[str, tuple[str, list[str]]]:
             f"{room}/model/init_model.py",
             f"--source_model_and_tokenizer_path {model} --target_tokenizer_path {model} --target_model_path {new}",
         ),
+        "merge_models": (
+            f"{room}/model/merge_models.py",
+            f"--base {model} --models {model} --weights 1 --output_dir {new}",
+        ),
         "prepare_pretrain": ("prepare_pretrain_dataset.py", f"--data_input_dirs {inputs}/pretrain_texts {prepare}"),
         "prepare_sft": (
             "prepare_sft_dataset.py",

@@ -97,12 +97,16 @@ def command_lines(toy, trapped, adapter, project_root) -> dict[str, tuple]:
         "infer adapter": ("inference_example.py", "--model_path", adapter, *ask),
         "evaluate": ("evaluate.py", "--model_path", trapped, *evaluate),
         "evaluate adapter": ("evaluate.py", "--model_path", toy.model, "--compare", adapter, *evaluate),
+        "merge": (
+            *("colossal_llama/model/merge_models.py", "--base", toy.model, "--models", trapped),
+            *("--weights", 1, "--output_dir", new),
+        ),
         "export": ("colossal_llama/export/export_model.py", "--model_path", trapped, "--output_dir", new),
     }
 
 
 CASES = ("learn", "expand", "report", "init source", "init target", "pretrain", "sft", "train", "dry run")
-CASES += ("train adapter", "infer", "infer adapter", "evaluate", "evaluate adapter", "export")
+CASES += ("train adapter", "infer", "infer adapter", "evaluate", "evaluate adapter", "merge", "export")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -123,17 +123,30 @@ class StoredTensor:
         row_bytes = width * self.shape.storage_dtype.itemsize
         return self._read(start * row_bytes, (stop - start) * row_bytes).reshape(-1, width)
 
+    def items(self, start: int, stop: int) -> np.ndarray:
+        """Returns the values from `start` to `stop` of the flat tensor, in the storage dtype."""
+        size = self.shape.storage_dtype.itemsize
+        return self._read(start * size, (stop - start) * size)
+
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Returns the values of some rows of a matrix, float32 or float64.
 
         Args:
             rows: row numbers, ascending.
         """
+        return self.to_float(self.stored_rows(rows))
+
+    def stored_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Returns some rows of a matrix in the storage dtype; rows in sequence are read at once.
+
+        Args:
+            rows: row numbers, in any order.
+        """
         gathered = np.empty((len(rows), self.shape.shape[1]), self.shape.storage_dtype)
         runs = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)] if len(rows) else [0]
         for first, last in pairwise(runs):
             gathered[first:last] = self.rows(int(rows[first]), int(rows[last - 1]) + 1)
-        return self.to_float(gathered)
+        return gathered
 
     def to_float(self, stored: np.ndarray) -> np.ndarray:
         """Converts from the storage dtype to float32; float64 is left as it is."""

@@ -1,0 +1,1 @@
+"""Merging of models: weights added and subtracted, rows matched by token."""
