@@ -355,6 +355,9 @@ def test_command_lines(make, tmp_path, project_root):
         assert "Traceback" not in done.stderr
         return done.stderr
 
+    (tmp_path / "loop").symlink_to("loop")
+    said = problems("--models", model, "--output_dir", tmp_path / "loop" / "out", "--chat_of", tmp_path / "loop")
+    assert "cannot be created" in said or "symbolic links" in said
     wrong = ("--weights", 1, "--output_dir", base, "--tokenizer_of", "x", "--chat_of", "y")
     said = problems("--models", model, model, *wrong)
     for part in ("--weights has 1 numbers for 2", "exists already", "--tokenizer_of x is none", "--chat_of y is none"):

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 
 from colossal_llama.utils.arguments import add_options, from_namespace, group, option
@@ -146,7 +147,7 @@ def resolve_name(given: str, names: list[str]) -> str | None:
     """The model that a text means: its name as it was given, or another path of its directory."""
     if given in names:
         return given
-    return next((name for name in names if Path(name).is_dir() and Path(name).resolve() == Path(given).resolve()), None)
+    return next((name for name in names if Path(name).is_dir() and realpath(name) == realpath(given)), None)
 
 
 def _overlap_problems(arguments: MergeArguments) -> list[str]:
