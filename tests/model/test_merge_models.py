@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from colossal_llama.model.expansion.new_rows import first_new_row
 from colossal_llama.model.merge_models import merge
 from colossal_llama.model.merging.arguments import parse_arguments
 from colossal_llama.model.pretrained import load_for_inference, stop_token_ids
@@ -204,7 +205,7 @@ def test_the_same_token_under_other_ids(make, llama2, tmp_path):
 def test_the_chat_format_comes_with_the_chat_vector(make, llama2, chat_tokenizer, tmp_path):
     larger = expanded_tokenizer(llama2, tmp_path / "larger", ["你好"])
     base, continued, chat = make("base", 0), make("continued", 1, larger), make("chat", 2, chat_tokenizer)
-    (continued / "init_report.json").write_text("{}")
+    (continued / "init_report.json").write_text(json.dumps({"rows": {"kept": len(load_tokenizer(base)), "new": 1}}))
     report = run(tmp_path / "out", [continued, chat], [1, 1], base=base)
     assert (report["tokenizer_of"], report["chat_of"]) == (str(continued), str(chat))
     model, tokenizer = load_for_inference(tmp_path / "out", "auto", torch.device("cpu"))
@@ -218,6 +219,7 @@ def test_the_chat_format_comes_with_the_chat_vector(make, llama2, chat_tokenizer
     assert ids[0] == end - 1
     assert end in ids
     assert tokenizer.convert_tokens_to_ids("你好") in ids
+    assert first_new_row(tmp_path / "out") == len(load_tokenizer(base))
     assert (tmp_path / "out" / "init_report.json").is_file()
     plain = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert plain.get_vocab() == tokenizer.get_vocab()

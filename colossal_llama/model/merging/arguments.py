@@ -154,9 +154,6 @@ def _overlap_problems(arguments: MergeArguments) -> list[str]:
     output = arguments.models.output_dir
     if output is None:
         return []
-    inside = [
-        path
-        for path in arguments.named.values()
-        if isinstance(path, Path) and output.resolve().is_relative_to(path.resolve())
-    ]
+    paths = [path for path in arguments.named.values() if isinstance(path, Path)]
+    inside = [path for path in paths if Path(realpath(output)).is_relative_to(realpath(path))]
     return [f"--output_dir {output} lies in the model's directory {path}: give one outside it" for path in inside[:1]]

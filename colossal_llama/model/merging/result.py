@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import colossal_llama
+from colossal_llama.model.expansion.new_rows import first_new_row, record_of_new_rows
 from colossal_llama.model.merging.arguments import BASE, NONE, MergeArguments, resolve_name
 from colossal_llama.model.merging.chat_format import (
     ChatFormat,
@@ -169,9 +170,10 @@ def write_merge(plan: MergePlan, directory: Path, started: float) -> dict[str, A
             (output / name).parent.mkdir(exist_ok=True)
             write_bytes(output / name, content)
         _check_vocabulary(plan.chat, output)
-        for name in _HANDED_ON:
-            if (path := plan.chat.owner.directory / name).is_file():
-                write_bytes(output / name, path.read_bytes())
+        records = [path for name in _HANDED_ON if (path := plan.chat.owner.directory / name).is_file()]
+        handed_on = {path.name: path.read_bytes() for path in records}
+        for name, content in (handed_on | record_of_new_rows(first_new_row(plan.chat.owner.directory))).items():
+            write_bytes(output / name, content)
         for name, config in model_configs(plan.chat, plan.is_tied, plan.dtype).items():
             write_json(output / name, config)
         seconds = round(time.monotonic() - started, 2)
