@@ -84,20 +84,51 @@ class TorchCudaAdam(_Kernel):
 
         `tensor_lists` are gradients, parameters, first and second moments.
         """
-        gradients, parameters, exp_avgs, exp_avg_sqs = tensor_lists
         hyper = (lr, beta1, beta2, eps, step, adamw_mode, bias_correction, weight_decay, div_scale)
-        if all(gradient.dtype == parameter.dtype for gradient, parameter in zip(gradients, parameters, strict=True)):
-            fused_adam(gradients, parameters, exp_avgs, exp_avg_sqs, *hyper)
-            return
-        # Gemini passes half-precision gradients for fp32 parameters.
-        if not (adamw_mode and bias_correction and importlib.util.find_spec("triton")):
-            for lists in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):  # only one fp32 copy at a time
-                fused_adam([lists[0].to(lists[1].dtype)], [lists[1]], [lists[2]], [lists[3]], *hyper)
-            return
-        factor = 1.0 / div_scale if div_scale > 0 else 1.0
-        changing = step_scalars(lr, beta1, beta2, step, factor, parameters[0].device)
-        for gradient, parameter, exp_avg, exp_avg_sq in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):
-            adamw(parameter, gradient, exp_avg, exp_avg_sq, None, changing, beta1, beta2, eps, weight_decay)
+        update_tensors(tensor_lists, *hyper)
+
+
+def update_tensors(
+    tensor_lists: list[list[torch.Tensor]],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    adamw_mode: bool | int,
+    bias_correction: bool | int,
+    weight_decay: float,
+    div_scale: float,
+) -> None:
+    """Updates lists of tensors of one device in place; the gradients may be in half precision.
+
+    Args:
+        tensor_lists: gradients, parameters, first and second moments.
+        lr: this and the others as for `fused_adam`.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the denominator.
+        step: from 1.
+        adamw_mode: must be true.
+        bias_correction: must be true.
+        weight_decay: factor on the weights, times the learning rate.
+        div_scale: gradients are divided by it when it is positive.
+    """
+    gradients, parameters, exp_avgs, exp_avg_sqs = tensor_lists
+    hyper = (lr, beta1, beta2, eps, step, adamw_mode, bias_correction, weight_decay, div_scale)
+    if all(gradient.dtype == parameter.dtype for gradient, parameter in zip(gradients, parameters, strict=True)):
+        fused_adam(gradients, parameters, exp_avgs, exp_avg_sqs, *hyper)
+        return
+    # Gemini passes half-precision gradients for fp32 parameters.
+    is_kernel_possible = parameters[0].is_cuda and importlib.util.find_spec("triton")
+    if not (adamw_mode and bias_correction and is_kernel_possible):
+        for lists in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):  # only one fp32 copy at a time
+            fused_adam([lists[0].to(lists[1].dtype)], [lists[1]], [lists[2]], [lists[3]], *hyper)
+        return
+    factor = 1.0 / div_scale if div_scale > 0 else 1.0
+    changing = step_scalars(lr, beta1, beta2, step, factor, parameters[0].device)
+    for gradient, parameter, exp_avg, exp_avg_sq in zip(gradients, parameters, exp_avgs, exp_avg_sqs, strict=True):
+        adamw(parameter, gradient, exp_avg, exp_avg_sq, None, changing, beta1, beta2, eps, weight_decay)
 
 
 def fused_adam(

@@ -16,8 +16,11 @@ from transformers import PreTrainedModel
 from colossal_llama.engine import process_groups
 from colossal_llama.engine.optimizer_shards import OptimizerShard, optimizer_shards
 from colossal_llama.engine.optimizer_step import refuse_nonfinite_updates, take_step
+from colossal_llama.engine.parameter_groups import NEW_ROWS
+from colossal_llama.engine.patches.group_norms import reduce_norm_once
 from colossal_llama.engine.patches.partial_gradients import complete_partial_gradients
 from colossal_llama.engine.pipeline_schedule import PipelineInputs
+from colossal_llama.engine.row_segments import divide_rows
 from colossal_llama.engine.weights import weights_to_save
 
 
@@ -84,12 +87,16 @@ class Backend:
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
         """Wraps model and optimizer by the plugin (`Booster.boost`); refuses non-finite updates."""
-        model, optimizer, *_ = self.booster.boost(model, optimizer)
+        wrapped: Any
+        model, wrapped, *_ = self.booster.boost(model, optimizer)
         if isinstance(self.plugin, HybridParallelPlugin):
             complete_partial_gradients(model, self.plugin.tp_group)
         if self.clips_gradients:
-            refuse_nonfinite_updates(optimizer)
-        return model, optimizer
+            refuse_nonfinite_updates(wrapped)
+        reduce_norm_once(wrapped)
+        if any(NEW_ROWS in group for group in wrapped.optim.param_groups):
+            divide_rows(wrapped, self.optimizer_shards(model, wrapped))
+        return model, wrapped
 
     def unwrap(self, model: Any) -> PreTrainedModel | PeftModel:
         """The model without the plugin's wrapper; with its adapters, where it has some."""

@@ -87,6 +87,8 @@ class OptimizerShard:
     """True when these are separate from the model's own, half-precision weights."""
     is_written_here: bool
     """True when this process, of all that have the same elements, writes them."""
+    parameter: torch.Tensor
+    """The model's own, whose gradient autograd computes."""
 
 
 def optimizer_shards(plugin: Plugin, model: Any, optimizer: Any) -> list[OptimizerShard]:
@@ -107,11 +109,6 @@ def saved_name(network: torch.nn.Module, name: str) -> str | None:
     return None if is_tied else name
 
 
-def hyperparameters(optimizer: Any) -> list[dict[str, Any]]:
-    """The inner optimizer's parameter groups without the parameters."""
-    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.optim.param_groups]
-
-
 def _shards(plugin: Plugin, optimizer: Any, names: Mapping[int, str | None]) -> Iterator[OptimizerShard]:
     is_zero = isinstance(optimizer, LowLevelZeroOptimizer)
     working_of = _working_parameters(optimizer)
@@ -129,6 +126,7 @@ def _shards(plugin: Plugin, optimizer: Any, names: Mapping[int, str | None]) -> 
         yield OptimizerShard(
             name=names[id(working)] or _EMBEDDING,
             range=ShardRange(shape, shard, begin, end),
+            parameter=working,
             key=key,
             shape=key.shape,
             states=optimizer.optim.state[key],
@@ -175,6 +173,7 @@ def _gemini_shards(optimizer: GeminiOptimizer, names: Mapping[int, Any]) -> Iter
         yield OptimizerShard(
             name=names[id(optimizer.id_to_real_params[parameter_id])],
             range=ShardRange(shape, None, begin, begin + length),
+            parameter=optimizer.id_to_real_params[parameter_id],
             key=key,
             shape=torch.Size([length]),
             states=optimizer.optim.state[key],

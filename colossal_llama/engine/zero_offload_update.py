@@ -26,6 +26,7 @@ import torch
 from colossalai.zero.low_level import LowLevelZeroOptimizer
 
 from colossal_llama.engine.adam_extension import fused_adam
+from colossal_llama.engine.row_segments import updates_of
 from colossal_llama.engine.zero_update import (
     ParameterUpdate,
     gather_working_weights,
@@ -87,8 +88,8 @@ def _step(optimizer: LowLevelZeroOptimizer, pipeline: "OffloadPipeline") -> None
 class _Slice:
     """A slice of one parameter: views of its tensors, all flat and of the same length."""
 
-    def __init__(self, update: ParameterUpdate, state: dict, elements: slice):
-        self.group, self.step = update.group, state["step"]
+    def __init__(self, update: ParameterUpdate, state: dict, elements: slice, rate: float):
+        self.group, self.step, self.rate = update.group, state["step"], rate
         self.gradient, self.working = update.gradient[elements], update.working[elements]
         self.master, self.exp_avg, self.exp_avg_sq = (
             tensor[elements] for tensor in (update.master, state["exp_avg"], state["exp_avg_sq"])
@@ -98,8 +99,10 @@ class _Slice:
 def _slices(optimizer: LowLevelZeroOptimizer, updates: list[ParameterUpdate]) -> Iterator[_Slice]:
     for update in updates:
         state = optimizer.optim.state[update.master]
-        for first in range(0, update.master.numel(), SLICE_ELEMENTS):
-            yield _Slice(update, state, slice(first, first + SLICE_ELEMENTS))
+        whole = (slice(0, update.master.numel()), update.group["lr"])
+        for elements, rate in updates_of(optimizer.optim, update.group, update.master) or (whole,):
+            for first in range(elements.start, elements.stop, SLICE_ELEMENTS):
+                yield _Slice(update, state, slice(first, min(first + SLICE_ELEMENTS, elements.stop)), rate)
 
 
 class OffloadPipeline:
@@ -145,7 +148,7 @@ class OffloadPipeline:
             [elements.master],
             [elements.exp_avg],
             [elements.exp_avg_sq],
-            group["lr"],
+            elements.rate,
             beta1,
             beta2,
             group["eps"],

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from colossalai.zero.low_level import LowLevelZeroOptimizer
 
+from colossal_llama.engine.row_segments import updates_of
 from colossal_llama.model.kernels.adamw import adamw, step_scalars
 
 
@@ -96,14 +97,15 @@ def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
     norm = global_norm(updates, next(iter(self.pg_to_param_list)))
     self._current_grad_norm = norm
     factor = gradient_factor(self, norm)
-    changing: dict[tuple[int, int], torch.Tensor] = {}
+    changing: dict[tuple[int, float, int], torch.Tensor] = {}
     for update in updates:
         state = state_for_next_step(self.optim.state[update.master], update.master)
-        key = (id(update.group), state["step"])
-        if key not in changing:
-            beta1, beta2 = update.group["betas"]
-            changing[key] = step_scalars(update.group["lr"], beta1, beta2, state["step"], factor)
-        _apply(state, update, changing[key])
+        beta1, beta2 = update.group["betas"]
+        for elements, rate in updates_of(self.optim, update.group, update.master) or ((None, update.group["lr"]),):
+            key = (id(update.group), rate, state["step"])
+            if key not in changing:
+                changing[key] = step_scalars(rate, beta1, beta2, state["step"], factor)
+            _apply(state, update, elements, changing[key])
     gather_working_weights(updates)
 
 
@@ -155,11 +157,16 @@ def state_for_next_step(state: dict, master: torch.Tensor) -> dict:
     return state
 
 
-def _apply(state: dict, update: ParameterUpdate, changing: torch.Tensor) -> None:
+def _apply(state: dict, update: ParameterUpdate, elements: slice | None, changing: torch.Tensor) -> None:
+    """Updates some elements of a shard; None: all of them."""
     group = update.group
     beta1, beta2 = group["betas"]
-    tensors = (update.master, update.gradient, state["exp_avg"], state["exp_avg_sq"], update.working, changing)
-    adamw(*tensors, beta1, beta2, group["eps"], group["weight_decay"])
+    tensors = [update.master, update.gradient, state["exp_avg"], state["exp_avg_sq"], update.working]
+    if elements is not None:
+        tensors = [tensor[elements] for tensor in tensors]
+    master, gradient, exp_avg, exp_avg_sq, working = tensors
+    hyper = (beta1, beta2, group["eps"], group["weight_decay"])
+    adamw(master, gradient, exp_avg, exp_avg_sq, working, changing, *hyper)
 
 
 def gather_working_weights(updates: list[ParameterUpdate]) -> None:

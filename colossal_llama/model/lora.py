@@ -1,8 +1,7 @@
-"""Parameter-efficient fine-tuning: LoRA adapters, or the embeddings alone.
+"""Parameter-efficient fine-tuning by LoRA adapters.
 
 LoRA trains low-rank adapters next to frozen weights (Hu et al., https://arxiv.org/abs/2106.09685),
-through the peft library. Training only the embeddings aligns the rows of new tokens with an
-otherwise finished model.
+through the peft library.
 """
 
 from pathlib import Path
@@ -61,10 +60,3 @@ def merged_model(base_path: Path, adapter_path: Path) -> PreTrainedModel:
     if (adapter_path / GENERATION_CONFIG_FILE).is_file():
         merged.generation_config = GenerationConfig.from_pretrained(adapter_path)
     return merged
-
-
-def freeze_all_but_embeddings(model: PreTrainedModel) -> None:
-    """Freezes every parameter but those of the input and output embeddings, in place."""
-    model.requires_grad_(False)
-    model.get_input_embeddings().requires_grad_(True)
-    model.get_output_embeddings().requires_grad_(True)

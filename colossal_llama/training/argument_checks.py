@@ -18,13 +18,20 @@ from colossal_llama.training.arguments import (
     TrainingArguments,
 )
 from colossal_llama.training.checkpoint.state import RUNNING_STATES, checkpoint_directories
-from colossal_llama.training.parallel_layout import SP_MODES, layout_of, layout_problem, read_model_shape
+from colossal_llama.training.parallel_layout import (
+    SP_MODES,
+    FrozenLayers,
+    layout_of,
+    layout_problem,
+    read_model_shape,
+)
 from colossal_llama.training.record_files import (
     clashing_names,
     config_file_problem,
     file_among_inputs,
     foreign_records,
 )
+from colossal_llama.training.trained_parameters import freezing_options, what_is_trained
 from colossal_llama.utils.arguments import ineffective_options, is_given
 from colossal_llama.utils.cli import CollectingArgumentParser
 from colossal_llama.utils.errors import UserError
@@ -51,6 +58,7 @@ def check_arguments(
     for name, needed in ineffective_options(arguments):
         parser.problem(f"--{name} has no effect without --{needed}")
     _check_plugin(parser, arguments, arguments.dry_run.dry_run_processes or world_size)
+    _check_trained(parser, arguments.method, arguments.optimizer)
     if arguments.method.lora_rank:
         _check_lora(parser, arguments.plugin, arguments.method)
     if arguments.model.fp8:
@@ -159,10 +167,8 @@ def _check_plugin(parser: CollectingArgumentParser, arguments: TrainingArguments
             parser.problem("--zero_cpu_offload needs ZeRO: use --zero 1 or 2")
     if plugin.plugin in GPU_ONLY_PLUGINS and plugin.mixed_precision == "fp32":
         parser.problem(f"--plugin {plugin.plugin} computes in fp16 or bf16 only: give another plugin for fp32")
-    if plugin.plugin in GPU_ONLY_PLUGINS and arguments.method.freeze_non_embeds_params:
-        parser.problem(
-            f"--freeze_non_embeds_params is not possible with --plugin {plugin.plugin}: use zero2, ddp or 3d"
-        )
+    for option in freezing_options(arguments.method) if plugin.plugin in GPU_ONLY_PLUGINS else ():
+        parser.problem(f"{option} is not possible with --plugin {plugin.plugin}: use zero2, zero2_cpu, ddp or 3d")
 
 
 def _check_parallel_layout(parser: CollectingArgumentParser, arguments: TrainingArguments, world_size: int) -> None:
@@ -191,8 +197,14 @@ def impossible_layout(arguments: TrainingArguments, model: Path | None, world_si
         world_size,
         read_model_shape(model),
         half_precision=arguments.plugin.mixed_precision != "fp32",
-        embeddings_only=arguments.method.freeze_non_embeds_params,
+        frozen=_frozen_layers(arguments.method),
     )
+
+
+def _frozen_layers(method: MethodArguments) -> FrozenLayers | None:
+    options = freezing_options(method)
+    number = None if what_is_trained(method) != "all" else method.freeze_layers
+    return FrozenLayers(options[0], number) if options else None
 
 
 def _check_microbatches(parser: CollectingArgumentParser, plugin: PluginArguments, micro_batch_size: int) -> None:
@@ -221,13 +233,25 @@ def _model_directory(pretrained: Path | ModelName | None, checkpoint: Checkpoint
     return found[-1] if found else None
 
 
+def _check_trained(parser: CollectingArgumentParser, method: MethodArguments, optimizer: OptimizerArguments) -> None:
+    if method.freeze_non_embeds_params and method.train_only == "new_rows":
+        parser.problem("--freeze_non_embeds_params is --train_only embeddings, not new_rows: give one of them")
+    if method.freeze_layers and what_is_trained(method) != "all":
+        parser.problem(f"--freeze_layers has no effect with {freezing_options(method)[0]}, which freezes every layer")
+    if optimizer.embedding_lr is not None and what_is_trained(method) == "new_rows":
+        parser.problem("--embedding_lr has no effect with --train_only new_rows: give --new_row_lr")
+    for name in ("embedding_lr", "new_row_lr") if method.lora_rank else ():
+        if is_given(optimizer, name):
+            parser.problem(f"--{name} has no effect with --lora_rank, which trains no embeddings")
+
+
 def _check_lora(parser: CollectingArgumentParser, plugin: PluginArguments, method: MethodArguments) -> None:
     if plugin.plugin in GPU_ONLY_PLUGINS:
         parser.problem(f"--lora_rank is not possible with --plugin {plugin.plugin}: use zero2, zero2_cpu, ddp or 3d")
     if plugin.tp * plugin.pp * plugin.sp > 1:
         parser.problem("--lora_rank needs the whole model on each process: leave --tp, --pp and --sp at 1")
-    if method.freeze_non_embeds_params:
-        parser.problem("--lora_rank and --freeze_non_embeds_params exclude each other: LoRA freezes the whole model")
+    for option in freezing_options(method):
+        parser.problem(f"--lora_rank and {option} exclude each other: LoRA freezes the whole model")
 
 
 def _check_fp8(parser: CollectingArgumentParser, plugin: PluginArguments, method: MethodArguments) -> None:

@@ -19,6 +19,7 @@ GPU_ONLY_PLUGINS = ("gemini", "gemini_auto")
 HOST_OPTIMIZER_PLUGINS = ("gemini_auto", "zero2_cpu")
 """Plugins that can keep optimizer states in host memory."""
 LR_SCHEDULES = ("cosine", "linear", "constant", "wsd")
+TRAINABLE = ("all", "embeddings", "new_rows")
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -112,6 +113,16 @@ class OptimizerArguments:
     """AdamW, the learning rate schedule, gradient clipping and the average of the loss."""
 
     lr: float = option(3e-4, type=number_in_range(float, above=0), help="peak learning rate")
+    embedding_lr: float | None = option(
+        type=number_in_range(float, above=0),
+        metavar="RATE",
+        help="peak learning rate of input and output embeddings, by the same schedule (default: --lr)",
+    )
+    new_row_lr: float | None = option(
+        type=number_in_range(float, above=0),
+        metavar="RATE",
+        help="peak learning rate of the embedding rows that the last expansion added (default: --embedding_lr)",
+    )
     weight_decay: float = option(0.1, "-w", type=number_in_range(float, 0), help="decoupled weight decay")
     warmup_steps: int | None = option(
         None,
@@ -203,7 +214,7 @@ class MemoryArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodArguments:
-    """Training methods: NEFTune, embeddings only, LoRA."""
+    """Training methods: NEFTune, LoRA, and what is trained."""
 
     use_neft: bool = switch(help="NEFTune: noise on the embeddings (arXiv 2310.05914)")
     neft_alpha: float = option(
@@ -213,7 +224,19 @@ class MethodArguments:
         only_with="use_neft",
         help="strength of the NEFTune noise",
     )
-    freeze_non_embeds_params: bool = switch(help="train input and output embeddings only")
+    train_only: str = option(
+        "all",
+        choices=TRAINABLE,
+        help="embeddings: input and output embeddings; new_rows: of these, the rows that the last expansion added. All "
+        "else stays as it is, bit for bit",
+    )
+    freeze_non_embeds_params: bool = switch(help="the same as --train_only embeddings")
+    freeze_layers: int = option(
+        0,
+        type=number_in_range(int, 0),
+        metavar="N",
+        help="leave the first N decoder layers as they are; embeddings, the other layers and the last norm are trained",
+    )
     first_new_row: int | None = option(
         type=number_in_range(int, 1),
         metavar="N",

@@ -26,12 +26,13 @@ from colossal_llama.training.lr_schedule import (
     step_geometry,
     tokens_of_run,
 )
-from colossal_llama.training.memory.config import MemoryConfig, memory_config_of, trained_parameters
+from colossal_llama.training.memory.config import MemoryConfig, memory_config_of
 from colossal_llama.training.memory.estimate import ALLOWANCE_BYTES, GIB, MemoryEstimate, estimate
 from colossal_llama.training.memory.recompute_policy import Recomputation, minimal_recomputation
 from colossal_llama.training.parallel_layout import layout_of
 from colossal_llama.training.record_files import dry_run_file
 from colossal_llama.training.task_questions import PromptedQuestion, describe_interval, describe_questions
+from colossal_llama.training.trained_parameters import trained_parameters
 from colossal_llama.utils.console import log_rank_zero, table
 
 

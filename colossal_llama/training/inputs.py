@@ -48,6 +48,7 @@ from colossal_llama.training.distributed.data_scan import find_parts_on_all_rank
 from colossal_llama.training.distributed.model_download import directory_on_all_hosts
 from colossal_llama.training.metrics import refuse_other_record
 from colossal_llama.training.task_questions import PromptedQuestion, open_questions
+from colossal_llama.training.trained_parameters import new_row_options
 from colossal_llama.utils.checksums import has_checksums
 from colossal_llama.utils.console import is_rank_zero, log_rank_zero
 from colossal_llama.utils.errors import UserError
@@ -84,6 +85,13 @@ class RunInputs:
     """First embedding row of the last expansion, by its record or `--first_new_row`; None: none."""
     task_questions: tuple[PromptedQuestion, ...] = ()
     """Of `--eval_tasks`."""
+
+    @property
+    def new_rows(self) -> range | None:
+        """Embedding rows of the last expansion, without those that only pad the matrix."""
+        if self.first_new_row is None:
+            return None
+        return range(self.first_new_row, vocabulary_rows(self.tokenizer))
 
     def model_fingerprint(self) -> str:
         """Fingerprint of the files of the model and of the adapter."""
@@ -198,6 +206,7 @@ def _open_inputs(
         _refuse_overwriting_start(save_dir, lora_rank, model_path, adapter_path, checkpoint)
     config = load_config(model_path)
     _refuse_parallel_dimensions(arguments.plugin, config, model_path)
+    _refuse_more_layers(arguments.method, config, model_path)
     read_generation_config(model_path)
     if not arguments.dry_run.dry_run:  # a dry run reads no weights
         check_tensors(model_path, tensor_shapes(model_path), config.to_dict())
@@ -240,20 +249,35 @@ def _open_inputs(
         origin,
         verification,
         stop_ids,
-        _first_new_row(arguments.method, model_path, vocabulary_rows(tokenizer)),
+        _first_new_row(arguments, model_path, vocabulary_rows(tokenizer)),
     )
 
 
-def _first_new_row(method: MethodArguments, model_path: Path, tokens: int) -> int | None:
+def _first_new_row(arguments: TrainingArguments, model_path: Path, tokens: int) -> int | None:
     """The first row of the last expansion, as `--first_new_row` or the model's record says."""
-    first = method.first_new_row if method.first_new_row is not None else first_new_row(model_path)
+    given = arguments.method.first_new_row
+    first = given if given is not None else first_new_row(model_path)
     if first is not None and first >= tokens:
-        source = f"--first_new_row {first}" if method.first_new_row is not None else f"the record in {model_path}"
+        source = f"--first_new_row {first}" if given is not None else f"the record in {model_path}"
         raise UserError(
             f"{source}: the new rows would begin at {first:,}, and the tokenizer in {model_path} has ids for "
             f"{tokens:,} rows only: give as --first_new_row the number of rows before the expansion"
         )
+    if first is None and (options := new_row_options(arguments)):
+        raise UserError(
+            f"{' and '.join(options)}: no expansion is recorded in {model_path} (init_report.json, "
+            "expansion_report.json, new_rows.json): give as --first_new_row the number of embedding rows before its "
+            "vocabulary was expanded, or leave the option out"
+        )
     return first
+
+
+def _refuse_more_layers(method: MethodArguments, config: PretrainedConfig, model_path: Path) -> None:
+    if method.freeze_layers > config.num_hidden_layers:
+        raise UserError(
+            f"--freeze_layers {method.freeze_layers}: {model_path} has {config.num_hidden_layers} layers: give at most "
+            "as many"
+        )
 
 
 def _refuse_parallel_dimensions(plugin: PluginArguments, config: PretrainedConfig, model_path: Path) -> None:

@@ -17,7 +17,7 @@ from colossal_llama.model.kernels.apply import fused_kernels_unavailable_reason,
 from colossal_llama.model.kernels.fp8_linear import fp8_unavailable_reason, use_fp8
 from colossal_llama.model.kernels.per_token_loss import return_token_losses
 from colossal_llama.model.loading import check_adapter, load_config, load_model
-from colossal_llama.model.lora import freeze_all_but_embeddings, lora_config
+from colossal_llama.model.lora import lora_config
 from colossal_llama.model.param_count import flops_per_token
 from colossal_llama.model.weights.weight_files import first_line
 from colossal_llama.training.arguments import (
@@ -34,6 +34,7 @@ from colossal_llama.training.memory.allocator import expandable_segments_enabled
 from colossal_llama.training.memory.config import selective_recomputation_possible
 from colossal_llama.training.memory.recompute_policy import choose_recomputation
 from colossal_llama.training.parallel_layout import describe_parallel_layout, layout_of
+from colossal_llama.training.trained_parameters import freeze
 from colossal_llama.utils.errors import UserError
 
 
@@ -94,9 +95,8 @@ def set_up_model(arguments: TrainingArguments, inputs: RunInputs) -> ModelSetup:
     _check_vocabulary(model, inputs)
     if arguments.memory.use_grad_checkpoint:
         notes.append(_recompute(arguments, backend, model, device, fused_kernels))
-    if arguments.method.freeze_non_embeds_params:
-        freeze_all_but_embeddings(model)
-        notes.append("training input and output embeddings only")
+    if note := freeze(arguments.method, model):
+        notes.append(note)
     length_tokens = full_row_tokens(inputs.parts, arguments.data.max_length, inputs.origin.packed_to_tokens)
     if arguments.method.lora_rank:
         model = _with_adapters(arguments.method, arguments.data.seed, inputs, backend, model)

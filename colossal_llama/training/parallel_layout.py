@@ -27,7 +27,8 @@ products of --plugin 3d (processes = data-parallel ranks x pp x tp, x sp with al
 
   --zero 1 and 2 need fp16 or bf16. --tp (with all_to_all: --tp x --sp) must divide the attention heads and the
   key-value heads, --pp may not exceed the layers. --lora_rank needs --tp 1, --pp 1 and --sp 1.
-  --freeze_non_embeds_params needs --pp 1 or 2.
+  --train_only embeddings and new_rows need --pp 1 or 2; --freeze_layers must leave each stage a layer to train,
+  but for the first and the last.
 """
 
 
@@ -61,6 +62,16 @@ def read_model_shape(directory: Path | None) -> ModelShape | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
     return None
+
+
+@dataclass(frozen=True)
+class FrozenLayers:
+    """Decoder layers that are not trained."""
+
+    option: str
+    """The option that freezes them, as on the command line."""
+    number: int | None
+    """The first so many; None: all, and the norm behind them."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ def layout_of(plugin: Any) -> Layout:
 
 
 def layout_problem(
-    layout: Layout, world_size: int, shape: ModelShape | None, half_precision: bool, embeddings_only: bool
+    layout: Layout, world_size: int, shape: ModelShape | None, half_precision: bool, frozen: FrozenLayers | None = None
 ) -> str | None:
     """Explains why a layout is impossible, and names the nearest possible one.
 
@@ -108,25 +119,25 @@ def layout_problem(
         world_size: number of processes.
         shape: of the model; None where it is unknown.
         half_precision: True when the run computes in fp16 or bf16.
-        embeddings_only: True when all other weights are frozen.
+        frozen: layers that are not trained; None: all are.
 
     Returns:
         One sentence; None when the layout is possible.
     """
-    reason = _impossible_reason(layout, world_size, shape, half_precision, embeddings_only)
+    reason = _impossible_reason(layout, world_size, shape, half_precision, frozen)
     if reason is None:
         return None
     possible = [
         other
         for other in _candidates(layout, world_size)
-        if _impossible_reason(other, world_size, shape, half_precision, embeddings_only) is None
+        if _impossible_reason(other, world_size, shape, half_precision, frozen) is None
     ]
     nearest = min(possible, key=lambda other: _distance(layout, other))
     return f"{reason}; the nearest possible setting is {nearest.as_options()}"
 
 
 def _impossible_reason(
-    layout: Layout, world_size: int, shape: ModelShape | None, half_precision: bool, embeddings_only: bool
+    layout: Layout, world_size: int, shape: ModelShape | None, half_precision: bool, frozen: FrozenLayers | None = None
 ) -> str | None:
     pp, tp, sp, zero = layout.pp, layout.tp, layout.sp, layout.zero
     if sp > 1 and layout.shares_tp_ranks and sp != tp:
@@ -145,9 +156,25 @@ def _impossible_reason(
         return (
             f"--zero {zero} keeps fp32 master weights of fp16 or bf16 weights, so it is not for --mixed_precision fp32"
         )
-    if embeddings_only and pp > 2:
-        return f"--freeze_non_embeds_params leaves the middle stages of --pp {pp} nothing to train"
+    if frozen is not None and (stage := _stage_without_training(layout, shape, frozen)) is not None:
+        return f"{frozen.option} leaves stage {stage + 1} of --pp {pp} nothing to train"
     return None if shape is None else _shape_reason(layout, shape)
+
+
+def layers_of_stages(layers: int, stages: int) -> list[int]:
+    """Number of layers of each pipeline stage, as ColossalAI divides them: more in the middle."""
+    each, left = divmod(layers, stages)
+    first = stages // 2 - left // 2
+    return [each + (first <= stage < first + left) for stage in range(stages)]
+
+
+def _stage_without_training(layout: Layout, shape: ModelShape | None, frozen: FrozenLayers) -> int | None:
+    """Index of a stage without anything to train; first and last have the embeddings."""
+    middle = range(1, layout.pp - 1)
+    if frozen.number is None:
+        return next(iter(middle), None)
+    ends = list(itertools.accumulate(layers_of_stages(shape.layers, layout.pp))) if shape is not None else []
+    return next((stage for stage in middle if ends and ends[stage] <= frozen.number), None)
 
 
 def _shape_reason(layout: Layout, shape: ModelShape) -> str | None:

@@ -33,6 +33,7 @@ from colossal_llama.training.lr_schedule import plan_schedule, step_geometry
 from colossal_llama.training.metrics import MetricsWriter, begin_record, recorded_names
 from colossal_llama.training.model_setup import ModelSetup
 from colossal_llama.training.nonfinite_steps import NonFiniteSteps
+from colossal_llama.training.optimizer_groups import parameter_groups
 from colossal_llama.training.record_files import NONFINITE_STEPS_FILE
 from colossal_llama.training.run_dir import archive_earlier_results
 from colossal_llama.training.startup_report import write_config_file
@@ -53,7 +54,8 @@ def build_trainer(arguments: TrainingArguments, inputs: RunInputs, setup: ModelS
         UserError: data, tokenizer or order differ from those of the checkpoint.
     """
     backend = setup.backend
-    optimizer = build_optimizer(setup.model, arguments.optimizer.lr, arguments.optimizer.weight_decay)
+    groups = parameter_groups(arguments, inputs, setup.model)
+    optimizer = build_optimizer(setup.model, arguments.optimizer.lr, arguments.optimizer.weight_decay, groups)
     model, optimizer = backend.prepare(setup.model, optimizer)
     setup.notes.extend(_choose_optimizer_step(arguments.plugin, arguments.model.fused_kernels, optimizer))
     geometry = step_geometry(arguments.data, arguments.plugin, backend.data_parallel_size)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from colossal_llama.dataset.collator import MicroBatch
 from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import RowReader, StepGeometry, step_batches
-from colossal_llama.engine.hybrid_adam import set_learning_rate
+from colossal_llama.engine.parameter_groups import set_learning_rate
 from colossal_llama.training.category_losses import means_by_name
 from colossal_llama.training.checkpoint.saver import CheckpointSaver
 from colossal_llama.training.checkpoint.state import Origin, Progress

@@ -59,7 +59,9 @@ def elements(whole: torch.Tensor, range_: ShardRange) -> torch.Tensor:
 def shard_of(range_: ShardRange, states: dict, master: torch.Tensor, padding: int = 0) -> OptimizerShard:
     length = range_.end - range_.begin + padding
     key = torch.zeros(length)
-    return OptimizerShard("weight", range_, key, key.shape, states, master, keeps_master=True, is_written_here=True)
+    return OptimizerShard(
+        "weight", range_, key, key.shape, states, master, keeps_master=True, is_written_here=True, parameter=key
+    )
 
 
 def written(directory, shards: list[OptimizerShard], tensors_per_file: int = 3) -> SavedOptimizer:

@@ -7,7 +7,14 @@ import re
 import pytest
 
 from colossal_llama.training.command_line import parse_arguments
-from colossal_llama.training.parallel_layout import SP_MODES, Layout, ModelShape, layout_problem, read_model_shape
+from colossal_llama.training.parallel_layout import (
+    SP_MODES,
+    FrozenLayers,
+    Layout,
+    ModelShape,
+    layout_problem,
+    read_model_shape,
+)
 from colossal_llama.utils import transformers_version
 from tests.support.versions import NEEDS_SHARD_POLICIES
 
@@ -15,7 +22,7 @@ SHAPE = ModelShape(layers=6, heads=12, key_value_heads=4, intermediate=96)
 
 
 def problem(layout: Layout, world_size: int = 8, **settings) -> str | None:
-    return layout_problem(layout, world_size, SHAPE, **{"half_precision": True, "embeddings_only": False, **settings})
+    return layout_problem(layout, world_size, SHAPE, **{"half_precision": True, **settings})
 
 
 @pytest.mark.parametrize("half_precision", [True, False])
@@ -45,8 +52,9 @@ def test_each_reason(layout, reason):
 
 
 def test_what_depends_on_the_method():
-    assert problem(Layout(pp=4, zero=0), embeddings_only=True).endswith("--pp 2 --tp 1 --sp 1 --zero 0")
-    assert problem(Layout(pp=2, zero=0), embeddings_only=True) is None
+    frozen = FrozenLayers("--train_only embeddings", None)
+    assert problem(Layout(pp=4, zero=0), frozen=frozen).endswith("--pp 2 --tp 1 --sp 1 --zero 0")
+    assert problem(Layout(pp=2, zero=0), frozen=frozen) is None
     assert problem(Layout(tp=2, zero=1), half_precision=False).endswith("--pp 1 --tp 2 --sp 1 --zero 0")
 
 

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from colossal_llama.engine.optimizer_shards import OptimizerShard, ShardRange, TensorShard, hyperparameters
+from colossal_llama.engine.optimizer_shards import OptimizerShard, ShardRange, TensorShard
+from colossal_llama.engine.parameter_groups import hyperparameters
 from colossal_llama.training.checkpoint.staging import HEADER_ENTRIES
 from colossal_llama.training.checkpoint.state import OPTIMIZER_INDEX
 from colossal_llama.utils.errors import UserError

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from colossal_llama.model.param_count import adapter_parameters
-from colossal_llama.training.arguments import MethodArguments, TrainingArguments
+from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.memory.allocator import expandable_segments_enabled
+from colossal_llama.training.trained_parameters import trained_parameters
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,6 @@ def memory_config_of(
         fused_update=arguments.model.fused_kernels if offloads else fused_kernels,  # in host memory on any device
         trainable_parameters=trained_parameters(arguments.method, config),
     )
-
-
-def trained_parameters(method: MethodArguments, config: Any) -> int | None:
-    """Number of trained parameters with LoRA or frozen layers; None where all are trained."""
-    if method.lora_rank:
-        return adapter_parameters(config, method.lora_rank, method.lora_target_modules)
-    if method.freeze_non_embeds_params:
-        return config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    return None
 
 
 def selective_recomputation_possible(arguments: TrainingArguments) -> bool:

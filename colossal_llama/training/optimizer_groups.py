@@ -1,0 +1,47 @@
+"""Parameter groups of a run: layers, embeddings and new rows, by their learning rates."""
+
+import torch
+
+from colossal_llama.engine.parameter_groups import NewRows, ParameterGroup
+from colossal_llama.training.arguments import TrainingArguments
+from colossal_llama.training.inputs import RunInputs
+from colossal_llama.training.trained_parameters import what_is_trained
+
+
+def parameter_groups(
+    arguments: TrainingArguments, inputs: RunInputs, model: torch.nn.Module
+) -> tuple[ParameterGroup, ...]:
+    """Groups of the parameters that require gradients; none where one learning rate is for all.
+
+    Args:
+        arguments: of the run.
+        inputs: say where the new rows are.
+        model: before it is prepared by the plugin.
+    """
+    optimizer, new_rows = arguments.optimizer, _new_rows(arguments, inputs)
+    if optimizer.embedding_lr is None and new_rows is None:
+        return ()
+    ids = {id(parameter) for parameter in _embeddings(model)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    layers = [parameter for parameter in trained if id(parameter) not in ids]
+    embeddings = [parameter for parameter in trained if id(parameter) in ids]
+    ratio = (optimizer.embedding_lr or optimizer.lr) / optimizer.lr
+    groups = (ParameterGroup("layers", layers), ParameterGroup("embeddings", embeddings, ratio, new_rows))
+    return tuple(group for group in groups if group.parameters)
+
+
+def _new_rows(arguments: TrainingArguments, inputs: RunInputs) -> NewRows | None:
+    """The new rows; None where they are trained as the others are."""
+    optimizer, alone = arguments.optimizer, what_is_trained(arguments.method) == "new_rows"
+    if not alone and optimizer.new_row_lr is None:
+        return None
+    assert inputs.new_rows is not None, "open_inputs has refused such options without new rows"
+    ratio = (optimizer.new_row_lr or optimizer.lr) / optimizer.lr
+    return NewRows(inputs.new_rows.start, inputs.new_rows.stop, ratio, others_are_frozen=alone)
+
+
+def _embeddings(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Weights of the embeddings, once where they are tied."""
+    assert hasattr(model, "get_input_embeddings")
+    assert hasattr(model, "get_output_embeddings")
+    return [model.get_input_embeddings().weight, model.get_output_embeddings().weight]

@@ -1,0 +1,65 @@
+"""What a run trains: all, the embeddings, or their new rows; without some layers. Imports no torch."""
+
+from typing import TYPE_CHECKING, Any
+
+from colossal_llama.model.param_count import adapter_parameters, layer_parameters, parameters
+from colossal_llama.training.arguments import MethodArguments, TrainingArguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def what_is_trained(method: MethodArguments) -> str:
+    """`all`, `embeddings` or `new_rows`, whichever option says so."""
+    return "embeddings" if method.freeze_non_embeds_params else method.train_only
+
+
+def freezing_options(method: MethodArguments) -> list[str]:
+    """The given options that freeze a part of the model, as on the command line; not LoRA."""
+    given = {
+        "--freeze_non_embeds_params": method.freeze_non_embeds_params,
+        f"--train_only {method.train_only}": method.train_only != "all",
+        f"--freeze_layers {method.freeze_layers}": method.freeze_layers > 0,
+    }
+    return [option for option, is_there in given.items() if is_there]
+
+
+def new_row_options(arguments: TrainingArguments) -> list[str]:
+    """The given options that need the rows of an expansion."""
+    given = {
+        "--train_only new_rows": what_is_trained(arguments.method) == "new_rows",
+        "--new_row_lr": arguments.optimizer.new_row_lr is not None,
+    }
+    return [option for option, is_there in given.items() if is_there]
+
+
+def freeze(method: MethodArguments, model: "PreTrainedModel") -> str | None:
+    """Freezes what is not trained, in place; without LoRA. Frozen rows keep their gradient here.
+
+    Returns:
+        A sentence for the start-up report; None where everything is trained.
+    """
+    trained, layers = what_is_trained(method), model.model.layers
+    if trained != "all":
+        model.requires_grad_(False)
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embedding.requires_grad_(True)
+        return f"training {'the new rows of ' if trained == 'new_rows' else ''}input and output embeddings only"
+    for layer in layers[: method.freeze_layers]:
+        layer.requires_grad_(False)
+    count = method.freeze_layers
+    return f"the first {count} of {len(layers)} layers are not trained" if count else None
+
+
+def trained_parameters(method: MethodArguments, config: Any) -> int | None:
+    """Number of trained parameters with LoRA or frozen layers; None where all are trained.
+
+    Frozen rows count as trained: they have gradients and optimizer states, which are zero.
+    """
+    if method.lora_rank:
+        return adapter_parameters(config, method.lora_rank, method.lora_target_modules)
+    if what_is_trained(method) != "all":
+        return config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    if method.freeze_layers:
+        return parameters(config) - method.freeze_layers * layer_parameters(config)
+    return None

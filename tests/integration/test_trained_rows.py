@@ -1,0 +1,175 @@
+"""What is trained, and how fast: each equals plain AdamW with old and new rows as parameters of
+their own, on every plugin that a CPU has; what is not trained stays as it is, bit for bit.
+
+33 rows, 8 a step: 5 steps. The embeddings have 210 rows, of which the tokenizer has 203, and the
+last expansion added 53.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from colossal_llama.model.weights.generation_config import save_model
+from tests.support import plain_adamw
+from tests.support.plain_adamw import INPUT, OUTPUT, Way
+from tests.support.training_runs import VOCABULARY_SIZE, Runner
+from tests.support.versions import NEEDS_SHARD_POLICIES
+
+pytestmark = [pytest.mark.slow, NEEDS_SHARD_POLICIES]  # slow: the runs that all tests of the file share
+
+FIRST, ROWS = 150, 210
+CLIP = 0.3
+RUN = ("--lr", "3e-3", "--grad_clip", str(CLIP), "--warmup_steps", "2", "--shuffle", "none", "--skip_save_each_epoch")
+BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
+ALONE = ("--micro_batch_size", "4", "--accumulation_steps", "2")
+NEW = (FIRST, VOCABULARY_SIZE)
+WAYS = {
+    "new_rows": (("--train_only", "new_rows"), Way(NEW, trains_layers=False, trains_old_rows=False)),
+    "faster_new_rows": (
+        ("--train_only", "new_rows", "--new_row_lr", "9e-3"),
+        Way(NEW, trains_layers=False, trains_old_rows=False, new_row_ratio=3.0),
+    ),
+    "embeddings": (
+        ("--train_only", "embeddings", "--embedding_lr", "6e-3"),
+        Way(trains_layers=False, embedding_ratio=2.0),
+    ),
+    "rates": (
+        ("--embedding_lr", "1.5e-3", "--new_row_lr", "12e-3", "--freeze_layers", "1"),
+        Way(NEW, frozen_layers=1, embedding_ratio=0.5, new_row_ratio=4.0),
+    ),
+    "faster_all": (("--new_row_lr", "12e-3"), Way(NEW, new_row_ratio=4.0)),
+    "frozen_layer": (("--freeze_layers", "1"), Way(frozen_layers=1)),
+}
+PLAIN = ("--plugin", "3d", "--zero", "0")
+PLUGINS = {  # by their number of ranks
+    "zero2": (2, BATCH),
+    "zero2_alone": (1, ALONE),
+    "zero2_cpu": (2, (*BATCH, "--plugin", "zero2_cpu")),
+    "ddp": (2, (*BATCH, "--plugin", "ddp")),
+    "3d": (2, (*BATCH, *PLAIN)),
+    "tp2": (2, (*ALONE, *PLAIN, "--tp", "2")),
+    "pp2": (2, (*ALONE, *PLAIN, "--pp", "2")),
+    "pp2_tp2": (4, (*ALONE, *PLAIN, "--pp", "2", "--tp", "2")),
+    "split_gather": (2, (*ALONE, *PLAIN, "--tp", "2", "--sp", "2")),
+}
+BF16 = ("--mixed_precision", "bf16")
+HALF = {
+    "zero2_bf16": (2, (*BATCH, *BF16)),
+    "zero2_cpu_bf16": (2, (*BATCH, *BF16, "--plugin", "zero2_cpu")),
+    "ddp_bf16": (2, (*BATCH, *BF16, "--plugin", "ddp")),
+    "zero1_bf16": (2, (*BATCH, *BF16, "--plugin", "3d")),
+    "zero2_3d_bf16": (2, (*BATCH, *BF16, "--plugin", "3d", "--zero", "2")),
+    "3d_bf16": (2, (*BATCH, *BF16, *PLAIN)),
+    "tp2_zero1_bf16": (4, (*BATCH, *BF16, "--plugin", "3d", "--tp", "2")),
+    "tp2_offload_bf16": (4, (*BATCH, *BF16, "--plugin", "3d", "--tp", "2", "--zero_cpu_offload")),
+    "pp2_zero1_bf16": (4, (*BATCH, *BF16, "--plugin", "3d", "--pp", "2")),
+}
+
+
+@dataclass(frozen=True)
+class Models:
+    """Directories of models with padding rows; `tied` has one matrix for both embeddings."""
+
+    untied: Path
+    tied: Path
+
+
+@pytest.fixture(scope="module")
+def models(toy, tmp_path_factory) -> Models:
+    root = tmp_path_factory.mktemp("models")
+    for name in ("untied", "tied"):
+        shutil.copytree(toy.model, root / name, ignore=shutil.ignore_patterns("*.safetensors"))
+        model = AutoModelForCausalLM.from_pretrained(toy.model, tie_word_embeddings=name == "tied")
+        torch.manual_seed(1)
+        model.resize_token_embeddings(ROWS)
+        save_model(model.bfloat16().float(), root / name)  # exact in half precision, too
+        (root / name / "init_report.json").write_text(json.dumps({"rows": {"kept": FIRST, "new": 53}}))
+    return Models(root / "untied", root / "tied")
+
+
+def runs_of(plugins: dict, ranks: int) -> list[tuple[str, str, str, tuple[str, ...]]]:
+    """Name, model, way and options of the runs on so many ranks."""
+    return [
+        (f"{plugin}-{way}-{model}", model, way, (*RUN, *options, *WAYS[way][0]))
+        for plugin, (number, options) in plugins.items()
+        for way in WAYS
+        for model in ("untied", "tied")
+        if number == ranks
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(runner: Runner, models: Models) -> Runner:
+    for ranks in (1, 2, 4):
+        commands = []
+        for name, model, _, options in runs_of(PLUGINS | HALF, ranks):
+            commands.append(runner.command(name, *options, pretrained=False))
+            commands[-1] += ["--pretrained", str(getattr(models, model))]
+        runner.run(commands, ranks=ranks, timeout_s=900)
+    return runner
+
+
+@pytest.fixture(scope="module")
+def expected(models: Models, toy):
+    """Weights and gradient norms of the plain loop, by way and model."""
+    found = {}
+
+    def of(way: str, model: str, rates: tuple[float, ...]):
+        if (way, model) not in found:
+            found[way, model] = plain_adamw.train(getattr(models, model), toy.parts, WAYS[way][1], rates, 8, CLIP)
+        return found[way, model]
+
+    return of
+
+
+@pytest.mark.parametrize("model", ["untied", "tied"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_equals_plain_adamw(runs: Runner, expected, models, plugin, way, model):
+    name = f"{plugin}-{way}-{model}"
+    metrics = runs.metrics(name)
+    weights, norms = expected(way, model, tuple(step["learning_rate"] for step in metrics))
+    assert [step["gradient_norm"] for step in metrics] == pytest.approx(norms, rel=1e-4)
+    found, before = runs.weights(name), load_file(getattr(models, model) / "model.safetensors")
+    assert found.keys() == before.keys()
+    for key, tensor in found.items():
+        change = (weights[key] - before[key]).norm()
+        assert (tensor - weights[key]).norm() <= 2e-3 * change, (key, change)
+    assert_untouched(found, before, WAYS[way][1])
+
+
+@pytest.mark.parametrize("model", ["untied", "tied"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("plugin", HALF)
+def test_half_precision_follows_and_leaves_the_rest(runs: Runner, expected, models, plugin, way, model):
+    name = f"{plugin}-{way}-{model}"
+    metrics = runs.metrics(name)
+    weights, norms = expected(way, model, tuple(step["learning_rate"] for step in metrics))
+    assert [step["gradient_norm"] for step in metrics] == pytest.approx(norms, rel=3e-2)
+    found, before = runs.weights(name), load_file(getattr(models, model) / "model.safetensors")
+    for key, tensor in found.items():
+        change = (weights[key] - before[key]).norm()
+        differences = (tensor.float() - weights[key]).abs().flatten().sort().values
+        assert differences[: int(0.97 * len(differences))].norm() <= 0.15 * change + 1e-9, (key, change)
+    assert_untouched(found, before, WAYS[way][1])
+
+
+def assert_untouched(found: dict[str, torch.Tensor], before: dict[str, torch.Tensor], way: Way) -> None:
+    """What is not trained has the bytes of the beginning; what is, has changed."""
+    for key, tensor in found.items():
+        start = before[key].to(tensor.dtype)
+        if key in (INPUT, OUTPUT):
+            first, end = way.new_rows
+            new, old = slice(first, end), [*range(first), *range(end, len(tensor))]
+            assert way.trains_old_rows or torch.equal(tensor[old], start[old]), key
+            assert not way.trains_old_rows or not torch.equal(tensor[old], start[old]), key
+            assert first == end or (tensor[new] != start[new]).any(dim=1).sum() > 40, key
+        else:
+            frozen = not way.trains_layers or plain_adamw.is_frozen(key, way.frozen_layers)
+            assert torch.equal(tensor, start) == frozen, key
