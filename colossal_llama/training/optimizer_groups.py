@@ -1,5 +1,7 @@
 """Parameter groups of a run: layers, embeddings and new rows, by their learning rates."""
 
+from typing import Any
+
 import torch
 
 from colossal_llama.engine.parameter_groups import NewRows, ParameterGroup
@@ -40,8 +42,5 @@ def _new_rows(arguments: TrainingArguments, inputs: RunInputs) -> NewRows | None
     return NewRows(inputs.new_rows.start, inputs.new_rows.stop, ratio, others_are_frozen=alone)
 
 
-def _embeddings(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Weights of the embeddings, once where they are tied."""
-    assert hasattr(model, "get_input_embeddings")
-    assert hasattr(model, "get_output_embeddings")
+def _embeddings(model: Any) -> list[torch.nn.Parameter]:
     return [model.get_input_embeddings().weight, model.get_output_embeddings().weight]

@@ -1,4 +1,4 @@
-"""What a run trains: all, the embeddings, or their new rows; without some layers. Imports no torch."""
+"""Trained parameters: all but some layers, the embeddings, or their new rows. Imports no torch."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -93,14 +93,13 @@ def models(toy, tmp_path_factory) -> Models:
     return Models(root / "untied", root / "tied")
 
 
-def runs_of(plugins: dict, ranks: int) -> list[tuple[str, str, str, tuple[str, ...]]]:
-    """Name, model, way and options of the runs on so many ranks."""
+def cases(plugins: dict) -> list[tuple[str, str, str]]:
+    """Plugin, way and model of each run: every way once, the two that need all of it everywhere."""
     return [
-        (f"{plugin}-{way}-{model}", model, way, (*RUN, *options, *WAYS[way][0]))
-        for plugin, (number, options) in plugins.items()
-        for way in WAYS
+        (plugin, way, model)
+        for plugin in plugins
+        for way in (WAYS if plugin == "zero2" else ("new_rows", "rates"))
         for model in ("untied", "tied")
-        if number == ranks
     ]
 
 
@@ -108,9 +107,11 @@ def runs_of(plugins: dict, ranks: int) -> list[tuple[str, str, str, tuple[str, .
 def runs(runner: Runner, models: Models) -> Runner:
     for ranks in (1, 2, 4):
         commands = []
-        for name, model, _, options in runs_of(PLUGINS | HALF, ranks):
-            commands.append(runner.command(name, *options, pretrained=False))
-            commands[-1] += ["--pretrained", str(getattr(models, model))]
+        for plugin, way, model in cases(PLUGINS | HALF):
+            number, options = (PLUGINS | HALF)[plugin]
+            if number == ranks:
+                given = (*RUN, *options, *WAYS[way][0], "--pretrained", str(getattr(models, model)))
+                commands.append(runner.command(f"{plugin}-{way}-{model}", *given, pretrained=False))
         runner.run(commands, ranks=ranks, timeout_s=900)
     return runner
 
@@ -128,9 +129,7 @@ def expected(models: Models, toy):
     return of
 
 
-@pytest.mark.parametrize("model", ["untied", "tied"])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("plugin", PLUGINS)
+@pytest.mark.parametrize(("plugin", "way", "model"), cases(PLUGINS))
 def test_equals_plain_adamw(runs: Runner, expected, models, plugin, way, model):
     name = f"{plugin}-{way}-{model}"
     metrics = runs.metrics(name)
@@ -144,9 +143,7 @@ def test_equals_plain_adamw(runs: Runner, expected, models, plugin, way, model):
     assert_untouched(found, before, WAYS[way][1])
 
 
-@pytest.mark.parametrize("model", ["untied", "tied"])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("plugin", HALF)
+@pytest.mark.parametrize(("plugin", "way", "model"), cases(HALF))
 def test_half_precision_follows_and_leaves_the_rest(runs: Runner, expected, models, plugin, way, model):
     name = f"{plugin}-{way}-{model}"
     metrics = runs.metrics(name)
@@ -156,7 +153,8 @@ def test_half_precision_follows_and_leaves_the_rest(runs: Runner, expected, mode
     for key, tensor in found.items():
         change = (weights[key] - before[key]).norm()
         differences = (tensor.float() - weights[key]).abs().flatten().sort().values
-        assert differences[: int(0.97 * len(differences))].norm() <= 0.15 * change + 1e-9, (key, change)
+        rounding = 2**-8 * weights[key].norm()
+        assert differences[: int(0.97 * len(differences))].norm() <= 0.15 * change + rounding, (key, change)
     assert_untouched(found, before, WAYS[way][1])
 
 

@@ -65,11 +65,12 @@ def train(
             group["lr"] = rate * group["ratio"]
         batch = rows[step * rows_per_step : (step + 1) * rows_per_step]
         made = {**weights, **layers, **{name: torch.cat(rows) for name, rows in pieces.items()}}
-        mean_loss(lambda weights=made, **inputs: functional_call(model, weights, kwargs=inputs), batch).backward()
+        mean_loss(lambda weights=made, **inputs: functional_call(model, weights, (), inputs), batch).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained, clip)))
         optimizer.step()
         optimizer.zero_grad()
-    return {**weights, **layers, **{name: torch.cat(rows) for name, rows in pieces.items()}}, norms
+    made = {**weights, **layers, **{name: torch.cat(rows) for name, rows in pieces.items()}}
+    return {name: weight.detach() for name, weight in made.items()}, norms
 
 
 def is_frozen(name: str, frozen_layers: int) -> bool:
