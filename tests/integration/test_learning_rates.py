@@ -1,5 +1,5 @@
-"""Learning rates of whole runs: each schedule as PyTorch and transformers define it, with each group
-of parameters, on several plugins; resumed, killed, and branched off.
+"""Learning rates of whole runs: each schedule as PyTorch and transformers define it, with each
+group of parameters, on several plugins; resumed, killed, and branched off.
 """
 
 import json
@@ -126,7 +126,7 @@ def test_the_same_as_plain_pytorch(two_ranks, toy, name):
     schedule, groups, _ = name.split("-")
     weights, norms = plain_adamw.train(toy.model, toy.parts, GROUPS[groups][1], rates_of(schedule), 4, CLIP)
     assert recorded(two_ranks, name) == pytest.approx(rates_of(schedule), abs=1e-12)
-    assert recorded(two_ranks, name, "gradient_norm") == pytest.approx(norms, rel=1e-4)
+    assert recorded(two_ranks, name, "gradient_norm") == pytest.approx(norms, rel=5e-4)
     found = two_ranks.weights(name)
     assert found.keys() == weights.keys()
     for key, tensor in weights.items():

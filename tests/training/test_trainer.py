@@ -74,7 +74,7 @@ def walk(setting: Setting, rank: int = 0, progress: Progress | None = None) -> N
     total = plan_steps(
         lambda epoch: rows_of_epoch(lengths, origin, epoch), geometry, setting.epochs, progress, setting.max_steps
     )
-    optimizer = SimpleNamespace(param_groups=[{"lr": None}])
+    optimizer = SimpleNamespace(param_groups=[{"name": "all", "lr": None, "lr_ratio": 1.0}])
     run: Trainer
 
     def step(micro_batches, number, stop):
