@@ -10,10 +10,10 @@ from colossalai.tensor.d_tensor import is_distributed_tensor
 from colossalai.tensor.padded_tensor import is_padded_tensor, to_unpadded_tensor
 from colossalai.zero import GeminiDDP
 from peft import PeftModel
-from peft.utils import get_peft_model_state_dict
 
 from colossal_llama.engine.optimizer_shards import saved_name
 from colossal_llama.engine.process_groups import replicas
+from colossal_llama.model.lora import adapter_tensors
 from colossal_llama.utils.console import is_rank_zero
 
 
@@ -33,7 +33,7 @@ def weights_to_save(plugin: Plugin, model: Any, parameter_dtype: torch.dtype) ->
     network = model.unwrap(unwrap_peft=False)
     if isinstance(network, PeftModel):
         if is_rank_zero():
-            yield from get_peft_model_state_dict(network).items()
+            yield from adapter_tensors(network).items()
     elif isinstance(model, GeminiDDP):
         _update_working_weights(model)
         for shard, _ in model.state_dict_shard(max_shard_size=1024, only_rank_0=True):

@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from colossal_llama.export.source import ExportSource
 from colossal_llama.model.config_file import CONFIG_FILE, GENERATION_CONFIG_FILE, read_generation_config
-from colossal_llama.model.expansion.new_rows import first_new_row, record_of_new_rows
+from colossal_llama.model.expansion.new_rows import first_new_row, new_rows_trained, record_of_new_rows
 from colossal_llama.model.weights.adapter_files import ADAPTER_CONFIG
 from colossal_llama.tokenizer.loading import REPEATED_FILES, VOCABULARY_FILES
 from colossal_llama.tokenizer.settings_file import settings_contents
@@ -42,13 +42,15 @@ def small_files(source: ExportSource, tied: bool | None, dtype: str, base_name: 
     else:
         files[CONFIG_FILE] = _json(model_config(source.config, tied, dtype))
     files[GENERATION_CONFIG_FILE] = _json(_generation_config(source))
-    return files | record_of_new_rows(_first_new_row(source))
+    return files | _record_of_new_rows(source)
 
 
-def _first_new_row(source: ExportSource) -> int | None:
-    """The first row of the last expansion, by the model's record or its base's."""
+def _record_of_new_rows(source: ExportSource) -> dict[str, bytes]:
+    """What is recorded of the last expansion's rows, in the model's directory or its base's."""
     directories = dict.fromkeys((source.directory, source.tokenizer, source.base))
-    return next((first for path in directories if (first := first_new_row(path)) is not None), None)
+    first = next((row for path in directories if (row := first_new_row(path)) is not None), None)
+    trained = next((known for path in directories if (known := new_rows_trained(path)) is not None), None)
+    return record_of_new_rows(first, trained)
 
 
 def model_config(config: Mapping[str, Any], tied: bool, dtype: str) -> dict[str, Any]:

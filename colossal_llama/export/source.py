@@ -10,6 +10,7 @@ from colossal_llama.model.loading import load_config
 from colossal_llama.model.pretrained import base_model_of, find_model
 from colossal_llama.model.weights.adapter_files import (
     ADAPTER_WEIGHTS,
+    check_embeddings,
     is_adapter,
     load_adapter_config,
 )
@@ -87,6 +88,7 @@ def open_source(name: str, merge: bool) -> ExportSource:
     config = _checked_config(base)
     if adapter:
         _check_adapter(adapter, config, merge)
+        check_embeddings(adapter, base, config["vocab_size"])
     read_generation_config(base)
     tokenizer = next((path for path in (directory, base) if _has_tokenizer(path)), None)
     if tokenizer is None:

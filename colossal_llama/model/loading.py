@@ -195,7 +195,8 @@ def load_adapter(model: PreTrainedModel, path: Path) -> Any:
 def check_adapter(adapted: Any, path: Path) -> None:
     """Refuses an adapter that does not have all tensors of its configuration, or has more.
 
-    peft leaves a missing tensor as it is initialised, and passes over one too many.
+    peft leaves a missing tensor as it is initialised, or as the base has it, and passes over one
+    too many.
 
     Raises:
         UserError: names some of them.
@@ -203,9 +204,10 @@ def check_adapter(adapted: Any, path: Path) -> None:
     from peft import get_peft_model_state_dict
 
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    found = set(_names_in(path))
     # Embeddings that were saved with the adapter are not always among peft's.
-    expected, found = ({name for name in names if "lora_" in name} for names in (tensors, _names_in(path)))
-    for what, names in (("misses", expected - found), ("has too many", found - expected)):
+    surplus = {name for name in found.difference(tensors) if "lora_" in name}
+    for what, names in (("misses", tensors.keys() - found), ("has too many", surplus)):
         if names:
             raise UserError(
                 f"the adapter {path} {what} {len(names)} tensors ({min(names)} …): it does not belong to its "

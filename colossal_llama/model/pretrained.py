@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from colossal_llama.model.architectures import find_architecture
 from colossal_llama.model.config_file import read_generation_config, read_model_config
 from colossal_llama.model.loading import load_adapter, load_complete_model, nonfinite_weights
-from colossal_llama.model.weights.adapter_files import adapter_base_name, is_adapter
+from colossal_llama.model.weights.adapter_files import ADAPTER_WEIGHTS, adapter_base_name, check_embeddings, is_adapter
 from colossal_llama.model.weights.llama_tensors import check_tensors
 from colossal_llama.model.weights.weight_files import first_line, tensor_shapes
 from colossal_llama.model.weights.written_model import check_written_model
@@ -66,6 +66,8 @@ def load_for_inference(
     read_generation_config(base)
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(directory if has_tokenizer else base)
+    if adapter and (adapter / ADAPTER_WEIGHTS).is_file():
+        check_embeddings(adapter, base, config["vocab_size"])
     shapes = tensor_shapes(base)
     for path in dict.fromkeys((base, directory)):
         check_written_model(path, say)

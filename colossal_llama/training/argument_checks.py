@@ -240,9 +240,10 @@ def _check_trained(parser: CollectingArgumentParser, method: MethodArguments, op
         parser.problem(f"--freeze_layers has no effect with {freezing_options(method)[0]}, which freezes every layer")
     if optimizer.embedding_lr is not None and what_is_trained(method) == "new_rows":
         parser.problem("--embedding_lr has no effect with --train_only new_rows: give --new_row_lr")
-    for name in ("embedding_lr", "new_row_lr") if method.lora_rank else ():
-        if is_given(optimizer, name):
-            parser.problem(f"--{name} has no effect with --lora_rank, which trains no embeddings")
+    if method.lora_rank and optimizer.embedding_lr is not None:
+        parser.problem("--embedding_lr has no effect with --lora_rank, which trains at most new rows of the embeddings")
+    if method.lora_rank and optimizer.new_row_lr is not None and not method.lora_new_rows:
+        parser.problem("--new_row_lr has no effect with --lora_rank alone: give --lora_new_rows to train these rows")
 
 
 def _check_lora(parser: CollectingArgumentParser, plugin: PluginArguments, method: MethodArguments) -> None:

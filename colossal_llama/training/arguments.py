@@ -267,6 +267,11 @@ class MethodArguments:
         only_with="lora_rank",
         help="linear layers that get adapters",
     )
+    lora_new_rows: bool = switch(
+        only_with="lora_rank",
+        help="also train the embedding rows of an expansion's new tokens (see --first_new_row), which LoRA freezes; "
+        "they are saved with the adapter, as whole matrices that PEFT reads",
+    )
     merge_lora: bool = switch(
         only_with="lora_rank",
         help="also write the base model with the adapter merged, modelling_merged/",

@@ -32,5 +32,5 @@ def finish_run(arguments: TrainingArguments, trainer: Trainer, inputs: RunInputs
         )
         if arguments.method.merge_lora:
             save_dir = arguments.checkpoint.save_dir
-            merged = save_merged_model(save_dir, inputs.model_path, trainer.tokenizer, inputs.first_new_row)
+            merged = save_merged_model(save_dir, inputs.model_path, trainer.tokenizer, inputs.record_of_new_rows())
             log_rank_zero(f"base and adapter merged: {merged}")

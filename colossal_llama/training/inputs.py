@@ -14,15 +14,18 @@ from colossal_llama.dataset.part_reader import open_parts
 from colossal_llama.dataset.tokenized.scan import Scan
 from colossal_llama.model.architectures import ARCHITECTURES, architecture_of
 from colossal_llama.model.config_file import read_generation_config
-from colossal_llama.model.expansion.new_rows import first_new_row
+from colossal_llama.model.expansion.new_rows import first_new_row, new_rows_trained, record_of_new_rows
 from colossal_llama.model.expansion.new_tokens import vocabulary_rows
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.rope import varying_rope_problem
 from colossal_llama.model.weights.adapter_files import (
     ADAPTER_WEIGHTS,
+    EMBEDDINGS,
     adapter_base_name,
+    check_embeddings,
     is_adapter,
     load_adapter_config,
+    whole_modules,
 )
 from colossal_llama.model.weights.llama_tensors import check_tensors
 from colossal_llama.model.weights.weight_files import read_metadata, tensor_shapes
@@ -83,6 +86,8 @@ class RunInputs:
     """Tokens that end an answer in the data's conversations, see `record_chat_format`."""
     first_new_row: int | None = None
     """First embedding row of the last expansion, by its record or `--first_new_row`; None: none."""
+    new_rows_trained: bool | None = None
+    """True when these rows are trained by this run or were by an earlier one; None: not known."""
     task_questions: tuple[PromptedQuestion, ...] = ()
     """Of `--eval_tasks`."""
 
@@ -92,6 +97,10 @@ class RunInputs:
         if self.first_new_row is None:
             return None
         return range(self.first_new_row, vocabulary_rows(self.tokenizer))
+
+    def record_of_new_rows(self) -> dict[str, bytes]:
+        """The file by which the run's models carry on what is known of their new rows, by name."""
+        return record_of_new_rows(self.first_new_row, self.new_rows_trained)
 
     def model_fingerprint(self) -> str:
         """Fingerprint of the files of the model and of the adapter."""
@@ -207,6 +216,8 @@ def _open_inputs(
     config = load_config(model_path)
     _refuse_parallel_dimensions(arguments.plugin, config, model_path)
     _refuse_more_layers(arguments.method, config, model_path)
+    if adapter_path is not None:
+        check_embeddings(adapter_path, model_path, config.vocab_size)
     read_generation_config(model_path)
     if not arguments.dry_run.dry_run:  # a dry run reads no weights
         check_tensors(model_path, tensor_shapes(model_path), config.to_dict())
@@ -250,6 +261,7 @@ def _open_inputs(
         verification,
         stop_ids,
         _first_new_row(arguments, model_path, vocabulary_rows(tokenizer)),
+        _new_rows_trained(arguments.method, model_path, adapter_path, vocabulary_rows(tokenizer)),
     )
 
 
@@ -278,6 +290,25 @@ def _refuse_more_layers(method: MethodArguments, config: PretrainedConfig, model
             f"--freeze_layers {method.freeze_layers}: {model_path} has {config.num_hidden_layers} layers: give at most "
             "as many"
         )
+
+
+def _new_rows_trained(method: MethodArguments, model_path: Path, adapter_path: Path | None, tokens: int) -> bool | None:
+    """True when the new rows have been trained, or are now; warns where LoRA would freeze new ones.
+
+    An adapter has a record of its own: it may have been trained with the rows.
+    """
+    if not method.lora_rank or method.lora_new_rows:
+        return True
+    paths = [path for path in (adapter_path, model_path) if path is not None]
+    trained = next((known for path in paths if (known := new_rows_trained(path)) is not None), None)
+    if trained is False:
+        first = first_new_row(model_path) or 0
+        log_rank_zero(
+            f"warning: {tokens - first:,} embedding rows of {model_path} (from {first:,} on) are as an expansion "
+            "initialised them, no run has trained them, and LoRA freezes them: give --lora_new_rows to train them "
+            "beside the adapter, or train the model first without --lora_rank"
+        )
+    return trained
 
 
 def _refuse_parallel_dimensions(plugin: PluginArguments, config: PretrainedConfig, model_path: Path) -> None:
@@ -480,5 +511,10 @@ def _check_adapter(method: MethodArguments, path: Path) -> None:
     modules = set(saved["target_modules"])
     if method.lora_target_modules != LORA_LAYERS and set(method.lora_target_modules) != modules:
         problems.append(f"{path} has adapters on {', '.join(sorted(modules))}: give these as --lora_target_modules")
+    whole = whole_modules(path)
+    if method.lora_new_rows and whole not in ((), tuple(sorted(EMBEDDINGS))):
+        problems.append(f"{path} replaces {', '.join(whole)} as a whole: it cannot be continued with --lora_new_rows")
+    if not method.lora_new_rows and new_rows_trained(path) and whole:
+        problems.append(f"{path} was trained with --lora_new_rows: give it again to continue it")
     if problems:
         raise UserError(problems)

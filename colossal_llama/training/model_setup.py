@@ -17,7 +17,7 @@ from colossal_llama.model.kernels.apply import fused_kernels_unavailable_reason,
 from colossal_llama.model.kernels.fp8_linear import fp8_unavailable_reason, use_fp8
 from colossal_llama.model.kernels.per_token_loss import return_token_losses
 from colossal_llama.model.loading import check_adapter, load_config, load_model
-from colossal_llama.model.lora import lora_config
+from colossal_llama.model.lora import config_to_continue, lora_config, restore_adapter, train_embeddings
 from colossal_llama.model.param_count import flops_per_token
 from colossal_llama.model.weights.weight_files import first_line
 from colossal_llama.training.arguments import (
@@ -100,8 +100,7 @@ def set_up_model(arguments: TrainingArguments, inputs: RunInputs) -> ModelSetup:
     length_tokens = full_row_tokens(inputs.parts, arguments.data.max_length, inputs.origin.packed_to_tokens)
     if arguments.method.lora_rank:
         model = _with_adapters(arguments.method, arguments.data.seed, inputs, backend, model)
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        notes.append(f"LoRA of rank {arguments.method.lora_rank}: {trained:,} parameters are trained")
+        notes.append(_describe_adapters(arguments.method, model, inputs))
     return ModelSetup(backend, model, flops_per_token(config, length_tokens), fuses_loss, notes)
 
 
@@ -136,21 +135,37 @@ def _with_adapters(
     """Adds LoRA adapters to the model, new ones or those of a checkpoint, in the model's dtype."""
     alpha = method.lora_alpha or 2.0 * method.lora_rank
     config = lora_config(method.lora_rank, alpha, method.lora_dropout, method.lora_target_modules)
-    adapter = str(inputs.adapter_path) if inputs.adapter_path else None
+    adapter = inputs.adapter_path
     torch.manual_seed(seed)  # new adapters are random, and must be the same on every rank
     with consensus.raise_on_all_ranks():
         try:
-            adapted = backend.add_lora(model, config, adapter)
+            if adapter is not None and method.lora_new_rows:
+                adapted = backend.add_lora(model, config_to_continue(adapter), None)
+                restore_adapter(adapted, adapter)
+            else:
+                adapted = backend.add_lora(model, config, str(adapter) if adapter else None)
         except Exception as error:  # peft and safetensors each raise their own on damaged files
             if adapter is None:
                 raise
             raise UserError(f"the adapter {adapter} cannot be loaded: {first_line(error)}") from error
-        if inputs.adapter_path:
-            check_adapter(adapted, inputs.adapter_path)
+        if adapter is not None:
+            check_adapter(adapted, adapter)
+    if method.lora_new_rows:
+        train_embeddings(adapted)
     # peft keeps the base path of a loaded adapter; the base model may have been moved since.
     # A path also where the adapter names a repository: peft would ask the hub about that.
     adapted.active_peft_config.base_model_name_or_path = str(inputs.model_path)
     return adapted
+
+
+def _describe_adapters(method: MethodArguments, model: PeftModel, inputs: RunInputs) -> str:
+    factors = sum(
+        tensor.numel() for name, tensor in model.named_parameters() if tensor.requires_grad and "lora_" in name
+    )
+    note = f"LoRA of rank {method.lora_rank}: {factors:,} parameters are trained"
+    if not method.lora_new_rows:
+        return note
+    return note + f", and {len(inputs.new_rows):,} new rows of the embeddings, saved as whole matrices"
 
 
 def _recompute(

@@ -34,7 +34,8 @@ def parameter_groups(
 
 def _new_rows(arguments: TrainingArguments, inputs: RunInputs) -> NewRows | None:
     """The new rows; None where they are trained as the others are."""
-    optimizer, alone = arguments.optimizer, what_is_trained(arguments.method) == "new_rows"
+    optimizer, method = arguments.optimizer, arguments.method
+    alone = what_is_trained(method) == "new_rows" or method.lora_new_rows
     if not alone and optimizer.new_row_lr is None:
         return None
     assert inputs.new_rows is not None, "open_inputs has refused such options without new rows"

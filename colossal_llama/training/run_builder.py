@@ -122,7 +122,7 @@ def _open_records(
             arguments.checkpoint.keep_last,
             arguments.checkpoint.save_in_background,
             inputs.stop_ids,
-            inputs.first_new_row,
+            inputs.record_of_new_rows(),
         )
     nonfinite_record = save_dir / NONFINITE_STEPS_FILE
     metrics = _metrics(arguments, kept_steps)

@@ -29,6 +29,7 @@ def new_row_options(arguments: TrainingArguments) -> list[str]:
     given = {
         "--train_only new_rows": what_is_trained(arguments.method) == "new_rows",
         "--new_row_lr": arguments.optimizer.new_row_lr is not None,
+        "--lora_new_rows": arguments.method.lora_new_rows,
     }
     return [option for option, is_there in given.items() if is_there]
 
@@ -56,10 +57,12 @@ def trained_parameters(method: MethodArguments, config: Any) -> int | None:
 
     Frozen rows count as trained: they have gradients and optimizer states, which are zero.
     """
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     if method.lora_rank:
-        return adapter_parameters(config, method.lora_rank, method.lora_target_modules)
+        factors = adapter_parameters(config, method.lora_rank, method.lora_target_modules)
+        return factors + (embeddings if method.lora_new_rows else 0)
     if what_is_trained(method) != "all":
-        return config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+        return embeddings
     if method.freeze_layers:
         return parameters(config) - method.freeze_layers * layer_parameters(config)
     return None

@@ -1,7 +1,8 @@
-"""Record of the embedding rows that an expansion added: where they begin. Imports no torch.
+"""Record of an expansion's embedding rows: where they begin, if trained. Imports no torch.
 
 `init_tokenizer.py` and `init_model.py` record it in their reports. Models that are made of theirs
-(by training, merging, export) carry it on in `new_rows.json`, which names no path of this host.
+(by training, merging, export) carry it on in `new_rows.json`, which names no path of this host, and
+which says whether a run has trained these rows.
 """
 
 import json
@@ -12,8 +13,8 @@ from typing import Any
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
-NEW_ROWS_FILE = "new_rows.json"
-_FIRST = "first_new_row"
+NEW_ROWS_FILE, INIT_REPORT_FILE = "new_rows.json", "init_report.json"
+_FIRST, _TRAINED = "first_new_row", "trained"
 
 
 def first_new_row(directory: Path) -> int | None:
@@ -44,9 +45,39 @@ def first_new_row(directory: Path) -> int | None:
     return None
 
 
-def record_of_new_rows(first: int | None) -> dict[str, bytes]:
-    """The file by which a model carries on where its new rows begin, by name; none without any."""
-    return {} if first is None else {NEW_ROWS_FILE: (json.dumps({_FIRST: first}, indent=2) + "\n").encode()}
+def new_rows_trained(directory: Path) -> bool | None:
+    """True when a run has trained the new rows of a model, False when they are as initialised.
+
+    Args:
+        directory: of a model or an adapter.
+
+    Returns:
+        None where nothing is recorded about it: the model was not expanded, or by another program.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    path = directory / NEW_ROWS_FILE
+    if not path.is_file():
+        is_initialised = (directory / INIT_REPORT_FILE).is_file() and first_new_row(directory) is not None
+        return False if is_initialised else None
+    trained = read_json_object(path, "remove it").get(_TRAINED)
+    if trained is not None and not isinstance(trained, bool):
+        raise UserError(f"{path} is damaged: {_TRAINED} is {trained!r}, not true or false; remove it")
+    return trained
+
+
+def record_of_new_rows(first: int | None, trained: bool | None = None) -> dict[str, bytes]:
+    """The file by which a model carries on where its new rows begin, by name; none without any.
+
+    Args:
+        first: row.
+        trained: as `new_rows_trained` returns it.
+    """
+    if first is None:
+        return {}
+    record = {_FIRST: first} | ({} if trained is None else {_TRAINED: trained})
+    return {NEW_ROWS_FILE: (json.dumps(record, indent=2) + "\n").encode()}
 
 
 def _of_init_model(report: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -61,7 +92,7 @@ def _of_init_tokenizer(report: Mapping[str, Any]) -> tuple[Any, Any]:
 
 _RECORDS: Mapping[str, Callable[[Mapping[str, Any]], tuple[Any, Any]]] = {
     NEW_ROWS_FILE: lambda record: (record.get(_FIRST), 1),
-    "init_report.json": _of_init_model,
+    INIT_REPORT_FILE: _of_init_model,
     "expansion_report.json": _of_init_tokenizer,
 }
 """Readers of the first new row and of the number of new rows, by the names of their files."""

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.model.expansion.new_rows import first_new_row
+from colossal_llama.model.weights.weight_files import read_shard
 from colossal_llama.utils.atomic_io import write_json, write_text
 from colossal_llama.utils.custom_code import refuse_custom_code
 from colossal_llama.utils.errors import UserError
@@ -14,6 +16,15 @@ from colossal_llama.utils.json_files import read_json_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+EMBEDDINGS = {
+    "embed_tokens": "base_model.model.model.embed_tokens.weight",
+    "lm_head": "base_model.model.lm_head.weight",
+}
+"""Modules that peft saves as a whole beside new rows' adapters, and their tensors in the file.
+
+Every version of peft reads them. A list of rows (`trainable_token_indices`) would be smaller, but
+versions before 0.15 fail on it.
+"""
 
 
 def is_adapter(path: Path) -> bool:
@@ -44,6 +55,45 @@ def adapter_base_name(path: Path) -> str:
     return f"{base}@{revision}" if is_name and isinstance(revision, str) and "@" not in base else base
 
 
+def whole_modules(path: Path) -> tuple[str, ...]:
+    """Names of the modules that an adapter replaces as a whole (peft's `modules_to_save`).
+
+    Raises:
+        UserError: its configuration cannot be read.
+    """
+    names = _read_config(path, ()).get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path / ADAPTER_CONFIG} cannot be used: modules_to_save is {names!r}")
+    return tuple(sorted(names))
+
+
+def name_embeddings(path: Path) -> None:
+    """Names the embeddings in an adapter's configuration as modules that it replaces as a whole."""
+    settings = read_json_object(path / ADAPTER_CONFIG)
+    write_json(path / ADAPTER_CONFIG, settings | {"modules_to_save": sorted(EMBEDDINGS)})
+
+
+def check_embeddings(path: Path, base: Path, rows: int) -> None:
+    """Refuses an adapter whose embeddings are missing, or have other rows than the base model's.
+
+    Raises:
+        UserError: names the tensor, or both numbers of rows.
+    """
+    shapes, whole = read_shard(path / ADAPTER_WEIGHTS).tensors, whole_modules(path)
+    for module, name in EMBEDDINGS.items():
+        if module in whole and name not in shapes:
+            raise UserError(
+                f"{path / ADAPTER_WEIGHTS} has no {name}, which modules_to_save in {ADAPTER_CONFIG} names: copy the "
+                "adapter again"
+            )
+        if name in shapes and shapes[name].shape[:1] != (rows,):
+            raise UserError(
+                f"the adapter {path} has embeddings of {max(shapes[name].shape[:1]):,} rows, the model in {base} has "
+                f"{rows:,}: it was trained on a model with another vocabulary; give that one (base_model_name_or_path "
+                f"in its {ADAPTER_CONFIG})"
+            )
+
+
 def name_base_repository(path: Path) -> None:
     """Names the base model in an adapter's configuration by repository and commit, if it has them.
 
@@ -62,7 +112,7 @@ def write_adapter_card(path: Path) -> None:
     settings = load_adapter_config(path)
     base, targets = settings.get("base_model_name_or_path"), settings["target_modules"]
     listed = targets if isinstance(targets, str) else ", ".join(sorted(targets))
-    whole = "".join(f", {name} as a whole" for name in sorted(settings.get("modules_to_save") or ()))
+    whole = _trained_modules(path, sorted(settings.get("modules_to_save") or ()))
     lines = [
         "---\nlibrary_name: peft\n---\n",
         "# LoRA adapter\n",
@@ -72,6 +122,14 @@ def write_adapter_card(path: Path) -> None:
         "model = AutoPeftModelForCausalLM.from_pretrained(PATH_OF_THIS_DIRECTORY)\n```\n",
     ]
     write_text(path / "README.md", "\n".join(lines))
+
+
+def _trained_modules(path: Path, whole: list[str]) -> str:
+    """The part of a sentence on the modules that are saved as a whole."""
+    first = first_new_row(path)
+    if first is None or whole != sorted(EMBEDDINGS):
+        return "".join(f", {name} as a whole" for name in whole)
+    return f", and the rows from {first:,} on of {' and '.join(whole)}, which are saved as whole matrices"
 
 
 def _read_config(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:

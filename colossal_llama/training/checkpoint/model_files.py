@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -13,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from colossal_llama.model.architectures import architecture_of
 from colossal_llama.model.config_file import make_config_portable
-from colossal_llama.model.expansion.new_rows import record_of_new_rows
-from colossal_llama.model.lora import merge_adapter
+from colossal_llama.model.lora import merge_adapter, trains_embeddings
 from colossal_llama.model.weights.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     name_base_repository,
+    name_embeddings,
     write_adapter_card,
 )
 from colossal_llama.model.weights.generation_config import write_generation_config
@@ -39,7 +40,7 @@ def small_files(
     dtype: torch.dtype,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int] = (),
-    first_new_row: int | None = None,
+    carried_on: Mapping[str, bytes] = MappingProxyType({}),
 ) -> dict[str, bytes]:
     """Content of the configuration and tokenizer files by name, the same for a whole run.
 
@@ -48,20 +49,23 @@ def small_files(
         dtype: of the weights.
         tokenizer: of the run.
         stop_ids: tokens that end an answer, besides those of the model's generation settings.
-        first_new_row: of the last expansion, which the model carries on.
+        carried_on: files that go with every model of the run, by name.
     """
     with tempfile.TemporaryDirectory() as directory:
+        for name, content in carried_on.items():
+            write_bytes(Path(directory) / name, content)
         if isinstance(network, PeftModel):
             network.save_pretrained(directory)
             (Path(directory) / ADAPTER_WEIGHTS).unlink()
+            if trains_embeddings(network):
+                name_embeddings(Path(directory))
             name_base_repository(Path(directory))
             write_adapter_card(Path(directory))
         else:
             _write_configuration(Path(directory), network, dtype)
         write_generation_config(network, Path(directory), stop_ids)
         _write_tokenizer(tokenizer, Path(directory))
-        files = {path.name: path.read_bytes() for path in Path(directory).iterdir()}
-    return files | record_of_new_rows(first_new_row)
+        return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
@@ -131,11 +135,17 @@ def fp32_weights(directory: Path) -> dict[str, Callable[[], torch.Tensor]]:
 
 
 def save_merged_model(
-    save_dir: Path, base_path: Path, tokenizer: PreTrainedTokenizerBase, first_new_row: int | None = None
+    save_dir: Path, base_path: Path, tokenizer: PreTrainedTokenizerBase, carried_on: Mapping[str, bytes]
 ) -> Path:
     """Writes `SAVE_DIR/modelling_merged`: the base model with the run's adapter merged.
 
     Rank 0 computes and writes it; a collective.
+
+    Args:
+        save_dir: of the run.
+        base_path: directory of the base model.
+        tokenizer: of the run.
+        carried_on: files that go with every model of the run, by name.
     """
     target = save_dir / MERGED_MODEL
     if is_rank_zero():
@@ -143,7 +153,7 @@ def save_merged_model(
         shutil.rmtree(temporary, ignore_errors=True)
         merge_adapter(base_path, save_dir / MODEL, temporary)
         _write_tokenizer(tokenizer, temporary)
-        for name, content in record_of_new_rows(first_new_row).items():
+        for name, content in carried_on.items():
             write_bytes(temporary / name, content)
         write_checksums(temporary, {})
         fsync_tree(temporary)

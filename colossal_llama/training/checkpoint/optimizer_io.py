@@ -251,8 +251,8 @@ def _check_parameters(saved: SavedOptimizer, shards: list[OptimizerShard]) -> No
     if missing:
         raise UserError(
             f"the checkpoint has no optimizer states of {len(missing)} parameters that are trained now ({missing[0]} "
-            "…): it was saved by a run that trained others (--freeze_non_embeds_params, --lora_rank). To begin a new "
-            "stage from its weights give its modelling folder to --load_checkpoint"
+            "…): it was saved by a run that trained others (--freeze_non_embeds_params, --lora_rank, "
+            "--lora_new_rows). To begin a new stage from its weights give its modelling folder to --load_checkpoint"
         )
     for shard in shards:
         there, here = saved.shape(shard.name), shard.range.shape

@@ -6,9 +6,10 @@ import math
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         keep_last: int | None = None,
         in_background: bool = True,
         stop_ids: Sequence[int] = (),
-        first_new_row: int | None = None,
+        carried_on: Mapping[str, bytes] = MappingProxyType({}),
     ):
         self._save_dir, self._keep_last, self._origin = save_dir, keep_last, origin
         self._backend, self._model, self._optimizer = backend, model, optimizer
@@ -87,7 +88,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._small_files: dict[str, bytes] = {}
         if is_rank_zero():
             dtype = backend.parameter_dtype
-            self._small_files = small_files(network, dtype, tokenizer, stop_ids, first_new_row)
+            self._small_files = small_files(network, dtype, tokenizer, stop_ids, carried_on)
         self._number, self._commits = next(_SAVERS), itertools.count()
         self._pending: DirectoryCommit | None = None
         self._outcome: CommitOutcome | None = None
