@@ -165,7 +165,7 @@ def _describe_adapters(method: MethodArguments, model: PeftModel, inputs: RunInp
     note = f"LoRA of rank {method.lora_rank}: {factors:,} parameters are trained"
     if not method.lora_new_rows:
         return note
-    return note + f", and {len(inputs.new_rows):,} new rows of the embeddings, saved as whole matrices"
+    return note + f", and {len(inputs.new_rows or ()):,} new rows of the embeddings, saved as whole matrices"
 
 
 def _recompute(

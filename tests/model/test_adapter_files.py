@@ -4,7 +4,12 @@ import json
 
 import pytest
 
-from colossal_llama.model.weights.adapter_files import adapter_base_name, load_adapter_config, write_adapter_card
+from colossal_llama.model.weights.adapter_files import (
+    adapter_base_name,
+    load_adapter_config,
+    whole_modules,
+    write_adapter_card,
+)
 from colossal_llama.utils.errors import UserError
 
 
@@ -34,3 +39,20 @@ def test_the_card_of_an_adapter_is_short_and_true(tmp_path):
     assert "Of the base model `someone/base`: rank 4, alpha 32, dropout 0.1." in card
     assert "Trained are q_proj, v_proj, embed_tokens as a whole." in card
     assert "Needed" not in card
+
+
+def test_the_card_names_the_new_rows(tmp_path):
+    settings = {"r": 4, "lora_alpha": 8, "lora_dropout": 0, "target_modules": ["q_proj"]}
+    settings |= {"base_model_name_or_path": "someone/base", "modules_to_save": ["lm_head", "embed_tokens"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    (tmp_path / "new_rows.json").write_text('{"first_new_row": 32000}')
+    write_adapter_card(tmp_path)
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert "Trained are q_proj, and the rows from 32,000 on of embed_tokens and lm_head, which are saved as" in card
+
+
+@pytest.mark.parametrize("value", ["embed_tokens", {"lm_head": 1}, [1]])
+def test_modules_that_are_no_list_of_names_are_refused(value, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"modules_to_save": value}))
+    with pytest.raises(UserError, match="modules_to_save is"):
+        whole_modules(tmp_path)

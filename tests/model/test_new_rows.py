@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from colossal_llama.model.expansion.new_rows import NEW_ROWS_FILE, first_new_row, record_of_new_rows
+from colossal_llama.model.expansion.new_rows import (
+    NEW_ROWS_FILE,
+    first_new_row,
+    new_rows_trained,
+    record_of_new_rows,
+)
 from colossal_llama.utils.errors import UserError
 
 INIT, EXPANSION = "init_report.json", "expansion_report.json"
@@ -56,3 +61,34 @@ def test_what_is_carried_on_is_read_again(tmp_path: Path):
     for name, content in record_of_new_rows(49_152).items():
         (tmp_path / name).write_bytes(content)
     assert first_new_row(tmp_path) == 49_152
+
+
+@pytest.mark.parametrize(
+    ("files", "trained"),
+    [
+        ({}, None),
+        ({INIT: {"rows": {"kept": 5, "new": 2}}}, False),
+        ({INIT: {"rows": {"kept": 5, "new": 0}}}, None),
+        ({EXPANSION: {"source_vocab_size": 7, "vocab_size": 9}}, None),
+        ({NEW_ROWS_FILE: {"first_new_row": 3}, INIT: {"rows": {"kept": 5, "new": 2}}}, None),
+        ({NEW_ROWS_FILE: {"first_new_row": 3, "trained": True}, INIT: {"rows": {"kept": 5, "new": 2}}}, True),
+        ({NEW_ROWS_FILE: {"first_new_row": 3, "trained": False}}, False),
+    ],
+)
+def test_it_is_recorded_whether_new_rows_were_trained(tmp_path: Path, files: dict[str, Any], trained: bool | None):
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert new_rows_trained(tmp_path) is trained
+
+
+@pytest.mark.parametrize("trained", [True, False, None])
+def test_what_is_carried_on_says_whether_they_were_trained(tmp_path: Path, trained: bool | None):
+    for name, content in record_of_new_rows(7, trained).items():
+        (tmp_path / name).write_bytes(content)
+    assert new_rows_trained(tmp_path) is trained
+
+
+def test_a_damaged_record_of_training_is_named(tmp_path: Path):
+    (tmp_path / NEW_ROWS_FILE).write_text('{"first_new_row": 3, "trained": "yes"}')
+    with pytest.raises(UserError, match="trained is 'yes'"):
+        new_rows_trained(tmp_path)
