@@ -46,7 +46,7 @@ def small_files(source: ExportSource, tied: bool | None, dtype: str, base_name: 
 
 
 def _record_of_new_rows(source: ExportSource) -> dict[str, bytes]:
-    """What is recorded of the last expansion's rows, in the model's directory or its base's."""
+    """The record of the last expansion's rows, of the model's directory or its base's."""
     directories = dict.fromkeys((source.directory, source.tokenizer, source.base))
     first = next((row for path in directories if (row := first_new_row(path)) is not None), None)
     trained = next((known for path in directories if (known := new_rows_trained(path)) is not None), None)

@@ -306,7 +306,7 @@ def _new_rows_trained(method: MethodArguments, model_path: Path, adapter_path: P
         log_rank_zero(
             f"warning: {tokens - first:,} embedding rows of {model_path} (from {first:,} on) are as an expansion "
             "initialised them, no run has trained them, and LoRA freezes them: give --lora_new_rows to train them "
-            "beside the adapter, or train the model first without --lora_rank"
+            "with the adapter, or train the model first without --lora_rank"
         )
     return trained
 

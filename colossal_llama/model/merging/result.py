@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import colossal_llama
-from colossal_llama.model.expansion.new_rows import first_new_row, record_of_new_rows
+from colossal_llama.model.expansion.new_rows import first_new_row, new_rows_trained, record_of_new_rows
 from colossal_llama.model.merging.arguments import BASE, NONE, MergeArguments, resolve_name
 from colossal_llama.model.merging.chat_format import (
     ChatFormat,
@@ -149,6 +149,13 @@ def _target_shapes(first: MergeSource, rows: int, is_tied: bool, dtype: str | No
     return {name: TensorShape(shape.shape, _DTYPES[dtype] if dtype else shape.dtype) for name, shape in shapes.items()}
 
 
+def _record_of_new_rows(plan: MergePlan) -> dict[str, bytes]:
+    """The record of the vocabulary's new rows: trained where those of one of the models are."""
+    known = {new_rows_trained(source.directory) for source in plan.sources}
+    trained = True if True in known else new_rows_trained(plan.chat.owner.directory)
+    return record_of_new_rows(first_new_row(plan.chat.owner.directory), trained)
+
+
 def write_merge(plan: MergePlan, directory: Path, started: float) -> dict[str, Any]:
     """Writes the model with its report, complete or not at all; returns the report.
 
@@ -172,7 +179,7 @@ def write_merge(plan: MergePlan, directory: Path, started: float) -> dict[str, A
         _check_vocabulary(plan.chat, output)
         records = [path for name in _HANDED_ON if (path := plan.chat.owner.directory / name).is_file()]
         handed_on = {path.name: path.read_bytes() for path in records}
-        for name, content in (handed_on | record_of_new_rows(first_new_row(plan.chat.owner.directory))).items():
+        for name, content in (handed_on | _record_of_new_rows(plan)).items():
             write_bytes(output / name, content)
         for name, config in model_configs(plan.chat, plan.is_tied, plan.dtype).items():
             write_json(output / name, config)

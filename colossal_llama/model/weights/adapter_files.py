@@ -20,7 +20,7 @@ EMBEDDINGS = {
     "embed_tokens": "base_model.model.model.embed_tokens.weight",
     "lm_head": "base_model.model.lm_head.weight",
 }
-"""Modules that peft saves as a whole beside new rows' adapters, and their tensors in the file.
+"""Modules that are saved as a whole with an adapter whose new rows are trained, and their tensors.
 
 Every version of peft reads them. A list of rows (`trainable_token_indices`) would be smaller, but
 versions before 0.15 fail on it.
