@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from colossal_llama.tokenizer.pretokenizer import extended_scripts
 from colossal_llama.tokenizer.token_bytes import is_byte_level
 from colossal_llama.utils.errors import UserError
 
@@ -120,6 +121,13 @@ def _byte_level_name(definition: dict, name: str) -> str:
     Raises:
         UserError: it is none of those known.
     """
+    if scripts := extended_scripts(definition["pre_tokenizer"]):
+        raise UserError(
+            f"--gguf: the tokenizer in {name} keeps combining marks with letters of {', '.join(scripts)} "
+            "(init_tokenizer.py --extend_pretokenizer). llama.cpp knows pre-tokenizers by name, none like this: "
+            "it would cut these words, and the model would get other ids than in training. Use a program that reads "
+            "tokenizer.json (transformers, vLLM, SGLang), or expand without that option for llama.cpp"
+        )
     key = (_pattern(definition["pre_tokenizer"]), bool(definition["model"].get("ignore_merges")))
     if key not in _PRE_TOKENIZERS or (definition["normalizer"] or {"type": "NFC"}) != {"type": "NFC"}:
         steps = {step: definition[step] for step in ("normalizer", "pre_tokenizer")}

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from colossal_llama.tokenizer.pretokenizer import without_extension
 from colossal_llama.tokenizer.token_bytes import SPACE_MARK
 
 SpacePrefix = Literal["always", "unless_present", "never"]
@@ -161,16 +162,17 @@ _LLAMA3_PATTERN = (
 # No match of the pattern extends across a boundary found here. A line feed ends every match that
 # holds one unless white space follows; a word ends before a space, and a Chinese word before `，`.
 # What follows is matched as at the beginning of a text, since the pattern looks ahead only at the
-# end of white space.
+# end of white space. An extended pre-tokenizer adds to words what follows their letters: marks and
+# joiners, of which none is next to a boundary.
 _PRE_TOKEN_BOUNDARY = re.compile(
     r"\n(?=[A-Za-z0-9\u4e00-\u9fff])|(?<=[A-Za-z])(?= [A-Za-z])|(?<=[\u4e00-\u9fff])(?=[，。])"
 )
 
 
 def has_llama3_pre_tokenizer(definition: dict) -> bool:
-    """True when a tokenizer finds its pre-tokens by LLaMA-3's regular expression and by no more."""
+    """True when a tokenizer finds its pre-tokens by LLaMA-3's expression alone, extended or not."""
     split = {"type": "Split", "pattern": {"Regex": _LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
-    pre_tokenizer = definition["pre_tokenizer"] or {}
+    pre_tokenizer = without_extension(definition["pre_tokenizer"]) or {}
     steps = pre_tokenizer.get("pretokenizers", [])
     return (
         definition["normalizer"] is None

@@ -4,6 +4,7 @@ python colossal_llama/tokenizer/init_tokenizer.py \
         --source_tokenizer_dir LLAMA --target_tokenizer_dir NEW --expand_tokens_file pieces.jsonl
 """
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from colossal_llama.tokenizer.script_names import named_scripts
 from colossal_llama.utils.arguments import add_options, from_namespace, option
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
@@ -24,6 +26,14 @@ from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_n
 
 MAX_SHOWN = 10
 MAX_SHOWN_CHARACTERS = 40  # of a piece; of a reason more
+
+
+def script_names(text: str) -> tuple[str, ...]:
+    """Parses names or codes of Unicode scripts, separated by commas (argparse `type=`)."""
+    try:
+        return named_scripts(name for name in text.split(",") if name.strip())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +65,14 @@ class InitTokenizerArguments:
         help="record in expansion_report.json a number of embedding rows rounded up to a multiple of this, for "
         "example 64 or 128; the tokenizer itself gets no padding tokens",
     )
+    extend_pretokenizer: tuple[str, ...] = option(
+        (),
+        type=script_names,
+        metavar="SCRIPTS",
+        help="let combining marks stay with letters of these Unicode scripts (Thai,Devanagari,Tibetan …), so that "
+        "whole words can be tokens; texts without these scripts keep their ids; for byte-level BPE (LLaMA-3, Qwen, "
+        "SmolLM); llama.cpp cannot read the result (no GGUF)",
+    )
 
 
 def main() -> None:
@@ -67,15 +85,20 @@ def main() -> None:
     from colossal_llama.utils.console import log_rank_zero
 
     source_dir = source_directory(arguments.source_tokenizer_dir)
-    source = open_source(source_dir)
+    source = open_source(source_dir, arguments.extend_pretokenizer)
     for note in source.notes[:MAX_SHOWN]:
         log_rank_zero(f"note: {note}")
     if len(source.notes) > MAX_SHOWN:
         log_rank_zero(f"note: the same of {len(source.notes) - MAX_SHOWN} other added tokens")
+    for note in source.extension_notes:
+        log_rank_zero(f"note: {note}")
     requested = read_pieces(arguments.expand_tokens_file, source.control_tokens)
     expansion = source.expand(requested.pieces)
-    reachability = verify_reachability(expansion.piece_ids, expansion.encoders, expansion.encode_by_merges)
-    report = expansion_report(expansion, requested, reachability, arguments.pad_to_multiple_of)
+    reachability = verify_reachability(
+        expansion.piece_ids, expansion.encoders, expansion.encode_by_merges, expansion.letters_before_marks
+    )
+    changes = source.count_changes(requested.pieces) if source.count_changes else None
+    report = expansion_report(expansion, requested, reachability, arguments.pad_to_multiple_of, changes)
     log_rank_zero(report_table(report))
     for piece, reason in expansion.impossible[:MAX_SHOWN]:
         log_rank_zero(f"left out: {piece.location}: {shorten(piece.text)!r}: {shorten(reason, 5)}")

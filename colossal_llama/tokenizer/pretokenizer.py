@@ -25,6 +25,7 @@ import regex
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
 
+from colossal_llama.tokenizer.script_names import named_scripts
 from colossal_llama.utils.errors import UserError
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -34,8 +35,9 @@ _ZERO_WIDTH_JOINERS = "\u200c\u200d"  # they show inside a word how letters join
 _MARKS_AFTER = rf"[\p{{M}}{_ZERO_WIDTH_JOINERS}]"
 _EXTENSION = re.compile(r"\(\?:\(\?<=\[([^][\\]+)\]\)" + re.escape(_MARKS_AFTER) + r"\+\\p\{L\}\*\)\*")
 # A run of letters outside a character class; classes and other escapes are passed over whole.
-_LETTERS = re.compile(r"(\\p\{L\}\+\+?)|\\[pP]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|.", re.DOTALL)
+_LETTERS = regex.compile(r"(?<run>\\p\{L\}\+\+?)|\\.|(?<class>\[\^?\]?(?:\\.|(?&class)|[^][\\])*\])|.", regex.DOTALL)
 _PROBED_LETTERS = 8
+_NO_SCRIPTS = {"Zyyy", "Zinh", "Zzzz"}  # of several, inherited, or newer than fontTools' table
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,40 @@ def extended(tokenizer: Tokenizer, scripts: Sequence[str]) -> Extension:
     return Extension(result.pre_tokenizer, tuple(missing), tuple(notes))
 
 
-def extended_letters(tokenizer: Tokenizer) -> frozenset[str]:
-    """Returns the letters with which marks stay by an earlier extension; empty without one."""
-    if tokenizer.pre_tokenizer is None:
-        return frozenset()
-    patterns = [step["pattern"].get("Regex", "") for step in _steps(tokenizer.pre_tokenizer) if "pattern" in step]
-    return frozenset().union(*(_characters(found) for pattern in patterns for found in _EXTENSION.findall(pattern)))
+def definition_of(tokenizer: Tokenizer) -> dict | None:
+    """Returns a tokenizer's pre-tokenizer as tokenizer.json describes it."""
+    return None if tokenizer.pre_tokenizer is None else json.loads(tokenizer.pre_tokenizer.__getstate__())
+
+
+def extended_letters(definition: dict | None) -> frozenset[str]:
+    """Returns the letters with which marks stay by an extension; empty without one.
+
+    Args:
+        definition: of a pre-tokenizer (`definition_of`).
+    """
+    found = (letters for pattern in _patterns(definition) for letters in _EXTENSION.findall(pattern))
+    return frozenset().union(*map(_characters, found))
+
+
+def extended_scripts(definition: dict | None) -> tuple[str, ...]:
+    """Returns the names of the scripts of `extended_letters`."""
+    if not (letters := extended_letters(definition)):
+        return ()
+    from fontTools.unicodedata import script  # takes 40 ms
+
+    return named_scripts(sorted(set(map(script, letters)) - _NO_SCRIPTS))
+
+
+def without_extension(definition: dict | None) -> dict | None:
+    """Copies a pre-tokenizer's definition; extended expressions are what they were before."""
+    if not extended_letters(definition):
+        return definition
+    assert definition is not None
+    plain = [
+        {**step, "pattern": {"Regex": _EXTENSION.sub("", step["pattern"]["Regex"])}} if "pattern" in step else step
+        for step in _steps(definition)
+    ]
+    return {**definition, "pretokenizers": plain}
 
 
 def extended_pattern(pattern: str, letters: frozenset[str]) -> str:
@@ -123,11 +153,13 @@ def extended_pattern(pattern: str, letters: frozenset[str]) -> str:
     letters = letters.union(*map(_characters, _EXTENSION.findall(pattern)))
     extension = f"(?:(?<=[{_ranges(letters)}]){_MARKS_AFTER}+\\p{{L}}*)*"
     plain = _EXTENSION.sub("", pattern)
-    return _LETTERS.sub(lambda found: found[0] + extension if found[1] else found[0], plain)
+    return _LETTERS.sub(lambda found: found[0] + extension if found["run"] else found[0], plain)
 
 
 def _extended_pre_tokenizer(pre_tokenizer: PreTokenizer, letters: frozenset[str]) -> PreTokenizer:
-    steps = [part for step in _steps(pre_tokenizer) for part in _extended_step(step, letters)]
+    steps = [
+        part for step in _steps(json.loads(pre_tokenizer.__getstate__())) for part in _extended_step(step, letters)
+    ]
     result = pre_tokenizers.Sequence([])
     result.__setstate__(json.dumps({"type": "Sequence", "pretokenizers": steps}).encode())
     return result
@@ -145,17 +177,18 @@ def _extended_step(step: dict, letters: frozenset[str]) -> Iterator[dict]:
         yield step
 
 
-def _steps(pre_tokenizer: PreTokenizer) -> list[dict]:
-    """Returns the steps of a pre-tokenizer as tokenizer.json has them; nested ones in a row."""
+def _steps(definition: dict) -> Iterator[dict]:
+    """Yields the steps of a pre-tokenizer, nested ones in a row."""
+    if definition.get("type") == "Sequence":
+        for step in definition["pretokenizers"]:
+            yield from _steps(step)
+    else:
+        yield definition
 
-    def flat(step: dict) -> Iterator[dict]:
-        if step["type"] == "Sequence":
-            for inner in step["pretokenizers"]:
-                yield from flat(inner)
-        else:
-            yield step
 
-    return list(flat(json.loads(pre_tokenizer.__getstate__())))
+def _patterns(definition: dict | None) -> list[str]:
+    steps = _steps(definition) if definition else ()
+    return [step["pattern"].get("Regex", "") for step in steps if isinstance(step.get("pattern"), dict)]
 
 
 def _is_one_word(tokenizer: Tokenizer, word: str) -> bool:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.tokenizer.pretokenizer import extended_letters
 from colossal_llama.utils.json_files import read_json_object
 
 TOKENIZER_CONFIG, CHAT_TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
@@ -96,12 +97,12 @@ def take_definition_as_it_is(directory: Path) -> None:
     """Names the generic class where transformers 5 would not take a tokenizer.json as it is.
 
     Its GPT2Tokenizer makes the pre-tokenizer itself: the steps that SmolLM has before it are lost.
+    So do most other classes, and the slow ones of version 4: an extended pre-tokenizer is lost.
     """
     settings = _read(directory)
-    if str(settings.get("tokenizer_class")).removesuffix("Fast") != "GPT2Tokenizer":
-        return
     step = read_json_object(directory / "tokenizer.json").get("pre_tokenizer") or {}
-    if step.get("type") != "ByteLevel":
+    is_gpt2 = str(settings.get("tokenizer_class")).removesuffix("Fast") == "GPT2Tokenizer"
+    if (is_gpt2 and step.get("type") != "ByteLevel") or extended_letters(step):
         (directory / TOKENIZER_CONFIG).write_bytes(_json({**settings, "tokenizer_class": GENERIC_CLASS}))
 
 

@@ -47,6 +47,14 @@ def byte_level_alphabet() -> dict[str, int]:
     return printable | dict(zip(sorted(alphabet - set(printable)), others, strict=True))
 
 
+def byte_level_text(token: str) -> str:
+    """Returns the text of a byte-level vocabulary's entry; empty if it is none."""
+    try:
+        return bytes(_BYTE_OF[character] for character in token).decode()
+    except (KeyError, UnicodeDecodeError):
+        return ""
+
+
 def _sentencepiece_bytes(token: str) -> bytes:
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return bytes([int(token[3:5], 16)])

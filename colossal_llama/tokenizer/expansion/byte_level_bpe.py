@@ -17,14 +17,15 @@ from colossal_llama.tokenizer.expansion.merge_plan import SourceTokens, plan_mer
 from colossal_llama.tokenizer.expansion.pieces import Piece, sift_pieces
 from colossal_llama.tokenizer.expansion.result import Expansion, unused_entries
 from colossal_llama.tokenizer.loading import loading_errors
-from colossal_llama.tokenizer.token_bytes import byte_level_alphabet
+from colossal_llama.tokenizer.pretokenizer import definition_of, extended_letters
+from colossal_llama.tokenizer.token_bytes import byte_level_text
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
 _BYTES_AS_CHARACTERS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-_BYTE_OF = byte_level_alphabet()
 # Text before and after a piece that may keep it in one pre-token: nothing, a letter, a space, a
-# punctuation mark.
+# punctuation mark. In an extended pre-tokenizer also a letter with which marks stay: ั้น is part of
+# one pre-token in กั้น only.
 _CONTEXTS = (("", ""), ("的", ""), ("", "的"), (" ", ""), ("", "。"), ("。", ""), ("", "\n"))
 
 
@@ -54,13 +55,18 @@ def expand_byte_level(
 
     Args:
         definition: the source's `tokenizer.json`.
-        source: the tokenizer built from it, which may have further added tokens.
+        source: the tokenizer built from it, which may have further added tokens, and an extended
+            pre-tokenizer, which the result gets.
         pieces: the requested pieces.
         first_free_id: no new piece gets an id below this.
 
     Raises:
         UserError: ids of the source cannot be kept.
     """
+    letters = extended_letters(pre_tokenizer := definition_of(source))
+    if letters:
+        definition = {**definition, "pre_tokenizer": pre_tokenizer}
+    contexts = (*_CONTEXTS, *((letter, "") for letter in sorted(letters)[:1]))
     vocabulary: dict[str, int] = definition["model"]["vocab"]
     added = source.get_added_tokens_decoder()
     fixed = vocabulary | _added_token_entries(added, definition, source)
@@ -69,7 +75,7 @@ def expand_byte_level(
     candidates, known, impossible = sift_pieces(pieces, {token.content: token.special for token in added.values()})
     known += [piece for piece in candidates if _name(piece) in vocabulary]
     candidates = [piece for piece in candidates if _name(piece) not in vocabulary]
-    impossible += [(piece, reason) for piece in candidates if (reason := _why_impossible(piece.text, source))]
+    impossible += [(piece, reason) for piece in candidates if (reason := _why_impossible(piece.text, source, contexts))]
     left_out = {piece for piece, _ in impossible}
     new = {_name(piece): piece.text for piece in candidates if piece not in left_out}
 
@@ -97,6 +103,7 @@ def expand_byte_level(
         impossible=impossible,
         encoders=[lambda texts: [e.ids for e in expanded.encode_batch_fast(list(texts), add_special_tokens=False)]],
         encode_by_merges=lambda texts: _encode_by_merges(expanded, texts),
+        letters_before_marks=sorted(letters),
     )
 
 
@@ -105,11 +112,11 @@ def _name(piece: Piece) -> str:
     return _BYTES_AS_CHARACTERS.pre_tokenize_str(piece.text)[0][0]
 
 
-def _why_impossible(text: str, source: Tokenizer) -> str | None:
+def _why_impossible(text: str, source: Tokenizer, contexts: Sequence[tuple[str, str]] = _CONTEXTS) -> str | None:
     """Returns the reason why no text can produce a piece, or None."""
     if source.normalizer is not None and (normal := source.normalizer.normalize_str(text)) != text:
         return f"the tokenizer's text normalisation turns it into {normal!r}"
-    for before, after in _CONTEXTS:
+    for before, after in contexts:
         start, end = len(before), len(before) + len(text)
         spans = [span for _, span in source.pre_tokenizer.pre_tokenize_str(before + text + after)]
         if any(span_start <= start and end <= span_end for span_start, span_end in spans):
@@ -162,7 +169,7 @@ def _added_token_entries(added: Mapping[int, AddedToken], definition: dict, sour
     vocabulary = definition["model"]["vocab"]
     problems = []
     for token in added.values():
-        text = _text_of_name(token.content)
+        text = byte_level_text(token.content)
         if token.content in vocabulary or not text or not definition["model"].get("ignore_merges"):
             continue
         # Elsewhere the added token is cut out of the text before any look-up.
@@ -175,14 +182,6 @@ def _added_token_entries(added: Mapping[int, AddedToken], definition: dict, sour
     if problems:
         raise UserError(problems)
     return {token.content: token_id for token_id, token in added.items()}
-
-
-def _text_of_name(name: str) -> str:
-    """Returns the text that a vocabulary's entry stands for; empty if it is none."""
-    try:
-        return bytes(_BYTE_OF[character] for character in name).decode()
-    except (KeyError, UnicodeDecodeError):
-        return ""
 
 
 def _with_merges(merges: list, pairs: Sequence[tuple[str, str]]) -> list:

@@ -45,7 +45,10 @@ class Reachability:
 
 
 def verify_reachability(
-    piece_ids: Mapping[str, int], encoders: Sequence[Encode], encode_by_merges: Encode | None = None
+    piece_ids: Mapping[str, int],
+    encoders: Sequence[Encode],
+    encode_by_merges: Encode | None = None,
+    letters_before_marks: Sequence[str] = (),
 ) -> Reachability:
     """Looks for a text that produces each piece, at the beginning of a text and inside one.
 
@@ -56,12 +59,15 @@ def verify_reachability(
         encode_by_merges: gives ids by merges alone, for tokenizers that look up whole words, too.
             It must encode a piece as its one id: a piece that is found only as a whole word counts
             as unreachable.
+        letters_before_marks: letters that a piece which begins with a mark may follow in a word.
 
     Raises:
         UserError: two encoders disagree on a text.
     """
     at_beginning, missing_at_beginning = _search(piece_ids, _BEGINNING, encoders)
-    inside, missing_inside = _search(piece_ids, _INSIDE, encoders)
+    # Of the letters some merge with the mark. A rare one does not.
+    after_letters = {f"after {letter}": letter.__add__ for letter in letters_before_marks}
+    inside, missing_inside = _search(piece_ids, {**_INSIDE, **after_letters}, encoders)
     unreachable = set(missing_inside) & set(missing_at_beginning)
     if encode_by_merges is not None:
         encoded = encode_by_merges(list(piece_ids))

@@ -1,13 +1,14 @@
 """The expanded vocabulary of either family: its files, its report, and writing them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
 
 from colossal_llama.tokenizer.expansion.old_ids import verify_old_ids
 from colossal_llama.tokenizer.expansion.pieces import Piece, PieceFile
+from colossal_llama.tokenizer.expansion.pretokenizer_changes import PreTokenizerChanges
 from colossal_llama.tokenizer.expansion.reachability import Encode, Reachability
 from colossal_llama.tokenizer.loading import REPEATED_FILES
 from colossal_llama.tokenizer.settings_file import copy_settings, take_definition_as_it_is
@@ -37,6 +38,7 @@ class Expansion:
             there are two, added tokens are text to them.
         encode_by_merges: encodes by merges alone, if the tokenizer has another way too (LLaMA-3
             looks up whole words).
+        letters_before_marks: letters with which the pre-tokenizer keeps marks, if it is extended.
     """
 
     family: str
@@ -48,6 +50,7 @@ class Expansion:
     impossible: Sequence[tuple[Piece, str]]
     encoders: Sequence[Encode]
     encode_by_merges: Encode | None = None
+    letters_before_marks: Sequence[str] = ()
 
     @property
     def size(self) -> int:
@@ -86,13 +89,17 @@ def unused_entries(ids: Mapping[str, int], size: int) -> Iterator[tuple[str, int
 
 
 def expansion_report(
-    expansion: Expansion, requested: PieceFile, reachability: Reachability, pad_to_multiple_of: int
+    expansion: Expansion,
+    requested: PieceFile,
+    reachability: Reachability,
+    pad_to_multiple_of: int,
+    changes: PreTokenizerChanges | None = None,
 ) -> dict:
     """Builds the content of `expansion_report.json`.
 
     `padded_vocab_size` is the number of embedding rows to give a model of this vocabulary:
     `vocab_size` rounded up to a multiple of `pad_to_multiple_of`. The tokenizer has no ids for the
-    padding rows.
+    padding rows. `extended_pretokenizer` is there only if the pre-tokenizer is extended.
     """
     padded = -(-expansion.size // pad_to_multiple_of) * pad_to_multiple_of
     return {
@@ -108,6 +115,7 @@ def expansion_report(
         "vocab_size": expansion.size,
         "pad_to_multiple_of": pad_to_multiple_of,
         "padded_vocab_size": padded,
+        **({} if changes is None else {"extended_pretokenizer": asdict(changes)}),
         "proof": {
             "wanted": reachability.checked,
             "at_beginning": reachability.at_beginning,
@@ -136,6 +144,15 @@ def report_table(report: Mapping) -> str:
     ]
     if report["pad_to_multiple_of"] > 1:
         rows.append((f"padded to a multiple of {report['pad_to_multiple_of']}", report["padded_vocab_size"]))
+    if changes := report.get("extended_pretokenizer"):
+        rows += [
+            (f"marks stay with letters of {', '.join(changes['scripts'])}", ""),
+            ("  old tokens that stood at such a mark", changes["old_tokens_beginning_with_a_mark"]),
+            ("  of them no longer produced there", changes["lost_old_tokens"]),
+            ("  requested pieces whose source ids differ", changes["changed_pieces"]),
+            ("  tokens of all pieces, source's own", changes["piece_tokens_before"]),
+            ("  the same, extended, no piece added", changes["piece_tokens_after"]),
+        ]
     contexts = [
         (f"reached {position}: {context}", number)
         for position, reached in (("at a text's beginning", "at_beginning"), ("inside a text", "inside"))
@@ -166,9 +183,10 @@ def write_expansion(source: Path, target: Path, expansion: Expansion, report: Ma
 def _repeated_files(source: Path, expansion: Expansion) -> dict[str, bytes]:
     """Content of vocab.json and merges.txt, if the source has them and no tokenizer.model.
 
-    They hold the model of tokenizer.json once more, for slow tokenizers and other programs.
+    They hold the model of tokenizer.json once more, for slow tokenizers and other programs. Those
+    have a pre-tokenizer of their own: with an extended one they would give other ids.
     """
-    if "tokenizer.model" in expansion.files:
+    if "tokenizer.model" in expansion.files or expansion.letters_before_marks:
         return {}
     model = orjson.loads(expansion.files["tokenizer.json"])["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
