@@ -37,10 +37,11 @@ class DistillationArguments:
         "each new row)",
     )
     distill_lr: float = option(
-        2e-3,
+        0.015,
         type=number_in_range(float, above=0),
         only_with="distill_data",
-        help="largest learning rate (Adam), after a linear warm-up; it falls linearly to 0",
+        help="largest learning rate (Adam) over the root mean square of the source's embedding values, so that it "
+        "suits every model; it rises linearly at first, then falls linearly to 0",
     )
     distill_hidden_weight: float = option(
         1.0,

@@ -45,6 +45,11 @@ class NewRows:
         """Matrices, each once."""
         return [self.input] if self.input is self.output else [self.input, self.output]
 
+    def scales(self) -> list[float]:
+        """Root mean squares of the source's values, of each matrix of `trained`."""
+        known = (self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight)
+        return [matrix[: self.first].float().square().mean().sqrt().item() for matrix in known[: len(self.trained)]]
+
     def keep_unseen(self) -> None:
         """Takes the gradient from rows that never occur, which Adam then leaves as they are."""
         for matrix in self.trained:
@@ -112,7 +117,7 @@ def train_rows(
         batches: numbers of the windows of each.
         batch_of: makes a batch of such numbers.
         tokens: of each batch.
-        learning_rate: the largest.
+        learning_rate: the largest, over the root mean square of the source's values.
         hidden_weight: of the distance, next to the cross-entropy.
         state: what `save` was given; None at the beginning.
         save: called once a minute.
@@ -122,7 +127,8 @@ def train_rows(
     """
     for matrix in rows.trained:
         matrix.requires_grad_(True)
-    optimizer = torch.optim.Adam(rows.trained, betas=_BETAS, fused=True)
+    rates = [learning_rate * scale for scale in rows.scales()]
+    optimizer = torch.optim.Adam([{"params": [matrix]} for matrix in rows.trained], betas=_BETAS, fused=True)
     progress = Progress() if state is None else _restored(rows, optimizer, state)
     done, total, saved = sum(tokens[: progress.step]), sum(tokens), time.monotonic()
     recent: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -131,7 +137,8 @@ def train_rows(
             losses = step_losses(rows, batch_of(batches[step]))
             (losses[0] + hidden_weight * losses[1]).backward()
             done += tokens[step]
-            optimizer.param_groups[0]["lr"] = learning_rate * rate_factor(done / total)
+            for parameters, rate in zip(optimizer.param_groups, rates, strict=True):
+                parameters["lr"] = rate * rate_factor(done / total)
             rows.keep_unseen()
             optimizer.step()
             optimizer.zero_grad()

@@ -110,9 +110,8 @@ def read_windows(
     share = min(1.0, sample_bytes / max(1, total_bytes(files)))
     length = max(1, min(_LONGEST_WINDOW, (max_positions - 2) // 4))
     texts: list[str] = []
-    with progress_bar(
-        read_texts(files, share, seed, _SAMPLED_WINDOWS * length, fields), unit="text", desc="reading"
-    ) as bar:
+    documents = read_texts(files, share, seed, _SAMPLED_WINDOWS * length, fields)
+    with progress_bar(documents, unit="text", desc="reading") as bar:
         for document in bar:
             texts += (block for block in split_into_blocks(document.text, length) if block.strip())
     if not texts:
