@@ -66,18 +66,6 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
             group["new_row_lr"] = rate * group["new_row_lr_ratio"]
 
 
-def learning_rates(optimizer: Any) -> dict[str, float]:
-    """The present learning rates by name: `all`, or `layers`, `embeddings` and `new_rows`."""
-    rates: dict[str, float] = {}
-    for group in optimizer.param_groups:
-        new_rows = group.get(NEW_ROWS)
-        if new_rows is None or not new_rows.others_are_frozen:
-            rates[group["name"]] = group["lr"]
-        if new_rows is not None:
-            rates["new_rows"] = group["new_row_lr"]
-    return rates
-
-
 def hyperparameters(optimizer: Any) -> list[dict[str, Any]]:
     """The inner optimizer's parameter groups without the parameters, for a checkpoint."""
     left_out = ("params", NEW_ROWS)

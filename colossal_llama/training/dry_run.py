@@ -22,7 +22,7 @@ from colossal_llama.training.lr_schedule import (
     Schedule,
     plan_schedule,
     rows_of_epoch,
-    schedule_difference,
+    schedule_differences,
     step_geometry,
     tokens_of_run,
 )
@@ -32,7 +32,7 @@ from colossal_llama.training.memory.recompute_policy import Recomputation, minim
 from colossal_llama.training.parallel_layout import layout_of
 from colossal_llama.training.record_files import dry_run_file
 from colossal_llama.training.task_questions import PromptedQuestion, describe_interval, describe_questions
-from colossal_llama.training.trained_parameters import trained_parameters
+from colossal_llama.training.trained_parameters import learning_rate_ratios, trained_parameters
 from colossal_llama.utils.console import log_rank_zero, table
 
 
@@ -73,7 +73,8 @@ def plan_run(
     data_parallel_size = processes // layout_of(arguments.plugin).model_parallel_size
     data, lengths = arguments.data, [part.row_lengths_tokens() for part in parts]
     geometry = step_geometry(data, arguments.plugin, data_parallel_size)
-    schedule = plan_schedule(arguments.optimizer, data.num_epochs, lengths, origin, geometry, progress)
+    ratios = learning_rate_ratios(arguments)
+    schedule = plan_schedule(arguments.optimizer, data.num_epochs, lengths, origin, geometry, progress, ratios)
     is_full = data.padding_mode == "max_length" or origin.packed_to_tokens
     return DryRun(
         config=config,
@@ -100,7 +101,7 @@ def report_dry_run(arguments: TrainingArguments, inputs: RunInputs) -> None:
     run = replace(run, task_questions=inputs.task_questions)
     report(arguments, run)
     resumed = inputs.checkpoint
-    if resumed is not None and (difference := schedule_difference(resumed.path, run.schedule, progress.step)):
+    for difference in schedule_differences(resumed.path, run.schedule, progress.step) if resumed is not None else ():
         log_rank_zero(difference)
 
 
@@ -178,7 +179,7 @@ def _plan_rows(
         [
             "learning rate",
             f"{first:.3g} in the first step, {peak:.3g} after the warm-up, {last:.3g} in the last; "
-            f"{schedule.describe()}",
+            + schedule.describe().removeprefix("learning rate "),
         ],
         ["a checkpoint", f"about {checkpoint_gib:,.1f} GiB, every {arguments.checkpoint.save_interval:,} steps"],
         *(

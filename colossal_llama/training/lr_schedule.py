@@ -1,8 +1,8 @@
 """Learning rate schedule and number of steps of a run: arithmetic of rows, ranks and epochs."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class Schedule:
     """Last learning rate over the peak."""
     decay_steps: int | None = None
     """Of wsd; None for others."""
+    group_ratios: Mapping[str, float] = field(default_factory=dict)
+    """Of parameter groups, see `trained_parameters.learning_rate_ratios`."""
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -87,13 +89,15 @@ class Schedule:
         return self.warmup_steps if self.decay_steps is None else self.total_steps - 1 - self.decay_steps
 
     def describe(self) -> str:
-        """Names the schedule, and its last rate where it decays."""
+        """Names peaks and schedule, as in `learning rate 0.01, cosine decay to 0.1 of the peak`."""
+        groups = ", ".join(f"{name} {ratio * self.peak_learning_rate:g}" for name, ratio in self.group_ratios.items())
+        begin = f"learning rate {self.peak_learning_rate:g}{f' ({groups})' if groups else ''}, "
         if self.decay_start == math.inf:
-            return f"{self.kind}, no decay"
-        end = f"to {self.min_ratio:g} of --lr"
+            return f"{begin}{self.kind}, no decay"
+        end = f"to {self.min_ratio:g} of the peak"
         if self.decay_steps is None:
-            return f"{self.kind} decay {end}"
-        return f"{self.kind}, constant, then linear decay {end} in the last {self.decay_steps:,} steps"
+            return f"{begin}{self.kind} decay {end}"
+        return f"{begin}{self.kind}, constant, then linear decay {end} in the last {self.decay_steps:,} steps"
 
     def as_json(self, steps_done: int) -> dict[str, Any]:
         """Record in a checkpoint of the schedule after so many steps."""
@@ -104,11 +108,12 @@ class Schedule:
             "schedule": self.kind,
             "min_lr_ratio": self.min_ratio,
             "decay_steps": self.decay_steps,
+            "group_ratios": dict(self.group_ratios),
             "last_learning_rate": self.rate(max(0, steps_done - 1)),
         }
 
 
-def schedule_difference(checkpoint: Path, schedule: Schedule, step: int) -> str | None:
+def schedule_differences(checkpoint: Path, schedule: Schedule, step: int) -> Iterator[str]:
     """Describes how the learning rates of a resumed run differ from those of its checkpoint.
 
     Args:
@@ -116,18 +121,28 @@ def schedule_difference(checkpoint: Path, schedule: Schedule, step: int) -> str 
         schedule: of the resumed run.
         step: number of steps done.
 
-    Returns:
-        One sentence: a warning where the next step has another rate than it would have had, or a
-        note where only later ones have, by another kind of schedule. None where nothing differs but
-        the length of the run.
+    Yields:
+        A warning where the next step has another rate than it would have had, a note where only
+        later ones have, by another kind of schedule; and a note where groups of parameters have
+        other rates than they had. Nothing where only the length of the run differs.
     """
     if step >= schedule.total_steps:
-        return None
+        return
     try:
         saved = read_json_object(checkpoint / LR_SCHEDULER)
         last, former = float(saved["last_learning_rate"]), _saved_schedule(saved)
-    except (UserError, KeyError, TypeError, ValueError):
-        return f"{checkpoint / LR_SCHEDULER} tells no learning rate, so that it may jump here without a notice"
+        groups = _group_changes(saved.get("group_ratios"), schedule.group_ratios)
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):
+        yield f"{checkpoint / LR_SCHEDULER} tells no learning rate, so that it may jump here without a notice"
+        return
+    if difference := _difference(former, last, schedule, step):
+        yield difference
+    if groups:
+        yield f"rates over --lr that are not those of the checkpoint: {', '.join(groups)}"
+
+
+def _difference(former: Schedule, last: float, schedule: Schedule, step: int) -> str | None:
+    """Compares the rate of the next step by both schedules; `last` is the checkpoint's own."""
     rate, expected = schedule.rate(step), former.rate(step)
     changes = ", ".join(_changes(former, schedule))
     branches_off = schedule.kind == "wsd" and _is_close(schedule.rate(max(0, step - 1)), last)
@@ -142,6 +157,23 @@ def schedule_difference(checkpoint: Path, schedule: Schedule, step: int) -> str 
         "stop this run and set --lr, --warmup_steps, --num_epochs, --max_steps or the options of its schedule if that "
         "is not meant" + (f" (the decay begins here with --decay_steps {schedule.total_steps - step})" if begun else "")
     )
+
+
+def _group_changes(former: Mapping[str, float] | None, now: Mapping[str, float]) -> list[str]:
+    """Names the groups whose ratio differs; none for a checkpoint that does not record them."""
+    if former is None:
+        return []
+    before, after = _ratio_of_each(former), _ratio_of_each(now)
+    return [f"{name} {before[name]} → {after[name]}" for name in after if before[name] != after[name]]
+
+
+def _ratio_of_each(ratios: Mapping[str, float]) -> dict[str, str]:
+    """Ratio of layers, embeddings and new rows, also of those that have no group of their own."""
+    ratios = {"new_rows": ratios["embeddings"], **ratios} if "embeddings" in ratios else ratios
+    names = ("layers", "embeddings", "new_rows")
+    return {
+        name: f"{float(ratios.get(name, 1)):g}" if name in ratios or not ratios else "not trained" for name in names
+    }
 
 
 def _is_close(rate: float, expected: float) -> bool:
@@ -241,6 +273,7 @@ def plan_schedule(
     origin: Origin,
     geometry: StepGeometry,
     progress: Progress,
+    group_ratios: Mapping[str, float],
 ) -> Schedule:
     """Plans the schedule of a run for its remaining rows, on the present ranks.
 
@@ -251,6 +284,7 @@ def plan_schedule(
         origin: data, tokenizer and order that the run began with.
         geometry: rows a step.
         progress: steps and rows done.
+        group_ratios: of the schedule.
 
     Raises:
         UserError: the current epoch has fewer rows than are done already (`--allow_other_data`).
@@ -271,7 +305,8 @@ def plan_schedule(
     )
     warmup = optimizer.warmup_steps if optimizer.warmup_steps is not None else default_warmup_steps(total)
     decay = _decay_steps(optimizer, total, warmup) if optimizer.lr_schedule == "wsd" else None
-    return Schedule(total, warmup, optimizer.lr, num_epochs, optimizer.lr_schedule, optimizer.min_lr_ratio, decay)
+    kind, min_ratio = optimizer.lr_schedule, optimizer.min_lr_ratio
+    return Schedule(total, warmup, optimizer.lr, num_epochs, kind, min_ratio, decay, group_ratios)
 
 
 def _decay_steps(optimizer: OptimizerArguments, total_steps: int, warmup_steps: int) -> int:

@@ -7,7 +7,7 @@ import torch
 from colossal_llama.engine.parameter_groups import NewRows, ParameterGroup
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.inputs import RunInputs
-from colossal_llama.training.trained_parameters import what_is_trained
+from colossal_llama.training.trained_parameters import learning_rate_ratios, what_is_trained
 
 
 def parameter_groups(
@@ -27,7 +27,7 @@ def parameter_groups(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     layers = [parameter for parameter in trained if id(parameter) not in ids]
     embeddings = [parameter for parameter in trained if id(parameter) in ids]
-    ratio = (optimizer.embedding_lr or optimizer.lr) / optimizer.lr
+    ratio = learning_rate_ratios(arguments).get("embeddings", 1.0)
     groups = (ParameterGroup("layers", layers), ParameterGroup("embeddings", embeddings, ratio, new_rows))
     return tuple(group for group in groups if group.parameters)
 
@@ -39,7 +39,7 @@ def _new_rows(arguments: TrainingArguments, inputs: RunInputs) -> NewRows | None
     if not alone and optimizer.new_row_lr is None:
         return None
     assert inputs.new_rows is not None, "open_inputs has refused such options without new rows"
-    ratio = (optimizer.new_row_lr or optimizer.lr) / optimizer.lr
+    ratio = learning_rate_ratios(arguments)["new_rows"]
     return NewRows(inputs.new_rows.start, inputs.new_rows.stop, ratio, others_are_frozen=alone)
 
 

@@ -39,6 +39,7 @@ from colossal_llama.training.run_dir import archive_earlier_results
 from colossal_llama.training.startup_report import write_config_file
 from colossal_llama.training.task_evaluation import TaskEvaluator
 from colossal_llama.training.train_step import TrainStep
+from colossal_llama.training.trained_parameters import learning_rate_ratios
 from colossal_llama.training.trainer import Trainer
 from colossal_llama.utils.console import is_rank_zero
 from colossal_llama.utils.errors import UserError
@@ -65,7 +66,13 @@ def build_trainer(arguments: TrainingArguments, inputs: RunInputs, setup: ModelS
     if inputs.checkpoint is not None:
         progress = resume_progress(inputs.checkpoint, inputs.origin, arguments.checkpoint.allow_other_data)
     schedule = plan_schedule(
-        arguments.optimizer, arguments.data.num_epochs, part_lengths, inputs.origin, geometry, progress
+        arguments.optimizer,
+        arguments.data.num_epochs,
+        part_lengths,
+        inputs.origin,
+        geometry,
+        progress,
+        learning_rate_ratios(arguments),
     )
     if inputs.checkpoint is not None:
         restore(inputs.checkpoint, backend, model, optimizer)

@@ -15,7 +15,7 @@ from colossal_llama.engine.launch import colossalai_version, current_device
 from colossal_llama.training.arguments import DataArguments, PluginArguments, TrainingArguments
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.inputs import RunInputs
-from colossal_llama.training.lr_schedule import Schedule, schedule_difference
+from colossal_llama.training.lr_schedule import Schedule, schedule_differences
 from colossal_llama.training.task_questions import describe_interval, describe_questions
 from colossal_llama.training.trainer import Trainer
 from colossal_llama.utils.console import log_rank_zero
@@ -52,7 +52,7 @@ def report_startup(arguments: TrainingArguments, inputs: RunInputs, trainer: Tra
         )
     if inputs.checkpoint is not None:
         log_rank_zero(f"resuming {inputs.checkpoint.path} after step {trainer.progress.step}")
-        if difference := schedule_difference(inputs.checkpoint.path, schedule, trainer.progress.step):
+        for difference in schedule_differences(inputs.checkpoint.path, schedule, trainer.progress.step):
             log_rank_zero(difference)
         if schedule.total_steps <= trainer.progress.step:
             log_rank_zero(f"warning: nothing is left to train: the run ends after step {schedule.total_steps}")
@@ -76,7 +76,7 @@ def _report_data(inputs: RunInputs, trainer: Trainer) -> None:
         f"{parts[0].kind}; {geometry.rows_per_step} rows a step ({geometry.data_parallel_size} data-parallel x "
         f"{geometry.micro_batch_size} x {geometry.accumulation_steps} accumulated); {schedule.total_steps} steps, "
         f"{schedule.warmup_steps} of warm-up, {schedule.num_epochs} epoch{'s' if schedule.num_epochs > 1 else ''}; "
-        f"--lr {schedule.peak_learning_rate:g}, {schedule.describe()}"
+        + schedule.describe()
     )
 
 

@@ -34,6 +34,23 @@ def new_row_options(arguments: TrainingArguments) -> list[str]:
     return [option for option, is_there in given.items() if is_there]
 
 
+def learning_rate_ratios(arguments: TrainingArguments) -> dict[str, float]:
+    """Peak learning rates over `--lr` of what is trained, by name; empty where one is for all.
+
+    The names are `layers` (with LoRA: the adapters), `embeddings` and `new_rows`.
+    """
+    optimizer, trained = arguments.optimizer, what_is_trained(arguments.method)
+    alone = trained == "new_rows" or arguments.method.lora_new_rows
+    if trained == "all" and not alone and optimizer.embedding_lr is None and optimizer.new_row_lr is None:
+        return {}
+    ratios = {"layers": 1.0} if trained == "all" else {}
+    if not alone:
+        ratios["embeddings"] = (optimizer.embedding_lr or optimizer.lr) / optimizer.lr
+    if alone or optimizer.new_row_lr is not None:
+        ratios["new_rows"] = (optimizer.new_row_lr or optimizer.lr) / optimizer.lr
+    return ratios
+
+
 def freeze(method: MethodArguments, model: "PreTrainedModel") -> str | None:
     """Freezes what is not trained, in place; without LoRA. Frozen rows keep their gradient here.
 

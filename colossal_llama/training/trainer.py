@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from colossal_llama.dataset.collator import MicroBatch
 from colossal_llama.dataset.epoch_plan import plan_epoch
 from colossal_llama.dataset.loader import RowReader, StepGeometry, step_batches
-from colossal_llama.engine.parameter_groups import learning_rates, set_learning_rate
+from colossal_llama.engine.parameter_groups import set_learning_rate
 from colossal_llama.training.category_losses import means_by_name
 from colossal_llama.training.checkpoint.saver import CheckpointSaver
 from colossal_llama.training.checkpoint.state import Origin, Progress
@@ -152,7 +152,7 @@ class Trainer:
             "epoch": self.progress.epoch,
             "loss": finite(result.loss),
             "learning_rate": rate,
-            **self._rates_by_group(),
+            **self._rates_by_group(rate),
             "gradient_norm": finite(result.gradient_norm),
             "bad_steps_in_a_row": self.nonfinite_steps.in_a_row,
             "loss_by_category": means_by_name(self.categories, result.category_losses, result.category_targets),
@@ -172,10 +172,12 @@ class Trainer:
         bar.update(1)
         bar.set_postfix(loss=f"{result.loss:.4f}", lr=f"{rate:.2e}", tok_s=f"{tokens_per_s:,.0f}", refresh=False)
 
-    def _rates_by_group(self) -> dict[str, object]:
-        """Entry of metrics.jsonl where the run has parameter groups with rates of their own."""
-        rates = learning_rates(self.train_step.optimizer)
-        return {} if list(rates) == ["all"] else {"lr": rates}
+    def _rates_by_group(self, rate: float) -> dict[str, object]:
+        """Entry of metrics.jsonl where some parameters are not trained with the rate of `--lr`."""
+        ratios = self.schedule.group_ratios
+        if set(ratios.values()) <= {1.0}:
+            return {}
+        return {"lr": {name: rate * ratio for name, ratio in ratios.items()}}
 
     def _utilisation(self, tokens_per_s: float) -> float | None:
         """Model FLOPs utilisation: model FLOPs/s over the peak of all devices (arXiv 2204.02311).

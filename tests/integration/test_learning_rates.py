@@ -199,7 +199,10 @@ def test_what_differs_from_the_checkpoint_is_said(two_ranks):
 
 def test_the_schedule_is_recorded(two_ranks):
     output = (two_ranks.workspace / "output").read_text()
-    assert "2 of warm-up, 1 epoch; --lr 0.01, wsd, constant, then linear decay to 0 of --lr in the last 3" in output
+    assert (
+        "2 of warm-up, 1 epoch; learning rate 0.01, wsd, constant, then linear decay to 0 of the peak in the" in output
+    )
+    assert "learning rate 0.01 (layers 0.01, embeddings 0.002, new_rows 0.02), wsd, constant" in output
     assert json.loads((two_ranks.workspace / PLAIN / "config.json").read_text())["decay_steps"] == 3
     saved = json.loads((checkpoint_of(two_ranks, PLAIN) / "lr_scheduler").read_text())
     assert {"schedule": "wsd", "min_lr_ratio": 0.0, "decay_steps": 3, "step": 4}.items() <= saved.items()

@@ -21,7 +21,7 @@ from colossal_llama.training.lr_schedule import (
     default_warmup_steps,
     plan_schedule,
     plan_steps,
-    schedule_difference,
+    schedule_differences,
 )
 from colossal_llama.utils.errors import UserError
 
@@ -154,7 +154,7 @@ def planned(**options) -> Schedule:
     """The schedule of a run over 50 rows, one a step."""
     origin = Origin("", "", 1, 0, "none", None)
     optimizer = OptimizerArguments(**options)
-    return plan_schedule(optimizer, 1, [np.ones(50, int)], origin, StepGeometry(1, 1, 1), Progress())
+    return plan_schedule(optimizer, 1, [np.ones(50, int)], origin, StepGeometry(1, 1, 1), Progress(), {})
 
 
 def test_options_set_the_schedule():
@@ -198,15 +198,34 @@ WSD = Schedule(100, 5, 3e-4, 1, "wsd", 0.0, 10)
 )
 def test_a_jump_of_the_learning_rate_is_described(tmp_path, former, resumed, step, said):
     save_schedule(tmp_path, former, step)
-    difference = schedule_difference(tmp_path, resumed, step)
-    assert difference is None if said is None else said in difference
+    differences = list(schedule_differences(tmp_path, resumed, step))
+    assert len(differences) == (said is not None)
+    assert all(said in difference for difference in differences)
+
+
+@pytest.mark.parametrize(
+    ("former", "now", "said"),
+    [
+        ({}, {"layers": 1.0, "embeddings": 1.0}, None),
+        ({"layers": 1.0, "embeddings": 0.5}, {"layers": 1.0, "embeddings": 0.5, "new_rows": 0.5}, None),
+        ({}, {"layers": 1.0, "embeddings": 0.3}, "embeddings 1 → 0.3, new_rows 1 → 0.3"),
+        ({"layers": 1.0, "embeddings": 0.5, "new_rows": 2.0}, {}, "embeddings 0.5 → 1, new_rows 2 → 1"),
+        ({"new_rows": 3.0}, {"embeddings": 1.0}, "embeddings not trained → 1, new_rows 3 → 1"),
+        ({"layers": 1.0, "embeddings": 1.0}, {"new_rows": 1.0}, "layers 1 → not trained, embeddings 1 → not trained"),
+    ],
+)
+def test_other_rates_of_groups_are_said(tmp_path, former, now, said):
+    save_schedule(tmp_path, replace(COSINE, group_ratios=former), 40)
+    differences = list(schedule_differences(tmp_path, replace(COSINE, group_ratios=now), 40))
+    assert [difference.partition(": ")[2] for difference in differences] == ([said] if said else [])
 
 
 def test_a_checkpoint_from_before_there_were_other_schedules_is_a_cosine(tmp_path):
     saved = {"step": 40, "total_steps": 100, "warmup_steps": 5, "peak_learning_rate": 3e-4, "last_learning_rate": 2e-4}
     (tmp_path / "lr_scheduler").write_text(json.dumps(saved))
-    assert schedule_difference(tmp_path, COSINE, 40) is None
-    assert "--lr_schedule cosine → wsd" in schedule_difference(tmp_path, WSD, 40)
+    assert not list(schedule_differences(tmp_path, replace(COSINE, group_ratios={"embeddings": 1.0}), 40))
+    (difference,) = schedule_differences(tmp_path, WSD, 40)
+    assert "--lr_schedule cosine → wsd" in difference
 
 
 SAVED = {"total_steps": 9, "warmup_steps": 1, "peak_learning_rate": 1, "last_learning_rate": 1, "schedule": "other"}
@@ -216,7 +235,8 @@ SAVED = {"total_steps": 9, "warmup_steps": 1, "peak_learning_rate": 1, "last_lea
 def test_a_checkpoint_without_a_learning_rate_is_said(tmp_path, content):
     if content is not None:
         (tmp_path / "lr_scheduler").write_text(content)
-    assert "tells no learning rate" in schedule_difference(tmp_path, Schedule(100, 5, 3e-4, 1), 40)
+    (difference,) = schedule_differences(tmp_path, Schedule(100, 5, 3e-4, 1), 40)
+    assert "tells no learning rate" in difference
 
 
 geometries = st.builds(StepGeometry, st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
