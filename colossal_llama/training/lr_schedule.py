@@ -169,11 +169,11 @@ def _group_changes(former: Mapping[str, float] | None, now: Mapping[str, float])
 
 def _ratio_of_each(ratios: Mapping[str, float]) -> dict[str, str]:
     """Ratio of layers, embeddings and new rows, also of those that have no group of their own."""
-    ratios = {"new_rows": ratios["embeddings"], **ratios} if "embeddings" in ratios else ratios
     names = ("layers", "embeddings", "new_rows")
-    return {
-        name: f"{float(ratios.get(name, 1)):g}" if name in ratios or not ratios else "not trained" for name in names
-    }
+    of_each = dict(ratios) or dict.fromkeys(names, 1.0)
+    if "embeddings" in of_each:
+        of_each.setdefault("new_rows", of_each["embeddings"])
+    return {name: f"{float(of_each[name]):g}" if name in of_each else "not trained" for name in names}
 
 
 def _is_close(rate: float, expected: float) -> bool:
