@@ -86,7 +86,7 @@ def _print_differences(report: dict[str, Any]) -> None:
     log_rank_zero(table([f"norm of the difference from the {report['differences_from']}, of its norm", *groups], rows))
     for name, of_model in differences.items():
         if not any(values["norm"] for values in of_model.values()) and report["base"]:
-            log_rank_zero(f"warning: {name} has the same weights as the base: it adds nothing")
+            log_rank_zero(f"warning: {name} has the base's weights in all that both have: it adds nothing there")
 
 
 def _print_rows(report: dict[str, Any]) -> None:

@@ -103,7 +103,9 @@ def take_definition_as_it_is(directory: Path) -> None:
     step = read_json_object(directory / "tokenizer.json").get("pre_tokenizer") or {}
     is_gpt2 = str(settings.get("tokenizer_class")).removesuffix("Fast") == "GPT2Tokenizer"
     if (is_gpt2 and step.get("type") != "ByteLevel") or extended_letters(step):
-        (directory / TOKENIZER_CONFIG).write_bytes(_json({**settings, "tokenizer_class": GENERIC_CLASS}))
+        # The generic class would also give token_type_ids, which a LLaMA's generate() refuses.
+        generic = {"model_input_names": ["input_ids", "attention_mask"], **settings, "tokenizer_class": GENERIC_CLASS}
+        (directory / TOKENIZER_CONFIG).write_bytes(_json(generic))
 
 
 def _json(content: dict[str, Any]) -> bytes:

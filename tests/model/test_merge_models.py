@@ -288,7 +288,7 @@ def test_every_layout_of_files(make, tmp_path, layout):
     if "sharded" in layout:
         LlamaForCausalLM.from_pretrained(model).save_pretrained(model, max_shard_size="60KB")
         (model / "model.safetensors").unlink(missing_ok=True)
-        assert len(list(model.glob("*.safetensors"))) > 2
+        assert len(list(model.glob("*.safetensors"))) > 1
     if "bin" in layout:
         convert_to_bin(model)
     if layout == "without output layer":

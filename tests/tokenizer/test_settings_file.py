@@ -86,9 +86,14 @@ def test_saved_by_the_version_here_both_read_it(made_data, tmp_path):
 def test_a_class_of_transformers_5_that_makes_its_own_pre_tokenizer_is_not_named(made_data, tmp_path):
     as_transformers_5(made_data / "tokenizers" / "llama3-base", tmp_path / "five", "GPT2Tokenizer")
     path = tmp_path / "five" / "tokenizer_config.json"
-    path.write_text(json.dumps({"tokenizer_class": "GPT2TokenizerFast", "bos_token": "<|begin_of_text|>"}))
+    path.write_text(
+        json.dumps(
+            {"tokenizer_class": "GPT2TokenizerFast", "bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+        )
+    )
     take_definition_as_it_is(tmp_path / "five")
     assert json.loads(path.read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert load_tokenizer(tmp_path / "five").model_input_names == ["input_ids", "attention_mask"]  # of a GPT-2
     definition = json.loads((tmp_path / "five" / "tokenizer.json").read_text())
     definition["pre_tokenizer"] = {"type": "ByteLevel"}
     (tmp_path / "five" / "tokenizer.json").write_text(json.dumps(definition))
