@@ -169,15 +169,16 @@ def write_merge(plan: MergePlan, directory: Path, started: float) -> dict[str, A
     """
     check_free_space(plan.total_bytes, directory, "the merged model", "give another --output_dir")
     with atomic_directory(directory) as output:
+        for name, content in tokenizer_files(plan.chat).items():
+            (output / name).parent.mkdir(exist_ok=True)
+            write_bytes(output / name, content)
+        _check_vocabulary(plan.chat, output)  # before the weights, which take minutes
         norms = SquaredNorms()
         with _readers(plan.sources) as readers:
             combination = Combination(plan.sources, readers, plan.weighting, plan.rows, plan.shapes, norms)
             checksums = write_shards(plan.shapes, combination.blocks, _MAX_SHARD_BYTES, output)
-        for name, content in tokenizer_files(plan.chat).items():
-            (output / name).parent.mkdir(exist_ok=True)
-            write_bytes(output / name, content)
-        _check_vocabulary(plan.chat, output)
-        records = [path for name in _HANDED_ON if (path := plan.chat.owner.directory / name).is_file()]
+        names = _HANDED_ON[1:] if plan.chat.added else _HANDED_ON  # whose sizes are the expanded tokenizer's
+        records = [path for name in names if (path := plan.chat.owner.directory / name).is_file()]
         handed_on = {path.name: path.read_bytes() for path in records}
         for name, content in (handed_on | _record_of_new_rows(plan)).items():
             write_bytes(output / name, content)
