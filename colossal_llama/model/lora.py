@@ -98,16 +98,19 @@ def merged_model(base_path: Path, adapter_path: Path) -> PreTrainedModel:
     """
     base_class = model_class(architecture_of(load_config(base_path)))
     base = load_complete_model(base_class, base_path, torch_dtype="auto", low_cpu_mem_usage=True)
+    is_tied = base.config.tie_word_embeddings
     with torch.no_grad():
         merged = load_adapter(base, adapter_path).merge_and_unload()
-    _tie_again(merged)
+    if is_tied:
+        _tie_again(merged)
     if (adapter_path / GENERATION_CONFIG_FILE).is_file():
         merged.generation_config = GenerationConfig.from_pretrained(adapter_path)
     return merged
 
 
 def _tie_again(model: PreTrainedModel) -> None:
-    """Ties equal embeddings of a model that ties them; peft has made a matrix of each."""
+    """Ties the embeddings of a model if they are equal; peft has made a matrix of each."""
     one, other = model.get_input_embeddings(), model.get_output_embeddings()
-    if model.config.tie_word_embeddings and torch.equal(one.weight, other.weight):
+    if torch.equal(one.weight, other.weight):
         other.weight = one.weight
+        model.config.tie_word_embeddings = True  # newer versions of peft switch it off

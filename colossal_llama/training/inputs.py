@@ -260,15 +260,21 @@ def _open_inputs(
         origin,
         verification,
         stop_ids,
-        _first_new_row(arguments, model_path, vocabulary_rows(tokenizer)),
+        _first_new_row(arguments, model_path, adapter_path, vocabulary_rows(tokenizer)),
         _new_rows_trained(arguments.method, model_path, adapter_path, vocabulary_rows(tokenizer)),
     )
 
 
-def _first_new_row(arguments: TrainingArguments, model_path: Path, tokens: int) -> int | None:
-    """The first row of the last expansion, as `--first_new_row` or the model's record says."""
+def _first_new_row(
+    arguments: TrainingArguments, model_path: Path, adapter_path: Path | None, tokens: int
+) -> int | None:
+    """The first row of the last expansion, as `--first_new_row` or a record says.
+
+    An adapter's record counts first: its run may have been told.
+    """
     given = arguments.method.first_new_row
-    first = given if given is not None else first_new_row(model_path)
+    recorded = (first_new_row(path) for path in (adapter_path, model_path) if path is not None)
+    first = given if given is not None else next((row for row in recorded if row is not None), None)
     if first is not None and first >= tokens:
         source = f"--first_new_row {first}" if given is not None else f"the record in {model_path}"
         raise UserError(

@@ -265,6 +265,22 @@ def test_what_does_not_belong_together_is_refused(runs, project_root, toy, tmp_p
         open_model(copy, device="cpu")
 
 
+def test_an_adapter_without_rows_is_continued_with_them(runs):
+    """Also where the rows' beginning is known from the adapter alone, not from its base."""
+    base, place = runs.workspace / "unrecorded", runs.workspace
+    shutil.copytree(base_of(runs, "untied"), base)
+    (base / "init_report.json").unlink()
+    lora = ("--lora_rank", "4", "--max_steps", "1")
+    first = runs.command("first", "--pretrained", str(base), *lora, "--first_new_row", str(FIRST), pretrained=False)
+    load = ("--load_checkpoint", str(place / "first" / "save" / "modelling"))
+    runs.run([first, runs.command("second", *load, *lora, "--lora_new_rows", pretrained=False)], ranks=1)
+    before, after = runs.weights("first"), runs.weights("second")
+    assert after.keys() - before.keys() == set(EMBEDDINGS.values())
+    weights = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    for name in EMBEDDINGS.values():
+        assert torch.equal(after[name][:FIRST], weights[name.removeprefix("base_model.model.")][:FIRST])
+
+
 def warned_of(output: str) -> list[str]:
     """Models of which a run has said that their new rows are untrained and frozen."""
     return re.findall(rf"warning: {ROWS - FIRST} embedding rows of (\S+) \(from {FIRST} on\) [^\n]*{WARNING}", output)

@@ -7,6 +7,7 @@ import pytest
 from colossal_llama.model.weights.adapter_files import (
     adapter_base_name,
     load_adapter_config,
+    make_adapter_portable,
     whole_modules,
     write_adapter_card,
 )
@@ -49,6 +50,14 @@ def test_the_card_names_the_new_rows(tmp_path):
     write_adapter_card(tmp_path)
     card = (tmp_path / "README.md").read_text("utf-8")
     assert "Trained are q_proj, and the rows from 32,000 on of embed_tokens and lm_head, which are saved as" in card
+
+
+def test_settings_that_older_versions_of_peft_refuse_are_left_out(tmp_path):
+    known = {"r": 4, "use_dora": False, "modules_to_save": None}
+    newer = {"peft_version": "0.21.2", "qalora_group_size": 16, "trainable_token_indices": None}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(known | newer | {"lora_bias": True}))
+    make_adapter_portable(tmp_path, {"qalora_group_size": 16, "lora_bias": False, "r": 4})
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == known | {"lora_bias": True}
 
 
 @pytest.mark.parametrize("value", ["embed_tokens", {"lm_head": 1}, [1]])

@@ -1,7 +1,7 @@
 """Configuration of a LoRA adapter directory, read without peft, whose import takes a second."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,36 @@ EMBEDDINGS = {
 Every version of peft reads them. A list of rows (`trainable_token_indices`) would be smaller, but
 versions before 0.15 fail on it.
 """
+
+_SETTINGS = frozenset(
+    [
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layer_replication",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_dropout",
+        "megatron_config",
+        "megatron_core",
+        "modules_to_save",
+        "peft_type",
+        "r",
+        "rank_pattern",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_dora",
+        "use_rslora",
+    ]
+)
+"""Settings that peft 0.13 knows; it refuses an adapter with any other."""
 
 
 def is_adapter(path: Path) -> bool:
@@ -65,6 +95,19 @@ def whole_modules(path: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path / ADAPTER_CONFIG} cannot be used: modules_to_save is {names!r}")
     return tuple(sorted(names))
+
+
+def make_adapter_portable(path: Path, defaults: Mapping[str, Any]) -> None:
+    """Leaves out of an adapter's configuration what older versions of peft refuse and nobody needs.
+
+    Args:
+        path: directory of the adapter.
+        defaults: of the settings of the installed version.
+    """
+    settings = read_json_object(path / ADAPTER_CONFIG)
+    kept = {name: value for name, value in settings.items() if name in _SETTINGS or value != defaults.get(name)}
+    kept.pop("peft_version", None)
+    write_json(path / ADAPTER_CONFIG, kept)
 
 
 def name_embeddings(path: Path) -> None:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +18,7 @@ from colossal_llama.model.lora import merge_adapter, trains_embeddings
 from colossal_llama.model.weights.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    make_adapter_portable,
     name_base_repository,
     name_embeddings,
     write_adapter_card,
@@ -57,6 +58,7 @@ def small_files(
         if isinstance(network, PeftModel):
             network.save_pretrained(directory)
             (Path(directory) / ADAPTER_WEIGHTS).unlink()
+            make_adapter_portable(Path(directory), vars(LoraConfig()))
             if trains_embeddings(network):
                 name_embeddings(Path(directory))
             name_base_repository(Path(directory))
