@@ -214,9 +214,8 @@ def print_distillation(record: dict[str, Any]) -> None:
     seen, first, last = record["rows_seen"], record["losses"][0], record["losses"][-1]
     log_rank_zero(
         f"distilled on {record['tokens']:,} tokens ({record['passes']:.2f} passes over {record['windows']:,} windows) "
-        f"in {record['seconds']:,.0f} s: cross-entropy of a token {first['cross_entropy']:.3f} → "
-        f"{last['cross_entropy']:.3f}, distance of hidden states {first['hidden_distance']:.3f} → "
-        f"{last['hidden_distance']:.3f}"
+        f"in {record['seconds']:,.0f} s: "
+        + ", ".join(f"{name.replace('_', ' ')} {first[name]:.3f} → {last[name]:.3f}" for name in first)
     )
     log_rank_zero(
         f"of {seen['rows']:,} new rows {seen['never']:,} never occurred and stay means; "

@@ -15,7 +15,8 @@ from both losses.
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -97,16 +98,17 @@ def distil(plan: ExpansionPlan, arguments: DistillationArguments, fields: FieldO
     rows = _open_rows(plan, means, texts.occurrences > 0, device, _DTYPES[dtype], arguments.distill_batch_tokens)
     if state is not None:
         log_rank_zero(f"going on with the interrupted distillation at step {state['step']:,} of {len(texts.batches):,}")
-    progress = train_rows(
-        rows,
-        texts.batches,
-        partial(batch_of, texts.windows, *texts.encoders, plan.source_vocabulary),
-        texts.batch_lengths,
-        arguments.distill_lr,
-        arguments.distill_hidden_weight,
-        state,
-        partial(write_state, state_path(target), settings),
-    )
+    with _deterministic():
+        progress = train_rows(
+            rows,
+            texts.batches,
+            partial(batch_of, texts.windows, *texts.encoders, plan.source_vocabulary),
+            texts.batch_lengths,
+            arguments.distill_lr,
+            arguments.distill_hidden_weight,
+            state,
+            partial(write_state, state_path(target), settings),
+        )
     record = {
         **settings,
         "steps": len(texts.batches),
@@ -117,6 +119,18 @@ def distil(plan: ExpansionPlan, arguments: DistillationArguments, fields: FieldO
         "seconds": round(time.monotonic() - started, 2),
     }
     return Distilled(_trained_matrices(rows, means), means, record, state_path(target))
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Makes an interrupted run end with the same bytes as another, on the same device."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which matrix products need for it on a GPU
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @dataclass(frozen=True)
@@ -210,9 +224,6 @@ def _open_rows(
         batch_tokens=batch_tokens,
     )
     is_recomputed = must_recompute(shape, device)
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which deterministic products need
-    torch.use_deterministic_algorithms(True)  # a run that was interrupted ends with the same bytes
     model = _frozen_model(plan.source, dtype, device)
     if is_recomputed:
         recompute_layers(model, len(model.model.layers), reentrant=False)
@@ -243,4 +254,8 @@ def _losses(progress: Progress) -> list[dict[str, float]]:
     """Losses in the course of the training, about ten points."""
     parts = np.array_split(np.array(progress.losses), min(_SHOWN_LOSSES, len(progress.losses)))
     averages = [np.average(part[:, 1:], axis=0, weights=part[:, 0]) for part in parts]
-    return [{"cross_entropy": round(float(a), 4), "hidden_distance": round(float(b), 5)} for a, b in averages]
+    return [
+        {"cross_entropy": round(float(entropy), 4)}
+        | ({} if np.isnan(distance) else {"hidden_distance": round(float(distance), 5)})
+        for entropy, distance in averages
+    ]

@@ -78,20 +78,28 @@ class Progress:
     """Number of steps, mean cross-entropy of a token and mean distance of them, every few steps."""
 
 
-def step_losses(rows: NewRows, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def step_losses(rows: NewRows, batch: Batch, is_compared: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes the two losses of a batch.
+
+    Args:
+        rows: in their model.
+        batch: of windows.
+        is_compared: computes the source model's hidden states, too.
 
     Returns:
         Cross-entropy of the next token in nats; squared distance of the hidden states (last layer,
-        after the final norm) to the source model's, over the squared norm of those.
+        after the final norm) to the source model's, over the squared norm of those: NaN where they
+        are not compared.
     """
     model, device = rows.model.model, rows.input.device
     ids = {name: torch.from_numpy(value).to(device, non_blocking=True) for name, value in vars(batch).items()}
-    with torch.no_grad():
-        wanted = _states(model(input_ids=ids["source_ids"], use_cache=False), ids["source_positions"]).float()
     outputs = model(inputs_embeds=rows.embed(ids["target_ids"]), use_cache=False)
     hidden = outputs.last_hidden_state.flatten(0, 1)
     cross_entropy, _ = linear_cross_entropy(hidden, rows.output_matrix(), ids["labels"])
+    if not is_compared:
+        return cross_entropy, torch.full_like(cross_entropy, torch.nan)
+    with torch.no_grad():
+        wanted = _states(model(input_ids=ids["source_ids"], use_cache=False), ids["source_positions"]).float()
     distance = (_states(outputs, ids["target_positions"]).float() - wanted).square().sum()
     return cross_entropy, distance / wanted.square().sum().clamp(min=1e-6)
 
@@ -134,8 +142,8 @@ def train_rows(
     recent: list[tuple[torch.Tensor, torch.Tensor]] = []
     with progress_bar(total=total, initial=done, unit="token", unit_scale=True, desc="distilling") as bar:
         for step in range(progress.step, len(batches)):
-            losses = step_losses(rows, batch_of(batches[step]))
-            (losses[0] + hidden_weight * losses[1]).backward()
+            losses = step_losses(rows, batch_of(batches[step]), is_compared=hidden_weight > 0)
+            (losses[0] + hidden_weight * losses[1] if hidden_weight else losses[0]).backward()
             done += tokens[step]
             for parameters, rate in zip(optimizer.param_groups, rates, strict=True):
                 parameters["lr"] = rate * rate_factor(done / total)
@@ -149,7 +157,7 @@ def train_rows(
                 progress.step = step + 1
                 progress.losses.append(_mean_losses(recent))
                 recent.clear()
-                bar.set_postfix(loss=f"{progress.losses[-1][1]:.3f}", distance=f"{progress.losses[-1][2]:.3f}")
+                bar.set_postfix(loss=f"{progress.losses[-1][1]:.3f}")
             if is_due:
                 save(_state(rows, optimizer, progress))
                 saved = time.monotonic()
@@ -163,7 +171,7 @@ def rate_factor(part: float) -> float:
 
 def _mean_losses(recent: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[int, float, float]:
     means = [torch.stack(values).mean().item() for values in zip(*recent, strict=True)]
-    if not np.isfinite(means).all():
+    if not np.isfinite(means[0]) or np.isinf(means[1]):
         raise UserError(
             "the loss of the distillation is NaN or Inf: give a lower --distill_lr, or --distill_dtype fp32"
         )
