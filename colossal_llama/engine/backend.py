@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from colossal_llama.engine import process_groups
 from colossal_llama.engine.optimizer_shards import OptimizerShard, optimizer_shards
 from colossal_llama.engine.optimizer_step import refuse_nonfinite_updates, take_step
-from colossal_llama.engine.parameter_groups import NEW_ROWS
+from colossal_llama.engine.parameter_groups import NewRows
 from colossal_llama.engine.patches.group_norms import reduce_norm_once
 from colossal_llama.engine.patches.partial_gradients import complete_partial_gradients
 from colossal_llama.engine.pipeline_schedule import PipelineInputs
@@ -94,7 +94,7 @@ class Backend:
         if self.clips_gradients:
             refuse_nonfinite_updates(wrapped)
         reduce_norm_once(wrapped)
-        if any(NEW_ROWS in group for group in wrapped.optim.param_groups):
+        if any(NewRows.of(group) for group in wrapped.optim.param_groups):
             divide_rows(wrapped, self.optimizer_shards(model, wrapped))
         return model, wrapped
 

@@ -4,17 +4,19 @@
     layers        1                        -
     embeddings    --embedding_lr / --lr    --new_row_lr / --lr, of their new rows
 
-A run with one rate for all has one group, as PyTorch makes it.
+A run with one rate for all has one group, as PyTorch makes it. All entries but the parameters are
+JSON values, which a checkpoint records.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-NEW_ROWS = "new_rows"
-"""Key of a group's `NewRows`, which the hyperparameters in a checkpoint do not have."""
+ALL, LAYERS, EMBEDDINGS = "all", "layers", "embeddings"
+"""Names of groups."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,13 @@ class NewRows:
     """Their peak learning rate over `--lr`."""
     others_are_frozen: bool
     """True when only these rows are trained."""
+
+    @staticmethod
+    def of(group: Mapping[str, Any]) -> "NewRows | None":
+        """The new rows of a group, or of what a checkpoint has recorded of it."""
+        if "new_rows" not in group:
+            return None
+        return NewRows(*group["new_rows"], group["new_row_lr_ratio"], group["trains_new_rows_only"])
 
 
 @dataclass(frozen=True)
@@ -47,15 +56,15 @@ class ParameterGroup:
             "lr": lr * self.lr_ratio,
             "lr_ratio": self.lr_ratio,
         }
-        if self.new_rows is not None:
-            ratio = self.new_rows.lr_ratio
-            settings |= {"new_row_lr": lr * ratio, "new_row_lr_ratio": ratio, NEW_ROWS: self.new_rows}
+        if (rows := self.new_rows) is not None:
+            settings |= {"new_row_lr": lr * rows.lr_ratio, "new_row_lr_ratio": rows.lr_ratio}
+            settings |= {"new_rows": [rows.first, rows.end], "trains_new_rows_only": rows.others_are_frozen}
         return settings
 
 
 def whole_group(model: torch.nn.Module) -> ParameterGroup:
     """One group of all parameters that require gradients."""
-    return ParameterGroup("all", [parameter for parameter in model.parameters() if parameter.requires_grad])
+    return ParameterGroup(ALL, [parameter for parameter in model.parameters() if parameter.requires_grad])
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
@@ -67,15 +76,43 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
 
 
 def hyperparameters(optimizer: Any) -> list[dict[str, Any]]:
-    """The inner optimizer's parameter groups without the parameters, for a checkpoint."""
-    left_out = ("params", NEW_ROWS)
+    """The inner optimizer's parameter groups without the parameters."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.optim.param_groups]
+
+
+def learning_rate_ratios(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Ratios to `--lr` of what is trained: `layers`, `embeddings` (their old rows), `new_rows`.
+
+    Args:
+        groups: of an optimizer, or recorded; those of earlier versions have neither name nor ratio.
+    """
+    ratios: dict[str, float] = {}
+    for group in groups:
+        names, ratio, rows = group.get("name", ALL), group.get("lr_ratio", 1.0), NewRows.of(group)
+        names = (LAYERS, EMBEDDINGS) if names == ALL else (names,)
+        if rows is None or not rows.others_are_frozen:
+            ratios |= dict.fromkeys(names, ratio)
+        if EMBEDDINGS in names:
+            ratios["new_rows"] = ratio if rows is None else rows.lr_ratio
+    return ratios
+
+
+def ratio_changes(saved: Sequence[Mapping[str, Any]], present: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Describes the ratios to `--lr` that differ between the recorded groups and those of now."""
+    before, now = learning_rate_ratios(saved), learning_rate_ratios(present)
     return [
-        {name: value for name, value in group.items() if name not in left_out} | _rows_record(group.get(NEW_ROWS))
-        for group in optimizer.optim.param_groups
+        f"{name.replace('_', ' ')} {before[name]:g} → {now[name]:g}"
+        for name in before
+        if name in now and not math.isclose(before[name], now[name])
     ]
 
 
-def _rows_record(new_rows: NewRows | None) -> dict[str, Any]:
-    if new_rows is None:
-        return {}
-    return {"first_new_row": new_rows.first, "trains_new_rows_only": new_rows.others_are_frozen}
+def trains_frozen_rows(saved: Sequence[Mapping[str, Any]], present: Sequence[Mapping[str, Any]]) -> bool:
+    """True when embedding rows are trained now that were frozen when `saved` was recorded."""
+    frozen = [rows for group in saved if (rows := NewRows.of(group)) is not None and rows.others_are_frozen]
+    for group in present if frozen else ():
+        rows = NewRows.of(group)
+        is_within = rows is not None and rows.first >= frozen[0].first and rows.end <= frozen[0].end
+        if group["name"] != LAYERS and not (is_within and rows is not None and rows.others_are_frozen):
+            return True
+    return False

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from colossal_llama.engine.optimizer_shards import OptimizerShard, ShardRange
-from colossal_llama.engine.parameter_groups import NEW_ROWS, NewRows
+from colossal_llama.engine.parameter_groups import NewRows
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ def divide_rows(optimizer: Any, shards: Sequence[OptimizerShard]) -> None:
     inner = optimizer.optim
     by_key = {shard.key: shard for shard in shards}
     for group in inner.param_groups:
-        new_rows: NewRows | None = group.get(NEW_ROWS)
-        for key in group["params"] if new_rows is not None else ():
-            assert new_rows is not None
+        new_rows = NewRows.of(group)
+        if new_rows is None:
+            continue
+        for key in group["params"]:
             shard = by_key[key]
             inner.row_segments[key] = segments(shard.range, new_rows)
             if new_rows.others_are_frozen:

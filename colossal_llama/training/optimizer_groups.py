@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from colossal_llama.engine.parameter_groups import NewRows, ParameterGroup
+from colossal_llama.engine.parameter_groups import EMBEDDINGS, LAYERS, NewRows, ParameterGroup
 from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.inputs import RunInputs
 from colossal_llama.training.trained_parameters import learning_rate_ratios, what_is_trained
@@ -28,7 +28,7 @@ def parameter_groups(
     layers = [parameter for parameter in trained if id(parameter) not in ids]
     embeddings = [parameter for parameter in trained if id(parameter) in ids]
     ratio = learning_rate_ratios(arguments).get("embeddings", 1.0)
-    groups = (ParameterGroup("layers", layers), ParameterGroup("embeddings", embeddings, ratio, new_rows))
+    groups = (ParameterGroup(LAYERS, layers), ParameterGroup(EMBEDDINGS, embeddings, ratio, new_rows))
     return tuple(group for group in groups if group.parameters)
 
 

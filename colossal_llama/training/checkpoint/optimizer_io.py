@@ -24,13 +24,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from colossal_llama.engine.optimizer_shards import OptimizerShard, ShardRange, TensorShard
-from colossal_llama.engine.parameter_groups import hyperparameters
+from colossal_llama.engine.parameter_groups import (
+    hyperparameters,
+    learning_rate_ratios,
+    ratio_changes,
+    trains_frozen_rows,
+)
 from colossal_llama.training.checkpoint.staging import HEADER_ENTRIES
 from colossal_llama.training.checkpoint.state import OPTIMIZER_INDEX
 from colossal_llama.utils.errors import UserError
 
 _FORMAT = "colossal_llama.optimizer.1"
 _MASTER = "master_weight"
+_NEW_STAGE = "from its weights give its modelling folder to --load_checkpoint"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -112,6 +118,8 @@ class SavedOptimizer:
                 raise UserError(
                     f"{directory / OPTIMIZER_INDEX}: the format is {index['format']}, but this version reads {_FORMAT}"
                 )
+            self._groups: list[dict[str, Any]] = index["param_groups"]
+            learning_rate_ratios(self._groups)  # damaged ones raise here
             for name in index["files"]:
                 self._read_header(directory / name)
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -137,6 +145,20 @@ class SavedOptimizer:
                 if tensor in names and file.get_slice(tensor).get_shape() != [elements.end - elements.begin]:
                     raise ValueError(f"{tensor} in {path.name} has not the length that the header says")
             self._shards[name].append(_StoredShard(elements, entry["step"], path))
+
+    def compare_groups(self, optimizer: Any) -> list[str]:
+        """Describes the learning rate ratios that differ from those of a prepared optimizer.
+
+        Raises:
+            UserError: it trains embedding rows that the saved run has frozen.
+        """
+        present = hyperparameters(optimizer)
+        if trains_frozen_rows(self._groups, present):
+            raise UserError(
+                f"the run that saved {self._directory.parent} trained new embedding rows only, and other rows are to "
+                f"be trained now: give its --train_only and --first_new_row, or begin a new stage {_NEW_STAGE}"
+            )
+        return ratio_changes(self._groups, present)
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """Shape of a parameter; None when no states of it were saved."""
@@ -251,8 +273,8 @@ def _check_parameters(saved: SavedOptimizer, shards: list[OptimizerShard]) -> No
     if missing:
         raise UserError(
             f"the checkpoint has no optimizer states of {len(missing)} parameters that are trained now ({missing[0]} "
-            "…): it was saved by a run that trained others (--freeze_non_embeds_params, --lora_rank, "
-            "--lora_new_rows). To begin a new stage from its weights give its modelling folder to --load_checkpoint"
+            "…): it was saved by a run that trained others (--train_only, --freeze_layers, --lora_rank, --lora_new_rows). "
+            f"To begin a new stage {_NEW_STAGE}"
         )
     for shard in shards:
         there, here = saved.shape(shard.name), shard.range.shape
