@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from colossalai.booster import Booster
-from colossalai.booster.plugin import HybridParallelPlugin, TorchDDPPlugin
+from colossalai.booster.plugin import GeminiPlugin, HybridParallelPlugin, TorchDDPPlugin
 from colossalai.booster.plugin.plugin_base import Plugin
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
@@ -20,7 +20,7 @@ from colossal_llama.engine.parameter_groups import NewRows
 from colossal_llama.engine.patches.group_norms import reduce_norm_once
 from colossal_llama.engine.patches.partial_gradients import complete_partial_gradients
 from colossal_llama.engine.pipeline_schedule import PipelineInputs
-from colossal_llama.engine.row_segments import divide_rows
+from colossal_llama.engine.row_segments import divide_rows, hide_frozen_rows
 from colossal_llama.engine.weights import weights_to_save
 
 
@@ -88,6 +88,9 @@ class Backend:
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
         """Wraps model and optimizer by the plugin (`Booster.boost`); refuses non-finite updates."""
         wrapped: Any
+        is_gemini = isinstance(self.plugin, GeminiPlugin)
+        if is_gemini:
+            hide_frozen_rows(optimizer)
         model, wrapped, *_ = self.booster.boost(model, optimizer)
         if isinstance(self.plugin, HybridParallelPlugin):
             complete_partial_gradients(model, self.plugin.tp_group)
@@ -95,7 +98,7 @@ class Backend:
             refuse_nonfinite_updates(wrapped)
         reduce_norm_once(wrapped)
         if any(NewRows.of(group) for group in wrapped.optim.param_groups):
-            divide_rows(wrapped, self.optimizer_shards(model, wrapped))
+            divide_rows(wrapped, self.optimizer_shards(model, wrapped), hides_frozen=not is_gemini)
         return model, wrapped
 
     def unwrap(self, model: Any) -> PreTrainedModel | PeftModel:

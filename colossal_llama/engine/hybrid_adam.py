@@ -48,20 +48,18 @@ class FusedHybridAdam(HybridAdam):
         super().step(closure, div_scale)
         for group in self.param_groups if divided else ():
             for key in filter(divided.__contains__, group["params"]):
-                key.grad = divided[key]
-                self._update_segments(group, key)
+                self._update_segments(group, key, divided[key])
 
     @torch.no_grad()
-    def _update_segments(self, group: dict[str, Any], key: torch.Tensor) -> None:
+    def _update_segments(self, group: dict[str, Any], key: torch.Tensor, gradient: torch.Tensor) -> None:
         """Updates a parameter range by range, each with its learning rate."""
         state, weights = self.state[key], key.data
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(weights), exp_avg_sq=torch.zeros_like(weights))
         state["step"] += 1
-        assert key.grad is not None
-        tensors = [tensor.view(-1) for tensor in (key.grad.data, weights, state["exp_avg"], state["exp_avg_sq"])]
+        tensors = [tensor.view(-1) for tensor in (gradient, weights, state["exp_avg"], state["exp_avg_sq"])]
         beta1, beta2 = group["betas"]
-        for elements, rate in updates_of(self, group, key) or ():
+        for elements, rate in updates_of(self, group, key):
             lists = [[tensor[elements]] for tensor in tensors]
             hyper = (rate, beta1, beta2, group["eps"], state["step"], True, True, group["weight_decay"])
             update_tensors(lists, *hyper, self._div_scale)

@@ -35,7 +35,8 @@ class NewRows:
         """The new rows of a group, or of what a checkpoint has recorded of it."""
         if "new_rows" not in group:
             return None
-        return NewRows(*group["new_rows"], group["new_row_lr_ratio"], group["trains_new_rows_only"])
+        first, end = group["new_rows"]
+        return NewRows(first, end, group["new_row_lr_ratio"], group["trains_new_rows_only"])
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,24 @@ class Segment:
     """Key of the learning rate in the parameter group."""
 
 
-def divide_rows(optimizer: Any, shards: Sequence[OptimizerShard]) -> None:
+def hide_frozen_rows(optimizer: torch.optim.Optimizer) -> None:
+    """Removes gradients of frozen rows of whole matrices, before a plugin wraps them.
+
+    Gemini's own hook on a parameter takes its gradient away, so this one must come first.
+    """
+    for group in optimizer.param_groups:
+        if (new_rows := NewRows.of(group)) is not None and new_rows.others_are_frozen:
+            for parameter in group["params"]:
+                parameter.register_hook(_gradient_of(new_rows.first, new_rows.end))
+
+
+def divide_rows(optimizer: Any, shards: Sequence[OptimizerShard], hides_frozen: bool) -> None:
     """Registers the segments of this process's shards, and removes gradients of frozen rows.
 
     Args:
         optimizer: prepared by the plugin, with groups of engine.parameter_groups.
         shards: of the optimizer.
+        hides_frozen: False after `hide_frozen_rows`.
     """
     inner = optimizer.optim
     by_key = {shard.key: shard for shard in shards}
@@ -48,21 +60,21 @@ def divide_rows(optimizer: Any, shards: Sequence[OptimizerShard]) -> None:
         for key in group["params"]:
             shard = by_key[key]
             inner.row_segments[key] = segments(shard.range, new_rows)
-            if new_rows.others_are_frozen:
+            if hides_frozen and new_rows.others_are_frozen:
                 shard.parameter.register_hook(_gradient_of(*_local_rows(shard.range, new_rows)))
 
 
-def updates_of(inner: Any, group: dict[str, Any], key: torch.Tensor) -> list[tuple[slice, float]] | None:
-    """Ranges of a flat shard with their learning rates; None where all of it has the group's.
+def updates_of(inner: Any, group: dict[str, Any], key: torch.Tensor) -> list[tuple[slice | None, float]]:
+    """Ranges of a flat shard that are updated, with their learning rates; None is all of it.
 
     Args:
         inner: the optimizer that the plugin has wrapped.
         group: of the shard.
         key: of the shard's states.
     """
-    divided = getattr(inner, "row_segments", None)
-    if not divided or key not in divided:
-        return None
+    divided = getattr(inner, "row_segments", {})
+    if key not in divided:
+        return [(None, group["lr"])]
     return [(segment.elements, group[segment.rate]) for segment in divided[key]]
 
 

@@ -99,10 +99,10 @@ class _Slice:
 def _slices(optimizer: LowLevelZeroOptimizer, updates: list[ParameterUpdate]) -> Iterator[_Slice]:
     for update in updates:
         state = optimizer.optim.state[update.master]
-        whole = (slice(0, update.master.numel()), update.group["lr"])
-        for elements, rate in updates_of(optimizer.optim, update.group, update.master) or (whole,):
-            for first in range(elements.start, elements.stop, SLICE_ELEMENTS):
-                yield _Slice(update, state, slice(first, min(first + SLICE_ELEMENTS, elements.stop)), rate)
+        for elements, rate in updates_of(optimizer.optim, update.group, update.master):
+            begin, end = (0, update.master.numel()) if elements is None else (elements.start, elements.stop)
+            for first in range(begin, end, SLICE_ELEMENTS):
+                yield _Slice(update, state, slice(first, min(first + SLICE_ELEMENTS, end)), rate)
 
 
 class OffloadPipeline:

@@ -101,7 +101,7 @@ def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
     for update in updates:
         state = state_for_next_step(self.optim.state[update.master], update.master)
         beta1, beta2 = update.group["betas"]
-        for elements, rate in updates_of(self.optim, update.group, update.master) or ((None, update.group["lr"]),):
+        for elements, rate in updates_of(self.optim, update.group, update.master):
             key = (id(update.group), rate, state["step"])
             if key not in changing:
                 changing[key] = step_scalars(rate, beta1, beta2, state["step"], factor)

@@ -20,18 +20,20 @@ def parameters(config: Any) -> int:
     return embeddings + config.num_hidden_layers * layer_parameters(config) + config.hidden_size
 
 
-def flops_per_token(config: Any, length_tokens: int) -> float:
+def flops_per_token(config: Any, length_tokens: int, frozen_parameters: int = 0) -> float:
     """Computes model FLOPs per token of a full row in one training step.
 
     6 · (parameters − input embedding) + 6 · layers · width of the queries · length: six for each
     weight of a matrix product (two forward, four backward), and the causal half of the attention
     scores and sums. Of a row longer than the attention's window only what the window leaves of
-    them. Recomputation is not counted.
+    them. Recomputation is not counted. Each frozen weight takes two less: its gradient is not
+    computed.
     """
     looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     window, queries = min(window_tokens(config) or length_tokens, length_tokens), attention_widths(config)[0]
     attended_tokens = 2 * window - window * window / length_tokens  # twice their mean number
-    return 6.0 * (parameters(config) - looked_up + config.num_hidden_layers * queries * attended_tokens)
+    all_trained = 6.0 * (parameters(config) - looked_up + config.num_hidden_layers * queries * attended_tokens)
+    return all_trained - 2.0 * frozen_parameters
 
 
 def adapter_parameters(config: Any, rank: int, layers: tuple[str, ...]) -> int:

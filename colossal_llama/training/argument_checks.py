@@ -167,8 +167,6 @@ def _check_plugin(parser: CollectingArgumentParser, arguments: TrainingArguments
             parser.problem("--zero_cpu_offload needs ZeRO: use --zero 1 or 2")
     if plugin.plugin in GPU_ONLY_PLUGINS and plugin.mixed_precision == "fp32":
         parser.problem(f"--plugin {plugin.plugin} computes in fp16 or bf16 only: give another plugin for fp32")
-    for option in freezing_options(arguments.method) if plugin.plugin in GPU_ONLY_PLUGINS else ():
-        parser.problem(f"{option} is not possible with --plugin {plugin.plugin}: use zero2, zero2_cpu, ddp or 3d")
 
 
 def _check_parallel_layout(parser: CollectingArgumentParser, arguments: TrainingArguments, world_size: int) -> None:

@@ -97,11 +97,12 @@ def set_up_model(arguments: TrainingArguments, inputs: RunInputs) -> ModelSetup:
         notes.append(_recompute(arguments, backend, model, device, fused_kernels))
     if note := freeze(arguments.method, model):
         notes.append(note)
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     length_tokens = full_row_tokens(inputs.parts, arguments.data.max_length, inputs.origin.packed_to_tokens)
     if arguments.method.lora_rank:
         model = _with_adapters(arguments.method, arguments.data.seed, inputs, backend, model)
         notes.append(_describe_adapters(arguments.method, model, inputs))
-    return ModelSetup(backend, model, flops_per_token(config, length_tokens), fuses_loss, notes)
+    return ModelSetup(backend, model, flops_per_token(config, length_tokens, frozen), fuses_loss, notes)
 
 
 def _choose_attention(

@@ -5,6 +5,7 @@ their own, on every plugin that a CPU has; what is not trained stays as it is, b
 last expansion added 53.
 """
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -13,13 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from colossal_llama.engine.launch import prepare_engine
 from colossal_llama.model.weights.generation_config import save_model
 from tests.support import plain_adamw
 from tests.support.plain_adamw import INPUT, OUTPUT, Way
 from tests.support.training_runs import VOCABULARY_SIZE, Runner
 from tests.support.versions import NEEDS_SHARD_POLICIES
+
+prepare_engine()
+
+from colossal_llama.engine.optimizer_shards import ShardRange  # noqa: E402
+from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, NEEDS_SHARD_POLICIES]  # slow: the runs that all tests of the file share
 
@@ -56,6 +63,7 @@ PLUGINS = {  # by their number of ranks
     "tp2": (2, (*ALONE, *PLAIN, "--tp", "2")),
     "pp2": (2, (*ALONE, *PLAIN, "--pp", "2")),
     "pp2_tp2": (4, (*ALONE, *PLAIN, "--pp", "2", "--tp", "2")),
+    "pp4": (4, (*ALONE, *PLAIN, "--pp", "4")),
     "split_gather": (2, (*ALONE, *PLAIN, "--tp", "2", "--sp", "2")),
 }
 BF16 = ("--mixed_precision", "bf16")
@@ -68,7 +76,19 @@ HALF = {
     "3d_bf16": (2, (*BATCH, *BF16, *PLAIN)),
     "tp2_zero1_bf16": (4, (*BATCH, *BF16, "--plugin", "3d", "--tp", "2")),
     "tp2_offload_bf16": (4, (*BATCH, *BF16, "--plugin", "3d", "--tp", "2", "--zero_cpu_offload")),
+    "pp4_zero1_bf16": (4, (*ALONE, *BF16, "--plugin", "3d", "--pp", "4")),
     "pp2_zero1_bf16": (4, (*BATCH, *BF16, "--plugin", "3d", "--pp", "2")),
+}
+
+
+# Continued from the checkpoint after step 2 of the run named before the dash.
+SAVES = ("--save_interval", "2")
+CONTINUED = {
+    "zero2_bf16": ("zero2_bf16", HALF["zero2_bf16"][1]),
+    "zero2_cpu_bf16": ("zero2_cpu_bf16", HALF["zero2_cpu_bf16"][1]),
+    "zero1_bf16": ("zero1_bf16", HALF["zero1_bf16"][1]),
+    "tp2": ("zero2", PLUGINS["tp2"][1]),
+    "zero2_cpu": ("tp2", PLUGINS["zero2_cpu"][1]),
 }
 
 
@@ -78,19 +98,24 @@ class Models:
 
     untied: Path
     tied: Path
+    deep: Path
+    """Four layers, so that the middle stages of a pipeline have no embeddings."""
 
 
 @pytest.fixture(scope="module")
 def models(toy, tmp_path_factory) -> Models:
     root = tmp_path_factory.mktemp("models")
-    for name in ("untied", "tied"):
+    for name in ("untied", "tied", "deep"):
         shutil.copytree(toy.model, root / name, ignore=shutil.ignore_patterns("*.safetensors"))
         model = AutoModelForCausalLM.from_pretrained(toy.model, tie_word_embeddings=name == "tied")
+        if name == "deep":
+            model.config.num_hidden_layers = 4
+            model = LlamaForCausalLM(model.config)
         torch.manual_seed(1)
         model.resize_token_embeddings(ROWS)
         save_model(model.bfloat16().float(), root / name)  # exact in half precision, too
         (root / name / "init_report.json").write_text(json.dumps({"rows": {"kept": FIRST, "new": 53}}))
-    return Models(root / "untied", root / "tied")
+    return Models(root / "untied", root / "tied", root / "deep")
 
 
 def cases(plugins: dict) -> list[tuple[str, str, str]]:
@@ -98,8 +123,8 @@ def cases(plugins: dict) -> list[tuple[str, str, str]]:
     return [
         (plugin, way, model)
         for plugin in plugins
-        for way in (WAYS if plugin == "zero2" else ("new_rows", "rates"))
-        for model in ("untied", "tied")
+        for way in (WAYS if plugin == "zero2" else ("rates",) if "pp4" in plugin else ("new_rows", "rates"))
+        for model in (("deep",) if "pp4" in plugin else ("untied", "tied"))
     ]
 
 
@@ -110,10 +135,27 @@ def runs(runner: Runner, models: Models) -> Runner:
         for plugin, way, model in cases(PLUGINS | HALF):
             number, options = (PLUGINS | HALF)[plugin]
             if number == ranks:
-                given = (*RUN, *options, *WAYS[way][0], "--pretrained", str(getattr(models, model)))
+                given = (*RUN, *SAVES, *options, *WAYS[way][0], "--pretrained", str(getattr(models, model)))
                 commands.append(runner.command(f"{plugin}-{way}-{model}", *given, pretrained=False))
         runner.run(commands, ranks=ranks, timeout_s=900)
+    runner.run(
+        [
+            runner.command(f"{plugin}_goes_on-{way}", *continued(runner, plugin, way), pretrained=False)
+            for plugin in CONTINUED
+            for way in ("new_rows", "rates")
+        ],
+        ranks=2,
+    )
     return runner
+
+
+def continued(runner: Runner, plugin: str, way: str) -> tuple[str, ...]:
+    origin, options = CONTINUED[plugin]
+    return (*RUN, *SAVES, *options, *WAYS[way][0], "--load_checkpoint", str(checkpoint_of(runner, origin, way)))
+
+
+def checkpoint_of(runner: Runner, plugin: str, way: str) -> Path:
+    return runner.workspace / f"{plugin}-{way}-untied" / "save" / "epoch-0_step-2"
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +198,40 @@ def test_half_precision_follows_and_leaves_the_rest(runs: Runner, expected, mode
         rounding = 2**-8 * weights[key].norm()
         assert differences[: int(0.97 * len(differences))].norm() <= 0.15 * change + rounding, (key, change)
     assert_untouched(found, before, WAYS[way][1])
+
+
+@pytest.mark.parametrize("way", ["new_rows", "rates"])
+@pytest.mark.parametrize("plugin", CONTINUED)
+def test_goes_on_as_if_it_had_not_been_stopped(runs: Runner, plugin, way):
+    """On the same plugin bit for bit."""
+    origin = CONTINUED[plugin][0]
+    found, expected = runs.weights(f"{plugin}_goes_on-{way}"), runs.weights(f"{origin}-{way}-untied")
+    for key, tensor in expected.items():
+        if origin == plugin:
+            assert torch.equal(found[key], tensor), key
+        else:
+            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("plugin", ["zero2", "zero2_bf16", "zero2_cpu_bf16", "zero1_bf16", "tp2_offload_bf16", "tp2"])
+def test_frozen_rows_have_no_moments_and_their_first_master_weights(runs: Runner, models, plugin):
+    """In a checkpoint, whose index names the rows and the ratios to --lr."""
+    directory = checkpoint_of(runs, plugin, "new_rows") / "optimizer"
+    (group,) = json.loads((directory / "index.json").read_text())["param_groups"]
+    assert (group["new_rows"], group["trains_new_rows_only"], group["new_row_lr_ratio"]) == (list(NEW), True, 1.0)
+    with contextlib.closing(SavedOptimizer(directory)) as saved:
+        assert saved.shape("model.norm.weight") is None
+        before = load_file(models.untied / "model.safetensors")
+        for name in (INPUT, OUTPUT):
+            if saved.has(name, "master_weight"):
+                master = saved.read(name, "master_weight", ShardRange((ROWS, 64), None, 0, ROWS * 64)).view(ROWS, 64)
+                assert torch.equal(master[:FIRST], before[name][:FIRST])
+                assert torch.equal(master[VOCABULARY_SIZE:], before[name][VOCABULARY_SIZE:])
+            for moment in ("exp_avg", "exp_avg_sq"):
+                rows = saved.read(name, moment, ShardRange((ROWS, 64), None, 0, ROWS * 64)).view(ROWS, 64)
+                assert not rows[:FIRST].any()
+                assert not rows[VOCABULARY_SIZE:].any()
+                assert rows[FIRST:VOCABULARY_SIZE].any(dim=1).sum() > 40
 
 
 def assert_untouched(found: dict[str, torch.Tensor], before: dict[str, torch.Tensor], way: Way) -> None:

@@ -273,8 +273,8 @@ def _check_parameters(saved: SavedOptimizer, shards: list[OptimizerShard]) -> No
     if missing:
         raise UserError(
             f"the checkpoint has no optimizer states of {len(missing)} parameters that are trained now ({missing[0]} "
-            "…): it was saved by a run that trained others (--train_only, --freeze_layers, --lora_rank, --lora_new_rows). "
-            f"To begin a new stage {_NEW_STAGE}"
+            "…): it was saved by a run that trained others (--train_only, --freeze_layers, --lora_rank, "
+            f"--lora_new_rows). To begin a new stage {_NEW_STAGE}"
         )
     for shard in shards:
         there, here = saved.shape(shard.name), shard.range.shape

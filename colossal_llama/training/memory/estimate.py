@@ -197,10 +197,17 @@ def _resident(model: _ModelShare, settings: MemoryConfig) -> dict[str, int]:
     master = 4 * model.trainable if not model.is_ddp and (model.is_zero or model.value_bytes < 4) else 0
     adam_moments = 8 * model.trainable
     return {
-        "weights": model.weight_bytes * model.parameters // (model.shards if model.is_gemini else 1),
+        "weights": _weights(model),
         "master weights and moments": 0 if model.offloads else (master + adam_moments) // model.shards,
         "communication buffers": _buffers(model, settings),
     }
+
+
+def _weights(model: _ModelShare) -> int:
+    """Bytes of the weights. Gemini divides those that are trained over the ranks."""
+    if not model.is_gemini:
+        return model.weight_bytes * model.parameters
+    return model.weight_bytes * (model.parameters - model.trainable + model.trainable // model.shards)
 
 
 def _buffers(model: _ModelShare, settings: MemoryConfig) -> int:
