@@ -8,7 +8,6 @@ A run with one rate for all has one group, as PyTorch makes it. All entries but 
 JSON values, which a checkpoint records.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,33 +78,6 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
 def hyperparameters(optimizer: Any) -> list[dict[str, Any]]:
     """The inner optimizer's parameter groups without the parameters."""
     return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.optim.param_groups]
-
-
-def learning_rate_ratios(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Ratios to `--lr` of what is trained: `layers`, `embeddings` (their old rows), `new_rows`.
-
-    Args:
-        groups: of an optimizer, or recorded; those of earlier versions have neither name nor ratio.
-    """
-    ratios: dict[str, float] = {}
-    for group in groups:
-        names, ratio, rows = group.get("name", ALL), group.get("lr_ratio", 1.0), NewRows.of(group)
-        names = (LAYERS, EMBEDDINGS) if names == ALL else (names,)
-        if rows is None or not rows.others_are_frozen:
-            ratios |= dict.fromkeys(names, ratio)
-        if EMBEDDINGS in names:
-            ratios["new_rows"] = ratio if rows is None else rows.lr_ratio
-    return ratios
-
-
-def ratio_changes(saved: Sequence[Mapping[str, Any]], present: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Describes the ratios to `--lr` that differ between the recorded groups and those of now."""
-    before, now = learning_rate_ratios(saved), learning_rate_ratios(present)
-    return [
-        f"{name.replace('_', ' ')} {before[name]:g} → {now[name]:g}"
-        for name in before
-        if name in now and not math.isclose(before[name], now[name])
-    ]
 
 
 def trains_frozen_rows(saved: Sequence[Mapping[str, Any]], present: Sequence[Mapping[str, Any]]) -> bool:

@@ -15,8 +15,6 @@ from colossal_llama.engine.optimizer_shards import ShardRange, TensorShard  # no
 from colossal_llama.engine.parameter_groups import (  # noqa: E402
     NewRows,
     ParameterGroup,
-    learning_rate_ratios,
-    ratio_changes,
     set_learning_rate,
     trains_frozen_rows,
 )
@@ -104,20 +102,6 @@ ROWS = settings_of(ParameterGroup("layers", []), ParameterGroup("embeddings", []
 ALONE = settings_of(ParameterGroup("embeddings", [], 1.0, NewRows(5, 9, 4.0, True)))
 FEWER = settings_of(ParameterGroup("embeddings", [], 1.0, NewRows(6, 9, 4.0, True)))
 EARLIER_VERSION = [{"lr": 1e-3, "betas": [0.9, 0.95]}]
-
-
-def test_the_ratios_of_what_is_trained():
-    assert learning_rate_ratios(ONE) == learning_rate_ratios(EARLIER_VERSION)
-    assert learning_rate_ratios(FAST) == {"layers": 1.0, "embeddings": 2.0, "new_rows": 2.0}
-    assert learning_rate_ratios(ROWS) == {"layers": 1.0, "embeddings": 2.0, "new_rows": 4.0}
-    assert learning_rate_ratios(ALONE) == {"new_rows": 4.0}
-
-
-def test_changed_ratios_are_named():
-    assert ratio_changes(EARLIER_VERSION, ONE) == []
-    assert ratio_changes(EARLIER_VERSION, FAST) == ["embeddings 1 → 2", "new rows 1 → 2"]
-    assert ratio_changes(ROWS, FAST) == ["new rows 4 → 2"]
-    assert ratio_changes(ONE, ALONE) == ["new rows 1 → 4"]
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from colossal_llama.engine.optimizer_shards import OptimizerShard, ShardRange, TensorShard
-from colossal_llama.engine.parameter_groups import (
-    hyperparameters,
-    learning_rate_ratios,
-    ratio_changes,
-    trains_frozen_rows,
-)
+from colossal_llama.engine.parameter_groups import hyperparameters, trains_frozen_rows
 from colossal_llama.training.checkpoint.staging import HEADER_ENTRIES
 from colossal_llama.training.checkpoint.state import OPTIMIZER_INDEX
 from colossal_llama.utils.errors import UserError
@@ -119,7 +114,7 @@ class SavedOptimizer:
                     f"{directory / OPTIMIZER_INDEX}: the format is {index['format']}, but this version reads {_FORMAT}"
                 )
             self._groups: list[dict[str, Any]] = index["param_groups"]
-            learning_rate_ratios(self._groups)  # damaged ones raise here
+            trains_frozen_rows(self._groups, ())  # damaged ones raise here
             for name in index["files"]:
                 self._read_header(directory / name)
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -146,19 +141,17 @@ class SavedOptimizer:
                     raise ValueError(f"{tensor} in {path.name} has not the length that the header says")
             self._shards[name].append(_StoredShard(elements, entry["step"], path))
 
-    def compare_groups(self, optimizer: Any) -> list[str]:
-        """Describes the learning rate ratios that differ from those of a prepared optimizer.
+    def refuse_frozen_rows(self, optimizer: Any) -> None:
+        """Refuses a prepared optimizer that trains embedding rows which the saved run has frozen.
 
         Raises:
-            UserError: it trains embedding rows that the saved run has frozen.
+            UserError: it does.
         """
-        present = hyperparameters(optimizer)
-        if trains_frozen_rows(self._groups, present):
+        if trains_frozen_rows(self._groups, hyperparameters(optimizer)):
             raise UserError(
                 f"the run that saved {self._directory.parent} trained new embedding rows only, and other rows are to "
                 f"be trained now: give its --train_only and --first_new_row, or begin a new stage {_NEW_STAGE}"
             )
-        return ratio_changes(self._groups, present)
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """Shape of a parameter; None when no states of it were saved."""

@@ -12,7 +12,6 @@ from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer, rest
 from colossal_llama.training.checkpoint.rng_state import restore_random_states
 from colossal_llama.training.checkpoint.state import OPTIMIZER, RUNNING_STATES, Checkpoint
 from colossal_llama.training.distributed import consensus
-from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 
 
@@ -30,16 +29,11 @@ def restore(checkpoint: Checkpoint, backend: Backend, model: torch.nn.Module, op
     shards = backend.optimizer_shards(model, optimizer)
     with consensus.raise_on_all_ranks():
         with contextlib.closing(SavedOptimizer(checkpoint.path / OPTIMIZER)) as saved:
-            changes = saved.compare_groups(optimizer)
+            saved.refuse_frozen_rows(optimizer)
             restore_states(saved, shards, fp32_weights(checkpoint.model_path))
         _restore_loss_scale(optimizer, checkpoint)
         if checkpoint.running_states["world_size"] == dist.get_world_size():
             restore_random_states(checkpoint.path, dist.get_rank())
-    if changes:
-        log_rank_zero(
-            f"warning: the learning rates are not in the ratio to --lr of the checkpoint ({', '.join(changes)}): stop "
-            "this run and set --embedding_lr and --new_row_lr if that is not meant"
-        )
 
 
 def _restore_loss_scale(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
