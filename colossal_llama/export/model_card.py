@@ -261,6 +261,11 @@ def _tokenizer(lineage: Lineage, rows: int) -> str:
             f"The vocabulary was expanded from {report['source_vocab_size']:,} to {report['vocab_size']:,} tokens "
             f"({report['family']})."
         )
+        if scripts := report.get("extended_pretokenizer", {}).get("scripts"):
+            parts.append(
+                f"Its pre-tokenizer keeps combining marks with letters of {', '.join(scripts)}. Programs that do not "
+                "read `tokenizer.json` would give texts in these scripts other ids."
+            )
     for report in lineage.records.tokenizer_reports.values():
         sizes = {name: entry["vocab_size"] for name, entry in report["tokenizers"].items()}
         if not any(size <= rows and (size == rows or expansions) for size in sizes.values()):

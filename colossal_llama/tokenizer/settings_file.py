@@ -6,6 +6,7 @@ tokens under another key.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +94,26 @@ def make_settings_portable(directory: Path) -> None:
         (directory / TOKENIZER_CONFIG).write_bytes(_json(portable))
 
 
-def take_definition_as_it_is(directory: Path) -> None:
+def take_definition_as_it_is(directory: Path, special_tokens: Callable[[], Mapping[str, Any]] = dict) -> None:
     """Names the generic class where transformers 5 would not take a tokenizer.json as it is.
 
     Its GPT2Tokenizer makes the pre-tokenizer itself: the steps that SmolLM has before it are lost.
     So do most other classes, and the slow ones of version 4: an extended pre-tokenizer is lost.
+
+    Args:
+        directory: of a tokenizer.
+        special_tokens: gives the special tokens by name, also those that are its class's default.
     """
     settings = _read(directory)
     step = read_json_object(directory / "tokenizer.json").get("pre_tokenizer") or {}
-    is_gpt2 = str(settings.get("tokenizer_class")).removesuffix("Fast") == "GPT2Tokenizer"
-    if (is_gpt2 and step.get("type") != "ByteLevel") or extended_letters(step):
+    kind = settings.get("tokenizer_class")
+    is_gpt2 = str(kind).removesuffix("Fast") == "GPT2Tokenizer"
+    # LLaMA's classes take tokenizer.json as it is. Theirs are the settings of BOS and EOS.
+    is_extended = kind not in _SENTENCEPIECE_CLASSES and extended_letters(step)
+    if (is_gpt2 and step.get("type") != "ByteLevel") or is_extended:
         # The generic class would also give token_type_ids, which a LLaMA's generate() refuses.
-        generic = {"model_input_names": ["input_ids", "attention_mask"], **settings, "tokenizer_class": GENERIC_CLASS}
+        defaults = {"model_input_names": ["input_ids", "attention_mask"], **special_tokens()}
+        generic = {**defaults, **settings, "tokenizer_class": GENERIC_CLASS}
         (directory / TOKENIZER_CONFIG).write_bytes(_json(generic))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -182,3 +183,14 @@ def test_the_command_runs_by_its_path(project_root, random_model_directory, tmp_
     assert done.returncode == 0, done.stderr
     assert f"complete model in {tmp_path / 'out'}" in done.stdout
     assert "writing weights" in done.stderr
+
+
+def test_the_card_names_the_scripts_of_an_extended_pre_tokenizer(random_model_directory, tmp_path):
+    shutil.copytree(random_model_directory, tmp_path / "model")
+    rows = json.loads((tmp_path / "model" / "config.json").read_text())["vocab_size"]
+    sizes = {"family": "byte-level BPE", "source_vocab_size": rows - 7, "vocab_size": rows, "padded_vocab_size": rows}
+    report = tmp_path / "model" / "expansion_report.json"
+    report.write_text(json.dumps(sizes | {"extended_pretokenizer": {"scripts": ["Devanagari", "Thai"]}}))
+    assert "combining marks with letters of Devanagari, Thai" in card_of(tmp_path / "model", tmp_path / "extended")
+    report.write_text(json.dumps(sizes))
+    assert "combining marks" not in card_of(tmp_path / "model", tmp_path / "plain")

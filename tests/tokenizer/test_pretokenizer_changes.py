@@ -241,3 +241,15 @@ def test_a_pre_tokenizer_of_another_kind_is_refused(project_root, made_data, pie
     assert run.returncode == 2
     assert "does not find words by" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_special_tokens_that_are_the_default_of_a_class_stay(project_root, pieces, tmp_path):
+    source = _as_smollm(tmp_path / "source")
+    path = source / "tokenizer_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in ("unk_token", "bos_token")}))
+    run = expand(project_root, source, tmp_path / "t", pieces, "--extend_pretokenizer", "Thai")
+    assert run.returncode == 0, run.stderr
+    old, new = (AutoTokenizer.from_pretrained(directory) for directory in (source, tmp_path / "t"))
+    assert new.special_tokens_map == old.special_tokens_map
+    assert new.model_input_names == ["input_ids", "attention_mask"]

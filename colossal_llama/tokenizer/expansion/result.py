@@ -10,7 +10,7 @@ from colossal_llama.tokenizer.expansion.old_ids import verify_old_ids
 from colossal_llama.tokenizer.expansion.pieces import Piece, PieceFile
 from colossal_llama.tokenizer.expansion.pretokenizer_changes import PreTokenizerChanges
 from colossal_llama.tokenizer.expansion.reachability import Encode, Reachability
-from colossal_llama.tokenizer.loading import REPEATED_FILES
+from colossal_llama.tokenizer.loading import REPEATED_FILES, load_with_transformers
 from colossal_llama.tokenizer.settings_file import copy_settings, take_definition_as_it_is
 from colossal_llama.utils.atomic_io import atomic_directory, write_json
 from colossal_llama.utils.console import table
@@ -173,7 +173,7 @@ def write_expansion(source: Path, target: Path, expansion: Expansion, report: Ma
             copy_settings(source, directory)
             for name, content in {**_repeated_files(source, expansion), **expansion.files}.items():
                 (directory / name).write_bytes(content)
-            take_definition_as_it_is(directory)
+            take_definition_as_it_is(directory, lambda: load_with_transformers(source, True).special_tokens_map)
             write_json(directory / REPORT_FILE, report)
             verify_old_ids(source, directory, has_slow="tokenizer.model" in expansion.files)
     except OSError as error:
