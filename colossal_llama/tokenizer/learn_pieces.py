@@ -1,14 +1,15 @@
 r"""Learns from texts which pieces to add to a tokenizer, and how many of them.
 
     python colossal_llama/tokenizer/learn_pieces.py \
-        --source_tokenizer_dir LLAMA --data_input_dirs CORPUS --output_dir PIECES --scripts Han
+        --source_tokenizer_dir LLAMA --data_input_dirs CORPUS --output_dir PIECES --language zh
 
 OUTPUT_DIR holds pieces.jsonl (for init_tokenizer.py), curve.png and learning_report.json.
 """
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from colossal_llama.readers.fields import FieldOptions, TextFields, field_proble
 from colossal_llama.readers.formats import DESCRIPTION
 from colossal_llama.readers.input_paths import GatherPaths, input_paths
 from colossal_llama.readers.remote import without_secrets
+from colossal_llama.tokenizer.script_names import parse_languages, parse_scripts
 from colossal_llama.utils.arguments import add_options, from_namespace, group, option, option_values
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
@@ -31,14 +33,16 @@ from colossal_llama.utils.hub.files import Needed
 from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from colossal_llama.tokenizer.expansion.source import SourceTokenizer
-    from colossal_llama.tokenizer.learning.bpe_continuation import LearningLimits
+    from colossal_llama.tokenizer.learning.bpe_continuation import CutWords, LearnedPieces, LearningLimits
     from colossal_llama.tokenizer.learning.training_corpus import TrainingCorpus
     from colossal_llama.tokenizer.learning.vocabulary_size_curve import CurvePoint
 
 
-def _comma_separated(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _any_or_scripts(text: str) -> tuple[str, ...]:
+    return ("any",) if text.strip().casefold() == "any" else parse_scripts(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +72,38 @@ class LearningArguments:
 
     scripts: tuple[str, ...] = option(
         ("any",),
-        type=_comma_separated,
+        type=_any_or_scripts,
         metavar="NAME[,NAME…]",
-        help="learn pieces of these Unicode scripts only (Han, Hiragana, Cyrillic, Arabic …); any: letters of all "
-        "scripts",
+        help="learn pieces of these Unicode scripts only, by name or ISO 15924 code (Han, Deva, Cyrillic …); any: "
+        "letters of all scripts",
+    )
+    language: tuple[str, ...] = option(
+        (),
+        type=parse_languages,
+        metavar="NAME[,NAME…]",
+        help="learn pieces of the scripts in which these languages are written, instead of --scripts: ISO 639 codes "
+        "or English names (hi, ja, Thai, sr-Latn …)",
+    )
+    extend_pretokenizer: tuple[str, ...] = option(
+        (),
+        type=parse_scripts,
+        metavar="SCRIPTS",
+        help="learn for a tokenizer whose pre-tokenizer lets combining marks stay with letters of these scripts: for "
+        "init_tokenizer.py with the same option",
     )
     max_pieces: int = option(
         40_000, type=number_in_range(int, minimum=1), help="how many pieces to learn and draw the curve for"
     )
-    min_frequency: int = option(
-        20, type=number_in_range(int, minimum=1), help="occurrences a piece needs in the sampled text"
+    min_frequency: int | None = option(
+        type=number_in_range(int, minimum=1),
+        help="occurrences a piece needs in the sampled text (default: 20; in texts of less than a million characters "
+        "fewer in proportion, but two)",
     )
-    max_piece_length: int = option(8, type=number_in_range(int, minimum=1), help="characters of a piece, at most")
+    max_piece_length: int = option(
+        8,
+        type=number_in_range(int, minimum=1),
+        help="characters of a piece, at most; a letter counts as one with its marks",
+    )
     blocklist_file: Path | None = option(
         type=existing_file, metavar="FILE", help="no piece contains one of these strings, one a line"
     )
@@ -103,7 +127,8 @@ class SizeArguments:
         0.2,
         type=number_in_range(float, minimum=0),
         metavar="PERCENT",
-        help="keep growing while 1,000 more embedding rows save at least this percentage of the held-out text's tokens",
+        help="keep growing while 1,000 more embedding rows save at least this percentage of the tokens: of the "
+        "held-out text's, or where that is too little to tell, of the others",
     )
 
 
@@ -121,6 +146,7 @@ def main() -> None:
     """Learns pieces, measures compression against their number, chooses it and writes the files."""
     arguments = parse_arguments()
     learning, size = arguments.learning, arguments.size
+    scripts = learning.language or learning.scripts
     from colossal_llama.tokenizer.expansion.source import open_source
     from colossal_llama.tokenizer.learning.bpe_continuation import learn_pieces
     from colossal_llama.tokenizer.learning.training_corpus import read_training_corpus
@@ -130,28 +156,107 @@ def main() -> None:
     from colossal_llama.utils.hub.fetch import option_directory
 
     source_dir = option_directory("--source_tokenizer_dir", arguments.input.source_tokenizer_dir, Needed.TOKENIZER)
-    source = open_source(source_dir)
+    source = open_source(source_dir, learning.extend_pretokenizer)
+    for note in source.extension_notes:
+        log_rank_zero(f"note: {note}")
     tokenizer = load_tokenizer(source_dir)
+    extend(tokenizer, learning.extend_pretokenizer)
     fields = FieldOptions(**option_values(arguments.fields), category_from="directory")
-    corpus = read_training_corpus(
-        arguments.input.data_input_dirs, learning.sample_mb, learning.seed, learning.scripts, fields
+    corpus = read_training_corpus(arguments.input.data_input_dirs, learning.sample_mb, learning.seed, scripts, fields)
+    log_rank_zero(
+        f"read {corpus.characters:,} characters: {sum(corpus.words.values()):,} words of {','.join(scripts)}, "
+        f"{len(corpus.words):,} different; learning …"
     )
-    words, num_words = corpus.words, sum(corpus.words.values())
-    log_rank_zero(f"read {corpus.characters:,} characters: {num_words:,} words, {len(words):,} different; learning …")
-    pieces = learn_pieces(words, tokenizer, learning_limits(learning, source))
-    if not pieces:
-        raise UserError(
-            f"no piece was learned: the texts hold {num_words:,} words of {','.join(learning.scripts)}, and none is "
-            f"seen {learning.min_frequency} times; change --scripts, lower --min_frequency or give more text"
-        )
+    limits = learning_limits(learning, source, corpus.words)
+    learned = possible_pieces(source, learn_pieces(corpus.words, tokenizer, limits))
+    log_cut_words(learned.cut_words, limits)
+    if not learned.saved_tokens:
+        raise UserError(why_nothing(learned, corpus, scripts, limits))
     held_out_characters = sum(map(len, corpus.held_out))
-    log_rank_zero(f"learned {len(pieces):,} pieces; measuring on {held_out_characters:,} held-out characters …")
-    points = measure_curve(source, tokenizer, pieces, corpus.held_out)
+    log_rank_zero(
+        f"learned {len(learned.saved_tokens):,} pieces of {limits.min_frequency} occurrences or more"
+        f"{left_out_note(learned)}; measuring on {held_out_characters:,} held-out characters …"
+    )
+    points = measure_curve(
+        source, tokenizer, learned.saved_tokens, corpus.held_out, corpus.characters - held_out_characters
+    )
     chosen = choose_size(points, size.num_pieces, size.min_saving)
     log_rank_zero(curve_table(points, chosen))
-    write_result(arguments, pieces[: chosen.pieces], points, chosen, corpus, source_dir)
+    write_result(arguments, list(learned.saved_tokens)[: chosen.pieces], points, chosen, corpus, learned, source_dir)
+    log_choice(arguments, points, chosen)
+
+
+def extend(tokenizer: "PreTrainedTokenizerFast", scripts: Sequence[str]) -> None:
+    """Extends a tokenizer's pre-tokenizer, as `open_source` does with the source's."""
+    from colossal_llama.tokenizer.pretokenizer import extended
+
+    backend = tokenizer.backend_tokenizer
+    if scripts and backend.pre_tokenizer is not None and (new := extended(backend, scripts).pre_tokenizer) is not None:
+        backend.pre_tokenizer = new  # type: ignore[assignment]
+
+
+def possible_pieces(source: "SourceTokenizer", learned: "LearnedPieces") -> "LearnedPieces":
+    """Leaves out the pieces that init_tokenizer.py would leave out, with its reasons."""
+    from colossal_llama.tokenizer.expansion.pieces import Piece
+
+    if not learned.saved_tokens:
+        return learned
+    expansion = source.expand([Piece(piece, "") for piece in learned.saved_tokens])
+    possible = {piece: learned.saved_tokens[piece] for piece in expansion.pieces}
+    dropped = len(learned.saved_tokens) - len(possible)
+    left_out = {**learned.left_out, **({"that the tokenizer cannot have": dropped} if dropped else {})}
+    return replace(learned, saved_tokens=possible, left_out=left_out)
+
+
+def left_out_note(learned: "LearnedPieces") -> str:
+    """Returns the numbers of pieces that were left out, by reason; empty without any."""
+    counts = ", ".join(f"{number:,} {reason}" for reason, number in learned.left_out.items())
+    return f" (left out: {counts})" if counts else ""
+
+
+def log_cut_words(cut: "CutWords", limits: "LearningLimits") -> None:
+    """Says how many words the pre-tokenizer cuts, and what lets them be tokens."""
+    from colossal_llama.utils.console import log_rank_zero
+
+    if cut.occurrences:
+        examples = f" ({', '.join(map(str.strip, cut.frequent[:3]))} …)" if cut.frequent else ""
+        log_rank_zero(
+            f"the source's pre-tokenizer cuts {cut.occurrences:,} words ({cut.share:.0%}) at combining marks. No piece "
+            f"can hold them: {len(cut.frequent):,} different ones occur {limits.min_frequency} times or more{examples}."
+            f" --extend_pretokenizer {','.join(cut.scripts)}, here and for init_tokenizer.py, keeps such words whole"
+        )
+
+
+def why_nothing(
+    learned: "LearnedPieces", corpus: "TrainingCorpus", scripts: Sequence[str], limits: "LearningLimits"
+) -> list[str]:
+    """Returns why no piece was learned, and what to do."""
+    words = sum(corpus.words.values())
+    if not words:
+        return [f"no piece was learned: the texts hold no word of {','.join(scripts)}; change --scripts or the texts"]
+    cause = f"the texts hold {words:,} words of {','.join(scripts)}, of which no new piece"
+    cause += f" occurs {limits.min_frequency} times{left_out_note(learned)}"
+    remedies = ["give more text", *(["lower --min_frequency"] if limits.min_frequency > 1 else [])]
+    if learned.cut_words.occurrences:
+        remedies = [f"give --extend_pretokenizer {','.join(learned.cut_words.scripts)} (see above)", *remedies]
+    return [f"no piece was learned: {cause}; {' or '.join(remedies)}"]
+
+
+def log_choice(arguments: LearnPiecesArguments, points: "list[CurvePoint]", chosen: "CurvePoint") -> None:
+    """Says how many pieces were chosen, by which text, and what to do with them."""
+    from colossal_llama.tokenizer.learning.vocabulary_size_curve import decided_by_held_out
+    from colossal_llama.utils.console import log_rank_zero
+
+    size, scripts = arguments.size, arguments.learning.extend_pretokenizer
+    if size.num_pieces is None and not decided_by_held_out(points, size.min_saving):
+        log_rank_zero(
+            "the held-out text is too little to tell what most steps save (error): there the text that was learned "
+            "from decided"
+        )
     path = arguments.input.output_dir / "pieces.jsonl"
     log_rank_zero(f"chosen: {chosen.pieces:,} pieces, written to {path}; the curve is in curve.png")
+    if scripts:
+        log_rank_zero(f"they need init_tokenizer.py --extend_pretokenizer {','.join(scripts)}")
 
 
 def parse_arguments() -> LearnPiecesArguments:
@@ -166,8 +271,6 @@ def parse_arguments() -> LearnPiecesArguments:
 
 def check_arguments(parser: CollectingArgumentParser, arguments: argparse.Namespace) -> None:
     """Checks combinations of arguments, and existing files."""
-    from colossal_llama.tokenizer.learning.bpe_continuation import word_pattern
-
     for problem in field_problems(arguments):
         parser.problem(problem)
     output = arguments.output_dir
@@ -179,22 +282,23 @@ def check_arguments(parser: CollectingArgumentParser, arguments: argparse.Namesp
         and arguments.num_pieces > arguments.max_pieces
     ):
         parser.problem(f"--num_pieces {arguments.num_pieces} is more than --max_pieces {arguments.max_pieces}")
-    try:
-        word_pattern(arguments.scripts)
-    except ValueError as error:
-        parser.problem(f"--scripts: {error}")
+    if arguments.language and arguments.scripts != ("any",):
+        parser.problem("--language and --scripts are two ways to say the same: give one of them")
     try:
         blocked_strings(arguments.blocklist_file)
     except UserError as error:
         parser.problem(f"--blocklist_file: {error}")
 
 
-def learning_limits(arguments: LearningArguments, source: "SourceTokenizer") -> "LearningLimits":
+def learning_limits(
+    arguments: LearningArguments, source: "SourceTokenizer", words: Mapping[str, int]
+) -> "LearningLimits":
     """Returns the limits of learning; no piece contains a control or an added token."""
-    from colossal_llama.tokenizer.learning.bpe_continuation import LearningLimits
+    from colossal_llama.tokenizer.learning.bpe_continuation import LearningLimits, default_min_frequency
 
+    min_frequency = arguments.min_frequency or default_min_frequency(words)
     blocked = blocked_strings(arguments.blocklist_file) | source.control_tokens | source.added_tokens.keys()
-    return LearningLimits(arguments.max_pieces, arguments.min_frequency, arguments.max_piece_length, frozenset(blocked))
+    return LearningLimits(arguments.max_pieces, min_frequency, arguments.max_piece_length, frozenset(blocked))
 
 
 def blocked_strings(path: Path | None) -> set[str]:
@@ -220,6 +324,7 @@ def write_result(
     points: "list[CurvePoint]",
     chosen: "CurvePoint",
     corpus: "TrainingCorpus",
+    learned: "LearnedPieces",
     source_dir: Path,
 ) -> None:
     """Writes pieces.jsonl, curve.png and learning_report.json atomically."""
@@ -236,6 +341,9 @@ def write_result(
         "arguments": settings,
         **origin_record(source_dir),
         "read": corpus.figures(),
+        "learned": len(learned.saved_tokens),
+        "left_out": dict(learned.left_out),
+        "cut_words": {**asdict(learned.cut_words), "frequent": len(learned.cut_words.frequent)},
         "chosen": asdict(chosen),
         "curve": [asdict(point) for point in points],
     }

@@ -6,6 +6,7 @@ not count. The names of scripts are fontTools' copy of Unicode's table. The tabl
 `languages.tsv`, is ours: ISO 639 codes, the scripts in which they are written today, names.
 """
 
+import argparse
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -51,6 +52,31 @@ def scripts_of_languages(names: Iterable[str]) -> tuple[str, ...]:
     return _resolve(map(_without_subtags, names), _languages(), _not_a_language, "language")
 
 
+def parse_scripts(text: str) -> tuple[str, ...]:
+    """Parses names or codes of scripts, separated by commas (argparse `type=`)."""
+    return _parse(text, named_scripts)
+
+
+def parse_languages(text: str) -> tuple[str, ...]:
+    """Parses codes or names of languages, separated by commas, as scripts (argparse `type=`)."""
+    return _parse(text, scripts_of_languages)
+
+
+def _parse(text: str, scripts_of: Callable[[Iterable[str]], tuple[str, ...]]) -> tuple[str, ...]:
+    try:
+        return scripts_of(part.strip() for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def scripts_of_text(text: str) -> tuple[str, ...]:
+    """Returns the names of the scripts of a text's letters, in their order."""
+    from fontTools.unicodedata import script
+
+    codes = dict.fromkeys(script(character) for character in text if character.isalpha())
+    return tuple(name for code in codes for name in _scripts().get(_folded(code), ()))
+
+
 def _resolve(
     names: Iterable[str], known: dict[str, tuple[str, ...]], complaint: Callable[[str], str], kind: str
 ) -> tuple[str, ...]:
@@ -93,17 +119,18 @@ def _scripts() -> dict[str, tuple[str, ...]]:
 @cache
 def _languages() -> dict[str, tuple[str, ...]]:
     """Folded code or name → names of scripts."""
-    by_code, by_name = {}, {}
+    by_code: dict[str, tuple[str, ...]] = {}
+    by_name: dict[str, tuple[str, ...]] = {}
     for codes, scripts, names in _language_table():
         by_code |= dict.fromkeys(codes, tuple(scripts))
         by_name |= dict.fromkeys(map(_folded, names), tuple(scripts))
     return by_name | by_code  # mon is Mongolian, though there is a language Mon
 
 
-def _language_table() -> list[tuple[list[str], list[str], list[str]]]:
+def _language_table() -> list[list[list[str]]]:
     """Codes, scripts and names of each language."""
     lines = _LANGUAGES.read_text("utf-8").splitlines()[1:]
-    return [tuple(column.split(",") for column in line.split("\t")) for line in lines]
+    return [[column.split(",") for column in line.split("\t")] for line in lines]
 
 
 def _not_a_script(name: str) -> str:

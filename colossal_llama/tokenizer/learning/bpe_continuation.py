@@ -13,16 +13,18 @@ new merges, too.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
+from math import ceil
 from typing import TYPE_CHECKING
 
 import regex
 from tokenizers import Tokenizer, models, trainers
 
 from colossal_llama.tokenizer.encoding import TextEncoder
-from colossal_llama.tokenizer.script_names import named_scripts
+from colossal_llama.tokenizer.pretokenizer import words_of
+from colossal_llama.tokenizer.script_names import named_scripts, scripts_of_text
 from colossal_llama.tokenizer.token_bytes import SPACE_MARK, byte_level_alphabet, is_byte_level
 
 if TYPE_CHECKING:
@@ -35,7 +37,13 @@ _WITHOUT_SPACES = "一あアกກកကཀ"
 _LETTER_OR_MARK = r"[\p{L}\p{M}]"
 _JOINERS = "\u200c\u200d"  # they show inside a word how letters join: Persian, Indic scripts
 _DANDAS = "\u0964\u0965"
+_MARK = regex.compile(rf"[\p{{M}}{_JOINERS}]")
+_BEGINS_INSIDE = regex.compile(rf"[\p{{M}}{_JOINERS}]+[^\p{{M}}{_JOINERS}]")
+_GRAPHEME = regex.compile(r"\X")
 _BATCH_WORDS = 20_000
+_MORE_SYMBOLS = 1.5  # than the mean: letters with several marks
+_LEAST_FREQUENCY, _MOST_FREQUENCY = 2, 20
+_CHARACTERS_PER_OCCURRENCE = 50_000  # so that a text of a million characters has the most
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class LearningLimits:
     Attributes:
         max_pieces: number of pieces, at most.
         min_frequency: the least frequency of a pair or a character.
-        max_characters: length of a piece, at most.
+        max_characters: length of a piece, at most: a letter counts as one with its marks
+            (grapheme clusters, UAX #29).
         blocked: strings that no piece may contain.
     """
 
@@ -53,6 +62,40 @@ class LearningLimits:
     min_frequency: int
     max_characters: int
     blocked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class LearnedPieces:
+    """Pieces that the source lacks.
+
+    Attributes:
+        saved_tokens: piece → tokens that it saves in the text learned from; the most come first.
+        left_out: reason → number of pieces of the limits' frequency that were left out.
+        cut_words: words that the source's pre-tokenizer cuts at a mark.
+    """
+
+    saved_tokens: Mapping[str, int]
+    left_out: Mapping[str, int]
+    cut_words: "CutWords"
+
+
+@dataclass(frozen=True)
+class CutWords:
+    """Words that the source's pre-tokenizer cuts at a combining mark: they cannot be one token.
+
+    Attributes:
+        different: number of different ones.
+        frequent: the most frequent of those that have the limits' frequency.
+        occurrences: number of all in the text.
+        share: of the occurrences of all words.
+        scripts: of their letters, the most frequent first.
+    """
+
+    different: int
+    frequent: tuple[str, ...]
+    occurrences: int
+    share: float
+    scripts: tuple[str, ...]
 
 
 def word_pattern(scripts: Iterable[str]) -> regex.Pattern:
@@ -96,7 +139,19 @@ def count_words(texts: Iterable[str], pattern: regex.Pattern) -> Counter[str]:
     return words
 
 
-def learn_pieces(words: Mapping[str, int], tokenizer: "PreTrainedTokenizerFast", limits: LearningLimits) -> list[str]:
+def default_min_frequency(words: Mapping[str, int]) -> int:
+    """Returns how often a piece must occur in a text: 20 times, in a small one twice.
+
+    A small text has few pieces that occur 20 times. There `vocabulary_size_curve` decides by their
+    savings, of which one occurrence is taken off.
+    """
+    characters = sum(len(word) * frequency for word, frequency in words.items())
+    return max(_LEAST_FREQUENCY, min(_MOST_FREQUENCY, characters // _CHARACTERS_PER_OCCURRENCE))
+
+
+def learn_pieces(
+    words: Mapping[str, int], tokenizer: "PreTrainedTokenizerFast", limits: LearningLimits
+) -> LearnedPieces:
     """Learns pieces that the source lacks; those that save the most tokens come first.
 
     A merge saves one token each time it is applied, a character that the source splits into n bytes
@@ -109,25 +164,76 @@ def learn_pieces(words: Mapping[str, int], tokenizer: "PreTrainedTokenizerFast",
         limits: limits of the pieces.
     """
     symbols = _Symbols(tokenizer)
-    words = symbols.split_at_pre_tokens(words)
+    parts, cut = symbols.split_at_pre_tokens(words)
     sequences: Counter[str] = Counter()
-    for word, sequence in zip(words, symbols.encode(list(words)), strict=True):
-        sequences[sequence] += words[word]
+    for part, sequence in zip(parts, symbols.encode(list(parts)), strict=True):
+        sequences[sequence] += parts[part]
     saved_tokens: dict[str, int] = {}
     for symbol, frequency in _symbol_frequencies(sequences).items():
         if symbols.is_new_character(symbol) and frequency >= limits.min_frequency:
             character = symbols.text_of(symbol)
             saved_tokens[character] = frequency * (len(character.encode()) - 1)
-    for merged, frequency in _train(sequences, limits).items():
+    per_character = _symbols_per_character(parts, sequences)
+    longest = ceil(limits.max_characters * (_MORE_SYMBOLS * per_character if per_character > 1 else 1))
+    for merged, frequency in _train(sequences, limits, longest).items():
         if text := symbols.text_of(merged):
             saved_tokens.setdefault(text, frequency)
     # Stable: characters and earlier merges before equals.
     best_first = sorted(saved_tokens, key=saved_tokens.__getitem__, reverse=True)
-    return list(islice((piece for piece in best_first if _is_allowed(piece, limits)), limits.max_pieces))
+    beginnings = _beginnings_with_mark(parts)
+    reasons = ((piece, _why_left_out(piece, limits, symbols, beginnings)) for piece in best_first)
+    left_out: Counter[str] = Counter()
+    kept: dict[str, int] = {}
+    for piece, reason in reasons:
+        if len(kept) == limits.max_pieces:
+            break
+        if reason is None:
+            kept[piece] = saved_tokens[piece]
+        else:
+            left_out[reason] += 1
+    return LearnedPieces(kept, left_out, _cut_words(words, cut, limits))
 
 
-def _is_allowed(piece: str, limits: LearningLimits) -> bool:
-    return len(piece) <= limits.max_characters and not any(blocked in piece for blocked in limits.blocked)
+def _why_left_out(piece: str, limits: LearningLimits, symbols: "_Symbols", beginnings: Collection[str]) -> str | None:
+    """Returns the reason for which a piece is not kept, or None.
+
+    A piece that begins with a mark and goes on into the next letter is no part of a writing system.
+    Without these, as many rows save as much (Hindi, Thai, Burmese: 1 % of the tokens more or less).
+    The pre-tokenizer may leave nothing better: Burmese in LLaMA-3.
+    """
+    if any(blocked in piece for blocked in limits.blocked):
+        return "with a blocked string"
+    if len(_GRAPHEME.findall(piece)) > limits.max_characters:
+        return "longer than --max_piece_length"
+    if _BEGINS_INSIDE.match(piece) and piece not in beginnings:
+        return "from a mark into the next letter"
+    return "in the source" if symbols.is_piece(piece) else None
+
+
+def _beginnings_with_mark(words: Iterable[str]) -> set[str]:
+    """Returns the beginnings of all words that begin with a mark."""
+    return {word[:end] for word in words if _MARK.match(word) for end in range(1, len(word) + 1)}
+
+
+def _symbols_per_character(words: Iterable[str], sequences: Iterable[str]) -> float:
+    """Returns the mean over some words; a byte-level vocabulary may take six for a Hindi letter."""
+    characters = sum(len(_GRAPHEME.findall(word)) for word in islice(words, _BATCH_WORDS))
+    return sum(map(len, islice(sequences, _BATCH_WORDS))) / max(1, characters)
+
+
+def _cut_words(words: Mapping[str, int], cut: Collection[str], limits: LearningLimits) -> CutWords:
+    occurrences = {word: words[word] for word in cut}
+    scripts: Counter[str] = Counter()
+    for word, frequency in occurrences.items():
+        scripts.update(dict.fromkeys(scripts_of_text(word), frequency))
+    frequent = [word for word in occurrences if occurrences[word] >= limits.min_frequency]
+    return CutWords(
+        different=len(occurrences),
+        frequent=tuple(sorted(frequent, key=occurrences.__getitem__, reverse=True)),
+        occurrences=sum(occurrences.values()),
+        share=sum(occurrences.values()) / max(1, sum(words.values())),
+        scripts=tuple(script for script, _ in scripts.most_common()),
+    )
 
 
 def _symbol_frequencies(sequences: Mapping[str, int]) -> Counter[str]:
@@ -138,7 +244,7 @@ def _symbol_frequencies(sequences: Mapping[str, int]) -> Counter[str]:
     return frequencies
 
 
-def _train(sequences: Mapping[str, int], limits: LearningLimits) -> dict[str, int]:
+def _train(sequences: Mapping[str, int], limits: LearningLimits, max_symbols: int) -> dict[str, int]:
     """Trains BPE on sequences of symbols (sequence → its frequency).
 
     Returns:
@@ -149,7 +255,7 @@ def _train(sequences: Mapping[str, int], limits: LearningLimits) -> dict[str, in
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + 2 * limits.max_pieces,
         min_frequency=limits.min_frequency,
-        max_token_length=limits.max_characters,
+        max_token_length=max_symbols,
         show_progress=False,
     )
     bpe = Tokenizer(models.BPE())
@@ -182,20 +288,29 @@ class _Symbols:
         self._tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         self._byte_level = is_byte_level(self._encoder.definition())
         self._byte_of = byte_level_alphabet()
-        self._pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._texts = set(map(self._text_of_token, self._tokens))
         self._known_characters = {token for token in self._tokens if len(token) == 1}
         self._new_characters: dict[str, str] = {}  # symbol → character
         self._new_symbols: dict[str, str] = {}  # character → symbol
 
-    def split_at_pre_tokens(self, words: Mapping[str, int]) -> Mapping[str, int]:
-        """Splits words where a byte-level tokenizer does: LLaMA-3 merges nothing across a mark."""
+    def split_at_pre_tokens(self, words: Mapping[str, int]) -> tuple[Mapping[str, int], list[str]]:
+        """Splits words where a byte-level tokenizer does: LLaMA-3 merges nothing across a mark.
+
+        Returns:
+            Part → its frequency, in the tokenizer's normal form; the words that are cut at a mark.
+        """
         if not self._byte_level:
-            return words
+            return words, []
         parts: Counter[str] = Counter()
+        cut = []
         for word, frequency in words.items():
-            for _, (start, end) in self._pre_tokenizer.pre_tokenize_str(word):
-                parts[word[start:end]] += frequency
-        return parts
+            found = words_of(self._backend, word)
+            for part in found:
+                parts[part] += frequency
+            if any(_MARK.match(after) or _MARK.match(before[-1]) for before, after in pairwise(found)):
+                cut.append(word)
+        return parts, cut
 
     def encode(self, words: list[str]) -> Iterator[str]:
         """Yields each word as a string of symbols."""
@@ -212,6 +327,10 @@ class _Symbols:
                     for part, is_known in word_parts
                 )
 
+    def is_piece(self, text: str) -> bool:
+        """True when the source has a piece of this text, if only as a whole word (LLaMA-3)."""
+        return text in self._texts
+
     def is_new_character(self, symbol: str) -> bool:
         """True when the symbol stands for a character that the source lacks."""
         return symbol in self._new_characters
@@ -223,6 +342,14 @@ class _Symbols:
             return content.decode()
         except UnicodeDecodeError:
             return ""
+
+    def _text_of_token(self, token: str) -> str:
+        if not self._byte_level:
+            return token.replace(SPACE_MARK, " ")
+        try:
+            return bytes(self._byte_of[character] for character in token).decode()
+        except (KeyError, UnicodeDecodeError):
+            return token
 
     def _parts(self, word: str) -> list[tuple[str, bool]]:
         """Splits a word at characters that the source lacks: (part, true if the source has it)."""
