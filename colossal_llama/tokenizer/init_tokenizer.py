@@ -4,15 +4,16 @@ python colossal_llama/tokenizer/init_tokenizer.py \
         --source_tokenizer_dir LLAMA --target_tokenizer_dir NEW --expand_tokens_file pieces.jsonl
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from colossal_llama.tokenizer.script_names import named_scripts
+from colossal_llama.tokenizer.script_names import parse_scripts
 from colossal_llama.utils.arguments import add_options, from_namespace, option
 from colossal_llama.utils.cli import (
     CollectingArgumentParser,
@@ -24,16 +25,12 @@ from colossal_llama.utils.errors import UserError, run_main, truncate_problems
 from colossal_llama.utils.hub.files import Needed
 from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
 
+if TYPE_CHECKING:
+    from colossal_llama.tokenizer.expansion.pieces import Impossible, PieceFile
+    from colossal_llama.tokenizer.expansion.result import Expansion
+
 MAX_SHOWN = 10
 MAX_SHOWN_CHARACTERS = 40  # of a piece; of a reason more
-
-
-def script_names(text: str) -> tuple[str, ...]:
-    """Parses names or codes of Unicode scripts, separated by commas (argparse `type=`)."""
-    try:
-        return named_scripts(name for name in text.split(",") if name.strip())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +64,7 @@ class InitTokenizerArguments:
     )
     extend_pretokenizer: tuple[str, ...] = option(
         (),
-        type=script_names,
+        type=parse_scripts,
         metavar="SCRIPTS",
         help="let combining marks stay with letters of these Unicode scripts (Thai,Devanagari,Tibetan …), so that "
         "whole words can be tokens; texts without these scripts keep their ids; for byte-level BPE (LLaMA-3, Qwen, "
@@ -100,10 +97,16 @@ def main() -> None:
     changes = source.count_changes(requested.pieces) if source.count_changes else None
     report = expansion_report(expansion, requested, reachability, arguments.pad_to_multiple_of, changes)
     log_rank_zero(report_table(report))
-    for piece, reason in expansion.impossible[:MAX_SHOWN]:
-        log_rank_zero(f"left out: {piece.location}: {shorten(piece.text)!r}: {shorten(reason, 5)}")
+    for left_out in expansion.impossible[:MAX_SHOWN]:
+        piece = left_out.piece
+        log_rank_zero(f"left out: {piece.location}: {shorten(piece.text)!r}: {shorten(left_out.why, 5)}")
     if len(expansion.impossible) > MAX_SHOWN:
         log_rank_zero(f"left out: {len(expansion.impossible) - MAX_SHOWN} more, listed in expansion_report.json")
+    advice = extension_advice(expansion.impossible)
+    if not expansion.pieces:
+        raise UserError(why_nothing_is_added(expansion, requested, advice))
+    if advice:
+        log_rank_zero(advice)
     if unreachable := reachability.unreachable:
         problems = truncate_problems(
             [f"no text was found that produces the new piece {piece!r}" for piece in unreachable]
@@ -112,6 +115,39 @@ def main() -> None:
         raise UserError(problems)
     write_expansion(source_dir, arguments.target_tokenizer_dir, expansion, report)
     log_rank_zero(f"written to {arguments.target_tokenizer_dir}")
+
+
+def extension_advice(impossible: "Sequence[Impossible]") -> str:
+    """Returns how pieces become possible that the pre-tokenizer splits at marks; empty without."""
+    import regex
+
+    from colossal_llama.tokenizer.expansion.pieces import Cause
+    from colossal_llama.tokenizer.script_names import scripts_of_text
+
+    split = [left_out.piece.text for left_out in impossible if left_out.cause is Cause.PRE_TOKENIZER]
+    words = [
+        text for text in split if regex.fullmatch(r"[ \p{L}\p{M}\u200c\u200d]+", text) and regex.search(r"\p{M}", text)
+    ]
+    scripts = scripts_of_text("".join(words))
+    if not scripts:
+        return ""
+    return (
+        f"{len(words):,} of the pieces that the pre-tokenizer splits are words with combining marks: "
+        f"--extend_pretokenizer {','.join(scripts)} lets the marks stay with their letters"
+    )
+
+
+def why_nothing_is_added(expansion: "Expansion", requested: "PieceFile", advice: str) -> str:
+    """Returns why no piece can be added, with counts by reason, and what to do."""
+    from colossal_llama.tokenizer.expansion.result import impossible_by_cause
+
+    known = {"in the source already": len(expansion.known)} if expansion.known else {}
+    counts = (f"{number:,} {reason}" for reason, number in (known | impossible_by_cause(expansion)).items())
+    return (
+        f"none of the {len(requested.pieces):,} requested pieces can be added: {', '.join(counts)}; nothing was "
+        "written. "
+        + (advice or "Give other pieces: learn_pieces.py learns those that this source can have from your texts")
+    )
 
 
 def shorten(text: str, times: int = 1) -> str:

@@ -336,6 +336,32 @@ BAD_LINES = {
 }
 
 
+def test_adding_nothing_is_an_error_with_the_reasons(project_root, made_data, tmp_path):
+    """The pieces of an expansion asked for again; impossible ones: counts of each reason."""
+    source = made_data / "tokenizers" / "llama3-base"
+    pieces = write_pieces(tmp_path / "pieces.jsonl", ["你好人工", "博物馆里"])
+    assert expand(project_root, source, tmp_path / "new", pieces).returncode == 0
+    pieces = write_pieces(tmp_path / "more.jsonl", ["你好人工", "博物馆里", "的，a", "a<|eot_id|>", "x" * 3000])
+    run = expand(project_root, tmp_path / "new", tmp_path / "again", pieces)
+    assert run.returncode == 2
+    assert "none of the 5 requested pieces can be added: 2 in the source already" in run.stderr
+    for count in ("1 split by the pre-tokenizer", "1 with an added token", "1 too long"):
+        assert count in run.stderr
+    assert "extend_pretokenizer" not in run.stderr
+    assert not (tmp_path / "again").exists()
+
+
+def test_pieces_that_are_partly_impossible_are_counted_by_cause(project_root, made_data, tmp_path):
+    source = made_data / "tokenizers" / "llama3-base"
+    pieces = write_pieces(tmp_path / "pieces.jsonl", ["你好人工", "ที่นี่", " हिन्दी", "的，a"])
+    run = expand(project_root, source, tmp_path / "new", pieces)
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "new" / "expansion_report.json").read_text("utf-8"))
+    assert (report["new"], report["impossible_by_cause"]) == (1, {"split by the pre-tokenizer": 3})
+    assert "2 of the pieces that the pre-tokenizer splits are words with combining marks" in run.stdout
+    assert "--extend_pretokenizer Thai,Devanagari" in run.stdout
+
+
 def test_every_bad_line_is_named_at_once_and_nothing_is_written(project_root, made_llama2, tmp_path):
     pieces = tmp_path / "pieces.jsonl"
     pieces.write_bytes(b"\n".join(BAD_LINES) + b"\n")

@@ -8,13 +8,14 @@ the special tokens.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
 from colossal_llama.tokenizer.expansion.merge_plan import SourceTokens, plan_merges
-from colossal_llama.tokenizer.expansion.pieces import Piece, sift_pieces
+from colossal_llama.tokenizer.expansion.pieces import Cause, Impossible, Piece, sift_pieces
 from colossal_llama.tokenizer.expansion.result import Expansion, unused_entries
 from colossal_llama.tokenizer.loading import loading_errors
 from colossal_llama.tokenizer.pretokenizer import definition_of, extended_letters
@@ -75,12 +76,13 @@ def expand_byte_level(
     candidates, known, impossible = sift_pieces(pieces, {token.content: token.special for token in added.values()})
     known += [piece for piece in candidates if _name(piece) in vocabulary]
     candidates = [piece for piece in candidates if _name(piece) not in vocabulary]
-    impossible += [(piece, reason) for piece in candidates if (reason := _why_impossible(piece.text, source, contexts))]
-    left_out = {piece for piece, _ in impossible}
-    new = {_name(piece): piece.text for piece in candidates if piece not in left_out}
+    impossible += filter(None, (_why_impossible(piece, source, contexts) for piece in candidates))
+    impossible_pieces = {left_out.piece for left_out in impossible}
+    new = {_name(piece): piece.text for piece in candidates if piece not in impossible_pieces}
 
-    plan = plan_merges(_source_tokens(source, new), source_ranks={})
-    # An intermediate piece that is in the vocabulary already needs its merge only.
+    # With a new merge to an old token, which the source looks up as a whole word only, old merges
+    # of that token would come first. Where nothing else is possible, it needs its merge only.
+    plan = plan_merges(_source_tokens(source, new), source_ranks={}, forbidden=vocabulary.keys())
     intermediates = [piece for piece in plan.intermediates if piece not in vocabulary]
     new_ids = {name: source_size + number for number, name in enumerate([*new, *intermediates])}
     model = {
@@ -93,6 +95,16 @@ def expand_byte_level(
     )
     with loading_errors("the expanded tokenizer.json"):
         expanded = Tokenizer.from_buffer(content)
+    encoded = zip(new, _encode_by_merges(expanded, list(new.values())), strict=True)
+    if prevented := {name for name, ids in encoded if ids != [new_ids[name]]}:
+        others = [piece for piece in pieces if _name(piece) not in prevented]
+        expansion = expand_byte_level(definition, source, others, first_free_id)
+        prevented_pieces = [
+            Impossible(piece, Cause.MERGES, "merges of the source apply to its parts before it is made")
+            for piece in candidates
+            if _name(piece) in prevented
+        ]
+        return replace(expansion, impossible=[*expansion.impossible, *prevented_pieces])
     return Expansion(
         family="byte-level BPE",
         files={"tokenizer.json": content},
@@ -112,17 +124,21 @@ def _name(piece: Piece) -> str:
     return _BYTES_AS_CHARACTERS.pre_tokenize_str(piece.text)[0][0]
 
 
-def _why_impossible(text: str, source: Tokenizer, contexts: Sequence[tuple[str, str]] = _CONTEXTS) -> str | None:
+def _why_impossible(
+    piece: Piece, source: Tokenizer, contexts: Sequence[tuple[str, str]] = _CONTEXTS
+) -> Impossible | None:
     """Returns the reason why no text can produce a piece, or None."""
+    text = piece.text
     if source.normalizer is not None and (normal := source.normalizer.normalize_str(text)) != text:
-        return f"the tokenizer's text normalisation turns it into {normal!r}"
+        why = f"the tokenizer's text normalisation turns it into {normal!r}"
+        return Impossible(piece, Cause.NORMALISATION, why)
     for before, after in contexts:
         start, end = len(before), len(before) + len(text)
         spans = [span for _, span in source.pre_tokenizer.pre_tokenize_str(before + text + after)]
         if any(span_start <= start and end <= span_end for span_start, span_end in spans):
             return None
     pre_tokens = [text[start:end] for _, (start, end) in source.pre_tokenizer.pre_tokenize_str(text)]
-    return f"the pre-tokenizer always splits it into {' | '.join(pre_tokens)}"
+    return Impossible(piece, Cause.PRE_TOKENIZER, f"the pre-tokenizer always splits it into {' | '.join(pre_tokens)}")
 
 
 def _encode_by_merges(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -174,7 +190,7 @@ def _added_token_entries(added: Mapping[int, AddedToken], definition: dict, sour
             continue
         # Elsewhere the added token is cut out of the text before any look-up.
         escapes = text != token.content or token.single_word
-        if escapes and _why_impossible(text, source) is None:
+        if escapes and _why_impossible(Piece(text, ""), source) is None:
             problems.append(
                 f"the source's added token {token.content!r} cannot keep its id: with new pieces ordinary text that "
                 f"holds {text!r} would give it, too; remove the token from the source or add it without single_word"

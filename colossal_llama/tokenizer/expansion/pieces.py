@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,33 @@ class Piece:
 
     text: str
     location: str
+
+
+class Cause(StrEnum):
+    """Kinds of reasons why no text can produce a piece, as counts of pieces name them."""
+
+    LENGTH = "too long"
+    ADDED_TOKEN = "with an added token"
+    NORMALISATION = "changed by the text normalisation"
+    PRE_TOKENIZER = "split by the pre-tokenizer"
+    CONTROL_TOKEN = "spelling a control token with another piece"
+    CONTROL_CHARACTER = "with a control character"
+    MERGES = "kept apart by the source's own merges"
+
+
+@dataclass(frozen=True)
+class Impossible:
+    """A requested piece that no text can produce, whatever is added.
+
+    Attributes:
+        piece: the piece.
+        cause: the kind of the reason.
+        why: the reason.
+    """
+
+    piece: Piece
+    cause: Cause
+    why: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +117,7 @@ def read_pieces(path: Path, control_tokens: Iterable[str]) -> PieceFile:
 
 def sift_pieces(
     pieces: Sequence[Piece], added_tokens: Mapping[str, bool]
-) -> tuple[list[Piece], list[Piece], list[tuple[Piece, str]]]:
+) -> tuple[list[Piece], list[Piece], list[Impossible]]:
     """Separates pieces that are too long, and those that an added token cuts out of a text first.
 
     Args:
@@ -109,11 +137,11 @@ def sift_pieces(
             known.append(piece)
         elif len(piece.text) > MAX_PIECE_CHARACTERS:
             length = f"it has {len(piece.text):,} characters, and a piece at most {MAX_PIECE_CHARACTERS:,}"
-            impossible.append((piece, length))
+            impossible.append(Impossible(piece, Cause.LENGTH, length))
         elif found is not None:
             kind = "control" if special[found.group()] else "added"
             reason = f"it contains the {kind} token {found.group()!r}, which the tokenizer cuts out of a text first"
-            impossible.append((piece, reason))
+            impossible.append(Impossible(piece, Cause.ADDED_TOKEN, reason))
         else:
             others.append(piece)
     return others, known, impossible

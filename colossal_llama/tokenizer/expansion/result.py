@@ -1,5 +1,6 @@
 """The expanded vocabulary of either family: its files, its report, and writing them."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import orjson
 
 from colossal_llama.tokenizer.expansion.old_ids import verify_old_ids
-from colossal_llama.tokenizer.expansion.pieces import Piece, PieceFile
+from colossal_llama.tokenizer.expansion.pieces import Impossible, Piece, PieceFile
 from colossal_llama.tokenizer.expansion.pretokenizer_changes import PreTokenizerChanges
 from colossal_llama.tokenizer.expansion.reachability import Encode, Reachability
 from colossal_llama.tokenizer.loading import REPEATED_FILES, load_with_transformers
@@ -47,7 +48,7 @@ class Expansion:
     pieces: Sequence[str]
     intermediates: Sequence[str]
     known: Sequence[Piece]
-    impossible: Sequence[tuple[Piece, str]]
+    impossible: Sequence[Impossible]
     encoders: Sequence[Encode]
     encode_by_merges: Encode | None = None
     letters_before_marks: Sequence[str] = ()
@@ -108,6 +109,7 @@ def expansion_report(
         "duplicate": requested.duplicates,
         "already_known": len(expansion.known),
         "impossible": len(expansion.impossible),
+        "impossible_by_cause": impossible_by_cause(expansion),
         "new": len(expansion.pieces),
         "bridges": len(expansion.intermediates),
         "unreachable": len(reachability.unreachable),
@@ -124,9 +126,15 @@ def expansion_report(
         },
         "bridge_pieces": list(expansion.intermediates),
         "impossible_pieces": [
-            {"piece": piece.text, "where": piece.location, "why": reason} for piece, reason in expansion.impossible
+            {"piece": left_out.piece.text, "where": left_out.piece.location, "why": left_out.why}
+            for left_out in expansion.impossible
         ],
     }
+
+
+def impossible_by_cause(expansion: Expansion) -> dict[str, int]:
+    """Returns cause → number of impossible pieces, the most frequent first."""
+    return dict(Counter(str(left_out.cause) for left_out in expansion.impossible).most_common())
 
 
 def report_table(report: Mapping) -> str:
@@ -136,6 +144,7 @@ def report_table(report: Mapping) -> str:
         ("  duplicate lines", report["duplicate"]),
         ("  already in the source", report["already_known"]),
         ("  impossible, left out", report["impossible"]),
+        *((f"    {cause}", number) for cause, number in report["impossible_by_cause"].items()),
         ("  new", report["new"]),
         ("intermediate pieces added for them", report["bridges"]),
         ("unreachable", report["unreachable"]),

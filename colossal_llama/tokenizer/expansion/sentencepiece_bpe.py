@@ -23,7 +23,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 from colossal_llama.tokenizer.expansion.merge_plan import SourceTokens, plan_merges
-from colossal_llama.tokenizer.expansion.pieces import Piece, sift_pieces
+from colossal_llama.tokenizer.expansion.pieces import Cause, Impossible, Piece, sift_pieces
 from colossal_llama.tokenizer.expansion.reachability import Encode
 from colossal_llama.tokenizer.expansion.result import Expansion, unused_entries
 from colossal_llama.tokenizer.sentencepiece_model import ModelProto, PieceType, merges_by_score
@@ -137,7 +137,7 @@ def _single_words(model: ModelProto, fast: Tokenizer) -> set[str]:
 
 def _sift_parts(
     unspelt: Collection[str], names: set[str], pieces: Sequence[Piece]
-) -> tuple[list[Piece], list[tuple[Piece, str]]]:
+) -> tuple[list[Piece], list[Impossible]]:
     """Separates the pieces that spell a control token together with another piece.
 
     Transformers' converter of a `tokenizer.model` makes a merge of every such pair. A `</s>` spelt
@@ -162,13 +162,13 @@ def _sift_parts(
             names_of_parts |= every_part & {name}
         else:
             reason = f"joined with another piece it would spell the control token {spelt} in ordinary text"
-            impossible.append((piece, reason))
+            impossible.append(Impossible(piece, Cause.CONTROL_TOKEN, reason))
     return others, impossible
 
 
 def _source_tokens(
     model: ModelProto, source_names: set[str], pieces: Sequence[Piece]
-) -> tuple[dict[str, SourceTokens], list[tuple[Piece, str]]]:
+) -> tuple[dict[str, SourceTokens], list[Impossible]]:
     """Encodes new pieces by the source; a character that the source lacks counts as a token.
 
     Returns:
@@ -187,9 +187,10 @@ def _source_tokens(
         if control is not None:
             name = f"U+{ord(control):04X}"
             reason = f"the control character {name} is a byte token here; as a piece it would change every text"
-            impossible.append((piece, reason))
+            impossible.append(Impossible(piece, Cause.CONTROL_CHARACTER, reason))
         elif "".join(parts) != _name(piece):
-            impossible.append((piece, f"the model's text normalisation turns it into {''.join(parts)!r}"))
+            reason = f"the model's text normalisation turns it into {''.join(parts)!r}"
+            impossible.append(Impossible(piece, Cause.NORMALISATION, reason))
         else:
             source_tokens[_name(piece)] = tuple(parts)
     return source_tokens, impossible

@@ -285,7 +285,8 @@ class _Symbols:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         self._encoder = TextEncoder(tokenizer)
-        self._tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        size = 1 + max(tokenizer.get_vocab().values())  # more than its tokens, where ids are unused
+        self._tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(list(range(size)))]
         self._byte_level = is_byte_level(self._encoder.definition())
         self._byte_of = byte_level_alphabet()
         self._backend = tokenizer.backend_tokenizer
