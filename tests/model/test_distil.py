@@ -375,8 +375,11 @@ def test_contradicting_options_are_refused_at_once(project_root, tokenizers, tex
     assert "--distill_data has no effect without --init_method distilled" in done.stderr
 
 
-def test_texts_without_new_tokens_are_refused(tokenizers, tmp_path):
+def test_texts_or_tokenizers_without_new_tokens_are_refused(tokenizers, tmp_path):
     (tmp_path / "texts.txt").write_text("Nothing of the kind. " * 20)
     plan = plan_expansion(make_source(tmp_path / "source", tokenizers[0], "smollm"), tokenizers[1])
     with pytest.raises(UserError, match="--distill_data has none of the new tokens"):
+        distil(plan, options(tmp_path / "texts.txt"), FieldOptions(), tmp_path / "target")
+    plan = plan_expansion(tmp_path / "source", tokenizers[0])
+    with pytest.raises(UserError, match="no more tokens than the source's"):
         distil(plan, options(tmp_path / "texts.txt"), FieldOptions(), tmp_path / "target")

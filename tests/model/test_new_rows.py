@@ -68,6 +68,7 @@ def test_what_is_carried_on_is_read_again(tmp_path: Path):
     [
         ({}, None),
         ({INIT: {"rows": {"kept": 5, "new": 2}}}, False),
+        ({INIT: {"rows": {"kept": 5, "new": 2}, "init_method": "distilled"}}, True),
         ({INIT: {"rows": {"kept": 5, "new": 0}}}, None),
         ({EXPANSION: {"source_vocab_size": 7, "vocab_size": 9}}, None),
         ({NEW_ROWS_FILE: {"first_new_row": 3}, INIT: {"rows": {"kept": 5, "new": 2}}}, None),

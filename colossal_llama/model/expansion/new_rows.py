@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.model.expansion.distillation.arguments import DISTILLED
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.json_files import read_json_object
 
@@ -46,7 +47,7 @@ def first_new_row(directory: Path) -> int | None:
 
 
 def new_rows_trained(directory: Path) -> bool | None:
-    """True when a run has trained the new rows of a model, False when they are as initialised.
+    """True when the new rows of a model were trained or distilled, False when they are means.
 
     Args:
         directory: of a model or an adapter.
@@ -59,8 +60,10 @@ def new_rows_trained(directory: Path) -> bool | None:
     """
     path = directory / NEW_ROWS_FILE
     if not path.is_file():
-        is_initialised = (directory / INIT_REPORT_FILE).is_file() and first_new_row(directory) is not None
-        return False if is_initialised else None
+        report = directory / INIT_REPORT_FILE
+        if not report.is_file() or first_new_row(directory) is None:
+            return None
+        return read_json_object(report, "remove it").get("init_method") == DISTILLED
     trained = read_json_object(path, "remove it").get(_TRAINED)
     if trained is not None and not isinstance(trained, bool):
         raise UserError(f"{path} is damaged: {_TRAINED} is {trained!r}, not true or false; remove it")

@@ -40,6 +40,7 @@ from colossal_llama.model.loading import load_model
 from colossal_llama.readers.fields import FieldOptions
 from colossal_llama.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama.utils.console import log_rank_zero
+from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.fingerprint import fingerprint_bytes, fingerprint_directory
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -80,6 +81,8 @@ def distil(plan: ExpansionPlan, arguments: DistillationArguments, fields: FieldO
             another run was interrupted.
     """
     started = time.monotonic()
+    if not plan.new_tokens:
+        raise UserError(f"{plan.target_tokenizer} has no more tokens than the source's tokenizer: nothing to distil")
     device = select_device(arguments.distill_device, "--distill_device")
     dtype = arguments.distill_dtype or ("bf16" if device.type == "cuda" else "fp32")
     texts = _prepare_texts(plan, arguments, fields)
@@ -123,12 +126,20 @@ def distil(plan: ExpansionPlan, arguments: DistillationArguments, fields: FieldO
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Makes an interrupted run end with the same bytes as another, on the same device."""
+    """Makes an interrupted run end with the same bytes as another, on the same device.
+
+    Raises:
+        UserError: the memory was estimated wrongly.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which matrix products need for it on a GPU
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the memory of the device is too small: {str(error).splitlines()[0]} Give a smaller --distill_batch_tokens"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before)
 
