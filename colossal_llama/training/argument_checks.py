@@ -268,11 +268,12 @@ def _check_schedule(parser: CollectingArgumentParser, optimizer: OptimizerArgume
         parser.problem("--min_lr_ratio has no effect with --lr_schedule constant, whose learning rate does not decay")
     if max_steps is None:
         return
-    if warmup_steps is not None and warmup_steps > max_steps:
+    if (warmup_steps or 0) > max_steps:
         parser.problem(f"--warmup_steps {warmup_steps} is more than --max_steps {max_steps}")
-    elif optimizer.lr_schedule == "wsd" and decay_steps is not None and (warmup_steps or 0) + decay_steps > max_steps:
-        warmup = f"--warmup_steps {warmup_steps} and " if warmup_steps else ""
-        parser.problem(f"{warmup}--decay_steps {decay_steps} is more than --max_steps {max_steps}")
+        warmup_steps = None
+    if decay_steps is not None and (warmup_steps or 0) + decay_steps > max_steps:
+        both = f"--warmup_steps {warmup_steps} and --decay_steps {decay_steps} are" if warmup_steps else ""
+        parser.problem(f"{both or f'--decay_steps {decay_steps} is'} more than --max_steps {max_steps}")
 
 
 def _check_for_cpu(parser: CollectingArgumentParser, plugin: PluginArguments, fp8: bool) -> None:

@@ -77,7 +77,7 @@ def test_aliases_of_the_contract(base):
         (["--lr_schedule", "polynomial"], "choose from"),
         (
             ["--lr_schedule", "wsd", "--warmup_steps", "2", "--decay_steps", "9", "--max_steps", "10"],
-            "--warmup_steps 2 and --decay_steps 9 is more than --max_steps 10",
+            "--warmup_steps 2 and --decay_steps 9 are more than --max_steps 10",
         ),
         (["--no_such_option"], "unrecognized arguments"),
     ],
