@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model.expansion.new_rows import first_new_row
@@ -147,7 +147,7 @@ def test_a_weight_of_one_gives_a_model_back_bit_for_bit(make, llama2, tmp_path, 
     assert_equal_bits(tmp_path / "base_and_nothing", base)
     run(tmp_path / "same", [base, model], [0.3, 0], base=base, tokenizer_of="base")
     assert_equal_bits(tmp_path / "same", base)
-    run(tmp_path / "mean_of_one", [model, model], [0.7, 0.3])
+    run(tmp_path / "mean_of_one", [model, model], [0.7, 0.3], tokenizer_of=model)
     assert_equal_bits(tmp_path / "mean_of_one", model)
 
 
@@ -224,6 +224,12 @@ def test_the_chat_format_comes_with_the_chat_vector(make, llama2, chat_tokenizer
     plain = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert plain.get_vocab() == tokenizer.get_vocab()
     assert plain.chat_template == CHATML
+    (chat / "generation_config.json").unlink()
+    run(tmp_path / "without_settings", [continued, chat], [1, 1], base=base)
+    settings = json.loads((tmp_path / "without_settings" / "generation_config.json").read_text())
+    assert set(settings["eos_token_id"]) == {2, end}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "without_settings")
+    assert set(model.generation_config.eos_token_id) == {2, end}
 
     report = run(tmp_path / "without", [continued, chat], [1, 1], base=base, chat_of="none")
     assert report["chat_of"] is None
@@ -245,6 +251,8 @@ def test_a_llama3_tokenizer_gets_the_tokens_of_the_chat_model(make, made_data, t
     assert tokenizer("<|im_start|>hello<z>", add_special_tokens=False).input_ids[0] == size
     added = {"<|im_start|>": size, "<|im_end|>": size + 1}
     assert tokenizer.get_vocab() == load_tokenizer(continued).get_vocab() | added
+    alone = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))  # as programs do that read no settings
+    assert alone.get_vocab(with_added_tokens=True) == tokenizer.get_vocab()
 
 
 def test_two_different_templates_are_no_guess(make, llama2, chat_tokenizer, tmp_path, capsys):

@@ -164,6 +164,7 @@ def model_configs(chosen: ChatFormat, is_tied: bool, dtype: str) -> dict[str, di
         config |= _special_ids(chosen)
         generation = read_generation_config(donor.directory) or generation
         generation |= {**_special_ids(chosen), "eos_token_id": _stop_ids(chosen)}
+        generation.pop("_from_model_config", None)  # marked ones transformers 4.51 derives from config.json again
     configs = {CONFIG_FILE: config}
     return configs | ({GENERATION_CONFIG_FILE: generation} if generation else {})
 
