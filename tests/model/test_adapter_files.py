@@ -47,9 +47,10 @@ def test_the_card_names_the_new_rows(tmp_path):
     settings |= {"base_model_name_or_path": "someone/base", "modules_to_save": ["lm_head", "embed_tokens"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     (tmp_path / "new_rows.json").write_text('{"first_new_row": 32000}')
-    write_adapter_card(tmp_path)
+    write_adapter_card(tmp_path, trains_new_rows_only=True)
     card = (tmp_path / "README.md").read_text("utf-8")
-    assert "Trained are q_proj, and the rows from 32,000 on of embed_tokens and lm_head, which are saved as" in card
+    assert "Trained are q_proj, and the rows from 32,000 on of embed_tokens and lm_head, saved as whole" in card
+    assert 'from_pretrained("someone/base")' in card
 
 
 def test_settings_that_older_versions_of_peft_refuse_are_left_out(tmp_path):

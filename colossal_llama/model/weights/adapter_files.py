@@ -150,29 +150,32 @@ def name_base_repository(path: Path) -> None:
         write_json(path / ADAPTER_CONFIG, settings)
 
 
-def write_adapter_card(path: Path) -> None:
-    """Writes README.md of an adapter directory, in place of peft's, a form to be filled."""
+def write_adapter_card(path: Path, trains_new_rows_only: bool = False) -> None:
+    """Writes README.md of an adapter directory, in place of peft's, a form to be filled.
+
+    Args:
+        path: directory of the adapter.
+        trains_new_rows_only: True where of the modules saved as a whole only new rows were trained.
+    """
     settings = load_adapter_config(path)
     base, targets = settings.get("base_model_name_or_path"), settings["target_modules"]
     listed = targets if isinstance(targets, str) else ", ".join(sorted(targets))
-    whole = _trained_modules(path, sorted(settings.get("modules_to_save") or ()))
+    whole = sorted(settings.get("modules_to_save") or ())
+    revision = f', revision="{settings["revision"]}"' if settings.get("revision") else ""
+    trained = "".join(f", {name} as a whole" for name in whole)
+    if trains_new_rows_only:
+        trained = f", and the rows from {first_new_row(path):,} on of {' and '.join(whole)}, saved as whole matrices"
     lines = [
         "---\nlibrary_name: peft\n---\n",
         "# LoRA adapter\n",
         f"Of the base model `{base}`: rank {settings['r']}, alpha {settings['lora_alpha']:g}, dropout "
-        f"{settings['lora_dropout']:g}. Trained are {listed}{whole}.\n",
-        "```python\nfrom peft import AutoPeftModelForCausalLM\n",
-        "model = AutoPeftModelForCausalLM.from_pretrained(PATH_OF_THIS_DIRECTORY)\n```\n",
+        f"{settings['lora_dropout']:g}. Trained are {listed}{trained}.\n",
+        # peft's AutoPeftModel of before 0.14 cuts off rows of the embeddings that only pad them.
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n",
+        f'base = AutoModelForCausalLM.from_pretrained("{base}"{revision})',
+        "model = PeftModel.from_pretrained(base, PATH_OF_THIS_DIRECTORY)\n```\n",
     ]
     write_text(path / "README.md", "\n".join(lines))
-
-
-def _trained_modules(path: Path, whole: list[str]) -> str:
-    """The part of a sentence on the modules that are saved as a whole."""
-    first = first_new_row(path)
-    if first is None or whole != sorted(EMBEDDINGS):
-        return "".join(f", {name} as a whole" for name in whole)
-    return f", and the rows from {first:,} on of {' and '.join(whole)}, which are saved as whole matrices"
 
 
 def _read_config(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def small_files(
             if trains_embeddings(network):
                 name_embeddings(Path(directory))
             name_base_repository(Path(directory))
-            write_adapter_card(Path(directory))
+            write_adapter_card(Path(directory), trains_embeddings(network))
         else:
             _write_configuration(Path(directory), network, dtype)
         write_generation_config(network, Path(directory), stop_ids)
