@@ -312,8 +312,10 @@ def test_the_dtype_is_the_bases_or_the_given_one(make, tmp_path):
     run(tmp_path / "float32", [model], [0.5], base=base, dtype="float32")
     assert {values.dtype for values in tensors(tmp_path / "float32").values()} == {torch.float32}
     assert json.loads((tmp_path / "float32" / "config.json").read_text())["torch_dtype"] == "float32"
+    large = {name: 1e7 * values for name, values in tensors(model).items()}
+    save_file(large, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="beyond the range of float16: give --dtype bfloat16"):
-        run(tmp_path / "beyond", [make("large", 2, dtype=torch.float32, initializer_range=1e6)], [1], base=base)
+        run(tmp_path / "beyond", [model], [1], base=base)
     assert not (tmp_path / "beyond").exists()
 
 
