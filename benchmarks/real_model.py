@@ -44,7 +44,7 @@ from colossal_llama.utils.errors import UserError, run_main
 _PROMPTS = ("The Python standard library", "床前明月光，", "TiDB 是")
 _ROWS_FIRST_LR = 1e-2  # the best of 3e-3, 1e-2, 3e-2 for rows alone on SmolLM2-135M
 _CALIBRATION_STEPS = 60
-_NOT_FIXED = ("runs", "time_limit_s", "output", "curve", "questions", "max_new_tokens")
+_NOT_FIXED = ("runs", "untrained", "time_limit_s", "output", "curve", "questions", "max_new_tokens")
 
 
 def main() -> None:
@@ -71,6 +71,9 @@ def parse_arguments() -> Namespace:
     texts.add_argument("--texts_dir", type=existing_directory, help="records that are split: train/ and held/")
     parser.add_argument("--work_dir", type=creatable_directory, required=True, help="is kept: a second call goes on")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=["unexpanded", "mean", "mean_x10", "distilled_x10"])
+    parser.add_argument(
+        "--untrained", nargs="+", choices=RUNS, default=[], help="runs whose beginning is made and evaluated, no more"
+    )
     parser.add_argument("--num_pieces", type=positive, default=2500, help="to learn")
     parser.add_argument("--scripts", help="learn pieces of these Unicode scripts only")
     parser.add_argument("--pieces_file", type=existing_file, help="learned pieces, instead of learning them")
@@ -89,11 +92,13 @@ def parse_arguments() -> Namespace:
     more.add_argument("--questions", type=existing_file, help="prompts in evaluate.py's format (default: three)")
     more.add_argument("--max_new_tokens", type=positive, default=48, help="of an answer")
     more.add_argument("--time_limit_s", type=rate, help="seconds of this call")
-    more.add_argument("--output", type=Path, default=Path("real_model.json"), help="all figures")
+    more.add_argument(
+        "--output", type=Path, default=Path("real_model.json"), help="all figures; tables in a .md next to it"
+    )
     more.add_argument("--curve", type=Path, default=Path("real_model.png"), help="losses by FLOPs")
     arguments = parser.parse_args()
-    if "generic" in (arguments.runs or ()) and not arguments.generic_pieces_file:
-        parser.problem("--runs generic needs --generic_pieces_file")
+    if "generic" in (*arguments.runs, *arguments.untrained) and not arguments.generic_pieces_file:
+        parser.problem("run `generic` needs --generic_pieces_file")
     parser.finish()
     return arguments
 
@@ -121,6 +126,7 @@ class Comparison:
         self.stages = Stages(self.work, arguments.time_limit_s, self.record)
         self.inputs = Inputs(arguments, self.stages)
         self.chosen = [RUNS[name] for name in arguments.runs]
+        self.begun = [*self.chosen, *(RUNS[name] for name in arguments.untrained)]
 
     def run(self) -> None:
         """Does all stages.
@@ -129,7 +135,7 @@ class Comparison:
             OutOfTime: the time of this call is over.
         """
         self.inputs.texts()
-        for run in (UNEXPANDED, *self.chosen):
+        for run in (UNEXPANDED, *self.begun):
             self.inputs.data(run.vocabulary)
             self.inputs.start(run)
         self.budget_flops()
@@ -238,7 +244,7 @@ class Comparison:
         """Directories of the models to evaluate by name: trained, then as they began."""
         found = {run.name: self.work / "models" / run.name for run in RUNS.values()}
         found = {name: path for name, path in found.items() if self.stages.result(f"run-{name}")}
-        starts = {self.inputs.start(run) for run in self.chosen if run.start != "source"}
+        starts = {self.inputs.start(run) for run in self.begun if run.start != "source"}
         return found | {"source": self.arguments.source_model} | {path.name: path for path in sorted(starts)}
 
     def evaluate(self, models: dict[str, Path]) -> dict[str, Any]:
@@ -272,7 +278,7 @@ class Comparison:
     # --- Record ---
 
     def record(self) -> dict[str, Any]:
-        """Writes the results so far, with the figure; returns them."""
+        """Writes the results so far, tables next to them, and the figure; returns them."""
         result = self.stages.result
         vocabularies = {"source": None} | {run.vocabulary: None for run in RUNS.values()}
         results: dict[str, Any] = {
@@ -287,6 +293,7 @@ class Comparison:
             results |= {"evaluation": evaluation["losses"], "answers": evaluation["answers"]}
         results["comparisons"] = comparisons(results)
         write_json(self.arguments.output, results)
+        write_text(self.arguments.output.with_suffix(".md"), report(results) + "\n")
         if results["runs"]:
             draw(results, self.arguments.curve)
         return results

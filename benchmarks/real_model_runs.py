@@ -76,6 +76,10 @@ def distillation_flops(tokens: float, source: Price, expanded: Price) -> float:
 
     The frozen model runs forward and backward to its rows, the source model forward, on the same
     text in its own tokens.
+
+    >>> source, expanded = Price(60.0, 100.0, 2.0), Price(66.0, 100.0, 3.0)
+    >>> distillation_flops(10.0, source, expanded)  # 10 x 66 x 4/6 + 15 x 60 x 2/6
+    740.0
     """
     source_tokens = tokens * expanded.bytes_per_token / source.bytes_per_token
     return tokens * expanded.flops_per_token * FROZEN_SHARE + source_tokens * source.flops_per_token * _FORWARD_SHARE
@@ -102,6 +106,11 @@ def curve_of(
         nats_per_loss: held-out tokens per byte by category, by which a loss is nats per byte.
         before: what the run began with.
         share: of a whole step's FLOPs.
+
+    >>> entry = {"step": 2, "tokens_seen": 100, "eval_loss_by_category": {"a": 3.0, "b": None}}
+    >>> begun, price = Point(1, 5.0, 7.0, {}), Price(6.0, 50.0, 4.0)
+    >>> curve_of([{"step": 1}, entry], price, {"a": 0.5, "b": 0.5}, begun, 1.0)
+    [Point(step=3, flops=605.0, text_bytes=407.0, losses={'a': 1.5})]
     """
     return [
         Point(

@@ -28,7 +28,9 @@ def test_every_imported_name_exists(script):
             assert hasattr(module, name) or importlib.util.find_spec(submodule), f"{script}:{node.lineno}: {name}"
 
 
-def test_a_peak_is_read_without_what_former_runs_left(project_root):
-    command = [sys.executable, "-m", "doctest", "benchmarks/allocated_memory.py"]
+@pytest.mark.parametrize("script", ["allocated_memory", "real_model_runs", "real_model_inputs"])
+def test_the_arithmetic_of_figures_is_that_of_its_examples(project_root, script):
+    """Peaks without what former runs left; steps of equal FLOPs, and where curves cross."""
+    command = [sys.executable, "-m", "doctest", f"benchmarks/{script}.py"]
     done = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
