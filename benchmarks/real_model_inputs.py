@@ -127,7 +127,7 @@ class Inputs:
         return {"distill_tokens": tokens}
 
     def price(self, run: Run) -> Price:
-        """What a step of a run costs."""
+        """Returns the price of a step of a run."""
         from transformers import AutoConfig
 
         from colossal_llama.model.param_count import flops_per_token

@@ -18,7 +18,7 @@ def curves_of(results: Mapping[str, Any]) -> dict[str, list[Point]]:
 
 
 def comparisons(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Where each run reaches the unexpanded model's last loss, and what it has at equal text."""
+    """Compares runs: where the unexpanded model's last loss is reached, losses at equal text."""
     curves = curves_of(results)
     if not (base := curves.get(_BASE)):
         return {}
@@ -43,7 +43,7 @@ def _spent(place: Point, last: Point) -> dict[str, float]:
 
 
 def report(results: Mapping[str, Any]) -> str:
-    """All tables, as far as the results go."""
+    """Formats all tables, as far as the results go."""
     texts = results.get("texts")
     parts = [_vocabularies(results), _runs(results)]
     if texts:

@@ -45,7 +45,7 @@ RUNS = {
 
 @dataclass(frozen=True)
 class Price:
-    """What a step costs.
+    """Price of a step.
 
     Attributes:
         flops_per_token: of training all weights.
@@ -129,7 +129,7 @@ def curve_of(
 
 
 def first_at(curve: Sequence[Point], category: str, loss: float) -> Point | None:
-    """Where a curve first is as low as a loss, between two validations; None if it never is.
+    """First point where a curve is as low as a loss, between two validations; None if it never is.
 
     >>> curve = [Point(1, 10, 100, {"a": 3.0}), Point(2, 20, 200, {"a": 1.0})]
     >>> first_at(curve, "a", 2.5).flops, first_at(curve, "a", 0.5)
@@ -145,7 +145,7 @@ def first_at(curve: Sequence[Point], category: str, loss: float) -> Point | None
 
 
 def at_text(curve: Sequence[Point], text_bytes: float) -> Point | None:
-    """A curve where it had read so much text, between two validations; None if outside it.
+    """Point of a curve where it had read so much text, between two validations; None if outside it.
 
     >>> curve = [Point(1, 10, 100, {"a": 3.0}), Point(2, 20, 200, {"a": 1.0})]
     >>> at_text(curve, 150.0).losses, at_text(curve, 300.0)

@@ -25,7 +25,7 @@ class OutOfTime(Exception):
 
 
 class Stages:
-    """What is done already, recorded in files of the working directory.
+    """Record of what is done already, in files of the working directory.
 
     A command that the time limit interrupts is sent SIGTERM. Each command of the product goes on
     where it was when it is called again.
