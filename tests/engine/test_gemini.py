@@ -14,6 +14,9 @@ CASES = (
     "whole_accumulated",
     "offloaded_accumulated",
     "fp16_accumulated",
+    "chunks_new_rows",
+    "chunks_accumulated_new_rows",
+    "offloaded_accumulated_faster_rows",
 )
 
 
@@ -52,6 +55,16 @@ def test_a_nonfinite_step_changes_nothing_and_the_next_one_is_finite(found, case
 @pytest.mark.parametrize("case", ["whole_accumulated", "offloaded_accumulated"])
 def test_gradients_are_the_same_however_they_are_kept(found, case):
     assert found[case]["norms"] == pytest.approx(found["chunks_accumulated"]["norms"], rel=1e-2)
+
+
+@pytest.mark.parametrize("case", ["chunks_new_rows", "chunks_accumulated_new_rows"])
+def test_new_rows_are_trained_alone(found, case):
+    rows = list(range(70, 95))
+    assert found[case]["changed_rows"] == {"model.embed_tokens.weight": rows, "lm_head.weight": rows}
+
+
+def test_faster_rows_are_trained_with_the_others(found):
+    assert found["offloaded_accumulated_faster_rows"]["changed_rows"].keys() == found["chunks"]["changed_rows"].keys()
 
 
 def test_finished_runs_stay_in_memory_until_the_caches_are_cleared(found):

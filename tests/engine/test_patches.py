@@ -24,6 +24,15 @@ def test_zero_still_refuses_a_cpu_by_name(unpatched):
     assert '["cuda", "npu"]' in unpatched["zero's checks"]
 
 
+def test_zero_still_reduces_a_norm_for_each_group(unpatched):
+    """Fails when ColossalAI reduces one norm of all groups: then `reduce_norm_once` can go.
+
+    What it is for is run in integration/test_trained_rows.py (`pp4_zero1_bf16`).
+    """
+    loop = unpatched["zero's norm"].partition("for group_id in range(self.num_param_groups):")[2]
+    assert "self._compute_grad_norm(" in loop.partition("calculate_global_norm_from_list")[0]
+
+
 def test_a_pipelines_exchange_still_asks_about_hccl(monkeypatch, unpatched):
     """Fails when ColossalAI knows a gloo group: then `_treat_no_group_as_nccl` can go."""
     from colossalai.pipeline import p2p
@@ -59,6 +68,7 @@ found["a chunk's reduction"] = inspect.getsource(Chunk.reduce) + inspect.getsour
 original = _operation._ring_as_gather
 from colossalai.pipeline import p2p
 is_nccl = p2p._check_for_nccl_hccl_backend
+found["zero's norm"] = inspect.getsource(LowLevelZeroOptimizer.step)
 found["zero's checks"] = inspect.getsource(LowLevelZeroOptimizer._sanity_checks)
 found["adam's step"] = inspect.getsource(HybridAdam.step)
 found["a chunk's norm"] = inspect.getsource(Chunk.set_l2_norm)

@@ -32,20 +32,27 @@ class Branches(torch.nn.Module):
 
 
 def masters_after(
-    ours: bool, precision: str, accumulated: int, offload: bool
+    ours: bool, precision: str, accumulated: int, offload: bool, rows: str
 ) -> tuple[list[torch.Tensor], list[float]]:
     from colossalai.booster import Booster
     from colossalai.booster.plugin import LowLevelZeroPlugin
 
+    from colossal_llama.engine.backend import Backend
     from colossal_llama.engine.hybrid_adam import build_optimizer
     from colossal_llama.engine.loss_scale import loss_scale
+    from colossal_llama.engine.parameter_groups import NewRows, ParameterGroup
     from colossal_llama.engine.zero_offload_update import use_overlapped_offload_step, why_no_overlapped_offload_step
     from colossal_llama.engine.zero_update import use_fused_step, why_no_fused_step
 
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     model = Branches().cuda().to(dtype)
-    optimizer = build_optimizer(model, lr=1e-2, weight_decay=0.1)
+    groups = []
+    if rows != "all":
+        first, *others = model.parameters()
+        groups = [ParameterGroup("layers", others)]
+        groups.append(ParameterGroup("embeddings", [first], 0.5, NewRows(17, 40, 3.0, rows == "alone")))
+    optimizer = build_optimizer(model, 1e-2, 0.1, groups)
     plugin = LowLevelZeroPlugin(
         stage=2,
         precision=precision,
@@ -55,7 +62,7 @@ def masters_after(
         cpu_offload=offload,
     )
     booster = Booster(plugin=plugin)
-    model, optimizer, *_ = booster.boost(model, optimizer)
+    model, optimizer = Backend(booster, plugin, dtype, None, clips_gradients=True).prepare(model, optimizer)
     if ours and offload:
         assert why_no_overlapped_offload_step(optimizer) is None
         use_overlapped_offload_step(optimizer)
@@ -73,23 +80,28 @@ def masters_after(
         optimizer.step()
         norms.append(float(optimizer.get_grad_norm()) / scale)
         optimizer.zero_grad()
-    masters = [master.clone() for group in optimizer.optim.param_groups for master in group["params"]]
-    working = [parameter.detach().float().flatten() for parameter in model.parameters()]
-    for master, weight in zip(masters, working, strict=True):
+    masters = [master for group in optimizer.optim.param_groups for master in group["params"]]
+    working = optimizer.get_master_to_working_map()
+    for master in masters:
+        weight = working[id(master)].detach().float().flatten()
         torch.testing.assert_close(weight.cpu(), master.to(dtype).float().cpu())
-    return masters, norms
+    return [master.clone() for master in masters], norms
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["device", "host"])
-@pytest.mark.parametrize(("precision", "accumulated"), [("bf16", 1), ("bf16", 3), ("fp16", 2)])
-def test_equals_the_plugins_step(launched, precision, accumulated, offload, monkeypatch):
+@pytest.mark.parametrize(
+    ("precision", "accumulated", "rows"),
+    [("bf16", 1, "all"), ("bf16", 3, "all"), ("fp16", 2, "all"), ("bf16", 2, "faster"), ("fp16", 2, "alone")],
+)
+def test_equals_the_plugins_step(launched, precision, accumulated, rows, offload, monkeypatch):
+    """Also where rows of a matrix have a rate of their own, or are trained alone."""
     from colossal_llama.engine import zero_offload_update
 
     monkeypatch.setattr(
         zero_offload_update, "SLICE_ELEMENTS", 100
     )  # more slices than buffers, and a last one that is not full
-    ours, our_norms = masters_after(True, precision, accumulated, offload)
-    engine, engine_norms = masters_after(False, precision, accumulated, offload)
+    ours, our_norms = masters_after(True, precision, accumulated, offload, rows)
+    engine, engine_norms = masters_after(False, precision, accumulated, offload, rows)
     assert our_norms == pytest.approx(engine_norms, rel=1e-3)
     assert min(engine_norms) > 0.05, "nothing was clipped, so clipping was not tested"
     for mine, theirs in zip(ours, engine, strict=True):

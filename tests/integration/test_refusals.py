@@ -72,6 +72,8 @@ def done(runner, toy) -> dict:
     begin, lora = ("--pretrained", str(toy.model)), ("--lora_rank", "4")
     shrunk = runner.command("shrunk", *BATCH, "--load_checkpoint", str(save / "epoch-0_step-4"), "--allow_other_data")
     shrunk = [word for word in shrunk if word not in map(str, toy.parts[1:])]
+    rows = ("--first_new_row", "150")
+    resumes = ("--load_checkpoint", str(place / "rows" / "save" / "epoch-0_step-2"))
     second = str(place / "second" / "save" / "modelling")
     commands = {
         "begins": stage(*begin, "--max_steps", "2"),
@@ -119,6 +121,15 @@ def done(runner, toy) -> dict:
             str(place / "lora" / "save" / "modelling"),
             pretrained=False,
         ),
+        "no_expansion": runner.command("no_expansion", *NEXT, "--train_only", "new_rows", "--new_row_lr", "1e-3"),
+        "no_such_row": runner.command("no_such_row", *NEXT, "--train_only", "new_rows", "--first_new_row", "203"),
+        "no_such_layer": runner.command("no_such_layer", *NEXT, "--freeze_layers", "3"),
+        "new_rows": runner.command("rows", *BATCH, *rows, "--train_only", "new_rows", "--max_steps", "2"),
+        "other_rows": runner.command("rows", *BATCH, *rows, "--train_only", "embeddings", *resumes),
+        "all_rows": runner.command("rows", *BATCH, *rows, *resumes),
+        "fewer_rows": runner.command(
+            "rows", *BATCH, "--train_only", "new_rows", "--first_new_row", "160", "--max_steps", "3", *resumes
+        ),
         "second": runner.command("second", *NEXT, "--load_checkpoint", second, pretrained=False),
     }
     script = place / "one_after_the_other.py"
@@ -128,6 +139,28 @@ def done(runner, toy) -> dict:
     first, other = (json.loads((place / f"outcomes-{rank}.json").read_text()) for rank in range(2))
     assert first == other, "the ranks ended differently"
     return {**first, "printed": printed}
+
+
+def test_new_rows_that_no_record_names_and_layers_that_are_not_there(done):
+    for name, words in (
+        ("no_expansion", ("--train_only new_rows and --new_row_lr", "no expansion is recorded", "--first_new_row")),
+        ("no_such_row", ("--first_new_row 203", "has ids for 203 rows only")),
+        ("no_such_layer", ("--freeze_layers 3", "has 2 layers")),
+    ):
+        kind, problem = done[name]
+        assert kind == "CollectiveError"
+        assert all(word in problem for word in words), problem
+
+
+def test_frozen_rows_are_not_trained_on_by_a_resumed_run(done):
+    """Their moments would be zeros of as many steps; fewer rows than before are possible."""
+    assert done["new_rows"] is None
+    assert done["fewer_rows"] is None
+    assert "trained new embedding rows only" in done["other_rows"][1]
+    for name in ("other_rows", "all_rows"):
+        kind, problem = done[name]
+        assert kind == "CollectiveError"
+        assert "its modelling folder" in problem
 
 
 def test_the_base_of_an_adapter_is_not_overwritten_by_it(done, runner):

@@ -7,19 +7,27 @@ last expansion added 53.
 
 import contextlib
 import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from colossal_llama.engine.launch import prepare_engine
-from colossal_llama.model.weights.generation_config import save_model
 from tests.support import plain_adamw
-from tests.support.plain_adamw import INPUT, OUTPUT, Way
+from tests.support.plain_adamw import INPUT, OUTPUT
+from tests.support.trained_rows import (
+    CLIP,
+    FIRST,
+    NEW,
+    ROWS,
+    RUN,
+    WAYS,
+    Models,
+    assert_follows,
+    assert_untouched,
+    make_models,
+)
 from tests.support.training_runs import VOCABULARY_SIZE, Runner
 from tests.support.versions import NEEDS_SHARD_POLICIES
 
@@ -30,29 +38,8 @@ from colossal_llama.training.checkpoint.optimizer_io import SavedOptimizer  # no
 
 pytestmark = [pytest.mark.slow, NEEDS_SHARD_POLICIES]  # slow: the runs that all tests of the file share
 
-FIRST, ROWS = 150, 210
-CLIP = 0.3
-RUN = ("--lr", "3e-3", "--grad_clip", str(CLIP), "--warmup_steps", "2", "--shuffle", "none", "--skip_save_each_epoch")
 BATCH = ("--micro_batch_size", "2", "--accumulation_steps", "2")
 ALONE = ("--micro_batch_size", "4", "--accumulation_steps", "2")
-NEW = (FIRST, VOCABULARY_SIZE)
-WAYS = {
-    "new_rows": (("--train_only", "new_rows"), Way(NEW, trains_layers=False, trains_old_rows=False)),
-    "faster_new_rows": (
-        ("--train_only", "new_rows", "--new_row_lr", "9e-3"),
-        Way(NEW, trains_layers=False, trains_old_rows=False, new_row_ratio=3.0),
-    ),
-    "embeddings": (
-        ("--train_only", "embeddings", "--embedding_lr", "6e-3"),
-        Way(trains_layers=False, embedding_ratio=2.0),
-    ),
-    "rates": (
-        ("--embedding_lr", "1.5e-3", "--new_row_lr", "12e-3", "--freeze_layers", "1"),
-        Way(NEW, frozen_layers=1, embedding_ratio=0.5, new_row_ratio=4.0),
-    ),
-    "faster_all": (("--new_row_lr", "12e-3"), Way(NEW, new_row_ratio=4.0)),
-    "frozen_layer": (("--freeze_layers", "1"), Way(frozen_layers=1)),
-}
 PLAIN = ("--plugin", "3d", "--zero", "0")
 PLUGINS = {  # by their number of ranks
     "zero2": (2, BATCH),
@@ -92,30 +79,9 @@ CONTINUED = {
 }
 
 
-@dataclass(frozen=True)
-class Models:
-    """Directories of models with padding rows; `tied` has one matrix for both embeddings."""
-
-    untied: Path
-    tied: Path
-    deep: Path
-    """Four layers, so that the middle stages of a pipeline have no embeddings."""
-
-
 @pytest.fixture(scope="module")
 def models(toy, tmp_path_factory) -> Models:
-    root = tmp_path_factory.mktemp("models")
-    for name in ("untied", "tied", "deep"):
-        shutil.copytree(toy.model, root / name, ignore=shutil.ignore_patterns("*.safetensors"))
-        model = AutoModelForCausalLM.from_pretrained(toy.model, tie_word_embeddings=name == "tied")
-        if name == "deep":
-            model.config.num_hidden_layers = 4
-            model = LlamaForCausalLM(model.config)
-        torch.manual_seed(1)
-        model.resize_token_embeddings(ROWS)
-        save_model(model.bfloat16().float(), root / name)  # exact in half precision, too
-        (root / name / "init_report.json").write_text(json.dumps({"rows": {"kept": FIRST, "new": 53}}))
-    return Models(root / "untied", root / "tied", root / "deep")
+    return make_models(toy, tmp_path_factory.mktemp("models"))
 
 
 def cases(plugins: dict) -> list[tuple[str, str, str]]:
@@ -192,11 +158,7 @@ def test_half_precision_follows_and_leaves_the_rest(runs: Runner, expected, mode
     weights, norms = expected(way, model, tuple(step["learning_rate"] for step in metrics))
     assert [step["gradient_norm"] for step in metrics] == pytest.approx(norms, rel=3e-2)
     found, before = runs.weights(name), load_file(getattr(models, model) / "model.safetensors")
-    for key, tensor in found.items():
-        change = (weights[key] - before[key]).norm()
-        differences = (tensor.float() - weights[key]).abs().flatten().sort().values
-        rounding = 2**-8 * weights[key].norm()
-        assert differences[: int(0.97 * len(differences))].norm() <= 0.15 * change + rounding, (key, change)
+    assert_follows(found, weights, before)
     assert_untouched(found, before, WAYS[way][1])
 
 
@@ -232,18 +194,3 @@ def test_frozen_rows_have_no_moments_and_their_first_master_weights(runs: Runner
                 assert not rows[:FIRST].any()
                 assert not rows[VOCABULARY_SIZE:].any()
                 assert rows[FIRST:VOCABULARY_SIZE].any(dim=1).sum() > 40
-
-
-def assert_untouched(found: dict[str, torch.Tensor], before: dict[str, torch.Tensor], way: Way) -> None:
-    """What is not trained has the bytes of the beginning; what is, has changed."""
-    for key, tensor in found.items():
-        start = before[key].to(tensor.dtype)
-        if key in (INPUT, OUTPUT):
-            first, end = way.new_rows
-            new, old = slice(first, end), [*range(first), *range(end, len(tensor))]
-            assert way.trains_old_rows or torch.equal(tensor[old], start[old]), key
-            assert not way.trains_old_rows or not torch.equal(tensor[old], start[old]), key
-            assert first == end or (tensor[new] != start[new]).any(dim=1).sum() > 40, key
-        else:
-            frozen = not way.trains_layers or plain_adamw.is_frozen(key, way.frozen_layers)
-            assert torch.equal(tensor, start) == frozen, key

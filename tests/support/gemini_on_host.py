@@ -30,6 +30,7 @@ from colossal_llama.engine.patches.gemini import apply_gemini_patches, clear_gem
 prepare_engine()
 apply_gemini_patches()
 
+from colossalai.booster import Booster  # noqa: E402
 from colossalai.booster.plugin import GeminiPlugin  # noqa: E402
 from colossalai.zero.gemini.chunk import ChunkManager  # noqa: E402
 
@@ -38,7 +39,7 @@ from colossal_llama.engine.backend import Backend  # noqa: E402
 from colossal_llama.engine.hybrid_adam import build_optimizer  # noqa: E402
 from colossal_llama.engine.loss_scale import skipped_last_step  # noqa: E402
 from colossal_llama.engine.optimizer_shards import ShardRange  # noqa: E402
-from colossal_llama.engine.optimizer_step import refuse_nonfinite_updates  # noqa: E402
+from colossal_llama.engine.parameter_groups import NewRows, ParameterGroup  # noqa: E402
 from colossal_llama.engine.plugins import PRECISIONS  # noqa: E402
 from colossal_llama.model.attention.varlen import SDPA  # noqa: E402
 from colossal_llama.model.kernels.per_token_loss import return_token_losses  # noqa: E402
@@ -66,6 +67,14 @@ CASES: dict[str, dict[str, Any]] = {
     "chunks_accumulated": {**_SMALL_CHUNKS, "enable_gradient_accumulation": True},
     "whole_accumulated": {"enable_gradient_accumulation": True},
     "offloaded_accumulated": {**_SMALL_CHUNKS, **_OFFLOADED, "enable_gradient_accumulation": True},
+    "chunks_new_rows": {**_SMALL_CHUNKS, "trained": "new_rows"},
+    "chunks_accumulated_new_rows": {**_SMALL_CHUNKS, "enable_gradient_accumulation": True, "trained": "new_rows"},
+    "offloaded_accumulated_faster_rows": {
+        **_SMALL_CHUNKS,
+        **_OFFLOADED,
+        "enable_gradient_accumulation": True,
+        "trained": "faster_rows",
+    },
     "fp16_accumulated": {**_SMALL_CHUNKS, **_OFFLOADED, "enable_gradient_accumulation": True, "precision": "fp16"},
 }
 
@@ -146,6 +155,7 @@ def _results_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     again.restore(directory)
     results = {
         "norms": norms,
+        "changed_rows": _changed_rows(weights, run.first_weights),
         "dtypes": sorted({str(weight.dtype) for weight in weights.values()}),
         "not_the_masters": _not_the_masters(directory, weights),
         "answers": answers,
@@ -164,6 +174,8 @@ def _not_the_masters(directory: Path, weights: dict[str, torch.Tensor]) -> list[
     saved = SavedOptimizer(directory / "optimizer")
     wrong = []
     for name, weight in weights.items():
+        if saved.shape(name) is None:  # frozen
+            continue
         master = saved.read(name, "master_weight", ShardRange(tuple(weight.shape), None, 0, weight.numel()))
         if not torch.equal(master.to(weight.dtype).view_as(weight), weight):
             wrong.append(name)
@@ -178,12 +190,34 @@ def _answers_by_transformers(config: LlamaConfig, weights: dict[str, torch.Tenso
         return [int(network(torch.tensor([prompt])).logits[0, -1].argmax()) for prompt in PROMPTS]
 
 
+def _groups(network: LlamaForCausalLM, trained: str) -> list[ParameterGroup]:
+    """Groups in which the rows 70 to 94 of the embeddings are trained alone, or are faster."""
+    if trained == "all":
+        return []
+    embeddings = [network.get_input_embeddings().weight, network.get_output_embeddings().weight]
+    if trained == "new_rows":
+        network.requires_grad_(False)
+        for weight in embeddings:
+            weight.requires_grad_(True)
+        return [ParameterGroup("embeddings", embeddings, 1.0, NewRows(70, 95, 2.0, others_are_frozen=True))]
+    others = [weight for weight in network.parameters() if all(weight is not other for other in embeddings)]
+    rows = NewRows(70, 95, 4.0, others_are_frozen=False)
+    return [ParameterGroup("layers", others), ParameterGroup("embeddings", embeddings, 0.5, rows)]
+
+
+def _changed_rows(weights: dict[str, torch.Tensor], first: dict[str, torch.Tensor]) -> dict[str, list[int]]:
+    """Rows that differ, by the names of the weights that differ."""
+    differ = {name: (weight != first[name]).view(len(weight), -1).any(1) for name, weight in weights.items()}
+    return {name: rows.nonzero().flatten().tolist() for name, rows in differ.items() if rows.any()}
+
+
 class Training:
     """A small model in Gemini."""
 
     def __init__(self, settings: dict[str, Any], weights: dict[str, torch.Tensor] | None = None):
         settings = {"precision": "bf16", **settings}
         self.is_fp16 = settings["precision"] == "fp16"
+        trained = settings.pop("trained", "all")
         self.micro_batches = 2 if settings.get("enable_gradient_accumulation") else 1
         dtype = PRECISIONS[settings["precision"]]
         torch.manual_seed(0)
@@ -202,10 +236,11 @@ class Training:
         return_token_losses(network)
         if weights is not None:
             network.load_state_dict(weights)
+        self.first_weights = {name: weight.detach().clone() for name, weight in network.named_parameters()}
         plugin = GeminiPlugin(max_norm=1.0, initial_scale=2.0**16, pin_memory=True, **settings)
-        self.backend = Backend(None, plugin, dtype, None, clips_gradients=True)
-        self.model, self.optimizer, *_ = plugin.configure(network, build_optimizer(network, 1e-2, 0.1))
-        refuse_nonfinite_updates(self.optimizer)
+        self.backend = Backend(Booster(plugin=plugin), plugin, dtype, None, clips_gradients=True)
+        optimizer = build_optimizer(network, 1e-2, 0.1, _groups(network, trained))
+        self.model, self.optimizer = self.backend.prepare(network, optimizer)
 
     def step(self, number: int, factor: float = 1.0) -> tuple[float, float]:
         """Loss and gradient norm."""
@@ -251,12 +286,14 @@ class Training:
         file = StagedFile(f"rank-{dist.get_rank()}.safetensors")
         for name, tensor, note in tensors_to_save(self.shards()):
             file.add(name, shape_of(tensor), [tensor.clone()], note)
-        write_safetensors(directory / "optimizer" / file.name, file.shapes, file.slices.__getitem__, file.metadata)
+        if file.shapes:  # else this rank's chunks have nothing that is trained
+            write_safetensors(directory / "optimizer" / file.name, file.shapes, file.slices.__getitem__, file.metadata)
         weights = {name: tensor.clone() for name, tensor in self.backend.weights_to_save(self.model)}
         if weights:
             save_file(weights, directory / "modelling" / "model.safetensors")
+        dist.barrier()
         if dist.get_rank() == 0:
-            files = [f"rank-{rank}.safetensors" for rank in range(dist.get_world_size())]
+            files = [path.name for path in (directory / "optimizer").glob("rank-*")]
             (directory / "optimizer" / OPTIMIZER_INDEX).write_text(
                 json.dumps({**index_of(self.optimizer), "files": files})
             )

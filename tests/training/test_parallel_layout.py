@@ -12,6 +12,7 @@ from colossal_llama.training.parallel_layout import (
     FrozenLayers,
     Layout,
     ModelShape,
+    layers_of_stages,
     layout_problem,
     read_model_shape,
 )
@@ -56,6 +57,24 @@ def test_what_depends_on_the_method():
     assert problem(Layout(pp=4, zero=0), frozen=frozen).endswith("--pp 2 --tp 1 --sp 1 --zero 0")
     assert problem(Layout(pp=2, zero=0), frozen=frozen) is None
     assert problem(Layout(tp=2, zero=1), half_precision=False).endswith("--pp 1 --tp 2 --sp 1 --zero 0")
+
+
+@pytest.mark.parametrize(("layers", "stages"), itertools.product((4, 5, 6, 7, 30, 32), (1, 2, 3, 4)))
+def test_layers_are_divided_over_stages_as_the_engine_divides_them(layers, stages):
+    from colossalai.pipeline.stage_manager import PipelineStageManager
+
+    manager = PipelineStageManager.__new__(PipelineStageManager)
+    manager.num_layers_per_stage, manager.num_model_chunks = None, 1
+    assert layers_of_stages(layers, stages) == manager.distribute_layers(layers, num_stages=stages)
+
+
+def test_frozen_layers_leave_each_stage_something_to_train():
+    """The first stage has the embedding, the last the norm; of 6 layers two are on stage 2 of 4."""
+    for number, stage in ((2, None), (3, 2), (5, 2), (6, 2)):
+        refusal = problem(Layout(pp=4, zero=0), frozen=FrozenLayers(f"--freeze_layers {number}", number))
+        assert (refusal is None) == (stage is None)
+        assert stage is None or f"--freeze_layers {number} leaves stage {stage} of --pp 4 nothing to train" in refusal
+    assert problem(Layout(pp=2, zero=0), frozen=FrozenLayers("--freeze_layers 6", 6)) is None
 
 
 @pytest.fixture
