@@ -101,8 +101,8 @@ def extended(tokenizer: Tokenizer, scripts: Sequence[str]) -> Extension:
     if uncut := [script for script in missing if not all(_is_one_word(result, probe) for probe in words[script])]:
         raise UserError(
             f"--extend_pretokenizer {','.join(uncut)}: this tokenizer's pre-tokenizer does not find words by "
-            r"\p{L}+ alone, and would still cut them at marks; use a tokenizer with the pre-tokenizer of LLaMA-3, "
-            "GPT-2 or Qwen, or leave the option out"
+            r"\p{L}+ alone, or puts a space before them (add_prefix_space), and would still cut them at marks; use a "
+            "tokenizer with the pre-tokenizer of LLaMA-3, GPT-2 or Qwen, or leave the option out"
         )
     return Extension(result.pre_tokenizer, tuple(missing), tuple(notes))
 

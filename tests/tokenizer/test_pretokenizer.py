@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from colossal_llama.tokenizer.pretokenizer import definition_of, extended, extended_letters, words_of
+from colossal_llama.tokenizer.pretokenizer import definition_of, extended, extended_letters, extended_pattern, words_of
 from colossal_llama.utils.errors import UserError
 
 _LLAMA3 = (
@@ -108,6 +108,13 @@ def test_scripts_may_be_added_one_after_the_other(kind: str):
     assert "a" not in extended_letters(definition_of(tokenizer))
 
 
+def test_letters_in_classes_are_left_as_they_are():
+    letters = frozenset("ก")
+    kept = r"[^\p{L}+]|[[a-z]&&[^\p{L}+]]|[]\p{L}+]|\\\[\p{L}*|\P{L}+|[\[\p{L}+]"
+    assert extended_pattern(kept, letters) == kept
+    assert extended_pattern(r"[a\]]\p{L}+|\p{L}++x", letters).count("(?<=[ก])") == 2
+
+
 def test_what_changes_nothing_is_said():
     newer = _by(r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+", _BYTES)
     extension = extended(newer, ["Thai", "Georgian"])
@@ -127,6 +134,7 @@ def test_a_model_without_pre_tokenizer_is_one_word_and_needs_none():
 
 
 def test_other_pre_tokenizers_are_refused():
-    other = _by(r"[ \p{L}]\p{Ll}*|.", _BYTES)
-    with pytest.raises(UserError, match="does not find words by"):
-        extended(other, ["Thai"])
+    with_space = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
+    for other in (_by(r"[ \p{L}]\p{Ll}*|.", _BYTES), _by(with_space)):
+        with pytest.raises(UserError, match="does not find words by"):
+            extended(other, ["Thai"])
