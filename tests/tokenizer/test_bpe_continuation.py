@@ -11,15 +11,19 @@ from tokenizers import pre_tokenizers
 from colossal_llama.tokenizer.expansion.pieces import Piece
 from colossal_llama.tokenizer.expansion.reachability import verify_reachability
 from colossal_llama.tokenizer.expansion.source import open_source
+from colossal_llama.tokenizer.learn_pieces import extend
 from colossal_llama.tokenizer.learning.bpe_continuation import (
     LearningLimits,
+    count_words,
     default_min_frequency,
     learn_pieces,
     word_pattern,
 )
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.tokenizer.pretokenizer import words_of
-from tests.support.made_data import make_qwen
+from colossal_llama.tokenizer.script_names import scripts_of_languages
+from tests.support.made_data import make_mistral, make_qwen
+from tests.support.small_languages import WORDS, made_text
 
 
 @pytest.mark.parametrize(
@@ -170,3 +174,40 @@ def byte_level_name(text):
 @pytest.mark.parametrize(("characters", "least"), [(0, 2), (4_000, 2), (100_000, 2), (500_000, 10), (40_000_000, 20)])
 def test_small_texts_need_fewer_occurrences(characters, least):
     assert default_min_frequency({"ab": characters // 2}) == least
+
+
+@pytest.fixture(scope="module")
+def sources(made_data, tmp_path_factory):
+    """Directories of tokenizers of each kind, none of which knows the languages below."""
+    work = tmp_path_factory.mktemp("sources")
+    made = {family: made_data / "tokenizers" / family for family in ("llama2", "llama3-base")}
+    return made | {"qwen": make_qwen(work / "qwen"), "mistral": make_mistral(work / "mistral")}
+
+
+@pytest.mark.parametrize("language", WORDS)
+@pytest.mark.parametrize(
+    "family", ["llama2", "mistral", "llama3-base", "qwen", "llama3-base extended", "qwen extended"]
+)
+def test_every_learned_piece_is_reachable_and_a_new_text_is_shorter(sources, family, language):
+    name, *extended = family.split()
+    scripts = scripts_of_languages([language])
+    source = open_source(sources[name], scripts if extended else ())
+    tokenizer = load_tokenizer(sources[name])
+    before = len(tokenizer.encode(made_text(language, 3, seed=1), add_special_tokens=False))
+    extend(tokenizer, scripts if extended else ())
+    counts = count_words([made_text(language, 6)], word_pattern(scripts))
+    learned = learn_pieces(counts, tokenizer, LearningLimits(1000, 2, 8))
+    expansion = source.expand([Piece(piece, "") for piece in learned.saved_tokens])
+    assert len(expansion.pieces) == len(learned.saved_tokens) > 20
+    check = verify_reachability(
+        expansion.piece_ids, expansion.encoders, expansion.encode_by_merges, expansion.letters_before_marks
+    )
+    assert check.unreachable == ()
+    after = len(expansion.encoders[-1]([made_text(language, 3, seed=1)])[0])
+    cuts_marks = not extended and name in ("llama3-base", "qwen") and language not in ("am", "ka", "ko", "ja", "vi")
+    assert after < (0.4 if cuts_marks else 0.3) * before
+    assert (learned.cut_words.share > 0.5) == cuts_marks
+    if cuts_marks:
+        assert learned.cut_words.scripts == scripts
+    else:
+        assert not any(regex.match(r"[\p{M}\u200d]+\p{L}", piece) for piece in learned.saved_tokens)

@@ -38,6 +38,7 @@ _LETTER_OR_MARK = r"[\p{L}\p{M}]"
 _JOINERS = "\u200c\u200d"  # they show inside a word how letters join: Persian, Indic scripts
 _DANDAS = "\u0964\u0965"
 _MARK = regex.compile(rf"[\p{{M}}{_JOINERS}]")
+_MARK_AT_CUT = regex.compile(rf"\|[\p{{M}}{_JOINERS}]|[\p{{M}}{_JOINERS}]\|\p{{L}}")
 _BEGINS_INSIDE = regex.compile(rf"[\p{{M}}{_JOINERS}]+[^\p{{M}}{_JOINERS}]")
 _GRAPHEME = regex.compile(r"\X")
 _BATCH_WORDS = 20_000
@@ -170,9 +171,8 @@ def learn_pieces(
         sequences[sequence] += parts[part]
     saved_tokens: dict[str, int] = {}
     for symbol, frequency in _symbol_frequencies(sequences).items():
-        if symbols.is_new_character(symbol) and frequency >= limits.min_frequency:
-            character = symbols.text_of(symbol)
-            saved_tokens[character] = frequency * (len(character.encode()) - 1)
+        if frequency >= limits.min_frequency and (saved := symbols.source_tokens_of(symbol) - 1):
+            saved_tokens[symbols.text_of(symbol)] = frequency * saved
     per_character = _symbols_per_character(parts, sequences)
     longest = ceil(limits.max_characters * (_MORE_SYMBOLS * per_character if per_character > 1 else 1))
     for merged, frequency in _train(sequences, limits, longest).items():
@@ -255,7 +255,7 @@ def _train(sequences: Mapping[str, int], limits: LearningLimits, max_symbols: in
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + 2 * limits.max_pieces,
         min_frequency=limits.min_frequency,
-        max_token_length=max_symbols,
+        max_token_length=max_symbols + 1,  # it counts no pair that would be as long as its limit
         show_progress=False,
     )
     bpe = Tokenizer(models.BPE())
@@ -279,8 +279,9 @@ class _Symbols:
     """Encodes words as strings of private characters, one for each source token.
 
     A character that a sentencepiece vocabulary lacks, and splits into byte tokens, gets a symbol of
-    its own: the expansion makes it a piece. A byte-level vocabulary has all bytes; its symbols may
-    be parts of characters.
+    its own: the expansion makes it a piece. So do characters over which the tokens of a byte-level
+    vocabulary are spread. Otherwise merges within a character would use up what could be learned:
+    of a Burmese text 8 pieces were left, and 64 could have been.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
@@ -290,10 +291,12 @@ class _Symbols:
         self._byte_level = is_byte_level(self._encoder.definition())
         self._byte_of = byte_level_alphabet()
         self._backend = tokenizer.backend_tokenizer
-        self._texts = set(map(self._text_of_token, self._tokens))
+        texts = list(map(self._text_of_token, self._tokens))
+        self._texts = set(texts)
         self._known_characters = {token for token in self._tokens if len(token) == 1}
-        self._new_characters: dict[str, str] = {}  # symbol → character
-        self._new_symbols: dict[str, str] = {}  # character → symbol
+        self._made_texts: dict[str, tuple[str, int]] = {}  # symbol → its text, number of source tokens
+        self._made_symbols: dict[str, str] = {}  # text → symbol
+        self._parts_of_characters = {chr(_FIRST_PRIVATE + number) for number, text in enumerate(texts) if not text}
 
     def split_at_pre_tokens(self, words: Mapping[str, int]) -> tuple[Mapping[str, int], list[str]]:
         """Splits words where a byte-level tokenizer does: LLaMA-3 merges nothing across a mark.
@@ -309,7 +312,7 @@ class _Symbols:
             found = words_of(self._backend, word)
             for part in found:
                 parts[part] += frequency
-            if any(_MARK.match(after) or _MARK.match(before[-1]) for before, after in pairwise(found)):
+            if any(_MARK_AT_CUT.search(f"{before[-1]}|{after[0]}") for before, after in pairwise(found)):
                 cut.append(word)
         return parts, cut
 
@@ -322,19 +325,35 @@ class _Symbols:
             ids = iter(self._encoder.encode_continuation(known))
             for word_parts in parts:
                 yield "".join(
-                    "".join(chr(_FIRST_PRIVATE + token_id) for token_id in next(ids))
+                    self._whole_characters("".join(chr(_FIRST_PRIVATE + token_id) for token_id in next(ids)))
                     if is_known
-                    else self._symbol_of(part)
+                    else self._symbol_of(part, len(part.encode()))
                     for part, is_known in word_parts
                 )
+
+    def _whole_characters(self, sequence: str) -> str:
+        """Replaces symbols that end or begin inside a character by one for the characters."""
+        if self._parts_of_characters.isdisjoint(sequence):
+            return sequence
+        whole, held = [], ""
+        for symbol in sequence:
+            held += symbol
+            if len(held) == 1 and symbol not in self._parts_of_characters:
+                whole.append(held)
+            elif text := self.text_of(held):
+                whole.append(self._symbol_of(text, len(held)))
+            else:
+                continue
+            held = ""
+        return "".join(whole) + held
 
     def is_piece(self, text: str) -> bool:
         """True when the source has a piece of this text, if only as a whole word (LLaMA-3)."""
         return text in self._texts
 
-    def is_new_character(self, symbol: str) -> bool:
-        """True when the symbol stands for a character that the source lacks."""
-        return symbol in self._new_characters
+    def source_tokens_of(self, symbol: str) -> int:
+        """Returns the number of source tokens for which a symbol stands."""
+        return self._made_texts[symbol][1] if symbol in self._made_texts else 1
 
     def text_of(self, symbols: str) -> str:
         """Returns the text that symbols stand for; empty if they end inside a character."""
@@ -345,12 +364,15 @@ class _Symbols:
             return ""
 
     def _text_of_token(self, token: str) -> str:
+        """Returns a token's text; empty if it begins or ends inside a character."""
         if not self._byte_level:
             return token.replace(SPACE_MARK, " ")
         try:
             return bytes(self._byte_of[character] for character in token).decode()
-        except (KeyError, UnicodeDecodeError):
+        except KeyError:  # an added token, written as it is
             return token
+        except UnicodeDecodeError:
+            return ""
 
     def _parts(self, word: str) -> list[tuple[str, bool]]:
         """Splits a word at characters that the source lacks: (part, true if the source has it)."""
@@ -365,16 +387,16 @@ class _Symbols:
                 parts.append((character, is_known))
         return parts
 
-    def _symbol_of(self, character: str) -> str:
-        if character not in self._new_symbols:
-            symbol = chr(_FIRST_PRIVATE + len(self._tokens) + len(self._new_symbols))
-            self._new_symbols[character] = symbol
-            self._new_characters[symbol] = character
-        return self._new_symbols[character]
+    def _symbol_of(self, text: str, source_tokens: int) -> str:
+        if text not in self._made_symbols:
+            symbol = chr(_FIRST_PRIVATE + len(self._tokens) + len(self._made_symbols))
+            self._made_symbols[text] = symbol
+            self._made_texts[symbol] = text, source_tokens
+        return self._made_symbols[text]
 
     def _bytes_of(self, symbol: str) -> bytes:
-        if symbol in self._new_characters:
-            return self._new_characters[symbol].encode()
+        if symbol in self._made_texts:
+            return self._made_texts[symbol][0].encode()
         token = self._tokens[ord(symbol) - _FIRST_PRIVATE]
         if self._byte_level:
             return bytes(self._byte_of[character] for character in token)

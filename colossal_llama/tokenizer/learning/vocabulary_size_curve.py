@@ -170,9 +170,19 @@ def curve_table(points: Sequence[CurvePoint], chosen: CurvePoint) -> str:
     for before, point in zip([listed[0], *listed], listed, strict=False):
         mark = "<- chosen" if point == chosen else ""
         last = f"{_saved_percent(before, point):.3f} % by {point.rows - before.rows:,} rows" if point.pieces else ""
-        error = f"± {point.step_error_percent:.3f}" if point.pieces else ""
+        error = f"± {point.step_error_percent:.3f}" if point.step_error_percent < 100 else "unknown"
         in_all = f"{_saved_percent(listed[0], point):.2f} %"
-        rows.append([point.pieces, point.rows, f"{point.tokens_per_character:.4f}", in_all, last, error, mark])
+        rows.append(
+            [
+                point.pieces,
+                point.rows,
+                f"{point.tokens_per_character:.4f}",
+                in_all,
+                last,
+                error if point.pieces else "",
+                mark,
+            ]
+        )
     return table(["pieces", "rows", "tokens/char", "tokens saved", "of the line above", "error", ""], rows)
 
 
