@@ -198,6 +198,8 @@ def _checkpoint_bytes(plugin: PluginArguments, method: MethodArguments, config: 
     """Size of a checkpoint: weights, fp32 moments, and fp32 master weights where there are any."""
     trained = trained_parameters(method, config) or parameters(config)
     saved = trained if method.lora_rank else parameters(config)
+    if method.lora_new_rows and config.tie_word_embeddings:  # an adapter's file has both matrices
+        saved += config.vocab_size * config.hidden_size
     has_master_weights = plugin.mixed_precision != "fp32" and plugin.plugin != "ddp"
     return saved * (2 if has_master_weights else 4) + trained * (12 if has_master_weights else 8)
 
