@@ -150,8 +150,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             for name, curve in curves.items():
                 style = {"color": "black", "linewidth": 2} if name == _BASE else {"marker": ".", "linewidth": 1.2}
                 panel.plot([p.flops for p in curve], [p.losses[category] for p in curve], label=name, **style)
-            panel.set(title=category, xlabel="FLOPs", ylabel="nats per byte", yscale="log")
-            panel.grid(alpha=0.3, which="both")
+            panel.set(title=category, xlabel="FLOPs", ylabel="nats per byte")
+            panel.grid(alpha=0.3)
         for panel in panels:
             panel.set_visible(False)
         figure.axes[0].legend()
