@@ -88,7 +88,12 @@ def parse_arguments() -> Namespace:
     training.add_argument("--length_tokens", type=number_in_range(int, minimum=12), default=2048, help="tokens a row")
     training.add_argument("--validations", type=positive, default=12, help="in a run: points of its curve")
     more = parser.add_argument_group("evaluation and records")
-    more.add_argument("--eval_bytes", type=positive, default=120_000, help="held-out bytes a category")
+    more.add_argument(
+        "--eval_bytes",
+        type=positive,
+        default=120_000,
+        help="held-out bytes a category, in passages of a window for every tokenizer: --length_tokens / 3 characters",
+    )
     more.add_argument("--questions", type=existing_file, help="prompts in evaluate.py's format (default: three)")
     more.add_argument("--max_new_tokens", type=positive, default=48, help="of an answer")
     more.add_argument("--time_limit_s", type=rate, help="seconds of this call")
