@@ -119,7 +119,7 @@ def parse_arguments() -> Namespace:
     distillation = parser.add_argument_group(
         "--init_method distilled (loads the whole model, on a GPU if there is one)",
         "A run that is killed goes on when it is started again with the same arguments. Its state is a hidden file "
-        "next to --target_model_path.",
+        "at --target_model_path, next to a new directory or in the tokenizer's own.",
     )
     add_options(distillation, DistillationArguments)
     evaluation = parser.add_argument_group("evaluation (loads the whole model, on a GPU if there is one)")

@@ -2,9 +2,11 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from colossal_llama.model.expansion.distillation.alignment import common_ends
 from colossal_llama.model.expansion.distillation.arguments import DistillationArguments
 from colossal_llama.model.expansion.distillation.distil import distil
 from colossal_llama.model.expansion.distillation.memory import Shape, must_recompute, needed_bytes
-from colossal_llama.model.expansion.distillation.row_training import NewRows, rate_factor, step_losses
+from colossal_llama.model.expansion.distillation.row_training import NewRows, rate_factor, step_losses, train_rows
 from colossal_llama.model.expansion.distillation.state import state_path
 from colossal_llama.model.expansion.distillation.windows import (
     Encoder,
@@ -31,7 +33,14 @@ from colossal_llama.model.expansion.distillation.windows import (
     choose_windows,
     plan_batches,
 )
-from colossal_llama.model.expansion.resize_embeddings import INPUT_MATRIX, OUTPUT_MATRIX, create_model, plan_expansion
+from colossal_llama.model.expansion.new_rows import new_rows_trained
+from colossal_llama.model.expansion.resize_embeddings import (
+    INPUT_MATRIX,
+    OUTPUT_MATRIX,
+    create_model,
+    mean_matrices,
+    plan_expansion,
+)
 from colossal_llama.model.expansion.text_loss import loss_per_byte
 from colossal_llama.readers.fields import FieldOptions
 from colossal_llama.tokenizer.loading import load_tokenizer
@@ -274,6 +283,40 @@ def test_the_weight_moves_hidden_states_to_those_of_the_source(tokenizers, texts
     assert distances[1000.0][-1] < 0.7 * distances[1e-6][-1]
     without = distil(plan, options(texts, distill_hidden_weight=0.0), FieldOptions(), tmp_path / "target")
     assert all(entry.keys() == {"cross_entropy"} for entry in without.record["losses"])
+
+
+def test_rows_that_never_occur_have_no_part_in_the_training(tokenizers, texts, tmp_path):
+    """They would take the gradient of every token that they are not."""
+    plan = plan_expansion(make_source(tmp_path / "source", tokenizers[0], "llama"), tokenizers[1])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "source").requires_grad_(False)
+    encoders = [Encoder.of(load_tokenizer(directory)) for directory in tokenizers]
+    lines = [json.loads(line)["text"] for line in texts.read_text("utf-8").splitlines()[:6]]
+    windows = Windows(*(encoder.encode(lines) for encoder in encoders))
+    means = [torch.from_numpy(matrix) for matrix in mean_matrices(plan).values()]
+    is_seen = torch.ones(plan.new_tokens, 1, dtype=torch.bool)
+    is_seen[3::4] = False
+    rows = NewRows(model, plan.source_vocabulary, *(mean.clone() for mean in means), is_seen)
+    make_batch = partial(batch_of, windows, *encoders, plan.source_vocabulary)
+    train_rows(rows, [np.arange(6)] * 3, make_batch, [100] * 3, 0.1, 1.0, None, lambda state: None)
+    for mean, trained in zip(means, (rows.input, rows.output), strict=True):
+        assert torch.equal(trained.detach()[3::4], mean[3::4])
+    assert not torch.equal(rows.output.detach()[0], means[1][0])
+
+
+@pytest.mark.parametrize("tokenizers", ["byte-level"], indirect=True)
+def test_the_tokenizers_own_directory_becomes_the_model(project_root, tokenizers, texts, tmp_path):
+    source = make_source(tmp_path / "source", tokenizers[0], "smollm")
+    target = shutil.copytree(tokenizers[1], tmp_path / "target")
+    assert state_path(target).parent == target
+    words = ["--source_model_and_tokenizer_path", source, "--target_tokenizer_path", target]
+    words += ["--target_model_path", target, "--init_method", "distilled", "--distill_data", texts]
+    words += ["--distill_tokens", "800", "--distill_device", "cpu"]
+    done = run_script(project_root, "colossal_llama/model/init_model.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert new_rows_trained(target)
+    assert not [path for path in target.iterdir() if path.name.startswith(".")]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    AutoModelForCausalLM.from_pretrained(target)
 
 
 def test_recomputed_activations_give_the_same_rows(tokenizers, texts, tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def distil(plan: ExpansionPlan, arguments: DistillationArguments, fields: FieldO
         plan: of the expansion.
         arguments: the options.
         fields: which columns of the texts' records are read.
-        target: directory of the new model, next to which the state is kept.
+        target: directory of the new model, at which the state is kept.
 
     Raises:
         UserError: the texts have none of the new tokens, the model does not fit in the memory, or

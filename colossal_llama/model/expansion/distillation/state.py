@@ -1,4 +1,4 @@
-"""State of a distillation next to its target, so that a killed one goes on where it was."""
+"""State of a distillation at its target, so that a killed one goes on where it was."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,12 @@ from colossal_llama.utils.errors import UserError
 
 
 def state_path(target: Path) -> Path:
-    """Path of the state of the distillation that makes `target`."""
+    """Path of the state of the distillation that makes `target`.
+
+    It is next to a new directory, which appears when it is complete, and in one that exists.
+    """
     target = target.resolve()
-    return target.with_name(f".{target.name}.distillation")
+    return target / ".distillation" if target.is_dir() else target.with_name(f".{target.name}.distillation")
 
 
 def write_state(path: Path, settings: dict[str, Any], state: dict[str, Any]) -> None:
