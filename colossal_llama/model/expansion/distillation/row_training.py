@@ -91,8 +91,8 @@ def step_losses(rows: NewRows, batch: Batch, is_compared: bool = True) -> tuple[
         after the final norm) to the source model's, over the squared norm of those: NaN where they
         are not compared.
     """
-    model, device = rows.model.model, rows.input.device
-    ids = {name: torch.from_numpy(value).to(device, non_blocking=True) for name, value in vars(batch).items()}
+    model = rows.model.model
+    ids = {name: _on_device(value, rows.input.device) for name, value in vars(batch).items()}
     outputs = model(inputs_embeds=rows.embed(ids["target_ids"]), use_cache=False)
     hidden = outputs.last_hidden_state.flatten(0, 1)
     cross_entropy, _ = linear_cross_entropy(hidden, rows.output_matrix(), ids["labels"])
@@ -102,6 +102,11 @@ def step_losses(rows: NewRows, batch: Batch, is_compared: bool = True) -> tuple[
         wanted = _states(model(input_ids=ids["source_ids"], use_cache=False), ids["source_positions"]).float()
     distance = (_states(outputs, ids["target_positions"]).float() - wanted).square().sum()
     return cross_entropy, distance / wanted.square().sum().clamp(min=1e-6)
+
+
+def _on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _states(outputs: Any, positions: torch.Tensor) -> torch.Tensor:
