@@ -106,7 +106,7 @@ def step_losses(rows: NewRows, batch: Batch, is_compared: bool = True) -> tuple[
 
 def _on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
     tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _states(outputs: Any, positions: torch.Tensor) -> torch.Tensor:
