@@ -97,7 +97,8 @@ class Schedule:
         end = f"to {self.min_ratio:g} of the peak"
         if self.decay_steps is None:
             return f"{begin}{self.kind} decay {end}"
-        return f"{begin}{self.kind}, constant, then linear decay {end} in the last {self.decay_steps:,} steps"
+        steps = "step" if self.decay_steps == 1 else f"{self.decay_steps:,} steps"
+        return f"{begin}{self.kind}, constant, then linear decay {end} in the last {steps}"
 
     def as_json(self, steps_done: int) -> dict[str, Any]:
         """Record in a checkpoint of the schedule after so many steps."""
