@@ -133,7 +133,7 @@ def schedule_differences(checkpoint: Path, schedule: Schedule, step: int) -> Ite
         saved = read_json_object(checkpoint / LR_SCHEDULER)
         last, former = float(saved["last_learning_rate"]), _saved_schedule(saved)
         groups = _group_changes(saved.get("group_ratios"), schedule.group_ratios)
-    except (UserError, AttributeError, KeyError, TypeError, ValueError):
+    except (UserError, AttributeError, KeyError, OverflowError, TypeError, ValueError):
         yield f"{checkpoint / LR_SCHEDULER} tells no learning rate, so that it may jump here without a notice"
         return
     if difference := _difference(former, last, schedule, step):

@@ -228,10 +228,14 @@ def test_a_checkpoint_from_before_there_were_other_schedules_is_a_cosine(tmp_pat
     assert "--lr_schedule cosine → wsd" in difference
 
 
-SAVED = {"total_steps": 9, "warmup_steps": 1, "peak_learning_rate": 1, "last_learning_rate": 1, "schedule": "other"}
+SAVED = {"total_steps": 9, "warmup_steps": 1, "peak_learning_rate": 1, "last_learning_rate": 1}
+DAMAGED = [{"schedule": "other"}, {"decay_steps": math.inf}, {"group_ratios": 5}, {"group_ratios": {"layers": None}}]
 
 
-@pytest.mark.parametrize("content", [None, "[]", "{}", '{"last_learning_rate": null}', json.dumps(SAVED)])
+@pytest.mark.parametrize(
+    "content",
+    [None, "[]", "{}", '{"last_learning_rate": null}', *(json.dumps(SAVED | damage) for damage in DAMAGED)],
+)
 def test_a_checkpoint_without_a_learning_rate_is_said(tmp_path, content):
     if content is not None:
         (tmp_path / "lr_scheduler").write_text(content)
