@@ -32,7 +32,7 @@ from colossal_llama.training.memory.recompute_policy import Recomputation, minim
 from colossal_llama.training.parallel_layout import layout_of
 from colossal_llama.training.record_files import dry_run_file
 from colossal_llama.training.task_questions import PromptedQuestion, describe_interval, describe_questions
-from colossal_llama.training.trained_parameters import learning_rate_ratios, trained_parameters
+from colossal_llama.training.trained_parameters import learning_rate_ratios, trained_parameters, trained_values
 from colossal_llama.utils.console import log_rank_zero, table
 
 
@@ -55,6 +55,8 @@ class DryRun:
     """Number of tokens of the whole run."""
     task_questions: Sequence[PromptedQuestion] = ()
     """Of `--eval_tasks`."""
+    new_rows: range | None = None
+    """Embedding rows of the last expansion, where they are known."""
 
 
 def plan_run(
@@ -98,7 +100,7 @@ def report_dry_run(arguments: TrainingArguments, inputs: RunInputs) -> None:
     config = load_config(inputs.model_path)
     inputs.verification.finish()
     run = plan_run(arguments, config, inputs.parts, inputs.origin, progress)
-    run = replace(run, task_questions=inputs.task_questions)
+    run = replace(run, task_questions=inputs.task_questions, new_rows=inputs.new_rows)
     report(arguments, run)
     resumed = inputs.checkpoint
     for difference in schedule_differences(resumed.path, run.schedule, progress.step) if resumed is not None else ():
@@ -151,7 +153,7 @@ def _device_bytes(gpu_memory_gib: float | None) -> int | None:
 def _plan_rows(
     arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, settings: MemoryConfig
 ) -> list[list[str]]:
-    schedule, trained = run.schedule, trained_parameters(arguments.method, run.config)
+    schedule, trained = run.schedule, trained_values(arguments.method, run.config, run.new_rows)
     epochs = _counted(schedule.num_epochs, "epoch", "epochs")
     ended = f" at most (--max_steps {arguments.optimizer.max_steps:,})" if arguments.optimizer.max_steps else ""
     packed = f", packed into {run.rows_per_epoch:,}" if run.rows_per_epoch != run.prepared_rows else ""
@@ -263,7 +265,7 @@ def _record(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, d
     return {
         "arguments": arguments.as_json(),
         "parameters": memory.parameters,
-        "trained_parameters": trained_parameters(arguments.method, run.config) or memory.parameters,
+        "trained_parameters": trained_values(arguments.method, run.config, run.new_rows) or memory.parameters,
         "processes": run.processes,
         "data_parallel_size": run.data_parallel_size,
         "prepared_rows": run.prepared_rows,

@@ -34,7 +34,7 @@ from colossal_llama.training.memory.allocator import expandable_segments_enabled
 from colossal_llama.training.memory.config import selective_recomputation_possible
 from colossal_llama.training.memory.recompute_policy import choose_recomputation
 from colossal_llama.training.parallel_layout import describe_parallel_layout, layout_of
-from colossal_llama.training.trained_parameters import freeze
+from colossal_llama.training.trained_parameters import describe_rows, freeze, new_row_options
 from colossal_llama.utils.errors import UserError
 
 
@@ -95,8 +95,10 @@ def set_up_model(arguments: TrainingArguments, inputs: RunInputs) -> ModelSetup:
     _check_vocabulary(model, inputs)
     if arguments.memory.use_grad_checkpoint:
         notes.append(_recompute(arguments, backend, model, device, fused_kernels))
-    if note := freeze(arguments.method, model):
+    if note := freeze(arguments.method, model, inputs.new_rows):
         notes.append(note)
+    if inputs.new_rows is not None and new_row_options(arguments) == ["--new_row_lr"]:
+        notes.append(f"{describe_rows(inputs.new_rows)} have a learning rate of their own")
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     length_tokens = full_row_tokens(inputs.parts, arguments.data.max_length, inputs.origin.packed_to_tokens)
     if arguments.method.lora_rank:

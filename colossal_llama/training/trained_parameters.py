@@ -51,8 +51,13 @@ def learning_rate_ratios(arguments: TrainingArguments) -> dict[str, float]:
     return ratios
 
 
-def freeze(method: MethodArguments, model: "PreTrainedModel") -> str | None:
+def freeze(method: MethodArguments, model: "PreTrainedModel", new_rows: range | None) -> str | None:
     """Freezes what is not trained, in place; without LoRA. Frozen rows keep their gradient here.
+
+    Args:
+        method: says what is trained.
+        model: to be trained.
+        new_rows: of the last expansion, for the sentence.
 
     Returns:
         A sentence for the start-up report; None where everything is trained.
@@ -62,11 +67,17 @@ def freeze(method: MethodArguments, model: "PreTrainedModel") -> str | None:
         model.requires_grad_(False)
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
             embedding.requires_grad_(True)
-        return f"training {'the new rows of ' if trained == 'new_rows' else ''}input and output embeddings only"
+        rows = f"{describe_rows(new_rows)} of " if trained == "new_rows" and new_rows is not None else ""
+        return f"training {rows}input and output embeddings only"
     for layer in layers[: method.freeze_layers]:
         layer.requires_grad_(False)
     count = method.freeze_layers
     return f"the first {count} of {len(layers)} layers are not trained" if count else None
+
+
+def describe_rows(new_rows: range) -> str:
+    """Describes new rows: "18,538 new rows, from 49,152 on,"."""
+    return f"{len(new_rows):,} new rows, from {new_rows.start:,} on,"
 
 
 def trained_parameters(method: MethodArguments, config: Any) -> int | None:
@@ -83,3 +94,12 @@ def trained_parameters(method: MethodArguments, config: Any) -> int | None:
     if method.freeze_layers:
         return parameters(config) - method.freeze_layers * layer_parameters(config)
     return None
+
+
+def trained_values(method: MethodArguments, config: Any, new_rows: range | None) -> int | None:
+    """Number of trained values: as `trained_parameters`, but without frozen rows."""
+    trained, alone = trained_parameters(method, config), what_is_trained(method) == "new_rows" or method.lora_new_rows
+    if trained is None or new_rows is None or not alone:
+        return trained
+    frozen_rows = config.vocab_size - len(new_rows)
+    return trained - frozen_rows * config.hidden_size * (1 if config.tie_word_embeddings else 2)
