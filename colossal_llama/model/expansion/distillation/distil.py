@@ -101,7 +101,7 @@ def distil(plan: ExpansionPlan, arguments: DistillationArguments, fields: FieldO
     rows = _open_rows(plan, means, texts.occurrences > 0, device, _DTYPES[dtype], arguments.distill_batch_tokens)
     if state is not None:
         log_rank_zero(f"going on with the interrupted distillation at step {state['step']:,} of {len(texts.batches):,}")
-    with _deterministic():
+    with _deterministic(device):
         progress = train_rows(
             rows,
             texts.batches,
@@ -125,15 +125,19 @@ def distil(plan: ExpansionPlan, arguments: DistillationArguments, fields: FieldO
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def _deterministic(device: torch.device) -> Iterator[None]:
     """Makes an interrupted run end with the same bytes as another, on the same device.
+
+    An operation of a GPU that has no deterministic implementation is warned of.
 
     Raises:
         UserError: the memory was estimated wrongly.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which matrix products need for it on a GPU
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -142,6 +146,7 @@ def _deterministic() -> Iterator[None]:
         ) from error
     finally:
         torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
