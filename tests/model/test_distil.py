@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -313,6 +314,7 @@ def test_the_tokenizers_own_directory_becomes_the_model(project_root, tokenizers
     words += ["--distill_tokens", "800", "--distill_device", "cpu"]
     done = run_script(project_root, "colossal_llama/model/init_model.py", *words)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"the distillation needs about \d+\.\d GB of \d+\.\d on cpu\n", done.stdout)
     assert new_rows_trained(target)
     assert not [path for path in target.iterdir() if path.name.startswith(".")]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -6,6 +6,7 @@ import psutil
 import torch
 
 from colossal_llama.model.kernels.linear_cross_entropy import CHUNK_ROWS
+from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 
 _OPTIMIZER_BYTES = 16
@@ -57,17 +58,18 @@ def needed_bytes(shape: Shape, is_recomputed: bool) -> int:
 
 
 def must_recompute(shape: Shape, device: torch.device) -> bool:
-    """Decides whether activations have to be recomputed for a distillation to fit.
+    """Decides whether activations have to be recomputed for a distillation to fit; logs its need.
 
     Raises:
         UserError: it does not fit even so.
     """
     free = free_bytes(device)
-    if needed_bytes(shape, is_recomputed=False) <= _USABLE * free:
-        return False
-    needed = needed_bytes(shape, is_recomputed=True)
-    if needed <= _USABLE * free:
-        return True
+    for is_recomputed in (False, True):
+        needed = needed_bytes(shape, is_recomputed)
+        if needed <= _USABLE * free:
+            how = ", activations recomputed" if is_recomputed else ""
+            log_rank_zero(f"the distillation needs about {needed / 1e9:.1f} GB of {free / 1e9:.1f} on {device}{how}")
+            return is_recomputed
     least = needed_bytes(Shape(**{**vars(shape), "batch_tokens": min(shape.batch_tokens, 2048)}), is_recomputed=True)
     smaller = "a smaller --distill_batch_tokens, " if least <= _USABLE * free else ""
     raise UserError(
