@@ -38,7 +38,7 @@ def fused_kernels_unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
-def use_fused_kernels(model: PreTrainedModel, fuse_loss: bool = True) -> None:
+def use_fused_kernels(model: PreTrainedModel, fuse_loss: bool = True, fuse_rotary: bool = True) -> None:
     """Replaces the parts of a loaded model named above by fused kernels, in place.
 
     Args:
@@ -46,8 +46,11 @@ def use_fused_kernels(model: PreTrainedModel, fuse_loss: bool = True) -> None:
         fuse_loss: also fuse output layer and cross-entropy; the model then returns a loss and no
             logits in training. It needs the output layer's weight whole and without padding, so it
             must be off under tensor parallelism, which shards it.
+        fuse_rotary: also fuse the rotary embedding. Its kernel is compiled for each number of rows
+            in a batch, so that it must be off where that number changes from step to step.
     """
-    _replace_rotary_embedding(model)
+    if fuse_rotary:
+        _replace_rotary_embedding(model)
     model.model.norm.forward = MethodType(_norm_forward, model.model.norm)
     has_qk_norm = architecture_of(model.config).has_qk_norm
     for layer in model.model.layers:

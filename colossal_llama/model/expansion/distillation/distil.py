@@ -252,7 +252,7 @@ def _open_rows(
 def _frozen_model(directory: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     model = load_model(directory, dtype, "sdpa", device).to(device).eval().requires_grad_(False)
     if fused_kernels_unavailable_reason(device) is None:
-        use_fused_kernels(model, fuse_loss=False)
+        use_fused_kernels(model, fuse_loss=False, fuse_rotary=False)  # batches have other numbers of rows each
     return model
 
 
