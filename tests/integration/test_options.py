@@ -7,7 +7,7 @@ from tests.support.project_tree import project_files
 
 
 def test_every_option_of_the_other_scripts_is_read_somewhere(project_root):
-    """In the file that declares it, or, where that is a package's arguments.py, in the package."""
+    """In the file that declares it, or one whose name begins alike; of arguments.py in the package."""
     elsewhere = {"tests", "training", "dataset"}
     scripts = [
         path for path in project_files(project_root) if not elsewhere & set(path.relative_to(project_root).parts)
@@ -15,7 +15,9 @@ def test_every_option_of_the_other_scripts_is_read_somewhere(project_root):
     declared = {path: options for path in scripts if (options := options_of(path.read_text()))}
     assert len(declared) > 15
     for path, options in declared.items():
-        sources = [path] if path.name != "arguments.py" else [*path.parent.glob("*.py"), *project_root.glob("*.py")]
+        sources = [*path.parent.glob(f"{path.stem}*.py")]
+        if path.name == "arguments.py":
+            sources = [*path.parent.glob("*.py"), *project_root.glob("*.py")]
         code = "\n".join(source.read_text() for source in sources)
         for option in options:
             assert re.search(rf"\b(arguments|options)\.{option}\b", code), f"{path}: {option}"
