@@ -7,7 +7,7 @@ from tests.support.project_tree import project_files
 
 
 def test_every_option_of_the_other_scripts_is_read_somewhere(project_root):
-    """In the file that declares it, or one whose name begins alike; of arguments.py in the package."""
+    """In the file that declares it or one named after it; of arguments.py in the package."""
     elsewhere = {"tests", "training", "dataset"}
     scripts = [
         path for path in project_files(project_root) if not elsewhere & set(path.relative_to(project_root).parts)
@@ -20,7 +20,7 @@ def test_every_option_of_the_other_scripts_is_read_somewhere(project_root):
             sources = [*path.parent.glob("*.py"), *project_root.glob("*.py")]
         code = "\n".join(source.read_text() for source in sources)
         for option in options:
-            assert re.search(rf"\b(arguments|options)\.{option}\b", code), f"{path}: {option}"
+            assert re.search(rf"\b_?(arguments|options)\.{option}\b", code), f"{path}: {option}"
 
 
 def options_of(code: str) -> list[str]:
