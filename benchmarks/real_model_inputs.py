@@ -134,7 +134,9 @@ class Inputs:
 
         data, arguments = self.data(run.vocabulary), self._arguments
         return Price(
-            flops_per_token(AutoConfig.from_pretrained(self.start(run)), arguments.length_tokens),
+            flops_per_token(
+                AutoConfig.from_pretrained(self.start(run), trust_remote_code=False), arguments.length_tokens
+            ),
             arguments.rows * data["tokens"] / data["training_rows"],
             self.texts()["train_bytes"] / data["tokens"],
         )
