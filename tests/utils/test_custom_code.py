@@ -74,7 +74,7 @@ NEVER = {
     # ColossalAI's own loaders, some of which unpickle
     *(".load_optimizer", ".load_lr_scheduler", "booster.load_model"),
 }
-NO_CODE_POSSIBLE = {"PeftModel.from_pretrained", "GenerationConfig.from_pretrained"}
+NO_CODE_POSSIBLE = {f"{name}.from_pretrained" for name in ("PeftModel", "LoraConfig", "GenerationConfig")}
 """They take no trust_remote_code; model/loading.py checks the directory of an adapter."""
 
 
