@@ -44,6 +44,7 @@ class PartialResults:
                 file.write(b"\n")  # a line that was cut off stays apart
 
             def append(result: Mapping[str, Any]) -> None:
+                """Appends a result as one line."""
                 line = orjson.dumps(result) + b"\n"
                 try:
                     written = file.write(line)
