@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "inference": BELOW_ENGINE,
     "export": BELOW_ENGINE | {"inference"},
     "evaluation": BELOW_ENGINE | {"inference"},
+    "cleaning": BELOW_ENGINE | {"evaluation"},
     "cluster": {"utils", "readers"},
     "commands": {"utils"},
     "__main__": {"commands"},
@@ -32,6 +33,7 @@ MAY_IMPORT = {
 FILES_OF_A_RUN = {"training.checkpoint.state", "training.record_files"}  # names alone
 TORCH_FREE_ROOMS = ("utils", "readers", "cluster")
 TORCH_FREE = (
+    "cleaning.document",
     "commands",
     "dataset.prepare.arguments",
     "dataset.prepare.cli",

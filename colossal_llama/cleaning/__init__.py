@@ -1,0 +1,1 @@
+"""From raw text to a corpus worth training on: rules, duplicates, decontamination, report."""
