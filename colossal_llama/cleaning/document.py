@@ -38,7 +38,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why a document is dropped: the rule, the figure it measured, and the limit it broke."""
+    """Reason to drop a document: the rule, the figure it measured, and the limit it broke."""
 
     reason: str
     figure: float | str
