@@ -1,0 +1,193 @@
+"""Hashes of documents, paragraphs, lines and bands on disk, and what several documents share.
+
+Each chunk of the input writes one sorted run into a directory. A run has at least two columns of
+64 bits: `keys`, ascending, and one or more columns of values. `groups` merges all runs of a
+directory: it yields the keys that lie in more than one document, range of keys by range of keys,
+so that its memory is bounded. `read_range` reads the entries of some keys, for instance all that
+was decided about the documents of a chunk, which are keys then.
+
+A document's number is `chunk << 32 | position in the chunk`: ascending in the order of the input.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from colossal_llama.utils import atomic_io
+
+_BYTES_PER_ENTRY = 48  # two columns as they were read, their order, and two columns in order
+_SMALLEST_CAPACITY = 4096
+_END_OF_KEYS = 1 << 64
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Keys that lie in more than one document, ascending, and these documents.
+
+    Attributes:
+        keys: [groups], uint64.
+        starts: [groups + 1], int64; group g has `documents[starts[g]:starts[g + 1]]`.
+        documents: numbers, ascending within a group, uint64.
+    """
+
+    keys: np.ndarray
+    starts: np.ndarray
+    documents: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of documents of each group, int64."""
+        return np.diff(self.starts)
+
+
+def document_numbers(chunk: int, positions: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Returns the numbers of documents of a chunk, by their positions in it, as uint64."""
+    return np.asarray(positions, dtype=np.uint64) | np.uint64(chunk << 32)
+
+
+def hash_texts(texts: Sequence[str]) -> np.ndarray:
+    """Returns the 64 bits of XXH3 of each text in UTF-8."""
+    digest = xxhash.xxh3_64_intdigest
+    return np.fromiter((digest(text.encode("utf-8", "surrogatepass")) for text in texts), np.uint64, len(texts))
+
+
+def write_run(directory: Path, number: int, keys: np.ndarray, *values: np.ndarray) -> None:
+    """Writes the sorted run of a chunk, in place of an earlier one; repeated entries become one.
+
+    Args:
+        directory: holds runs of one kind; is made.
+        number: of the run, that of the chunk where a chunk writes it.
+        keys: uint64, in any order.
+        values: one or more columns of 64 bits, as long as `keys`. The first is of document numbers
+            where `groups` is to read the run.
+    """
+    columns = np.stack([keys, *(column.view(np.uint64) for column in values)]).astype(np.uint64, copy=False)
+    columns = columns[:, np.lexsort(columns[::-1])]
+    if columns.shape[1]:
+        is_new = np.append(True, (columns[:, 1:] != columns[:, :-1]).any(axis=0))
+        columns = columns[:, is_new]
+    directory.mkdir(parents=True, exist_ok=True)
+    # Not flushed: a chunk is finished when the record of its run directory is on the disk.
+    with atomic_io.atomic_file(directory / f"run-{number:08d}.npy", durable=False) as file:
+        np.save(file, columns)
+
+
+def groups(directory: Path, memory_bytes: int) -> Iterator[Groups]:
+    """Yields the keys that lie in more than one document, in ascending order.
+
+    A key whose documents alone exceed the memory comes in several groups, each of which begins with
+    the key's first document.
+
+    Args:
+        directory: of the runs; may be missing.
+        memory_bytes: what the entries in memory may take; groups are yielded in parts of this size.
+    """
+    runs = _run_files(directory)
+    capacity = max(memory_bytes // _BYTES_PER_ENTRY, _SMALLEST_CAPACITY)
+    sizes = np.array([_open(run).shape[1] for run in runs], dtype=np.int64)
+    yield from _groups_of_range(runs, 0, _END_OF_KEYS, np.zeros_like(sizes), sizes, capacity)
+
+
+def read_range(directory: Path, first: int, last: int) -> np.ndarray:
+    """Returns the entries of all runs with `first <= key < last`, by key: [columns, entries].
+
+    Args:
+        directory: of the runs; may be missing.
+        first: smallest key.
+        last: key behind the largest.
+    """
+    parts = []
+    for run in _run_files(directory):
+        columns = _open(run)
+        parts.append(np.array(columns[:, _position(columns[0], first) : _position(columns[0], last)]))
+    if not parts:
+        return np.empty((2, 0), dtype=np.uint64)
+    entries = np.concatenate(parts, axis=1)
+    return entries[:, np.argsort(entries[0], kind="stable")]
+
+
+def read_documents(directory: Path, chunk: int) -> np.ndarray:
+    """Returns the entries whose keys are documents of a chunk: [columns, entries]."""
+    return read_range(directory, chunk << 32, (chunk + 1) << 32)
+
+
+def _run_files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("run-*.npy"))
+
+
+def _open(run: Path) -> np.ndarray:
+    """Returns the columns of a run; what is read of them comes from the disk then."""
+    return np.load(run, mmap_mode="r")
+
+
+def _position(keys: np.ndarray, key: int) -> int:
+    """Returns the position of the first of ascending keys that is not below `key`."""
+    return len(keys) if key >= _END_OF_KEYS else int(np.searchsorted(keys, np.uint64(key)))
+
+
+def _groups_of_range(
+    runs: Sequence[Path], first: int, last: int, lows: np.ndarray, highs: np.ndarray, capacity: int
+) -> Iterator[Groups]:
+    """Yields the groups with `first <= key < last`; halves a range that does not fit into memory.
+
+    Args:
+        runs: files.
+        first: smallest key.
+        last: key behind the largest.
+        lows: position in each run of the range's first entry.
+        highs: position in each run behind the range's last entry.
+        capacity: number of entries that may be in memory.
+    """
+    if (highs - lows).sum() <= capacity:
+        yield _grouped(_read(runs, lows, highs))
+    elif last - first == 1:
+        yield from _pieces_of_key(runs, lows, highs, capacity)
+    else:
+        middle = (first + last) // 2
+        cuts = np.array(
+            [
+                low + _position(_open(run)[0, low:high], middle) if high > low else low
+                for run, low, high in zip(runs, lows, highs, strict=True)
+            ]
+        )
+        yield from _groups_of_range(runs, first, middle, lows, cuts, capacity)
+        yield from _groups_of_range(runs, middle, last, cuts, highs, capacity)
+
+
+def _read(runs: Sequence[Path], lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
+    """Reads keys and documents between two positions of each run: [2, entries]."""
+    slices = zip(runs, lows.tolist(), highs.tolist(), strict=True)
+    parts = [_open(run)[:2, low:high] for run, low, high in slices if high > low]
+    return np.concatenate(parts, axis=1) if parts else np.empty((2, 0), dtype=np.uint64)
+
+
+def _grouped(entries: np.ndarray) -> Groups:
+    """Groups entries by key. Runs come by number, so documents ascend where the sort is stable."""
+    order = np.argsort(entries[0], kind="stable")
+    keys = entries[0][order]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, dtype=np.int64)
+    sizes = np.diff(np.append(starts, len(keys)))
+    is_shared = sizes > 1
+    return Groups(
+        keys=keys[starts[is_shared]],
+        starts=np.append(0, np.cumsum(sizes[is_shared])),
+        documents=entries[1][order[np.repeat(is_shared, sizes)]],
+    )
+
+
+def _pieces_of_key(runs: Sequence[Path], lows: np.ndarray, highs: np.ndarray, capacity: int) -> Iterator[Groups]:
+    """Yields the documents of a single key in groups of `capacity`, each led by the first."""
+    sizes = highs - lows
+    starts = np.cumsum(sizes) - sizes
+    first = None
+    for position in range(0, int(sizes.sum()), capacity):
+        piece_lows, piece_highs = (lows + np.clip(end - starts, 0, sizes) for end in (position, position + capacity))
+        keys, documents = _read(runs, piece_lows, piece_highs)
+        if first is None:
+            first = documents[:1]
+        else:
+            documents = np.append(first, documents)
+        yield Groups(keys[:1], np.array([0, len(documents)]), documents)
