@@ -21,6 +21,7 @@ from colossal_llama.dataset.mixture.amounts import parse_epochs, parse_share, pa
 from colossal_llama.utils.cli import existing_file
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.suggestion import did_you_mean
+from colossal_llama.utils.yaml_text import object_with_unique_keys, parse_yaml
 
 REST = "*"
 """Name of the entry for all categories that have none of their own."""
@@ -133,57 +134,14 @@ def _parsed(path: Path) -> Any:
         raise ValueError(f"it is larger than {_LARGEST_FILE_BYTES >> 20} MB, and no mixture")
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() == ".json":
-        return json.loads(text, object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=str)
-    import yaml
-
+        return json.loads(
+            text, object_pairs_hook=object_with_unique_keys, parse_int=str, parse_float=str, parse_constant=str
+        )
     try:
-        return yaml.load(text, _yaml_loader())
-    except yaml.YAMLError as error:
+        return parse_yaml(text)
+    except ValueError as error:
         hint = f"; write {REST!r} with its quotes" if "scanning an alias" in str(error) else ""
-        raise ValueError(" ".join(str(error).split()) + hint) from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict:
-    names = [name for name, _ in pairs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"the key {twice[0]!r} is there twice")
-    return dict(pairs)
-
-
-def _yaml_loader() -> Any:
-    """Loader that takes every scalar as text, and refuses a key that is there twice."""
-    import yaml
-
-    class Loader(yaml.BaseLoader):
-        """Loader whose mappings have each key once."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-            """Constructs a mapping, with the entries of its merge keys.
-
-            Raises:
-                ValueError: a key is there twice.
-                yaml.constructor.ConstructorError: a key is no text, or a merge key has no mapping.
-            """
-            merged: dict = {}
-            pairs = []
-            for key, value in node.value:
-                name, content = self.construct_object(key, deep=True), self.construct_object(value, deep=True)
-                if not isinstance(name, str):
-                    raise yaml.constructor.ConstructorError(None, None, "a key is no text", key.start_mark)
-                if name == "<<" and key.style is None:  # the entries of other mappings, the first of which wins
-                    for mapping in content if isinstance(content, list) else [content]:
-                        if not isinstance(mapping, dict):
-                            raise yaml.constructor.ConstructorError(None, None, "<<: needs a mapping", key.start_mark)
-                        merged = {**mapping, **merged}
-                else:
-                    pairs.append((name, content))
-            return {**merged, **_object(pairs)}
-
-    def mapping(loader: Any, node: Any) -> dict:
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
-    return Loader
+        raise ValueError(str(error) + hint) from None
 
 
 # ----------------------------------------------------------------------------------------- checks
