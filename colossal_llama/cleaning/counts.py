@@ -4,6 +4,7 @@ A chunk counts with a `CountsBuilder`, and hands over a `ChunkCounts`. Its JSON 
 the chunk, so that a resumed run adds up the same counts.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -260,21 +261,19 @@ def sample_key(file: str, position: int) -> int:
 def length_bin(characters: int) -> int:
     """Number of the bin of a length: four bins for every doubling; 0 for an empty text.
 
-    >>> [length_bin(count) for count in (0, 1, 4, 5, 6, 7, 8, 9, 10)]
-    [0, 4, 12, 13, 14, 15, 16, 16, 17]
+    >>> [length_bin(count) for count in (0, 1, 2, 3, 4, 5, 6, 7, 8)]
+    [0, 1, 5, 7, 9, 10, 11, 12, 13]
     """
-    bits = characters.bit_length()
-    return 4 * bits + ((characters << 3 >> bits) & 3) if bits else 0
+    return 1 + int(4 * math.log2(characters)) if characters else 0
 
 
 def bin_start(number: int) -> int:
     """Smallest length of a bin; inverse of `length_bin`.
 
-    >>> [bin_start(length_bin(count)) for count in (0, 1, 5, 8, 9, 10)]
-    [0, 1, 5, 8, 8, 10]
+    >>> [bin_start(length_bin(count)) for count in (0, 1, 2, 3, 8, 9, 10)]
+    [0, 1, 2, 3, 8, 8, 10]
     """
-    bits, quarter = divmod(number, 4)
-    return -(-((4 + quarter) << bits) // 8) if bits else 0
+    return math.ceil(2 ** ((number - 1) / 4)) if number else 0
 
 
 def _count(amounts: dict, key: Any, characters: int) -> None:

@@ -30,7 +30,7 @@ def _count_chunk(positions: range) -> ChunkCounts:
             counts.add_dropped(Verdict("language", figure, "zh"), category, "a.jsonl", position, "text " * 100, 500)
         else:
             written = "moved" if position % 3 == 0 else category
-            counts.add_kept(category, position, written, position - 3, {"mask.email": (2, 1), "cut.lines": (1, 2)})
+            counts.add_kept(category, position + 3, written, position, {"mask.email": (2, 1), "cut.lines": (1, 2)})
     counts.add_empty_lines(2)
     return counts.result()
 
@@ -75,7 +75,7 @@ def test_samples_are_those_with_the_smallest_keys() -> None:
 
 
 def test_bins_of_lengths_follow_each_other_without_gaps() -> None:
-    for characters in range(4, 5000):
+    for characters in (*range(5000), *(2**power + offset for power in range(13, 40) for offset in (-1, 0, 1))):
         number = length_bin(characters)
-        assert bin_start(number) <= characters < bin_start(number + 1)
+        assert bin_start(number) <= characters < bin_start(number + 1) or characters < 4
     assert [bin_start(length_bin(characters)) for characters in range(4)] == [0, 1, 2, 3]
