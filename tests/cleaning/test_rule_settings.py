@@ -55,13 +55,13 @@ def test_values_are_texts_lists_switches_and_numbers():
         on=["stop_words"],
         changes=[
             "stop_words.words=[ja, nein]",
-            "personal_data.email=false",
+            "normalization.remove_controls=false",
             "length.max_words=1e6",
             "normalization.unicode_form=NFKC",
         ],
     )
     assert settings["stop_words"].values["words"] == ["ja", "nein"]
-    assert settings["personal_data"].values["email"] is False
+    assert settings["normalization"].values["remove_controls"] is False
     assert settings["length"].values["max_words"] == 1_000_000
     assert settings["normalization"].values["unicode_form"] == "NFKC"
 
