@@ -1,0 +1,1 @@
+"""Rules about one document: its length, characters, words, lines and repetitions."""
