@@ -1,16 +1,13 @@
 """Reads, checks and tokenizes one chunk of the input, the unit of work of a worker process."""
 
 import ctypes
-import hashlib
 import time
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from colossal_llama.dataset.prepare.cache import ChunkWriter
+from colossal_llama.dataset.prepare.chunk_rows import ChunkRows, RowPosition
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.dataset.prepare.rejections import SHOWN_BAD_RECORDS, SHOWN_RECORD_CHARACTERS
 from colossal_llama.dataset.prepare.worker_pool import ProgressReports
@@ -19,16 +16,12 @@ from colossal_llama.dataset.role_names import KNOWN_ROLES, RoleNames
 from colossal_llama.dataset.template_renderer import ChatTemplateLimitError
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
 from colossal_llama.readers.fields import Document, FieldOptions, document_of, refuse_document, with_category
-from colossal_llama.readers.file_range import ReadingProgress
-from colossal_llama.readers.line_reader import LongLine
 from colossal_llama.readers.listing import InputFile
-from colossal_llama.readers.record import BadRow, RecordError, Row, parse_row
-from colossal_llama.readers.rows import DamagedFileError, read_rows, row_places
-from colossal_llama.readers.unread_keys import UnreadMembers
+from colossal_llama.readers.record import RecordError, Row
+from colossal_llama.readers.rows import row_places
 from colossal_llama.utils.errors import UserError
 
 BATCH_BYTES = 4 << 20  # records tokenized at once, with the bad ones among them: a bound on memory
-_OBJECT_BYTES = 500  # of a bad record in memory, besides its text
 _REPORT_INTERVAL_S = 0.5
 
 
@@ -84,44 +77,15 @@ class ChunkJob:
                 refuse_document(record)
             raise
 
+    def note_bad_record(self) -> None:
+        """Tells all workers that a bad record stops the run, where it does."""
+        if self.stop_on_bad_record and self.bad_record_seen is not None:
+            self.bad_record_seen.value = 1
+
     @property
     def checks_only(self) -> bool:
         """True when records are no longer tokenized, since a bad one stops the run."""
         return self.stop_on_bad_record and self.bad_record_seen is not None and bool(self.bad_record_seen.value)
-
-
-class _Position(NamedTuple):
-    """A row's place in a chunk: the index of its range, and its number in the range, from 0."""
-
-    piece: int
-    row: int
-
-
-@dataclass
-class _ChunkCounts:
-    """Counts of what has been read of a chunk, and the bad records that are not written yet."""
-
-    records: int = 0
-    empty_lines: int = 0
-    pieces: list[tuple[int, str]] = field(default_factory=list)
-    """Number of rows and SHA-256 of each range that has been read."""
-    rejected: list[dict] = field(default_factory=list)
-    rejected_bytes: int = 0
-    reading: ReadingProgress = field(default_factory=ReadingProgress)
-    """Of the range that is being read."""
-    unread: UnreadMembers = field(default_factory=UnreadMembers)
-    reasons: Counter = field(default_factory=Counter)
-
-    def reject(self, position: _Position, text: str, error: RecordError) -> None:
-        self.reasons[error.reason] += 1
-        self.rejected_bytes += len(text) + _OBJECT_BYTES
-        self.rejected.append({**position._asdict(), "reason": error.reason, "message": str(error), "record": text})
-
-    def take_rejected(self) -> list[dict]:
-        """The bad records so far, in their order: a template refuses after later checks."""
-        rejected = sorted(self.rejected, key=lambda record: (record["piece"], record["row"]))
-        self.rejected, self.rejected_bytes = [], 0
-        return rejected
 
 
 def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
@@ -133,50 +97,37 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
             range. `finished` is False if a bad record stopped the run; then `rejected` lists the
             first of this chunk's bad records, and no files remain.
     """
-    counts, writer = _ChunkCounts(), ChunkWriter(job.chunk_dir, chunk.index)
+    # Where a bad record stops the run, its beginning alone is shown. A character has up to 4 bytes.
+    shown_bytes = 4 * SHOWN_RECORD_CHARACTERS if job.stop_on_bad_record else None
+    rows = ChunkRows(chunk, job.max_line_bytes, shown_bytes, job.note_bad_record)
+    writer = ChunkWriter(job.chunk_dir, chunk.index)
     try:
-        _process_rows(job, chunk, counts, writer)
+        _process_rows(job, rows, writer)
         if job.checks_only:
-            return {"index": chunk.index, "finished": False, "rejected": counts.take_rejected()}
-        facts = {
-            "index": chunk.index,
-            "finished": True,
-            "rows": sum(rows for rows, _ in counts.pieces),
-            "records": counts.records,
-            "empty_lines": counts.empty_lines,
-            "rejected_records": dict(counts.reasons),
-            "pieces": counts.pieces,
-            **({"unread_members": unread} if (unread := counts.unread.record()) else {}),
-        }
-        return writer.finish(facts)
+            return {"index": chunk.index, "finished": False, "rejected": rows.take_rejected()}
+        return writer.finish({"finished": True, **rows.facts()})
     finally:
         writer.discard()
 
 
-def _process_rows(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: ChunkWriter) -> None:
+def _process_rows(job: ChunkJob, rows: ChunkRows, writer: ChunkWriter) -> None:
     batch, reported_s = _Batch(), time.monotonic()
-    for position, row in _rows_of_pieces(job, chunk, counts):
+    for position, row in rows:
         if (now_s := time.monotonic()) > reported_s + _REPORT_INTERVAL_S:
             reported_s = now_s
-            job.reports.report(_progress(chunk, counts, writer))
-        record = _checked_record(job, counts, chunk.pieces[position.piece].range.file, position, row)
+            job.reports.report(ChunkProgress(rows.chunk.index, rows.size_bytes_read, writer.documents, writer.tokens))
+        record = rows.checked(position, row, job.check_record)
         if job.checks_only:
-            if len(counts.rejected) > SHOWN_BAD_RECORDS:
+            if rows.num_rejected > SHOWN_BAD_RECORDS:
                 return
             continue
         if record is not None:
             batch.add(record, position, row)
-        if batch.size_bytes + counts.rejected_bytes >= BATCH_BYTES:
-            _write_batch(job, chunk, counts, writer, batch)
+        if batch.size_bytes + rows.rejected_bytes >= BATCH_BYTES:
+            _write_batch(job, rows, writer, batch)
             batch = _Batch()
     if not job.checks_only:
-        _write_batch(job, chunk, counts, writer, batch)
-
-
-def _progress(chunk: Chunk, counts: _ChunkCounts, writer: ChunkWriter) -> ChunkProgress:
-    *read, current = chunk.pieces[: len(counts.pieces) + 1]
-    size_bytes = sum(piece.size_bytes for piece in read) + int(min(1.0, counts.reading.share()) * current.size_bytes)
-    return ChunkProgress(chunk.index, size_bytes, writer.documents, writer.tokens)
+        _write_batch(job, rows, writer, batch)
 
 
 @dataclass
@@ -184,16 +135,16 @@ class _Batch:
     """Checked records, with their rows."""
 
     records: list[Any] = field(default_factory=list)
-    rows: list[tuple[_Position, Row]] = field(default_factory=list)
+    rows: list[tuple[RowPosition, Row]] = field(default_factory=list)
     size_bytes: int = 0
 
-    def add(self, record: Any, position: _Position, row: Row) -> None:
+    def add(self, record: Any, position: RowPosition, row: Row) -> None:
         self.records.append(record)
         self.rows.append((position, row))
         self.size_bytes += len(row) if isinstance(row, bytes) else len(str(row))
 
 
-def _write_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: ChunkWriter, batch: _Batch) -> None:
+def _write_batch(job: ChunkJob, rows: ChunkRows, writer: ChunkWriter, batch: _Batch) -> None:
     """Tokenizes and writes a batch; records that the chat template refuses become bad records.
 
     Raises:
@@ -204,56 +155,10 @@ def _write_batch(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts, writer: Chun
             tokenized = job.tokenizer.tokenize(batch.records)
         except ChatTemplateLimitError as error:
             position = batch.rows[error.conversation][0]
-            (place,) = row_places(chunk.pieces[position.piece].range, [position.row])
+            (place,) = row_places(rows.chunk.pieces[position.piece].range, [position.row])
             raise UserError(f"--chat_template: {place}: {error}") from None
         writer.add(tokenized)
         for number, message in tokenized.refusals.items():
-            _reject(job, counts, *batch.rows[number], RecordError("refused_by_chat_template", message))
+            rows.reject(*batch.rows[number], RecordError("refused_by_chat_template", message))
     if not job.checks_only:
-        writer.add_rejected(counts.take_rejected())
-
-
-def _reject(job: ChunkJob, counts: _ChunkCounts, position: _Position, row: Row, error: RecordError) -> None:
-    content = row.beginning if isinstance(row, LongLine | BadRow) else row
-    # Where a bad record stops the run, its beginning alone is shown. A character has up to 4 bytes.
-    shown = slice(4 * SHOWN_RECORD_CHARACTERS if job.stop_on_bad_record else None)
-    text = content[shown].decode("utf-8", "backslashreplace") if isinstance(content, bytes) else repr(content)[shown]
-    counts.reject(position, text, error)
-    if job.stop_on_bad_record and job.bad_record_seen is not None:
-        job.bad_record_seen.value = 1
-
-
-def _rows_of_pieces(job: ChunkJob, chunk: Chunk, counts: _ChunkCounts) -> Iterator[tuple[_Position, Row]]:
-    """Rows of all ranges, of each up to its record limit.
-
-    Damage to a file becomes a bad record after its last row.
-    """
-    for index, piece in enumerate(chunk.pieces):
-        digest, rows = hashlib.sha256(), 0
-        last = None if piece.record_limit is None else counts.records + piece.record_limit
-        on_unread = partial(counts.unread.add, piece.range.file.name)
-        found = read_rows(piece.range, job.max_line_bytes, digest.update, counts.reading, on_unread)
-        found = iter(()) if counts.records == last else found
-        try:
-            for number, row in found:
-                rows = number + 1
-                yield _Position(index, number), row
-                if counts.records == last:
-                    break
-        except DamagedFileError as error:
-            counts.records += 1
-            _reject(job, counts, _Position(index, rows), b"", RecordError(error.reason, str(error)))
-        counts.pieces.append((rows, digest.hexdigest()))
-
-
-def _checked_record(job: ChunkJob, counts: _ChunkCounts, file: InputFile, position: _Position, row: Row) -> Any:
-    """Checked record of a row; None for an empty or bad row, which is counted."""
-    if isinstance(row, bytes) and not row.strip():
-        counts.empty_lines += 1
-        return None
-    counts.records += 1
-    try:
-        return job.check_record(parse_row(row), file)
-    except RecordError as error:
-        _reject(job, counts, position, row, error)
-        return None
+        writer.add_rejected(rows.take_rejected())

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from colossal_llama.dataset.prepare.arguments import PrepareArguments
+from colossal_llama.dataset.prepare.arguments import PrepareArguments, ShardArguments
 from colossal_llama.dataset.prepare.manifest import IDENTITY_SHAPE
 from colossal_llama.dataset.prepare.ownership import (
     CACHED,
@@ -55,10 +55,26 @@ def run_lock(arguments: PrepareArguments) -> Iterator[None]:
     Raises:
         UserError: another run is writing into the directory.
     """
-    directory, is_alone = arguments.output_dir, arguments.shards.shard_index is None
+    with directory_locks(arguments.output_dir, arguments.shards, "--data_output_dirs"):
+        yield
+
+
+@contextmanager
+def directory_locks(directory: Path, shards: ShardArguments, option: str) -> Iterator[None]:
+    """Locks an output directory: exclusively, or together with the jobs of other shards.
+
+    Args:
+        directory: made if it does not exist; a refused run takes away what it has made.
+        shards: which job this is.
+        option: that names the directory, for messages.
+
+    Raises:
+        UserError: another run is writing into the directory, or nobody may.
+    """
+    is_alone = shards.shard_index is None
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     locks_before = set(directory.glob(".lock*"))
-    shard = f"{arguments.shards.shard_index}-of-{arguments.shards.num_shards}"
+    shard = f"{shards.shard_index}-of-{shards.num_shards}"
     with ExitStack() as locks, _empty_directories_removed(missing):
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -67,10 +83,10 @@ def run_lock(arguments: PrepareArguments) -> Iterator[None]:
                 locks.enter_context(file_lock(directory / f".lock-shard-{shard}"))
         except BlockingIOError:
             raise UserError(
-                f"another run is writing into {directory}: wait for it to end, or give another --data_output_dirs"
+                f"another run is writing into {directory}: wait for it to end, or give another {option}"
             ) from None
         except OSError as error:
-            raise UserError(f"--data_output_dirs: {directory} cannot be written to: {error.strerror}") from error
+            raise UserError(f"{option}: {directory} cannot be written to: {error.strerror}") from error
         try:
             yield
         except (UserError, OSError):
@@ -161,7 +177,7 @@ def _open_locked(arguments: PrepareArguments, requested: dict, files: Sequence[I
     for record, state in records.items():
         if record.is_file():
             recorded = _recorded_identity(record)
-            if arguments.mixture.plan_only and not list(_differences("", _unmixed(recorded), _unmixed(requested))):
+            if arguments.mixture.plan_only and not list(differences("", _unmixed(recorded), _unmixed(requested))):
                 return state
             if (is_replaced or state == "incomplete") and _is_other_mixture(arguments, recorded, requested):
                 _take_other_mixture(directory, requested)
@@ -220,14 +236,14 @@ def _record_run(directory: Path, requested: dict, files: Sequence[InputFile]) ->
 
 
 def _check_identity(directory: Path, recorded: dict, requested: dict, state: State) -> None:
-    differences = list(_differences("", recorded, requested))
-    if differences:
+    found = list(differences("", recorded, requested))
+    if found:
         verb = "was prepared" if state == "complete" else "was begun"
         raise UserError(
             [
                 f"{directory} {verb} with other arguments or input; --overwrite starts afresh, or give another "
                 "--data_output_dirs:",
-                *(f"  {line}" for line in differences),
+                *(f"  {line}" for line in found),
             ]
         )
 
@@ -256,7 +272,7 @@ def _is_other_mixture(arguments: PrepareArguments, recorded: dict, requested: di
     Raises:
         UserError: this is the job of a shard, and others may be writing parts of the former one.
     """
-    is_other = recorded != requested and not list(_differences("", _unmixed(recorded), _unmixed(requested)))
+    is_other = recorded != requested and not list(differences("", _unmixed(recorded), _unmixed(requested)))
     if is_other and arguments.shards.shard_index is not None:
         raise UserError(
             f"{arguments.output_dir} was begun with another mixture: when no job is running, run the command once "
@@ -359,14 +375,21 @@ def refuse_changed_content(directory: Path, names: Sequence[str]) -> None:
         )
 
 
-def _differences(name: str, recorded: Any, requested: Any) -> Iterator[str]:
+def differences(name: str, recorded: Any, requested: Any) -> Iterator[str]:
+    """Names what two identities of runs differ in, one a line.
+
+    Args:
+        name: of the compared value; empty for the whole identity.
+        recorded: of the run that began in the directory.
+        requested: of this run.
+    """
     if name == "input_files":
         yield from _file_differences(recorded, requested)
     elif isinstance(recorded, dict) and isinstance(requested, dict):
         for key in sorted({*recorded, *requested}):
             default = _UNRECORDED.get(key)
             label = f"{name}.{key}" if name.partition(".")[0] == "mixture" else key
-            yield from _differences(label, recorded.get(key, default), requested.get(key, default))
+            yield from differences(label, recorded.get(key, default), requested.get(key, default))
     elif recorded != requested:
         yield f"{name}: {recorded} then, {requested} now"
 

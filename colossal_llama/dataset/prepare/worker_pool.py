@@ -245,7 +245,7 @@ def _cannot_start(error: EOFError | OSError) -> UserError:
     return UserError(f"the worker processes cannot be started ({error}): give --num_workers 1")
 
 
-def start_fork_server(num_workers: int) -> None:
+def start_fork_server(num_workers: int, preloaded: Sequence[str] = _PRELOADED) -> None:
     """Starts the server process from which workers are forked, if it does not run.
 
     It imports what they need while this process opens the tokenizer. Without this call it starts
@@ -253,12 +253,13 @@ def start_fork_server(num_workers: int) -> None:
 
     Args:
         num_workers: of the largest pool; the limit of open files is raised for it.
+        preloaded: modules of the workers.
 
     Raises:
         UserError: there is no directory for its socket, or the process may not open more files.
     """
     _allow_open_files(_FILES + num_workers * _FILES_PER_WORKER)
-    _context.set_forkserver_preload(list(_PRELOADED))
+    _context.set_forkserver_preload(list(preloaded))
     # The server is `python -c …`, which would search the working directory for modules first, where
     # other copies may be.
     settings = {
@@ -308,16 +309,21 @@ def shared_flag() -> ctypes.c_byte:
 
 
 @contextmanager
-def worker_pool(num_workers: int, state: Any) -> Iterator[WorkerPool]:
+def worker_pool(num_workers: int, state: Any, preloaded: Sequence[str] = _PRELOADED) -> Iterator[WorkerPool]:
     """Yields a pool whose workers each hold a copy of `state`.
 
     The workers end with the block, or when this process dies. An error kills them.
+
+    Args:
+        num_workers: number of processes; one is this process.
+        state: first argument of the functions that the workers run.
+        preloaded: modules of the workers, for the process that they are forked from.
 
     Raises:
         UserError: a worker was killed, even if its work was done.
     """
     if num_workers > 1:
-        start_fork_server(num_workers)
+        start_fork_server(num_workers, preloaded)
     pool = WorkerPool(num_workers, state)
     try:
         yield pool
