@@ -31,7 +31,12 @@ LONGEST_ROW = 2**20  # splicing keeps a list of open rows for every number of fr
 MOST_BINS = 99_999
 
 
-def _output_directory(text: str) -> Path:
+def output_directory(text: str) -> Path:
+    """Returns the path of one directory, which need not exist (argparse `type=`).
+
+    Raises:
+        argparse.ArgumentTypeError: it is none, or cannot be one.
+    """
     path = Path(text)
     try:
         path.stat()
@@ -70,7 +75,7 @@ class PathArguments:
     )
     data_output_dirs: Path = option(
         needed="name the directory that receives the result",
-        type=_output_directory,
+        type=output_directory,
         metavar="DIR",
         help="one directory, which receives arrow/, jsonl/, cache/ and manifest.json (needed)",
     )
@@ -173,15 +178,9 @@ class ConversationRowArguments(RowArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunArguments:
-    """Options of the run, which leave the rows of good records as they are."""
+class ReadingArguments:
+    """Options for the reading of records, and for how many processes do the work."""
 
-    on_bad_record: Literal["stop", "skip"] = option(
-        "stop",
-        choices=("stop", "skip"),
-        help="stop before any part is written and show the bad records, or skip them, count them by reason and list "
-        "them in rejected.jsonl",
-    )
     max_line_mb: int = option(
         MAX_LINE_MB,
         type=number_in_range(int, minimum=1),
@@ -200,13 +199,25 @@ class RunArguments:
         metavar="PROCESSES",
         help="worker processes; the result does not depend on it (default: the available processors: %(default)s)",
     )
-    keep_cache: bool = switch(help="keep the intermediates in cache/ after success")
-    overwrite: bool = switch(help="remove what these scripts wrote into the output directory and start afresh")
 
     @property
     def max_line_bytes(self) -> int:
         """Longest line that is read, in bytes."""
         return self.max_line_mb * BYTES_PER_MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(ReadingArguments):
+    """Options of the run, which leave the rows of good records as they are."""
+
+    on_bad_record: Literal["stop", "skip"] = option(
+        "stop",
+        choices=("stop", "skip"),
+        help="stop before any part is written and show the bad records, or skip them, count them by reason and list "
+        "them in rejected.jsonl",
+    )
+    keep_cache: bool = switch(help="keep the intermediates in cache/ after success")
+    overwrite: bool = switch(help="remove what these scripts wrote into the output directory and start afresh")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ class ChunkWriter:
     def __init__(self, directory: Path, index: int):
         directory.mkdir(parents=True, exist_ok=True)
         self._base = directory / f"chunk-{index:05d}"
-        self._files = {name: _GrowingFile(self._base.with_suffix(f".{name}")) for name in ("tokens", "segments")}
+        self._files = {name: GrowingFile(self._base.with_suffix(f".{name}")) for name in ("tokens", "segments")}
         self._categories: dict[str, int] = {}
         self._statistics: dict[str, Counter] = {}
         self.documents = self._segments = self.tokens = 0
@@ -79,7 +79,7 @@ class ChunkWriter:
     def add_rejected(self, records: Sequence[dict]) -> None:
         """Appends bad records."""
         if records and "rejected" not in self._files:
-            self._files["rejected"] = _GrowingFile(self._base.with_suffix(".rejected"))
+            self._files["rejected"] = GrowingFile(self._base.with_suffix(".rejected"))
         for record in records:
             self._files["rejected"].write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
 
@@ -104,7 +104,7 @@ class ChunkWriter:
             file.discard()
 
 
-class _GrowingFile:
+class GrowingFile:
     """A file that is written piece by piece, and gets its name when it is whole."""
 
     def __init__(self, target: Path):
@@ -112,6 +112,7 @@ class _GrowingFile:
         self._file, self._digest = self._temporary.open("wb"), hashlib.sha256()
 
     def write(self, data: bytes | memoryview) -> None:
+        """Appends bytes."""
         self._file.write(data)
         self._digest.update(data)
 
@@ -122,6 +123,7 @@ class _GrowingFile:
         return self._digest.hexdigest()
 
     def discard(self) -> None:
+        """Removes the file, unless it is finished."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 

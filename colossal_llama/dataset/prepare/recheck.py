@@ -27,14 +27,14 @@ def recheck_chunks(output_dir: Path, chunks: Sequence[Chunk], num_threads: int) 
     chunk_dir = output_dir / "cache" / "chunks"
     is_repair = (output_dir / "manifest.json").exists()
     finished = [chunk for chunk in chunks if (chunk_dir / f"chunk-{chunk.index:05d}.json").exists()]
-    problems = _problems_of(
+    problems = problems_of(
         lambda chunk: chunk_problem(chunk_dir, chunk.index, len(chunk.pieces)), finished, "check chunks", num_threads
     )
     if (output_dir / "manifest.json").exists() and not is_repair:
         return  # another shard's job has finished the preparation, and empties the cache
     for chunk, _ in problems:
         remove_chunk(chunk_dir, chunk.index)
-    _say([f"cache/chunks/{problem} (input: {chunk.files})" for chunk, problem in problems])
+    say_damages([f"cache/chunks/{problem} (input: {chunk.files})" for chunk, problem in problems])
     damaged = {chunk.index for chunk, _ in problems}
     _say_what_is_not_recorded(
         "chunks", [chunk_facts(chunk_dir, chunk.index) for chunk in finished if chunk.index not in damaged]
@@ -63,10 +63,10 @@ def recheck_parts(
             return None
         return next(part_problems(output_dir, index, None if recorded is None else recorded[index]), None)
 
-    problems = _problems_of(problem_of, indices, "check parts", num_threads)
+    problems = problems_of(problem_of, indices, "check parts", num_threads)
     for index, _ in problems:
         remove_part(output_dir, index)
-    _say([f"{part_name(index)}: {problem}" for index, problem in problems])
+    say_damages([f"{part_name(index)}: {problem}" for index, problem in problems])
     _say_what_is_not_recorded("parts", [part_facts(output_dir, index) for index in indices])
     return bool(problems)
 
@@ -86,7 +86,7 @@ def remove_parts_of_other_plan(output_dir: Path, indices: Sequence[int], plan_sh
         if facts is not None and facts.get("plan_sha256", None if unnamed else plan_sha256) != plan_sha256:
             remove_part(output_dir, index)
             others.append(f"{part_name(index)} was written by another plan of the parts")
-    _say(others)
+    say_damages(others)
 
 
 def recheck_rejected(output_dir: Path, manifest: dict) -> bool:
@@ -94,7 +94,7 @@ def recheck_rejected(output_dir: Path, manifest: dict) -> bool:
     path, sha256 = output_dir / "rejected.jsonl", manifest.get("rejected_sha256")
     if sha256 is None or (path.is_file() and fingerprint_file(path) == sha256):
         return False
-    _say(["rejected.jsonl has changed since it was written" if path.exists() else "rejected.jsonl is missing"])
+    say_damages(["rejected.jsonl has changed since it was written" if path.exists() else "rejected.jsonl is missing"])
     path.unlink(missing_ok=True)
     return True
 
@@ -132,9 +132,20 @@ def refuse_other_parts(output_dir: Path, manifest: dict, parts: Sequence[dict]) 
     )
 
 
-def _problems_of(
+def problems_of(
     problem_of: Callable[[Unit], str | None], units: Sequence[Unit], description: str, num_threads: int
 ) -> list[tuple[Unit, str]]:
+    """Checks units of finished work with a progress bar.
+
+    Args:
+        problem_of: names what is wrong with a unit; None where it is whole.
+        units: to check.
+        description: of the bar.
+        num_threads: that read at once.
+
+    Returns:
+        The damaged units, each with its problem.
+    """
     if not units:
         return []
     with ThreadPoolExecutor(num_threads) as pool:
@@ -151,7 +162,8 @@ def _say_what_is_not_recorded(units: str, facts: Sequence[dict | None]) -> None:
         )
 
 
-def _say(problems: Sequence[str]) -> None:
+def say_damages(problems: Sequence[str]) -> None:
+    """Says what is made anew: the first damages, and how many more there are."""
     for problem in problems[:SHOWN_DAMAGES]:
         log_rank_zero(f"{problem}: made anew")
     if len(problems) > SHOWN_DAMAGES:
