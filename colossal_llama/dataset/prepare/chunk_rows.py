@@ -1,6 +1,7 @@
 """Reads the rows of a chunk as records, and counts what is empty, bad or not read."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,24 @@ from colossal_llama.readers.rows import DamagedFileError, read_rows
 from colossal_llama.readers.unread_keys import UnreadMembers
 
 _OBJECT_BYTES = 500  # of a bad record in memory, besides its text
+_REPORT_INTERVAL_S = 0.5
 Record = TypeVar("Record")
+
+
+class ChunkProgress(NamedTuple):
+    """Progress within a chunk.
+
+    Attributes:
+        chunk_index: number of the chunk.
+        size_bytes: of what is read of it, as its files' sizes count.
+        documents: read so far.
+        units: of these: tokens, characters.
+    """
+
+    chunk_index: int
+    size_bytes: int
+    documents: int
+    units: int
 
 
 class RowPosition(NamedTuple):
@@ -55,6 +73,7 @@ class ChunkRows:
     unread: UnreadMembers = field(default_factory=UnreadMembers)
     _rejected: list[dict] = field(default_factory=list)
     _reading: ReadingProgress = field(default_factory=ReadingProgress)
+    _reported_s: float = field(default_factory=time.monotonic)
 
     def __iter__(self) -> Iterator[tuple[RowPosition, Row]]:
         """Rows of all ranges, of each up to its record limit.
@@ -117,12 +136,19 @@ class ChunkRows:
         self._rejected, self.rejected_bytes = [], 0
         return rejected
 
-    @property
-    def size_bytes_read(self) -> int:
-        """How much of the chunk has been read, as its files' sizes count."""
+    def is_report_due(self) -> bool:
+        """True once in a while, for a chunk that takes long."""
+        if (now_s := time.monotonic()) <= self._reported_s + _REPORT_INTERVAL_S:
+            return False
+        self._reported_s = now_s
+        return True
+
+    def progress(self, documents: int, units: int) -> ChunkProgress:
+        """How far the reading is, with what the caller has made of it."""
         *read, current = self.chunk.pieces[: len(self.pieces) + 1]
         share = min(1.0, self._reading.share())
-        return sum(piece.size_bytes for piece in read) + int(share * current.size_bytes)
+        size_bytes = sum(piece.size_bytes for piece in read) + int(share * current.size_bytes)
+        return ChunkProgress(self.chunk.index, size_bytes, documents, units)
 
     def facts(self) -> dict:
         """Counts of what has been read, for the chunk's record."""

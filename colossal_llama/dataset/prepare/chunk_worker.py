@@ -1,10 +1,9 @@
 """Reads, checks and tokenizes one chunk of the input, the unit of work of a worker process."""
 
 import ctypes
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from colossal_llama.dataset.prepare.cache import ChunkWriter
 from colossal_llama.dataset.prepare.chunk_rows import ChunkRows, RowPosition
@@ -22,23 +21,6 @@ from colossal_llama.readers.rows import row_places
 from colossal_llama.utils.errors import UserError
 
 BATCH_BYTES = 4 << 20  # records tokenized at once, with the bad ones among them: a bound on memory
-_REPORT_INTERVAL_S = 0.5
-
-
-class ChunkProgress(NamedTuple):
-    """Progress within a chunk.
-
-    Attributes:
-        chunk_index: number of the chunk.
-        size_bytes: of what is read of it, as its files' sizes count.
-        documents: tokenized so far.
-        tokens: of these.
-    """
-
-    chunk_index: int
-    size_bytes: int
-    documents: int
-    tokens: int
 
 
 @dataclass
@@ -111,11 +93,10 @@ def process_chunk(job: ChunkJob, chunk: Chunk) -> dict:
 
 
 def _process_rows(job: ChunkJob, rows: ChunkRows, writer: ChunkWriter) -> None:
-    batch, reported_s = _Batch(), time.monotonic()
+    batch = _Batch()
     for position, row in rows:
-        if (now_s := time.monotonic()) > reported_s + _REPORT_INTERVAL_S:
-            reported_s = now_s
-            job.reports.report(ChunkProgress(rows.chunk.index, rows.size_bytes_read, writer.documents, writer.tokens))
+        if rows.is_report_due():
+            job.reports.report(rows.progress(writer.documents, writer.tokens))
         record = rows.checked(position, row, job.check_record)
         if job.checks_only:
             if rows.num_rejected > SHOWN_BAD_RECORDS:

@@ -27,6 +27,7 @@ from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer, record_
 from colossal_llama.dataset.prepare.part_planning import category_names, open_plan, report_plan, show_plan
 from colossal_llama.dataset.prepare.part_writer import PartTask, part_facts, write_part
 from colossal_llama.dataset.prepare.range_entries import with_entries
+from colossal_llama.dataset.prepare.reading_bar import ReadingBar
 from colossal_llama.dataset.prepare.recheck import (
     recheck_chunks,
     recheck_parts,
@@ -42,7 +43,6 @@ from colossal_llama.dataset.prepare.rejections import (
     bad_record_messages,
     write_rejected,
 )
-from colossal_llama.dataset.prepare.tokenize_progress import TokenizeProgress
 from colossal_llama.dataset.prepare.worker_pool import ProgressReports, WorkerPool, shared_flag, worker_pool
 from colossal_llama.dataset.role_names import RoleNames
 from colossal_llama.dataset.tokenization import ConversationTokenizer, DocumentTokenizer
@@ -367,7 +367,7 @@ def _tokenize(preparation: _Preparation, pool: WorkerPool, reports: ProgressRepo
     times, messages = preparation.times, ColumnMessages()
     started = time.perf_counter()
     bad: list[tuple[Chunk, dict]] = []
-    with TokenizeProgress.over(pending) as progress:
+    with ReadingBar.over(pending) as progress:
         reports.listener = progress.take
         for chunk, facts in zip(pending, pool.map(process_chunk, pending), strict=True):
             known[chunk.index] = facts

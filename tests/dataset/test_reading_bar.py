@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from colossal_llama.dataset.prepare import chunk_worker, tokenize_progress
+from colossal_llama.dataset.prepare import chunk_rows, chunk_worker, reading_bar
 from colossal_llama.dataset.prepare.pipeline import prepare
 from tests.support.data_files import FORMATS
 from tests.support.preparations import preparation
@@ -41,7 +41,7 @@ def bars(monkeypatch):
         shown.append(Bar(**settings))
         return shown[-1]
 
-    monkeypatch.setattr(tokenize_progress, "progress_bar", show)
+    monkeypatch.setattr(reading_bar, "progress_bar", show)
     return shown
 
 
@@ -60,7 +60,7 @@ def test_the_bar_moves_within_a_file_of_every_format(
 ):
     if compression and not form.is_compressible:
         pytest.skip("it has no compressed form")
-    monkeypatch.setattr(chunk_worker, "_REPORT_INTERVAL_S", 0)
+    monkeypatch.setattr(chunk_rows, "_REPORT_INTERVAL_S", 0)
     monkeypatch.setattr(chunk_worker, "BATCH_BYTES", 20_000)
     source = tmp_path / "in"
     source.mkdir()

@@ -1,0 +1,147 @@
+"""A document between its reading and its writing: as it came in, as it is now, and what changed."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from colossal_llama.cleaning.document import Document
+from colossal_llama.dataset.prepare.chunk_rows import RowPosition
+from colossal_llama.dataset.records import conversation_of
+from colossal_llama.dataset.role_names import RoleNames
+from colossal_llama.readers.fields import FieldOptions, document_of, with_category
+from colossal_llama.readers.listing import InputFile
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A document that no stage has dropped yet.
+
+    Attributes:
+        document: as it is now.
+        original: its texts as they came in; the same list where nothing has changed.
+        category: as it came in; a blocklist may move the document to another one.
+        place: of its row in the chunk.
+        untrained: numbers of the messages of a conversation that are not trained.
+        notes: names of what is counted about the record: keys that are not read.
+        changes: by name: how often, and by how many characters the document is shorter.
+    """
+
+    document: Document
+    original: list[str]
+    category: str
+    place: RowPosition
+    untrained: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    changes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def change(self, name: str, times: int, removed_characters: int = 0) -> None:
+        """Counts a change of the document."""
+        before = self.changes.get(name, (0, 0))
+        self.changes[name] = (before[0] + times, before[1] + removed_characters)
+
+    def as_json(self) -> bytes:
+        """The candidate as a line, from which `read_candidates` makes it again."""
+        document = self.document
+        content = {
+            "place": self.place,
+            "texts": document.texts,
+            "category": document.category,
+            "group": document.group,
+            "file": document.file,
+            "position": document.position,
+            "changes": self.changes,
+        }
+        if self.original != document.texts:
+            content["original"] = self.original
+        if self.category != document.category:
+            content["category_before"] = self.category
+        if document.roles is not None:
+            content |= {"roles": document.roles, "untrained": self.untrained}
+        return orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def read_candidates(path: Path) -> Iterator[Candidate]:
+    """Reads the lines that `Candidate.as_json` made."""
+    with path.open("rb") as file:
+        for line in file:
+            content = orjson.loads(line)
+            roles = content.get("roles")
+            document = Document(
+                content["texts"],
+                content["category"],
+                content["group"],
+                content["file"],
+                content["position"],
+                None if roles is None else tuple(roles),
+            )
+            yield Candidate(
+                document,
+                content.get("original", content["texts"]),
+                content.get("category_before", content["category"]),
+                RowPosition(*content["place"]),
+                tuple(content.get("untrained", ())),
+                changes={name: (times, removed) for name, (times, removed) in content["changes"].items()},
+            )
+
+
+def record_of(document: Document, texts: list[str], category: str, untrained: Iterable[int]) -> dict[str, Any]:
+    """The record of a document with these texts, in the form that preparation reads."""
+    if document.roles is None:
+        source, target = texts
+        return {"source": source, "target": target, "category": category}
+    messages: list[dict[str, Any]] = [
+        {"from": role, "content": text} for role, text in zip(document.roles, texts, strict=True)
+    ]
+    for number in untrained:
+        messages[number]["train"] = False
+    return {"messages": messages, "category": category}
+
+
+def document_candidate(record: dict, file: InputFile, fields: FieldOptions) -> Candidate:
+    """Checks a record as a document of pre-training.
+
+    Raises:
+        RecordError: see `readers.fields.document_of`.
+    """
+    found = document_of(record, file, fields)
+    texts = [found.source, found.target]
+    document = Document(texts, found.category, _group(record, file), file.name, 0)
+    return Candidate(document, texts, found.category, RowPosition(0, 0), notes=found.notes)
+
+
+def conversation_candidate(record: dict, file: InputFile, fields: FieldOptions, roles: RoleNames) -> Candidate:
+    """Checks a record as a conversation, in any form that preparation reads.
+
+    Raises:
+        RecordError: see `dataset.records.conversation_of`.
+    """
+    found = conversation_of(
+        with_category(record, file, fields), roles, columns=(fields.source_field, fields.target_field)
+    )
+    texts = [message.content for message in found.messages]
+    speakers = tuple(str(message.role) for message in found.messages)
+    untrained = tuple(
+        number
+        for number, message in enumerate(found.messages)
+        if message.role == "assistant" and not message.is_trained
+    )
+    document = Document(texts, found.category, _group(record, file), file.name, 0, speakers)
+    return Candidate(document, texts, found.category, RowPosition(0, 0), untrained, found.notes)
+
+
+def _group(record: dict, file: InputFile) -> str:
+    """The domain of a record's `url`, also inside its `meta` or `metadata`; else the file."""
+    places = (record, record.get("meta"), record.get("metadata"))
+    url = next((place["url"] for place in places if isinstance(place, dict) and place.get("url")), None)
+    if isinstance(url, str):
+        try:
+            domain = urlsplit(url).hostname
+        except ValueError:  # a bracket that is not closed
+            domain = None
+        if domain:
+            return domain.removeprefix("www.")
+    return file.name
