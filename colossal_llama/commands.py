@@ -39,6 +39,12 @@ COMMANDS = (
         "colossal_llama.model.get_model:main",
         "download a model or tokenizer of a hub, also for hosts without a network",
     ),
+    Command(
+        "clean_corpus",
+        "colossal_llama.cleaning.clean_corpus:main",
+        "clean raw text into a corpus: rules, duplicates, decontamination, report",
+        ("clean",),
+    ),
     Command("learn_pieces", "colossal_llama.tokenizer.learn_pieces:main", "learn new vocabulary pieces from a corpus"),
     Command("init_tokenizer", "colossal_llama.tokenizer.init_tokenizer:main", "expand a tokenizer by new pieces"),
     Command("report", "colossal_llama.tokenizer.report:main", "measure how well tokenizers compress a corpus"),

@@ -47,7 +47,7 @@ class Candidate:
         """The candidate as a line, from which `read_candidates` makes it again."""
         document = self.document
         content = {
-            "place": self.place,
+            "place": tuple(self.place),
             "texts": document.texts,
             "category": document.category,
             "group": document.group,

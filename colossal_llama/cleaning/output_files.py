@@ -11,6 +11,8 @@ from colossal_llama.utils.checksums import ChecksumBuilder
 REPORT = "cleaning.json"
 FIGURE = "cleaning.png"
 WORK = "work"
+LAST_RUN = "last_run.json"
+"""Times of the run: the only output that differs between equal cleanings."""
 DOCUMENTS, DROPPED = "documents", "dropped"
 _BLOCK_BYTES = 4 << 20
 
@@ -20,10 +22,10 @@ class BrokenRecordError(Exception):
 
 
 def output_files(directory: Path) -> list[str]:
-    """Names of all files of a cleaning but report and figure, `work/` and hidden ones; sorted."""
+    """Names of all files but report, figure, times of the run, `work/` and hidden ones; sorted."""
     paths = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
     visible = (path for path in paths if not any(part.startswith(".") for part in path.parts))
-    return sorted(path.as_posix() for path in visible if path.parts[0] not in (WORK, REPORT, FIGURE))
+    return sorted(path.as_posix() for path in visible if path.parts[0] not in (WORK, LAST_RUN, REPORT, FIGURE))
 
 
 def file_entries(directory: Path) -> dict[str, dict]:

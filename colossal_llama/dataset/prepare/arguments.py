@@ -5,6 +5,7 @@ Imports neither torch, transformers nor datasets, so that `--help` is instant.
 
 import argparse
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -266,6 +267,14 @@ class ShardArguments:
     def includes(self, index: int) -> bool:
         """True when a chunk or part is in this job's shard."""
         return self.shard_index is None or index % self.num_shards == self.shard_index
+
+
+def shard_problems(index: int | None, shards: int) -> Iterator[str]:
+    """Problems of the number of jobs and the index of this one, together."""
+    if index is None and shards > 1:
+        yield "--num_shards needs --shard_index: which of the jobs is this?"
+    if index is not None and index >= shards:
+        yield f"--shard_index {index} is beyond --num_shards {shards}: the indices go from 0 to {shards - 1}"
 
 
 def _rows_or_directory(text: str) -> int | Path:

@@ -144,7 +144,7 @@ class ChunkRows:
         return True
 
     def progress(self, documents: int, units: int) -> ChunkProgress:
-        """How far the reading is, with what the caller has made of it."""
+        """Progress of the reading, with what the caller has made of it."""
         *read, current = self.chunk.pieces[: len(self.pieces) + 1]
         share = min(1.0, self._reading.share())
         size_bytes = sum(piece.size_bytes for piece in read) + int(share * current.size_bytes)

@@ -5,7 +5,14 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from colossal_llama.dataset.prepare.arguments import ARGUMENTS, Inspection, Kind, PrepareArguments, Verification
+from colossal_llama.dataset.prepare.arguments import (
+    ARGUMENTS,
+    Inspection,
+    Kind,
+    PrepareArguments,
+    Verification,
+    shard_problems,
+)
 from colossal_llama.dataset.prepare.looking_only import command_that_only_looks
 from colossal_llama.dataset.role_names import role_problems
 from colossal_llama.dataset.system_prompt import given_system
@@ -114,11 +121,9 @@ def _check_combinations(parser: CollectingArgumentParser, arguments: Namespace, 
         given_system(getattr(arguments, "system", None), getattr(arguments, "system_file", None))
     except UserError as error:
         parser.problem(str(error))
-    index, shards = arguments.shard_index, arguments.num_shards
-    if index is None and shards > 1:
-        parser.problem("--num_shards needs --shard_index: which of the jobs is this?")
-    if index is not None and index >= shards:
-        parser.problem(f"--shard_index {index} is beyond --num_shards {shards}: the indices go from 0 to {shards - 1}")
+    index = arguments.shard_index
+    for problem in shard_problems(index, arguments.num_shards):
+        parser.problem(problem)
     if getattr(arguments, "chat_template", None) is not None and "--llama_version" in given:
         parser.problem("--llama_version has no effect with --chat_template, which decides the format: leave one out")
     for name in ("total_tokens", "max_repeats"):

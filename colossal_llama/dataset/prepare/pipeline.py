@@ -4,7 +4,6 @@ input files → chunks → cache/chunks → cache/plan → arrow/part-0000i, jso
 manifest.json
 """
 
-import errno
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from colossal_llama.dataset.prepare.input_files import (
 )
 from colossal_llama.dataset.prepare.manifest import build_manifest, read_manifest, total_statistics
 from colossal_llama.dataset.prepare.open_tokenizer import OpenTokenizer, record_tokenizer
+from colossal_llama.dataset.prepare.output_errors import errors_named
 from colossal_llama.dataset.prepare.part_planning import category_names, open_plan, report_plan, show_plan
 from colossal_llama.dataset.prepare.part_writer import PartTask, part_facts, write_part
 from colossal_llama.dataset.prepare.range_entries import with_entries
@@ -57,10 +57,6 @@ from colossal_llama.utils.checked_json import with_checksum, write_checked
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError
 
-_FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk of {} is full: free some space") | {
-    errno.EFBIG: "a file in {} would be larger than the system allows: raise the limit (ulimit -f)"
-}
-
 
 @dataclass
 class StageTimes:
@@ -89,26 +85,8 @@ def prepare(arguments: PrepareArguments, opened: OpenTokenizer | None = None) ->
         UserError: the input, the tokenizer or the output directory cannot be used; the disk is
             full.
     """
-    try:
-        with output_dir.run_lock(arguments):
-            return _prepare_locked(arguments, opened)
-    except PermissionError as error:
-        raise UserError(f"{error.filename} may not be read or written: {error.strerror}") from error
-    except FileNotFoundError as error:
-        if error.filename is None or not Path(error.filename).is_relative_to(arguments.output_dir):
-            raise
-        raise UserError(
-            f"{error.filename} has gone while this run was working with it: run the same command again, which makes it "
-            "anew"
-        ) from error
-    except OSError as error:
-        problem = _FULL.get(error.errno or 0)
-        if problem is None:
-            raise
-        raise UserError(
-            f"{problem.format(arguments.output_dir)} and run the same command again; finished parts are intact and "
-            "will be kept"
-        ) from error
+    with errors_named(arguments.output_dir), output_dir.run_lock(arguments):
+        return _prepare_locked(arguments, opened)
 
 
 def _prepare_locked(arguments: PrepareArguments, opened: OpenTokenizer | None) -> dict | None:

@@ -1,0 +1,158 @@
+"""Declares the options of clean_corpus.
+
+Imports neither torch nor transformers, so that `--help` is instant.
+"""
+
+import argparse
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from colossal_llama.cleaning.rule_settings import ALL, PRESETS, Preset, RuleSettings, read_rules
+from colossal_llama.dataset.prepare.arguments import ReadingArguments, ShardArguments, output_directory
+from colossal_llama.readers.fields import FieldOptions
+from colossal_llama.readers.formats import DESCRIPTION
+from colossal_llama.readers.input_paths import GatherPaths, input_paths
+from colossal_llama.readers.line_reader import MAX_LINE_MB
+from colossal_llama.utils.arguments import group, option, option_values, switch
+from colossal_llama.utils.cli import existing_directory, existing_file, number_in_range
+
+DEFAULT_MEMORY_MB = 1024
+
+
+def _names(text: str) -> list[str]:
+    """Names that commas separate."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} holds an empty name")
+    return names
+
+
+def _one(text: str) -> list[str]:
+    """A list of the one value, which may hold commas."""
+    return [text]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathArguments:
+    """Options for input and output paths."""
+
+    data_input_dirs: tuple[Path | str, ...] = option(
+        needed="name the directories or files of the records, separated by commas or blanks",
+        nargs="+",
+        action=GatherPaths,
+        type=input_paths,
+        metavar="PATH",
+        help="files of records and directories that are searched for them, also several by commas (needed); "
+        f"{DESCRIPTION}",
+    )
+    output_dir: Path = option(
+        needed="name the directory that receives the corpus",
+        type=output_directory,
+        metavar="DIR",
+        help="one directory, which receives documents/, dropped/, cleaning.json and cleaning.png (needed)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleArguments:
+    """Options for the rules in effect."""
+
+    preset: Preset = option("web", choices=PRESETS, help="switches and thresholds for a kind of text")
+    rules: Path | None = option(
+        type=existing_file, metavar="FILE", help="YAML file of rules over those of the preset, in part or whole"
+    )
+    on: tuple[str, ...] = option(
+        (),
+        nargs="+",
+        action=GatherPaths,
+        type=_names,
+        metavar="RULE",
+        help=f"switch rules on; {ALL!r} stands for all of them",
+    )
+    off: tuple[str, ...] = option(
+        (),
+        nargs="+",
+        action=GatherPaths,
+        type=_names,
+        metavar="RULE",
+        help=f"switch rules off; {ALL!r} stands for all of them",
+    )
+    set: tuple[str, ...] = option(
+        (),
+        nargs="+",
+        action=GatherPaths,
+        type=_one,
+        metavar="RULE.KEY=VALUE",
+        help="change thresholds of rules, as in length.min_words=20",
+    )
+    show_rules: bool = switch(help="print the rules in effect as YAML, in the form that --rules reads, and end")
+
+    @cached_property
+    def settings(self) -> RuleSettings:
+        """The rules in effect.
+
+        Raises:
+            UserError: see `read_rules`.
+        """
+        return read_rules(self.preset, self.rules, self.on, self.off, self.set)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(ReadingArguments):
+    """Options of the run, which leave the output as it is."""
+
+    memory_mb: int = option(
+        DEFAULT_MEMORY_MB,
+        type=number_in_range(int, minimum=64),
+        metavar="MB",
+        help="memory for the merge of signatures, in megabytes; what does not fit is merged piece by piece on disk",
+    )
+    keep_work: bool = switch(help="keep the intermediates in work/ after success")
+    overwrite: bool = switch(help="remove what an earlier cleaning wrote into the output directory and start afresh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckArguments:
+    """Options for checking a finished output directory."""
+
+    verify: Path | None = option(
+        nargs="?",
+        type=existing_directory,
+        metavar="DIR",
+        help="only re-read a finished output directory (DIR, or --output_dir) and check it against its cleaning.json",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanArguments:
+    """Arguments of a cleaning."""
+
+    paths: PathArguments = group("input and output")
+    fields: FieldOptions = group("columns of the records")
+    rules: RuleArguments = group("rules")
+    run: RunArguments = group("run")
+    shards: ShardArguments = group(
+        "several jobs in one directory",
+        "K jobs (on several machines with a shared disk), each with its own index, read and judge their shares of the "
+        "input. The same command without these two arguments then merges what they found, and writes the corpus.",
+    )
+    check: CheckArguments = group("checking the result")
+
+    @property
+    def is_conversations(self) -> bool:
+        """True where records are conversations."""
+        return self.rules.preset == "conversations"
+
+    def deciding_options(self) -> dict:
+        """Options that decide the bytes of the output: a resumed run must have the same.
+
+        Paths, workers, shards and memory do not decide them.
+        """
+        return {
+            "preset": self.rules.preset,
+            "rules": self.rules.settings.content(),
+            "limit": self.run.limit,
+            **({} if self.run.max_line_mb == MAX_LINE_MB else {"max_line_mb": self.run.max_line_mb}),
+            **{name: value for name, value in option_values(self.fields).items() if value is not None},
+        }

@@ -1,0 +1,264 @@
+"""Cleans a corpus: two passes over chunks of the input, and one merge between them.
+
+input files → chunks → work/chunks (first pass) → work/decisions (merge) → documents/, dropped/
+(second pass) → cleaning.json
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from colossal_llama.cleaning.arguments import CleanArguments
+from colossal_llama.cleaning.chunk_files import remove_unit, unit_facts, unit_problem
+from colossal_llama.cleaning.counts import ChunkCounts, CountsBuilder, add_counts
+from colossal_llama.cleaning.dropped import gather_dropped
+from colossal_llama.cleaning.first_pass import FirstPass, chunk_base, clean_chunk
+from colossal_llama.cleaning.merge import Decisions, merge
+from colossal_llama.cleaning.output_files import LAST_RUN
+from colossal_llama.cleaning.report import write_report
+from colossal_llama.cleaning.run_directory import RunDirectory
+from colossal_llama.cleaning.second_pass import Part, SecondPass, part_base, plan_parts, write_part
+from colossal_llama.cleaning.stages import StageSettings
+from colossal_llama.cleaning.workers import workers
+from colossal_llama.dataset.prepare.input_files import Chunk, content_digest, plan_chunks
+from colossal_llama.dataset.prepare.output_dir import directory_locks, modification_times
+from colossal_llama.dataset.prepare.output_errors import errors_named
+from colossal_llama.dataset.prepare.range_entries import with_entries
+from colossal_llama.dataset.prepare.reading_bar import ReadingBar
+from colossal_llama.dataset.prepare.recheck import problems_of, say_damages
+from colossal_llama.dataset.prepare.rejections import write_rejected
+from colossal_llama.dataset.prepare.worker_pool import ProgressReports, WorkerPool
+from colossal_llama.readers.column_messages import ColumnMessages
+from colossal_llama.readers.directory_listing import unread_message
+from colossal_llama.readers.fields import with_file_categories
+from colossal_llama.readers.input_doubts import doubts_about
+from colossal_llama.readers.listing import InputFile, find_input_files, refuse_files_that_changed
+from colossal_llama.utils.atomic_io import fsync_path, remove_abandoned_files
+from colossal_llama.utils.checked_json import with_checksum, write_checked
+from colossal_llama.utils.console import log_rank_zero, progress_bar
+from colossal_llama.utils.errors import UserError
+
+
+def clean(arguments: CleanArguments) -> dict | None:
+    """Runs a cleaning, or resumes one that was interrupted.
+
+    Returns:
+        The report; None where this is one shard's job, or the cleaning was complete before.
+
+    Raises:
+        UserError: the input or the output directory cannot be used; the disk is full.
+    """
+    directory = arguments.paths.output_dir
+    with errors_named(directory), directory_locks(directory, arguments.shards, "--output_dir"):
+        files, unread_files = _input_files(arguments)
+        run = RunDirectory(directory)
+        identity = _identity(arguments, files)
+        state = run.open(identity, files, arguments.run.overwrite)
+        chunks = plan_chunks(files, arguments.run.limit)
+        cleaning = _Cleaning(arguments, run, files, unread_files, chunks, identity)
+        if state != "new":
+            cleaning.refuse_changed_content()
+        if state == "complete":
+            log_rank_zero(f"{directory} is complete already: nothing to do (--verify checks it)")
+            run.remove_work()
+            return None
+        report = cleaning.run_passes()
+        if report is not None and not arguments.run.keep_work:
+            run.remove_work()
+        return report
+
+
+@dataclass
+class _Cleaning:
+    """A cleaning and its output directory."""
+
+    arguments: CleanArguments
+    run: RunDirectory
+    files: Sequence[InputFile]
+    unread_files: dict
+    chunks: Sequence[Chunk]
+    identity: dict
+    times: dict[str, float] = field(default_factory=dict)
+
+    def run_passes(self) -> dict | None:
+        """Runs what is not finished yet of both passes and the merge; writes the report.
+
+        Returns:
+            The report; None where chunks are left to other shards.
+        """
+        chunks = self._first_pass()
+        if chunks is None:
+            return None
+        decisions = self._timed("merge", merge, self.run.work)
+        parts = self._second_pass(chunks, decisions)
+        return self._finish(chunks, parts)
+
+    def _timed(self, name: str, function: Callable, *arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*arguments)
+        self.times[f"{name}_s"] = time.perf_counter() - started
+        return result
+
+    # ------------------------------------------------------------------------------- first pass
+
+    def _first_pass(self) -> list[dict] | None:
+        """Facts of all chunks; None where some are left to other shards."""
+        work, options = self.run.work, self.arguments
+        own = [chunk for chunk in self.chunks if options.shards.includes(chunk.index)]
+        _remove_damaged([(chunk_base(work, chunk.index), chunk.index) for chunk in own], "check chunks", options)
+        pending = [chunk for chunk in own if unit_facts(chunk_base(work, chunk.index), chunk.index) is None]
+        reports = ProgressReports()
+        job = FirstPass(
+            work,
+            options.run.max_line_bytes,
+            options.fields,
+            options.is_conversations,
+            StageSettings(work),
+            reports,
+        )
+        if pending:
+            with workers(min(options.run.num_workers, len(pending)), job) as pool:
+                self._timed("first_pass", self._run_chunks, pool, pending, reports)
+        refuse_files_that_changed(self.files)
+        found = [unit_facts(chunk_base(work, chunk.index), chunk.index) for chunk in self.chunks]
+        if missing := sum(facts is None for facts in found):
+            log_rank_zero(
+                f"{missing} of {len(found)} chunks are left to the other shards. When their jobs have ended, run this "
+                "command without --num_shards and --shard_index, which merges what they found and does what is left."
+            )
+            return None
+        if options.shards.shard_index is not None:
+            log_rank_zero(
+                "all chunks are read: run this command without --num_shards and --shard_index, which merges them"
+            )
+            return None
+        chunks = [facts for facts in found if facts is not None]
+        if not sum(facts["documents"] for facts in chunks):
+            raise UserError(_no_records_message(chunks))
+        return chunks
+
+    def _run_chunks(self, pool: WorkerPool, pending: Sequence[Chunk], reports: ProgressReports) -> None:
+        if any(piece.range.needs_entry for chunk in pending for piece in chunk.pieces):
+            pending = with_entries(pending, self.chunks, pool)
+        messages = ColumnMessages()
+        with ReadingBar.over(pending, "first pass", "characters") as bar:
+            reports.listener = bar.take
+            for chunk, facts in zip(pending, pool.map(clean_chunk, pending), strict=True):
+                messages.say(chunk.files, facts["statistics"])
+                bar.finish(chunk, facts)
+        messages.finish()
+
+    # ------------------------------------------------------------------------------ second pass
+
+    def _second_pass(self, chunks: Sequence[dict], decisions: Decisions) -> list[dict]:
+        """Writes the parts that are not finished; returns the facts of all."""
+        work, options = self.run.work, self.arguments
+        self.run.documents.mkdir(exist_ok=True)
+        parts = plan_parts(self.chunks)
+        remove_abandoned_files(self.run.documents, [part.name for part in parts])
+        _remove_damaged([(part_base(work, part.index), part.index) for part in parts], "check parts", options)
+        job = SecondPass(self.run.path, work, _first_rows(self.chunks, chunks), decisions)
+        pending = [part for part in parts if not job.is_finished(part)]
+        if pending:
+            with workers(min(options.run.num_workers, len(pending)), job) as pool:
+                self._timed("second_pass", self._run_parts, pool, pending)
+        fsync_path(self.run.documents)
+        return [facts for part in parts if (facts := unit_facts(part_base(work, part.index), part.index))]
+
+    def _run_parts(self, pool: WorkerPool, pending: Sequence[Part]) -> None:
+        sizes = [sum(self.chunks[chunk].size_bytes for chunk in part.chunks) for part in pending]
+        started, documents = time.perf_counter(), 0
+        with progress_bar(total=sum(map(_bar_bytes, sizes)), desc="second pass", unit="B", unit_scale=True) as bar:
+            for size_bytes, facts in zip(sizes, pool.map(write_part, pending), strict=True):
+                documents += facts["documents"]
+                rate = documents / (time.perf_counter() - started)
+                bar.set_postfix_str(f"{documents:,} documents kept, {rate:,.0f} documents/s", refresh=False)
+                bar.update(_bar_bytes(size_bytes))
+
+    # ------------------------------------------------------------------------------ end
+
+    def _finish(self, chunks: Sequence[dict], parts: Sequence[dict]) -> dict:
+        """Gathers what was dropped and rejected, and writes the report, which completes all."""
+        directory, work = self.run.path, self.run.work
+        gather_dropped(
+            (part_base(work, part["index"]).with_suffix(".dropped") for part in parts), directory / "dropped"
+        )
+        write_rejected(directory, work / "chunks", self.chunks, chunks)
+        rejected = CountsBuilder()
+        for facts in chunks:
+            rejected.add_empty_lines(facts["empty_lines"])
+            for reason, count in facts["rejected_records"].items():
+                rejected.add_rejected(reason, count)
+        counts = add_counts([rejected.result(), *(ChunkCounts.from_record(part["counts"]) for part in parts)])
+        modified_ns = modification_times(self.files)
+        last_run = {"num_workers": self.arguments.run.num_workers, **self.times, "modified_ns": modified_ns}
+        write_checked(directory / LAST_RUN, with_checksum(last_run))
+        return write_report(directory, counts, {"identity": self.identity, "unread_files": self.unread_files})
+
+    def refuse_changed_content(self) -> None:
+        """Compares the hashes of what was read with those of files whose times differ.
+
+        Raises:
+            UserError: the content of a file has changed since it was read.
+        """
+        suspects = self.run.files_with_changed_times(self.files)
+        if not suspects:
+            return
+        changed: dict[str, None] = {}
+        for chunk in self.chunks:
+            facts = unit_facts(chunk_base(self.run.work, chunk.index), chunk.index)
+            for piece, (rows, sha256) in zip(chunk.pieces, facts["pieces"] if facts else (), strict=False):
+                name = piece.range.file.name
+                if name in suspects and content_digest(piece, rows, self.arguments.run.max_line_bytes) != sha256:
+                    changed[name] = None
+        self.run.refuse_changed(list(changed))
+
+
+def _input_files(arguments: CleanArguments) -> tuple[list[InputFile], dict]:
+    """The input files, and a record of what is not read, which is said."""
+    files, unread = find_input_files(arguments.paths.data_input_dirs, excluded=arguments.paths.output_dir)
+    files = with_file_categories(files, arguments.fields)
+    for message in filter(None, (unread_message(unread), doubts_about(files))):
+        log_rank_zero(message)
+    return files, unread
+
+
+def _identity(arguments: CleanArguments, files: Sequence[InputFile]) -> dict:
+    """Everything that decides the bytes of the output."""
+    listed = [{"name": file.name, "size_bytes": file.size_bytes} for file in files]
+    return {"arguments": arguments.deciding_options(), "input_files": listed}
+
+
+def _remove_damaged(units: Sequence[tuple[Path, int]], description: str, arguments: CleanArguments) -> None:
+    """Removes the finished units of work that have changed since they were written."""
+    finished = [unit for unit in units if unit[0].with_name(f"{unit[0].name}.json").exists()]
+    problems = problems_of(lambda unit: unit_problem(*unit), finished, description, arguments.run.num_workers)
+    for (base, _), _ in problems:
+        remove_unit(base)
+    say_damages([f"work/{base.parent.name}/{problem}" for (base, _), problem in problems])
+
+
+def _first_rows(chunks: Sequence[Chunk], facts: Sequence[dict]) -> list[list[int]]:
+    """For each range of each chunk the number of rows before it in its file."""
+    found, next_row = [], 0
+    for chunk, fact in zip(chunks, facts, strict=True):
+        first_rows = []
+        for piece, (rows, _) in zip(chunk.pieces, fact["pieces"], strict=True):
+            first_rows.append(next_row if piece.range.start else 0)
+            next_row = first_rows[-1] + rows
+        found.append(first_rows)
+    return found
+
+
+def _no_records_message(facts: Sequence[dict]) -> str:
+    reasons = sum((Counter(fact["rejected_records"]) for fact in facts), Counter())
+    counted = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())) or "the files are empty"
+    return f"--data_input_dirs: no record could be used, so that there is nothing to clean ({counted})"
+
+
+def _bar_bytes(size_bytes: int) -> int:
+    """Size of a part, at least 1, so that the bar moves over empty files."""
+    return max(1, size_bytes)

@@ -1,0 +1,64 @@
+"""The stages of the first pass, in their order: what each document decides by itself.
+
+normalisation → rules → language → blocklists → personal data → decontamination → signatures
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from colossal_llama.cleaning.candidates import Candidate
+from colossal_llama.cleaning.document import Document, Verdict
+
+Dropped = list[tuple[Candidate, Verdict]]
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """Settings of the stages, as they travel to the workers.
+
+    Attributes:
+        work_dir: where signatures are written.
+    """
+
+    work_dir: Path
+
+
+class Stages:
+    """The stages of one process."""
+
+    def __init__(self, settings: StageSettings):
+        self._settings = settings
+        self._stages: list[Callable[[Sequence[Candidate]], Sequence[Verdict | None]]] = []
+
+    def apply(self, batch: list[Candidate]) -> tuple[list[Candidate], Dropped]:
+        """Changes and judges documents.
+
+        Returns:
+            Those that no stage has dropped, and the dropped ones, in the order of the batch.
+        """
+        kept, verdicts = list(enumerate(batch)), dict[int, Verdict]()
+        for stage in self._stages:
+            found = stage([candidate for _, candidate in kept])
+            verdicts |= {number: verdict for (number, _), verdict in zip(kept, found, strict=True) if verdict}
+            kept = [entry for entry in kept if entry[0] not in verdicts]
+        dropped = [(batch[number], verdicts[number]) for number in sorted(verdicts)]
+        return [candidate for _, candidate in kept], dropped
+
+    def signatures(self, chunk: int) -> "Signatures":
+        """Begins the signatures of a chunk."""
+        return Signatures(self._settings, chunk)
+
+
+class Signatures:
+    """Signatures of a chunk's documents, written as sorted runs when the chunk is finished."""
+
+    def __init__(self, settings: StageSettings, chunk: int):
+        self._settings, self._chunk, self._count = settings, chunk, 0
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Notes the documents of a batch, in the order of the chunk."""
+        self._count += len(documents)
+
+    def finish(self) -> None:
+        """Writes the runs."""
