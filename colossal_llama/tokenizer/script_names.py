@@ -52,6 +52,18 @@ def scripts_of_languages(names: Iterable[str]) -> tuple[str, ...]:
     return _resolve(map(_without_subtags, names), _languages(), _not_a_language, "language")
 
 
+def language_codes(name: str) -> tuple[str, ...]:
+    """Returns the ISO 639 codes of a language, given by a code or a name; none for an unknown one."""
+    folded = _folded(name)
+    by_name: tuple[str, ...] = ()
+    for codes, _, names in _language_table():
+        if folded in codes:  # mon is Mongolian, though there is a language Mon
+            return tuple(codes)
+        if folded in map(_folded, names):
+            by_name = tuple(codes)
+    return by_name
+
+
 def parse_scripts(text: str) -> tuple[str, ...]:
     """Parses names or codes of scripts, separated by commas (argparse `type=`)."""
     return _parse(text, named_scripts)

