@@ -62,7 +62,7 @@ class Blocklist:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the lists say about one document.
+    """Decision of the lists about one document.
 
     Attributes:
         verdict: why it is dropped; None where it is not.
@@ -186,7 +186,7 @@ class Blocklists:
 def _verdict(category: str, words: Counter[str], min_hits: int) -> Verdict:
     shown = [word if count == 1 else f"{word} ×{count}" for word, count in words.most_common(_SHOWN_WORDS)]
     more = f" and {len(words) - len(shown)} more words" if len(words) > len(shown) else ""
-    return Verdict(f"blocklist_{category}", f"{words.total()}: {', '.join(shown)}{more}", min_hits)
+    return Verdict(f"blocklist.{category}", f"{words.total()}: {', '.join(shown)}{more}", min_hits)
 
 
 def _is_whole(text: str, start: int, end: int) -> bool:

@@ -41,7 +41,7 @@ _LINES, _GROUPS, _DOCUMENTS, _CUTS = "lines", "groups", "documents", "cuts"
 
 @dataclass(frozen=True)
 class Boilerplate:
-    """What counts as boilerplate.
+    """Settings of the rule `boilerplate`.
 
     Attributes:
         min_documents: documents of a group that must have a line.
@@ -161,8 +161,10 @@ def _key_counts(directory: Path, memory_bytes: int, min_documents: int) -> tuple
     keys, counts, firsts = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
     last_key = None
     for part in hash_runs.groups(directory, memory_bytes):
+        if not part.keys.size:
+            continue
         sizes, first_documents = part.sizes, part.documents[part.starts[:-1]]
-        continued = bool(part.keys.size) and part.keys[0] == last_key
+        continued = part.keys[0] == last_key
         if continued:  # its first document is counted already
             sizes[0] -= 1
         chosen = sizes >= max(min_documents, 2)

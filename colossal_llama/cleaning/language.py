@@ -43,13 +43,15 @@ _OF_SCRIPT = {
 }  # fmt: skip
 _OF_MODEL = ("Latin", "Cyrillic", "Arabic", "Devanagari", "Bengali", "Hebrew")
 _SCRIPTS = ("", "other", *_OF_SCRIPT, *_OF_MODEL)
+_KNOWN = sorted(set(_OF_SCRIPT.values()))
+_OPEN = [f"{UNDETERMINED}-{script}" for script in _OF_MODEL]
+_COLUMNS = [UNDETERMINED, *_KNOWN, *_OPEN]
 # Languages that the scripts do not tell from another, which stands for them.
 _NOT_TOLD = {"yue": "zh", "wuu": "zh", "ti": "am", "nb": "no"}
 # A translation from English into Chinese has about a quarter of its letters.
 _LETTERS = {"Han": 4, "Hangul": 2, "Hiragana": 2, "Katakana": 2}
-_MIN_KANA_SHARE = 0.1
-_CLEAR_SHARE = 0.95
-_MIN_MODEL_SHARE = 0.05
+# Han characters that a Japanese text has for each of its kana; more of them are Chinese.
+_HAN_OF_KANA = 1.5
 
 _SAMPLE_CHARACTERS, _WINDOWS = 2000, 8
 # The model takes 0.2 microseconds a character. 300 were English for all of 400 English documents.
@@ -61,7 +63,10 @@ _PROSE = regex.compile(
     regex.VERSION1,
 )
 # A text is English without asking the model where these words are frequent: 5 ns a byte.
-_ENGLISH = frozenset(("the", "and", "of", "to", "that", "for", "with", "this", "are", "from", "which", "have"))
+_ENGLISH_WORDS = (
+    "the and of to that for with this are from which have not be it you your what would there can please they will"
+)
+_ENGLISH = frozenset(_ENGLISH_WORDS.split())
 _MIN_ENGLISH_SHARE, _MIN_ENGLISH_WORDS = 0.15, 3
 
 
@@ -144,34 +149,51 @@ def _code_of(name: str) -> tuple[str, str | None]:
 def languages(texts: Sequence[str], wanted: WantedLanguages) -> list[dict[str, float]]:
     """Returns the share of each language in each text, the largest first.
 
-    Texts of more than 2,000 characters are read in eight windows. Letters of a script that the
-    model must tell count under `und-SCRIPT` where no wanted language needs it.
+    Texts of more than 2,000 characters are read in eight windows. Letters of a script whose
+    languages the model tells count under `und-SCRIPT` where the scripts decide without it.
 
     Args:
         texts: of any length.
         wanted: decide whether the model is asked.
     """
     samples = [_sample(text) for text in texts]
-    letters = _letters_of_scripts(samples)
-    totals = letters.sum(axis=1)
-    shares = []
-    for sample, row, total in zip(samples, letters, totals.tolist(), strict=True):
-        shares.append({UNDETERMINED: 1.0} if total < wanted.min_letters else _shares(sample, row / total, wanted))
-    return shares
+    shares = _script_shares(samples, wanted)
+    unclear = _unclear(shares, wanted).tolist()
+    return [
+        _by_size(_with_model(sample, row, wanted) if asks else _named(row))
+        for sample, row, asks in zip(samples, shares, unclear, strict=True)
+    ]
 
 
 def judge(texts: Sequence[str], wanted: WantedLanguages) -> list[Verdict | None]:
     """Returns why each text is dropped: too small a share of the wanted languages; else None."""
-    return [verdict_of(shares, wanted) for shares in languages(texts, wanted)]
+    samples = [_sample(text) for text in texts]
+    shares = _script_shares(samples, wanted)
+    verdicts: list[Verdict | None] = [None] * len(texts)
+    open_or_dropped = np.flatnonzero(_wanted_share(shares, wanted) < wanted.min_score)
+    unclear = _unclear(shares, wanted)
+    for index in open_or_dropped.tolist():
+        row = shares[index]
+        found = _with_model(samples[index], row, wanted) if unclear[index] else _named(row)
+        verdicts[index] = _verdict(_by_size(found), wanted)
+    return verdicts
 
 
-def verdict_of(shares: dict[str, float], wanted: WantedLanguages) -> Verdict | None:
-    """Returns the verdict about a text of `languages`; what is undetermined speaks for no drop."""
+def _verdict(shares: dict[str, float], wanted: WantedLanguages) -> Verdict | None:
+    """The verdict about a text; what is undetermined speaks for no drop."""
     share = sum(shares.get(code, 0.0) for code in wanted.codes)
     if share + shares.get(UNDETERMINED, 0.0) >= wanted.min_score:
         return None
     found = ", ".join(f"{code} {value:.2f}" for code, value in list(shares.items())[:3])
     return Verdict("language", found, f"{','.join(wanted.codes)} {wanted.min_score:g}")
+
+
+def _by_size(shares: dict[str, float]) -> dict[str, float]:
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _named(shares: np.ndarray) -> dict[str, float]:
+    return {_COLUMNS[i]: float(shares[i]) for i in np.flatnonzero(shares)}
 
 
 def _sample(text: str) -> str:
@@ -208,47 +230,61 @@ def _script_table() -> np.ndarray:
     return table
 
 
-def _shares(sample: str, scripts: np.ndarray, wanted: WantedLanguages) -> dict[str, float]:
-    """Shares of the languages of a text by the shares of its scripts."""
-    by_script = {_SCRIPTS[i]: float(scripts[i]) for i in np.flatnonzero(scripts)}
-    kana = by_script.get("Hiragana", 0.0) + by_script.get("Katakana", 0.0)
-    han = by_script.get("Han", 0.0)
-    shares: dict[str, float] = {}
-    asked = 0.0
-    for script, share in by_script.items():
-        language = _OF_SCRIPT.get(script, UNDETERMINED)
-        if script == "Han" and kana / _LETTERS["Hiragana"] >= _MIN_KANA_SHARE * (
-            kana / _LETTERS["Hiragana"] + han / _LETTERS["Han"]
-        ):
-            language = "ja"
-        if script in _OF_MODEL:
-            asked += share
-            language = f"{UNDETERMINED}-{script}"
-        shares[language] = shares.get(language, 0.0) + share
-    if wanted.needs_model and asked >= _MIN_MODEL_SHARE:
-        shares = _with_model(sample, asked, shares, wanted.min_letters)
-    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+def _script_shares(samples: Sequence[str], wanted: WantedLanguages) -> np.ndarray:
+    """Shares by script alone: float64[texts, `_COLUMNS`]."""
+    letters = _letters_of_scripts(samples)
+    shares = letters @ _columns_of_scripts()
+    kana = letters[:, [_SCRIPTS.index("Hiragana"), _SCRIPTS.index("Katakana")]].sum(axis=1) / _LETTERS["Hiragana"]
+    japanese_han = np.minimum(letters[:, _SCRIPTS.index("Han")], _HAN_OF_KANA * kana * _LETTERS["Han"])
+    shares[:, _COLUMNS.index("zh")] -= japanese_han
+    shares[:, _COLUMNS.index("ja")] += japanese_han
+    totals = shares.sum(axis=1)
+    too_short = totals < wanted.min_letters
+    shares[too_short] = 0
+    shares[too_short, 0] = totals[too_short] = 1
+    return shares / np.maximum(totals, 1)[:, None]
 
 
-def _with_model(sample: str, asked: float, shares: dict[str, float], min_letters: int) -> dict[str, float]:
-    """Replaces the shares of scripts that the model must tell by those of their languages."""
-    told = {language: share for language, share in shares.items() if not language.startswith(f"{UNDETERMINED}-")}
-    if _is_plain_english(sample):
-        told["en"] = told.get("en", 0.0) + asked
-        return told
-    for language, score in _predicted(sample, min_letters):
-        told[language] = told.get(language, 0.0) + asked * score
-    return told
+def _columns_of_scripts() -> np.ndarray:
+    """1 where the letters of a script count in a column: float64[scripts, columns]."""
+    matrix = np.zeros((len(_SCRIPTS), len(_COLUMNS)))
+    for row, script in enumerate(_SCRIPTS):
+        name = f"{UNDETERMINED}-{script}" if script in _OF_MODEL else _OF_SCRIPT.get(script, UNDETERMINED)
+        matrix[row, _COLUMNS.index(name)] = 1
+    return matrix
+
+
+def _wanted_share(shares: np.ndarray, wanted: WantedLanguages) -> np.ndarray:
+    """Share of the wanted languages and of what is undetermined, by script alone."""
+    return shares[:, [i for i, name in enumerate(_COLUMNS) if name == UNDETERMINED or name in wanted.codes]].sum(axis=1)
+
+
+def _unclear(shares: np.ndarray, wanted: WantedLanguages) -> np.ndarray:
+    """True for texts about which the model decides."""
+    decided = _wanted_share(shares, wanted)
+    possible = decided + shares[:, -len(_OPEN) :].sum(axis=1)
+    return (decided < wanted.min_score) & (possible >= wanted.min_score) & wanted.needs_model
+
+
+def _with_model(sample: str, shares: np.ndarray, wanted: WantedLanguages) -> dict[str, float]:
+    """Shares of a text, with the languages of the scripts that the model must tell."""
+    found = _named(shares[: -len(_OPEN)])
+    asked = float(shares[-len(_OPEN) :].sum())
+    for language, score in _predicted(sample, wanted.min_letters):
+        found[language] = found.get(language, 0.0) + asked * score
+    return found
 
 
 def _is_plain_english(sample: str) -> bool:
-    words = sample[: 2 * _MODEL_CHARACTERS].split()
+    words = sample.split()
     frequent = [word for word in words if word in _ENGLISH]
     return len(frequent) >= _MIN_ENGLISH_SHARE * len(words) and len(set(frequent)) >= _MIN_ENGLISH_WORDS
 
 
 def _predicted(sample: str, min_letters: int) -> list[tuple[str, float]]:
     """The model's languages and scores for the words of a text that look like prose."""
+    if _is_plain_english(sample):
+        return [("en", 1.0)]
     words = " ".join(_PROSE.findall(sample))
     if len(words) < min_letters:
         return [(UNDETERMINED, 1.0)]
