@@ -53,7 +53,7 @@ def scripts_of_languages(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def language_codes(name: str) -> tuple[str, ...]:
-    """Returns the ISO 639 codes of a language, given by a code or a name; none for an unknown one."""
+    """Returns the ISO 639 codes of a language given by code or name; none for an unknown one."""
     folded = _folded(name)
     by_name: tuple[str, ...] = ()
     for codes, _, names in _language_table():
