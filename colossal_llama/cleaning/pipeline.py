@@ -116,7 +116,7 @@ class _Cleaning:
             options.run.max_line_bytes,
             options.fields,
             options.is_conversations,
-            StageSettings(work),
+            StageSettings(work, options.rules.settings),
             reports,
         )
         if pending:

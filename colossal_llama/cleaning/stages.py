@@ -9,6 +9,10 @@ from pathlib import Path
 
 from colossal_llama.cleaning.candidates import Candidate
 from colossal_llama.cleaning.document import Document, Verdict
+from colossal_llama.cleaning.normalization import NormalizationSettings, normalize
+from colossal_llama.cleaning.rule_settings import RuleSettings
+from colossal_llama.cleaning.rules.judge import judge
+from colossal_llama.cleaning.text_batch import make_batch
 
 Dropped = list[tuple[Candidate, Verdict]]
 
@@ -19,9 +23,17 @@ class StageSettings:
 
     Attributes:
         work_dir: where signatures are written.
+        rules: in effect.
     """
 
     work_dir: Path
+    rules: RuleSettings
+
+    @property
+    def normalization(self) -> NormalizationSettings:
+        """Settings of the normalisation."""
+        rule = self.rules["normalization"]
+        return NormalizationSettings(on=rule.on, **rule.values)
 
 
 class Stages:
@@ -29,7 +41,8 @@ class Stages:
 
     def __init__(self, settings: StageSettings):
         self._settings = settings
-        self._stages: list[Callable[[Sequence[Candidate]], Sequence[Verdict | None]]] = []
+        self._normalization = settings.normalization
+        self._stages: list[Callable[[Sequence[Candidate]], Sequence[Verdict | None]]] = [self._judge]
 
     def apply(self, batch: list[Candidate]) -> tuple[list[Candidate], Dropped]:
         """Changes and judges documents.
@@ -37,6 +50,8 @@ class Stages:
         Returns:
             Those that no stage has dropped, and the dropped ones, in the order of the batch.
         """
+        for candidate in batch:
+            self._normalize(candidate)
         kept, verdicts = list(enumerate(batch)), dict[int, Verdict]()
         for stage in self._stages:
             found = stage([candidate for _, candidate in kept])
@@ -44,6 +59,18 @@ class Stages:
             kept = [entry for entry in kept if entry[0] not in verdicts]
         dropped = [(batch[number], verdicts[number]) for number in sorted(verdicts)]
         return [candidate for _, candidate in kept], dropped
+
+    def _normalize(self, candidate: Candidate) -> None:
+        texts = []
+        for text in candidate.document.texts:
+            normalized, changes = normalize(text, self._normalization)
+            texts.append(normalized)
+            for name, (times, removed_characters) in changes.items():
+                candidate.change(f"normalization.{name}", times, removed_characters)
+        candidate.document.texts = texts
+
+    def _judge(self, batch: Sequence[Candidate]) -> Sequence[Verdict | None]:
+        return judge(make_batch([candidate.document.text for candidate in batch]), self._settings.rules)
 
     def signatures(self, chunk: int) -> "Signatures":
         """Begins the signatures of a chunk."""
