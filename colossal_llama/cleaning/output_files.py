@@ -10,6 +10,7 @@ from colossal_llama.utils.checksums import ChecksumBuilder
 
 REPORT = "cleaning.json"
 FIGURE = "cleaning.png"
+REJECTED = "rejected.jsonl"
 WORK = "work"
 LAST_RUN = "last_run.json"
 """Times of the run: the only output that differs between equal cleanings."""

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.cleaning.counts import Amount, ChunkCounts, bin_start
-from colossal_llama.cleaning.output_files import REPORT, file_entries
+from colossal_llama.cleaning.output_files import FIGURE, REPORT, file_entries
 from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum, write_checked
+from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 
 FORMAT = "colossal_llama.cleaning.1"
@@ -101,7 +102,8 @@ def write_report(output_dir: Path, counts: ChunkCounts, run: Mapping[str, Any]) 
     from colossal_llama.cleaning.figure import draw_report
 
     report = build_report(counts, run, file_entries(output_dir))
-    draw_report(report, output_dir)
+    for name, label in draw_report(report, output_dir).items():
+        log_rank_zero(f"{label} in {FIGURE}: {name} (no font here can draw it)")
     write_checked(output_dir / REPORT, report)
     return report
 

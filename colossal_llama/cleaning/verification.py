@@ -11,6 +11,7 @@ from colossal_llama.cleaning.output_files import (
     DOCUMENTS,
     DROPPED,
     FIGURE,
+    REJECTED,
     BrokenRecordError,
     output_files,
     read_lines,
@@ -116,6 +117,10 @@ def _sum_problems(report: Mapping[str, Any]) -> Iterator[str]:
     accounted = sum(totals["rejected"].values()) + totals["dropped"]["documents"] + totals["kept"]["documents"]
     if totals["records"] != accounted:
         yield f"cleaning.json: {totals['records']:,} records, but {accounted:,} are rejected, dropped or kept"
+    rejected = sum(totals["rejected"].values())
+    listed = report["files"].get(REJECTED, {}).get("lines", 0)
+    if rejected != listed:
+        yield f"cleaning.json: {rejected:,} records are rejected, but {REJECTED} has {listed:,}"
     if sum(report["lengths"]["before"]) != totals["incoming"]["documents"]:
         yield "cleaning.json: the lengths before do not add up to the incoming documents"
     for part in ("documents", "characters"):

@@ -71,6 +71,7 @@ WRONG_COUNTS = {
         "category docs, dropped by length",
     ),
     "records": (("totals", "records"), "are rejected, dropped or kept"),
+    "rejected": (("totals", "rejected", "broken_json"), "rejected.jsonl has 2"),
     "a reason": (("reasons", "language", "documents"), "documents dropped by its parts"),
     "what came in": (("categories", "诗词", "incoming", "documents"), "came into category 诗词"),
     "a change": (("changes", "mask.email", "removed_characters"), "lost"),

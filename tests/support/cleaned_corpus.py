@@ -34,6 +34,7 @@ def write_cleaned(directory: Path, documents: int = 400, chunks: int = 3) -> Chu
             lines.setdefault(f"documents/part-{position % 2:05d}.jsonl", []).append(_line(written))
             counts.add_kept(category, len(text), category, len(written["source"] + written["target"]), changes)
     builders[0].add_rejected("broken_json", 2)
+    lines["rejected.jsonl"] = [_line({"file": "in/a.jsonl", "line": 9, "reason": "broken_json"})] * 2
     for name, listed in lines.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(b"".join(listed))
