@@ -48,6 +48,11 @@ def document_numbers(chunk: int, positions: np.ndarray | Sequence[int]) -> np.nd
     return np.asarray(positions, dtype=np.uint64) | np.uint64(chunk << 32)
 
 
+def positions_in_chunk(documents: np.ndarray) -> list[int]:
+    """Returns the positions of documents, given by number, in their chunks."""
+    return (documents & np.uint64(0xFFFFFFFF)).tolist()
+
+
 def hash_texts(texts: Sequence[str]) -> np.ndarray:
     """Returns the 64 bits of XXH3 of each text in UTF-8."""
     digest = xxhash.xxh3_64_intdigest

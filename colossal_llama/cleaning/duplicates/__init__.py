@@ -1,0 +1,1 @@
+"""Duplicates across documents: equal texts, repeated paragraphs, and near duplicates."""

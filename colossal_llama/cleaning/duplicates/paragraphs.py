@@ -1,0 +1,114 @@
+"""Repeated paragraphs: those of several documents stay in the first of these and are cut elsewhere.
+
+Paragraphs lie between blank lines. A text without blank lines has a paragraph on each line. White
+space around a paragraph does not count.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import regex
+
+from colossal_llama.cleaning import hash_runs
+from colossal_llama.cleaning.duplicates.document_index import DocumentIndex
+
+CUT = "cut"
+_BLANK_LINES = regex.compile(r"\n\s*\n")
+
+
+class WithoutParagraphs(NamedTuple):
+    """A text without its repeated paragraphs.
+
+    Attributes:
+        text: what is left.
+        paragraphs: number of those that were cut.
+        characters: by which the text is shorter.
+    """
+
+    text: str
+    paragraphs: int
+    characters: int
+
+
+def paragraph_hashes(documents: Iterable[Sequence[str]], min_characters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the hashes of the paragraphs of documents that have at least `min_characters`.
+
+    Args:
+        documents: the texts of each.
+        min_characters: shortest paragraph, without white space around it.
+
+    Returns:
+        Hashes, uint64, and the position in `documents` of the document of each, int64.
+    """
+    found, positions = [], []
+    for position, texts in enumerate(documents):
+        for text in texts:
+            if len(text) < min_characters:
+                continue
+            paragraphs = [piece.strip() for piece in _paragraphs(text) if len(piece) >= min_characters]
+            long = [paragraph for paragraph in paragraphs if len(paragraph) >= min_characters]
+            found += long
+            positions += [position] * len(long)
+    return hash_runs.hash_texts(found), np.array(positions, dtype=np.int64)
+
+
+def cut_paragraphs(text: str, hashes: frozenset[int], min_characters: int) -> WithoutParagraphs:
+    """Cuts the paragraphs with these hashes, and the blank lines before each, out of a text."""
+    paragraphs = _paragraphs(text)
+    separators = _separators(text)
+    kept: list[str] = []
+    count = 0
+    for separator, paragraph in zip(["", *separators], paragraphs, strict=True):
+        stripped = paragraph.strip()
+        if len(stripped) >= min_characters and int(hash_runs.hash_texts([stripped])[0]) in hashes:
+            count += 1
+        else:
+            kept += [separator, paragraph] if kept else [paragraph]
+    rest = "".join(kept)
+    return WithoutParagraphs(rest, count, len(text) - len(rest))
+
+
+def write_signatures(directory: Path, chunk: int, hashes: np.ndarray, positions: np.ndarray) -> None:
+    """Writes what `paragraph_hashes` returned about a chunk's documents, of all its batches."""
+    hash_runs.write_run(directory, chunk, hashes, hash_runs.document_numbers(chunk, positions))
+
+
+def merge(directory: Path, index: DocumentIndex, is_dropped: np.ndarray, memory_bytes: int) -> None:
+    """Finds the paragraphs to cut: those that an earlier document has which stays.
+
+    A paragraph whose first document is dropped as a duplicate stays in the next one, so that no
+    text is lost.
+
+    Args:
+        directory: of the signatures; `read_cuts` reads there what is written.
+        index: of all documents.
+        is_dropped: True for documents that are dropped as duplicates, by position.
+        memory_bytes: see `hash_runs.groups`.
+    """
+    for number, groups in enumerate(hash_runs.groups(directory, memory_bytes)):
+        stays = ~is_dropped[index.positions(groups.documents)]
+        keys, documents = np.repeat(groups.keys, groups.sizes)[stays], groups.documents[stays]
+        is_later = np.append(False, keys[1:] == keys[:-1])[: len(keys)]
+        hash_runs.write_run(directory / CUT, number, documents[is_later], keys[is_later])
+
+
+def read_cuts(directory: Path, chunk: int) -> dict[int, frozenset[int]]:
+    """Reads which paragraphs are cut out of a chunk's documents, by position in it."""
+    documents, hashes = hash_runs.read_documents(directory / CUT, chunk)
+    cuts: dict[int, set[int]] = {}
+    for position, paragraph in zip(hash_runs.positions_in_chunk(documents), hashes.tolist(), strict=True):
+        cuts.setdefault(position, set()).add(paragraph)
+    return {position: frozenset(found) for position, found in cuts.items()}
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Splits a text at blank lines, or at line breaks where it has no blank lines."""
+    paragraphs = _BLANK_LINES.split(text)
+    return paragraphs if len(paragraphs) > 1 else text.split("\n")
+
+
+def _separators(text: str) -> list[str]:
+    """Returns what lies between the paragraphs of a text."""
+    return _BLANK_LINES.findall(text) or ["\n"] * text.count("\n")
