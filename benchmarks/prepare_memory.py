@@ -11,10 +11,8 @@ disk space of about seven times the corpus; everything is removed in the end.
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
-import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +21,12 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import orjson
-import psutil
 
+from benchmarks.measured_process import measured
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory, number_in_range
 from colossal_llama.utils.console import progress_bar
-from colossal_llama.utils.errors import UserError, run_main
+from colossal_llama.utils.errors import run_main
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "prepare_pretrain_dataset.py"
 _FILE_BYTES = 500_000_000
@@ -44,10 +42,10 @@ def main() -> None:
         corpus_bytes = make_corpus(corpus, arguments.corpus_dir, int(arguments.gigabytes * 1e9))
         inputs = ["--data_input_dirs", corpus, "--tokenizer_dir", arguments.tokenizer_dir, "--data_output_dirs", output]
         result = {"corpus_bytes": corpus_bytes, "num_workers": arguments.num_workers}
-        result |= measured([*inputs, "--num_workers", arguments.num_workers])
+        result |= figures([*inputs, "--num_workers", arguments.num_workers])
         result |= facts_of(output)
         print(json.dumps(result, indent=2), flush=True)
-        result["verify"] = measured(["--verify", output])
+        result["verify"] = figures(["--verify", output])
     print(json.dumps(result, indent=2))
     if arguments.output:
         write_json(arguments.output, result)
@@ -101,31 +99,18 @@ def differing_records(records: list[dict]) -> Iterator[dict]:
             yield {**record, "target": "\n".join(lines)}
 
 
-def measured(options: list) -> dict:
+def figures(options: list) -> dict:
     """Runs the script; returns its seconds and the peak memory of its process tree.
 
     Raises:
         UserError: the script failed.
     """
-    started = time.monotonic()
-    process = subprocess.Popen([sys.executable, str(_SCRIPT), *map(str, options)])
-    parent, peak_pss, peak_rss, peak_one = psutil.Process(process.pid), 0, 0, 0
-    while process.poll() is None:
-        try:
-            memory = [member.memory_full_info() for member in [parent, *parent.children(recursive=True)]]
-            peak_pss = max(peak_pss, sum(part.pss for part in memory))
-            peak_rss = max(peak_rss, sum(part.rss for part in memory))
-            peak_one = max(peak_one, *(part.pss for part in memory))
-        except psutil.Error:
-            pass  # a process ended while its memory was read
-        time.sleep(_POLL_INTERVAL_S)
-    if process.returncode:
-        raise UserError("prepare_pretrain_dataset.py failed: its message is above")
+    run = measured([sys.executable, _SCRIPT, *options], interval_s=_POLL_INTERVAL_S)
     return {
-        "seconds": round(time.monotonic() - started, 1),
-        "peak_pss_mb": round(peak_pss / 1e6),
-        "peak_rss_mb": round(peak_rss / 1e6),
-        "peak_pss_of_one_process_mb": round(peak_one / 1e6),
+        "seconds": round(run.wall_s, 1),
+        "peak_pss_mb": round(run.peak_pss_bytes / 1e6),
+        "peak_rss_mb": round(run.peak_rss_bytes / 1e6),
+        "peak_pss_of_one_process_mb": round(run.peak_pss_of_one_bytes / 1e6),
     }
 
 

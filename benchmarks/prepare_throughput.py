@@ -14,16 +14,12 @@ reliable.
 """
 
 import argparse
-import ctypes
 import json
 import multiprocessing
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,6 +32,7 @@ import orjson
 import psutil
 import pyarrow as pa
 
+from benchmarks.measured_process import measured
 from colossal_llama.dataset.splicing import splice_best_fit
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.atomic_io import write_json
@@ -108,62 +105,20 @@ def run_script(kind: str, data_dir: Path, tokenizer_dir: Path, output: Path, num
     if kind == "sft":
         vocabulary = load_tokenizer(tokenizer_dir).get_vocab()
         command += ["--llama_version", "3" if "<|eot_id|>" in vocabulary else "2"]
-    _adopt_orphans()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.perf_counter()
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    peak_bytes, family = _watch(psutil.Process(process.pid), process)
-    wall_s = time.perf_counter() - started
-    _wait_for_orphans(family)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        raise SystemExit(process.stderr.read())
+    run = measured(command)
     manifest = json.loads((output / "manifest.json").read_bytes())
     arrow_bytes = sum(path.stat().st_size for path in (output / "arrow").rglob("*.arrow"))
     tokens = manifest["totals"]["tokens_out"]
     return {
-        "wall_s": wall_s,
-        "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "wall_s": run.wall_s,
+        "cpu_s": run.cpu_s,
         "tokens": tokens,
-        "tokens_per_s": manifest["totals"]["tokens_in"] / wall_s,
+        "tokens_per_s": manifest["totals"]["tokens_in"] / run.wall_s,
         "fill": manifest["totals"]["fill"],
-        "peak_mib": peak_bytes / 2**20,
+        "peak_mib": run.peak_rss_bytes / 2**20,
         "arrow_bytes_per_token": arrow_bytes / tokens,
         "stages": json.loads((output / "last_run.json").read_bytes()),
     }
-
-
-def _adopt_orphans() -> None:
-    """Makes this process the parent of orphans (prctl(2), PR_SET_CHILD_SUBREAPER).
-
-    The script's workers are children of a fork server that outlives the script by some
-    milliseconds: without this, no process would account for their CPU time.
-    """
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-
-
-def _wait_for_orphans(family: set[int]) -> None:
-    for process_id in family:
-        with suppress(ChildProcessError):  # most are children of another process
-            os.waitpid(process_id, 0)
-
-
-def _watch(parent: psutil.Process, process: subprocess.Popen) -> tuple[int, set[int]]:
-    """Polls the process tree every 50 ms until the process ends.
-
-    Returns:
-        The largest sum of resident memory, and the ids of all processes.
-    """
-    peak, seen = 0, set()
-    while process.poll() is None:
-        try:
-            family = parent.children(recursive=True)
-            seen |= {member.pid for member in family}
-            peak = max(peak, sum(member.memory_info().rss for member in [parent, *family]))
-        except psutil.NoSuchProcess:
-            pass
-        time.sleep(0.05)
-    return peak, seen
 
 
 def _fixed_cost_per_part(arguments: argparse.Namespace, scratch: Path) -> float:

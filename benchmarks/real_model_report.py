@@ -132,14 +132,16 @@ def _change(value: float, base: float) -> str:
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Plots the runs that are finished, if any."""
+    if curves := {name: curve for name, curve in curves_of(results).items() if curve}:
+        draw_curves(curves, list(results["texts"]["held_bytes"]), _BASE, path)
+
+
+def draw_curves(curves: Mapping[str, list[Point]], categories: Sequence[str], base: str, path: Path) -> None:
     """Plots nats per byte by FLOPs: a panel for each category, a line for each run."""
-    curves = {name: curve for name, curve in curves_of(results).items() if curve}
-    if not curves:
-        return
     import matplotlib
     from matplotlib.figure import Figure
 
-    categories = list(results["texts"]["held_bytes"])
     fonts, _ = fonts_for([*categories, *curves])
     with matplotlib.rc_context({"font.family": fonts, "font.size": 9}):
         columns = min(2, len(categories))
@@ -148,7 +150,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         panels = figure.subplots(lines, columns, squeeze=False).flat
         for category, panel in zip(categories, panels, strict=False):
             for name, curve in curves.items():
-                style = {"color": "black", "linewidth": 2} if name == _BASE else {"marker": ".", "linewidth": 1.2}
+                style = {"color": "black", "linewidth": 2} if name == base else {"marker": ".", "linewidth": 1.2}
                 panel.plot([p.flops for p in curve], [p.losses[category] for p in curve], label=name, **style)
             panel.set(title=category, xlabel="FLOPs", ylabel="nats per byte")
             panel.grid(alpha=0.3)

@@ -28,7 +28,9 @@ def test_every_imported_name_exists(script):
             assert hasattr(module, name) or importlib.util.find_spec(submodule), f"{script}:{node.lineno}: {name}"
 
 
-@pytest.mark.parametrize("script", ["allocated_memory", "real_model_runs", "real_model_inputs"])
+@pytest.mark.parametrize(
+    "script", ["allocated_memory", "dirty_corpus", "dirty_texts", "real_model_runs", "real_model_inputs"]
+)
 def test_the_arithmetic_of_figures_is_that_of_its_examples(project_root, script):
     """Peaks without what former runs left; steps of equal FLOPs, and where curves cross."""
     command = [sys.executable, "-m", "doctest", f"benchmarks/{script}.py"]
