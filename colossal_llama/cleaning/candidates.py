@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,10 +65,17 @@ class Candidate:
         return orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def read_candidates(path: Path) -> Iterator[Candidate]:
-    """Reads the lines that `Candidate.as_json` made."""
+def read_candidates(path: Path, start_bytes: int, count: int) -> Iterator[Candidate]:
+    """Reads lines that `Candidate.as_json` made.
+
+    Args:
+        path: of the file.
+        start_bytes: position of the first of them.
+        count: number of them.
+    """
     with path.open("rb") as file:
-        for line in file:
+        file.seek(start_bytes)
+        for line in islice(file, count):
             content = orjson.loads(line)
             roles = content.get("roles")
             document = Document(

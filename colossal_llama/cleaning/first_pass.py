@@ -16,6 +16,7 @@ import orjson
 from colossal_llama.cleaning.candidates import Candidate, conversation_candidate, document_candidate, record_of
 from colossal_llama.cleaning.chunk_files import UnitFiles
 from colossal_llama.cleaning.document import Verdict
+from colossal_llama.cleaning.signatures import BlockNumbers, Signatures
 from colossal_llama.cleaning.stages import Stages, StageSettings
 from colossal_llama.dataset.prepare.chunk_rows import ChunkRows
 from colossal_llama.dataset.prepare.input_files import Chunk
@@ -39,6 +40,7 @@ class FirstPass:
         fields: which fields of a record are read.
         is_conversations: records are conversations.
         settings: of the stages, which each worker opens once.
+        blocks: numbers of the blocks of all chunks.
         reports: take the progress of chunks that take long.
     """
 
@@ -47,6 +49,7 @@ class FirstPass:
     fields: FieldOptions
     is_conversations: bool
     settings: StageSettings
+    blocks: BlockNumbers
     reports: ProgressReports = field(default_factory=ProgressReports)
 
     @cached_property
@@ -74,21 +77,22 @@ def clean_chunk(job: FirstPass, chunk: Chunk) -> dict:
 
     Returns:
         The facts of the chunk: numbers of rows, records, empty lines, bad records by reason,
-            documents, characters and candidates; number of rows and SHA-256 of each range.
+            documents and characters; number of rows and SHA-256 of each range; number of candidates
+            and first byte of each block.
     """
     rows = ChunkRows(chunk, job.max_line_bytes)
     files = UnitFiles(chunk_base(job.work_dir, chunk.index), _FILES)
-    signatures = job.stages.signatures(chunk.index)
+    signatures = Signatures(job.work_dir, job.settings.rules, job.blocks.of_chunk(chunk.index))
     output = _ChunkOutput(files)
     try:
         for batch in _batches(job, rows, output):
             kept, dropped = job.stages.apply(batch)
-            signatures.add([candidate.document for candidate in kept])
+            signatures.add([candidate.document for candidate in kept], output.candidates_bytes)
             output.add(kept, dropped)
             _write_rejected(rows, files)
         _write_rejected(rows, files)
-        signatures.finish()
-        counts = {"documents": output.documents, "characters": output.characters, "candidates": output.candidates}
+        blocks = signatures.finish()
+        counts = {"documents": output.documents, "characters": output.characters, "blocks": blocks}
         return files.finish({**rows.facts(), **counts, "statistics": output.statistics})
     finally:
         files.discard()
@@ -101,16 +105,17 @@ class _ChunkOutput:
     files: UnitFiles
     documents: int = 0
     characters: int = 0
-    candidates: int = 0
+    candidates_bytes: int = 0
     statistics: dict[str, dict[str, int]] = field(default_factory=dict)
     """By category: notes of records, for instance which keys are not read."""
 
     def add(self, kept: list[Candidate], dropped: list[tuple[Candidate, Verdict]]) -> None:
-        self.files.write("candidates", b"".join(candidate.as_json() for candidate in kept))
+        lines = b"".join(candidate.as_json() for candidate in kept)
+        self.files.write("candidates", lines)
         places = np.array([candidate.place for candidate in kept], np.int32).reshape(-1, 2)
         self.files.write("places", places.tobytes())
         self.files.write("dropped", b"".join(map(_dropped_line, dropped)))
-        self.candidates += len(kept)
+        self.candidates_bytes += len(lines)
 
     def note(self, candidate: Candidate) -> None:
         self.documents += 1

@@ -5,23 +5,28 @@ The unit of work of a worker. A part is made of chunks that follow each other.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import orjson
 
-from colossal_llama.cleaning.candidates import Candidate, read_candidates, record_of
+from colossal_llama.cleaning.candidate_store import CandidateStore
+from colossal_llama.cleaning.candidates import Candidate
 from colossal_llama.cleaning.chunk_files import UnitFiles, unit_facts
 from colossal_llama.cleaning.counts import CountsBuilder
+from colossal_llama.cleaning.decisions import BlockDecisions, Decisions, Duplicate
 from colossal_llama.cleaning.document import Verdict
 from colossal_llama.cleaning.dropped import dropped_line
-from colossal_llama.cleaning.first_pass import chunk_base
-from colossal_llama.cleaning.merge import ChunkDecisions, Decisions
+from colossal_llama.cleaning.output_files import DOCUMENTS
+from colossal_llama.cleaning.rule_settings import RuleSettings
+from colossal_llama.cleaning.stages import judge_lengths
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.utils.atomic_io import atomic_file
 from colossal_llama.utils.fingerprint import fingerprint_file
 
 SMALLEST_PART_BYTES = 4 << 20
 LARGEST_PART_BYTES = 64 << 20
+BATCH_DOCUMENTS = 1000  # decided about at once
 PREFERRED_PARTS = 64  # so many workers write a small corpus
 
 
@@ -69,29 +74,24 @@ class SecondPass:
 
     Attributes:
         output_dir: of the cleaning.
-        work_dir: directory of the intermediates.
-        first_rows: for each chunk and each of its ranges the number of rows before it in its file.
+        candidates: of the first pass.
         decisions: of the merge.
+        rules: in effect.
     """
 
     output_dir: Path
-    work_dir: Path
-    first_rows: Sequence[Sequence[int]]
+    candidates: CandidateStore
     decisions: Decisions
-
-    def position(self, chunk: int, place: Sequence[int]) -> int:
-        """Line or record number of a row in its file, counted from 1."""
-        piece, row = place
-        return self.first_rows[chunk][piece] + row + 1
+    rules: RuleSettings
 
     def is_finished(self, part: Part) -> bool:
         """True for a part whose documents are as they were written."""
-        facts, target = unit_facts(part_base(self.work_dir, part.index), part.index), self.documents_of(part)
+        facts, target = unit_facts(part_base(self.candidates.work_dir, part.index), part.index), self.documents_of(part)
         return facts is not None and target.is_file() and fingerprint_file(target) == facts["documents_sha256"]
 
     def documents_of(self, part: Part) -> Path:
         """File of a part's documents."""
-        return self.output_dir / "documents" / part.name
+        return self.output_dir / DOCUMENTS / part.name
 
 
 def part_base(work_dir: Path, index: int) -> Path:
@@ -105,7 +105,7 @@ def write_part(job: SecondPass, part: Part) -> dict:
     Returns:
         The facts of the part: counts of kept and dropped documents, SHA-256 of the documents.
     """
-    files, counts = UnitFiles(part_base(job.work_dir, part.index), ["dropped"]), CountsBuilder()
+    files, counts = UnitFiles(part_base(job.candidates.work_dir, part.index), ["dropped"]), CountsBuilder()
     target = job.documents_of(part)
     documents = 0
     try:
@@ -113,12 +113,12 @@ def write_part(job: SecondPass, part: Part) -> dict:
             for chunk in part.chunks:
                 for line in _dropped_before(job, chunk, counts):
                     files.write("dropped", line)
-                for candidate, verdict in _decided(job, chunk):
-                    if verdict is None:
+                for candidate, duplicate in _decided(job, chunk):
+                    if duplicate is None:
                         output.write(_kept(candidate, counts))
                         documents += 1
                     else:
-                        files.write("dropped", _dropped(job, chunk, candidate, verdict, counts))
+                        files.write("dropped", _dropped(job, chunk, candidate, duplicate, counts))
         facts = {
             "index": part.index,
             "documents": documents,
@@ -132,20 +132,35 @@ def write_part(job: SecondPass, part: Part) -> dict:
 
 def _dropped_before(job: SecondPass, chunk: int, counts: CountsBuilder) -> Iterator[bytes]:
     """Lines of the documents that the first pass has dropped."""
-    with chunk_base(job.work_dir, chunk).with_suffix(".dropped").open("rb") as lines:
+    with chunk_base(job.candidates.work_dir, chunk).with_suffix(".dropped").open("rb") as lines:
         for line in lines:
             content = orjson.loads(line)
-            verdict, position = Verdict(*content["verdict"]), job.position(chunk, content["place"])
+            verdict, position = Verdict(*content["verdict"]), job.candidates.position(chunk, content["place"])
             record, file = content["record"], content["file"]
             counts.add_dropped(verdict, record["category"], file, position, _text(record), content["characters"])
             yield dropped_line(verdict, file, position, record)
 
 
-def _decided(job: SecondPass, chunk: int) -> Iterator[tuple[Candidate, Verdict | None]]:
-    """Documents of a chunk with the lines and paragraphs cut that the merge has found."""
-    decisions: ChunkDecisions = job.decisions.of_chunk(chunk)
-    for number, candidate in enumerate(read_candidates(chunk_base(job.work_dir, chunk).with_suffix(".candidates"))):
-        yield candidate, decisions.apply(number, candidate)
+def _decided(job: SecondPass, chunk: int) -> Iterator[tuple[Candidate, Duplicate | Verdict | None]]:
+    """Documents of a chunk without what the merge has cut, and why they are dropped."""
+    for block, size in job.candidates.blocks_of(chunk):
+        decisions = job.decisions.of_block(block)
+        found = enumerate(job.candidates.of_block(block))
+        for start in range(0, size, BATCH_DOCUMENTS):
+            yield from _decided_batch(job, decisions, list(islice(found, min(BATCH_DOCUMENTS, size - start))))
+
+
+def _decided_batch(
+    job: SecondPass, decisions: BlockDecisions, batch: Sequence[tuple[int, Candidate]]
+) -> Iterator[tuple[Candidate, Duplicate | Verdict | None]]:
+    cut = [
+        candidate
+        for position, candidate in batch
+        if position not in decisions.duplicates and decisions.cut(position, candidate)
+    ]
+    verdicts = dict(zip(map(id, cut), judge_lengths([candidate.document for candidate in cut], job.rules), strict=True))
+    for position, candidate in batch:
+        yield candidate, decisions.duplicates.get(position) or verdicts.get(id(candidate))
 
 
 def _kept(candidate: Candidate, counts: CountsBuilder) -> bytes:
@@ -157,16 +172,18 @@ def _kept(candidate: Candidate, counts: CountsBuilder) -> bytes:
         document.length_characters,
         candidate.changes,
     )
-    record = record_of(document, document.texts, document.category, candidate.untrained)
-    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(candidate.record(), option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _dropped(job: SecondPass, chunk: int, candidate: Candidate, verdict: Verdict, counts: CountsBuilder) -> bytes:
-    document, position = candidate.document, job.position(chunk, candidate.place)
-    record = record_of(document, candidate.original, candidate.category, candidate.untrained)
+def _dropped(
+    job: SecondPass, chunk: int, candidate: Candidate, why: Duplicate | Verdict, counts: CountsBuilder
+) -> bytes:
+    verdict, kept = (why, None) if isinstance(why, Verdict) else (why.verdict, job.candidates.place_of(why.kept))
+    document, position = candidate.document, job.candidates.position(chunk, candidate.place)
+    record = candidate.original_record()
     characters = sum(map(len, candidate.original))
     counts.add_dropped(verdict, candidate.category, document.file, position, _text(record), characters)
-    return dropped_line(verdict, document.file, position, record)
+    return dropped_line(verdict, document.file, position, record, kept)
 
 
 def _text(record: dict) -> str:

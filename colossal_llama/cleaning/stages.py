@@ -71,21 +71,3 @@ class Stages:
 
     def _judge(self, batch: Sequence[Candidate]) -> Sequence[Verdict | None]:
         return judge(make_batch([candidate.document.text for candidate in batch]), self._settings.rules)
-
-    def signatures(self, chunk: int) -> "Signatures":
-        """Begins the signatures of a chunk."""
-        return Signatures(self._settings, chunk)
-
-
-class Signatures:
-    """Signatures of a chunk's documents, written as sorted runs when the chunk is finished."""
-
-    def __init__(self, settings: StageSettings, chunk: int):
-        self._settings, self._chunk, self._count = settings, chunk, 0
-
-    def add(self, documents: Sequence[Document]) -> None:
-        """Notes the documents of a batch, in the order of the chunk."""
-        self._count += len(documents)
-
-    def finish(self) -> None:
-        """Writes the runs."""
