@@ -36,7 +36,7 @@ _CODE = regex.compile(
     r"|const|let|var|if|for|while|select|insert|create)\b|.*[{}()\[\];=]$|[@#$]\w|//?\w"
 )
 _MIN_SENTENCE_WORDS, _MIN_SENTENCE_IDEOGRAPHS = 5, 8
-_LINES, _GROUPS, _DOCUMENTS, _CUTS = "lines", "groups", "documents", "cuts"
+_LINES, _GROUPS, _DOCUMENTS, CUTS = "lines", "groups", "documents", "cuts"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def write_cuts(directory: Path, memory_bytes: int, settings: Boilerplate) -> int
         for number, part in enumerate(hash_runs.groups(directory / _LINES, memory_bytes)):
             keys = np.repeat(part.keys, part.sizes)
             found = _is_in(keys, recurring)
-            hash_runs.write_run(directory / _CUTS, number, part.documents[found], keys[found])
+            hash_runs.write_run(directory / CUTS, number, part.documents[found], keys[found])
     return len(recurring)
 
 
@@ -131,7 +131,7 @@ def read_cuts(directory: Path, chunk: int) -> dict[int, np.ndarray]:
     Returns:
         Position of a document → hashes of lines, ascending, uint64.
     """
-    documents, keys = hash_runs.read_documents(directory / _CUTS, chunk)
+    documents, keys = hash_runs.read_documents(directory / CUTS, chunk)
     positions, starts = np.unique(documents & np.uint64(0xFFFFFFFF), return_index=True)
     if not positions.size:
         return {}

@@ -12,6 +12,7 @@ from colossal_llama.cleaning.signatures import BlockNumbers
 from colossal_llama.dataset.prepare.input_files import Chunk
 
 PLACE = np.dtype(np.int32)
+_MOST_OPENED = 1024  # files, of which a process may map 65,530 at once
 
 
 def chunk_base(work_dir: Path, index: int) -> Path:
@@ -73,19 +74,21 @@ class CandidateStore:
     def position(self, chunk: int, place: Sequence[int]) -> int:
         """Line or record number of a row in its file, counted from 1."""
         piece, row = place
-        return self.first_rows[chunk][piece] + int(row) + 1
+        return self.first_rows[chunk][piece] + row + 1
 
     def place_of(self, number: int) -> tuple[str, int]:
         """File of a document, by its number, and its line or record number there."""
         block, index = number >> 32, number & 0xFFFFFFFF
         chunk, in_chunk = divmod(block, self.blocks.per_chunk)
         index += sum(size for size, _ in self.sizes[chunk][:in_chunk])
-        place = self._places(chunk)[2 * index : 2 * index + 2]
+        place = self._places(chunk)[2 * index : 2 * index + 2].tolist()
         return self.files[chunk][place[0]], self.position(chunk, place)
 
     def _places(self, chunk: int) -> np.ndarray:
         """(2 · candidates) range and row of each candidate of a chunk."""
         if chunk not in self._opened:
+            if len(self._opened) >= _MOST_OPENED:
+                self._opened.clear()
             self._opened[chunk] = np.memmap(chunk_base(self.work_dir, chunk).with_suffix(".places"), PLACE, "r")
         return self._opened[chunk]
 

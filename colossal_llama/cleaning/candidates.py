@@ -1,6 +1,6 @@
 """A document between its reading and its writing: as it came in, as it is now, and what changed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ class Candidate:
         category: as it came in; a blocklist may move the document to another one.
         place: of its row in the chunk.
         untrained: numbers of the messages of a conversation that are not trained.
+        tags: categories of blocklists that are noted in the document.
         notes: names of what is counted about the record: keys that are not read.
         changes: by name: how often, and by how many characters the document is shorter.
     """
@@ -36,6 +37,7 @@ class Candidate:
     category: str
     place: RowPosition
     untrained: tuple[int, ...] = ()
+    tags: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     changes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -62,7 +64,34 @@ class Candidate:
             content["category_before"] = self.category
         if document.roles is not None:
             content |= {"roles": document.roles, "untrained": self.untrained}
+        if self.tags:
+            content["tags"] = self.tags
         return orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
+
+    def record(self) -> dict[str, Any]:
+        """The record as it is written, in the form that preparation reads."""
+        record = self._record(self.document.texts, self.document.category)
+        return {**record, "tags": self.tags} if self.tags else record
+
+    def original_record(self) -> dict[str, Any]:
+        """The record as it came in, in that form."""
+        return self._record(self.original, self.category)
+
+    @property
+    def original_characters(self) -> int:
+        """Characters of all texts as they came in."""
+        return sum(map(len, self.original))
+
+    def _record(self, texts: list[str], category: str) -> dict[str, Any]:
+        if self.document.roles is None:
+            source, target = texts
+            return {"source": source, "target": target, "category": category}
+        messages: list[dict[str, Any]] = [
+            {"from": role, "content": text} for role, text in zip(self.document.roles, texts, strict=True)
+        ]
+        for number in self.untrained:
+            messages[number]["train"] = False
+        return {"messages": messages, "category": category}
 
 
 def read_candidates(path: Path, start_bytes: int, count: int) -> Iterator[Candidate]:
@@ -92,21 +121,9 @@ def read_candidates(path: Path, start_bytes: int, count: int) -> Iterator[Candid
                 content.get("category_before", content["category"]),
                 RowPosition(*content["place"]),
                 tuple(content.get("untrained", ())),
+                tuple(content.get("tags", ())),
                 changes={name: (times, removed) for name, (times, removed) in content["changes"].items()},
             )
-
-
-def record_of(document: Document, texts: list[str], category: str, untrained: Iterable[int]) -> dict[str, Any]:
-    """The record of a document with these texts, in the form that preparation reads."""
-    if document.roles is None:
-        source, target = texts
-        return {"source": source, "target": target, "category": category}
-    messages: list[dict[str, Any]] = [
-        {"from": role, "content": text} for role, text in zip(document.roles, texts, strict=True)
-    ]
-    for number in untrained:
-        messages[number]["train"] = False
-    return {"messages": messages, "category": category}
 
 
 def document_candidate(record: dict, file: InputFile, fields: FieldOptions) -> Candidate:
@@ -138,7 +155,7 @@ def conversation_candidate(record: dict, file: InputFile, fields: FieldOptions, 
         if message.role == "assistant" and not message.is_trained
     )
     document = Document(texts, found.category, _group(record, file), file.name, 0, speakers)
-    return Candidate(document, texts, found.category, RowPosition(0, 0), untrained, found.notes)
+    return Candidate(document, texts, found.category, RowPosition(0, 0), untrained, notes=found.notes)
 
 
 def _group(record: dict, file: InputFile) -> str:

@@ -1,4 +1,4 @@
-"""Decisions of the merge about the documents of a block: what is dropped, what is cut out of which."""
+"""Decisions of the merge about the documents of a block: what is dropped, what is cut out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -20,14 +20,25 @@ from colossal_llama.utils.atomic_io import atomic_file
 _BEGINNING, _END = b'{"reason":"', b'"'
 
 
-def dropped_line(verdict: Verdict, file: str, position: int, record: dict[str, Any]) -> bytes:
-    """A line of `dropped/REASON.jsonl`."""
+def dropped_line(
+    verdict: Verdict, file: str, position: int, record: dict[str, Any], kept: tuple[str, int] | None = None
+) -> bytes:
+    """A line of `dropped/REASON.jsonl`.
+
+    Args:
+        verdict: why the document is dropped.
+        file: that it stands in.
+        position: line or record number there.
+        record: as it came in.
+        kept: file and position of the document that stays in place of a duplicate.
+    """
     content = {
         "reason": verdict.reason,
         "figure": verdict.figure,
         "limit": verdict.limit,
         "file": file,
         "position": position,
+        **({} if kept is None else {"kept_file": kept[0], "kept_position": kept[1]}),
         **record,
     }
     return orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from colossal_llama.cleaning.candidates import Candidate, conversation_candidate, document_candidate, record_of
+from colossal_llama.cleaning.candidate_store import PLACE, chunk_base
+from colossal_llama.cleaning.candidates import Candidate, conversation_candidate, document_candidate
 from colossal_llama.cleaning.chunk_files import UnitFiles
 from colossal_llama.cleaning.document import Verdict
 from colossal_llama.cleaning.signatures import BlockNumbers, Signatures
@@ -67,11 +68,6 @@ class FirstPass:
         return {name: value for name, value in vars(self).items() if name != "stages"}
 
 
-def chunk_base(work_dir: Path, index: int) -> Path:
-    """Path of the files of a chunk, without their endings."""
-    return work_dir / "chunks" / f"chunk-{index:05d}"
-
-
 def clean_chunk(job: FirstPass, chunk: Chunk) -> dict:
     """Runs the first pass over a chunk.
 
@@ -112,7 +108,7 @@ class _ChunkOutput:
     def add(self, kept: list[Candidate], dropped: list[tuple[Candidate, Verdict]]) -> None:
         lines = b"".join(candidate.as_json() for candidate in kept)
         self.files.write("candidates", lines)
-        places = np.array([candidate.place for candidate in kept], np.int32).reshape(-1, 2)
+        places = np.array([candidate.place for candidate in kept], PLACE).reshape(-1, 2)
         self.files.write("places", places.tobytes())
         self.files.write("dropped", b"".join(map(_dropped_line, dropped)))
         self.candidates_bytes += len(lines)
@@ -158,7 +154,7 @@ def _dropped_line(dropped: tuple[Candidate, Verdict]) -> bytes:
         "place": tuple(candidate.place),
         "verdict": (verdict.reason, verdict.figure, verdict.limit),
         "file": candidate.document.file,
-        "characters": sum(map(len, candidate.original)),
-        "record": record_of(candidate.document, candidate.original, candidate.category, candidate.untrained),
+        "characters": candidate.original_characters,
+        "record": candidate.original_record(),
     }
     return orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)

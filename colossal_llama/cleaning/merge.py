@@ -52,9 +52,7 @@ def merge(
     if rules["exact_duplicates"].on:
         is_dropped |= exact.merge(directory / EXACT, index, memory_bytes)
     if (settings := near_settings(rules)) is not None:
-        is_dropped |= near.merge(
-            directory / NEAR, index, is_dropped, texts_of, settings.min_similarity, memory_bytes
-        )
+        is_dropped |= near.merge(directory / NEAR, index, is_dropped, texts_of, settings.min_similarity, memory_bytes)
     if rules["duplicate_paragraphs"].on:
         paragraphs.merge(directory / PARAGRAPHS, index, is_dropped, memory_bytes)
     if (recurring := Boilerplate.of_rules(rules)) is not None:

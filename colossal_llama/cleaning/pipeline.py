@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.cleaning.arguments import CleanArguments
+from colossal_llama.cleaning.candidate_store import CandidateStore, chunk_base
 from colossal_llama.cleaning.chunk_files import remove_unit, unit_facts, unit_problem
 from colossal_llama.cleaning.counts import ChunkCounts, CountsBuilder, add_counts
+from colossal_llama.cleaning.decisions import Decisions
 from colossal_llama.cleaning.dropped import gather_dropped
-from colossal_llama.cleaning.first_pass import FirstPass, chunk_base, clean_chunk
-from colossal_llama.cleaning.merge import Decisions, merge
+from colossal_llama.cleaning.first_pass import FirstPass, clean_chunk
+from colossal_llama.cleaning.merge import merge
 from colossal_llama.cleaning.output_files import LAST_RUN
 from colossal_llama.cleaning.report import write_report
 from colossal_llama.cleaning.run_directory import RunDirectory
 from colossal_llama.cleaning.second_pass import Part, SecondPass, part_base, plan_parts, write_part
+from colossal_llama.cleaning.signatures import BlockNumbers
 from colossal_llama.cleaning.stages import StageSettings
 from colossal_llama.cleaning.workers import workers
 from colossal_llama.dataset.prepare.input_files import Chunk, content_digest, plan_chunks
@@ -92,9 +95,17 @@ class _Cleaning:
         chunks = self._first_pass()
         if chunks is None:
             return None
-        decisions = self._timed("merge", merge, self.run.work)
-        parts = self._second_pass(chunks, decisions)
+        rules, work = self.arguments.rules.settings, self.run.work
+        candidates = CandidateStore.of_chunks(work, self.blocks, self.chunks, chunks)
+        memory_bytes = self.arguments.run.memory_mb << 20
+        self._timed("merge", merge, work, rules, candidates.block_sizes, candidates.texts_of, memory_bytes)
+        parts = self._second_pass(SecondPass(self.run.path, candidates, Decisions(work, rules), rules))
         return self._finish(chunks, parts)
+
+    @property
+    def blocks(self) -> BlockNumbers:
+        """Numbers of the blocks of documents of all chunks."""
+        return BlockNumbers.for_chunks(self.chunks)
 
     def _timed(self, name: str, function: Callable, *arguments: Any) -> Any:
         started = time.perf_counter()
@@ -117,6 +128,7 @@ class _Cleaning:
             options.fields,
             options.is_conversations,
             StageSettings(work, options.rules.settings),
+            self.blocks,
             reports,
         )
         if pending:
@@ -153,14 +165,13 @@ class _Cleaning:
 
     # ------------------------------------------------------------------------------ second pass
 
-    def _second_pass(self, chunks: Sequence[dict], decisions: Decisions) -> list[dict]:
+    def _second_pass(self, job: SecondPass) -> list[dict]:
         """Writes the parts that are not finished; returns the facts of all."""
         work, options = self.run.work, self.arguments
         self.run.documents.mkdir(exist_ok=True)
         parts = plan_parts(self.chunks)
         remove_abandoned_files(self.run.documents, [part.name for part in parts])
         _remove_damaged([(part_base(work, part.index), part.index) for part in parts], "check parts", options)
-        job = SecondPass(self.run.path, work, _first_rows(self.chunks, chunks), decisions)
         pending = [part for part in parts if not job.is_finished(part)]
         if pending:
             with workers(min(options.run.num_workers, len(pending)), job) as pool:
@@ -239,18 +250,6 @@ def _remove_damaged(units: Sequence[tuple[Path, int]], description: str, argumen
     for (base, _), _ in problems:
         remove_unit(base)
     say_damages([f"work/{base.parent.name}/{problem}" for (base, _), problem in problems])
-
-
-def _first_rows(chunks: Sequence[Chunk], facts: Sequence[dict]) -> list[list[int]]:
-    """For each range of each chunk the number of rows before it in its file."""
-    found, next_row = [], 0
-    for chunk, fact in zip(chunks, facts, strict=True):
-        first_rows = []
-        for piece, (rows, _) in zip(chunk.pieces, fact["pieces"], strict=True):
-            first_rows.append(next_row if piece.range.start else 0)
-            next_row = first_rows[-1] + rows
-        found.append(first_rows)
-    return found
 
 
 def _no_records_message(facts: Sequence[dict]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import orjson
 
-from colossal_llama.cleaning.candidate_store import CandidateStore
+from colossal_llama.cleaning.candidate_store import CandidateStore, chunk_base
 from colossal_llama.cleaning.candidates import Candidate
 from colossal_llama.cleaning.chunk_files import UnitFiles, unit_facts
 from colossal_llama.cleaning.counts import CountsBuilder
@@ -167,7 +167,7 @@ def _kept(candidate: Candidate, counts: CountsBuilder) -> bytes:
     document = candidate.document
     counts.add_kept(
         candidate.category,
-        sum(map(len, candidate.original)),
+        candidate.original_characters,
         document.category,
         document.length_characters,
         candidate.changes,
@@ -181,8 +181,9 @@ def _dropped(
     verdict, kept = (why, None) if isinstance(why, Verdict) else (why.verdict, job.candidates.place_of(why.kept))
     document, position = candidate.document, job.candidates.position(chunk, candidate.place)
     record = candidate.original_record()
-    characters = sum(map(len, candidate.original))
-    counts.add_dropped(verdict, candidate.category, document.file, position, _text(record), characters)
+    counts.add_dropped(
+        verdict, candidate.category, document.file, position, _text(record), candidate.original_characters
+    )
     return dropped_line(verdict, document.file, position, record, kept)
 
 

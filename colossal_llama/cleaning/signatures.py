@@ -47,9 +47,7 @@ class BlockNumbers:
 
 def _characters(chunk: Chunk) -> int:
     """Characters of a chunk's texts, at most, unless a file is compressed unusually well."""
-    return sum(
-        piece.size_bytes * (_GROWTH if _is_compressed(piece.range.file.format) else 1) for piece in chunk.pieces
-    )
+    return sum(piece.size_bytes * (_GROWTH if _is_compressed(piece.range.file.format) else 1) for piece in chunk.pieces)
 
 
 def _is_compressed(format: Format) -> bool:
@@ -102,8 +100,8 @@ class Signatures:
         rule = self._rules["duplicate_paragraphs"]
         if rule.on:
             least = rule.values["min_characters"]
-            hashes = [paragraphs.paragraph_hashes(document.texts, least) for document in documents]
-            paragraphs.write_signatures(self._directory / PARAGRAPHS, block, hashes)
+            found = paragraphs.paragraph_hashes([document.texts for document in documents], least)
+            paragraphs.write_signatures(self._directory / PARAGRAPHS, block, *found)
         if self._boilerplate is not None:
             groups = [document.group for document in documents]
             boilerplate.write_lines(self._directory / BOILERPLATE, block, range(len(texts)), texts, groups)

@@ -4,7 +4,7 @@ normalisation → rules → language → blocklists → personal data → decont
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from colossal_llama.cleaning.candidates import Candidate
@@ -52,7 +52,8 @@ class Stages:
         """
         for candidate in batch:
             self._normalize(candidate)
-        kept, verdicts = list(enumerate(batch)), dict[int, Verdict]()
+        kept = list(enumerate(batch))
+        verdicts: dict[int, Verdict] = {}
         for stage in self._stages:
             found = stage([candidate for _, candidate in kept])
             verdicts |= {number: verdict for (number, _), verdict in zip(kept, found, strict=True) if verdict}
@@ -70,4 +71,22 @@ class Stages:
         candidate.document.texts = texts
 
     def _judge(self, batch: Sequence[Candidate]) -> Sequence[Verdict | None]:
-        return judge(make_batch([candidate.document.text for candidate in batch]), self._settings.rules)
+        if not batch:
+            return []
+        found = judge(make_batch([candidate.document.text for candidate in batch]), self._settings.rules)
+        return [_empty(candidate.document) or verdict for candidate, verdict in zip(batch, found, strict=True)]
+
+
+def judge_lengths(documents: Sequence[Document], rules: RuleSettings) -> list[Verdict | None]:
+    """Judges documents again out of which something was cut: nothing may be left, or too little."""
+    lengths = RuleSettings(rules.preset, {name: replace(rules[name], on=name == "length") for name in rules.rules})
+    is_on = rules["length"].on and bool(documents)
+    texts = [document.text for document in documents]
+    found = judge(make_batch(texts), lengths) if is_on else [None] * len(documents)
+    return [_empty(document) or verdict for document, verdict in zip(documents, found, strict=True)]
+
+
+def _empty(document: Document) -> Verdict | None:
+    """The verdict about a document of which preparation could not use what is left."""
+    needed = document.texts if document.is_conversation else document.texts[1:]
+    return None if all(map(str.strip, needed)) else Verdict("empty", 0, "min_characters 1")
