@@ -19,6 +19,8 @@ class Question:
         fault: what is wrong with it in the file, without file and line; None if nothing is.
         is_scored: False where the fault leaves no answer that could be right.
         place: in the file, for messages: `line 17`, `record 3`; the file is the subject's.
+        stem: the question itself with its passage, as the file has it: without the words of the
+            prompt and, where the file has them apart, without the choices.
     """
 
     index: int
@@ -29,6 +31,7 @@ class Question:
     fault: str | None = None
     is_scored: bool = True
     place: str = ""
+    stem: str = ""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def keys_of(subjects: Iterable[Subject]) -> list[Key]:
 def subject_fingerprint(subject: Subject) -> str:
     """Fingerprint of what decides a subject's prompts and answers, wherever its file lies."""
     content = {**asdict(subject), "file": "", "notes": ()}
+    for question in content["questions"]:
+        del question["stem"]  # its prompt holds it; records are older than this field
     return fingerprint_bytes(orjson.dumps(content))
 
 

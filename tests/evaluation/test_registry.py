@@ -1,10 +1,14 @@
 """Tasks by name: folders, subjects, all problems at once."""
 
+from dataclasses import replace
+
 import pytest
 
-from colossal_llama.evaluation.tasks.registry import TASKS, open_tasks
+from colossal_llama.evaluation.records import subject_fingerprint
+from colossal_llama.evaluation.tasks.registry import TASKS, open_found, open_tasks
 from colossal_llama.utils.errors import UserError
 from tests.evaluation.test_four_choices import HEADERLESS, INDEXED, mmlu, write
+from tests.support.made_benchmarks import write_benchmarks
 
 
 def test_all_problems_are_named_at_once(tmp_path):
@@ -134,3 +138,24 @@ def test_a_second_copy_is_said_and_not_read(tmp_path):
     (subject,) = open_tasks(["mmlu"], tmp_path)
     assert subject.name == "virology_test"
     assert subject.notes == (f"not read, as it holds MMLU, too: {tmp_path}/hendrycks_test/data/test",)
+
+
+def test_found_benchmarks_are_read_whole_with_the_questions_apart_from_their_wording(tmp_path):
+    data = write_benchmarks(tmp_path)
+    subjects, refused = open_found(data)
+    assert {subject.task for subject in subjects} == set(TASKS)
+    assert {task for task, _, _ in refused} == {"ceval"}  # the test split has no answers
+    assert all(reason for _, _, reason in refused)
+    for subject in subjects:
+        for question in subject.questions:
+            assert question.stem
+            assert all(line in question.text for line in question.stem.splitlines())
+            assert not question.stem.startswith(("Question", "题目", "问题"))
+            assert not any(f"A. {option}" in question.stem for option in question.options)
+
+
+def test_the_fingerprint_of_a_subject_is_that_of_earlier_records(tmp_path):
+    subjects = open_tasks(["gsm8k"], write_benchmarks(tmp_path), shots=0)
+    [subject] = subjects
+    unknown_before = replace(subject, questions=tuple(replace(each, stem="") for each in subject.questions))
+    assert subject_fingerprint(subject) == subject_fingerprint(unknown_before)

@@ -122,7 +122,8 @@ def _question(index: int, line: int, row: dict | str, letters: tuple[str, ...], 
     faults += [label_fault] if label_fault else []
     # What follows the letter's mark in an option.
     bare = tuple(_OPTION.sub("", option, count=1).strip() for option in options)
-    return Question(index, text, label or "", letters, bare, "; ".join(faults) or None, label is not None, place)
+    stem = f"{passage}\n\n{row['question']}" if passage else row["question"]
+    return Question(index, text, label or "", letters, bare, "; ".join(faults) or None, label is not None, place, stem)
 
 
 def _texts(options: Any) -> list[str]:

@@ -139,6 +139,7 @@ def _question(index: int, row: CsvRow, columns: _Columns, wording: Wording) -> Q
         "; ".join(faults) or None,
         label is not None,
         place,
+        text,
     )
 
 

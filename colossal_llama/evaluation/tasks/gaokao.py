@@ -106,6 +106,7 @@ def _question(index: int, record: Any, letters: tuple[str, ...]) -> Question:
         fault="; ".join(faults) or None,
         is_scored=label is not None,
         place=place,
+        stem=text,
     )
 
 

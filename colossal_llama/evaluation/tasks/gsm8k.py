@@ -71,7 +71,8 @@ def _question(index: int, line: int, row: dict | str) -> Question:
     fault = row if isinstance(row, str) else _fault(row)
     if isinstance(row, str) or fault is not None:
         return Question(index, "", "", fault=fault, is_scored=False, place=f"line {line}")
-    return Question(index, _wording(row["question"]), _number(row["answer"]), place=f"line {line}")
+    question, label = row["question"], _number(row["answer"])
+    return Question(index, _wording(question), label, place=f"line {line}", stem=question)
 
 
 def _fault(row: dict) -> str | None:

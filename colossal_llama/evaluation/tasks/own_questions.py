@@ -35,7 +35,7 @@ _LONGEST_ANSWER_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class _Row:
+class QuestionRow:
     """A row of a file: its number from 0, place for messages, and record or what is wrong."""
 
     index: int
@@ -55,7 +55,7 @@ def read_own_questions(path: Path, template: Template | None, shots: int | None)
     Raises:
         UserError: the file cannot be read, or holds no question that could be scored.
     """
-    rows = _rows(path)
+    rows = read_question_rows(path)
     keys = {key for row in rows for key in row.record}
     is_generated = _is_generated(path, rows)
     template = template or (_PROMPT if is_generated else _CHOICES)
@@ -97,15 +97,24 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(ending_of(path.name)) or path.name
 
 
-def _rows(path: Path) -> list[_Row]:
-    files, _ = find_input_files([path], option="--tasks")
-    rows = [row for file in files for row in _rows_of(file)]
+def read_question_rows(path: Path, option: str = "--tasks") -> list[QuestionRow]:
+    """Reads the rows of a file of questions; what they hold is not looked at.
+
+    Args:
+        path: of the file.
+        option: that names it, for messages.
+
+    Raises:
+        UserError: the file cannot be read, or is empty.
+    """
+    files, _ = find_input_files([path], option=option)
+    rows = [row for file in files for row in _rows_of(file, option)]
     if not rows:
-        raise UserError(f"--tasks {path} holds no question")
+        raise UserError(f"{option} {path} holds no question")
     return rows
 
 
-def _rows_of(file: InputFile) -> Iterator[_Row]:
+def _rows_of(file: InputFile, option: str) -> Iterator[QuestionRow]:
     parsed: list[tuple[int, dict, str | None]] = []
     try:
         for number, row in read_rows(FileRange(file), MAX_LINE_MB * BYTES_PER_MB):
@@ -116,14 +125,14 @@ def _rows_of(file: InputFile) -> Iterator[_Row]:
             except RecordError as error:
                 parsed.append((number, {}, str(error)))
     except DamagedFileError as error:
-        raise UserError(f"--tasks {file.path}: {error}") from None
+        raise UserError(f"{option} {file.path}: {error}") from None
     places = row_places(FileRange(file), [number for number, _, _ in parsed]) if parsed else []
     for index, ((_, record, fault), place) in enumerate(zip(parsed, places, strict=True)):
         below = place.removeprefix(str(file.path)).lstrip(":, ")
-        yield _Row(index, f"line {below}" if below.isdecimal() else below or "the file", record, fault)
+        yield QuestionRow(index, f"line {below}" if below.isdecimal() else below or "the file", record, fault)
 
 
-def _is_generated(path: Path, rows: list[_Row]) -> bool:
+def _is_generated(path: Path, rows: list[QuestionRow]) -> bool:
     """True where the rows are prompts with targets; a file has one kind."""
     kinds = Counter("target" in row.record or "prompt" in row.record for row in rows if row.record)
     if len(kinds) == 2:
@@ -142,7 +151,7 @@ def _subject_and_category(record: dict, stem: str) -> tuple[str, str]:
     return (subject, category) if subject else (category or stem, "")
 
 
-def _opening(template: Template, rows: list[_Row]) -> str:
+def _opening(template: Template, rows: list[QuestionRow]) -> str:
     """The line that the prompts of a subject begin with.
 
     Raises:
@@ -162,7 +171,7 @@ def _opening(template: Template, rows: list[_Row]) -> str:
     return next(iter(worded), "")
 
 
-def _choice_question(row: _Row, template: Template) -> Question:
+def _choice_question(row: QuestionRow, template: Template) -> Question:
     try:
         if row.fault:
             raise RecordError("row", row.fault)
@@ -185,10 +194,11 @@ def _choice_question(row: _Row, template: Template) -> Question:
         "; ".join(faults) or None,
         is_scored=bool(text.strip()),
         place=row.place,
+        stem=question,
     )
 
 
-def _generated_question(row: _Row, template: Template) -> Question:
+def _generated_question(row: QuestionRow, template: Template) -> Question:
     try:
         if row.fault:
             raise RecordError("row", row.fault)
@@ -202,7 +212,7 @@ def _generated_question(row: _Row, template: Template) -> Question:
     except RecordError as error:
         return Question(row.index, "", "", fault=str(error), is_scored=False, place=row.place)
     fault = None if prompt.strip() else "the prompt is empty"
-    return Question(row.index, text, target, fault=fault, is_scored=bool(text.strip()), place=row.place)
+    return Question(row.index, text, target, fault=fault, is_scored=bool(text.strip()), place=row.place, stem=prompt)
 
 
 def _worded(template: Template, fields: dict) -> str:
@@ -282,7 +292,7 @@ def _examples(
     dev = _dev_file(path)
     if not shots or not dev.is_file():
         return (), ()
-    rows = _rows(dev)[:shots]
+    rows = read_question_rows(dev)[:shots]
     read = _generated_question if is_generated else _choice_question
     questions = [read(row, template) for row in rows]
     problems = [f"{dev}, {found.place}: {found.fault}" for found in questions if not found.is_scored]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from colossal_llama.evaluation.questions import Subject
 from colossal_llama.evaluation.tasks import agieval, ceval, cmmlu, gaokao, gsm8k, mmlu
-from colossal_llama.evaluation.tasks.directories import folded, folders_below
+from colossal_llama.evaluation.tasks.directories import folded, folders_below, split_files
 from colossal_llama.evaluation.tasks.own_questions import read_own_questions
 from colossal_llama.evaluation.tasks.task import SubjectFile, Task
 from colossal_llama.evaluation.tasks.template import read_template
@@ -80,6 +80,38 @@ def open_tasks(
         )
         _add_note(read, task, _fewer_examples([subject for subject in read if subject.task == task.name], shots))
     return [replace(subject, questions=subject.questions[:limit]) for subject in read]
+
+
+def open_found(data_dir: Path) -> tuple[list[Subject], list[tuple[str, SubjectFile, str]]]:
+    """Reads all questions of all benchmarks that a directory holds, without examples.
+
+    Files outside the published tables are read, too, and C-Eval's test split next to val.
+
+    Args:
+        data_dir: holds folders of benchmarks, or is one.
+
+    Returns:
+        Subjects in the order of `TASKS`; and the files that are not in the form of their benchmark,
+        or hold nothing that could be scored, each with its task and what its reader says.
+
+    Raises:
+        UserError: the directory cannot be read.
+    """
+    subjects: list[Subject] = []
+    refused: list[tuple[str, SubjectFile, str]] = []
+    for task in TASKS.values():
+        try:
+            files, _ = _files(task, data_dir)
+        except UserError:  # it holds no file of this benchmark
+            continue
+        seen = {file.path for file in files}
+        files += [file for file in split_files(files[0].directory, "test") if file.path not in seen]
+        for file in files:
+            try:
+                subjects.append(task.read(file, 0))
+            except UserError as error:
+                refused.append((task.name, file, "; ".join(error.problems)))
+    return subjects, refused
 
 
 def _add_note(read: list[Subject], task: Task, note: str) -> None:

@@ -1,0 +1,1 @@
+"""Decontamination: documents must not hold the questions of benchmarks."""
