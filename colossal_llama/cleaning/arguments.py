@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from colossal_llama.cleaning.blocklists import Blocklists
+from colossal_llama.cleaning.normalization import normalization_of, normalize
 from colossal_llama.cleaning.rule_settings import ALL, PRESETS, Preset, RuleSettings, read_rules
 from colossal_llama.dataset.prepare.arguments import ReadingArguments, ShardArguments, output_directory
 from colossal_llama.readers.fields import FieldOptions
@@ -99,6 +101,22 @@ class RuleArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListArguments:
+    """Options for lists of the user that decide about documents."""
+
+    blocklist: tuple[str, ...] = option(
+        (),
+        nargs="+",
+        action=GatherPaths,
+        type=_one,
+        metavar="CATEGORY[:ACTION]=FILE",
+        help="drop, tag or route documents that hold a word of a list, one word or phrase a line: "
+        "politics=words.txt drops, politics:tag=words.txt notes the category in the record, politics:route=words.txt "
+        "makes it the record's category",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunArguments(ReadingArguments):
     """Options of the run, which leave the output as it is."""
 
@@ -131,6 +149,7 @@ class CleanArguments:
     paths: PathArguments = group("input and output")
     fields: FieldOptions = group("columns of the records")
     rules: RuleArguments = group("rules")
+    lists: ListArguments = group("lists")
     run: RunArguments = group("run")
     shards: ShardArguments = group(
         "several jobs in one directory",
@@ -138,6 +157,16 @@ class CleanArguments:
         "input. The same command without these two arguments then merges what they found, and writes the corpus.",
     )
     check: CheckArguments = group("checking the result")
+
+    @cached_property
+    def blocklists(self) -> Blocklists:
+        """The lists of `--blocklist`, whose words are normalised as the texts are.
+
+        Raises:
+            UserError: see `Blocklists.open`.
+        """
+        settings = normalization_of(self.rules.settings)
+        return Blocklists.open(self.lists.blocklist, lambda word: normalize(word, settings)[0])
 
     @property
     def is_conversations(self) -> bool:
@@ -152,6 +181,7 @@ class CleanArguments:
         return {
             "preset": self.rules.preset,
             "rules": self.rules.settings.content(),
+            **({"blocklists": self.blocklists.content()} if self.lists.blocklist else {}),
             "limit": self.run.limit,
             **({} if self.run.max_line_mb == MAX_LINE_MB else {"max_line_mb": self.run.max_line_mb}),
             **{name: value for name, value in option_values(self.fields).items() if value is not None},

@@ -17,6 +17,7 @@ import regex
 
 from colossal_llama.cleaning.document import Verdict
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.fingerprint import fingerprint_bytes
 from colossal_llama.utils.suggestion import did_you_mean
 
 ACTIONS = ("drop", "tag", "route")
@@ -115,6 +116,17 @@ class Blocklists:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.lists,)
+
+    def content(self) -> list[dict[str, str]]:
+        """The lists for a report: category, action and a hash of the words of each."""
+        return [
+            {
+                "category": entry.category,
+                "action": entry.action,
+                "words": fingerprint_bytes(*(word.encode() for word in entry.words)),
+            }
+            for entry in self.lists
+        ]
 
     def found(self, text: str) -> dict[str, Counter[str]]:
         """Counts the words of each category in a text; categories without one are absent.

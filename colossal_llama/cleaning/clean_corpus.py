@@ -16,6 +16,9 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.cleaning.arguments import CleanArguments
+from colossal_llama.cleaning.language import WantedLanguages
+from colossal_llama.cleaning.normalization import normalization_of, require_packages
+from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.dataset.prepare.arguments import shard_problems
 from colossal_llama.readers.fields import field_problems
 from colossal_llama.utils.arguments import add_options, declared_options, from_namespace
@@ -101,12 +104,35 @@ def _check_verification(parser: CollectingArgumentParser, namespace: Namespace, 
 def _problems(arguments: CleanArguments) -> Iterator[str]:
     """Problems of options together."""
     try:
-        _ = arguments.rules.settings
+        rules = arguments.rules.settings
     except UserError as error:
         yield from error.problems
+    else:
+        yield from _package_problems(rules)
+        yield from _list_problems(arguments)
     yield from shard_problems(arguments.shards.shard_index, arguments.shards.num_shards)
     if arguments.shards.shard_index is not None and arguments.run.overwrite:
         yield "--overwrite would remove the other shards' work: remove the directory before the jobs start"
+
+
+def _package_problems(rules: RuleSettings) -> Iterator[str]:
+    """Problems of rules that need an optional package, or further values."""
+    for check in (lambda: require_packages(normalization_of(rules)), lambda: WantedLanguages.of_rules(rules)):
+        try:
+            check()
+        except UserError as error:
+            yield from error.problems
+
+
+def _list_problems(arguments: CleanArguments) -> Iterator[str]:
+    """Problems of the lists of the user."""
+    if arguments.lists.blocklist and not arguments.rules.settings["blocklists"].on:
+        yield "--blocklist has no effect: the rule blocklists is off; leave one out"
+        return
+    try:
+        _ = arguments.blocklists
+    except UserError as error:
+        yield from error.problems
 
 
 if __name__ == "__main__":

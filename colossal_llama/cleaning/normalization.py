@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 import regex
 
+from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.utils.errors import UserError
 
 UNICODE_FORMS = ("NFC", "NFKC", "none")
@@ -97,6 +98,12 @@ class NormalizationSettings:
         ]
         if problems:
             raise UserError(problems)
+
+
+def normalization_of(rules: RuleSettings) -> NormalizationSettings:
+    """Returns what the rule `normalization` says."""
+    rule = rules["normalization"]
+    return NormalizationSettings(on=rule.on, **rule.values)
 
 
 def require_packages(settings: NormalizationSettings) -> None:

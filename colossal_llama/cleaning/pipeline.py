@@ -127,7 +127,7 @@ class _Cleaning:
             options.run.max_line_bytes,
             options.fields,
             options.is_conversations,
-            StageSettings(work, options.rules.settings),
+            StageSettings(work, options.rules.settings, options.blocklists),
             self.blocks,
             reports,
         )

@@ -4,17 +4,22 @@ normalisation → rules → language → blocklists → personal data → decont
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from colossal_llama.cleaning import language
+from colossal_llama.cleaning.blocklists import Blocklists
 from colossal_llama.cleaning.candidates import Candidate
 from colossal_llama.cleaning.document import Document, Verdict
-from colossal_llama.cleaning.normalization import NormalizationSettings, normalize
+from colossal_llama.cleaning.language import WantedLanguages
+from colossal_llama.cleaning.normalization import normalization_of, normalize
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.cleaning.rules.judge import judge
 from colossal_llama.cleaning.text_batch import make_batch
 
 Dropped = list[tuple[Candidate, Verdict]]
+Stage = Callable[[Sequence[Candidate]], Sequence[Verdict | None]]
+"""Changes documents, and says of each why it is dropped, or None."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +29,12 @@ class StageSettings:
     Attributes:
         work_dir: where signatures are written.
         rules: in effect.
+        blocklists: of the user; empty without any.
     """
 
     work_dir: Path
     rules: RuleSettings
-
-    @property
-    def normalization(self) -> NormalizationSettings:
-        """Settings of the normalisation."""
-        rule = self.rules["normalization"]
-        return NormalizationSettings(on=rule.on, **rule.values)
+    blocklists: Blocklists = field(default_factory=Blocklists)
 
 
 class Stages:
@@ -41,8 +42,13 @@ class Stages:
 
     def __init__(self, settings: StageSettings):
         self._settings = settings
-        self._normalization = settings.normalization
-        self._stages: list[Callable[[Sequence[Candidate]], Sequence[Verdict | None]]] = [self._judge]
+        self._normalization = normalization_of(settings.rules)
+        self._stages: list[Stage] = [self._judge]
+        wanted = WantedLanguages.of_rules(settings.rules)
+        if wanted is not None:
+            self._stages.append(lambda batch: language.judge([one.document.text for one in batch], wanted))
+        if settings.blocklists.lists and settings.rules["blocklists"].on:
+            self._stages.append(self._search_blocklists)
 
     def apply(self, batch: list[Candidate]) -> tuple[list[Candidate], Dropped]:
         """Changes and judges documents.
@@ -75,6 +81,18 @@ class Stages:
             return []
         found = judge(make_batch([candidate.document.text for candidate in batch]), self._settings.rules)
         return [_empty(candidate.document) or verdict for candidate, verdict in zip(batch, found, strict=True)]
+
+    def _search_blocklists(self, batch: Sequence[Candidate]) -> Sequence[Verdict | None]:
+        min_hits = self._settings.rules["blocklists"].values["min_hits"]
+        verdicts = []
+        for candidate in batch:
+            decision = self._settings.blocklists.decide(candidate.document.text, min_hits)
+            verdicts.append(decision.verdict)
+            candidate.document.category = decision.category or candidate.document.category
+            candidate.tags = decision.tags
+            for tag in decision.tags:
+                candidate.change(f"tag.{tag}", 1)
+        return verdicts
 
 
 def judge_lengths(documents: Sequence[Document], rules: RuleSettings) -> list[Verdict | None]:
