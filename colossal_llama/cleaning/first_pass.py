@@ -23,8 +23,9 @@ from colossal_llama.dataset.prepare.chunk_rows import ChunkRows
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.dataset.prepare.worker_pool import ProgressReports
 from colossal_llama.dataset.role_names import KNOWN_ROLES
-from colossal_llama.readers.fields import FieldOptions
+from colossal_llama.readers.fields import FieldOptions, refuse_document
 from colossal_llama.readers.listing import InputFile
+from colossal_llama.readers.record import RecordError
 
 BATCH_CHARACTERS = 1 << 20
 BATCH_DOCUMENTS = 20_000  # of empty or short texts
@@ -60,9 +61,13 @@ class FirstPass:
 
     def check(self, record: dict, file: InputFile) -> Candidate:
         """Checks a JSON object of a file as a record."""
-        if self.is_conversations:
+        if not self.is_conversations:
+            return document_candidate(record, file, self.fields)
+        try:
             return conversation_candidate(record, file, self.fields, KNOWN_ROLES)
-        return document_candidate(record, file, self.fields)
+        except RecordError:
+            refuse_document(record)
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "stages"}

@@ -5,7 +5,6 @@ input files → chunks → work/chunks (first pass) → work/decisions (merge) �
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from colossal_llama.cleaning.decisions import Decisions
 from colossal_llama.cleaning.dropped import gather_dropped
 from colossal_llama.cleaning.first_pass import FirstPass, clean_chunk
 from colossal_llama.cleaning.merge import merge
+from colossal_llama.cleaning.no_records import no_record_problems
 from colossal_llama.cleaning.output_files import LAST_RUN
 from colossal_llama.cleaning.report import write_report
 from colossal_llama.cleaning.run_directory import RunDirectory
@@ -149,7 +149,9 @@ class _Cleaning:
             return None
         chunks = [facts for facts in found if facts is not None]
         if not sum(facts["documents"] for facts in chunks):
-            raise UserError(_no_records_message(chunks))
+            problems = no_record_problems(work / "chunks", self.chunks, chunks)
+            self.run.remove_work()  # with other files the next run is another one
+            raise UserError(problems)
         return chunks
 
     def _run_chunks(self, pool: WorkerPool, pending: Sequence[Chunk], reports: ProgressReports) -> None:
@@ -250,12 +252,6 @@ def _remove_damaged(units: Sequence[tuple[Path, int]], description: str, argumen
     for (base, _), _ in problems:
         remove_unit(base)
     say_damages([f"work/{base.parent.name}/{problem}" for (base, _), problem in problems])
-
-
-def _no_records_message(facts: Sequence[dict]) -> str:
-    reasons = sum((Counter(fact["rejected_records"]) for fact in facts), Counter())
-    counted = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())) or "the files are empty"
-    return f"--data_input_dirs: no record could be used, so that there is nothing to clean ({counted})"
 
 
 def _bar_bytes(size_bytes: int) -> int:

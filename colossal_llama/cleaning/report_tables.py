@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from colossal_llama.cleaning.output_files import REJECTED
+from colossal_llama.readers.fields import printable
 from colossal_llama.utils.console import table
 
 SHOWN_CATEGORIES = 20
 SHOWN_COLUMNS = 5
 """Categories side by side: more do not fit into a terminal of 120 columns."""
-_NAME_CHARACTERS = 16
+_NAME_IN_HEADER, _LONGEST_NAME = 16, 40
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -30,7 +32,7 @@ def _category_table(report: Mapping[str, Any]) -> str:
 
 
 def _category_row(name: str, entries: Sequence[Mapping[str, Any]]) -> list:
-    row: list = [name]
+    row: list = [shortened(name, _LONGEST_NAME)]
     for part in ("documents", "characters"):
         before, after = (sum(entry[side][part] for entry in entries) for side in ("incoming", "kept"))
         row += [before, after, _per_cent(after, before)]
@@ -71,11 +73,13 @@ def _reason_by_category(report: Mapping[str, Any]) -> str:
         counts = [report["categories"][name]["dropped"].get(reason, {}).get("documents", 0) for name in names]
         wholes = [report["categories"][name]["incoming"]["documents"] for name in names]
         rows.append([reason, *(_per_cent(count, whole) for count, whole in zip(counts, wholes, strict=True))])
-    return table(["dropped, % of documents", *map(_shortened, names)], rows)
+    return table(["dropped, % of documents", *(shortened(name, _NAME_IN_HEADER) for name in names)], rows)
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _NAME_CHARACTERS else f"{name[: _NAME_CHARACTERS - 1]}…"
+def shortened(name: str, columns: int) -> str:
+    """A name on one line of a terminal, cut off where it is too long."""
+    shown = printable(name)
+    return shown if len(shown) <= columns else f"{shown[: columns - 1]}…"
 
 
 def _per_cent(part: int, whole: int) -> float:
@@ -84,12 +88,14 @@ def _per_cent(part: int, whole: int) -> float:
 
 def _lines(report: Mapping[str, Any]) -> list[str]:
     totals = report["totals"]
-    lines = [f"rejected records: {reason}  {count:,}" for reason, count in totals["rejected"].items()]
+    lines = [f"rejected records ({REJECTED}): {why}  {count:,}" for why, count in totals["rejected"].items()]
     for name, change in report["changes"].items():
         removed = change["removed_characters"]
         length = f", {abs(removed):,} characters {'less' if removed > 0 else 'more'}" if removed else ""
         lines.append(f"changed: {name}  {change['times']:,} times in {change['documents']:,} documents{length}")
-    lines += [f"moved: {move['from']} to {move['to']}  {move['documents']:,} documents" for move in report["moved"]]
+    for move in report["moved"]:
+        before, after = (shortened(move[side], _LONGEST_NAME) for side in ("from", "to"))
+        lines.append(f"moved: {before} to {after}  {move['documents']:,} documents")
     if totals["empty_lines"]:
         lines.append(f"empty lines skipped: {totals['empty_lines']:,}")
     return ["\n".join(lines)] if lines else []

@@ -27,19 +27,7 @@ def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
     Of records of the other kind the first is named: all the others are likely to be so, too.
     """
     bad, is_of_other_kind = _other_kind_once(bad), bad[0][1]["reason"] in OTHER_KIND
-    shown = [(chunk.pieces[record["piece"]].range, record) for chunk, record in bad[:SHOWN_BAD_RECORDS]]
-    rows: dict[FileRange, list[int]] = {}
-    for file_range, record in shown:
-        rows.setdefault(file_range, []).append(record["row"])
-    places = {
-        (file_range, row): place
-        for file_range, listed in rows.items()
-        for row, place in zip(listed, row_places(file_range, listed), strict=True)
-    }
-    messages = [
-        f"{places[file_range, record['row']]}: {record['message']} | {_on_one_line(record['record'])}"
-        for file_range, record in shown
-    ]
+    messages = messages_with_places(bad[:SHOWN_BAD_RECORDS])
     if is_of_other_kind and len(bad) == 1:
         return messages
     count = f"more than {SHOWN_BAD_RECORDS}" if len(bad) > SHOWN_BAD_RECORDS else f"{len(bad)}"
@@ -47,6 +35,23 @@ def bad_record_messages(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
         *messages,
         f"{count} bad record{'s' if len(bad) > 1 else ''}, so that no part was written. Correct them, or skip them "
         "with --on_bad_record skip, which counts them by reason and lists them in rejected.jsonl.",
+    ]
+
+
+def messages_with_places(bad: Sequence[tuple[Chunk, dict]]) -> list[str]:
+    """For each bad record its file and line, what is wrong, and its beginning."""
+    located = [(chunk.pieces[record.get("piece", 0)].range, record) for chunk, record in bad]
+    rows: dict[FileRange, list[int]] = {}
+    for file_range, record in located:
+        rows.setdefault(file_range, []).append(record["row"])
+    places = {
+        (file_range, row): place
+        for file_range, listed in rows.items()
+        for row, place in zip(listed, row_places(file_range, listed), strict=True)
+    }
+    return [
+        f"{places[file_range, record['row']]}: {record['message']} | {_on_one_line(record['record'])}"
+        for file_range, record in located
     ]
 
 
