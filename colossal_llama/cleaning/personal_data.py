@@ -37,7 +37,7 @@ _NEIGHBOUR_AFTER = re.compile(r"[0-9A-Za-z_]|.{0,2}[0-9]", re.DOTALL)
 
 @dataclass(frozen=True)
 class PersonalDataSettings:
-    """What each kind of personal data is masked by.
+    """Tokens that the kinds of personal data are masked by.
 
     Attributes:
         on: off changes no text.
@@ -148,7 +148,8 @@ def _has_neighbours(text: str, span: Span) -> bool:
 
 def _replaced(text: str, spans: Sequence[Span], texts: Sequence[str]) -> str:
     """The text with another one in the place of each span; these are in order, and apart."""
-    parts, position = [], 0
+    parts: list[str] = []
+    position = 0
     for span, replacement in zip(spans, texts, strict=True):
         parts += (text[position : span.start], replacement)
         position = span.end
