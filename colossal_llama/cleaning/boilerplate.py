@@ -64,50 +64,28 @@ class Boilerplate:
         return cls(**rule.values) if rule.on else None
 
 
-class LineHashes:
-    """Hashes of the lines of a chunk's documents, gathered batch by batch."""
+def write_lines(directory: Path, block: int, texts: Sequence[str], groups: Sequence[str]) -> None:
+    """Writes the hashes of the lines of a block's documents, and of their groups.
 
-    def __init__(self) -> None:
-        self._lines: list[np.ndarray] = []
-        self._documents: list[np.ndarray] = []
-        self._groups: list[np.ndarray] = []
-        self._count = 0
-
-    def add(self, texts: Sequence[str], groups: Sequence[str]) -> None:
-        """Notes the documents of a batch, which follow those of earlier batches.
-
-        Args:
-            texts: of the documents.
-            groups: of the documents.
-        """
-        lines: list[str] = []
-        counts = []
-        for text in texts:
-            distinct = set(map(str.strip, text.split("\n")))
-            distinct.discard("")
-            lines += distinct
-            counts.append(len(distinct))
-        keys = _group_keys(groups)
-        documents = np.repeat(np.arange(len(texts)), counts)
-        self._lines.append(hash_runs.hash_texts(lines) ^ keys[documents])
-        self._documents.append(documents + self._count)
-        self._groups.append(keys)
-        self._count += len(texts)
-
-    def write(self, directory: Path, chunk: int) -> None:
-        """Writes the hashes of lines, and the groups of the documents.
-
-        Args:
-            directory: of this stage, for all chunks.
-            chunk: number of the chunk.
-        """
-        keys = np.concatenate([_NO_KEYS, *self._lines])
-        owners = np.concatenate([_NO_DOCUMENTS, *self._documents])
-        group_keys = np.concatenate([_NO_KEYS, *self._groups])
-        documents = hash_runs.document_numbers(chunk, np.arange(self._count))
-        hash_runs.write_run(directory / _LINES, chunk, keys, documents[owners])
-        hash_runs.write_run(directory / _GROUPS, chunk, group_keys, documents)
-        hash_runs.write_run(directory / _DOCUMENTS, chunk, documents, group_keys)
+    Args:
+        directory: of this stage, for all blocks.
+        block: number of the block: the high half of its documents' numbers.
+        texts: of all its documents.
+        groups: of the documents.
+    """
+    lines: list[str] = []
+    counts = []
+    for text in texts:
+        distinct = set(map(str.strip, text.split("\n")))
+        distinct.discard("")
+        lines += distinct
+        counts.append(len(distinct))
+    documents = hash_runs.document_numbers(block, range(len(texts)))
+    group_keys = _group_keys(groups)
+    keys = hash_runs.hash_texts(lines) ^ np.repeat(group_keys, counts)
+    hash_runs.write_run(directory / _LINES, block, keys, np.repeat(documents, counts))
+    hash_runs.write_run(directory / _GROUPS, block, group_keys, documents)
+    hash_runs.write_run(directory / _DOCUMENTS, block, documents, group_keys)
 
 
 def _group_keys(groups: Sequence[str]) -> np.ndarray:
@@ -123,7 +101,7 @@ def write_cuts(
     """Finds the boilerplate of each group, and writes which documents have which of its lines.
 
     Args:
-        directory: into which `LineHashes` of all chunks were written.
+        directory: into which `write_lines` has written all blocks.
         index: of all documents.
         is_dropped: True for documents that are dropped as duplicates, by position. They do not
             count: all lines of a document with ten copies would recur.
@@ -142,17 +120,17 @@ def write_cuts(
     return len(recurring)
 
 
-def read_cuts(directory: Path, chunk: int) -> dict[int, np.ndarray]:
-    """Returns the hashes of the recurring lines of each document of a chunk that has any.
+def read_cuts(directory: Path, block: int) -> dict[int, np.ndarray]:
+    """Returns the hashes of the recurring lines of each document of a block that has any.
 
     Args:
         directory: after `write_cuts`.
-        chunk: number of the chunk.
+        block: number of the block.
 
     Returns:
         Position of a document → hashes of lines, ascending, uint64.
     """
-    documents, keys = hash_runs.read_documents(directory / CUTS, chunk)
+    documents, keys = hash_runs.read_documents(directory / CUTS, block)
     distinct, starts = np.unique(documents, return_index=True)
     parts = np.split(keys, starts[1:]) if len(distinct) else []
     return dict(zip(hash_runs.positions_in_chunk(distinct), map(np.sort, parts), strict=True))
@@ -215,10 +193,10 @@ def _key_counts(
 def _groups_of_documents(directory: Path, documents: np.ndarray) -> np.ndarray:
     """The group's key of each document, uint64."""
     groups = np.empty(len(documents), dtype=np.uint64)
-    chunks = (documents >> np.uint64(32)).astype(np.int64)
-    for chunk in np.unique(chunks).tolist():
-        numbers, keys = hash_runs.read_documents(directory, chunk)
-        here = chunks == chunk
+    blocks = (documents >> np.uint64(32)).astype(np.int64)
+    for block in np.unique(blocks).tolist():
+        numbers, keys = hash_runs.read_documents(directory, block)
+        here = blocks == block
         groups[here] = keys[np.searchsorted(numbers, documents[here])]
     return groups
 

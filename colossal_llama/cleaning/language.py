@@ -50,6 +50,7 @@ _COLUMNS = [UNDETERMINED, *_KNOWN, *_OPEN]
 _NOT_TOLD = {"yue": "zh", "wuu": "zh", "ti": "am", "nb": "no"}
 # A translation from English into Chinese has about a quarter of its letters.
 _LETTERS = {"Han": 4, "Hangul": 2, "Hiragana": 2, "Katakana": 2}
+_ASCII_WITHOUT_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 # Han characters that a Japanese text has for each of its kana; more of them are Chinese.
 _HAN_OF_KANA = 1.5
 
@@ -212,8 +213,8 @@ def _windows(text: str, count: int, length_characters: int) -> list[str]:
 def _letters_of_scripts(texts: Sequence[str]) -> np.ndarray:
     """Letters of each script, weighted: float64[texts, scripts]."""
     letters = np.zeros((len(texts), len(_SCRIPTS)))
-    # All of a text in ASCII counts as Latin, which saves 12 ns a byte; its words are looked at.
-    letters[:, _SCRIPTS.index("Latin")] = [len(text) if text.isascii() else 0 for text in texts]
+    # Texts in ASCII are counted apart, which takes a tenth of the time.
+    letters[:, _SCRIPTS.index("Latin")] = [_ascii_letters(text) if text.isascii() else 0 for text in texts]
     others = [i for i, text in enumerate(texts) if not text.isascii()]
     parts = [texts[i] for i in others]
     codes = np.frombuffer("".join(parts).encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -222,6 +223,10 @@ def _letters_of_scripts(texts: Sequence[str]) -> np.ndarray:
     weights = [0, *(_LETTERS.get(script, 1) for script in _SCRIPTS[1:])]
     letters[others] = counts.reshape(len(parts), len(_SCRIPTS)) * np.array(weights)
     return letters
+
+
+def _ascii_letters(text: str) -> int:
+    return len(text.encode().translate(None, delete=_ASCII_WITHOUT_LETTERS))
 
 
 @cache

@@ -56,7 +56,7 @@ def merge(
     if rules["duplicate_paragraphs"].on:
         paragraphs.merge(directory / PARAGRAPHS, index, is_dropped, memory_bytes)
     if (recurring := Boilerplate.of_rules(rules)) is not None:
-        boilerplate.write_cuts(directory / BOILERPLATE, memory_bytes, recurring)
+        boilerplate.write_cuts(directory / BOILERPLATE, index, is_dropped, recurring, memory_bytes)
     write_json(directory / _MERGED, {"documents": len(index), "dropped": int(is_dropped.sum())})
 
 
