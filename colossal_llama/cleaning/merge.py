@@ -45,6 +45,7 @@ def merge(
     directory = signature_dir(work_dir)
     if (directory / _MERGED).exists():
         return
+    directory.mkdir(parents=True, exist_ok=True)  # without a rule across documents nobody has made it
     for decisions in _DECISIONS:
         shutil.rmtree(directory / decisions, ignore_errors=True)
     index = DocumentIndex.of_chunks(block_sizes)
