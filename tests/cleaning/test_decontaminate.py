@@ -170,6 +170,19 @@ def test_short_question_is_searched_as_a_whole_or_counted(tmp_path: Path) -> Non
     assert part == Outcome()
 
 
+def test_question_with_a_short_stem_is_found_with_its_choices(tmp_path: Path) -> None:
+    choices = ["the grey one", "the ferry of the north", "the old light", "none of these four"]
+    row = {"question": "Which is best?", "choices": choices, "answer": "A"}
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps(row) + "\n" + json.dumps({**row, "question": ENGLISH}) + "\n", encoding="utf-8")
+    facts = make_index([own], _rule(), tmp_path / "work")
+    assert (facts["questions_found_with_choices_alone"], facts["unsearched_questions"]) == (1, 0)
+    marked = [f"({letter}) {choice}" for letter, choice in zip("ABCD", choices, strict=True)]
+    texts = [" ".join(["Which is best?", *marked]), json.dumps(["Which is best?", *choices]), "Which is best?"]
+    found = DecontaminationRule(Path(facts["directory"]), _rule()).apply([_document("", text) for text in texts])
+    assert [bool(outcome.records) for outcome in found] == [True, True, False]
+
+
 def test_wording_of_an_exam_does_not_count(tmp_path: Path) -> None:
     wording = "Which one of the following, if true, most seriously weakens the argument that is made above"
     names = ["anchor", "beacon", "canvas", "deck", "engine", "funnel", "galley", "harbour", "island"]

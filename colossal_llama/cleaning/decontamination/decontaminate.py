@@ -46,9 +46,9 @@ def make_index(
         normalize: what documents have gone through before; questions go through it, too.
 
     Returns:
-        What `cleaning.json` tells: `questions`, `unsearched_questions`, `ngrams`, `settings`,
-        `tasks` with their numbers of questions, `notes`; and `directory`, for
-        `DecontaminationRule`.
+        What `cleaning.json` tells: `questions`, `unsearched_questions`,
+        `questions_found_with_choices_alone`, `ngrams`, `settings`, `tasks` with their numbers of
+        questions, `notes`; and `directory`, for `DecontaminationRule`.
 
     Raises:
         UserError: a path holds no question.

@@ -11,7 +11,6 @@ The byte is a hash of the letter. Only the 36 of ASCII have one of their own.
 """
 
 import functools
-import re
 import unicodedata
 from collections.abc import Iterator
 from typing import Final
@@ -85,16 +84,20 @@ def _combines(character: str) -> bool:
     return is_jamo or unicodedata.category(unicodedata.normalize("NFKC", character)[0])[0] == "M"
 
 
-@functools.cache
-def _rewritten_runs() -> re.Pattern[str]:
-    """Finds runs of characters that are written in another way, with the one that they follow."""
-    codes = np.flatnonzero(folding_table() >= REWRITTEN)
-    breaks = np.flatnonzero(np.diff(codes) > 1)
-    firsts, lasts = codes[[0, *(breaks + 1)]], codes[[*breaks, len(codes) - 1]]
-    ranges = "".join(
-        f"{re.escape(chr(first))}-{re.escape(chr(last))}" for first, last in zip(firsts, lasts, strict=True)
-    )
-    return re.compile(f"[^\\W_]?[{ranges}]+")
+def code_points(text: str) -> np.ndarray:
+    """Code points of a text: uint32[characters]; half a surrogate pair is one, too."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def _rewritten_runs(text: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of runs that are written in another way, with the letter that they follow."""
+    is_rewritten = np.zeros(len(text) + 2, bool)
+    is_rewritten[1:-1] = folding_table().take(code_points(text), mode="clip") >= REWRITTEN
+    borders = np.flatnonzero(is_rewritten[1:] != is_rewritten[:-1]).tolist()
+    behind = 0
+    for begin, end in zip(borders[0::2], borders[1::2], strict=True):
+        yield begin - (begin > behind and text[begin - 1].isalnum()), end
+        behind = end
 
 
 def unified(text: str) -> str:
@@ -102,7 +105,13 @@ def unified(text: str) -> str:
 
     Invisible characters within words, such as soft hyphens, go. All else stays as it is.
     """
-    return _rewritten_runs().sub(lambda found: _unified_run(found[0]), text)
+    if text.isascii():
+        return text
+    parts, behind = [], 0
+    for begin, end in _rewritten_runs(text):
+        parts += [text[behind:begin], _unified_run(text[begin:end])]
+        behind = end
+    return "".join([*parts, text[behind:]])
 
 
 def _unified_run(run: str) -> str:
@@ -113,9 +122,9 @@ def _unified_run(run: str) -> str:
 def unified_places(text: str) -> Iterator[tuple[int, int]]:
     """Yields place in the text and place in `unified(text)` behind each rewritten run, in order."""
     shift = 0
-    for found in _rewritten_runs().finditer(text):
-        shift += len(_unified_run(found[0])) - len(found[0])
-        yield found.end(), found.end() + shift
+    for begin, end in _rewritten_runs(text):
+        shift += len(_unified_run(text[begin:end])) - (end - begin)
+        yield end, end + shift
 
 
 def canonical(text: str) -> str:

@@ -29,10 +29,12 @@ from colossal_llama.utils.atomic_io import atomic_directory
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 from colossal_llama.utils.json_files import read_json_object
 
-_VERSION = 1
+_VERSION = 2
 _FIRST_NO_DIGIT = FIRST_LETTER + 10
 _QUESTIONS_AT_ONCE = 2000
 _DISTINCT_AT_ONCE = 1 << 18
+_LETTERED, _UNLETTERED, _STEM = 0, 1, 2
+"""Forms in which a question is indexed."""
 _ARRAYS = ("keys", "questions", "starts", "ends", "forms", "ngrams", "anchor_bits", "key_bits")
 
 
@@ -70,7 +72,7 @@ class Index:
         questions: number of the question.
         starts: first character of the n-gram in the question.
         ends: behind its last.
-        forms: 0 in `BenchmarkQuestion.lettered`, 1 in `unlettered`.
+        forms: 0 in `BenchmarkQuestion.lettered`, 1 in `unlettered`, 2 in `stem`.
         ngrams: number of n-grams of each question.
         lengths: of n-grams in tokens that occur.
         anchor: length of anchors.
@@ -94,7 +96,7 @@ class Index:
     def text(self, entry: int) -> str:
         """The text of an n-gram, as its question has it."""
         question = self.benchmark[self.questions[entry]]
-        text = question.unlettered if self.forms[entry] else question.lettered
+        text = (question.lettered, question.unlettered, question.stem)[self.forms[entry]]
         return text[self.starts[entry] : self.ends[entry]]
 
 
@@ -149,11 +151,11 @@ def _write(directory: Path, index: Index, settings: NgramSettings) -> None:
         np.save(directory / f"{name}.npy", array)
     with (directory / "questions.jsonl").open("wb") as file:
         file.writelines(orjson.dumps(question) + b"\n" for question in index.benchmark)
-    unsearched = np.flatnonzero(index.ngrams == 0).tolist()
     facts = {
         "questions": len(index.benchmark),
         "ngrams": len(np.unique(index.keys)),
-        "unsearched_questions": len(unsearched),
+        "unsearched_questions": int((index.ngrams == 0).sum()),
+        "questions_found_with_choices_alone": int((index.ngrams > 0).sum()) - _found_by_stem(index),
         "settings": asdict(settings),
         "lengths": index.lengths,
         "anchor": index.anchor,
@@ -161,7 +163,11 @@ def _write(directory: Path, index: Index, settings: NgramSettings) -> None:
     (directory / "index.json").write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
 
 
-_LETTERED, _UNLETTERED, _STEM = 0, 1, 2
+def _found_by_stem(index: Index) -> int:
+    """Number of questions that have an n-gram, or are one, without their choices."""
+    stem_lengths = np.array([len(question.stem) for question in index.benchmark])[index.questions]
+    is_of_stem = (index.forms == _STEM) | ((index.forms == _LETTERED) & (index.ends <= stem_lengths))
+    return len(np.unique(index.questions[is_of_stem]))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from colossal_llama.cleaning.decontamination.folding import (
     FIRST_LETTER,
     REWRITTEN,
     ascii_table,
+    code_points,
     folding_table,
     unified,
 )
@@ -76,7 +77,7 @@ def _folded(joined: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Bytes of the folding table and padding; with the code points of what is not ASCII."""
     if joined.isascii():
         return np.frombuffer(joined.encode("ascii").translate(ascii_table()) + _PADDING, np.uint8), None
-    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+    codes = code_points(joined)
     folded = np.zeros(len(codes) + len(_PADDING), np.uint8)
     folding_table().take(codes, mode="clip", out=folded[: len(codes)])
     return folded, codes
@@ -87,16 +88,29 @@ def _tokens(folded: np.ndarray, codes: np.ndarray | None, text_starts: np.ndarra
     borders = np.flatnonzero(letters[1:] != letters[:-1]) + 1
     if letters[0]:
         borders = np.concatenate([[0], borders])
-    starts, ends = borders[0::2], borders[1::2]
-    hashes = _word_hashes(folded, starts, ends)
-    if codes is not None:
-        places = np.flatnonzero(folded == CHARACTER)
-        singles = (codes[places] + _LENGTH) * _SINGLE
-        singles ^= singles >> _HALF
-        order = np.argsort(np.concatenate([starts, places]), kind="stable")  # two sorted runs: merged
-        hashes = np.concatenate([hashes, singles])[order]
-        starts, ends = np.concatenate([starts, places])[order], np.concatenate([ends, places + 1])[order]
-    return Tokens(hashes, starts, ends, text_starts, texts, folded)
+    words, word_ends = borders[0::2], borders[1::2]
+    hashes = _word_hashes(folded, words, word_ends)
+    if codes is None:
+        return Tokens(hashes, words, word_ends, text_starts, texts, folded)
+    begins = folded == CHARACTER
+    begins[words] = True
+    starts = np.flatnonzero(begins)
+    of_starts = folded.take(starts)
+    single, word = np.flatnonzero(of_starts == CHARACTER), np.flatnonzero(of_starts != CHARACTER)
+    ends = starts + 1
+    ends[word] = word_ends
+    all_hashes = np.empty(len(starts), np.uint64)
+    all_hashes[word] = hashes
+    all_hashes[single] = _single_hashes(codes.take(starts.take(single)))
+    return Tokens(all_hashes, starts, ends, text_starts, texts, folded)
+
+
+def _single_hashes(codes: np.ndarray) -> np.ndarray:
+    """Hashes of characters that are tokens."""
+    hashes = codes + _LENGTH
+    hashes *= _SINGLE
+    hashes ^= hashes >> _HALF
+    return hashes
 
 
 def _word_hashes(folded: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -56,11 +56,11 @@ def ngram_keys(anchors: np.ndarray, places: np.ndarray, length: int, anchor: int
 class HashFilter:
     """A table of bits that tells at once that most hashes are not in a set.
 
-    A Bloom filter (Bloom 1970) of one hash: a hash in the set is always found, another one in one
-    of 16 cases or fewer.
+    A Bloom filter (Bloom 1970) of two bits: a hash in the set is always found, another one in one
+    of 250 cases or fewer. The second bit is looked up where the first is set.
     """
 
-    _BITS_PER_HASH = 16
+    _BITS_PER_HASH = 32
 
     def __init__(self, bits: np.ndarray):
         """Takes the table: uint8[a power of two]."""
@@ -72,14 +72,19 @@ class HashFilter:
         """Makes the table of a set."""
         length = max(1, len(hashes) * cls._BITS_PER_HASH // 8)
         made = cls(np.zeros(1 << (length - 1).bit_length(), np.uint8))
-        bits = (hashes >> made._shift).view(np.int64)
-        np.bitwise_or.at(made.bits, bits >> 3, np.left_shift(1, bits & 7).astype(np.uint8))
+        for again in (hashes, hashes * _ODD[0]):
+            bits = (again >> made._shift).view(np.int64)
+            np.bitwise_or.at(made.bits, bits >> 3, np.left_shift(1, bits & 7).astype(np.uint8))
         return made
 
     def passing(self, hashes: np.ndarray) -> np.ndarray:
         """Places of the hashes that may be in the set."""
+        first = np.flatnonzero(self._bit(hashes))
+        return first[np.flatnonzero(self._bit(hashes[first] * _ODD[0]))]
+
+    def _bit(self, hashes: np.ndarray) -> np.ndarray:
         bits = (hashes >> self._shift).view(np.int64)
         found = self.bits.take(bits >> 3)
         found >>= bits.astype(np.uint8) & 7
         found &= 1
-        return np.flatnonzero(found)
+        return found
