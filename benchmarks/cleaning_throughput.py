@@ -74,7 +74,7 @@ _SAME_RULES = (
     "personal_data",
 )
 _OTHER_PERSONAL_DATA = ("mobile_number", "identity_card", "bank_card")
-_OUT_OF_REACH = {"min_": "0", "max_": "1000000000"}
+_OUT_OF_REACH = 10**9
 
 
 def main() -> None:
@@ -213,8 +213,11 @@ def same_rules(near_duplicates: bool) -> list[str]:
     options = ["--off", "all", "--on", ",".join(on), "--set", "language.allowed=[zh,en]"]
     options += [f"personal_data.{kind}=none" for kind in _OTHER_PERSONAL_DATA]
     for rule in _SAME_RULES:
-        for key in settings[rule].values:
-            options += [f"{rule}.{key}={value}" for prefix, value in _OUT_OF_REACH.items() if key.startswith(prefix)]
+        for key, value in settings[rule].values.items():
+            if key.startswith("min_"):
+                options.append(f"{rule}.{key}=0")
+            elif key.startswith("max_"):
+                options.append(f"{rule}.{key}={1 if value <= 1 else _OUT_OF_REACH}")
     return options
 
 

@@ -51,8 +51,8 @@ _HOST_CHARACTERS = (400, 20_000)
 _LEAST_UNITS = 120
 _PARAGRAPH_COPIES = 5
 _BOILERPLATE_SHARE = 0.3
-_LEAST_DOCUMENTS = 20  # of a file that gets boilerplate
-_MOST_BOILERPLATE_DOCUMENTS = 200  # of a file
+_LEAST_DOCUMENTS, _LEAST_BOILERPLATE_SHARE = 12, 0.12  # of a file that gets boilerplate
+_MOST_BOILERPLATE_DOCUMENTS = 1000  # of a file
 _BOILERPLATE = (
     "本页内容由网站编辑整理 未经许可不得转载 编号 {}",
     "上一篇 下一篇 返回目录 分享到朋友圈 收藏本页 {}",
@@ -174,6 +174,7 @@ class DirtiedCorpus:
         near = [name for name in self.files if Path(name).parent == Path(like).parent]
         name = self._generator.choice(near)
         self.files[name].append({"source": "", "target": text, "category": self.files[like][0]["category"]})
+        self._taken.add((name, len(self.files[name]) - 1))
         self._note(name, len(self.files[name]) - 1, kind, expected, **facts)
 
     def _note(self, name: str, at: int, kind: str, expected: str, **facts: Any) -> None:
@@ -213,7 +214,7 @@ class DirtiedCorpus:
             paragraph = " ".join([mark, *sentences])
             places = [self._host() for _ in range(_PARAGRAPH_COPIES)]
             for copy, (name, at) in enumerate(sorted(places)):
-                self._insert((name, at), ["", paragraph, ""])
+                self._insert((name, at), [f"\n{paragraph}\n"])
                 self._note(name, at, "repeated_paragraph", "cut" if copy else "keep", value=mark)
 
     def plant_personal_data(self, each: int) -> None:
@@ -277,11 +278,11 @@ class DirtiedCorpus:
                 if (name, at) not in self._taken and len(record["target"]) >= _HOST_CHARACTERS[0]
             ]
             size = min(int(_BOILERPLATE_SHARE * len(records)), _MOST_BOILERPLATE_DOCUMENTS, len(free))
-            if len(records) < _LEAST_DOCUMENTS or size < _LEAST_DOCUMENTS // 2:
+            if size < max(_LEAST_DOCUMENTS, _LEAST_BOILERPLATE_SHARE * len(records)):
                 continue
             chosen = self._generator.sample(free, size)
             lines = [line.format(number) for line in _BOILERPLATE]
-            rare = f"本期责任编辑的话只写在这里 Only three pages have this line, number {number}."
+            rare = f"Only three pages have this line, number {number}."
             for at in chosen:
                 self._insert((name, at), [*lines, *([rare] if at in chosen[:3] else [])])
                 self._taken.add((name, at))

@@ -4,11 +4,12 @@ Everything is made up from a random generator and the corpus' own words; nobody 
 """
 
 import random
-import re
 from collections.abc import Callable, Sequence
 
-_NO_SPACES = re.compile(r"[぀-ヿ㐀-鿿豈-﫿]")
-_WORD = re.compile(r"\w+")
+import regex
+
+_NO_SPACES = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
+_UNIT = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]|(?:(?![\p{Han}\p{Hiragana}\p{Katakana}])[\p{L}\p{M}\p{N}])+")
 SHINGLE_UNITS = 5
 
 # --- Duplicates ---
@@ -27,9 +28,12 @@ def is_without_spaces(text: str) -> bool:
 
 
 def unit_spans(text: str) -> list[tuple[int, int]]:
-    """Places of the units of a text: its words, or its letters where nothing separates words."""
-    pattern = re.compile(r"\w") if is_without_spaces(text) else _WORD
-    return [match.span() for match in pattern.finditer(text)]
+    """Places of the units of a text: its words, and single characters of Han and kana.
+
+    >>> unit_spans("a-bc 数据")
+    [(0, 1), (2, 4), (5, 6), (6, 7)]
+    """
+    return [match.span() for match in _UNIT.finditer(text)]
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
