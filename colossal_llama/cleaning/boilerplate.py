@@ -22,6 +22,7 @@ import numpy as np
 import regex
 
 from colossal_llama.cleaning import hash_runs
+from colossal_llama.cleaning.duplicates.document_index import DocumentIndex
 from colossal_llama.cleaning.rule_settings import RuleSettings
 
 _LETTER = regex.compile(r"\p{L}")
@@ -29,13 +30,14 @@ _WORD = regex.compile(r"(?<!\S)[\p{L}'’]+[,.;:!?)]*(?!\S)")
 _IDEOGRAPH = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
 _IDEOGRAPH_LETTERS = 4
 _NEVER_CUT = regex.compile(r"[\s{}()\[\];,]*$|```|~~~")
-_FENCE = regex.compile(r"\s{0,3}(?P<fence>```|~~~)")
+_FENCES = ("```", "~~~")
 _MARKUP = regex.compile(r"\s*(#{1,6}\s|\||=+$|-+$|<)")
 _CODE = regex.compile(
     r"(import|from|package|use|using|require|export|return|def|class|function|func|fn|public|private|protected|static"
     r"|const|let|var|if|for|while|select|insert|create)\b|.*[{}()\[\];=]$|[@#$]\w|//?\w"
 )
 _MIN_SENTENCE_WORDS, _MIN_SENTENCE_IDEOGRAPHS = 5, 8
+_NO_KEYS, _NO_DOCUMENTS = np.empty(0, np.uint64), np.empty(0, np.int64)
 _LINES, _GROUPS, _DOCUMENTS, CUTS = "lines", "groups", "documents", "cuts"
 
 
@@ -62,57 +64,54 @@ class Boilerplate:
         return cls(**rule.values) if rule.on else None
 
 
-def write_lines(
-    directory: Path, chunk: int, positions: Sequence[int], texts: Sequence[str], groups: Sequence[str]
-) -> None:
-    """Writes the hashes of the lines of a chunk's documents, and of the groups of these.
+def write_lines(directory: Path, block: int, texts: Sequence[str], groups: Sequence[str]) -> None:
+    """Writes the hashes of the lines of a block's documents, and of their groups.
 
     Args:
-        directory: of this stage, for all chunks.
-        chunk: number of the chunk.
-        positions: of the documents in the chunk.
-        texts: of the documents.
+        directory: of this stage, for all blocks.
+        block: number of the block: the high half of its documents' numbers.
+        texts: of all its documents.
         groups: of the documents.
-    """
-    documents = hash_runs.document_numbers(chunk, positions)
-    keys, owners, group_keys = line_hashes(texts, groups)
-    hash_runs.write_run(directory / _LINES, chunk, keys, documents[owners])
-    hash_runs.write_run(directory / _GROUPS, chunk, group_keys, documents)
-    hash_runs.write_run(directory / _DOCUMENTS, chunk, documents, group_keys)
-
-
-def line_hashes(texts: Sequence[str], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hashes the lines of documents by their group.
-
-    Returns:
-        For each line, once a document: its hash, uint64, and the index of its document, int64.
-        For each document: the hash of its group, uint64.
     """
     lines: list[str] = []
     counts = []
     for text in texts:
-        distinct = dict.fromkeys(map(str.strip, text.split("\n")))
-        distinct.pop("", None)
+        distinct = set(map(str.strip, text.split("\n")))
+        distinct.discard("")
         lines += distinct
         counts.append(len(distinct))
-    owners = np.repeat(np.arange(len(texts)), counts)
-    distinct_groups, group_of = np.unique(np.array(groups, dtype=object), return_inverse=True)
-    group_keys = hash_runs.hash_texts(list(distinct_groups))[group_of.reshape(-1)]
-    return hash_runs.hash_texts(lines) ^ group_keys[owners], owners, group_keys
+    documents = hash_runs.document_numbers(block, range(len(texts)))
+    group_keys = _group_keys(groups)
+    keys = hash_runs.hash_texts(lines) ^ np.repeat(group_keys, counts)
+    hash_runs.write_run(directory / _LINES, block, keys, np.repeat(documents, counts))
+    hash_runs.write_run(directory / _GROUPS, block, group_keys, documents)
+    hash_runs.write_run(directory / _DOCUMENTS, block, documents, group_keys)
 
 
-def write_cuts(directory: Path, memory_bytes: int, settings: Boilerplate) -> int:
+def _group_keys(groups: Sequence[str]) -> np.ndarray:
+    """Hash of each document's group, uint64."""
+    distinct = list(dict.fromkeys(groups))
+    keys = dict(zip(distinct, hash_runs.hash_texts(distinct).tolist(), strict=True))
+    return np.array([keys[group] for group in groups], dtype=np.uint64)
+
+
+def write_cuts(
+    directory: Path, index: DocumentIndex, is_dropped: np.ndarray, settings: Boilerplate, memory_bytes: int
+) -> int:
     """Finds the boilerplate of each group, and writes which documents have which of its lines.
 
     Args:
-        directory: into which `write_lines` has written all chunks.
-        memory_bytes: what the hashes in memory may take.
+        directory: into which `write_lines` has written all blocks.
+        index: of all documents.
+        is_dropped: True for documents that are dropped as duplicates, by position. They do not
+            count: all lines of a document with ten copies would recur.
         settings: when a line recurs.
+        memory_bytes: see `hash_runs.groups`.
 
     Returns:
         The number of different lines that recur.
     """
-    recurring = _recurring_lines(directory, memory_bytes, settings)
+    recurring = _recurring_lines(directory, _Staying(index, is_dropped), settings, memory_bytes)
     if recurring.size:
         for number, part in enumerate(hash_runs.groups(directory / _LINES, memory_bytes)):
             keys = np.repeat(part.keys, part.sizes)
@@ -121,34 +120,43 @@ def write_cuts(directory: Path, memory_bytes: int, settings: Boilerplate) -> int
     return len(recurring)
 
 
-def read_cuts(directory: Path, chunk: int) -> dict[int, np.ndarray]:
-    """Returns the hashes of the recurring lines of each document of a chunk that has any.
+def read_cuts(directory: Path, block: int) -> dict[int, np.ndarray]:
+    """Returns the hashes of the recurring lines of each document of a block that has any.
 
     Args:
         directory: after `write_cuts`.
-        chunk: number of the chunk.
+        block: number of the block.
 
     Returns:
         Position of a document → hashes of lines, ascending, uint64.
     """
-    documents, keys = hash_runs.read_documents(directory / CUTS, chunk)
-    positions, starts = np.unique(documents & np.uint64(0xFFFFFFFF), return_index=True)
-    if not positions.size:
-        return {}
-    return {
-        position: np.sort(part) for position, part in zip(positions.tolist(), np.split(keys, starts[1:]), strict=True)
-    }
+    documents, keys = hash_runs.read_documents(directory / CUTS, block)
+    distinct, starts = np.unique(documents, return_index=True)
+    parts = np.split(keys, starts[1:]) if len(distinct) else []
+    return dict(zip(hash_runs.positions_in_chunk(distinct), map(np.sort, parts), strict=True))
 
 
-def _recurring_lines(directory: Path, memory_bytes: int, settings: Boilerplate) -> np.ndarray:
+@dataclass(frozen=True)
+class _Staying:
+    """Documents that are not dropped as duplicates."""
+
+    index: DocumentIndex
+    is_dropped: np.ndarray
+
+    def counts(self, groups: hash_runs.Groups) -> np.ndarray:
+        """Number of these documents in each group, int64."""
+        stays = ~self.is_dropped[self.index.positions(groups.documents)]
+        return np.add.reduceat(stays, groups.starts[:-1], dtype=np.int64)
+
+
+def _recurring_lines(directory: Path, staying: _Staying, settings: Boilerplate, memory_bytes: int) -> np.ndarray:
     """Hashes of the lines that recur in their group, ascending, uint64."""
-    keys, counts, firsts = _key_counts(directory / _LINES, memory_bytes, settings.min_documents)
-    group_keys, group_sizes, _ = _key_counts(directory / _GROUPS, memory_bytes, settings.min_documents)
+    keys, counts, firsts = _key_counts(directory / _LINES, staying, settings.min_documents, memory_bytes)
     if not keys.size:
         return keys
+    group_keys, sizes, _ = _key_counts(directory / _GROUPS, staying, settings.min_documents, memory_bytes)
     groups = _groups_of_documents(directory / _DOCUMENTS, firsts)
-    sizes = group_sizes[np.searchsorted(group_keys, groups)]
-    return keys[counts >= settings.min_document_share * sizes]
+    return keys[counts >= settings.min_document_share * sizes[np.searchsorted(group_keys, groups)]]
 
 
 def _is_in(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
@@ -156,22 +164,24 @@ def _is_in(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     return ascending[np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)] == keys
 
 
-def _key_counts(directory: Path, memory_bytes: int, min_documents: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keys with at least so many documents, their number of documents, and the first of these."""
-    keys, counts, firsts = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+def _key_counts(
+    directory: Path, staying: _Staying, min_documents: int, memory_bytes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys with enough documents that stay, ascending; how many these are; the first of all."""
+    keys, counts, firsts = [_NO_KEYS], [_NO_DOCUMENTS], [_NO_KEYS]
     last_key = None
     for part in hash_runs.groups(directory, memory_bytes):
         if not part.keys.size:
             continue
-        sizes, first_documents = part.sizes, part.documents[part.starts[:-1]]
+        part_counts, first_documents = staying.counts(part), part.documents[part.starts[:-1]]
         continued = part.keys[0] == last_key
         if continued:  # its first document is counted already
-            sizes[0] -= 1
-        chosen = sizes >= max(min_documents, 2)
+            part_counts[0] -= not staying.is_dropped[staying.index.positions(first_documents[:1])][0]
+        chosen = part_counts >= min_documents
         chosen[0] |= continued
         chosen[-1] = True  # the next part may continue it
         keys.append(part.keys[chosen])
-        counts.append(sizes[chosen])
+        counts.append(part_counts[chosen])
         firsts.append(first_documents[chosen])
         last_key = part.keys[-1]
     unique, first_indices, inverse = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
@@ -183,10 +193,10 @@ def _key_counts(directory: Path, memory_bytes: int, min_documents: int) -> tuple
 def _groups_of_documents(directory: Path, documents: np.ndarray) -> np.ndarray:
     """The group's key of each document, uint64."""
     groups = np.empty(len(documents), dtype=np.uint64)
-    chunks = (documents >> np.uint64(32)).astype(np.int64)
-    for chunk in np.unique(chunks).tolist():
-        numbers, keys = hash_runs.read_documents(directory, chunk)
-        here = chunks == chunk
+    blocks = (documents >> np.uint64(32)).astype(np.int64)
+    for block in np.unique(blocks).tolist():
+        numbers, keys = hash_runs.read_documents(directory, block)
+        here = blocks == block
         groups[here] = keys[np.searchsorted(numbers, documents[here])]
     return groups
 
@@ -205,9 +215,9 @@ def cut_lines(text: str, group: str, hashes: np.ndarray, settings: Boilerplate) 
     """
     lines = text.split("\n")
     stripped = [line.strip() for line in lines]
-    recurs = _is_in(hash_runs.hash_texts(stripped) ^ hash_runs.hash_texts([group]), hashes)
+    recurs = _is_in(hash_runs.hash_texts(stripped) ^ _group_keys([group]), hashes)
     if settings.keep_code:
-        recurs &= ~np.array(_fenced(lines))
+        recurs &= ~_fenced(stripped)
         recurs[recurs] = [not _is_code(stripped[i]) for i in np.flatnonzero(recurs)]
     dropped: set[int] = set()
     cut = 0
@@ -231,17 +241,15 @@ def _runs(stripped: list[str], recurs: list[bool]) -> Iterator[list[int]]:
         yield run
 
 
-def _fenced(lines: list[str]) -> list[bool]:
+def _fenced(stripped: list[str]) -> np.ndarray:
     """True for lines of fenced code blocks, with their fences."""
-    open_fence, fenced = "", []
-    for line in lines:
-        match = _FENCE.match(line)
-        fence = match["fence"] if match else ""
-        fenced.append(bool(open_fence or fence))
-        if fence and not open_fence:
-            open_fence = fence
-        elif fence == open_fence:
-            open_fence = ""
+    fenced = np.zeros(len(stripped), dtype=bool)
+    fences = [i for i, line in enumerate(stripped) if line.startswith(_FENCES)]
+    while fences:
+        first, mark = fences[0], stripped[fences[0]][:3]
+        last = next((i for i in fences[1:] if stripped[i].startswith(mark)), len(stripped))
+        fenced[first : last + 1] = True
+        fences = [i for i in fences if i > last]
     return fenced
 
 

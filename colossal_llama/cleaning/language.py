@@ -9,13 +9,13 @@ wanted languages together have enough: a document in both Chinese and English is
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
-import regex
 
 from colossal_llama.cleaning.document import Verdict
 from colossal_llama.cleaning.rule_settings import RuleSettings
@@ -50,24 +50,26 @@ _COLUMNS = [UNDETERMINED, *_KNOWN, *_OPEN]
 _NOT_TOLD = {"yue": "zh", "wuu": "zh", "ti": "am", "nb": "no"}
 # A translation from English into Chinese has about a quarter of its letters.
 _LETTERS = {"Han": 4, "Hangul": 2, "Hiragana": 2, "Katakana": 2}
+_ASCII_WITHOUT_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 # Han characters that a Japanese text has for each of its kana; more of them are Chinese.
 _HAN_OF_KANA = 1.5
 
 _SAMPLE_CHARACTERS, _WINDOWS = 2000, 8
+_GLANCE_CHARACTERS = 400
 # The model takes 0.2 microseconds a character. 300 were English for all of 400 English documents.
 _MODEL_CHARACTERS = 300
-_PROSE = regex.compile(
-    r"(?<![\p{L}\p{M}\p{N}_.:/@#$\\-])"
-    r"[\p{L}--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]][[\p{L}\p{M}'’-]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]]*"
-    r"(?![\p{N}_:/@#$\\(=<>{\[-]|[.](?!\s|$))",
-    regex.VERSION1,
-)
-# A text is English without asking the model where these words are frequent: 5 ns a byte.
+# Below so many letters of prose the model's scores count in part.
+_SURE_LETTERS = 60
+_IDEOGRAPHIC = r"[\u1100-\u11ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef]"
+# Lines with East Asian characters, whose Latin words are names; tokens with digits, signs of code.
+_NOT_PROSE = re.compile(rf".*{_IDEOGRAPHIC}.*|\S*(?:[\d_/@#$\\=<>{{}}()\[\]|`*&%+~^]|[.:-]\w)\S*")
+# A text is English without asking the model where it has enough of these words. This takes a tenth
+# of the time, and took no document of messages in 90 other languages for English.
 _ENGLISH_WORDS = (
     "the and of to that for with this are from which have not be it you your what would there can please they will"
 )
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
-_MIN_ENGLISH_SHARE, _MIN_ENGLISH_WORDS = 0.15, 3
+_MIN_ENGLISH_SHARE, _MIN_ENGLISH_WORDS = 0.12, 3
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class WantedLanguages:
     """
 
     codes: tuple[str, ...]
-    min_score: float = 0.65
+    min_score: float = 0.5
     min_letters: int = 20
 
     @classmethod
@@ -137,7 +139,7 @@ def _code_of(name: str) -> tuple[str, str | None]:
     if code is not None:
         return code, None
     same = next((_NOT_TOLD[code] for code in known if code in _NOT_TOLD), None)
-    language = regex.split("[-_]", name)[0]
+    language = re.split("[-_]", name)[0]
     if same is not None:
         return "", f"{name} is not told from {same} here: give {same}"
     if language != name and _code_of(language)[0]:
@@ -210,11 +212,21 @@ def _windows(text: str, count: int, length_characters: int) -> list[str]:
 
 def _letters_of_scripts(texts: Sequence[str]) -> np.ndarray:
     """Letters of each script, weighted: float64[texts, scripts]."""
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
-    places = _script_table()[codes] + np.repeat(np.arange(len(texts)) * len(_SCRIPTS), lengths)
-    counts = np.bincount(places, minlength=len(texts) * len(_SCRIPTS)).reshape(len(texts), len(_SCRIPTS))
-    return counts * np.array([0, *(_LETTERS.get(script, 1) for script in _SCRIPTS[1:])], dtype=np.float64)
+    letters = np.zeros((len(texts), len(_SCRIPTS)))
+    # Texts in ASCII are counted apart, which takes a tenth of the time.
+    letters[:, _SCRIPTS.index("Latin")] = [_ascii_letters(text) if text.isascii() else 0 for text in texts]
+    others = [i for i, text in enumerate(texts) if not text.isascii()]
+    parts = [texts[i] for i in others]
+    codes = np.frombuffer("".join(parts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    owners = np.repeat(np.arange(len(parts), dtype=np.int32) * len(_SCRIPTS), [len(part) for part in parts])
+    counts = np.bincount(_script_table()[codes] + owners, minlength=len(parts) * len(_SCRIPTS))
+    weights = [0, *(_LETTERS.get(script, 1) for script in _SCRIPTS[1:])]
+    letters[others] = counts.reshape(len(parts), len(_SCRIPTS)) * np.array(weights)
+    return letters
+
+
+def _ascii_letters(text: str) -> int:
+    return len(text.encode().translate(None, delete=_ASCII_WITHOUT_LETTERS))
 
 
 @cache
@@ -275,22 +287,23 @@ def _with_model(sample: str, shares: np.ndarray, wanted: WantedLanguages) -> dic
     return found
 
 
-def _is_plain_english(sample: str) -> bool:
-    words = sample.split()
-    frequent = [word for word in words if word in _ENGLISH]
-    return len(frequent) >= _MIN_ENGLISH_SHARE * len(words) and len(set(frequent)) >= _MIN_ENGLISH_WORDS
+def _is_plain_english(words: Sequence[str]) -> bool:
+    frequent = sum(map(_ENGLISH.__contains__, words))
+    return frequent >= _MIN_ENGLISH_SHARE * len(words) and len(_ENGLISH.intersection(words)) >= _MIN_ENGLISH_WORDS
 
 
 def _predicted(sample: str, min_letters: int) -> list[tuple[str, float]]:
     """The model's languages and scores for the words of a text that look like prose."""
-    if _is_plain_english(sample):
+    start = max(0, len(sample) - _GLANCE_CHARACTERS) // 2
+    if _is_plain_english(sample[start : start + _GLANCE_CHARACTERS].split()):
         return [("en", 1.0)]
-    words = " ".join(_PROSE.findall(sample))
+    words = " ".join(_NOT_PROSE.sub(" ", sample).split())
     if len(words) < min_letters:
         return [(UNDETERMINED, 1.0)]
     if len(words) > _MODEL_CHARACTERS:
         words = " ".join(_windows(words, 3, _MODEL_CHARACTERS // 3))
-    found = [(entry["lang"], entry["score"]) for entry in _model().detect(words, model="lite", k=3)]
+    sure = min(1.0, len(words) / _SURE_LETTERS)
+    found = [(entry["lang"], sure * entry["score"]) for entry in _model().detect(words, model="lite", k=3)]
     # Code and names leave the model in doubt; what it leaves open speaks for no language.
     return [*found, (UNDETERMINED, max(0.0, 1.0 - sum(score for _, score in found)))]
 

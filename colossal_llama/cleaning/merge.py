@@ -45,6 +45,7 @@ def merge(
     directory = signature_dir(work_dir)
     if (directory / _MERGED).exists():
         return
+    directory.mkdir(parents=True, exist_ok=True)  # without a rule across documents nobody has made it
     for decisions in _DECISIONS:
         shutil.rmtree(directory / decisions, ignore_errors=True)
     index = DocumentIndex.of_chunks(block_sizes)
@@ -56,7 +57,7 @@ def merge(
     if rules["duplicate_paragraphs"].on:
         paragraphs.merge(directory / PARAGRAPHS, index, is_dropped, memory_bytes)
     if (recurring := Boilerplate.of_rules(rules)) is not None:
-        boilerplate.write_cuts(directory / BOILERPLATE, memory_bytes, recurring)
+        boilerplate.write_cuts(directory / BOILERPLATE, index, is_dropped, recurring, memory_bytes)
     write_json(directory / _MERGED, {"documents": len(index), "dropped": int(is_dropped.sum())})
 
 

@@ -104,7 +104,7 @@ class Signatures:
             paragraphs.write_signatures(self._directory / PARAGRAPHS, block, *found)
         if self._boilerplate is not None:
             groups = [document.group for document in documents]
-            boilerplate.write_lines(self._directory / BOILERPLATE, block, range(len(texts)), texts, groups)
+            boilerplate.write_lines(self._directory / BOILERPLATE, block, texts, groups)
         self._written.append((len(documents), self._start_bytes))
         self._documents, self._characters = [], 0
 

@@ -31,7 +31,7 @@ def merge_duplicates(
     texts_of: TextsOfChunk,
     settings: DuplicateSettings,
     memory_bytes: int,
-) -> None:
+) -> np.ndarray:
     """Finds the duplicates of all chunks; `ChunkDuplicates` reads what is found.
 
     Exact duplicates first, near ones among the others, and last the paragraphs among what stays.
@@ -42,6 +42,9 @@ def merge_duplicates(
         texts_of: returns the texts (`Document.text`) of a chunk, in their order.
         settings: see `DuplicateSettings`.
         memory_bytes: what signatures may take in memory; 30 bytes a document are taken besides.
+
+    Returns:
+        True for each document that is dropped, by position among those of all chunks.
     """
     index = DocumentIndex.of_chunks(chunk_sizes)
     is_dropped = np.zeros(len(index), dtype=bool)
@@ -53,6 +56,7 @@ def merge_duplicates(
         )
     if settings.min_paragraph_characters is not None:
         paragraphs.merge(directory / PARAGRAPHS, index, is_dropped, memory_bytes)
+    return is_dropped
 
 
 class ChunkDuplicates:

@@ -1,7 +1,8 @@
 """Repeated paragraphs: those of several documents stay in the first of these and are cut elsewhere.
 
 Paragraphs lie between blank lines. A text without blank lines has a paragraph on each line. White
-space around a paragraph does not count.
+space around a paragraph does not count. A paragraph with the fence of a code block stays, as what
+follows it would change its meaning.
 """
 
 from collections.abc import Iterable, Sequence
@@ -48,7 +49,9 @@ def paragraph_hashes(documents: Iterable[Sequence[str]], min_characters: int) ->
             if len(text) < min_characters:
                 continue
             paragraphs = [piece.strip() for piece in _paragraphs(text) if len(piece) >= min_characters]
-            long = [paragraph for paragraph in paragraphs if len(paragraph) >= min_characters]
+            long = [
+                paragraph for paragraph in paragraphs if len(paragraph) >= min_characters and not _has_fence(paragraph)
+            ]
             found += long
             positions += [position] * len(long)
     return hash_runs.hash_texts(found), np.array(positions, dtype=np.int64)
@@ -101,6 +104,10 @@ def read_cuts(directory: Path, chunk: int) -> dict[int, frozenset[int]]:
     for position, paragraph in zip(hash_runs.positions_in_chunk(documents), hashes.tolist(), strict=True):
         cuts.setdefault(position, set()).add(paragraph)
     return {position: frozenset(found) for position, found in cuts.items()}
+
+
+def _has_fence(paragraph: str) -> bool:
+    return "```" in paragraph or "~~~" in paragraph
 
 
 def _paragraphs(text: str) -> list[str]:
