@@ -14,7 +14,6 @@ from colossal_llama.cleaning.arguments import CleanArguments
 from colossal_llama.cleaning.candidate_store import CandidateStore, chunk_base
 from colossal_llama.cleaning.chunk_files import remove_unit, unit_facts, unit_problem
 from colossal_llama.cleaning.counts import ChunkCounts, CountsBuilder, add_counts
-from colossal_llama.cleaning.decisions import Decisions
 from colossal_llama.cleaning.dropped import gather_dropped
 from colossal_llama.cleaning.first_pass import FirstPass, clean_chunk
 from colossal_llama.cleaning.merge import merge
@@ -99,7 +98,7 @@ class _Cleaning:
         candidates = CandidateStore.of_chunks(work, self.blocks, self.chunks, chunks)
         memory_bytes = self.arguments.run.memory_mb << 20
         self._timed("merge", merge, work, rules, candidates.block_sizes, candidates.texts_of, memory_bytes)
-        parts = self._second_pass(SecondPass(self.run.path, candidates, Decisions(work, rules), rules))
+        parts = self._second_pass(SecondPass(self.run.path, candidates, rules))
         return self._finish(chunks, parts)
 
     @property

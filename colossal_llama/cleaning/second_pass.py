@@ -14,9 +14,10 @@ from colossal_llama.cleaning.candidate_store import CandidateStore, chunk_base
 from colossal_llama.cleaning.candidates import Candidate
 from colossal_llama.cleaning.chunk_files import UnitFiles, unit_facts
 from colossal_llama.cleaning.counts import CountsBuilder
-from colossal_llama.cleaning.decisions import BlockDecisions, Decisions, Duplicate
+from colossal_llama.cleaning.decisions import BlockDecisions
 from colossal_llama.cleaning.document import Verdict
 from colossal_llama.cleaning.dropped import dropped_line
+from colossal_llama.cleaning.duplicates.decisions import Duplicate
 from colossal_llama.cleaning.output_files import DOCUMENTS
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.cleaning.stages import judge_lengths
@@ -75,13 +76,11 @@ class SecondPass:
     Attributes:
         output_dir: of the cleaning.
         candidates: of the first pass.
-        decisions: of the merge.
         rules: in effect.
     """
 
     output_dir: Path
     candidates: CandidateStore
-    decisions: Decisions
     rules: RuleSettings
 
     def is_finished(self, part: Part) -> bool:
@@ -144,7 +143,7 @@ def _dropped_before(job: SecondPass, chunk: int, counts: CountsBuilder) -> Itera
 def _decided(job: SecondPass, chunk: int) -> Iterator[tuple[Candidate, Duplicate | Verdict | None]]:
     """Documents of a chunk without what the merge has cut, and why they are dropped."""
     for block, size in job.candidates.blocks_of(chunk):
-        decisions = job.decisions.of_block(block)
+        decisions = BlockDecisions(job.candidates.work_dir, job.rules, block)
         found = enumerate(job.candidates.of_block(block))
         for start in range(0, size, BATCH_DOCUMENTS):
             yield from _decided_batch(job, decisions, list(islice(found, min(BATCH_DOCUMENTS, size - start))))
@@ -153,14 +152,15 @@ def _decided(job: SecondPass, chunk: int) -> Iterator[tuple[Candidate, Duplicate
 def _decided_batch(
     job: SecondPass, decisions: BlockDecisions, batch: Sequence[tuple[int, Candidate]]
 ) -> Iterator[tuple[Candidate, Duplicate | Verdict | None]]:
+    duplicates = {position: decisions.duplicate(position) for position, _ in batch}
     cut = [
         candidate
         for position, candidate in batch
-        if position not in decisions.duplicates and decisions.cut(position, candidate)
+        if duplicates[position] is None and decisions.cut(position, candidate)
     ]
     verdicts = dict(zip(map(id, cut), judge_lengths([candidate.document for candidate in cut], job.rules), strict=True))
     for position, candidate in batch:
-        yield candidate, decisions.duplicates.get(position) or verdicts.get(id(candidate))
+        yield candidate, duplicates[position] or verdicts.get(id(candidate))
 
 
 def _kept(candidate: Candidate, counts: CountsBuilder) -> bytes:

@@ -12,16 +12,13 @@ from pathlib import Path
 from colossal_llama.cleaning import boilerplate
 from colossal_llama.cleaning.boilerplate import Boilerplate
 from colossal_llama.cleaning.document import Document
-from colossal_llama.cleaning.duplicates import exact, near, paragraphs
-from colossal_llama.cleaning.duplicates.near import NearDuplicateSettings
-from colossal_llama.cleaning.hash_runs import hash_texts
+from colossal_llama.cleaning.duplicates.signatures import DuplicateSettings, DuplicateSignatures
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.readers.formats import TABLE_KINDS, Format
 
 BLOCK_CHARACTERS = 16 << 20
-EXACT, NEAR, PARAGRAPHS, BOILERPLATE = "exact", "near", "paragraphs", "boilerplate"
-"""Directories of the signatures of each kind."""
+BOILERPLATE = "boilerplate"
 _GROWTH = 8  # of compressed files, at most, for their blocks to be as small
 
 
@@ -66,7 +63,7 @@ class Signatures:
             blocks: numbers of the chunk's blocks.
         """
         self._directory, self._blocks = signature_dir(work_dir), blocks
-        self._rules, self._near, self._boilerplate = rules, near_settings(rules), Boilerplate.of_rules(rules)
+        self._duplicates, self._boilerplate = DuplicateSettings.of_rules(rules), Boilerplate.of_rules(rules)
         self._documents: list[Document] = []
         self._characters = 0
         self._start_bytes = 0
@@ -92,27 +89,15 @@ class Signatures:
 
     def _write_block(self) -> None:
         block, documents = self._blocks[len(self._written)], self._documents
-        texts = [document.text for document in documents]
-        if self._rules["exact_duplicates"].on:
-            exact.write_signatures(self._directory / EXACT, block, hash_texts(texts))
-        if self._near is not None:
-            near.write_signatures(self._directory / NEAR, block, *near.band_signatures(texts, self._near))
-        rule = self._rules["duplicate_paragraphs"]
-        if rule.on:
-            least = rule.values["min_characters"]
-            found = paragraphs.paragraph_hashes([document.texts for document in documents], least)
-            paragraphs.write_signatures(self._directory / PARAGRAPHS, block, *found)
+        if self._duplicates.are_any_on:
+            signatures = DuplicateSignatures(self._directory, block, self._duplicates)
+            signatures.add(documents)
+            signatures.finish()
         if self._boilerplate is not None:
-            groups = [document.group for document in documents]
+            texts, groups = [document.text for document in documents], [document.group for document in documents]
             boilerplate.write_lines(self._directory / BOILERPLATE, block, texts, groups)
         self._written.append((len(documents), self._start_bytes))
         self._documents, self._characters = [], 0
-
-
-def near_settings(rules: RuleSettings) -> NearDuplicateSettings | None:
-    """Settings of near duplicates; None where they are not looked for."""
-    rule = rules["near_duplicates"]
-    return NearDuplicateSettings(**rule.values) if rule.on else None
 
 
 def signature_dir(work_dir: Path) -> Path:
