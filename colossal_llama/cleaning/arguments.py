@@ -4,6 +4,7 @@ Imports neither torch nor transformers, so that `--help` is instant.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,11 @@ from colossal_llama.cleaning.rule_settings import ALL, PRESETS, Preset, RuleSett
 from colossal_llama.dataset.prepare.arguments import ReadingArguments, ShardArguments, output_directory
 from colossal_llama.readers.fields import FieldOptions
 from colossal_llama.readers.formats import DESCRIPTION
-from colossal_llama.readers.input_paths import GatherPaths, input_paths
+from colossal_llama.readers.input_paths import GatherPaths, input_paths, local_paths, missing_path_problem
 from colossal_llama.readers.line_reader import MAX_LINE_MB
 from colossal_llama.utils.arguments import group, option, option_values, switch
 from colossal_llama.utils.cli import existing_directory, existing_file, number_in_range
+from colossal_llama.utils.fingerprint import fingerprint_bytes, fingerprint_directory, fingerprint_file
 
 DEFAULT_MEMORY_MB = 1024
 
@@ -33,6 +35,14 @@ def _names(text: str) -> list[str]:
 def _one(text: str) -> list[str]:
     """A list of the one value, which may hold commas."""
     return [text]
+
+
+def _existing_paths(text: str) -> list[Path]:
+    """Files and directories of this host."""
+    paths = local_paths(text)
+    if problems := [problem for path in paths if (problem := missing_path_problem(path))]:
+        raise argparse.ArgumentTypeError("; ".join(problems))
+    return paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +124,15 @@ class ListArguments:
         "politics=words.txt drops, politics:tag=words.txt notes the category in the record, politics:route=words.txt "
         "makes it the record's category",
     )
+    decontaminate: tuple[Path, ...] = option(
+        (),
+        nargs="+",
+        action=GatherPaths,
+        type=_existing_paths,
+        metavar="PATH",
+        help="benchmarks whose questions documents must not hold: a directory as evaluate reads it (--data_dir), or "
+        "jsonl files of own questions; paraphrases and translations are not found",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +201,18 @@ class CleanArguments:
             "preset": self.rules.preset,
             "rules": self.rules.settings.content(),
             **({"blocklists": self.blocklists.content()} if self.lists.blocklist else {}),
+            **({"decontaminate": _fingerprint(self.lists.decontaminate)} if self.lists.decontaminate else {}),
             "limit": self.run.limit,
             **({} if self.run.max_line_mb == MAX_LINE_MB else {"max_line_mb": self.run.max_line_mb}),
             **{name: value for name, value in option_values(self.fields).items() if value is not None},
         }
+
+
+def _fingerprint(paths: Sequence[Path]) -> str:
+    """Fingerprint of the benchmarks' files, whatever their directories are called."""
+    return fingerprint_bytes(
+        *(
+            (fingerprint_directory(path) if path.is_dir() else f"{path.name} {fingerprint_file(path)}").encode()
+            for path in paths
+        )
+    )

@@ -1,6 +1,6 @@
 """A document between its reading and its writing: as it came in, as it is now, and what changed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ class Candidate:
         untrained: numbers of the messages of a conversation that are not trained.
         tags: categories of blocklists that are noted in the document.
         notes: names of what is counted about the record: keys that are not read.
+        hits: benchmark questions in it, as `decontamination.jsonl` lists them.
         changes: by name: how often, and by how many characters the document is shorter.
     """
 
@@ -39,6 +40,7 @@ class Candidate:
     untrained: tuple[int, ...] = ()
     tags: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    hits: Sequence[dict[str, Any]] = ()
     changes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def change(self, name: str, times: int, removed_characters: int = 0) -> None:

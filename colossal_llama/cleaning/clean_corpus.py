@@ -126,6 +126,8 @@ def _package_problems(rules: RuleSettings) -> Iterator[str]:
 
 def _list_problems(arguments: CleanArguments) -> Iterator[str]:
     """Problems of the lists of the user."""
+    if arguments.lists.decontaminate and not arguments.rules.settings["decontamination"].on:
+        yield "--decontaminate has no effect: the rule decontamination is off; leave one out"
     if arguments.lists.blocklist and not arguments.rules.settings["blocklists"].on:
         yield "--blocklist has no effect: the rule blocklists is off; leave one out"
         return

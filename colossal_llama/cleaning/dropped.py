@@ -62,3 +62,11 @@ def gather_dropped(parts: Iterable[Path], directory: Path) -> None:
                     if reason not in opened:
                         opened[reason] = files.enter_context(atomic_file(directory / f"{reason.decode()}.jsonl"))
                     opened[reason].write(line)
+
+
+def join_files(parts: Iterable[Path], target: Path) -> None:
+    """Writes the lines of all parts into one file."""
+    with atomic_file(target) as file:
+        for part in parts:
+            with part.open("rb") as lines:
+                shutil.copyfileobj(lines, file)

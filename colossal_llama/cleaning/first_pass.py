@@ -29,7 +29,7 @@ from colossal_llama.readers.record import RecordError
 
 BATCH_CHARACTERS = 1 << 20
 BATCH_DOCUMENTS = 20_000  # of empty or short texts
-_FILES = ("candidates", "places", "dropped", "rejected")
+_FILES = ("candidates", "places", "dropped", "hits", "rejected")
 
 
 @dataclass
@@ -116,6 +116,10 @@ class _ChunkOutput:
         places = np.array([candidate.place for candidate in kept], PLACE).reshape(-1, 2)
         self.files.write("places", places.tobytes())
         self.files.write("dropped", b"".join(map(_dropped_line, dropped)))
+        for candidate in sorted([*kept, *(candidate for candidate, _ in dropped)], key=lambda one: one.place):
+            for hit in candidate.hits:
+                line = orjson.dumps({"place": tuple(candidate.place), **hit}, option=orjson.OPT_APPEND_NEWLINE)
+                self.files.write("hits", line)
         self.candidates_bytes += len(lines)
 
     def note(self, candidate: Candidate) -> None:

@@ -14,11 +14,13 @@ from colossal_llama.cleaning.arguments import CleanArguments
 from colossal_llama.cleaning.candidate_store import CandidateStore, chunk_base
 from colossal_llama.cleaning.chunk_files import remove_unit, unit_facts, unit_problem
 from colossal_llama.cleaning.counts import ChunkCounts, CountsBuilder, add_counts
-from colossal_llama.cleaning.dropped import gather_dropped
+from colossal_llama.cleaning.decontamination.decontaminate import HITS_FILE, make_index
+from colossal_llama.cleaning.dropped import gather_dropped, join_files
 from colossal_llama.cleaning.first_pass import FirstPass, clean_chunk
 from colossal_llama.cleaning.merge import merge
 from colossal_llama.cleaning.no_records import no_record_problems
-from colossal_llama.cleaning.output_files import LAST_RUN
+from colossal_llama.cleaning.normalization import normalization_of, normalize
+from colossal_llama.cleaning.output_files import DROPPED, LAST_RUN
 from colossal_llama.cleaning.report import write_report
 from colossal_llama.cleaning.run_directory import RunDirectory
 from colossal_llama.cleaning.second_pass import Part, SecondPass, part_base, plan_parts, write_part
@@ -84,6 +86,8 @@ class _Cleaning:
     chunks: Sequence[Chunk]
     identity: dict
     times: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """For the report: what was searched."""
 
     def run_passes(self) -> dict | None:
         """Runs what is not finished yet of both passes and the merge; writes the report.
@@ -126,7 +130,7 @@ class _Cleaning:
             options.run.max_line_bytes,
             options.fields,
             options.is_conversations,
-            StageSettings(work, options.rules.settings, options.blocklists),
+            StageSettings(work, options.rules.settings, options.blocklists, self._index_questions()),
             self.blocks,
             reports,
         )
@@ -152,6 +156,25 @@ class _Cleaning:
             self.run.remove_work()  # with other files the next run is another one
             raise UserError(problems)
         return chunks
+
+    def _index_questions(self) -> Path | None:
+        """Makes the index of `--decontaminate`, unless it is there; returns its directory.
+
+        Raises:
+            UserError: a path holds no question.
+        """
+        paths, rules = self.arguments.lists.decontaminate, self.arguments.rules.settings
+        if not paths:
+            return None
+        normalization = normalization_of(rules)
+        found = make_index(
+            paths, rules["decontamination"], self.run.work, lambda text: normalize(text, normalization)[0]
+        )
+        directory = Path(found.pop("directory"))
+        for note in found["notes"]:
+            log_rank_zero(note)
+        self.facts["decontamination"] = found
+        return directory
 
     def _run_chunks(self, pool: WorkerPool, pending: Sequence[Chunk], reports: ProgressReports) -> None:
         if any(piece.range.needs_entry for chunk in pending for piece in chunk.pieces):
@@ -195,9 +218,10 @@ class _Cleaning:
     def _finish(self, chunks: Sequence[dict], parts: Sequence[dict]) -> dict:
         """Gathers what was dropped and rejected, and writes the report, which completes all."""
         directory, work = self.run.path, self.run.work
-        gather_dropped(
-            (part_base(work, part["index"]).with_suffix(".dropped") for part in parts), directory / "dropped"
-        )
+        bases = [part_base(work, part["index"]) for part in parts]
+        gather_dropped([base.with_suffix(".dropped") for base in bases], directory / DROPPED)
+        if self.arguments.lists.decontaminate:
+            join_files([base.with_suffix(".hits") for base in bases], directory / HITS_FILE)
         write_rejected(directory, work / "chunks", self.chunks, chunks)
         rejected = CountsBuilder()
         for facts in chunks:
@@ -208,7 +232,8 @@ class _Cleaning:
         modified_ns = modification_times(self.files)
         last_run = {"num_workers": self.arguments.run.num_workers, **self.times, "modified_ns": modified_ns}
         write_checked(directory / LAST_RUN, with_checksum(last_run))
-        return write_report(directory, counts, {"identity": self.identity, "unread_files": self.unread_files})
+        run = {"identity": self.identity, "unread_files": self.unread_files, **self.facts}
+        return write_report(directory, counts, run)
 
     def refuse_changed_content(self) -> None:
         """Compares the hashes of what was read with those of files whose times differ.

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from colossal_llama.cleaning.decontamination.decontaminate import HITS_FILE
 from colossal_llama.cleaning.output_files import DOCUMENTS, DROPPED, FIGURE, LAST_RUN, REPORT, WORK
 from colossal_llama.dataset.prepare.output_dir import differences, modification_times
 from colossal_llama.readers.listing import InputFile
@@ -29,15 +30,17 @@ from colossal_llama.utils.errors import UserError, truncate_problems
 State = Literal["new", "incomplete", "complete"]
 RUN_RECORD = "run.json"
 _REPORT_BEGINNING, _RECORD_BEGINNING = b'{\n  "format": "colossal_llama.cleaning', b'{\n  "identity": {'
+QUESTIONS = "benchmark_questions"
+"""Directory under work/ of the index of `--decontaminate`."""
 _SHAPE = {"identity": {"input_files": [{"name": str, "size_bytes": int}]}}
-_WORK = ("chunks", "parts", "signatures", "decisions", RUN_RECORD)
+_WORK = (QUESTIONS, "chunks", "parts", "signatures", "decisions", RUN_RECORD)
 """Names under work/; run.json is removed last: it identifies the rest."""
 _OUTPUTS = {
     DOCUMENTS: re.compile(r"part-\d{5,}\.jsonl"),
     DROPPED: re.compile(r"[^.].*\.jsonl"),
     WORK: re.compile("|".join(map(re.escape, _WORK))),
 }
-_FILES = (FIGURE, "decontamination.jsonl", "rejected.jsonl", LAST_RUN, REPORT)
+_FILES = (FIGURE, HITS_FILE, "rejected.jsonl", LAST_RUN, REPORT)
 _TEMPORARY = re.compile(r"\..+\.tmp-.+-\d+")
 
 

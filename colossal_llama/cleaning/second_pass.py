@@ -104,12 +104,14 @@ def write_part(job: SecondPass, part: Part) -> dict:
     Returns:
         The facts of the part: counts of kept and dropped documents, SHA-256 of the documents.
     """
-    files, counts = UnitFiles(part_base(job.candidates.work_dir, part.index), ["dropped"]), CountsBuilder()
+    files = UnitFiles(part_base(job.candidates.work_dir, part.index), ["dropped", "hits"])
+    counts = CountsBuilder()
     target = job.documents_of(part)
     documents = 0
     try:
         with atomic_file(target, durable=False) as output:
             for chunk in part.chunks:
+                files.write("hits", b"".join(_hits(job, chunk)))
                 for line in _dropped_before(job, chunk, counts):
                     files.write("dropped", line)
                 for candidate, duplicate in _decided(job, chunk):
@@ -138,6 +140,15 @@ def _dropped_before(job: SecondPass, chunk: int, counts: CountsBuilder) -> Itera
             record, file = content["record"], content["file"]
             counts.add_dropped(verdict, record["category"], file, position, _text(record), content["characters"])
             yield dropped_line(verdict, file, position, record)
+
+
+def _hits(job: SecondPass, chunk: int) -> Iterator[bytes]:
+    """Lines of the benchmark questions that the first pass has found."""
+    with chunk_base(job.candidates.work_dir, chunk).with_suffix(".hits").open("rb") as lines:
+        for line in lines:
+            content = orjson.loads(line)
+            content["position"] = job.candidates.position(chunk, content.pop("place"))
+            yield orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _decided(job: SecondPass, chunk: int) -> Iterator[tuple[Candidate, Duplicate | Verdict | None]]:

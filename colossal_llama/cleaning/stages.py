@@ -10,6 +10,7 @@ from pathlib import Path
 from colossal_llama.cleaning import language
 from colossal_llama.cleaning.blocklists import Blocklists
 from colossal_llama.cleaning.candidates import Candidate
+from colossal_llama.cleaning.decontamination.decontaminate import DecontaminationRule
 from colossal_llama.cleaning.document import Document, Verdict
 from colossal_llama.cleaning.language import WantedLanguages
 from colossal_llama.cleaning.normalization import normalization_of, normalize
@@ -30,11 +31,13 @@ class StageSettings:
         work_dir: where signatures are written.
         rules: in effect.
         blocklists: of the user; empty without any.
+        benchmark_questions: directory of the index of `--decontaminate`; None without it.
     """
 
     work_dir: Path
     rules: RuleSettings
     blocklists: Blocklists = field(default_factory=Blocklists)
+    benchmark_questions: Path | None = None
 
 
 class Stages:
@@ -49,6 +52,11 @@ class Stages:
             self._stages.append(lambda batch: language.judge([one.document.text for one in batch], wanted))
         if settings.blocklists.lists and settings.rules["blocklists"].on:
             self._stages.append(self._search_blocklists)
+        if settings.benchmark_questions is not None:
+            self._decontamination = DecontaminationRule(
+                settings.benchmark_questions, settings.rules["decontamination"]
+            )
+            self._stages.append(self._decontaminate)
 
     def apply(self, batch: list[Candidate]) -> tuple[list[Candidate], Dropped]:
         """Changes and judges documents.
@@ -93,6 +101,17 @@ class Stages:
             for tag in decision.tags:
                 candidate.change(f"tag.{tag}", 1)
         return verdicts
+
+    def _decontaminate(self, batch: Sequence[Candidate]) -> Sequence[Verdict | None]:
+        before = [candidate.document.length_characters for candidate in batch]
+        outcomes = self._decontamination.apply([candidate.document for candidate in batch])
+        for candidate, outcome, length in zip(batch, outcomes, before, strict=True):
+            candidate.hits = outcome.records
+            if outcome.cuts:
+                candidate.change("cut.decontamination", outcome.cuts, length - candidate.document.length_characters)
+        return [
+            outcome.verdict or _empty(candidate.document) for candidate, outcome in zip(batch, outcomes, strict=True)
+        ]
 
 
 def judge_lengths(documents: Sequence[Document], rules: RuleSettings) -> list[Verdict | None]:
