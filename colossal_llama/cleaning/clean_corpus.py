@@ -9,15 +9,17 @@ Imports slow libraries last, so that `--help` and a refused command line answer 
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):  # run by its path: the project's root is the import root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.cleaning.arguments import CleanArguments
+from colossal_llama.cleaning.duplicates.signatures import DuplicateSettings
 from colossal_llama.cleaning.language import WantedLanguages
 from colossal_llama.cleaning.normalization import normalization_of, require_packages
+from colossal_llama.cleaning.personal_data import PersonalDataSettings
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.dataset.prepare.arguments import shard_problems
 from colossal_llama.readers.fields import field_problems
@@ -108,18 +110,24 @@ def _problems(arguments: CleanArguments) -> Iterator[str]:
     except UserError as error:
         yield from error.problems
     else:
-        yield from _package_problems(rules)
+        yield from _rule_problems(rules)
         yield from _list_problems(arguments)
     yield from shard_problems(arguments.shards.shard_index, arguments.shards.num_shards)
     if arguments.shards.shard_index is not None and arguments.run.overwrite:
         yield "--overwrite would remove the other shards' work: remove the directory before the jobs start"
 
 
-def _package_problems(rules: RuleSettings) -> Iterator[str]:
-    """Problems of rules that need an optional package, or further values."""
-    for check in (lambda: require_packages(normalization_of(rules)), lambda: WantedLanguages.of_rules(rules)):
+def _rule_problems(rules: RuleSettings) -> Iterator[str]:
+    """Problems of values that only the rules themselves know, and of packages that they need."""
+    checks: tuple[Callable[[RuleSettings], object], ...] = (
+        lambda rules: require_packages(normalization_of(rules)),
+        WantedLanguages.of_rules,
+        PersonalDataSettings.of_rules,
+        DuplicateSettings.of_rules,
+    )
+    for check in checks:
         try:
-            check()
+            check(rules)
         except UserError as error:
             yield from error.problems
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from colossal_llama.cleaning.addresses import email_addresses, ipv4_addresses, ipv6_addresses
 from colossal_llama.cleaning.personal_numbers import numbers
 from colossal_llama.cleaning.surroundings import Span
+from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.utils.errors import UserError
 
 KINDS = ("email", "identity_card", "bank_card", "mobile_number", "ip")
@@ -64,6 +65,16 @@ class PersonalDataSettings:
             problems.append(f"personal_data.ip_scope is {self.ip_scope!r}: choose one of {', '.join(IP_SCOPES)}")
         if problems:
             raise UserError(problems)
+
+    @classmethod
+    def of_rules(cls, rules: RuleSettings) -> "PersonalDataSettings":
+        """Returns what the rule `personal_data` says.
+
+        Raises:
+            UserError: a token cannot be used.
+        """
+        rule = rules["personal_data"]
+        return cls(on=rule.on, **rule.values)
 
     def _token_problems(self, kind: str) -> Iterator[str]:
         token = getattr(self, kind)

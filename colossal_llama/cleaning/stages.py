@@ -14,6 +14,7 @@ from colossal_llama.cleaning.decontamination.decontaminate import Decontaminatio
 from colossal_llama.cleaning.document import Document, Verdict
 from colossal_llama.cleaning.language import WantedLanguages
 from colossal_llama.cleaning.normalization import normalization_of, normalize
+from colossal_llama.cleaning.personal_data import PersonalDataSettings, mask
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.cleaning.rules.judge import judge
 from colossal_llama.cleaning.text_batch import make_batch
@@ -52,6 +53,9 @@ class Stages:
             self._stages.append(lambda batch: language.judge([one.document.text for one in batch], wanted))
         if settings.blocklists.lists and settings.rules["blocklists"].on:
             self._stages.append(self._search_blocklists)
+        self._personal_data = PersonalDataSettings.of_rules(settings.rules)
+        if self._personal_data.on:
+            self._stages.append(self._mask)
         if settings.benchmark_questions is not None:
             self._decontamination = DecontaminationRule(
                 settings.benchmark_questions, settings.rules["decontamination"]
@@ -101,6 +105,17 @@ class Stages:
             for tag in decision.tags:
                 candidate.change(f"tag.{tag}", 1)
         return verdicts
+
+    def _mask(self, batch: Sequence[Candidate]) -> Sequence[Verdict | None]:
+        for candidate in batch:
+            texts = []
+            for text in candidate.document.texts:
+                masked, changes = mask(text, self._personal_data)
+                texts.append(masked)
+                for kind, (times, removed_characters) in changes.items():
+                    candidate.change(f"mask.{kind}", times, removed_characters)
+            candidate.document.texts = texts
+        return [None] * len(batch)
 
     def _decontaminate(self, batch: Sequence[Candidate]) -> Sequence[Verdict | None]:
         before = [candidate.document.length_characters for candidate in batch]
