@@ -12,8 +12,8 @@ from functools import cached_property
 
 from colossal_llama.cleaning.addresses import email_addresses, ipv4_addresses, ipv6_addresses
 from colossal_llama.cleaning.personal_numbers import numbers
-from colossal_llama.cleaning.surroundings import Span
 from colossal_llama.cleaning.rule_settings import RuleSettings
+from colossal_llama.cleaning.surroundings import Span
 from colossal_llama.utils.errors import UserError
 
 KINDS = ("email", "identity_card", "bank_card", "mobile_number", "ip")

@@ -57,9 +57,7 @@ class Stages:
         if self._personal_data.on:
             self._stages.append(self._mask)
         if settings.benchmark_questions is not None:
-            self._decontamination = DecontaminationRule(
-                settings.benchmark_questions, settings.rules["decontamination"]
-            )
+            self._decontamination = DecontaminationRule(settings.benchmark_questions, settings.rules["decontamination"])
             self._stages.append(self._decontaminate)
 
     def apply(self, batch: list[Candidate]) -> tuple[list[Candidate], Dropped]:
