@@ -1,4 +1,4 @@
-"""A cleaning from files to a corpus: the same bytes however it is run, and all input accounted for."""
+"""A cleaning from files to a corpus: the same bytes however it is run, all input accounted for."""
 
 import json
 import os
@@ -246,9 +246,8 @@ def test_all_refused_arguments_are_named_at_once(capsys):
     for word in ("nowhere does not exist", "lenght: there is no rule", "--num_shards needs", "--what is no argument"):
         assert word in said
     with pytest.raises(SystemExit):
-        cleaning(
-            [Path.cwd()], Path("out"), "--decontaminate", "nowhere", "--blocklist", "x=none.txt", "--max_line_mb", "0"
-        )
+        lists = ("--decontaminate", "nowhere", "--blocklist", "x=none.txt")
+        cleaning([Path.cwd()], Path("out"), *lists, "--max_line_mb", "0")
     said = capsys.readouterr().err
     for word in ("nowhere does not exist", "none.txt is not there", "0 is less than 1"):
         assert word in said
