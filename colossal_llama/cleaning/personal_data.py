@@ -93,6 +93,16 @@ class PersonalDataSettings:
         return {kind: token for kind, token in tokens.items() if token != NOT_MASKED}
 
 
+def personal_data_of(rules: RuleSettings) -> PersonalDataSettings:
+    """Returns what the rule `personal_data` says.
+
+    Raises:
+        UserError: a token that cannot be told from words.
+    """
+    rule = rules["personal_data"]
+    return PersonalDataSettings(on=rule.on, **rule.values)
+
+
 def mask(text: str, settings: PersonalDataSettings) -> tuple[str, Mapping[str, tuple[int, int]]]:
     """Replaces personal data by the tokens of their kinds. Masking a text again changes nothing.
 
