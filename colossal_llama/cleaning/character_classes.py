@@ -19,14 +19,15 @@ TERMINAL = 128
 """Marks that end a sentence, and the ellipsis."""
 
 # Characters of format lie within words: joiners (Persian, Sinhala, emoji), soft hyphens, marks of
-# direction. The space without width separates words (Khmer). 〇 is a letter as 二 is.
+# direction. The space without width separates words (Khmer). All of the script Han are
+# letters: 〇 as 二 is, and radicals, which stand for characters that a font lacked.
 _CLASSES = {
-    LETTER: r"[\p{L}\p{M}[\p{N}&&\p{Script=Han}][\p{Cf}--\u200b]]",
-    DIGIT: r"[\p{N}--\p{Script=Han}]",
+    LETTER: r"[\p{L}\p{M}\p{sc=Han}[\p{Cf}--\u200b]]",
+    DIGIT: r"[\p{N}--\p{sc=Han}]",
     SPACE: r"[\p{White_Space}\u200b]",
-    PUNCTUATION: r"\p{P}",
-    HAN: r"\p{Script=Han}",
-    IDEOGRAPH: r"[[\p{L}\p{M}\p{N}]&&[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Bopomofo}\p{sc=Yi}ー]]",
+    PUNCTUATION: r"[\p{P}--\p{sc=Han}]",
+    HAN: r"\p{sc=Han}",
+    IDEOGRAPH: r"[\p{sc=Han}[[\p{L}\p{M}]&&[\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Bopomofo}\p{sc=Yi}ー]]]",
     SPACELESS: r"[[\p{L}\p{M}]&&[\p{sc=Thai}\p{sc=Lao}\p{sc=Khmer}\p{sc=Myanmar}\p{sc=Tai_Tham}"
     r"\p{sc=New_Tai_Lue}\p{sc=Tai_Viet}\p{sc=Javanese}\p{sc=Balinese}]]",
     TERMINAL: r"[\p{Sentence_Terminal}…]",

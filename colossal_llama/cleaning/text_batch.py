@@ -26,6 +26,8 @@ SPACED, IDEOGRAPHIC, RUN_ON = 0, 1, 2
 CHARACTERS_PER_WORD = np.array([1.0, 1.5, 4.0])
 """Words (as this module counts them) of each kind that stand for a word of the papers."""
 _NEWLINE = ord("\n")
+_APOSTROPHE = ord("’")
+_END_OF_ASCII = 0x80
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,14 @@ class Spans:
     def texts(self) -> np.ndarray:
         """Text of each."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def only(self, is_chosen: np.ndarray) -> "Spans":
+        """The chosen ones."""
+        return Spans(
+            self.starts[is_chosen],
+            self.ends[is_chosen],
+            np.concatenate(([0], np.cumsum(is_chosen)))[self.firsts],
+        )
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Sum over each text of a value of each span."""
@@ -90,9 +100,16 @@ class TextBatch:
 
     @cached_property
     def words(self) -> Spans:
-        """Runs of letters, marks and digits; ideographs and letters of `SPACELESS` one by one."""
+        """Runs of letters, marks and digits; ideographs and letters of `SPACELESS` one by one.
+
+        A single mark of ASCII within a run belongs to it, as in don't, 3.14 and example.com/a.
+        """
         is_word = (self.classes & (LETTER | DIGIT)) != 0
         is_single = (self.classes & (IDEOGRAPH | SPACELESS)) != 0
+        is_joined = is_word & ~is_single
+        is_joint = (self.codes[1:-1] < _END_OF_ASCII) & ((self.classes[1:-1] & SPACE) == 0)
+        is_joint |= self.codes[1:-1] == _APOSTROPHE
+        is_word[1:-1] |= is_joint & is_joined[:-2] & is_joined[2:]
         # Between two characters a word ends, or begins, where one of them stands alone.
         is_cut = ~is_word[:-1] | ~is_word[1:] | is_single[:-1] | is_single[1:]
         begins, ends = is_word.copy(), is_word

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from colossal_llama.cleaning.character_classes import DIGIT, HAN, LETTER, PUNCTUATION, SPACE
+from colossal_llama.cleaning.character_classes import DIGIT, HAN, IDEOGRAPH, LETTER, PUNCTUATION, SPACE, SPACELESS
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.cleaning.text_batch import SPACED, TextBatch, make_batch
 
@@ -36,10 +36,11 @@ def han(batch: TextBatch, _: RuleSettings) -> Figures:
 
 
 def symbols(batch: TextBatch, _: RuleSettings) -> Figures:
-    """Hash signs and ellipses a word, and share of symbols among characters."""
+    """Runs of hash signs, and ellipses, a word, and share of symbols among characters."""
+    hashes = np.flatnonzero(batch.codes == ord("#"))
     is_symbol = (batch.classes & (LETTER | DIGIT | SPACE | PUNCTUATION)) == 0
     return {
-        "hash_signs": shares(counts(batch, batch.codes == ord("#")), batch.word_equivalents),
+        "hash_signs": shares(_per_text(batch, _run_starts(hashes)), batch.word_equivalents),
         "ellipses": shares(_ellipses(batch), batch.word_equivalents),
         "symbol_share": shares(counts(batch, is_symbol), batch.visible_counts),
     }
@@ -51,13 +52,18 @@ def _ellipses(batch: TextBatch) -> np.ndarray:
     is_third = dots[2:] - dots[:-2] == 2
     is_third[1:] &= dots[3:] - dots[:-3] != 3
     marks = np.flatnonzero(batch.codes == ord("…"))
-    run_starts = marks[np.diff(marks, prepend=-2) != 1]
-    return _per_text(batch, dots[2:][is_third]) + _per_text(batch, run_starts)
+    return _per_text(batch, dots[2:][is_third]) + _per_text(batch, _run_starts(marks))
+
+
+def _run_starts(indices: np.ndarray) -> np.ndarray:
+    return indices[np.diff(indices, prepend=-2) != 1]
 
 
 def word_length(batch: TextBatch, _: RuleSettings) -> Figures:
-    """Mean length of words, in texts with spaces."""
-    means = shares(batch.words.sums(batch.words.lengths), batch.words.counts)
+    """Mean length of words, in texts with spaces; ideographs and the like are no such words."""
+    words = batch.words
+    words = words.only((batch.classes[words.starts] & (IDEOGRAPH | SPACELESS)) == 0)
+    means = shares(words.sums(words.lengths), words.counts)
     return {"mean_word_length": np.where(batch.kinds == SPACED, means, np.nan)}
 
 

@@ -55,7 +55,7 @@ def judge(batch: TextBatch, settings: RuleSettings) -> list[Verdict | None]:
         if not settings[rule].on or not is_open.any():
             continue
         if rule == "ngram_repetition":
-            figures = ngram_repetition(batch, settings, is_open)
+            figures = ngram_repetition(batch, settings, wanted=is_open)
         else:
             figures = _MEASURES[rule](batch, settings)
         for text, verdict in _broken_limits(rule, figures, settings[rule].values, is_open):

@@ -66,15 +66,24 @@ def _ends_sentence(batch: TextBatch) -> np.ndarray:
 
 
 def line_repetition(batch: TextBatch, _: RuleSettings) -> Figures:
-    """Shares of lines and paragraphs that have occurred before, and of the characters in them."""
+    """Shares of lines and paragraphs that have occurred before, and of the characters in them.
+
+    Those without a word do not count: rules, fences of code and lone brackets are syntax.
+    """
     figures: Figures = {}
     for name, spans in (("line", batch.lines), ("paragraph", batch.paragraphs)):
+        spans = spans.only(_has_words(batch, spans))
         is_repeated = _is_repeated(batch, spans)
         figures[f"duplicate_{name}s"] = shares(spans.sums(is_repeated), spans.counts)
         figures[f"duplicate_{name}_characters"] = shares(
             spans.sums(is_repeated * spans.lengths), spans.sums(spans.lengths)
         )
     return figures
+
+
+def _has_words(batch: TextBatch, spans: Spans) -> np.ndarray:
+    starts = batch.words.starts
+    return np.searchsorted(starts, spans.ends) > np.searchsorted(starts, spans.starts)
 
 
 def _is_repeated(batch: TextBatch, spans: Spans) -> np.ndarray:

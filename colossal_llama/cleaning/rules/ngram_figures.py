@@ -18,19 +18,22 @@ DUPLICATE = (5, 6, 7, 8, 9, 10)
 """Lengths of which all n-grams that have occurred before are measured."""
 
 
-def ngram_repetition(batch: TextBatch, _: RuleSettings, wanted: np.ndarray | None = None) -> Figures:
+def ngram_repetition(batch: TextBatch, settings: RuleSettings, wanted: np.ndarray | None = None) -> Figures:
     """Shares of the characters of words in repeated n-grams.
 
-    `top_N_gram`: those of the most frequent one, which occurs at least twice. `duplicate_N_grams`:
-    those of all n-grams that have occurred before; a character in several of them counts once.
+    `top_N_gram`: those of the most frequent one, if it occurs `top_occurrences` times.
+    `duplicate_N_grams`: those of all n-grams that have occurred before; a character in several of
+    them counts once.
 
     Args:
         batch: the texts.
+        settings: with `top_occurrences`; a short text may well have a phrase twice.
         wanted: texts to measure; the figures of others are NaN. None: all.
     """
     names = [*(f"top_{n}_gram" for n in TOP), *(f"duplicate_{n}_grams" for n in DUPLICATE)]
     figures = {name: np.full(len(batch.texts), np.nan) for name in names}
     wanted = np.ones(len(batch.texts), bool) if wanted is None else wanted
+    top_occurrences = settings["ngram_repetition"].values["top_occurrences"]
     words = batch.words
     values = batch.hashes(words)
     for kind, characters_per_word in enumerate(CHARACTERS_PER_WORD):
@@ -41,7 +44,7 @@ def ngram_repetition(batch: TextBatch, _: RuleSettings, wanted: np.ndarray | Non
         search = _Search(values[chosen], words.texts[chosen], words.lengths[chosen], len(batch.texts))
         for name, n in zip(names, (*TOP, *DUPLICATE), strict=True):
             found = search.occurrences(int(n * characters_per_word + 0.5))
-            measured = search.top_characters(found) if n in TOP else search.repeated_characters(found)
+            measured = search.top_characters(found, top_occurrences) if n in TOP else search.repeated_characters(found)
             figures[name][is_kind] = shares(measured, search.characters)[is_kind]
     return figures
 
@@ -70,7 +73,7 @@ class _Search:
         self._n = n
         return found
 
-    def top_characters(self, found: Occurrences) -> np.ndarray:
+    def top_characters(self, found: Occurrences, least: int) -> np.ndarray:
         """Characters in the n-gram that occurs most often, and among these in the longest.
 
         As in the paper, overlapping occurrences of it count each; not beyond the whole text.
@@ -80,7 +83,8 @@ class _Search:
         ranks = found.group_sizes << 40 | np.minimum(sizes, (1 << 40) - 1)
         highest = np.zeros(len(self.characters), np.int64)
         np.maximum.at(highest, self.texts[firsts], ranks)
-        return np.minimum((highest >> 40) * (highest & ((1 << 40) - 1)), self.characters)
+        times, size = highest >> 40, highest & ((1 << 40) - 1)
+        return np.where(times < least, 0, np.minimum(times * size, self.characters))
 
     def repeated_characters(self, found: Occurrences) -> np.ndarray:
         """Characters in n-grams that have occurred before, each once."""

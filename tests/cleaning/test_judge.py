@@ -1,0 +1,162 @@
+"""Rules about single documents: batched figures are those counted plainly; verdicts name limits."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from colossal_llama.cleaning.rule_settings import PRESETS, read_rules
+from colossal_llama.cleaning.rules.judge import DOCUMENT_RULES, judge, measure
+from colossal_llama.cleaning.text_batch import make_batch
+from tests.support.plain_rules import figures
+
+RULES = read_rules("web")
+PIECES = st.sampled_from(
+    ["the cat", " sat on", " and", "\n", "\n\n", " ", "\t", "- item", "* ", "-\n", "•one", "...", "....", "…", "……",
+     "。", "。。。", "。”", ".)", "?**", "你好", "世界，", "的", "ー", "カタ", "々", "二〇一三", "2024", "٣", "ไทย",
+     "ภาษา", "မြန်မာ", "#", "##", "|", ".", "'", "’", "//", "😀", "\u200d", "\u200b", "\ufeff", "\u3000", "\x00",
+     "\ud800", "é", "한국어", "क्षि", "x", "x x x ", "\r\n", "\u2028", "THE", "Of", "\ue000"]
+)  # fmt: skip
+PIECED = st.builds("".join, st.lists(PIECES, max_size=30))
+REPETITIVE = st.builds(
+    lambda parts, times: "".join(parts) * times, st.lists(PIECES, min_size=1, max_size=6), st.integers(1, 30)
+)
+TEXTS = st.one_of(
+    PIECED, REPETITIVE, st.text(max_size=60), st.text("ab \n", max_size=80), st.text("中文 \n", max_size=80)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(TEXTS, max_size=6))
+@example([])
+@example([""])
+@example(["", "\n", " "])
+@example(["a", "a", "a a a"])
+def test_figures_of_a_batch_are_those_of_its_texts_counted_plainly(texts):
+    measured = measure(make_batch(texts), RULES)
+    for index, text in enumerate(texts):
+        plain = figures(text, RULES)
+        assert plain.keys() == measured.keys()
+        for name, figure in plain.items():
+            assert measured[name][index] == pytest.approx(figure, nan_ok=True, rel=1e-12), (name, text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(TEXTS, max_size=6), st.sampled_from(PRESETS))
+def test_a_verdict_is_the_first_limit_that_the_measured_figures_break(texts, preset):
+    rules = read_rules(preset, changes=["length.min_words=0", "length.min_characters=0"])
+    measured = measure(make_batch(texts), rules)
+    for index, verdict in enumerate(judge(make_batch(texts), rules)):
+        broken = [
+            (rule, float(measured[f"{rule}.{key[4:]}"][index]), f"{key} {limit}")
+            for rule in DOCUMENT_RULES
+            if rules[rule].on
+            for key, limit in rules[rule].values.items()
+            if key.startswith(("min_", "max_"))
+            and (
+                measured[f"{rule}.{key[4:]}"][index] < limit
+                if key.startswith("min_")
+                else measured[f"{rule}.{key[4:]}"][index] > limit
+            )
+        ]
+        assert (verdict and (verdict.reason, verdict.figure, verdict.limit)) == (broken[0] if broken else None)
+
+
+def test_every_limit_has_a_figure_and_every_figure_a_limit():
+    names = set(measure(make_batch(["a"]), RULES))
+    limits = {
+        f"{rule}.{key[4:]}" for rule in DOCUMENT_RULES for key in RULES[rule].values if key.startswith(("min_", "max_"))
+    }
+    assert limits == names
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=8), st.integers(1, 7))
+def test_verdicts_do_not_depend_on_the_batch(texts, cut):
+    together = judge(make_batch(texts), RULES)
+    assert together == [*judge(make_batch(texts[:cut]), RULES), *judge(make_batch(texts[cut:]), RULES)]
+
+
+PROSE = (
+    "A river carries stones from the mountains to the plain, and the plain becomes higher with every flood. "
+    "Whoever builds a house there has to know where the water stood a hundred years ago. "
+    "The oldest farms lie on small hills, which look like nothing until the meadows around them are a lake. "
+    "Maps of that time show each of these hills with the name of the family that lived on it.\n"
+)
+CHINESE = (
+    "河水把山上的石头带到平原，每次洪水之后平原都会高出一些。想在那里盖房子的人，应当知道一百年前的水位在哪里。"
+    "最古老的农庄都建在小土丘上，平时看不出什么，等到四周的草地变成湖泊才显得重要。当时的地图上标着每一座土丘，以及住户的姓氏。"
+    "后来修了堤坝，人们渐渐忘记了这些事，新的村落便沿着低处铺开。\n"
+)
+
+
+@pytest.mark.parametrize("text", [PROSE, CHINESE])
+def test_prose_of_both_kinds_passes_every_preset(text):
+    for preset in PRESETS:
+        assert judge(make_batch([text]), read_rules(preset)) == [None]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "limit"),
+    [
+        ("Too short.", "length", "min_words 50"),
+        ("太短了。", "length", "min_characters 75"),
+        (PROSE + "12345 " * 30, "digits", "max_digit_share 0.25"),
+        (PROSE + "□■□ " * 30, "symbols", "max_symbol_share"),
+        (PROSE + "# # # " * 8, "symbols", "max_hash_signs"),
+        (CHINESE + "# # # " * 8, "symbols", "max_hash_signs"),
+        (PROSE.replace(" ", "... ", 20), "symbols", "max_ellipses"),
+        (CHINESE.replace("的", "……").replace("，", "……").replace("。", "……"), "symbols", "max_ellipses"),
+        (PROSE.replace(" ", ""), "length", "min_words"),
+        (PROSE.replace(",", "\n").replace(".", "\n"), "line_ends", "min_terminal_lines"),
+        ("".join(f"{line}…\n" for line in PROSE.split(". ")), "line_ends", "max_ellipsis_lines"),
+        (PROSE * 2, "line_repetition", "max_duplicate_lines"),
+        (CHINESE * 2, "line_repetition", "max_duplicate_lines"),
+        (PROSE.strip() * 2, "ngram_repetition", "max_duplicate_5_grams"),
+        (CHINESE.strip() * 2, "ngram_repetition", "max_duplicate_5_grams"),
+        (PROSE.strip() + " buy cheap watches" * 20 + ".", "ngram_repetition", "max_top_2_gram"),
+        (CHINESE.strip() + "点击购买廉价手表" * 20 + "。", "ngram_repetition", "max_top_2_gram"),
+    ],
+)
+def test_a_text_is_dropped_by_the_rule_that_is_meant(text, rule, limit):
+    (verdict,) = judge(make_batch([text]), read_rules("web", changes=["line_length.max_short_lines=1"]))
+    assert verdict is not None
+    assert verdict.reason == rule
+    assert str(verdict.limit).startswith(limit)
+
+
+def test_rules_that_are_off_or_have_other_limits_decide_otherwise():
+    texts = [PROSE * 2, "Too short."]
+    rules = read_rules("web", off=["line_repetition", "ngram_repetition"], changes=["length.min_words=2"])
+    assert [judge(make_batch(texts), rules)[0], judge(make_batch(texts), read_rules(off=["all"]))[1]] == [None, None]
+    (verdict,) = judge(make_batch([PROSE]), read_rules(on=["han"]))
+    assert verdict is not None
+    assert (verdict.reason, verdict.figure, verdict.limit) == ("han", 0.0, "min_han_share 0.3")
+    french = PROSE.replace("the ", "le ").replace("The ", "Le ").replace("and ", "et ")
+    assert judge(make_batch([french]), read_rules(on=["stop_words"], changes=["stop_words.words=[le, et]"])) == [None]
+
+
+def test_the_longest_of_equally_frequent_ngrams_counts():
+    batch = make_batch(["aa bb. ccc ddd. aa bb. aa bb. ccc ddd. ccc ddd."])
+    assert measure(batch, RULES)["ngram_repetition.top_2_gram"] == pytest.approx([18 / 30])
+    often = read_rules(changes=["ngram_repetition.top_occurrences=4"])
+    assert measure(batch, often)["ngram_repetition.top_2_gram"] == [0]
+
+
+def test_words_are_joined_by_single_marks_and_syntax_alone_is_no_line():
+    measured = measure(make_batch(["don't 3.14 e-mail https://example.com/a.b?c=d x，y (z)"]), RULES)
+    assert measured["length.words"] == [8]
+    code = make_batch(["```\nfirst()\n```\n\n```\nsecond()\n```\n}\n}\n"])
+    assert measure(code, RULES)["line_repetition.duplicate_lines"] == [0]
+
+
+def test_duplicate_ngrams_cover_less_the_longer_they_are():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["a", "bb", "ccc"], 200)) for _ in range(5)]
+    measured = measure(make_batch(texts), RULES)
+    shares = [measured[f"ngram_repetition.duplicate_{n}_grams"] for n in range(5, 11)]
+    assert all((longer <= shorter).all() for shorter, longer in pairwise(shares))
+    assert not math.isnan(shares[0].sum())
