@@ -104,6 +104,12 @@ def test_prose_of_both_kinds_passes_every_preset(text):
     [
         ("Too short.", "length", "min_words 50"),
         ("太短了。", "length", "min_characters 75"),
+        (PROSE + "12 " * 300, "letters", "min_letter_share 0.5"),
+        (
+            PROSE + " ".join(f"www.example.com/page/{n}/{n * n}" for n in range(40)) + ".",
+            "word_length",
+            "max_mean_word_length",
+        ),
         (PROSE + "12345 " * 30, "digits", "max_digit_share 0.25"),
         (PROSE + "□■□ " * 30, "symbols", "max_symbol_share"),
         (PROSE + "# # # " * 8, "symbols", "max_hash_signs"),
