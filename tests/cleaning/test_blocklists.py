@@ -4,11 +4,15 @@ import pickle
 import random
 import re
 import time
+from pathlib import Path
 
+import orjson
 import pytest
 
 from colossal_llama.cleaning.blocklists import Blocklists
+from colossal_llama.cleaning.clean_corpus import parse_arguments
 from colossal_llama.cleaning.document import Verdict
+from colossal_llama.cleaning.pipeline import clean
 from colossal_llama.utils.errors import UserError
 
 pytest.importorskip("ahocorasick_rs")
@@ -157,3 +161,57 @@ def test_ten_thousand_words_are_found_as_a_plain_search_finds_them_and_fast(list
         opened.hits(text)
     size_bytes = sum(len(text.encode()) for text in texts * 20)
     assert time.process_time() - started < 100e-9 * size_bytes, "it takes 10 ns a byte here, a plain search 2,000"
+
+
+# ----------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def cleaned(tmp_path):
+    """Cleans documents; returns the written and the dropped records."""
+
+    def run(documents: list[str], *options: str) -> tuple[list[dict], dict[str, list[dict]]]:
+        records = [{"text": text, "category": "web"} for text in documents]
+        (tmp_path / "in.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+        output = tmp_path / "out"
+        command = ["--data_input_dirs", str(tmp_path / "in.jsonl"), "--output_dir", str(output), "--overwrite"]
+        clean(parse_arguments([*command, "--off", "all", *options]))
+        dropped = {path.stem: _records(path) for path in (output / "dropped").glob("*.jsonl")}
+        return [record for path in sorted((output / "documents").iterdir()) for record in _records(path)], dropped
+
+    return run
+
+
+def _records(path: Path) -> list[dict]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_the_command_drops_tags_and_routes(cleaned, tmp_path):
+    for name in ("one", "two", "three"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    lists = [f"bad={tmp_path}/one", f"law:route={tmp_path}/two", f"see:tag={tmp_path}/three"]
+    options = ("--on", "blocklists", "--blocklist", *lists)
+    written, dropped = cleaned(["Has one.", "Has two and three.", "Has three, three.", "Onerous."], *options)
+    assert [(record["category"], record.get("tags")) for record in written] == [
+        ("law", ["see"]), ("web", ["see"]), ("web", None),
+    ]  # fmt: skip
+    assert list(dropped) == ["blocklist.bad"]
+    (entry,) = dropped["blocklist.bad"]
+    assert (entry["target"], entry["figure"], entry["position"]) == ("Has one.", "1: one", 1)
+    written, dropped = cleaned(["Has one.", "One, one."], *options, "--set", "blocklists.min_hits=2")
+    assert [record["target"] for record in written] == ["Has one."]
+
+
+def test_the_command_refuses_bad_lists(cleaned, capsys):
+    with pytest.raises(SystemExit):
+        cleaned(["x"], "--on", "blocklists", "--blocklist", "a:drip=nowhere.txt")
+    said = capsys.readouterr().err
+    assert "'drip' is no action: did you mean 'drop'" in said
+    assert "nowhere.txt is not there" in said
+
+
+def test_the_command_keeps_wanted_languages(cleaned):
+    texts = ["程序打开文件，然后统计所有不为空的行。", "プログラムはファイルを開いて行を数えます。" * 2]
+    written, dropped = cleaned(texts, "--languages", "zh")
+    assert [record["target"] for record in written] == texts[:1]
+    assert dropped["language"][0]["figure"] == "ja 1.00"

@@ -16,7 +16,7 @@ from tests.support.small_languages import WORDS, made_text
 
 ZH, ZH_EN = WantedLanguages(("zh",)), WantedLanguages(("zh", "en"))
 ENGLISH = "The reader opens the file, and then it counts all of the lines that are not empty in there."
-GERMAN = "Die Maschine öffnet das Verzeichnis und zählt danach sehr sorgfältig ihre Zeilen, die nicht leer sind."
+GERMAN = "Das Werkzeug öffnet ein Verzeichnis und zählt danach sehr sorgfältig jene Zeilen, die nicht leer sind."
 FRENCH = "Le programme ouvre le fichier, puis il compte toutes les lignes qui ne sont pas vides."
 RUSSIAN = "Программа открывает файл и считает все строки, которые в нём не пусты."
 SIMPLIFIED = "程序打开文件，然后统计其中所有不为空的行，并把结果写入另一个文件。"
@@ -71,6 +71,10 @@ def test_a_batch_is_judged_as_its_documents_alone():
 def test_chinese_with_code_and_names_is_chinese():
     text = "使用 TiDB Lightning 导入数据之前，请先安装 tiup 工具：\n\n    tiup install tidb-lightning --force\n"
     assert is_kept(text * 3, ZH)
+    assert is_kept(
+        "# 读取一个文件并统计它的行数\n" + 'with open(path, "rb") as file:\n    print(len(list(file)))\n' * 3, ZH
+    )
+    assert not is_kept("# 行\n" + ENGLISH * 9, ZH)
 
 
 def test_the_figure_names_the_languages_and_the_limit_the_wanted_ones():
@@ -82,6 +86,9 @@ def test_scripts_alone_decide_where_no_wanted_language_shares_its_script():
     assert not WantedLanguages(("zh", "ja", "ko")).needs_model
     assert languages([ENGLISH], ZH) == [{"und-Latin": 1.0}]
     assert not is_kept(ENGLISH, ZH)
+    assert WantedLanguages(("zh", "en")).open_scripts == ("Latin",)
+    assert languages([RUSSIAN], ZH_EN) == [{"und-Cyrillic": 1.0}]
+    assert not is_kept(RUSSIAN, ZH_EN)
 
 
 def test_long_documents_are_read_in_windows_up_to_their_end():
@@ -149,8 +156,9 @@ def model():
     ("text", "language"), [(ENGLISH, "en"), (GERMAN, "de"), (FRENCH, "fr"), (RUSSIAN, "ru"), (ENGLISH.upper(), "en")]
 )
 def test_the_model_tells_languages_that_share_a_script(text, language):
-    assert top(text, ZH_EN) == language
+    assert top(text, WantedLanguages((language, "zh"))) == language
     assert is_kept(text, WantedLanguages((language,)))
+    assert not is_kept(text, WantedLanguages(("uk", "es")))
     assert is_kept(text, ZH_EN) == (language == "en")
     assert is_kept(text * 200, ZH_EN) == (language == "en")
 
