@@ -245,8 +245,8 @@ def test_all_refused_arguments_are_named_at_once(capsys):
     said = capsys.readouterr().err
     for word in ("nowhere does not exist", "lenght: there is no rule", "--num_shards needs", "--what is no argument"):
         assert word in said
+    lists = ("--decontaminate", "nowhere", "--blocklist", "x=none.txt")
     with pytest.raises(SystemExit):
-        lists = ("--decontaminate", "nowhere", "--blocklist", "x=none.txt")
         cleaning([Path.cwd()], Path("out"), *lists, "--max_line_mb", "0")
     said = capsys.readouterr().err
     for word in ("nowhere does not exist", "none.txt is not there", "0 is less than 1"):

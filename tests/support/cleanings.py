@@ -9,38 +9,11 @@ from typing import Any
 from colossal_llama.cleaning.arguments import CleanArguments
 from colossal_llama.cleaning.clean_corpus import parse_arguments
 
-_WORDS = [
-    "river",
-    "stone",
-    "garden",
-    "window",
-    "letter",
-    "music",
-    "engine",
-    "harvest",
-    "valley",
-    "market",
-    "captain",
-    "silver",
-    "answer",
-    "bridge",
-    "candle",
-    "forest",
-    "winter",
-    "summer",
-    "people",
-    "morning",
-    "evening",
-    "teacher",
-    "village",
-    "mountain",
-    "island",
-    "student",
-    "picture",
-    "library",
-    "question",
-    "history",
-]
+_WORDS = (
+    "river", "stone", "garden", "window", "letter", "music", "engine", "harvest", "valley", "market", "captain",
+    "silver", "answer", "bridge", "candle", "forest", "winter", "summer", "people", "morning", "evening", "teacher",
+    "village", "mountain", "island", "student", "picture", "library", "question", "history",
+)  # fmt: skip
 _HAN = "山水风云日月星光花草树木春夏秋冬东西南北天地人心书画琴棋江河湖海田园村城门窗灯火金银铜铁"
 _SMALL = ["length.min_words=20", "length.min_characters=30"]
 
