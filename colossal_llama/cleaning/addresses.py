@@ -92,14 +92,14 @@ _SMALL_OCTETS = 64  # four of them: one address in 256
 _VERSION_BEFORE = re.compile(
     r"(?:\b(?:versions?|ver|release|rev(?:ision)?|build|sections?|sec|chapter|appendix|clause|oid|rfc|draft|table|figure)"
     r"|版本号?|版|升级[到至]|固件|驱动|章|节|第|图|表|§|\bv\.?|[A-Za-z]/)[\s:：=（(\"'“`*]*[vV]?\.?\Z",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _ADDRESS_BEFORE = re.compile(
     r"\b(?:ips?|ipv4|addr(?:ess(?:es)?)?|hosts?|hostname|server|dns|nameserver|ping|gateway|router|nodes?|client|peer"
-    r"|inet|src|dst|source|destination|bind)\b|\s-[a-zA-Z] ?\Z|网关|地址|主机|服务器|节点|客户端|路由器|//\Z|@\Z",
-    re.IGNORECASE,
+    r"|inet|src|dst|source|destination|bind)\b|\s-[a-zA-Z] ?\Z|网关|地址|主机|服务器|节点|客户端|路由器|来自|//\Z|@\Z",
+    re.IGNORECASE | re.ASCII,
 )
-_PORT_OR_PREFIX = re.compile(r":[0-9]{2,5}(?![0-9.:])|/[0-9]{1,2}(?![0-9.])")
+_PORT_OR_PREFIX = re.compile(r":[0-9]{2,5}(?![0-9.:])|/[0-9]{1,2}(?![0-9.])| port\b")
 _HEADING_BEFORE = re.compile(r"(?:\A|\n)[ \t#*>-]*\Z")
 _TITLE_AFTER = re.compile(r"\.?[ \t]+[A-Z\u4e00-\u9fff]")
 

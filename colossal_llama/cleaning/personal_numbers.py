@@ -15,6 +15,7 @@ _OTHER_NUMBER = (
     r"|\b(?:orders?|serial|invoice|tracking|parcel|sku|model|part|ticket|issue|commit|hash|uuid|bytes|size|offset|length"
     r"|timestamp|time|seed|ids?|pid|tso|version|build|population)\b|_id\b"
 )
+_OTHER_NUMBER_CHARACTERS = 12  # between a word of these and the number
 _TELEPHONE = (
     r"电话|手机|联系|致电|拨打|热线|来电|微信|短信|号码|客服"
     r"|\b(?:tel|telephone|(?:cell|mobile)?phone|mobile|cell|call(?:s|ed)?|whatsapp|sms|fax|number is|contact)\b"
@@ -23,9 +24,9 @@ _CARD = (
     r"卡号|银行卡|信用卡|储蓄卡|借记卡|账号|帐号|账户|帐户|银联"
     r"|\b(?:cards?|account|acct|visa|mastercard|unionpay|amex|debit|credit)\b"
 )
-_TELEPHONE_CUE = re.compile(rf"(?P<yes>{_TELEPHONE})|{_OTHER_NUMBER}", re.IGNORECASE)
-_CARD_CUE = re.compile(rf"(?P<yes>{_CARD})|{_OTHER_NUMBER}|{_TELEPHONE}", re.IGNORECASE)
-_IDENTITY_CUE = re.compile(r"身份证|证件号|证号|\bidentity card\b|\bID card\b", re.IGNORECASE)
+_TELEPHONE_CUE = re.compile(rf"(?P<yes>{_TELEPHONE})|{_OTHER_NUMBER}", re.IGNORECASE | re.ASCII)
+_CARD_CUE = re.compile(rf"(?P<yes>{_CARD})|{_OTHER_NUMBER}|{_TELEPHONE}", re.IGNORECASE | re.ASCII)
+_IDENTITY_CUE = re.compile(r"身份证|证件号|证号|\bidentity card\b|\bID card\b", re.IGNORECASE | re.ASCII)
 
 
 def numbers(text: str, start: int, end: int, digits: int) -> Iterator[Span]:
@@ -50,10 +51,14 @@ def numbers(text: str, start: int, end: int, digits: int) -> Iterator[Span]:
 
 def _cue(pattern: re.Pattern[str], text: str, start: int) -> bool | None:
     """True where the last word of the surroundings is the kind's, False where it is another's."""
-    found = None
-    for found in pattern.finditer(context_before(text, start)):  # noqa: B007
-        pass
-    return None if found is None else found["yes"] is not None
+    context = context_before(text, start)
+    is_of_kind = None
+    for cue in pattern.finditer(context):
+        if cue["yes"] is not None:
+            is_of_kind = True
+        elif len(context) - cue.end() <= _OTHER_NUMBER_CHARACTERS:
+            is_of_kind = False
+    return is_of_kind
 
 
 # --------------------------------------------------------------------------- identity cards (China)
@@ -118,7 +123,7 @@ def _is_date(digits: str) -> bool:
 _BANK_CARD = re.compile(
     r"(?<![0-9A-Za-z_.])(?<![0-9]-)(?:[2-69][0-9]{13,18}(?!-[0-9])|62[0-9]{4}[ -][0-9]{13}"
     # in groups, and not within a table of groups
-    r"|(?<!(?<![0-9])[0-9]{4} )(?:[2-69][0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{1,3}(?![0-9-]))?"
+    r"|(?<!(?<![0-9])[0-9]{4} )(?:[2-69][0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{1,3}(?![0-9]|-[0-9]))?"
     r"|3[47][0-9]{2}([ -])[0-9]{6}\2[0-9]{5})(?![ -][0-9]{1,4}(?![0-9-])))"
     r"(?![0-9A-Za-z_]|\.[0-9])"
 )
@@ -160,7 +165,8 @@ _CHINESE_MOBILE = re.compile(
 _AMOUNT_BEFORE = re.compile(r"[$¥￥€£=#\\*^<>~]\s?\Z|(?<![0-9]{7})(?<![\u4e00-\u9fff])/\Z")
 _AMOUNT_AFTER = re.compile(
     r"\s?(?:bytes?\b|[KMGT]?i?B\b|字节|元|美元|次|条|行|人|个|毫秒|微秒|纳秒|秒|年|万|亿|件|份|票|rows?\b|times\b|[mµun]?s\b"
-    r"|[*+^=<>/]\s?[0-9]{1,10}(?![0-9]))"
+    r"|[*+^=<>/]\s?[0-9]{1,10}(?![0-9]))",
+    re.ASCII,
 )
 
 # Ten digits of North America; 800 and its like are those of firms, 400 of those in China.
@@ -209,9 +215,11 @@ def _american_numbers(text: str, start: int, end: int) -> Iterator[Span]:
 
 def _international_number(text: str, start: int, end: int) -> Iterator[Span]:
     match = _INTERNATIONAL.match(text, start, min(len(text), end + 2))
-    if match is None:
+    if match is None or match["number"].count(".") == 1:  # a coordinate: +40.7128000
         return
-    number = re.sub("[^0-9]", "", match["number"])
-    is_decimal = match["number"].count(".") == 1  # a coordinate: +40.7128000
-    if 9 <= len(number) <= 15 and _COUNTRY.match(number) and not is_decimal:
-        yield Span("mobile_number", *match.span())
+    # Without what follows behind a space, where it is too long: another number, a year.
+    written = match["number"]
+    while len(number := re.sub("[^0-9]", "", written)) > (11 if written[0] == "1" else 13) and " " in written:
+        written = written.rpartition(" ")[0]
+    if 9 <= len(number) <= 13 and _COUNTRY.match(number) and (number[0] != "1" or len(number) == 11):
+        yield Span("mobile_number", start, start + 1 + len(written))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 CONTEXT_CHARACTERS = 24
 
-_SINCE_LINE_OR_NUMBER = re.compile(r"[^\n0-9]*\Z")
+_SINCE_SENTENCE_OR_NUMBER = re.compile(r"[^\n0-9。！？；!?;]*\Z")
 
 
 class Span(NamedTuple):
@@ -17,7 +17,7 @@ class Span(NamedTuple):
 
 
 def context_before(text: str, start: int) -> str:
-    """Returns what stands before a position on its line, back to the number before it."""
-    match = _SINCE_LINE_OR_NUMBER.search(text[max(0, start - CONTEXT_CHARACTERS) : start])
+    """Returns what stands before a position in its sentence, back to the number before it."""
+    match = _SINCE_SENTENCE_OR_NUMBER.search(text[max(0, start - CONTEXT_CHARACTERS) : start])
     assert match is not None  # it matches nothing at least
     return match[0]
