@@ -71,7 +71,7 @@ class PersonalDataSettings:
         """Returns what the rule `personal_data` says.
 
         Raises:
-            UserError: a token cannot be used.
+            UserError: a token cannot be told from words.
         """
         rule = rules["personal_data"]
         return cls(on=rule.on, **rule.values)
@@ -91,16 +91,6 @@ class PersonalDataSettings:
         """Token of each kind that is masked."""
         tokens = {kind: getattr(self, kind) for kind in KINDS}
         return {kind: token for kind, token in tokens.items() if token != NOT_MASKED}
-
-
-def personal_data_of(rules: RuleSettings) -> PersonalDataSettings:
-    """Returns what the rule `personal_data` says.
-
-    Raises:
-        UserError: a token that cannot be told from words.
-    """
-    rule = rules["personal_data"]
-    return PersonalDataSettings(on=rule.on, **rule.values)
 
 
 def mask(text: str, settings: PersonalDataSettings) -> tuple[str, Mapping[str, tuple[int, int]]]:

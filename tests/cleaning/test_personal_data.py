@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colossal_llama.cleaning.personal_data import KINDS, PersonalDataSettings, find, mask, personal_data_of
+from colossal_llama.cleaning.personal_data import KINDS, PersonalDataSettings, find, mask
 from colossal_llama.cleaning.personal_numbers import identity_check_digit, passes_luhn
 from colossal_llama.cleaning.rule_settings import read_rules
 from colossal_llama.utils.errors import UserError
@@ -148,9 +148,9 @@ def test_wrong_settings_are_refused_all_at_once():
 
 
 def test_the_rule_of_the_presets():
-    assert personal_data_of(read_rules("web")) == PersonalDataSettings()
-    assert personal_data_of(read_rules("code-docs")) == PersonalDataSettings(ip_scope="public")
-    assert not personal_data_of(read_rules(off=["personal_data"])).on
+    assert PersonalDataSettings.of_rules(read_rules("web")) == PersonalDataSettings()
+    assert PersonalDataSettings.of_rules(read_rules("code-docs")) == PersonalDataSettings(ip_scope="public")
+    assert not PersonalDataSettings.of_rules(read_rules(off=["personal_data"])).on
 
 
 def test_check_digits():
