@@ -223,7 +223,7 @@ def cut_lines(text: str, group: str, hashes: np.ndarray, settings: Boilerplate) 
     cut = 0
     for run in _runs(stripped, recurs.tolist()):
         if sum(_letters(stripped[i]) for i in run) >= settings.min_letters:
-            dropped.update(range(run[0], run[-1] + 1))
+            dropped.update(_with_blank_lines(stripped, run[0], run[-1] + 1))
             cut += len(run)
     return "\n".join([line for i, line in enumerate(lines) if i not in dropped]) if dropped else text, cut
 
@@ -239,6 +239,16 @@ def _runs(stripped: list[str], recurs: list[bool]) -> Iterator[list[int]]:
             run = []
     if run:
         yield run
+
+
+def _with_blank_lines(stripped: list[str], start: int, end: int) -> range:
+    """Lines to cut, with the blank ones around them that no longer separate anything."""
+    following = next((i for i in range(end, len(stripped)) if stripped[i]), len(stripped))
+    if following == len(stripped):
+        while start and not stripped[start - 1]:
+            start -= 1
+        return range(start, following)
+    return range(start, end if start and stripped[start - 1] else following)
 
 
 def _fenced(stripped: list[str]) -> np.ndarray:

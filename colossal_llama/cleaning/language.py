@@ -199,7 +199,7 @@ def _verdict(shares: dict[str, float], wanted: WantedLanguages) -> Verdict | Non
     if UNDETERMINED in shares or sum(shares.get(code, 0.0) for code in wanted.codes) >= wanted.min_score:
         return None
     found = ", ".join(f"{code} {share:.2f}" for code, share in list(shares.items())[:3] if share >= _LEAST_SHOWN)
-    return Verdict("language", found, f"{','.join(wanted.codes)} {wanted.min_score:g}")
+    return Verdict("language", found, f"min_score {wanted.min_score:g} of {','.join(wanted.codes)}")
 
 
 def _shares(letters: dict[str, float], wanted: WantedLanguages) -> dict[str, float]:

@@ -87,10 +87,12 @@ def test_lists_drop_or_route_or_tag_in_the_order_in_which_they_are_given(lists):
     assert opened.decide("two, one").category == "b"
     assert opened.decide("two, one").tags == ("a", "f")
     assert opened.decide("two, one").verdict is None
-    assert opened.decide("three four five five").verdict == Verdict("blocklist.c", "1: three", 1)
-    assert opened.decide("five four five").verdict == Verdict("blocklist.d", "3: five ×2, four", 1)
+    assert opened.decide("three four five five").verdict == Verdict("blocklist.c", "1: three", "min_hits 1")
+    assert opened.decide("five four five").verdict == Verdict("blocklist.d", "3: five ×2, four", "min_hits 1")
     assert opened.decide("five four five", min_hits=4).verdict is None
-    assert opened.decide("five four five", min_hits=3).verdict == Verdict("blocklist.d", "3: five ×2, four", 3)
+    assert opened.decide("five four five", min_hits=3).verdict == Verdict(
+        "blocklist.d", "3: five ×2, four", "min_hits 3"
+    )
 
 
 def test_lists_travel_to_other_processes(lists):

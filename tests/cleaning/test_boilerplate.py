@@ -37,8 +37,12 @@ def cleaned(
         for position, hashes in read_cuts(directory, block).items():
             at = part[position]
             result[at], count = cut_lines(texts[at], groups[at], hashes, settings)
-            assert count == sum(map(bool, texts[at].split("\n"))) - sum(map(bool, result[at].split("\n")))
+            assert count == _lines(texts[at]) - _lines(result[at])
     return result
+
+
+def _lines(text: str) -> int:
+    return sum(map(bool, map(str.strip, text.split("\n"))))
 
 
 def pages(count: int, footers: int, footer: str = FOOTER) -> list[str]:
@@ -123,6 +127,24 @@ def test_short_lines_stay_however_often_they_recur(tmp_path, line):
 def test_short_lines_go_where_they_follow_each_other(tmp_path):
     texts = [f"首页\n新闻\n\n体育\n关于我们\n第{i}页的正文\n首页" for i in range(40)]
     assert cleaned(tmp_path, texts) == [f"第{i}页的正文\n首页" for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("page", "left"),
+    [
+        ("one\n\n{}\n\ntwo", "one\n\ntwo"),
+        ("one\n{}\n\ntwo", "one\n\ntwo"),
+        ("one\n\n{}\ntwo", "one\n\ntwo"),
+        ("one\n\n{}", "one"),
+        ("one\n{}\n\n", "one"),
+        ("{}\n\none", "one"),
+        ("one\n\n\n{}\n \n{}\n\n", "one"),
+        ("{}", ""),
+    ],
+)
+def test_blank_lines_around_what_is_cut_go_where_they_separate_nothing(tmp_path, page, left):
+    texts = [page.format(FOOTER, FOOTER).replace("o", f"o{i}") for i in range(20)]
+    assert cleaned(tmp_path, texts) == [left.replace("o", f"o{i}") for i in range(20)]
 
 
 CODE = [

@@ -79,7 +79,7 @@ def test_chinese_with_code_and_names_is_chinese():
 
 def test_the_figure_names_the_languages_and_the_limit_the_wanted_ones():
     verdict = judge([made_text("ko", 1)], ZH)[0]
-    assert (verdict.reason, verdict.figure, verdict.limit) == ("language", "ko 1.00", "zh 0.5")
+    assert (verdict.reason, verdict.figure, verdict.limit) == ("language", "ko 1.00", "min_score 0.5 of zh")
 
 
 def test_scripts_alone_decide_where_no_wanted_language_shares_its_script():
