@@ -65,7 +65,7 @@ class ChunkDuplicates:
     def __init__(self, directory: Path, chunk: int, settings: DuplicateSettings):
         self._settings = settings
         self._exact = exact.read_dropped(directory / EXACT, chunk)
-        self._near = near.read_dropped(directory / NEAR, chunk)
+        self._near = near.read_dropped(directory / NEAR, chunk) if settings.near is not None else {}
         self._cuts = paragraphs.read_cuts(directory / PARAGRAPHS, chunk)
 
     def duplicate(self, position: int) -> Duplicate | None:
