@@ -6,7 +6,8 @@ import numpy as np
 
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 1 << 64)
-_LOW_POWERS = 1 << 15
+_LOW_BITS = 15
+_LOW_POWERS = 1 << _LOW_BITS
 _HIGH_POWERS = 1 << 17
 """Their product bounds the values of one array; the tables take 1.3 MB."""
 
@@ -15,7 +16,8 @@ class RollingHashes:
     """Hashes of the runs of an array of unsigned integers; equal runs have equal hashes.
 
     The hash is a sum of `(value + 1) * base**index`, from the difference of two prefix sums and
-    divided by a power of the base, all modulo 2**64; then its bits are mixed.
+    divided by a power of the base, all modulo 2**64; then its bits are mixed. Hashes of hashes
+    need that: without it, `ab c` and `ac b` are the same sum.
     """
 
     def __init__(self, values: np.ndarray):
@@ -32,8 +34,8 @@ class RollingHashes:
         """Hashes of the values from each start to before its end, uint64."""
         low, high = _powers(_INVERSE)
         hashes = self._sums[ends] - self._sums[starts]
-        hashes *= low[starts % _LOW_POWERS]
-        hashes *= high[starts // _LOW_POWERS]
+        hashes *= low[starts & (_LOW_POWERS - 1)]
+        hashes *= high[starts >> _LOW_BITS]
         return _mixed(hashes)
 
 

@@ -16,8 +16,7 @@ from colossal_llama.cleaning.language import WantedLanguages
 from colossal_llama.cleaning.normalization import normalization_of, normalize
 from colossal_llama.cleaning.personal_data import PersonalDataSettings, mask
 from colossal_llama.cleaning.rule_settings import RuleSettings
-from colossal_llama.cleaning.rules.judge import judge
-from colossal_llama.cleaning.text_batch import make_batch
+from colossal_llama.cleaning.rules.judge import judge_texts
 
 Dropped = list[tuple[Candidate, Verdict]]
 Stage = Callable[[Sequence[Candidate]], Sequence[Verdict | None]]
@@ -89,7 +88,7 @@ class Stages:
     def _judge(self, batch: Sequence[Candidate]) -> Sequence[Verdict | None]:
         if not batch:
             return []
-        found = judge(make_batch([candidate.document.text for candidate in batch]), self._settings.rules)
+        found = judge_texts((candidate.document.text for candidate in batch), self._settings.rules)
         return [_empty(candidate.document) or verdict for candidate, verdict in zip(batch, found, strict=True)]
 
     def _search_blocklists(self, batch: Sequence[Candidate]) -> Sequence[Verdict | None]:
@@ -131,8 +130,7 @@ def judge_lengths(documents: Sequence[Document], rules: RuleSettings) -> list[Ve
     """Judges documents again out of which something was cut: nothing may be left, or too little."""
     lengths = RuleSettings(rules.preset, {name: replace(rules[name], on=name == "length") for name in rules.rules})
     is_on = rules["length"].on and bool(documents)
-    texts = [document.text for document in documents]
-    found = judge(make_batch(texts), lengths) if is_on else [None] * len(documents)
+    found = judge_texts((document.text for document in documents), lengths) if is_on else [None] * len(documents)
     return [_empty(document) or verdict for document, verdict in zip(documents, found, strict=True)]
 
 

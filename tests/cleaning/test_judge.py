@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.cleaning.rule_settings import PRESETS, read_rules
-from colossal_llama.cleaning.rules.judge import DOCUMENT_RULES, judge, measure
+from colossal_llama.cleaning.rules.judge import DOCUMENT_RULES, judge, judge_texts, measure
 from colossal_llama.cleaning.text_batch import make_batch
 from tests.support.plain_rules import figures
 
@@ -93,6 +93,23 @@ CHINESE = (
 )
 
 
+def test_figures_do_not_depend_on_the_place_in_a_large_batch():
+    filler = " ".join(map(str, range(30_000)))
+    texts = [filler, PROSE * 2, CHINESE * 3 + PROSE]
+    together, alone = measure(make_batch(texts), RULES), [measure(make_batch([text]), RULES) for text in texts[1:]]
+    for name, figures_together in together.items():
+        assert figures_together[1:].tolist() == pytest.approx([one[name][0] for one in alone], nan_ok=True)
+
+
+def test_many_texts_are_judged_as_in_one_batch(monkeypatch):
+    texts = [PROSE, "too short", PROSE * 2, "", CHINESE, CHINESE * 2, "#" * 100]
+    verdicts = judge(make_batch(texts), RULES)
+    for characters in (1, 500, 1 << 20):
+        monkeypatch.setattr("colossal_llama.cleaning.rules.judge._BATCH_CHARACTERS", characters)
+        assert judge_texts(iter(texts), RULES) == verdicts
+    assert judge_texts([], RULES) == []
+
+
 @pytest.mark.parametrize("text", [PROSE, CHINESE])
 def test_prose_of_both_kinds_passes_every_preset(text):
     for preset in PRESETS:
@@ -157,6 +174,13 @@ def test_words_are_joined_by_single_marks_and_syntax_alone_is_no_line():
     assert measured["length.words"] == [8]
     code = make_batch(["```\nfirst()\n```\n\n```\nsecond()\n```\n}\n}\n"])
     assert measure(code, RULES)["line_repetition.duplicate_lines"] == [0]
+
+
+def test_words_that_swap_letters_are_other_words():
+    texts = ["ab c ac b", "qb h. qh b. qc i. qi c. qd j. qj d."]
+    assert measure(make_batch(texts), RULES)["ngram_repetition.duplicate_5_grams"].tolist() == [0, 0]
+    once = read_rules(changes=["ngram_repetition.top_occurrences=2"])
+    assert measure(make_batch(texts), once)["ngram_repetition.top_2_gram"].tolist() == [0, 0]
 
 
 def test_duplicate_ngrams_cover_less_the_longer_they_are():
