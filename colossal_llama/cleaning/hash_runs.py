@@ -55,8 +55,12 @@ def positions_in_chunk(documents: np.ndarray) -> list[int]:
 
 def hash_texts(texts: Sequence[str]) -> np.ndarray:
     """Returns the 64 bits of XXH3 of each text in UTF-8."""
-    digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(text.encode("utf-8", "surrogatepass")) for text in texts), np.uint64, len(texts))
+    return hash_bytes([text.encode("utf-8", "surrogatepass") for text in texts])
+
+
+def hash_bytes(values: Sequence[bytes]) -> np.ndarray:
+    """Returns the 64 bits of XXH3 of each value."""
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, values), np.uint64, len(values))
 
 
 def write_run(directory: Path, number: int, keys: np.ndarray, *values: np.ndarray) -> None:
@@ -73,11 +77,19 @@ def write_run(directory: Path, number: int, keys: np.ndarray, *values: np.ndarra
     columns = columns[:, np.lexsort(columns[::-1])]
     if columns.shape[1]:
         is_new = np.append(True, (columns[:, 1:] != columns[:, :-1]).any(axis=0))
-        columns = columns[:, is_new]
+        columns = np.ascontiguousarray(columns[:, is_new])
     directory.mkdir(parents=True, exist_ok=True)
     # Not flushed: a chunk is finished when the record of its run directory is on the disk.
     with atomic_io.atomic_file(directory / f"run-{number:08d}.npy", durable=False) as file:
-        np.save(file, columns)
+        # Not by np.save, whose error on a full disk lacks the error number.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(columns))
+        file.write(columns.data)
+
+
+def remove_runs(directory: Path) -> None:
+    """Removes all runs of a directory, so that those of an interrupted merge do not count."""
+    for run in _run_files(directory):
+        run.unlink()
 
 
 def groups(directory: Path, memory_bytes: int) -> Iterator[Groups]:

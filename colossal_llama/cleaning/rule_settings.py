@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from colossal_llama.cleaning.duplicates.lsh import LOWEST_SIMILARITY
 from colossal_llama.utils.errors import UserError, truncate_problems
 from colossal_llama.utils.suggestion import did_you_mean
 from colossal_llama.utils.yaml_text import parse_yaml
@@ -255,7 +256,7 @@ def _check_range(key: str, value: Value) -> None:
     """Refuses numbers that no figure has.
 
     Raises:
-        ValueError: it is negative, infinite, or a share of more than 1.
+        ValueError: it is negative, infinite, a share of more than 1, or too low a similarity.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
@@ -263,3 +264,5 @@ def _check_range(key: str, value: Value) -> None:
         raise ValueError(f"{value} is negative or infinite: give a number from 0 on")
     if key.endswith("_share") and value > 1:
         raise ValueError(f"{value} is more than the whole: give a share between 0 and 1")
+    if key.endswith("_similarity") and not LOWEST_SIMILARITY <= value <= 1:
+        raise ValueError(f"{value} is not between {LOWEST_SIMILARITY} and 1, as near duplicates are: 0.8 is usual")

@@ -60,7 +60,7 @@ def test_every_rule_across_documents_can_be_switched_off(tmp_path):
 
 def test_code_blocks_stay_whole_where_other_documents_have_their_paragraphs(tmp_path):
     code = "```bash\necho one and two and three and four and five\n\necho six and seven and eight and nine and ten\n```"
-    shared = "This paragraph is in both documents, and long enough to be compared with others."
+    shared = f"This paragraph is in both documents, and long enough to be compared: {'word after word, ' * 9}the end."
     texts = [f"{document(number)}\n\n{shared}\n\n{code}" for number in (1, 2)]
     run_clean(write_corpus(tmp_path / "raw", texts), tmp_path / "out", "--off", "near_duplicates", "ngram_repetition")
     lines = (tmp_path / "out" / "documents" / "part-00000.jsonl").read_text(encoding="utf-8").splitlines()

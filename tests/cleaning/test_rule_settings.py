@@ -81,6 +81,8 @@ def test_values_are_texts_lists_switches_and_numbers():
         ("length.min_words=", "is not a number"),
         ("length.on=yes", "'yes' is neither true nor false"),
         ("letters.min_letter_share=60", "60 is more than the whole"),
+        ("near_duplicates.min_similarity=0.3", "0.3 is not between 0.5 and 1"),
+        ("near_duplicates.min_similarity=80", "80 is not between 0.5 and 1"),
         ("length.min_words=200000", "min_words 200000 is more than max_words 100000"),
         ("han.min_han_share=0.5", "has no effect: han is off; add --on han"),
         ("normalization.unicode_form=NFX", "is none of NFC, NFKC"),

@@ -54,7 +54,7 @@ def merge_duplicates(
         is_dropped |= near.merge(
             directory / NEAR, index, is_dropped, texts_of, settings.near.min_similarity, memory_bytes
         )
-    if settings.min_paragraph_characters is not None:
+    if settings.min_paragraph_bytes is not None:
         paragraphs.merge(directory / PARAGRAPHS, index, is_dropped, memory_bytes)
     return is_dropped
 
@@ -64,9 +64,10 @@ class ChunkDuplicates:
 
     def __init__(self, directory: Path, chunk: int, settings: DuplicateSettings):
         self._settings = settings
-        self._exact = exact.read_dropped(directory / EXACT, chunk)
+        has_cuts = settings.min_paragraph_bytes is not None
+        self._exact = exact.read_dropped(directory / EXACT, chunk) if settings.exact else {}
         self._near = near.read_dropped(directory / NEAR, chunk) if settings.near is not None else {}
-        self._cuts = paragraphs.read_cuts(directory / PARAGRAPHS, chunk)
+        self._cuts = paragraphs.read_cuts(directory / PARAGRAPHS, chunk) if has_cuts else {}
 
     def duplicate(self, position: int) -> Duplicate | None:
         """Returns why a document, by its position in the chunk, is dropped; None where it stays."""
@@ -84,10 +85,10 @@ class ChunkDuplicates:
             Their number, and the number of characters by which the document is shorter.
         """
         hashes = self._cuts.get(position)
-        if hashes is None or self._settings.min_paragraph_characters is None:
+        if hashes is None or self._settings.min_paragraph_bytes is None:
             return 0, 0
         results = [
-            paragraphs.cut_paragraphs(text, hashes, self._settings.min_paragraph_characters) for text in document.texts
+            paragraphs.cut_paragraphs(text, hashes, self._settings.min_paragraph_bytes) for text in document.texts
         ]
         document.texts = [result.text for result in results]
         return sum(result.paragraphs for result in results), sum(result.characters for result in results)

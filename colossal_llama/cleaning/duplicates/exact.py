@@ -30,6 +30,7 @@ def merge(directory: Path, index: DocumentIndex, memory_bytes: int) -> np.ndarra
     Returns:
         True for each document that is dropped, by position.
     """
+    hash_runs.remove_runs(directory / DROPPED)
     is_dropped = np.zeros(len(index), dtype=bool)
     for number, groups in enumerate(hash_runs.groups(directory, memory_bytes)):
         is_later = np.ones(len(groups.documents), dtype=bool)

@@ -84,6 +84,7 @@ def merge(
     Returns:
         True for each document that is dropped as a near duplicate, by position.
     """
+    hash_runs.remove_runs(directory / DROPPED)
     is_candidate = np.zeros(len(index), dtype=bool)
     for buckets in read_buckets(directory, index, is_dropped, memory_bytes):
         is_candidate[buckets.positions] = True
@@ -137,7 +138,7 @@ class _Comparison:
     def _compare_pairs(self, left: np.ndarray, right: np.ndarray) -> None:
         left, right = self._new_pairs(left, right)
         left_sizes, right_sizes = self._sets.sizes(left), self._sets.sizes(right)
-        may_be_alike = np.minimum(left_sizes, right_sizes) >= self._min_similarity * np.maximum(left_sizes, right_sizes)
+        may_be_alike = np.minimum(left_sizes, right_sizes) / np.maximum(left_sizes, right_sizes) >= self._min_similarity
         left, right = left[may_be_alike], right[may_be_alike]
         is_alike = self._sets.similarities(left, right) >= self._min_similarity
         self.clusters.link(left[is_alike], right[is_alike])

@@ -2,7 +2,8 @@
 
 Paragraphs lie between blank lines. A text without blank lines has a paragraph on each line. White
 space around a paragraph does not count. A paragraph with the fence of a code block stays, as what
-follows it would change its meaning.
+follows it would change its meaning. Lengths are bytes of UTF-8: three letters of English say about
+as much as one Chinese character, which takes three bytes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from colossal_llama.cleaning import hash_runs
 from colossal_llama.cleaning.duplicates.document_index import DocumentIndex
 
 CUT = "cut"
+_MOST_BYTES = 4  # of a character in UTF-8
 _BLANK_LINES = regex.compile(r"\n\s*\n")
 
 
@@ -33,12 +35,12 @@ class WithoutParagraphs(NamedTuple):
     characters: int
 
 
-def paragraph_hashes(documents: Iterable[Sequence[str]], min_characters: int) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the hashes of the paragraphs of documents that have at least `min_characters`.
+def paragraph_hashes(documents: Iterable[Sequence[str]], min_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the hashes of the paragraphs of documents that are at least so long.
 
     Args:
         documents: the texts of each.
-        min_characters: shortest paragraph, without white space around it.
+        min_bytes: shortest paragraph, in UTF-8, without white space around it.
 
     Returns:
         Hashes, uint64, and the position in `documents` of the document of each, int64.
@@ -46,26 +48,24 @@ def paragraph_hashes(documents: Iterable[Sequence[str]], min_characters: int) ->
     found, positions = [], []
     for position, texts in enumerate(documents):
         for text in texts:
-            if len(text) < min_characters:
+            if len(text) * _MOST_BYTES < min_bytes:
                 continue
-            paragraphs = [piece.strip() for piece in _paragraphs(text) if len(piece) >= min_characters]
-            long = [
-                paragraph for paragraph in paragraphs if len(paragraph) >= min_characters and not _has_fence(paragraph)
-            ]
+            contents = [_content(piece) for piece in _paragraphs(text) if len(piece) * _MOST_BYTES >= min_bytes]
+            long = [content for content in contents if len(content) >= min_bytes and not _has_fence(content)]
             found += long
             positions += [position] * len(long)
-    return hash_runs.hash_texts(found), np.array(positions, dtype=np.int64)
+    return hash_runs.hash_bytes(found), np.array(positions, dtype=np.int64)
 
 
-def cut_paragraphs(text: str, hashes: frozenset[int], min_characters: int) -> WithoutParagraphs:
+def cut_paragraphs(text: str, hashes: frozenset[int], min_bytes: int) -> WithoutParagraphs:
     """Cuts the paragraphs with these hashes, and the blank lines before each, out of a text."""
     paragraphs = _paragraphs(text)
     separators = _separators(text)
     kept: list[str] = []
     count = 0
     for separator, paragraph in zip(["", *separators], paragraphs, strict=True):
-        stripped = paragraph.strip()
-        if len(stripped) >= min_characters and int(hash_runs.hash_texts([stripped])[0]) in hashes:
+        content = _content(paragraph)
+        if len(content) >= min_bytes and int(hash_runs.hash_bytes([content])[0]) in hashes:
             count += 1
         else:
             kept += [separator, paragraph] if kept else [paragraph]
@@ -90,6 +90,7 @@ def merge(directory: Path, index: DocumentIndex, is_dropped: np.ndarray, memory_
         is_dropped: True for documents that are dropped as duplicates, by position.
         memory_bytes: see `hash_runs.groups`.
     """
+    hash_runs.remove_runs(directory / CUT)
     for number, groups in enumerate(hash_runs.groups(directory, memory_bytes)):
         stays = ~is_dropped[index.positions(groups.documents)]
         keys, documents = np.repeat(groups.keys, groups.sizes)[stays], groups.documents[stays]
@@ -106,14 +107,19 @@ def read_cuts(directory: Path, chunk: int) -> dict[int, frozenset[int]]:
     return {position: frozenset(found) for position, found in cuts.items()}
 
 
-def _has_fence(paragraph: str) -> bool:
-    return "```" in paragraph or "~~~" in paragraph
+def _has_fence(content: bytes) -> bool:
+    return b"```" in content or b"~~~" in content
 
 
 def _paragraphs(text: str) -> list[str]:
     """Splits a text at blank lines, or at line breaks where it has no blank lines."""
     paragraphs = _BLANK_LINES.split(text)
     return paragraphs if len(paragraphs) > 1 else text.split("\n")
+
+
+def _content(paragraph: str) -> bytes:
+    """Returns what is compared of a paragraph."""
+    return paragraph.strip().encode("utf-8", "surrogatepass")
 
 
 def _separators(text: str) -> list[str]:

@@ -9,10 +9,8 @@ import numpy as np
 from colossal_llama.cleaning import hash_runs
 from colossal_llama.cleaning.document import Document
 from colossal_llama.cleaning.duplicates import exact, near, paragraphs
-from colossal_llama.cleaning.duplicates.lsh import LOWEST_SIMILARITY
 from colossal_llama.cleaning.duplicates.near import NearDuplicateSettings
 from colossal_llama.cleaning.rule_settings import RuleSettings
-from colossal_llama.utils.errors import UserError
 
 EXACT, PARAGRAPHS, NEAR = "exact_duplicates", "duplicate_paragraphs", "near_duplicates"
 """Names of the rules, and of the directories of their signatures."""
@@ -24,39 +22,29 @@ class DuplicateSettings:
 
     Attributes:
         exact: documents with the text of an earlier one are dropped.
-        min_paragraph_characters: shortest paragraph that is cut where an earlier document has it;
+        min_paragraph_bytes: shortest paragraph that is cut where an earlier document has it;
             None for none.
         near: of near duplicates; None where they stay.
     """
 
     exact: bool
-    min_paragraph_characters: int | None
+    min_paragraph_bytes: int | None
     near: NearDuplicateSettings | None
 
     @classmethod
     def of_rules(cls, rules: RuleSettings) -> "DuplicateSettings":
-        """Takes the settings from the rules in effect.
-
-        Raises:
-            UserError: no bands find documents of so low a similarity, or none is so high.
-        """
+        """Takes the settings from the rules in effect."""
         paragraph_rule, near_rule = rules[PARAGRAPHS], rules[NEAR]
-        similarity = near_rule.values["min_similarity"]
-        if near_rule.on and not LOWEST_SIMILARITY <= similarity <= 1:
-            raise UserError(
-                f"near_duplicates.min_similarity: {similarity} is not between {LOWEST_SIMILARITY} and 1. "
-                "It is the share of two documents' 5-word sequences that both have; 0.8 is usual."
-            )
         return cls(
             exact=rules[EXACT].on,
-            min_paragraph_characters=max(paragraph_rule.values["min_characters"], 1) if paragraph_rule.on else None,
-            near=NearDuplicateSettings(similarity, near_rule.values["min_words"]) if near_rule.on else None,
+            min_paragraph_bytes=max(paragraph_rule.values["min_bytes"], 1) if paragraph_rule.on else None,
+            near=NearDuplicateSettings(**near_rule.values) if near_rule.on else None,
         )
 
     @property
     def are_any_on(self) -> bool:
         """True where duplicates of some kind are searched."""
-        return self.exact or self.near is not None or self.min_paragraph_characters is not None
+        return self.exact or self.near is not None or self.min_paragraph_bytes is not None
 
 
 @dataclass
@@ -82,9 +70,9 @@ class DuplicateSignatures:
         texts = [document.text for document in documents]
         if self.settings.exact:
             self._texts.append(hash_runs.hash_texts(texts))
-        if self.settings.min_paragraph_characters is not None:
+        if self.settings.min_paragraph_bytes is not None:
             to_cut = [() if document.is_conversation else document.texts for document in documents]
-            hashes, positions = paragraphs.paragraph_hashes(to_cut, self.settings.min_paragraph_characters)
+            hashes, positions = paragraphs.paragraph_hashes(to_cut, self.settings.min_paragraph_bytes)
             self._paragraphs.append((hashes, positions + self._count))
         if self.settings.near is not None:
             bands, positions = near.band_signatures(texts, self.settings.near)
