@@ -162,9 +162,10 @@ def conversation_candidate(record: dict, file: InputFile, fields: FieldOptions, 
 
 def _group(record: dict, file: InputFile) -> str:
     """The domain of a record's `url`, also inside its `meta` or `metadata`; else the file."""
-    places = (record, record.get("meta"), record.get("metadata"))
-    url = next((place["url"] for place in places if isinstance(place, dict) and place.get("url")), None)
-    if isinstance(url, str):
+    url = record.get("url")
+    if url is None and (about := record.get("meta") or record.get("metadata")) and isinstance(about, dict):
+        url = about.get("url")
+    if url and isinstance(url, str):
         try:
             domain = urlsplit(url).hostname
         except ValueError:  # a bracket that is not closed

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
+import xxhash
 
 from colossal_llama.dataset.prepare.cache import GrowingFile
 from colossal_llama.utils.atomic_io import write_bytes
 from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum
-from colossal_llama.utils.fingerprint import fingerprint_file
+from colossal_llama.utils.checksums import checksum_of
 
-_SHAPE = {"index": int, "files_sha256": dict}
+_SHAPE = {"index": int, "files_xxh3": dict}
 
 
 class UnitFiles:
@@ -35,7 +36,7 @@ class UnitFiles:
         """
         base.parent.mkdir(parents=True, exist_ok=True)
         self._base = base
-        self._files = {ending: GrowingFile(_with_ending(base, ending)) for ending in endings}
+        self._files = {ending: GrowingFile(_with_ending(base, ending), xxhash.xxh3_128()) for ending in endings}
 
     def write(self, ending: str, data: bytes | memoryview) -> None:
         """Appends bytes to a file."""
@@ -43,7 +44,7 @@ class UnitFiles:
 
     def finish(self, facts: dict) -> dict:
         """Completes the files, and writes the facts of the unit, with their checksums, last."""
-        facts = {**facts, "files_sha256": {ending: file.finish() for ending, file in self._files.items()}}
+        facts = {**facts, "files_xxh3": {ending: file.finish() for ending, file in self._files.items()}}
         write_bytes(_with_ending(self._base, "json"), orjson.dumps(with_checksum(facts)), durable=False)
         return facts
 
@@ -75,11 +76,11 @@ def unit_problem(base: Path, index: int) -> str | None:
         facts = unit_facts(base, index)
     except DamagedJsonError as error:
         return f"{base.name}.json {error.reason}"
-    for ending, sha256 in facts["files_sha256"].items() if facts else ():
+    for ending, checksum in facts["files_xxh3"].items() if facts else ():
         path = _with_ending(base, ending)
         if not path.is_file():
             return f"{path.name} is missing"
-        if fingerprint_file(path) != sha256:
+        if checksum_of(path).xxh3_128 != checksum:
             return f"{path.name} has changed since it was written"
     return None
 

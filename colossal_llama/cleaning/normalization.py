@@ -165,7 +165,7 @@ def _with_suspects(text: str, settings: NormalizationSettings, changes: dict[str
 
 
 def _composed(text: str, form: str) -> str:
-    return text if form == "none" else unicodedata.normalize(cast(Literal["NFC", "NFKC"], form), text)
+    return text if form == "none" else unicodedata.normalize(cast("Literal['NFC', 'NFKC']", form), text)
 
 
 def _ascii(match: re.Match[str]) -> str:

@@ -23,7 +23,7 @@ from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.cleaning.stages import judge_lengths
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.utils.atomic_io import atomic_file
-from colossal_llama.utils.fingerprint import fingerprint_file
+from colossal_llama.utils.checksums import checksum_of
 
 SMALLEST_PART_BYTES = 4 << 20
 LARGEST_PART_BYTES = 64 << 20
@@ -86,7 +86,7 @@ class SecondPass:
     def is_finished(self, part: Part) -> bool:
         """True for a part whose documents are as they were written."""
         facts, target = unit_facts(part_base(self.candidates.work_dir, part.index), part.index), self.documents_of(part)
-        return facts is not None and target.is_file() and fingerprint_file(target) == facts["documents_sha256"]
+        return facts is not None and target.is_file() and checksum_of(target).xxh3_128 == facts["documents_xxh3"]
 
     def documents_of(self, part: Part) -> Path:
         """File of a part's documents."""
@@ -102,7 +102,7 @@ def write_part(job: SecondPass, part: Part) -> dict:
     """Writes the documents of a part, and its dropped documents under work/.
 
     Returns:
-        The facts of the part: counts of kept and dropped documents, SHA-256 of the documents.
+        The facts of the part: counts of kept and dropped documents, checksum of the documents.
     """
     files = UnitFiles(part_base(job.candidates.work_dir, part.index), ["dropped", "hits"])
     counts = CountsBuilder()
@@ -123,7 +123,7 @@ def write_part(job: SecondPass, part: Part) -> dict:
         facts = {
             "index": part.index,
             "documents": documents,
-            "documents_sha256": fingerprint_file(target),
+            "documents_xxh3": checksum_of(target).xxh3_128,
             "counts": counts.result().as_record(),
         }
         return files.finish(facts)

@@ -29,7 +29,7 @@ from tests.support.cleanings import (
     read_records,
     write_records,
 )
-from tests.support.data_files import COMPRESSIONS, FORMATS
+from tests.support.data_files import FORMATS
 
 FOOTER = "All rights reserved by the keepers of the river garden library."
 CLEAN = {"English": english, "Chinese": chinese}
@@ -280,7 +280,7 @@ def test_a_full_disk_is_named_and_finished_work_is_kept(tmp_path, input_dir, pro
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("compression", ["", ".zst"])
 @pytest.mark.parametrize("form", [form for form in FORMATS if not form.is_text], ids=lambda form: form.name)
 def test_every_format_gives_the_same_corpus(tmp_path, form, compression):
     if compression and not form.is_compressible:

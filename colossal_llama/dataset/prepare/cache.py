@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import orjson
@@ -104,12 +104,28 @@ class ChunkWriter:
             file.discard()
 
 
+class Digest(Protocol):
+    """A hash of `hashlib` or of xxhash."""
+
+    def update(self, data: Any, /) -> None:
+        """Adds bytes."""
+
+    def hexdigest(self) -> str:
+        """The hash so far."""
+
+
 class GrowingFile:
     """A file that is written piece by piece, and gets its name when it is whole."""
 
-    def __init__(self, target: Path):
+    def __init__(self, target: Path, digest: Digest | None = None):
+        """Begins the file.
+
+        Args:
+            target: its name in the end.
+            digest: takes its bytes; SHA-256 by default.
+        """
         self._target, self._temporary = target, temporary_path(target)
-        self._file, self._digest = self._temporary.open("wb"), hashlib.sha256()
+        self._file, self._digest = self._temporary.open("wb"), digest or hashlib.sha256()
 
     def write(self, data: bytes | memoryview) -> None:
         """Appends bytes."""
@@ -117,7 +133,7 @@ class GrowingFile:
         self._digest.update(data)
 
     def finish(self) -> str:
-        """Renames the file; returns its SHA-256."""
+        """Renames the file; returns the hash of its content."""
         self._file.close()
         self._temporary.replace(self._target)
         return self._digest.hexdigest()
