@@ -30,7 +30,7 @@ _WORD = regex.compile(r"(?<!\S)[\p{L}'’]+[,.;:!?)]*(?!\S)")
 _IDEOGRAPH = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
 _IDEOGRAPH_LETTERS = 4
 _NEVER_CUT = regex.compile(r"[\s{}()\[\];,]*$|```|~~~")
-_FENCES = ("```", "~~~")
+_FENCE = regex.compile(r"(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)$")
 _MARKUP = regex.compile(r"\s*(#{1,6}\s|\||=+$|-+$|<)")
 _CODE = regex.compile(
     r"(import|from|package|use|using|require|export|return|def|class|function|func|fn|public|private|protected|static"
@@ -252,15 +252,26 @@ def _with_blank_lines(stripped: list[str], start: int, end: int) -> range:
 
 
 def _fenced(stripped: list[str]) -> np.ndarray:
-    """True for lines of fenced code blocks, with their fences."""
+    """True for lines of fenced code blocks, with their fences (CommonMark 0.31, section 4.5)."""
     fenced = np.zeros(len(stripped), dtype=bool)
-    fences = [i for i, line in enumerate(stripped) if line.startswith(_FENCES)]
-    while fences:
-        first, mark = fences[0], stripped[fences[0]][:3]
-        last = next((i for i in fences[1:] if stripped[i].startswith(mark)), len(stripped))
-        fenced[first : last + 1] = True
-        fences = [i for i in fences if i > last]
+    start, opening = 0, ""
+    for index, line in enumerate(stripped):
+        if not line.startswith(("```", "~~~")) or (match := _FENCE.match(line)) is None:
+            continue
+        mark, info = match["mark"], match["info"].strip()
+        if not opening and not _is_underline(line, stripped[index - 1] if index else ""):
+            start, opening = index, mark
+        elif opening and mark.startswith(opening) and not info:
+            fenced[start : index + 1] = True
+            opening = ""
+    if opening:
+        fenced[start:] = True
     return fenced
+
+
+def _is_underline(line: str, above: str) -> bool:
+    """True for tildes below a heading of reStructuredText, which are as long as it."""
+    return set(line) == {"~"} and 0 < len(above) <= len(line) + 1
 
 
 @lru_cache(maxsize=1 << 16)

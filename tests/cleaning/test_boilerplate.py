@@ -179,6 +179,25 @@ def test_fenced_code_stays_where_code_is_kept(tmp_path, fence):
     assert cleaned(tmp_path, texts, settings=settings) == [f"Page {i}\n{fenced}\nmore {i}" for i in range(40)]
 
 
+@pytest.mark.parametrize(
+    ("page", "is_cut"),
+    [
+        ("Heading\n~~~~~~~\n\n{}\n\nOther\n~~~~~\n", True),
+        ("````md\n```\n{}\n```\n````\nend", False),
+        ("```\n```python\n{}\n```\nend", False),
+        ("```a\n```\n{}\n```\n```\nend", True),
+        ("text `` with ``` ticks ```\n{}\nend", True),
+        ("```inline``` code\n{}\nend", True),
+        ("  - point\n    ```\n    {}\n    ```\n", False),
+        ("```\n{}\nnever closed", False),
+    ],
+)
+def test_fences_are_told_as_markdown_does(tmp_path, page, is_cut):
+    texts = [f"Page {i}\n" + page.format(FOOTER) for i in range(40)]
+    settings = Boilerplate(10, 0.05, keep_code=True)
+    assert [FOOTER not in text for text in cleaned(tmp_path, texts, settings=settings)] == [is_cut] * 40
+
+
 def test_presets_set_what_is_spared():
     assert Boilerplate.of_rules(read_rules("web")).keep_code is False
     assert Boilerplate.of_rules(read_rules("code-docs")).keep_code is True
