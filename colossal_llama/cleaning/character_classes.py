@@ -16,7 +16,7 @@ IDEOGRAPH = 32
 SPACELESS = 64
 """Letters of alphabets that are written without spaces: Thai, Lao, Khmer, Burmese …"""
 TERMINAL = 128
-"""Marks that end a sentence, and the ellipsis."""
+"""Marks that end a sentence (Unicode, Tibetan ones, the Greek question mark), and the ellipsis."""
 
 # Characters of format lie within words: joiners (Persian, Sinhala, emoji), soft hyphens, marks of
 # direction. The space without width separates words (Khmer). All of the script Han are
@@ -30,7 +30,7 @@ _CLASSES = {
     IDEOGRAPH: r"[\p{sc=Han}[[\p{L}\p{M}]&&[\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Bopomofo}\p{sc=Yi}ー]]]",
     SPACELESS: r"[[\p{L}\p{M}]&&[\p{sc=Thai}\p{sc=Lao}\p{sc=Khmer}\p{sc=Myanmar}\p{sc=Tai_Tham}"
     r"\p{sc=New_Tai_Lue}\p{sc=Tai_Viet}\p{sc=Javanese}\p{sc=Balinese}]]",
-    TERMINAL: r"[\p{Sentence_Terminal}…]",
+    TERMINAL: r"[\p{Sentence_Terminal}…།༎\u037e]",
 }
 
 

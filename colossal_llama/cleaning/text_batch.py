@@ -138,22 +138,24 @@ class TextBatch:
         return np.flatnonzero(self.codes == _NEWLINE)
 
     @cached_property
+    def _visible_before_newlines(self) -> np.ndarray:
+        return np.searchsorted(self.visible, self._newlines)
+
+    @cached_property
     def lines(self) -> Spans:
         """Lines that are not blank, without white space around them."""
-        return self._stripped(self._newlines)
+        return self._stripped(self._visible_before_newlines)
 
     @cached_property
     def paragraphs(self) -> Spans:
         """Lines between blank lines, without white space around them together."""
-        line_of_newline = np.searchsorted(self.visible, self._newlines)
-        is_blank = np.diff(line_of_newline, prepend=0) == 0
-        ends_text = np.zeros(len(self.codes), bool)
-        ends_text[self.starts[1:] - 1] = True
-        return self._stripped(self._newlines[is_blank | ends_text[self._newlines]])
+        stops = self._visible_before_newlines
+        is_border = np.diff(stops, prepend=0) == 0  # a blank line, or the end of a text
+        is_border[np.searchsorted(self._newlines, self.starts[1:] - 1)] = True
+        return self._stripped(stops[is_border])
 
-    def _stripped(self, borders: np.ndarray) -> Spans:
-        """The visible stretches between characters that separate."""
-        stops = np.searchsorted(self.visible, borders)
+    def _stripped(self, stops: np.ndarray) -> Spans:
+        """The stretches up to each number of visible characters, from the one before on."""
         begins = np.concatenate(([0], stops[:-1]))
         has_content = stops > begins
         starts, ends = self.visible[begins[has_content]], self.visible[stops[has_content] - 1] + 1

@@ -93,6 +93,27 @@ CHINESE = (
 )
 
 
+LANGUAGES = {
+    "Korean": "강은 산에서 돌을 실어 평야로 나르고, 홍수가 날 때마다 평야는 조금씩 높아진다. 농가는 언덕 위에 있다.",
+    "Japanese": "川は山から石を運び、洪水のたびに平野は少しずつ高くなる。最も古い農家は小さな丘の上にある。",
+    "Thai": "แม่น้ำพัดพาหินจากภูเขาลงสู่ที่ราบ และที่ราบก็สูงขึ้นเล็กน้อยทุกครั้งที่เกิดน้ำท่วม",
+    "Russian": "Река несёт камни с гор на равнину, и с каждым паводком равнина становится выше.",
+    "Arabic": "يحمل النهر الحجارة من الجبال إلى السهل، ويرتفع السهل قليلا مع كل فيضان. فأين وصل الماء؟",
+    "Hindi": "नदी पहाड़ों से पत्थर लाकर मैदान में छोड़ती है, और हर बाढ़ के साथ मैदान थोड़ा ऊँचा हो जाता है।",
+    "Malayalam": "നദി മലകളിൽ നിന്ന് കല്ലുകൾ സമതലത്തിലേക്ക് കൊണ്ടുവരുന്നു, ഓരോ വെള്ളപ്പൊക്കത്തിലും സമതലം അല്പം ഉയരുന്നു.",
+    "Finnish": "Joki kuljettaa kiviä vuorilta tasangolle, ja tasanko kohoaa jokaisen tulvan myötä.",
+    "Burmese": "မြစ်သည် တောင်များမှ ကျောက်တုံးများကို လွင်ပြင်သို့ သယ်ဆောင်လာပြီး ရေကြီးတိုင်း လွင်ပြင်သည် မြင့်တက်လာသည်။",
+    "Tibetan": "གཙང་པོས་རི་ནས་རྡོ་ཐང་ལ་འཁྱེར་ཡོང་། ཆུ་ལོག་རེ་རེ་ལ་ཐང་དེ་ཅུང་ཟད་མཐོ་རུ་འགྲོ།",
+    "Armenian": "Գետը լեռներից քարեր է բերում հարթավայր, և հարթավայրը յուրաքանչյուր հեղեղից հետո բարձրանում է։",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_prose_of_every_kind_of_script_passes_but_for_its_length(language):
+    rules = read_rules("web", changes=["length.min_words=5", "length.min_characters=20"])
+    assert judge(make_batch([LANGUAGES[language]]), rules) == [None]
+
+
 def test_figures_do_not_depend_on_the_place_in_a_large_batch():
     filler = " ".join(map(str, range(30_000)))
     texts = [filler, PROSE * 2, CHINESE * 3 + PROSE]

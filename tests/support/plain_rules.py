@@ -8,7 +8,7 @@ import regex
 
 IDEOGRAPH = regex.compile(r"\p{Han}|\p{Hiragana}|\p{Katakana}|\p{Bopomofo}|\p{Script=Yi}|ー")
 SPACELESS = regex.compile(r"\p{Thai}|\p{Lao}|\p{Khmer}|\p{Myanmar}")
-TERMINAL = regex.compile(r"\p{Sentence_Terminal}|…")
+TERMINAL = regex.compile(r"\p{Sentence_Terminal}|[…།༎\u037e]")
 PER_WORD = {"spaced": 1.0, "ideographic": 1.5, "run-on": 4.0}
 
 
