@@ -6,6 +6,7 @@ import re
 from tests.support.project_tree import project_files
 
 WITHOUT_MODULE = {  # tests of a package or a script rather than of one module
+    "cleaning/test_clean_command.py",
     "dataset/test_prepare_mixture.py",
     "dataset/test_prepare_pretrain.py",
     "dataset/test_prepare_robustness.py",
