@@ -23,6 +23,7 @@ ALL = "all"
 """Name that stands for every rule in `--on` and `--off`."""
 Value = bool | int | float | str | list[str]
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.I)
+_SIGNS_PER_WORD = ("max_hash_signs", "max_ellipses")
 _LARGEST_FILE_BYTES = 1 << 20
 
 
@@ -212,7 +213,7 @@ class _RuleReader:
                 continue
             try:
                 values[key] = _converted(given, values[key], _shipped()["choices"].get(f"{name}.{key}"))
-                _check_range(key, values[key])
+                _check_range(key, values[key], is_share=_is_share(key, _shipped()["rules"][name][key]))
             except ValueError as error:
                 self.problems.append(f"{where}{name}.{key}: {error}")
 
@@ -252,7 +253,12 @@ def _converted(given: Any, former: Value, choices: Sequence[str] | None) -> Valu
     return int(number) if number.is_integer() and (isinstance(former, int) or number > 1) else number
 
 
-def _check_range(key: str, value: Value) -> None:
+def _is_share(key: str, shipped: Value) -> bool:
+    """True for limits of shares, whose shipped values are fractions; signs a word may be more."""
+    return key.startswith(("min_", "max_")) and isinstance(shipped, float) and key not in _SIGNS_PER_WORD
+
+
+def _check_range(key: str, value: Value, is_share: bool) -> None:
     """Refuses numbers that no figure has.
 
     Raises:
@@ -262,7 +268,8 @@ def _check_range(key: str, value: Value) -> None:
         return
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{value} is negative or infinite: give a number from 0 on")
-    if key.endswith("_share") and value > 1:
-        raise ValueError(f"{value} is more than the whole: give a share between 0 and 1")
+    if is_share and value > 1:
+        percent = f" ({value}% is {value / 100:g})" if value <= 100 else ""
+        raise ValueError(f"{value} is more than the whole: give a share between 0 and 1{percent}")
     if key.endswith("_similarity") and not LOWEST_SIMILARITY <= value <= 1:
         raise ValueError(f"{value} is not between {LOWEST_SIMILARITY} and 1, as near duplicates are: 0.8 is usual")

@@ -57,12 +57,14 @@ def test_values_are_texts_lists_switches_and_numbers():
             "stop_words.words=[ja, nein]",
             "normalization.remove_controls=false",
             "length.max_words=1e6",
+            "symbols.max_hash_signs=2",
             "normalization.unicode_form=NFKC",
         ],
     )
     assert settings["stop_words"].values["words"] == ["ja", "nein"]
     assert settings["normalization"].values["remove_controls"] is False
     assert settings["length"].values["max_words"] == 1_000_000
+    assert settings["symbols"].values["max_hash_signs"] == 2
     assert settings["normalization"].values["unicode_form"] == "NFKC"
 
 
@@ -80,7 +82,9 @@ def test_values_are_texts_lists_switches_and_numbers():
         ("length.min_words=[1, 2]", "is no single value"),
         ("length.min_words=", "is not a number"),
         ("length.on=yes", "'yes' is neither true nor false"),
-        ("letters.min_letter_share=60", "60 is more than the whole"),
+        ("letters.min_letter_share=60", "60 is more than the whole: give a share between 0 and 1 (60% is 0.6)"),
+        ("ngram_repetition.max_top_2_gram=20", "20 is more than the whole"),
+        ("line_ends.max_list_lines=1.5", "1.5 is more than the whole"),
         ("near_duplicates.min_similarity=0.3", "0.3 is not between 0.5 and 1"),
         ("near_duplicates.min_similarity=80", "80 is not between 0.5 and 1"),
         ("length.min_words=200000", "min_words 200000 is more than max_words 100000"),
