@@ -268,8 +268,8 @@ def _check_range(key: str, value: Value, is_share: bool) -> None:
         return
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{value} is negative or infinite: give a number from 0 on")
+    if key.endswith("_similarity") and not LOWEST_SIMILARITY <= value <= 1:
+        raise ValueError(f"{value} is not between {LOWEST_SIMILARITY} and 1, as near duplicates are: 0.8 is usual")
     if is_share and value > 1:
         percent = f" ({value}% is {value / 100:g})" if value <= 100 else ""
         raise ValueError(f"{value} is more than the whole: give a share between 0 and 1{percent}")
-    if key.endswith("_similarity") and not LOWEST_SIMILARITY <= value <= 1:
-        raise ValueError(f"{value} is not between {LOWEST_SIMILARITY} and 1, as near duplicates are: 0.8 is usual")
