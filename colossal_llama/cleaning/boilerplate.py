@@ -193,10 +193,10 @@ def _key_counts(
 def _groups_of_documents(directory: Path, documents: np.ndarray) -> np.ndarray:
     """The group's key of each document, uint64."""
     groups = np.empty(len(documents), dtype=np.uint64)
-    blocks = (documents >> np.uint64(32)).astype(np.int64)
-    for block in np.unique(blocks).tolist():
-        numbers, keys = hash_runs.read_documents(directory, block)
-        here = blocks == block
+    order = np.argsort(documents, kind="stable")
+    blocks, starts = np.unique(documents[order] >> np.uint64(32), return_index=True)
+    for block, here in zip(blocks.tolist(), np.split(order, starts[1:]), strict=False):
+        numbers, keys = hash_runs.read_run(directory, block)
         groups[here] = keys[np.searchsorted(numbers, documents[here])]
     return groups
 
