@@ -13,7 +13,7 @@ from colossal_llama.cleaning.blocklists import Blocklists
 from colossal_llama.cleaning.language import parse_wanted
 from colossal_llama.cleaning.normalization import normalization_of, normalize
 from colossal_llama.cleaning.rule_settings import ALL, PRESETS, Preset, RuleSettings, read_rules
-from colossal_llama.dataset.prepare.arguments import ReadingArguments, ShardArguments, output_directory
+from colossal_llama.dataset.prepare.arguments import ReadingArguments, RoleArguments, ShardArguments, output_directory
 from colossal_llama.readers.fields import FieldOptions
 from colossal_llama.readers.formats import DESCRIPTION
 from colossal_llama.readers.input_paths import GatherPaths, input_paths, local_paths, missing_path_problem
@@ -176,6 +176,7 @@ class CleanArguments:
 
     paths: PathArguments = group("input and output")
     fields: FieldOptions = group("columns of the records")
+    conversations: RoleArguments = group("conversations")
     rules: RuleArguments = group("rules")
     lists: ListArguments = group("lists")
     run: RunArguments = group("run")
@@ -211,6 +212,7 @@ class CleanArguments:
             "rules": self.rules.settings.content(),
             **({"blocklists": self.blocklists.content()} if self.lists.blocklist else {}),
             **({"decontaminate": _fingerprint(self.lists.decontaminate)} if self.lists.decontaminate else {}),
+            **({"roles": dict(sorted(self.conversations.roles))} if self.conversations.roles else {}),
             "limit": self.run.limit,
             **({} if self.run.max_line_mb == MAX_LINE_MB else {"max_line_mb": self.run.max_line_mb}),
             **{name: value for name, value in option_values(self.fields).items() if value is not None},

@@ -22,11 +22,13 @@ from colossal_llama.cleaning.normalization import normalization_of, require_pack
 from colossal_llama.cleaning.personal_data import PersonalDataSettings
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.dataset.prepare.arguments import shard_problems
+from colossal_llama.dataset.role_names import role_problems
 from colossal_llama.readers.fields import field_problems
 from colossal_llama.utils.arguments import add_options, declared_options, from_namespace
 from colossal_llama.utils.cli import CollectingArgumentParser, directory_problem
 from colossal_llama.utils.errors import UserError, run_main
 
+CUTTING_RULES = ("boilerplate", "duplicate_paragraphs")
 DESCRIPTION = (
     "Clean raw text into a corpus worth training on: rules for each document, duplicates, decontamination. Every "
     "dropped document is kept in dropped/ with the rule and the figure that decided."
@@ -111,6 +113,7 @@ def _problems(arguments: CleanArguments) -> Iterator[str]:
         yield from error.problems
     else:
         yield from _rule_problems(rules)
+        yield from _conversation_problems(arguments)
         yield from _list_problems(arguments)
     yield from shard_problems(arguments.shards.shard_index, arguments.shards.num_shards)
     if arguments.shards.shard_index is not None and arguments.run.overwrite:
@@ -130,6 +133,18 @@ def _rule_problems(rules: RuleSettings) -> Iterator[str]:
             check(rules)
         except UserError as error:
             yield from error.problems
+
+
+def _conversation_problems(arguments: CleanArguments) -> Iterator[str]:
+    """Problems of options that go with conversations alone, or not with them."""
+    if not arguments.is_conversations:
+        if arguments.conversations.roles:
+            yield "--roles has no effect: it is for the messages of --preset conversations; leave it out"
+        return
+    yield from role_problems(arguments.conversations.roles)
+    for name in CUTTING_RULES:
+        if arguments.rules.settings[name].on:
+            yield f"{name} cuts lines or paragraphs, which would break messages: leave it out, or add --off {name}"
 
 
 def _list_problems(arguments: CleanArguments) -> Iterator[str]:

@@ -27,8 +27,13 @@ class Document:
 
     @property
     def text(self) -> str:
-        """The whole text, as rules and signatures see it: the non-empty texts, one a line."""
-        return "\n".join(text for text in self.texts if text)
+        """The text that rules and signatures see: the non-empty texts, one a line.
+
+        System prompts are not in it: conversations that share a long one are no duplicates by that.
+        """
+        if self.roles is None:
+            return "\n".join(text for text in self.texts if text)
+        return "\n".join(text for text, role in zip(self.texts, self.roles, strict=True) if text and role != "system")
 
     @property
     def length_characters(self) -> int:

@@ -22,7 +22,7 @@ from colossal_llama.cleaning.stages import Stages, StageSettings
 from colossal_llama.dataset.prepare.chunk_rows import ChunkRows
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.dataset.prepare.worker_pool import ProgressReports
-from colossal_llama.dataset.role_names import KNOWN_ROLES
+from colossal_llama.dataset.role_names import RoleNames
 from colossal_llama.readers.fields import FieldOptions, refuse_document
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.record import RecordError
@@ -40,7 +40,7 @@ class FirstPass:
         work_dir: directory of the intermediates.
         max_line_bytes: longest line that is read.
         fields: which fields of a record are read.
-        is_conversations: records are conversations.
+        roles: of the messages, where records are conversations; else None.
         settings: of the stages, which each worker opens once.
         blocks: numbers of the blocks of all chunks.
         reports: take the progress of chunks that take long.
@@ -49,7 +49,7 @@ class FirstPass:
     work_dir: Path
     max_line_bytes: int
     fields: FieldOptions
-    is_conversations: bool
+    roles: RoleNames | None
     settings: StageSettings
     blocks: BlockNumbers
     reports: ProgressReports = field(default_factory=ProgressReports)
@@ -61,10 +61,10 @@ class FirstPass:
 
     def check(self, record: dict, file: InputFile) -> Candidate:
         """Checks a JSON object of a file as a record."""
-        if not self.is_conversations:
+        if self.roles is None:
             return document_candidate(record, file, self.fields)
         try:
-            return conversation_candidate(record, file, self.fields, KNOWN_ROLES)
+            return conversation_candidate(record, file, self.fields, self.roles)
         except RecordError:
             refuse_document(record)
             raise

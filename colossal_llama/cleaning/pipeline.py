@@ -28,6 +28,7 @@ from colossal_llama.cleaning.signatures import BlockNumbers
 from colossal_llama.cleaning.stages import StageSettings
 from colossal_llama.cleaning.workers import workers
 from colossal_llama.dataset.prepare.input_files import Chunk, content_digest, plan_chunks
+from colossal_llama.dataset.prepare.manifest import total_statistics, unread_members_of
 from colossal_llama.dataset.prepare.output_dir import directory_locks, modification_times
 from colossal_llama.dataset.prepare.output_errors import errors_named
 from colossal_llama.dataset.prepare.range_entries import with_entries
@@ -35,6 +36,7 @@ from colossal_llama.dataset.prepare.reading_bar import ReadingBar
 from colossal_llama.dataset.prepare.recheck import problems_of, say_damages
 from colossal_llama.dataset.prepare.rejections import write_rejected
 from colossal_llama.dataset.prepare.worker_pool import ProgressReports, WorkerPool
+from colossal_llama.dataset.role_names import RoleNames
 from colossal_llama.readers.column_messages import ColumnMessages
 from colossal_llama.readers.directory_listing import unread_message
 from colossal_llama.readers.fields import with_file_categories
@@ -129,7 +131,7 @@ class _Cleaning:
             work,
             options.run.max_line_bytes,
             options.fields,
-            options.is_conversations,
+            RoleNames.with_given(options.conversations.roles) if options.is_conversations else None,
             StageSettings(work, options.rules.settings, options.blocklists, self._index_questions()),
             self.blocks,
             reports,
@@ -232,7 +234,10 @@ class _Cleaning:
         modified_ns = modification_times(self.files)
         last_run = {"num_workers": self.arguments.run.num_workers, **self.times, "modified_ns": modified_ns}
         write_checked(directory / LAST_RUN, with_checksum(last_run))
-        run = {"identity": self.identity, "unread_files": self.unread_files, **self.facts}
+        notes = {name: dict(sorted(counts.items())) for name, counts in sorted(total_statistics(chunks).items())}
+        run = {"identity": self.identity, "unread_files": self.unread_files, "notes": notes, **self.facts}
+        if unread_members := unread_members_of(chunks):
+            run["unread_members"] = unread_members
         return write_report(directory, counts, run)
 
     def refuse_changed_content(self) -> None:

@@ -1,10 +1,13 @@
 """Report of a cleaning as tables for a terminal: categories, reasons, reasons by category."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from colossal_llama.cleaning.output_files import REJECTED
+from colossal_llama.dataset.prepare.manifest import note_lines
 from colossal_llama.readers.fields import printable
+from colossal_llama.readers.unread_keys import unread_members_message
 from colossal_llama.utils.console import table
 
 SHOWN_CATEGORIES = 20
@@ -96,6 +99,9 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
     for move in report["moved"]:
         before, after = (shortened(move[side], _LONGEST_NAME) for side in ("from", "to"))
         lines.append(f"moved: {before} to {after}  {move['documents']:,} documents")
+    run = report["run"]
+    lines += note_lines(sum(map(Counter, run.get("notes", {}).values()), Counter()))
+    lines += filter(None, [unread_members_message(run.get("unread_members", {}))])
     if totals["empty_lines"]:
         lines.append(f"empty lines skipped: {totals['empty_lines']:,}")
     return ["\n".join(lines)] if lines else []

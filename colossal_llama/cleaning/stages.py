@@ -95,7 +95,7 @@ class Stages:
         min_hits = self._settings.rules["blocklists"].values["min_hits"]
         verdicts = []
         for candidate in batch:
-            decision = self._settings.blocklists.decide(candidate.document.text, min_hits)
+            decision = self._settings.blocklists.decide("\n".join(candidate.document.texts), min_hits)
             verdicts.append(decision.verdict)
             candidate.document.category = decision.category or candidate.document.category
             candidate.tags = decision.tags

@@ -121,7 +121,22 @@ class DocumentRowArguments(RowArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConversationRowArguments(RowArguments):
+class RoleArguments:
+    """The option for roles of messages."""
+
+    roles: tuple[tuple[str, Meaning], ...] = option(
+        (),
+        action=GatherPaths,
+        nargs="+",
+        type=role_meanings,
+        metavar=f"NAME={'|'.join(MEANINGS)}",
+        help="what a role of messages is, besides those known by name; messages of one that is dropped are left out, "
+        "and counted; system=drop also leaves out system prompts of records",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationRowArguments(RoleArguments, RowArguments):
     """Options for rows of conversations, each of which is a row of its own."""
 
     splicing: ClassVar = "none"
@@ -145,15 +160,6 @@ class ConversationRowArguments(RowArguments):
     )
     system_file: Path | None = option(
         type=existing_file, metavar="FILE", help="the text of --system, in a file; line ends at its end do not count"
-    )
-    roles: tuple[tuple[str, Meaning], ...] = option(
-        (),
-        action=GatherPaths,
-        nargs="+",
-        type=role_meanings,
-        metavar=f"NAME={'|'.join(MEANINGS)}",
-        help="what a role of messages is, besides those known by name; messages of one that is dropped are left out, "
-        "and counted; system=drop also leaves out system prompts of records",
     )
     long_conversations: Literal["truncate", "window"] = option(
         "truncate",

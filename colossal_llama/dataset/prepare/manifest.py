@@ -113,7 +113,7 @@ def build_manifest(
         **({} if mixture is None else {"mixture": mixture}),
         "input_files": _input_files(chunks, ranges),
         "unread_files": unread_files,
-        **({"unread_members": members} if (members := _unread_members(chunks)) else {}),
+        **({"unread_members": members} if (members := unread_members_of(chunks)) else {}),
         "parts": [{"name": f"part-{index:05d}", **_part_entry(part)} for index, part in enumerate(parts)],
         "rejected_sha256": rejected_sha256,
     }
@@ -159,7 +159,8 @@ def _input_files(chunks: Sequence[dict], ranges: Sequence[Sequence[FileRange]]) 
     return list(entries.values())
 
 
-def _unread_members(chunks: Sequence[dict]) -> dict:
+def unread_members_of(chunks: Sequence[dict]) -> dict:
+    """Sums what the chunks recorded about files in archives that are not read."""
     members = UnreadMembers()
     for chunk in chunks:
         if "unread_members" in chunk:
@@ -242,6 +243,15 @@ def _unread_files(manifest: dict) -> str:
 def _loss_lines(manifest: dict) -> list[str]:
     totals = manifest["totals"]
     lines = [f"rejected records: {reason}  {count:,}" for reason, count in totals["rejected_records"].items()]
+    lines += note_lines(totals) + _role_lines(manifest)
+    if totals["empty_lines"]:
+        lines.append(f"empty lines skipped: {totals['empty_lines']:,}")
+    return ["\n".join(lines)] if lines else ["nothing was rejected, cut or dropped"]
+
+
+def note_lines(totals: Mapping[str, int]) -> list[str]:
+    """Says what was noted about records: columns that are read, parts left out, keys not read."""
+    lines = []
     for key, count in totals.items():
         if key.startswith(CHOSEN):
             lines.append(f"columns that are read: {key.removeprefix(CHOSEN)}  {count:,}")
@@ -250,10 +260,7 @@ def _loss_lines(manifest: dict) -> list[str]:
         elif key.startswith(("cut_", "dropped_", "odd_", "untrained_")):
             lost, reason = key.split(".", 1)
             lines.append(f"{lost.replace('_', ' ')}: {reason}  {count:,}")
-    lines += _unread_key_lines(totals) + _role_lines(manifest)
-    if totals["empty_lines"]:
-        lines.append(f"empty lines skipped: {totals['empty_lines']:,}")
-    return ["\n".join(lines)] if lines else ["nothing was rejected, cut or dropped"]
+    return lines + _unread_key_lines(totals)
 
 
 SHOWN_KEYS = 20
