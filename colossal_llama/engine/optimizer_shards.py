@@ -22,6 +22,7 @@ from colossalai.zero import GeminiOptimizer, LowLevelZeroOptimizer
 from colossalai.zero.low_level._utils import get_nd_rank
 
 from colossal_llama.engine.process_groups import replicas
+from colossal_llama.engine.state_formats import StateFormat
 
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -89,6 +90,8 @@ class OptimizerShard:
     """True when this process, of all that have the same elements, writes them."""
     parameter: torch.Tensor
     """The model's own, whose gradient autograd computes."""
+    state_format: StateFormat = "fp32"
+    """Of the states (engine.low_precision_update)."""
 
 
 def optimizer_shards(plugin: Plugin, model: Any, optimizer: Any) -> list[OptimizerShard]:
@@ -131,8 +134,9 @@ def _shards(plugin: Plugin, optimizer: Any, names: Mapping[int, str | None]) -> 
             shape=key.shape,
             states=optimizer.optim.state[key],
             master=key.data.view(-1),
-            keeps_master=is_zero or isinstance(optimizer, MixedPrecisionOptimizer),
+            keeps_master=optimizer._master_weights if is_zero else isinstance(optimizer, MixedPrecisionOptimizer),
             is_written_here=number % count == index and names[id(working)] is not None,
+            state_format=getattr(optimizer, "state_format", "fp32"),
         )
 
 

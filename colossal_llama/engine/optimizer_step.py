@@ -13,12 +13,32 @@ from typing import Any
 import torch
 
 from colossal_llama.engine.loss_scale import loss_scale, skipped_last_step
+from colossal_llama.engine.low_precision_update import use_low_precision_step
+from colossal_llama.engine.state_formats import StateFormat
 from colossal_llama.engine.zero_offload_update import use_overlapped_offload_step, why_no_overlapped_offload_step
 from colossal_llama.engine.zero_update import use_fused_step, why_no_fused_step
 
 SMALLEST_LOSS_SCALE = 1.0
 """ColossalAI's `min_scale`. A gradient of fp16 that overflows at this one does so without a scale:
 nothing is left to adapt."""
+
+
+def use_states(optimizer: Any, device: torch.device, state_format: StateFormat, seed: int, fused: bool) -> str:
+    """Makes a ZeRO optimizer without master weights keep its states in 16 or 8 bits.
+
+    Args:
+        optimizer: as `Backend.prepare` returned it.
+        device: of the weights.
+        state_format: `bf16` or `8bit`.
+        seed: of stochastic rounding.
+        fused: False: no Triton kernels on a GPU either.
+
+    Returns:
+        A line for the log.
+    """
+    use_low_precision_step(optimizer, state_format, seed, fused and device.type == "cuda")
+    how = "one kernel a parameter" if fused and device.type == "cuda" else "operation by operation"
+    return f"optimizer step: bf16 weights rounded stochastically, moments in {state_format}, {how}"
 
 
 def choose_step(optimizer: Any, device: torch.device) -> str | None:

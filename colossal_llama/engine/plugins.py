@@ -43,6 +43,8 @@ class PluginConfig:
     """Stage of ZeRO: 0, 1 or 2."""
     zero_cpu_offload: bool = False
     """True for optimizer states in host memory."""
+    master_weights: bool = True
+    """False: zero2 updates the half-precision weights themselves (engine.low_precision_update)."""
 
 
 def build_backend(config: PluginConfig) -> Backend:
@@ -96,6 +98,7 @@ def _zero2(config: PluginConfig, cpu_offload: bool = False) -> Plugin:
         max_norm=_norm_limit(config),
         cpu_offload=cpu_offload,
         overlap_communication=_overlaps_communication(config),
+        master_weights=config.master_weights,
     )
 
 

@@ -10,9 +10,10 @@ The optimizer keeps its class, states and checkpoints: `use_fused_step` replaces
 one instance.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MethodType
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,7 @@ def why_no_fused_step(optimizer: torch.optim.Optimizer, device: torch.device) ->
 def why_plugin_must_update(optimizer: LowLevelZeroOptimizer) -> str | None:
     """The reason why no step of ours can replace the plugin's; None without one."""
     if not optimizer._master_weights:
-        return "there are no fp32 master weights (the weights themselves are fp32)"
+        return "there are no fp32 master weights"
     if optimizer._dtype not in (torch.bfloat16, torch.float16):
         return f"the weights are {optimizer._dtype}"
     for name in ("tp_pg", "pp_pg"):  # gradients of shared parameters count once in the norm there
@@ -50,12 +51,26 @@ def why_plugin_must_update(optimizer: LowLevelZeroOptimizer) -> str | None:
     return None
 
 
-def use_fused_step(optimizer: LowLevelZeroOptimizer) -> None:
+def use_fused_step(
+    optimizer: LowLevelZeroOptimizer, apply: "Apply | None" = None, next_state: "NextState | None" = None
+) -> None:
     """Replaces the step of one prepared optimizer, in place.
 
     Call it where `why_no_fused_step` returns None.
+
+    Args:
+        optimizer: of ZeRO.
+        apply: updates elements of a shard (None: all) by the scalars of
+            `model.kernels.adamw.step_scalars`; None: `adamw` on fp32 master weights.
+        next_state: counts the step in a parameter's states, and makes them before the first; None:
+            moments of the master weights' dtype.
     """
-    optimizer.step = MethodType(_step, optimizer)
+    apply, next_state = apply or _apply, next_state or state_for_next_step
+
+    def step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
+        _step(self, apply, next_state)
+
+    optimizer.step = MethodType(step, optimizer)
     optimizer.uncount_last_step = MethodType(_uncount_last_step, optimizer)
     skip_communication_buckets(optimizer)
 
@@ -86,7 +101,11 @@ class ParameterUpdate:
         return self.padded_working.chunk(size)[rank]
 
 
-def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
+Apply: TypeAlias = Callable[[dict, ParameterUpdate, slice | None, torch.Tensor], None]
+NextState: TypeAlias = Callable[[dict, torch.Tensor], dict]
+
+
+def _step(self: LowLevelZeroOptimizer, apply: Apply, next_state: NextState) -> None:
     """Takes the step of `LowLevelZeroOptimizer.step`, one fused kernel a parameter."""
     if not self.require_grad_sync:
         return
@@ -99,13 +118,13 @@ def _step(self: LowLevelZeroOptimizer, closure: None = None) -> None:
     factor = gradient_factor(self, norm)
     changing: dict[tuple[int, float, int], torch.Tensor] = {}
     for update in updates:
-        state = state_for_next_step(self.optim.state[update.master], update.master)
+        state = next_state(self.optim.state[update.master], update.master)
         beta1, beta2 = update.group["betas"]
         for elements, rate in updates_of(self.optim, update.group, update.master):
             key = (id(update.group), rate, state["step"])
             if key not in changing:
                 changing[key] = step_scalars(rate, beta1, beta2, state["step"], factor)
-            _apply(state, update, elements, changing[key])
+            apply(state, update, elements, changing[key])
     gather_working_weights(updates)
 
 

@@ -57,6 +57,7 @@ def check_arguments(
     _check_paths(parser, arguments)
     for name, needed in ineffective_options(arguments):
         parser.problem(f"--{name} has no effect without --{needed}")
+    _check_optimizer_states(parser, arguments.optimizer, arguments.plugin)
     _check_plugin(parser, arguments, arguments.dry_run.dry_run_processes or world_size)
     _check_trained(parser, arguments.method, arguments.optimizer)
     if arguments.method.lora_rank:
@@ -167,6 +168,18 @@ def _check_plugin(parser: CollectingArgumentParser, arguments: TrainingArguments
             parser.problem("--zero_cpu_offload needs ZeRO: use --zero 1 or 2")
     if plugin.plugin in GPU_ONLY_PLUGINS and plugin.mixed_precision == "fp32":
         parser.problem(f"--plugin {plugin.plugin} computes in fp16 or bf16 only: give another plugin for fp32")
+
+
+def _check_optimizer_states(
+    parser: CollectingArgumentParser, optimizer: OptimizerArguments, plugin: PluginArguments
+) -> None:
+    if optimizer.optimizer_states == "fp32":
+        return
+    given = f"--optimizer_states {optimizer.optimizer_states}"
+    if plugin.plugin != "zero2":
+        parser.problem(f"{given} is of --plugin zero2, but the plugin is {plugin.plugin}")
+    if plugin.mixed_precision != "bf16":
+        parser.problem(f"{given} trains bf16 weights: give --mixed_precision bf16, not {plugin.mixed_precision}")
 
 
 def _check_parallel_layout(parser: CollectingArgumentParser, arguments: TrainingArguments, world_size: int) -> None:

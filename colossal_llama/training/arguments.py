@@ -5,7 +5,7 @@ A declaration holds the option's type, unit, default, check and help (utils.argu
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from colossal_llama.evaluation.arguments import task_names, words_of
 from colossal_llama.readers.input_paths import GatherPaths, local_paths
@@ -122,6 +122,13 @@ class OptimizerArguments:
         type=number_in_range(float, above=0),
         metavar="RATE",
         help="peak learning rate of the embedding rows that the last expansion added (default: --embedding_lr)",
+    )
+    optimizer_states: Literal["fp32", "bf16", "8bit"] = option(
+        "fp32",
+        choices=("fp32", "bf16", "8bit"),
+        help="with --plugin zero2 and bf16. fp32: master weights and moments, 16 bytes a parameter with weights and "
+        "gradients; bf16: moments of 16 bits and no master weights, 8 bytes; 8bit: moments of 8 bits, 6 bytes. Weights "
+        "are then rounded stochastically",
     )
     weight_decay: float = option(0.1, "-w", type=number_in_range(float, 0), help="decoupled weight decay")
     warmup_steps: int | None = option(

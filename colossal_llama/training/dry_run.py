@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from colossal_llama.dataset.part import Part
 from colossal_llama.model.loading import load_config
 from colossal_llama.model.param_count import parameters
-from colossal_llama.training.arguments import MethodArguments, PluginArguments, TrainingArguments
+from colossal_llama.training.arguments import TrainingArguments
 from colossal_llama.training.checkpoint.state import Origin, Progress
 from colossal_llama.training.distributed import consensus
 from colossal_llama.training.inputs import RunInputs, resume_progress
@@ -159,7 +159,7 @@ def _plan_rows(
     packed = f", packed into {run.rows_per_epoch:,}" if run.rows_per_epoch != run.prepared_rows else ""
     first, peak, last = (schedule.rate(step) for step in (0, schedule.warmup_steps, max(0, schedule.total_steps - 1)))
     plugin, data = arguments.plugin, arguments.data
-    checkpoint_gib = _checkpoint_bytes(plugin, arguments.method, run.config) / GIB
+    checkpoint_gib = _checkpoint_bytes(arguments, run.config) / GIB
     return [
         ["parameters", f"{memory.parameters:,}" + ("" if trained is None else f", {trained:,} of them trained")],
         ["plugin", f"{plugin.plugin}, {plugin.mixed_precision}, {_counted(run.processes, 'process', 'processes')}"],
@@ -196,12 +196,15 @@ def _counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def _checkpoint_bytes(plugin: PluginArguments, method: MethodArguments, config: PretrainedConfig) -> int:
-    """Size of a checkpoint: weights, fp32 moments, and fp32 master weights where there are any."""
+def _checkpoint_bytes(arguments: TrainingArguments, config: PretrainedConfig) -> int:
+    """Size of a checkpoint: weights, moments, and fp32 master weights where there are any."""
+    method, plugin = arguments.method, arguments.plugin
     trained = trained_parameters(method, config) or parameters(config)
     saved = trained if method.lora_rank else parameters(config)
     if method.lora_new_rows and config.tie_word_embeddings:  # an adapter's file has both matrices
         saved += config.vocab_size * config.hidden_size
+    if arguments.optimizer.optimizer_states != "fp32":  # both moments in bf16, which holds 8 bits
+        return 2 * saved + 4 * trained
     has_master_weights = plugin.mixed_precision != "fp32" and plugin.plugin != "ddp"
     return saved * (2 if has_master_weights else 4) + trained * (12 if has_master_weights else 8)
 
@@ -255,8 +258,15 @@ def _alternatives(settings: MemoryConfig, config: PretrainedConfig) -> list[tupl
         options.append((text, replace(recomputed, micro_batch_size=1, accumulation_steps=accumulated)))
     if settings.plugin not in ("zero2", "zero2_cpu"):
         options.append(("--plugin zero2 --use_grad_checkpoint", replace(whole, plugin="zero2")))
+    is_full = settings.optimizer_states == "fp32"
+    if settings.plugin == "zero2" and settings.mixed_precision == "bf16" and is_full:
+        options += [
+            (f"--optimizer_states {states} --use_grad_checkpoint", replace(recomputed, optimizer_states=states))
+            for states in ("bf16", "8bit")
+        ]
     if settings.plugin != "zero2_cpu":
-        options.append(("--plugin zero2_cpu --use_grad_checkpoint", replace(whole, plugin="zero2_cpu")))
+        text = "--plugin zero2_cpu --use_grad_checkpoint" + ("" if is_full else " --optimizer_states fp32")
+        options.append((text, replace(whole, plugin="zero2_cpu", optimizer_states="fp32")))
     more = replace(recomputed, data_parallel_size=8 * settings.data_parallel_size)
     return [*options, ("eight times the processes and --use_grad_checkpoint", more)]
 
@@ -280,7 +290,7 @@ def _record(arguments: TrainingArguments, run: DryRun, memory: MemoryEstimate, d
         "num_epochs": run.schedule.num_epochs,
         "task_questions": len(run.task_questions),
         "task_tokens": sum(len(question.prompt) for question in run.task_questions),
-        "checkpoint_bytes": _checkpoint_bytes(arguments.plugin, arguments.method, run.config),
+        "checkpoint_bytes": _checkpoint_bytes(arguments, run.config),
         "memory_bytes": memory.phases,
         "peak_bytes": memory.peak_bytes,
         "peak_moment": memory.peak_phase,

@@ -66,6 +66,7 @@ def plugin_config(arguments: TrainingArguments) -> PluginConfig:
         microbatch_size=plugin.microbatch_size,
         zero=plugin.zero,
         zero_cpu_offload=plugin.zero_cpu_offload,
+        master_weights=arguments.optimizer.optimizer_states == "fp32",
     )
 
 

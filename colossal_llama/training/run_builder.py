@@ -14,7 +14,7 @@ from colossal_llama.dataset.loader import RowReader, StepGeometry
 from colossal_llama.dataset.part import Part, categories_of
 from colossal_llama.engine.hybrid_adam import build_optimizer
 from colossal_llama.engine.launch import current_device, has_gpu, take_share_of_cores
-from colossal_llama.engine.optimizer_step import choose_step
+from colossal_llama.engine.optimizer_step import choose_step, use_states
 from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.training.arguments import (
     HOST_OPTIMIZER_PLUGINS,
@@ -58,7 +58,7 @@ def build_trainer(arguments: TrainingArguments, inputs: RunInputs, setup: ModelS
     groups = parameter_groups(arguments, inputs, setup.model)
     optimizer = build_optimizer(setup.model, arguments.optimizer.lr, arguments.optimizer.weight_decay, groups)
     model, optimizer = backend.prepare(setup.model, optimizer)
-    setup.notes.extend(_choose_optimizer_step(arguments.plugin, arguments.model.fused_kernels, optimizer))
+    setup.notes.extend(_choose_optimizer_step(arguments, optimizer))
     geometry = step_geometry(arguments.data, arguments.plugin, backend.data_parallel_size)
     reader = _reader(arguments.data, arguments.plugin, inputs, inputs.parts)
     part_lengths = [part.row_lengths_tokens() for part in inputs.parts]
@@ -244,14 +244,17 @@ def _task_evaluator(
     )
 
 
-def _choose_optimizer_step(plugin: PluginArguments, fused_kernels: bool, optimizer: torch.optim.Optimizer) -> list[str]:
+def _choose_optimizer_step(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> list[str]:
     """Replaces ZeRO's step by the fused or the overlapped one where possible.
 
     Returns:
         Notes for the start-up report.
     """
+    fused, plugin, state_format = arguments.model.fused_kernels, arguments.plugin, arguments.optimizer.optimizer_states
+    if state_format != "fp32":
+        return [use_states(optimizer, current_device(), state_format, arguments.data.seed, fused)]
     notes = []
-    note = choose_step(optimizer, current_device()) if fused_kernels else None
+    note = choose_step(optimizer, current_device()) if fused else None
     if note is not None:
         notes.append(note)
     if has_gpu() and (plugin.plugin in HOST_OPTIMIZER_PLUGINS or plugin.zero_cpu_offload):

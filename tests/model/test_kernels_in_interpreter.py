@@ -21,4 +21,5 @@ def test_kernels_equal_plain_pytorch(project_root):
         "model: equal",
         "selective_recomputation: equal",
         "update: equal",
+        "low_precision_update: equal",
     ]

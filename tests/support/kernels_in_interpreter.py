@@ -22,9 +22,10 @@ from colossal_llama.model.activation_checkpointing import recompute_layers
 from colossal_llama.model.architectures import ARCHITECTURES, architecture_of
 from colossal_llama.model.attention.document_mask import encode_document_mask
 from colossal_llama.model.attention.varlen import SDPA
-from colossal_llama.model.kernels import rms_norm
-from colossal_llama.model.kernels.adamw import adamw_fused, adamw_reference
+from colossal_llama.model.kernels import eight_bit_moments, rms_norm
+from colossal_llama.model.kernels.adamw import adamw_fused, adamw_reference, step_scalars
 from colossal_llama.model.kernels.apply import use_fused_kernels
+from colossal_llama.model.kernels.low_precision_adamw import Noise, low_precision_adamw
 from colossal_llama.model.loading import model_class
 from colossal_llama.training.memory.estimate import activation_bytes_per_layer
 
@@ -72,7 +73,7 @@ def main() -> None:
     """Norms, a whole model, selective recomputation, and the update."""
     liger_rms_norm.rsqrt = liger_fused_add_rms_norm.rsqrt = rsqrt
     interpreter._implicit_cvt = partial(as_compiled, interpreter._implicit_cvt)
-    for check in (norms, model, selective_recomputation, update):
+    for check in (norms, model, selective_recomputation, update, low_precision_update):
         check()
         print(f"{check.__name__}: equal", flush=True)
 
@@ -204,6 +205,26 @@ def update() -> None:
         adamw_fused((*tensors, scalars), (0.9, 0.95, 1e-8, 0.1))
         for mine, theirs in zip(tensors, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def low_precision_update() -> None:
+    """The kernels for states in 16 and 8 bits, bit for bit, on a range and on everything."""
+    for eight_bit, elements, factor in itertools.product((False, True), (None, slice(300, 2111)), (0.5, math.nan)):
+        results = []
+        for fused in (False, True):
+            generator = torch.Generator().manual_seed(3)
+            weight = torch.randn(3000, generator=generator).bfloat16()
+            states = {name: torch.zeros(3000).bfloat16() for name in ("exp_avg", "exp_avg_sq")}
+            if eight_bit:
+                states = eight_bit_moments.zeros(3000, torch.device("cpu"))
+            for step in range(1, 5):
+                gradient = (torch.randn(3000, generator=generator) * torch.logspace(-6, 2, 3000)).bfloat16()
+                scalars = step_scalars(1e-2, 0.9, 0.95, step, factor if step == 4 else 0.5)
+                chance, hyper = Noise(12345 + step, 2**32 - 100), (0.9, 0.95, 1e-8, 0.1)
+                low_precision_adamw(weight, gradient, states, elements, scalars, chance, hyper, fused)
+            results.append([weight, *states.values()])
+        for mine, theirs in zip(*results, strict=True):
+            assert torch.equal(mine, theirs)
 
 
 if __name__ == "__main__":

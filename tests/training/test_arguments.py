@@ -53,6 +53,8 @@ def test_aliases_of_the_contract(base):
             "not for --mixed_precision fp32; the nearest possible setting is",
         ),
         (["--pp", "2"], "--pp is an option of --plugin 3d"),
+        (["--plugin", "zero2_cpu", "--optimizer_states", "8bit"], "--optimizer_states 8bit is of --plugin zero2"),
+        (["--plugin", "zero2", "--optimizer_states", "bf16"], "give --mixed_precision bf16, not fp16"),
         (["--plugin", "3d", "--microbatch_size", "2"], "--microbatch_size has no effect without --pp"),
         (["--plugin", "3d", "--sp_mode", "ring"], "--sp_mode has no effect without --sp"),
         (["--plugin", "3d", "--zero", "0", "--zero_cpu_offload"], "needs ZeRO"),

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from colossal_llama.engine.optimizer_shards import OptimizerShard, ShardRange, TensorShard
 from colossal_llama.engine.parameter_groups import hyperparameters, trains_frozen_rows
+from colossal_llama.engine.state_formats import moments_of, states_from
 from colossal_llama.training.checkpoint.staging import HEADER_ENTRIES
 from colossal_llama.training.checkpoint.state import OPTIMIZER_INDEX
 from colossal_llama.utils.errors import UserError
@@ -47,8 +48,7 @@ def tensors_to_save(shards: list[OptimizerShard]) -> Iterator[tuple[str, torch.T
         if not shard.is_written_here or elements == 0:
             continue
         entry = {shard.name: {**_range_to_json(shard.range), "step": int(shard.states.get("step", 0))}}
-        tensors = {name: state for name, state in shard.states.items() if isinstance(state, torch.Tensor)}
-        tensors.pop("step", None)
+        tensors = moments_of(shard.states)
         if shard.keeps_master:
             tensors[_MASTER] = shard.master
         for name, tensor in tensors.items():
@@ -251,7 +251,7 @@ def restore_states(saved: SavedOptimizer, shards: list[OptimizerShard], weights:
         shard.states.clear()
         if step:
             moments = {name: _to_shard(saved.read(shard.name, name, shard.range), shard) for name in _MOMENTS}
-            shard.states.update(step=step, **moments)
+            shard.states.update(step=step, **states_from(shard.state_format, moments))
 
 
 def _to_shard(values: torch.Tensor, shard: OptimizerShard) -> torch.Tensor:

@@ -40,6 +40,8 @@ class MemoryConfig:
     fused_update: bool = True
     """True for the step of engine.zero_update or engine.zero_offload_update, where the plugin can
     use it; else ColossalAI's own."""
+    optimizer_states: str = "fp32"
+    """`bf16` and `8bit` are without master weights (engine.low_precision_update)."""
     trainable_parameters: int | None = None
     """Number of trained parameters when some are frozen (LoRA's adapters are part of the model);
     None: all are trained. Activations of frozen layers are estimated up to a fifth too high: the
@@ -103,6 +105,7 @@ def memory_config_of(
         fp8=arguments.model.fp8,
         flash_attention=flash_attention,
         fused_update=arguments.model.fused_kernels if offloads else fused_kernels,  # in host memory on any device
+        optimizer_states=arguments.optimizer.optimizer_states,
         trainable_parameters=trained_parameters(arguments.method, config),
     )
 

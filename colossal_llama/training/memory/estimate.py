@@ -28,6 +28,7 @@ ALLOWANCE_BYTES = int(1.5 * GIB)
 a measurement."""
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+_MOMENT_BYTES = {"fp32": 8, "bf16": 4, "8bit": 2 + 2 / 256}  # both; of a parameter
 _BUCKET_ELEMENTS = 12 * 2**20  # of ZeRO's communication bucket
 _LOSS_CHUNK_ROWS = 4096  # of colossal_llama.model.kernels.linear_cross_entropy (a test compares them)
 _SLICE_BUFFERS_BYTES = 16 * 2**20  # of colossal_llama.engine.zero_offload_update (a test compares them)
@@ -194,8 +195,9 @@ class _ModelShare:
 
 def _resident(model: _ModelShare, settings: MemoryConfig) -> dict[str, int]:
     """Bytes that stay allocated in all phases."""
-    master = 4 * model.trainable if not model.is_ddp and (model.is_zero or model.value_bytes < 4) else 0
-    adam_moments = 8 * model.trainable
+    has_master = not model.is_ddp and (model.is_zero or model.value_bytes < 4) and settings.optimizer_states == "fp32"
+    master = 4 * model.trainable if has_master else 0
+    adam_moments = int(_MOMENT_BYTES[settings.optimizer_states] * model.trainable)
     return {
         "weights": _weights(model),
         "master weights and moments": 0 if model.offloads else (master + adam_moments) // model.shards,
@@ -347,7 +349,8 @@ def _optimizer_step(model: _ModelShare, settings: MemoryConfig) -> dict[str, int
 
 def _has_fused_step(model: _ModelShare, settings: MemoryConfig) -> bool:
     is_whole = settings.tensor_parallel_size == 1 and settings.pipeline_stages == 1
-    return settings.fused_update and is_whole and model.value_bytes < 4
+    is_fused = settings.fused_update or settings.optimizer_states != "fp32"
+    return is_fused and is_whole and model.value_bytes < 4
 
 
 def _gather_buffers(model: _ModelShare) -> float:
