@@ -96,7 +96,8 @@ class TextBatch:
     @cached_property
     def visible_counts(self) -> np.ndarray:
         """Characters of each text that are no white space."""
-        return np.diff(np.searchsorted(self.visible, self.starts))
+        spaces = np.flatnonzero(self.classes & SPACE)
+        return np.diff(self.starts) - np.diff(np.searchsorted(spaces, self.starts))
 
     @cached_property
     def words(self) -> Spans:

@@ -46,16 +46,19 @@ def measure(batch: TextBatch, settings: RuleSettings) -> dict[str, np.ndarray]:
 
 
 def judge_texts(texts: Iterable[str], settings: RuleSettings) -> list[Verdict | None]:
-    """Judges texts, in batches of the best size; see `judge`."""
+    """Judges texts, in batches of the best size; see `judge`.
+
+    A very long text has a batch of its own: too long, it is dropped before more is measured.
+    """
     verdicts: list[Verdict | None] = []
     batch: list[str] = []
     characters = 0
     for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
+        if characters + len(text) > _BATCH_CHARACTERS:
             verdicts += judge(make_batch(batch), settings)
             batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
     return verdicts + judge(make_batch(batch), settings)
 
 
