@@ -8,7 +8,8 @@ What is never cut, however often it recurs:
 
 - brackets alone (`}`, `);`) and the fences of code blocks;
 - recurring lines that follow each other (blank lines do not count) and have together less than
-  `min_letters` letters: `---`, a heading, an author's name. A Han character counts as four;
+  `min_letters` letters, each line once: `---`, a heading, an author's name. A Han character counts
+  as four;
 - with `keep_code`: lines of fenced code blocks, headings, rows of tables, lines that look like
   code, and lines shorter than a sentence of five words or eight Han characters.
 """
@@ -38,6 +39,7 @@ _CODE = regex.compile(
 )
 _MIN_SENTENCE_WORDS, _MIN_SENTENCE_IDEOGRAPHS = 5, 8
 _NO_KEYS, _NO_DOCUMENTS = np.empty(0, np.uint64), np.empty(0, np.int64)
+_LENGTH_BITS = np.uint64(31)
 _LINES, _GROUPS, _DOCUMENTS, CUTS = "lines", "groups", "documents", "cuts"
 
 
@@ -82,10 +84,16 @@ def write_lines(directory: Path, block: int, texts: Sequence[str], groups: Seque
         counts.append(len(distinct))
     documents = hash_runs.document_numbers(block, range(len(texts)))
     group_keys = _group_keys(groups)
-    keys = hash_runs.hash_texts(lines) ^ np.repeat(group_keys, counts)
+    keys = _line_keys(lines, np.repeat(group_keys, counts))
     hash_runs.write_run(directory / _LINES, block, keys, np.repeat(documents, counts))
     hash_runs.write_run(directory / _GROUPS, block, group_keys, documents)
     hash_runs.write_run(directory / _DOCUMENTS, block, documents, group_keys)
+
+
+def _line_keys(lines: Sequence[str], group_keys: np.ndarray) -> np.ndarray:
+    """Hash of each line and its group, uint64; the lowest five bits are its length, at most 31."""
+    lengths = np.fromiter(map(len, lines), np.uint64, len(lines))
+    return (hash_runs.hash_texts(lines) ^ group_keys) & ~_LENGTH_BITS | np.minimum(lengths, _LENGTH_BITS)
 
 
 def _group_keys(groups: Sequence[str]) -> np.ndarray:
@@ -120,20 +128,29 @@ def write_cuts(
     return len(recurring)
 
 
-def read_cuts(directory: Path, block: int) -> dict[int, np.ndarray]:
-    """Returns the hashes of the recurring lines of each document of a block that has any.
+def read_cuts(directory: Path, block: int, settings: Boilerplate) -> dict[int, frozenset[int]]:
+    """Returns the hashes of the recurring lines of the documents of a block that lose some.
 
     Args:
         directory: after `write_cuts`.
         block: number of the block.
+        settings: as of `write_cuts`. Left out are documents whose recurring lines are too short
+            to be cut: an author's name in each of 10,000 poems.
 
     Returns:
-        Position of a document → hashes of lines, ascending, uint64.
+        Position of a document → hashes of lines.
     """
     documents, keys = hash_runs.read_documents(directory / CUTS, block)
     distinct, starts = np.unique(documents, return_index=True)
-    parts = np.split(keys, starts[1:]) if len(distinct) else []
-    return dict(zip(hash_runs.positions_in_chunk(distinct), map(np.sort, parts), strict=True))
+    lengths = (keys & _LENGTH_BITS).astype(np.int64)
+    letters = np.where(lengths == _LENGTH_BITS, settings.min_letters, _IDEOGRAPH_LETTERS * lengths)
+    may_be_cut = np.add.reduceat(letters, starts) >= settings.min_letters if len(starts) else np.empty(0, bool)
+    parts = np.split(keys, starts[1:])
+    return {
+        position: frozenset(part.tolist())
+        for position, part, may in zip(hash_runs.positions_in_chunk(distinct), parts, may_be_cut, strict=False)
+        if may
+    }
 
 
 @dataclass(frozen=True)
@@ -201,7 +218,7 @@ def _groups_of_documents(directory: Path, documents: np.ndarray) -> np.ndarray:
     return groups
 
 
-def cut_lines(text: str, group: str, hashes: np.ndarray, settings: Boilerplate) -> tuple[str, int]:
+def cut_lines(text: str, group: str, hashes: frozenset[int], settings: Boilerplate) -> tuple[str, int]:
     """Cuts recurring lines out of a text.
 
     Args:
@@ -215,28 +232,28 @@ def cut_lines(text: str, group: str, hashes: np.ndarray, settings: Boilerplate) 
     """
     lines = text.split("\n")
     stripped = [line.strip() for line in lines]
-    recurs = _is_in(hash_runs.hash_texts(stripped) ^ _group_keys([group]), hashes)
+    keys = _line_keys(stripped, _group_keys([group])).tolist()
+    recurring = {i for i, key in enumerate(keys) if key in hashes and not _NEVER_CUT.match(stripped[i])}
     if settings.keep_code:
-        recurs &= ~_fenced(stripped)
-        recurs[recurs] = [not _is_code(stripped[i]) for i in np.flatnonzero(recurs)]
+        recurring = {i for i in recurring if not _is_code(stripped[i])}
+        recurring = recurring and recurring.difference(_fenced(stripped))
     dropped: set[int] = set()
     cut = 0
-    for run in _runs(stripped, recurs.tolist()):
-        if sum(_letters(stripped[i]) for i in run) >= settings.min_letters:
+    for run in _runs(stripped, recurring):
+        if sum(_letters(line) for line in {stripped[i] for i in run}) >= settings.min_letters:
             dropped.update(_with_blank_lines(stripped, run[0], run[-1] + 1))
             cut += len(run)
     return "\n".join([line for i, line in enumerate(lines) if i not in dropped]) if dropped else text, cut
 
 
-def _runs(stripped: list[str], recurs: list[bool]) -> Iterator[list[int]]:
+def _runs(stripped: list[str], recurring: set[int]) -> Iterator[list[int]]:
     """Indices of recurring lines that follow each other, with only blank lines between them."""
     run: list[int] = []
-    for index, (line, recurring) in enumerate(zip(stripped, recurs, strict=True)):
-        if recurring and not _NEVER_CUT.match(line):
-            run.append(index)
-        elif line and run:
+    for index in sorted(recurring):
+        if run and any(stripped[run[-1] + 1 : index]):
             yield run
             run = []
+        run.append(index)
     if run:
         yield run
 
@@ -251,9 +268,8 @@ def _with_blank_lines(stripped: list[str], start: int, end: int) -> range:
     return range(start, end if start and stripped[start - 1] else following)
 
 
-def _fenced(stripped: list[str]) -> np.ndarray:
-    """True for lines of fenced code blocks, with their fences (CommonMark 0.31, section 4.5)."""
-    fenced = np.zeros(len(stripped), dtype=bool)
+def _fenced(stripped: list[str]) -> Iterator[int]:
+    """Yields the lines of fenced code blocks, with their fences (CommonMark 0.31, section 4.5)."""
     start, opening = 0, ""
     for index, line in enumerate(stripped):
         if not line.startswith(("```", "~~~")) or (match := _FENCE.match(line)) is None:
@@ -262,11 +278,10 @@ def _fenced(stripped: list[str]) -> np.ndarray:
         if not opening and not _is_underline(line, stripped[index - 1] if index else ""):
             start, opening = index, mark
         elif opening and mark.startswith(opening) and not info:
-            fenced[start : index + 1] = True
+            yield from range(start, index + 1)
             opening = ""
     if opening:
-        fenced[start:] = True
-    return fenced
+        yield from range(start, len(stripped))
 
 
 def _is_underline(line: str, above: str) -> bool:

@@ -25,7 +25,11 @@ class BlockDecisions:
         directory = signature_dir(work_dir)
         self._duplicates = ChunkDuplicates(directory, block, DuplicateSettings.of_rules(rules))
         self._boilerplate = Boilerplate.of_rules(rules)
-        self._lines = {} if self._boilerplate is None else boilerplate.read_cuts(directory / BOILERPLATE, block)
+        self._lines = (
+            {}
+            if self._boilerplate is None
+            else boilerplate.read_cuts(directory / BOILERPLATE, block, self._boilerplate)
+        )
 
     def duplicate(self, position: int) -> Duplicate | None:
         """Returns why a document is dropped as a duplicate; None where it stays."""

@@ -34,7 +34,7 @@ def cleaned(
     write_cuts(directory, index, is_dropped, settings, memory_bytes)
     result = list(texts)
     for block, part in enumerate(parts):
-        for position, hashes in read_cuts(directory, block).items():
+        for position, hashes in read_cuts(directory, block, settings).items():
             at = part[position]
             result[at], count = cut_lines(texts[at], groups[at], hashes, settings)
             assert count == _lines(texts[at]) - _lines(result[at])
@@ -145,6 +145,19 @@ def test_short_lines_go_where_they_follow_each_other(tmp_path):
 def test_blank_lines_around_what_is_cut_go_where_they_separate_nothing(tmp_path, page, left):
     texts = [page.format(FOOTER, FOOTER).replace("o", f"o{i}") for i in range(20)]
     assert cleaned(tmp_path, texts) == [left.replace("o", f"o{i}") for i in range(20)]
+
+
+@pytest.mark.parametrize(("min_letters", "is_cut"), [(4 * len(FOOTER) - 4, True), (4 * len(FOOTER), False)])
+def test_letters_of_long_lines_count_in_full(tmp_path, min_letters, is_cut):
+    footer = FOOTER.replace("，", "") * 3
+    texts = pages(40, 40, footer)
+    settings = Boilerplate(10, 0.05, min_letters=3 * min_letters)
+    assert (cleaned(tmp_path, texts, settings=settings) == pages(40, 0)) == is_cut
+
+
+def test_a_short_line_that_a_document_repeats_counts_once(tmp_path):
+    texts = [f"首页\n首页\n首页\n首页\n首页\n正文{i}" for i in range(40)]
+    assert cleaned(tmp_path, texts) == texts
 
 
 CODE = [
