@@ -1,6 +1,8 @@
 """Rules about single documents: batched figures are those counted plainly; verdicts name limits."""
 
+import base64
 import math
+import random
 from itertools import pairwise
 
 import numpy as np
@@ -211,3 +213,57 @@ def test_duplicate_ngrams_cover_less_the_longer_they_are():
     shares = [measured[f"ngram_repetition.duplicate_{n}_grams"] for n in range(5, 11)]
     assert all((longer <= shorter).all() for shorter, longer in pairwise(shares))
     assert not math.isnan(shares[0].sum())
+
+
+def rubbish() -> dict[str, str]:
+    """Kinds of pages that no corpus wants, made up."""
+    rng = random.Random(1)
+    words = [
+        "apple",
+        "river",
+        "stone",
+        "house",
+        "garden",
+        "market",
+        "window",
+        "paper",
+        "winter",
+        "bridge",
+        "yellow",
+        "engine",
+        "doctor",
+        "forest",
+    ]
+    han = "河山石头房子花园市场窗户纸张冬天桥梁黄色发动机医生森林银色纽扣旅行母亲广场"
+    return {
+        "menu": "\n".join(rng.choice(words).title() for _ in range(80)),
+        "Chinese menu": "\n".join("".join(rng.sample(han, 3)) for _ in range(80)),
+        "keywords": ", ".join(f"{rng.choice(words)} {rng.choice(words)}" for _ in range(300)),
+        "Chinese keywords": "、".join("".join(rng.sample(han, 3)) for _ in range(200)),
+        "spam": " ".join(f"Buy cheap {rng.choice(words)} online now!" for _ in range(60)),
+        "Chinese spam": "".join(f"点击购买{rng.choice(han)}{rng.choice(han)}正品低价包邮！" for _ in range(60)),
+        "base64": "\n".join(base64.b64encode(rng.randbytes(57)).decode() for _ in range(80)),
+        "dump": "\n".join(" ".join(f"{byte:02x}" for byte in rng.randbytes(16)) + "." for _ in range(100)),
+        "mojibake": (CHINESE * 2).encode().decode("latin-1"),
+        "undecodable": (CHINESE * 4).encode("gbk").decode("utf-8", "replace"),
+        "numbers": "\n".join(" ".join(str(rng.randrange(9999)) for _ in range(10)) for _ in range(80)),
+        "log": "\n".join(
+            f"2024-05-07 12:{rng.randrange(10, 60)}:07 INFO job {rng.randrange(9999)}." for _ in range(100)
+        ),
+        "snippets": "\n".join(" ".join(rng.choices(words, k=12)) + " ..." for _ in range(30)),
+        "bullets": "\n".join("• " + " ".join(rng.choices(words, k=9)) + "." for _ in range(30)),
+        "tags": " ".join(f"#{rng.choice(words)}{number}." for number in range(120)),
+        "contents": "\n".join(f"{rng.choice(words).title()} {rng.choice(words)} ........ {n}" for n in range(60)),
+    }
+
+
+@pytest.mark.parametrize("kind", rubbish())
+def test_rubbish_is_dropped_as_web_pages(kind):
+    (verdict,) = judge(make_batch([rubbish()[kind]]), read_rules("web"))
+    assert verdict is not None
+
+
+@pytest.mark.parametrize("kind", sorted(rubbish().keys() - {"keywords", "Chinese keywords"}))
+def test_rubbish_is_no_documentation_of_code(kind):
+    (verdict,) = judge(make_batch([rubbish()[kind]]), read_rules("code-docs"))
+    assert verdict is not None
