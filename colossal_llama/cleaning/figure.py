@@ -147,9 +147,9 @@ def _draw_categories(
         axes.barh(places, widths, left=right, color=colours[name], height=0.75)
         right += widths
     for place, (whole, rest) in enumerate(zip(wholes, kept, strict=True)):
-        text = f"kept {short_number(int(rest))} of {short_number(int(whole))}" + (
-            f" ({100 * rest / whole:.4g} %)" if whole else ""
-        )
+        text = f"{short_number(int(rest))} moved here"
+        if whole:
+            text = f"kept {short_number(int(rest))} of {short_number(int(whole))} ({100 * rest / whole:.4g} %)"
         axes.annotate(text, (right[place], place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     _name_rows(axes, [labels[name] for name in categories], room)
     axes.set_xlim(0, 1.6 * (right.max(initial=0) or 1))
