@@ -79,3 +79,8 @@ def texts_of(record: dict[str, Any]) -> list[str]:
     if len(texts) != len(listed):
         raise BrokenRecordError("has no source and target, and no messages")
     return texts
+
+
+def text_of(record: dict[str, Any]) -> str:
+    """Text of a record, for a sample: what is not empty of source and target, or of messages."""
+    return "\n".join(text for text in texts_of(record) if text)

@@ -18,7 +18,7 @@ from colossal_llama.cleaning.decisions import BlockDecisions
 from colossal_llama.cleaning.document import Verdict
 from colossal_llama.cleaning.dropped import dropped_line
 from colossal_llama.cleaning.duplicates.decisions import Duplicate
-from colossal_llama.cleaning.output_files import DOCUMENTS
+from colossal_llama.cleaning.output_files import DOCUMENTS, text_of
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.cleaning.stages import judge_lengths
 from colossal_llama.dataset.prepare.input_files import Chunk
@@ -138,7 +138,7 @@ def _dropped_before(job: SecondPass, chunk: int, counts: CountsBuilder) -> Itera
             content = orjson.loads(line)
             verdict, position = Verdict(*content["verdict"]), job.candidates.position(chunk, content["place"])
             record, file = content["record"], content["file"]
-            counts.add_dropped(verdict, record["category"], file, position, _text(record), content["characters"])
+            counts.add_dropped(verdict, record["category"], file, position, text_of(record), content["characters"])
             yield dropped_line(verdict, file, position, record)
 
 
@@ -193,13 +193,6 @@ def _dropped(
     document, position = candidate.document, job.candidates.position(chunk, candidate.place)
     record = candidate.original_record()
     counts.add_dropped(
-        verdict, candidate.category, document.file, position, _text(record), candidate.original_characters
+        verdict, candidate.category, document.file, position, text_of(record), candidate.original_characters
     )
     return dropped_line(verdict, document.file, position, record, kept)
-
-
-def _text(record: dict) -> str:
-    """The text of a record, for a sample."""
-    if "messages" in record:
-        return "\n".join(message["content"] for message in record["messages"])
-    return "\n".join(text for text in (record["source"], record["target"]) if text)

@@ -15,6 +15,7 @@ from colossal_llama.cleaning.output_files import (
     BrokenRecordError,
     output_files,
     read_lines,
+    text_of,
     texts_of,
 )
 from colossal_llama.cleaning.report import read_report
@@ -96,7 +97,7 @@ class _Recount:
         samples = self.samples.setdefault(reason, [])
         key = sample_key(record["file"], record["position"])
         if len(samples) < SAMPLES or key < samples[-1][0]:
-            beginning = "\n".join(text for text in texts if text)[:SAMPLE_CHARACTERS]
+            beginning = text_of(record)[:SAMPLE_CHARACTERS]
             fields = {name: record[name] for name in ("file", "position", "category", "figure", "limit")}
             samples.append((key, {**fields, "beginning": beginning}))
             samples.sort(key=lambda sample: (sample[0], sample[1]["file"], sample[1]["position"]))

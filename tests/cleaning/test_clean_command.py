@@ -69,3 +69,16 @@ def test_code_blocks_stay_whole_where_other_documents_have_their_paragraphs(tmp_
     assert shared not in second
     assert code in first
     assert code in second
+
+
+def test_empty_messages_and_every_kind_of_text_are_verified(tmp_path):
+    messages = [[("human", "Who paints?"), ("assistant", "x" * 3000)], [("human", ""), ("assistant", "y" * 2000)]]
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    records = [
+        {"messages": [{"from": role, "content": text} for role, text in turns], "category": "聊天"}
+        for turns in messages
+    ]
+    (raw / "a.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
+    report = run_clean(raw, tmp_path / "out", "--preset", "conversations", "--set", "length.min_words=100")
+    assert report["totals"]["dropped"]["documents"] == 2

@@ -72,10 +72,11 @@ class ChunkDuplicates:
     def duplicate(self, position: int) -> Duplicate | None:
         """Returns why a document, by its position in the chunk, is dropped; None where it stays."""
         if position in self._exact:
-            return Duplicate(Verdict(EXACT, 1.0, 1.0), self._exact[position])
+            return Duplicate(Verdict(EXACT, 1.0, "the same text"), self._exact[position])
         if position in self._near and self._settings.near is not None:
             kept, similarity = self._near[position]
-            return Duplicate(Verdict(NEAR, round(similarity, 4), self._settings.near.min_similarity), kept)
+            limit = f"min_similarity {self._settings.near.min_similarity:g}"
+            return Duplicate(Verdict(NEAR, round(similarity, 4), limit), kept)
         return None
 
     def cut_paragraphs(self, position: int, document: Document) -> tuple[int, int]:
