@@ -6,6 +6,7 @@ import pytest
 
 from colossal_llama.cleaning.rule_settings import PRESETS, RuleSettings, read_rules
 from colossal_llama.utils.errors import UserError
+from tests.support.rules_table import DOCUMENT, documented_table, rules_table
 
 
 def problems(*args, **options) -> list[str]:
@@ -125,3 +126,13 @@ def test_a_file_that_is_not_there_or_says_nothing(tmp_path):
     assert "No such file" in problems(file=tmp_path / "none.yaml")[0]
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
     assert read_rules(file=tmp_path / "empty.yaml").rules == read_rules().rules
+
+
+def test_the_documented_thresholds_are_those_in_effect():
+    assert documented_table() == rules_table(), "python -m tests.support.rules_table --write"
+
+
+def test_every_rule_is_explained():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    explained = text.partition("## Every rule and its figure")[2]
+    assert [name for name in read_rules().rules if f"`{name}`" not in explained] == []

@@ -15,7 +15,14 @@ from tests.support.project_tree import project_files
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "train.example.sh", "train_sft.example.sh", "quickstart.sh"]
-DOCUMENTS += ["docs/data.md", "docs/evaluation.md", "docs/expansion.md", "docs/export.md", "docs/models_by_name.md"]
+DOCUMENTS += [
+    "docs/cleaning.md",
+    "docs/data.md",
+    "docs/evaluation.md",
+    "docs/expansion.md",
+    "docs/export.md",
+    "docs/models_by_name.md",
+]
 SUB_COMMAND = "-m colossal_llama "
 BACKTICKS = re.compile(r"`([^`\n]+)`")
 FLAG = re.compile(r"(?<![\w-])--?[a-z]\w*(?:[-_]\w+)*")

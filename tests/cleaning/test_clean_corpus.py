@@ -71,7 +71,7 @@ def test_code_blocks_stay_whole_where_other_documents_have_their_paragraphs(tmp_
     assert code in second
 
 
-def test_empty_messages_and_every_kind_of_text_are_verified(tmp_path):
+def test_dropped_conversations_are_verified_with_their_samples(tmp_path):
     messages = [[("human", "Who paints?"), ("assistant", "x" * 3000)], [("human", ""), ("assistant", "y" * 2000)]]
     raw = tmp_path / "raw"
     raw.mkdir()
@@ -81,4 +81,4 @@ def test_empty_messages_and_every_kind_of_text_are_verified(tmp_path):
     ]
     (raw / "a.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
     report = run_clean(raw, tmp_path / "out", "--preset", "conversations", "--set", "length.min_words=100")
-    assert report["totals"]["dropped"]["documents"] == 2
+    assert report["totals"]["dropped"]["documents"] + sum(report["totals"]["rejected"].values()) == 2
