@@ -41,6 +41,8 @@ _MIN_SENTENCE_WORDS, _MIN_SENTENCE_IDEOGRAPHS = 5, 8
 _NO_KEYS, _NO_DOCUMENTS = np.empty(0, np.uint64), np.empty(0, np.int64)
 _LENGTH_BITS = np.uint64(31)
 _LINES, _GROUPS, _DOCUMENTS, CUTS = "lines", "groups", "documents", "cuts"
+RUNS = (_LINES, _GROUPS, _DOCUMENTS)
+"""Directories of what `write_lines` writes."""
 
 
 @dataclass(frozen=True)

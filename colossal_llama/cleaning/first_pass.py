@@ -79,7 +79,7 @@ def clean_chunk(job: FirstPass, chunk: Chunk) -> dict:
     Returns:
         The facts of the chunk: numbers of rows, records, empty lines, bad records by reason,
             documents and characters; number of rows and SHA-256 of each range; number of candidates
-            and first byte of each block.
+            and first byte of each block; checksums of the signatures.
     """
     rows = ChunkRows(chunk, job.max_line_bytes)
     files = UnitFiles(chunk_base(job.work_dir, chunk.index), _FILES)
@@ -92,8 +92,7 @@ def clean_chunk(job: FirstPass, chunk: Chunk) -> dict:
             output.add(kept, dropped)
             _write_rejected(rows, files)
         _write_rejected(rows, files)
-        blocks = signatures.finish()
-        counts = {"documents": output.documents, "characters": output.characters, "blocks": blocks}
+        counts = {"documents": output.documents, "characters": output.characters, **signatures.finish()}
         return files.finish({**rows.facts(), **counts, "statistics": output.statistics})
     finally:
         files.discard()

@@ -80,7 +80,7 @@ def write_run(directory: Path, number: int, keys: np.ndarray, *values: np.ndarra
         columns = np.ascontiguousarray(columns[:, is_new])
     directory.mkdir(parents=True, exist_ok=True)
     # Not flushed: a chunk is finished when the record of its run directory is on the disk.
-    with atomic_io.atomic_file(directory / _run_name(number), durable=False) as file:
+    with atomic_io.atomic_file(run_path(directory, number), durable=False) as file:
         # Not by np.save, whose error on a full disk lacks the error number.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(columns))
         file.write(columns.data)
@@ -133,11 +133,12 @@ def read_documents(directory: Path, chunk: int) -> np.ndarray:
 
 def read_run(directory: Path, number: int) -> np.ndarray:
     """Returns the entries of one run: [columns, entries]."""
-    return np.array(_open(directory / _run_name(number)))
+    return np.array(_open(run_path(directory, number)))
 
 
-def _run_name(number: int) -> str:
-    return f"run-{number:08d}.npy"
+def run_path(directory: Path, number: int) -> Path:
+    """Path of the run of a number."""
+    return directory / f"run-{number:08d}.npy"
 
 
 def _run_files(directory: Path) -> list[Path]:

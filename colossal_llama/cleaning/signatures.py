@@ -12,13 +12,22 @@ from pathlib import Path
 from colossal_llama.cleaning import boilerplate
 from colossal_llama.cleaning.boilerplate import Boilerplate
 from colossal_llama.cleaning.document import Document
-from colossal_llama.cleaning.duplicates.signatures import DuplicateSettings, DuplicateSignatures
+from colossal_llama.cleaning.duplicates.signatures import (
+    EXACT,
+    NEAR,
+    PARAGRAPHS,
+    DuplicateSettings,
+    DuplicateSignatures,
+)
+from colossal_llama.cleaning.hash_runs import run_path
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.readers.formats import TABLE_KINDS, Format
+from colossal_llama.utils.checksums import checksum_of
 
 BLOCK_CHARACTERS = 16 << 20
 BOILERPLATE = "boilerplate"
+_DIRECTORIES = (EXACT, NEAR, PARAGRAPHS, *(f"{BOILERPLATE}/{name}" for name in boilerplate.RUNS))
 _GROWTH = 8  # of compressed files, at most, for their blocks to be as small
 
 
@@ -82,10 +91,22 @@ class Signatures:
         self._documents += documents
         self._characters += sum(document.length_characters for document in documents)
 
-    def finish(self) -> list[tuple[int, int]]:
-        """Writes the last block; returns number of documents and first byte of each."""
+    def finish(self) -> dict:
+        """Writes the last block.
+
+        Returns:
+            Facts of the chunk: number of documents and first byte of each block, and checksums of
+                the runs, by their paths below the signatures.
+        """
         self._write_block()
-        return self._written
+        paths = [
+            path
+            for block in self._blocks[: len(self._written)]
+            for kind in _DIRECTORIES
+            if (path := run_path(self._directory / kind, block)).exists()
+        ]
+        runs = {str(path.relative_to(self._directory)): checksum_of(path).xxh3_128 for path in paths}
+        return {"blocks": self._written, "runs_xxh3": runs}
 
     def _write_block(self) -> None:
         block, documents = self._blocks[len(self._written)], self._documents
@@ -98,6 +119,17 @@ class Signatures:
             boilerplate.write_lines(self._directory / BOILERPLATE, block, texts, groups)
         self._written.append((len(documents), self._start_bytes))
         self._documents, self._characters = [], 0
+
+
+def run_problem(work_dir: Path, facts: dict) -> str | None:
+    """Names the first of a chunk's runs that has changed since it was written; None without one."""
+    for name, checksum in facts["runs_xxh3"].items():
+        path = signature_dir(work_dir) / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if checksum_of(path).xxh3_128 != checksum:
+            return f"{name} has changed since it was written"
+    return None
 
 
 def signature_dir(work_dir: Path) -> Path:
