@@ -11,16 +11,20 @@ last: a merge that was killed begins anew.
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from colossal_llama.cleaning import boilerplate
 from colossal_llama.cleaning.boilerplate import Boilerplate
+from colossal_llama.cleaning.duplicates import exact, near, paragraphs
 from colossal_llama.cleaning.duplicates.decisions import merge_duplicates
 from colossal_llama.cleaning.duplicates.document_index import DocumentIndex
-from colossal_llama.cleaning.duplicates.signatures import DuplicateSettings
+from colossal_llama.cleaning.duplicates.signatures import EXACT, NEAR, PARAGRAPHS, DuplicateSettings
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.cleaning.signatures import BOILERPLATE, signature_dir
-from colossal_llama.utils.atomic_io import write_json
+from colossal_llama.dataset.prepare.recheck import say_damages
+from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum, write_checked
+from colossal_llama.utils.checksums import checksum_of
 
 _MERGED = "merged.json"
 
@@ -42,7 +46,7 @@ def merge(
         memory_bytes: what signatures in memory may take.
     """
     directory = signature_dir(work_dir)
-    if (directory / _MERGED).exists():
+    if _is_merged(directory):
         return
     directory.mkdir(parents=True, exist_ok=True)  # without a rule across documents nobody has made it
     settings = DuplicateSettings.of_rules(rules)
@@ -51,4 +55,24 @@ def merge(
         shutil.rmtree(directory / BOILERPLATE / boilerplate.CUTS, ignore_errors=True)
         index = DocumentIndex.of_chunks(block_sizes)
         boilerplate.write_cuts(directory / BOILERPLATE, index, is_dropped, recurring, memory_bytes)
-    write_json(directory / _MERGED, {"documents": sum(block_sizes), "dropped": int(is_dropped.sum())})
+    runs = {str(path.relative_to(directory)): checksum_of(path).xxh3_128 for path in _decisions(directory)}
+    facts = {"documents": sum(block_sizes), "dropped": int(is_dropped.sum()), "runs_xxh3": runs}
+    write_checked(directory / _MERGED, with_checksum(facts))
+
+
+def _is_merged(directory: Path) -> bool:
+    """True where the decisions of a finished merge are as they were written."""
+    with suppress(FileNotFoundError, DamagedJsonError):
+        recorded = read_checked(directory / _MERGED, {"runs_xxh3": dict})["runs_xxh3"]
+        found = {str(path.relative_to(directory)): checksum_of(path).xxh3_128 for path in _decisions(directory)}
+        if found == recorded:
+            return True
+        say_damages(["work/signatures: the decisions of the merge have changed since they were written"])
+    return False
+
+
+def _decisions(directory: Path) -> list[Path]:
+    """Runs of the decisions of all rules."""
+    names = (f"{EXACT}/{exact.DROPPED}", f"{NEAR}/{near.DROPPED}", f"{PARAGRAPHS}/{paragraphs.CUT}")
+    folders = (*names, f"{BOILERPLATE}/{boilerplate.CUTS}")
+    return sorted(path for folder in folders for path in (directory / folder).glob("run-*.npy"))

@@ -24,7 +24,7 @@ from colossal_llama.cleaning.output_files import DROPPED, LAST_RUN
 from colossal_llama.cleaning.report import write_report
 from colossal_llama.cleaning.run_directory import RunDirectory
 from colossal_llama.cleaning.second_pass import Part, SecondPass, part_base, plan_parts, write_part
-from colossal_llama.cleaning.signatures import BlockNumbers
+from colossal_llama.cleaning.signatures import BlockNumbers, run_problem
 from colossal_llama.cleaning.stages import StageSettings
 from colossal_llama.cleaning.workers import workers
 from colossal_llama.dataset.prepare.input_files import Chunk, content_digest, plan_chunks
@@ -124,7 +124,8 @@ class _Cleaning:
         """Facts of all chunks; None where some are left to other shards."""
         work, options = self.run.work, self.arguments
         own = [chunk for chunk in self.chunks if options.shards.includes(chunk.index)]
-        _remove_damaged([(chunk_base(work, chunk.index), chunk.index) for chunk in own], "check chunks", options)
+        own_units = [(chunk_base(work, chunk.index), chunk.index) for chunk in own]
+        _remove_damaged(own_units, "check chunks", options, self._chunk_problem)
         pending = [chunk for chunk in own if unit_facts(chunk_base(work, chunk.index), chunk.index) is None]
         reports = ProgressReports()
         job = FirstPass(
@@ -177,6 +178,13 @@ class _Cleaning:
             log_rank_zero(note)
         self.facts["decontamination"] = found
         return directory
+
+    def _chunk_problem(self, unit: tuple[Path, int]) -> str | None:
+        """Names what has changed of a chunk: of its files, then of its signatures."""
+        if (problem := unit_problem(*unit)) is not None:
+            return problem
+        facts = unit_facts(*unit)
+        return None if facts is None else run_problem(self.run.work, facts)
 
     def _run_chunks(self, pool: WorkerPool, pending: Sequence[Chunk], reports: ProgressReports) -> None:
         if any(piece.range.needs_entry for chunk in pending for piece in chunk.pieces):
@@ -274,10 +282,15 @@ def _identity(arguments: CleanArguments, files: Sequence[InputFile]) -> dict:
     return {"arguments": arguments.deciding_options(), "input_files": listed}
 
 
-def _remove_damaged(units: Sequence[tuple[Path, int]], description: str, arguments: CleanArguments) -> None:
+def _remove_damaged(
+    units: Sequence[tuple[Path, int]],
+    description: str,
+    arguments: CleanArguments,
+    problem_of: Callable[[tuple[Path, int]], str | None] = lambda unit: unit_problem(*unit),
+) -> None:
     """Removes the finished units of work that have changed since they were written."""
     finished = [unit for unit in units if unit[0].with_name(f"{unit[0].name}.json").exists()]
-    problems = problems_of(lambda unit: unit_problem(*unit), finished, description, arguments.run.num_workers)
+    problems = problems_of(problem_of, finished, description, arguments.run.num_workers)
     for (base, _), _ in problems:
         remove_unit(base)
     say_damages([f"work/{base.parent.name}/{problem}" for (base, _), problem in problems])
