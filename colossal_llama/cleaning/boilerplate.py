@@ -57,7 +57,7 @@ class Boilerplate:
     """
 
     min_documents: int = 10
-    min_document_share: float = 0.01
+    min_document_share: float = 0.1
     min_letters: int = 16
     keep_code: bool = False
 

@@ -149,6 +149,8 @@ def _conversation_problems(arguments: CleanArguments) -> Iterator[str]:
 
 def _list_problems(arguments: CleanArguments) -> Iterator[str]:
     """Problems of the lists of the user."""
+    if arguments.rules.languages and any("language.allowed" in change for change in arguments.rules.set):
+        yield "--languages and --set language.allowed name the same list: leave one out"
     if arguments.lists.decontaminate and not arguments.rules.settings["decontamination"].on:
         yield "--decontaminate has no effect: the rule decontamination is off; leave one out"
     if arguments.lists.blocklist and not arguments.rules.settings["blocklists"].on:

@@ -212,6 +212,17 @@ def test_the_command_refuses_bad_lists(cleaned, capsys):
     assert "nowhere.txt is not there" in said
 
 
+def test_the_command_refuses_languages_that_cannot_be_meant(cleaned, capsys):
+    for options, message in (
+        (["zh-Hans"], "give zh"),
+        (["zh", "--set", "language.allowed=[en]"], "leave one out"),
+        (["zh", "--off", "language"], "contradict each other"),
+    ):
+        with pytest.raises(SystemExit):
+            cleaned(["x"], "--languages", *options)
+        assert message in capsys.readouterr().err
+
+
 def test_the_command_keeps_wanted_languages(cleaned):
     texts = ["程序打开文件，然后统计所有不为空的行。", "プログラムはファイルを開いて行を数えます。" * 2]
     written, dropped = cleaned(texts, "--languages", "zh")
