@@ -94,6 +94,15 @@ _VERSION_BEFORE = re.compile(
     r"|版本号?|版|升级[到至]|固件|驱动|章|节|第|图|表|§|\bv\.?|[A-Za-z]/)[\s:：=（(\"'“`*]*[vV]?\.?\Z",
     re.IGNORECASE | re.ASCII,
 )
+# Programs, whose versions begin with small numbers; hosts are named after some of them, too.
+_LARGEST_MAJOR_VERSION = 160
+_PROGRAM_BEFORE = re.compile(
+    r"(?:\b(?:chrom(?:e|ium)|firefox|safari|edge|opera|android|ios|macos|windows|kernel|java|jdk|jre|python|php|mysql"
+    r"|oracle|postgres(?:ql)?|redis|nginx|tomcat|openssl|driver|firmware|plug-?in|package|library|module|app|software"
+    r"|patch|update|upgrade[ds]?|player|engine|cuda)|更新|补丁)[ /(:]{0,2}\Z"
+    r"|\b(?:upgrad|updat|migrat)[a-z]+ (?:from|to) \Z",
+    re.IGNORECASE | re.ASCII,
+)
 _ADDRESS_BEFORE = re.compile(
     r"\b(?:ips?|ipv4|addr(?:ess(?:es)?)?|hosts?|hostname|server|dns|nameserver|ping|gateway|router|nodes?|client|peer"
     r"|inet|src|dst|source|destination|bind)\b|\s-[a-zA-Z] ?\Z|网关|地址|主机|服务器|节点|客户端|路由器|来自|//\Z|@\Z",
@@ -126,6 +135,8 @@ def _is_ipv4_of_host(text: str, match: re.Match[str], public_only: bool) -> bool
         return False
     before = context_before(text, match.start())
     if _VERSION_BEFORE.search(before) and not before.endswith("//"):
+        return False
+    if octets[0] < _LARGEST_MAJOR_VERSION and _PROGRAM_BEFORE.search(before):
         return False
     if max(octets) >= _SMALL_OCTETS:
         return True

@@ -11,7 +11,7 @@ from colossal_llama.cleaning.surroundings import Span, context_before
 
 # What numbers are that are none of a person, and what they are where they are.
 _OTHER_NUMBER = (
-    r"订单|单号|编号|流水|序列|批次|批号|型号|快递|运单|发票|条码|学号|工号|帖子|版本|时间戳|大小|字节|QQ|ISBN|ISSN|EAN|UPC|DOI|IMEI"
+    r"订单|单号|票号|货号|编号|编码|代码|档案|会员|激活|兑换|流水|序列|批次|批号|型号|快递|运单|发票|条码|学号|工号|帖子|版本|时间戳|大小|字节|QQ|ISBN|ISSN|EAN|UPC|DOI|IMEI"
     r"|\b(?:orders?|serial|invoice|tracking|parcel|sku|model|part|ticket|issue|commit|hash|uuid|bytes|size|offset|length"
     r"|timestamp|time|seed|ids?|pid|tso|version|build|population)\b|_id\b"
 )
@@ -157,7 +157,8 @@ def passes_luhn(number: str) -> bool:
 # ---------------------------------------------------------------------------------- mobile numbers
 
 _CHINESE_MOBILE = re.compile(
-    r"(?<![0-9A-Za-z_])(?<![0-9A-Za-z][.-])(?:(?:\(?(?:\+|00)86\)?|86)[ -]?)?"
+    r"(?:(?<![0-9A-Za-z_])|(?<=[Tt]el)|(?<=hone)|(?<=obile)|(?<=[VvWw][Xx]))(?<![0-9A-Za-z][.-])"
+    r"(?:(?:\(?(?:\+|00)86\)?|86)[ -]?)?"
     r"1(?:3[0-9]|4[5-9]|5[0-35-9]|6[2567]|7[0-8]|8[0-9]|9[0-35-9])"
     r"(?:[0-9]{8}|([ .-])[0-9]{4}\1[0-9]{4}|[ -][0-9]{8}|[0-9]{4}[ -][0-9]{4}|[0-9][ -][0-9]{3}[ -][0-9]{4})"
     r"(?![0-9A-Za-z_%]|[.-][0-9A-Za-z])"
