@@ -44,6 +44,7 @@ _ACCEPTED = {
     "blocked_words": ("blocklist",),
 }
 """By beginning of the kind: beginnings of the reasons that are right."""
+_LINES = ("boilerplate", "boilerplate_of_a_site", "repeated_paragraph")
 _EXAMPLES = 10
 
 
@@ -150,7 +151,7 @@ class OutputLines:
 
     def __init__(self, directory: Path, planted: list[dict[str, Any]]):
         beginnings = tuple(sentence_beginnings())
-        wanted = {entry["value"] for entry in planted if entry["kind"] in ("boilerplate", "repeated_paragraph")}
+        wanted = {entry["value"] for entry in planted if entry["kind"] in _LINES}
         self.counts: Counter[str] = Counter()
         sentences = []
         for path in sorted(directory.glob("*.jsonl")):
@@ -170,7 +171,7 @@ def score_all(planted: list[dict[str, Any]], dropped: dict[Place, str], output: 
         score = scores.setdefault(entry["kind"], Score())
         place = entry["file"], entry["line"]
         stays = entry["expected"] == "keep"
-        if entry["kind"] in ("boilerplate", "repeated_paragraph"):
+        if entry["kind"] in _LINES:
             continue
         if entry["kind"] in PERSONAL_DATA:
             if place in dropped:
@@ -198,7 +199,7 @@ def _score_lines(
     """Scores lines that were planted in several documents: how many of them are left."""
     lines: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for entry in planted:
-        if entry["kind"] in ("boilerplate", "repeated_paragraph"):
+        if entry["kind"] in _LINES:
             lines[entry["kind"], entry["value"]].append(entry)
     for (kind, value), entries in lines.items():
         there = [entry for entry in entries if (entry["file"], entry["line"]) not in dropped]

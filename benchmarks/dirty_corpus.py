@@ -74,6 +74,7 @@ def main() -> None:
         corpus.plant_questions(questions_of(arguments.eval_dir), arguments.each)
     corpus.plant_blocked_words(arguments.each)
     corpus.plant_garbage(arguments.garbage or arguments.each)
+    corpus.plant_site(3 * arguments.each)
     corpus.plant_boilerplate()
     corpus.write(arguments.output_dir)
     counts = Counter((entry["kind"], entry["expected"]) for entry in corpus.planted)
@@ -268,6 +269,16 @@ class DirtiedCorpus:
             for kind, make in GARBAGE.items():
                 text = make(self._generator, self._sentences)
                 self._add(text, folders[number % len(folders)], kind, "drop")
+
+    def plant_site(self, documents: int) -> None:
+        """Makes documents of all files pages of a web site, two thirds of which have its footer."""
+        footer = "网站备案信息与联系方式见页面底部说明 All rights of the site are reserved"
+        for number in range(documents):
+            name, at = self._host()
+            self.files[name][at]["url"] = f"https://www.site.example/{number // 10}/page-{number}.html"
+            if number % 3:
+                self._insert((name, at), [footer])
+                self._note(name, at, "boilerplate_of_a_site", "cut", value=footer)
 
     def plant_boilerplate(self) -> None:
         """Writes the same lines into many documents of a file, and a line to stay into three."""

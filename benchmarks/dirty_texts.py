@@ -196,6 +196,14 @@ def _longer_number(generator: random.Random) -> str:
             return number
 
 
+def _version(generator: random.Random) -> str:
+    return ".".join(str(generator.randrange(0, 20)) for _ in range(4))
+
+
+def _hardware(generator: random.Random) -> str:
+    return ":".join(f"{generator.randrange(256):02X}" for _ in range(6))
+
+
 PERSONAL_DATA: dict[str, Callable[[random.Random], str]] = {
     "email": _email,
     "ip": _address,
@@ -206,13 +214,17 @@ PERSONAL_DATA: dict[str, Callable[[random.Random], str]] = {
 }
 LOOK_ALIKES: dict[str, Callable[[random.Random], str]] = {
     "email": lambda generator: f"icon{_digits(generator, 4)}@{generator.randrange(2, 4)}x.png",
-    "ip": lambda generator: f"10.0.{generator.randrange(300, 999)}.{_digits(generator, 4)}",
-    "ip_v6": lambda generator: f"{generator.randrange(10, 24)}:{generator.randrange(10, 60)}:{_digits(generator, 2)}",
-    "mobile": _longer_number,
+    "ip": lambda generator: generator.choice(
+        (f"10.0.{generator.randrange(300, 999)}.{_digits(generator, 4)}", _version(generator))
+    ),
+    "ip_v6": lambda generator: generator.choice(
+        (f"{generator.randrange(10, 24)}:{generator.randrange(10, 60)}:{_digits(generator, 2)}", _hardware(generator))
+    ),
+    "mobile": lambda generator: generator.choice((_longer_number(generator), f"12{_digits(generator, 9)}")),
     "identity_card": _wrong_identity,
     "bank_card": _wrong_card,
 }
-"""A picture's name, a version, a time, an order's number, numbers with a wrong check digit."""
+"""A picture's name, a version, a time, an order's number, numbers with a wrong check digit …"""
 _SENTENCES = {
     "email": ("联系邮箱：{}，欢迎来信。", "Write to {} for details."),
     "ip": ("服务器地址为 {}，端口不变。", "The host at {} does not answer."),
