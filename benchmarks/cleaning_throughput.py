@@ -143,7 +143,13 @@ class Bench:
             if not self._arguments.without_datatrove:
                 python = datatrove_python()
                 options = ["--drop_nothing", *(["--near_duplicates"] if near else [])]
-                client = [python, _ROOT / "benchmarks" / "clients" / "datatrove_client.py", *options, "--documents"]
+                client = [
+                    python,
+                    "-E",
+                    _ROOT / "benchmarks" / "clients" / "datatrove_client.py",
+                    *options,
+                    "--documents",
+                ]
                 self._run(f"datatrove, same rules, {name}", size, client, sample, one)
             command = [*clean_command(1), *same_rules(near), "--data_input_dirs"]
             self._run(f"clean_corpus, same rules, {name}", size, command, sample, one)
