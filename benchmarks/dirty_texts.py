@@ -324,8 +324,8 @@ def _menu(generator: random.Random, sentences: Sequence[str]) -> str:
 
 
 def _wrongly_decoded(generator: random.Random, sentences: Sequence[str]) -> str:
-    text = " ".join(generator.sample(sentences, 12)) + "数据中文乱码" * 5
-    return text.encode("utf-8").decode("latin-1")
+    chinese = [sentence for sentence in sentences if is_without_spaces(sentence)] or ["数据中文乱码如此难以阅读"] * 12
+    return " ".join(generator.sample(chinese, min(12, len(chinese)))).encode("utf-8").decode("latin-1")
 
 
 GARBAGE: dict[str, Callable[[random.Random, Sequence[str]], str]] = {
