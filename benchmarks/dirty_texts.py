@@ -154,7 +154,7 @@ def _address_of_version_6(generator: random.Random) -> str:
 
 
 def _mobile(generator: random.Random) -> str:
-    number = f"1{generator.choice('3578')}{generator.choice('0123456789')}{_digits(generator, 8)}"
+    number = generator.choice(("130", "138", "147", "150", "159", "166", "177", "186", "199")) + _digits(generator, 8)
     form = generator.choice(("{}", "+86 {}", "+86{}", "{0:.3}-{1}-{2}", "{0:.3} {1} {2}"))
     return form.format(number, number[3:7], number[7:])
 
