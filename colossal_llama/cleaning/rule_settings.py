@@ -23,7 +23,7 @@ ALL = "all"
 """Name that stands for every rule in `--on` and `--off`."""
 Value = bool | int | float | str | list[str]
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.I)
-_SIGNS_PER_WORD = ("max_hash_signs", "max_ellipses")
+_NO_SHARES = ("max_hash_signs", "max_ellipses", "min_nats_per_byte", "max_nats_per_byte")
 _LARGEST_FILE_BYTES = 1 << 20
 
 
@@ -254,8 +254,8 @@ def _converted(given: Any, former: Value, choices: Sequence[str] | None) -> Valu
 
 
 def _is_share(key: str, shipped: Value) -> bool:
-    """True for limits of shares, whose shipped values are fractions; signs a word may be more."""
-    return key.startswith(("min_", "max_")) and isinstance(shipped, float) and key not in _SIGNS_PER_WORD
+    """True for limits of shares, whose shipped values are fractions; signs a word and losses may be more."""
+    return key.startswith(("min_", "max_")) and isinstance(shipped, float) and key not in _NO_SHARES
 
 
 def _check_range(key: str, value: Value, is_share: bool) -> None:

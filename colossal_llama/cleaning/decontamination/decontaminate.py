@@ -11,6 +11,7 @@ from colossal_llama.cleaning.decontamination.questions import normalized_questio
 from colossal_llama.cleaning.decontamination.search import Decontaminator, Hit
 from colossal_llama.cleaning.document import Document, Verdict
 from colossal_llama.cleaning.rule_settings import Rule
+from colossal_llama.utils.errors import UserError
 
 REASON: Final = "decontamination"
 HITS_FILE: Final = "decontamination.jsonl"
@@ -69,7 +70,7 @@ class DecontaminationRule:
         self._most: int = rule.values["max_ngrams"]
 
     def apply(self, documents: Sequence[Document]) -> list[Outcome]:
-        """Searches documents; with action `cut` their texts are changed in place.
+        """Searches documents; with action `cut` they get a new list of texts.
 
         Of a conversation nothing is cut: it is dropped.
         """
@@ -84,10 +85,12 @@ class DecontaminationRule:
         action = DROP if self._action == CUT and document.is_conversation else self._action
         outcome = Outcome(records=[_record(document, hit, action) for of_text in hits for hit in of_text])
         if action == CUT:
+            texts = list(document.texts)
             for number, of_text in enumerate(hits):
-                spans = spans_to_cut(document.texts[number], [span for hit in of_text for span in hit.spans])
-                document.texts[number] = cut(document.texts[number], spans)
+                spans = spans_to_cut(texts[number], [span for hit in of_text for span in hit.spans])
+                texts[number] = cut(texts[number], spans)
                 outcome.cuts += len(spans)
+            document.texts = texts
         if action == DROP or (action == CUT and not document.text.strip()):
             most = max(hit.ngrams for of_text in hits for hit in of_text)
             outcome.verdict = Verdict(REASON, most, self._most)
@@ -112,4 +115,7 @@ def _record(document: Document, hit: Hit, action: str) -> dict[str, Any]:
 
 
 def _ngram_settings(rule: Rule) -> NgramSettings:
-    return NgramSettings(**{name: rule.values[name] for name in NgramSettings.__dataclass_fields__})
+    values = {name: rule.values[name] for name in NgramSettings.__dataclass_fields__}
+    if problems := [f"{REASON}.{name} is {value}: give 1 or more" for name, value in values.items() if value < 1]:
+        raise UserError(problems)
+    return NgramSettings(**values)
