@@ -6,6 +6,7 @@ input files → chunks → work/chunks (first pass) → work/decisions (merge) �
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from colossal_llama.cleaning.no_records import no_record_problems
 from colossal_llama.cleaning.normalization import normalization_of, normalize
 from colossal_llama.cleaning.output_files import DROPPED, LAST_RUN
 from colossal_llama.cleaning.report import write_report
-from colossal_llama.cleaning.run_directory import RunDirectory
+from colossal_llama.cleaning.run_directory import RunDirectory, State
 from colossal_llama.cleaning.second_pass import Part, SecondPass, part_base, plan_parts, write_part
 from colossal_llama.cleaning.signatures import BlockNumbers, run_problem
 from colossal_llama.cleaning.stages import StageSettings
@@ -43,7 +44,7 @@ from colossal_llama.readers.fields import with_file_categories
 from colossal_llama.readers.input_doubts import doubts_about
 from colossal_llama.readers.listing import InputFile, find_input_files, refuse_files_that_changed
 from colossal_llama.utils.atomic_io import fsync_path, remove_abandoned_files
-from colossal_llama.utils.checked_json import with_checksum, write_checked
+from colossal_llama.utils.checked_json import DamagedJsonError, with_checksum, write_checked
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError
 
@@ -66,7 +67,7 @@ def clean(arguments: CleanArguments) -> dict | None:
         chunks = plan_chunks(files, arguments.run.limit)
         cleaning = _Cleaning(arguments, run, files, unread_files, chunks, identity)
         if state != "new":
-            cleaning.refuse_changed_content()
+            cleaning.refuse_changed_content(state)
         if state == "complete":
             log_rank_zero(f"{directory} is complete already: nothing to do (--verify checks it)")
             run.remove_work()
@@ -240,7 +241,12 @@ class _Cleaning:
                 rejected.add_rejected(reason, count)
         counts = add_counts([rejected.result(), *(ChunkCounts.from_record(part["counts"]) for part in parts)])
         modified_ns = modification_times(self.files)
-        last_run = {"num_workers": self.arguments.run.num_workers, **self.times, "modified_ns": modified_ns}
+        last_run = {
+            "num_workers": self.arguments.run.num_workers,
+            **self.times,
+            "modified_ns": modified_ns,
+            "pieces": [facts["pieces"] for facts in chunks],
+        }
         write_checked(directory / LAST_RUN, with_checksum(last_run))
         notes = {name: dict(sorted(counts.items())) for name, counts in sorted(total_statistics(chunks).items())}
         run = {"identity": self.identity, "unread_files": self.unread_files, "notes": notes, **self.facts}
@@ -248,8 +254,11 @@ class _Cleaning:
             run["unread_members"] = unread_members
         return write_report(directory, counts, run)
 
-    def refuse_changed_content(self) -> None:
+    def refuse_changed_content(self, state: State) -> None:
         """Compares the hashes of what was read with those of files whose times differ.
+
+        Args:
+            state: of the output directory.
 
         Raises:
             UserError: the content of a file has changed since it was read.
@@ -258,13 +267,20 @@ class _Cleaning:
         if not suspects:
             return
         changed: dict[str, None] = {}
-        for chunk in self.chunks:
-            facts = unit_facts(chunk_base(self.run.work, chunk.index), chunk.index)
-            for piece, (rows, sha256) in zip(chunk.pieces, facts["pieces"] if facts else (), strict=False):
+        readings = self.run.recorded_readings() if state == "complete" else map(self._reading, self.chunks)
+        for chunk, reading in zip(self.chunks, readings, strict=False):
+            for piece, (rows, sha256) in zip(chunk.pieces, reading, strict=False):
                 name = piece.range.file.name
                 if name in suspects and content_digest(piece, rows, self.arguments.run.max_line_bytes) != sha256:
                     changed[name] = None
         self.run.refuse_changed(list(changed))
+
+    def _reading(self, chunk: Chunk) -> Sequence[tuple[int, str]]:
+        """Number of rows and SHA-256 of each range of a chunk, where it is finished and whole."""
+        with suppress(DamagedJsonError):
+            facts = unit_facts(chunk_base(self.run.work, chunk.index), chunk.index)
+            return facts["pieces"] if facts else ()
+        return ()
 
 
 def _input_files(arguments: CleanArguments) -> tuple[list[InputFile], dict]:

@@ -212,10 +212,11 @@ def test_damaged_intermediates_are_made_anew(input_dir, tmp_path, small_chunks, 
     assert content(output) == before
 
 
-def test_input_that_changes_between_two_runs_is_noticed(input_dir, tmp_path):
+@pytest.mark.parametrize("options", [(), ("--num_shards", "1", "--shard_index", "0")], ids=["complete", "begun"])
+def test_input_that_changes_between_two_runs_is_noticed(input_dir, tmp_path, options):
     raw, output = tmp_path / "raw", tmp_path / "out"
     shutil.copytree(input_dir, raw)
-    clean(cleaning([raw], output, "--num_shards", "1", "--shard_index", "0"))
+    clean(cleaning([raw], output, *options))
     file = raw / "a.jsonl"
     file.write_bytes(file.read_bytes().replace(b"river", b"RIVER"))
     with pytest.raises(UserError, match=r"a\.jsonl: its content has changed"):
