@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.cleaning.counts import SAMPLE_CHARACTERS, SAMPLES, bin_start, length_bin, sample_key
+from colossal_llama.cleaning.decontamination.decontaminate import DROP, HITS_FILE
+from colossal_llama.cleaning.decontamination.decontaminate import REASON as CONTAMINATED
 from colossal_llama.cleaning.output_files import (
     DOCUMENTS,
     DROPPED,
@@ -59,12 +61,14 @@ class _Recount:
         dropped: documents and characters by reason and category.
         lengths: documents of `documents/` by the first length of their bin.
         samples: five of each reason, in the order of their keys.
+        contaminated: files and positions of the documents with questions that are to be dropped.
     """
 
     kept: dict[str, Counter] = field(default_factory=dict)
     dropped: dict[tuple[str, str], Counter] = field(default_factory=dict)
     lengths: Counter = field(default_factory=Counter)
     samples: dict[str, list[tuple[int, dict]]] = field(default_factory=dict)
+    contaminated: set[tuple] = field(default_factory=set)
 
     def read(self, directory: Path, name: str) -> None:
         """Counts the records of a file.
@@ -73,6 +77,12 @@ class _Recount:
             BrokenRecordError: a line is no record that a cleaning writes.
         """
         folder, _, file_name = name.partition("/")
+        if name == HITS_FILE:
+            self.contaminated = {
+                (str(hit.get("file")), hit.get("position"))
+                for _, hit in read_lines(directory / name)
+                if hit.get("action") == DROP
+            }
         if folder not in (DOCUMENTS, DROPPED):
             return
         for number, record in read_lines(directory / name):
@@ -174,6 +184,12 @@ def _count_problems(report: Mapping[str, Any], recount: _Recount) -> Iterator[st
     histogram = {start: count for start, count in zip(lengths["edges"], lengths["after"], strict=False) if count}
     if histogram != dict(recount.lengths):
         yield "the lengths of the documents that are kept are others than in the report"
+    contaminated = sum(found["documents"] for (reason, _), found in recount.dropped.items() if reason == CONTAMINATED)
+    if contaminated != len(recount.contaminated):
+        yield (
+            f"{HITS_FILE} names {len(recount.contaminated):,} documents to drop, "
+            f"but {contaminated:,} are dropped for {CONTAMINATED}"
+        )
     for reason in sorted({*report["samples"], *recount.samples}):
         found_samples = [sample for _, sample in recount.samples.get(reason, [])]
         if report["samples"].get(reason) != found_samples:

@@ -58,7 +58,7 @@ def test_the_figure_takes_any_names_and_sums_up_what_has_no_room(tmp_path, monke
     reasons, lengths, categories, changes = figure.axes
     names = [label.get_text() for label in reasons.get_yticklabels()]
     assert names[0] in REASONS
-    assert names[-1] == "25 other reasons"
+    assert names[-1] == "26 other reasons"
     assert len(names) == 19
     assert [label.get_text() for label in categories.get_yticklabels()][-1] == "20 other categories"
     assert "of 33)" in changes.get_title() or "of 31)" in changes.get_title()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from colossal_llama.cleaning.output_files import file_entries
 from colossal_llama.cleaning.report import write_report
 from colossal_llama.cleaning.verification import verify
 from colossal_llama.utils.checked_json import with_checksum
@@ -62,6 +63,16 @@ def test_a_report_that_was_edited_is_refused(cleaned):
     assert "cannot be read as JSON" in _problems(cleaned)
     path.unlink()
     assert "has no cleaning.json: the cleaning is not finished" in _problems(cleaned)
+
+
+def test_hits_of_benchmarks_belong_to_dropped_documents(cleaned):
+    path, report = cleaned / "decontamination.jsonl", json.loads((cleaned / "cleaning.json").read_text())
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[2:]))  # both questions of one document
+    entry = file_entries(cleaned)["decontamination.jsonl"]
+    report["files"]["decontamination.jsonl"] = entry
+    (cleaned / "cleaning.json").write_text(json.dumps(with_checksum(report)))
+    assert "are dropped for decontamination" in _problems(cleaned)
 
 
 WRONG_COUNTS = {

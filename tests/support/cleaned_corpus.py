@@ -8,7 +8,7 @@ import orjson
 from colossal_llama.cleaning.counts import ChunkCounts, CountsBuilder, add_counts
 from colossal_llama.cleaning.document import Verdict
 
-REASONS = ("length", "language", "near_duplicate")
+REASONS = ("length", "language", "near_duplicates", "decontamination")
 CATEGORIES = ("诗词", "docs", "$5_$6")
 
 
@@ -26,6 +26,10 @@ def write_cleaned(directory: Path, documents: int = 400, chunks: int = 3) -> Chu
             reason = {"reason": verdict.reason, "figure": verdict.figure, "limit": verdict.limit}
             entry = {**reason, "file": "in/a.jsonl", "position": position, **record}
             lines.setdefault(f"dropped/{verdict.reason}.jsonl", []).append(_line(entry))
+            if verdict.reason == "decontamination":
+                for question in range(2):
+                    hit = {"question": question, "file": "in/a.jsonl", "position": position, "action": "drop"}
+                    lines.setdefault("decontamination.jsonl", []).append(_line(hit))
             beginning = "\n".join(part for part in (text[:5], text[5:]) if part)
             counts.add_dropped(verdict, category, "in/a.jsonl", position, beginning, len(text))
         else:
