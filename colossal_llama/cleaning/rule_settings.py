@@ -254,7 +254,7 @@ def _converted(given: Any, former: Value, choices: Sequence[str] | None) -> Valu
 
 
 def _is_share(key: str, shipped: Value) -> bool:
-    """True for limits of shares, whose shipped values are fractions; signs a word and losses may be more."""
+    """True for limits of shares, which are fractions; signs a word and losses may be more."""
     return key.startswith(("min_", "max_")) and isinstance(shipped, float) and key not in _NO_SHARES
 
 

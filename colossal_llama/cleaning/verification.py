@@ -68,7 +68,7 @@ class _Recount:
     dropped: dict[tuple[str, str], Counter] = field(default_factory=dict)
     lengths: Counter = field(default_factory=Counter)
     samples: dict[str, list[tuple[int, dict]]] = field(default_factory=dict)
-    contaminated: set[tuple] = field(default_factory=set)
+    contaminated: set[tuple[str, str]] = field(default_factory=set)
 
     def read(self, directory: Path, name: str) -> None:
         """Counts the records of a file.
@@ -79,7 +79,7 @@ class _Recount:
         folder, _, file_name = name.partition("/")
         if name == HITS_FILE:
             self.contaminated = {
-                (str(hit.get("file")), hit.get("position"))
+                (str(hit.get("file")), str(hit.get("position")))
                 for _, hit in read_lines(directory / name)
                 if hit.get("action") == DROP
             }
