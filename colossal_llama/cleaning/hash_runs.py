@@ -19,13 +19,13 @@ import xxhash
 from colossal_llama.utils import atomic_io
 
 _BYTES_PER_ENTRY = 48  # two columns as they were read, their order, and two columns in order
-_SMALLEST_CAPACITY = 4096
+_LARGEST_GROUP = 1 << 16
 _END_OF_KEYS = 1 << 64
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Keys that lie in more than one document, ascending, and these documents.
+    """Keys that lie in more than one document, and these documents.
 
     Attributes:
         keys: [groups], uint64.
@@ -93,17 +93,17 @@ def remove_runs(directory: Path) -> None:
 
 
 def groups(directory: Path, memory_bytes: int) -> Iterator[Groups]:
-    """Yields the keys that lie in more than one document, in ascending order.
+    """Yields the keys that lie in more than one document.
 
-    A key whose documents alone exceed the memory comes in several groups, each of which begins with
-    the key's first document.
+    A key of more than 65,536 documents comes in several groups, each of which begins with the key's
+    first document. Where they begin does not depend on the memory.
 
     Args:
         directory: of the runs; may be missing.
         memory_bytes: what the entries in memory may take; groups are yielded in parts of this size.
     """
     runs = _run_files(directory)
-    capacity = max(memory_bytes // _BYTES_PER_ENTRY, _SMALLEST_CAPACITY)
+    capacity = max(memory_bytes // _BYTES_PER_ENTRY, _LARGEST_GROUP)
     sizes = np.array([_open(run).shape[1] for run in runs], dtype=np.int64)
     yield from _groups_of_range(runs, 0, _END_OF_KEYS, np.zeros_like(sizes), sizes, capacity)
 
@@ -169,9 +169,9 @@ def _groups_of_range(
         capacity: number of entries that may be in memory.
     """
     if (highs - lows).sum() <= capacity:
-        yield _grouped(_read(runs, lows, highs))
+        yield from _grouped(_read(runs, lows, highs))
     elif last - first == 1:
-        yield from _pieces_of_key(runs, lows, highs, capacity)
+        yield from _pieces_of_key(runs, lows, highs)
     else:
         middle = (first + last) // 2
         cuts = np.array(
@@ -191,30 +191,37 @@ def _read(runs: Sequence[Path], lows: np.ndarray, highs: np.ndarray) -> np.ndarr
     return np.concatenate(parts, axis=1) if parts else np.empty((2, 0), dtype=np.uint64)
 
 
-def _grouped(entries: np.ndarray) -> Groups:
+def _grouped(entries: np.ndarray) -> Iterator[Groups]:
     """Groups entries by key. Runs come by number, so documents ascend where the sort is stable."""
     order = np.argsort(entries[0], kind="stable")
-    keys = entries[0][order]
-    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, dtype=np.int64)
+    keys, documents = entries[0][order], entries[1][order]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
     sizes = np.diff(np.append(starts, len(keys)))
-    is_shared = sizes > 1
-    return Groups(
-        keys=keys[starts[is_shared]],
-        starts=np.append(0, np.cumsum(sizes[is_shared])),
-        documents=entries[1][order[np.repeat(is_shared, sizes)]],
-    )
+    is_plain = (sizes > 1) & (sizes <= _LARGEST_GROUP)
+    plain_starts = np.append(0, np.cumsum(sizes[is_plain]))
+    yield Groups(keys[starts[is_plain]], plain_starts, documents[np.repeat(is_plain, sizes)])
+    for group in np.flatnonzero(sizes > _LARGEST_GROUP).tolist():
+        start, end = int(starts[group]), int(starts[group] + sizes[group])
+        for first in range(start, end, _LARGEST_GROUP):
+            yield _piece(keys[start], documents[start], documents[first : min(first + _LARGEST_GROUP, end)])
 
 
-def _pieces_of_key(runs: Sequence[Path], lows: np.ndarray, highs: np.ndarray, capacity: int) -> Iterator[Groups]:
-    """Yields the documents of a single key in groups of `capacity`, each led by the first."""
+def _pieces_of_key(runs: Sequence[Path], lows: np.ndarray, highs: np.ndarray) -> Iterator[Groups]:
+    """Yields the documents of a single key, which do not fit into memory together."""
     sizes = highs - lows
     starts = np.cumsum(sizes) - sizes
-    first = None
-    for position in range(0, int(sizes.sum()), capacity):
-        piece_lows, piece_highs = (lows + np.clip(end - starts, 0, sizes) for end in (position, position + capacity))
+    leader = None
+    for position in range(0, int(sizes.sum()), _LARGEST_GROUP):
+        piece_lows, piece_highs = (
+            lows + np.clip(end - starts, 0, sizes) for end in (position, position + _LARGEST_GROUP)
+        )
         keys, documents = _read(runs, piece_lows, piece_highs)
-        if first is None:
-            first = documents[:1]
-        else:
-            documents = np.append(first, documents)
-        yield Groups(keys[:1], np.array([0, len(documents)]), documents)
+        leader = documents[0] if leader is None else leader
+        yield _piece(keys[0], leader, documents)
+
+
+def _piece(key: np.uint64, leader: np.uint64, documents: np.ndarray) -> Groups:
+    """A group of some of a key's documents, which begins with the key's first one."""
+    if documents[0] != leader:
+        documents = np.append(leader, documents)
+    return Groups(np.array([key]), np.array([0, len(documents)]), documents)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from colossal_llama.cleaning.duplicates import minhash, near
-from colossal_llama.cleaning.duplicates.clusters import Clusters, kept_of_clusters
+from colossal_llama.cleaning.duplicates.clusters import Clusters, rank_members
 from colossal_llama.cleaning.duplicates.lsh import banding_for
 from colossal_llama.cleaning.duplicates.shingles import Shingles, shingle_batches
 from colossal_llama.cleaning.hash_runs import write_run
@@ -96,6 +96,10 @@ def test_a_chain_of_similar_documents_leaves_one(tmp_path, rng):
     dropped = found_duplicates(tmp_path, [texts])
     assert len(dropped) == len(texts) - 1
     assert len({kept for _, kept in dropped.values()}) == 1
+    for position, (similarity, _) in dropped.items():
+        links = {jaccard(texts[position], text) for number, text in enumerate(texts) if number != position}
+        assert similarity >= 0.8
+        assert similarity in links
 
 
 def test_a_thousand_versions_of_a_document_leave_one(tmp_path, rng):
@@ -177,9 +181,11 @@ def test_clusters_are_connected_components_with_their_first_document(rng):
     assert clusters.roots(np.arange(3000)).tolist() == expected
 
 
-def test_kept_ones_are_the_longest_then_the_first():
-    members, roots = np.array([3, 5, 8, 9, 11]), np.array([3, 3, 8, 8, 3])
-    assert kept_of_clusters(members, roots, np.array([7, 9, 4, 4, 9])).tolist() == [5, 5, 8, 8, 5]
+def test_members_are_ranked_by_length_then_position():
+    members = rank_members(np.array([3, 5, 8, 9, 11]), np.array([3, 3, 8, 8, 3]), np.array([7, 9, 4, 4, 9]))
+    assert members.positions.tolist() == [5, 11, 3, 8, 9]
+    assert members.kept.tolist() == [5, 5, 5, 8, 8]
+    assert members.ends.tolist() == [3, 3, 3, 5, 5]
 
 
 @pytest.mark.slow

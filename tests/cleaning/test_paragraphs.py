@@ -43,6 +43,15 @@ def test_a_paragraph_stays_where_its_first_document_is_dropped_as_a_duplicate(tm
     assert without_repeated(tmp_path, texts, 2, dropped=(0,))[1:] == [texts[1], "news"]
 
 
+@pytest.mark.parametrize("dropped", [(), (0,), (0, 1, 2, 3), (1, 4, 9)])
+def test_a_paragraph_of_very_many_documents_stays_in_one(tmp_path, monkeypatch, dropped):
+    monkeypatch.setattr(paragraphs.hash_runs, "_LARGEST_GROUP", 3)
+    texts = [f"{A}\n\n{number}" for number in range(10)]
+    rest = without_repeated(tmp_path, texts, 4, dropped)
+    staying = [number for number in range(10) if number not in dropped]
+    assert [rest[number] for number in staying] == [texts[staying[0]], *map(str, staying[1:])]
+
+
 def test_short_paragraphs_stay(tmp_path):
     beginnings = ["# Usage", 字[:19], 字[:20]]  # 7, 57 and 60 bytes
     texts = [f"{beginning}\n\n{number}" for beginning in beginnings for number in (1, 2)]

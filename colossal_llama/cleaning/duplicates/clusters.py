@@ -1,5 +1,7 @@
 """Clusters of documents that are linked by similar pairs, and the one of each that stays."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 
@@ -29,16 +31,35 @@ class Clusters:
             np.minimum.at(self._parent, np.maximum(left, right), np.minimum(left, right))
 
 
-def kept_of_clusters(members: np.ndarray, roots: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Returns which document stays instead of each member: the longest, then the first.
+@dataclass(frozen=True)
+class RankedMembers:
+    """Members of clusters, cluster by cluster; in each the longest document first, then the first.
+
+    Attributes:
+        positions: of the documents, int64.
+        starts: for each member the index of the first of its cluster, which stays.
+        ends: for each member the index behind the last of its cluster.
+    """
+
+    positions: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def kept(self) -> np.ndarray:
+        """For each member the document of its cluster that stays."""
+        return self.positions[self.starts]
+
+
+def rank_members(positions: np.ndarray, roots: np.ndarray, lengths: np.ndarray) -> RankedMembers:
+    """Ranks documents within their clusters.
 
     Args:
-        members: positions of documents in clusters.
-        roots: the first document of each member's cluster.
-        lengths: of the members.
+        positions: of the documents.
+        roots: the first document of each one's cluster.
+        lengths: of the documents.
     """
-    order = np.lexsort((members, -lengths.astype(np.int64), roots))
-    is_first = np.append(True, roots[order][1:] != roots[order][:-1])[: len(order)]
-    kept = np.empty_like(members)
-    kept[order] = members[order][is_first][np.cumsum(is_first) - 1]
-    return kept
+    order = np.lexsort((positions, -lengths.astype(np.int64), roots))
+    firsts = np.flatnonzero(np.append(True, roots[order][1:] != roots[order][:-1])[: len(order)])
+    sizes = np.diff(np.append(firsts, len(order)))
+    return RankedMembers(positions[order], np.repeat(firsts, sizes), np.repeat(firsts + sizes, sizes))

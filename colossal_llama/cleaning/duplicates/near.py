@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from colossal_llama.cleaning import hash_runs
-from colossal_llama.cleaning.duplicates.clusters import Clusters, kept_of_clusters
+from colossal_llama.cleaning.duplicates.clusters import Clusters, RankedMembers, rank_members
 from colossal_llama.cleaning.duplicates.document_index import DocumentIndex
 from colossal_llama.cleaning.duplicates.jaccard import ShingleSets, TextsOfChunk
 from colossal_llama.cleaning.duplicates.lsh import Buckets, band_keys, banding_for, read_buckets
@@ -21,9 +21,10 @@ from colossal_llama.cleaning.duplicates.minhash import minhash_values
 from colossal_llama.cleaning.duplicates.shingles import SHINGLE_TOKENS, Shingles, shingle_batches
 
 DROPPED = "dropped"
-_FARTHEST_NEIGHBOUR = 63
-"""In a bucket: up to 64 documents are compared all with all, more each with its neighbours."""
+_FARTHEST_NEIGHBOUR = 31
+"""In a bucket: up to 32 documents are compared all with all, more each with its neighbours."""
 _MOST_REMEMBERED = 1 << 22
+_MOST_LINKS = 10_000  # members of a cluster that one is compared with for the similarity that is reported
 
 
 @dataclass(frozen=True)
@@ -88,18 +89,19 @@ def merge(
     is_candidate = np.zeros(len(index), dtype=bool)
     for buckets in read_buckets(directory, index, is_dropped, memory_bytes):
         is_candidate[buckets.positions] = True
-    sets = ShingleSets.write(directory / "shingles.u32", index, is_candidate, texts_of)
+    num_values = banding_for(min_similarity).num_values
+    sets = ShingleSets.write(directory / "shingles.u32", index, is_candidate, texts_of, num_values)
     comparison = _Comparison(sets, Clusters(len(index)), min_similarity)
     for buckets in read_buckets(directory, index, is_dropped, memory_bytes):
         comparison.compare(buckets)
     candidates = np.flatnonzero(is_candidate)
-    kept = kept_of_clusters(candidates, comparison.clusters.roots(candidates), sets.lengths_characters[candidates])
-    is_other = kept != candidates
-    dropped, kept = candidates[is_other], kept[is_other]
-    similarities = sets.similarities(dropped, kept)
-    hash_runs.write_run(directory / DROPPED, 0, index.numbers(dropped), index.numbers(kept), similarities)
+    members = rank_members(candidates, comparison.clusters.roots(candidates), sets.lengths_characters[candidates])
+    dropped = np.flatnonzero(members.kept != members.positions)
+    similarities = _similarities_of_links(members, dropped, sets, min_similarity)
+    positions, kept = members.positions[dropped], members.kept[dropped]
+    hash_runs.write_run(directory / DROPPED, 0, index.numbers(positions), index.numbers(kept), similarities)
     result = np.zeros(len(index), dtype=bool)
-    result[dropped] = True
+    result[positions] = True
     return result
 
 
@@ -107,12 +109,36 @@ def read_dropped(directory: Path, chunk: int) -> dict[int, tuple[int, float]]:
     """Reads which documents of a chunk are dropped, by position in it.
 
     Returns:
-        Number of the document that stays, and the Jaccard index of both. It is below the threshold
-            where other documents link them.
+        Number of the document that stays, and the Jaccard index of both; where others link them,
+            the index with the highest-ranking document of the cluster that is similar enough.
     """
     documents, kept, similarities = hash_runs.read_documents(directory / DROPPED, chunk)
     values = zip(kept.tolist(), similarities.view(np.float64).tolist(), strict=True)
     return dict(zip(hash_runs.positions_in_chunk(documents), values, strict=True))
+
+
+def _similarities_of_links(
+    members: RankedMembers, dropped: np.ndarray, sets: ShingleSets, min_similarity: float
+) -> np.ndarray:
+    """Returns the similarity that puts each dropped member into its cluster.
+
+    That with the document that stays comes first, then the others by rank, until one is at least
+    the threshold. So it depends neither on the memory nor on the order of comparisons.
+    """
+    found = sets.similarities(members.positions[dropped], members.kept[dropped])
+    waiting = np.flatnonzero(found < min_similarity)
+    for rank in range(1, _MOST_LINKS):
+        waiting = waiting[members.starts[dropped[waiting]] + rank < members.ends[dropped[waiting]]]
+        if not len(waiting):
+            break
+        left = members.positions[dropped[waiting]]
+        right = members.positions[members.starts[dropped[waiting]] + rank]
+        is_alike = (left != right) & sets.may_be_alike(left, right, min_similarity)
+        similarities = sets.similarities(left[is_alike], right[is_alike])
+        is_alike[is_alike] = similarities >= min_similarity
+        found[waiting[is_alike]] = similarities[similarities >= min_similarity]
+        waiting = waiting[~is_alike]
+    return found
 
 
 class _Comparison:
@@ -137,10 +163,8 @@ class _Comparison:
 
     def _compare_pairs(self, left: np.ndarray, right: np.ndarray) -> None:
         left, right = self._new_pairs(left, right)
-        left_sizes, right_sizes = self._sets.sizes(left), self._sets.sizes(right)
-        may_be_alike = np.minimum(left_sizes, right_sizes) / np.maximum(left_sizes, right_sizes) >= self._min_similarity
-        left, right = left[may_be_alike], right[may_be_alike]
-        is_alike = self._sets.similarities(left, right) >= self._min_similarity
+        is_alike = self._sets.may_be_alike(left, right, self._min_similarity)
+        is_alike[is_alike] = self._sets.similarities(left[is_alike], right[is_alike]) >= self._min_similarity
         self.clusters.link(left[is_alike], right[is_alike])
         self._remember(left[~is_alike], right[~is_alike])
 

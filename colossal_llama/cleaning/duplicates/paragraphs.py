@@ -91,10 +91,16 @@ def merge(directory: Path, index: DocumentIndex, is_dropped: np.ndarray, memory_
         memory_bytes: see `hash_runs.groups`.
     """
     hash_runs.remove_runs(directory / CUT)
+    kept_key, keeper = None, None
     for number, groups in enumerate(hash_runs.groups(directory, memory_bytes)):
         stays = ~is_dropped[index.positions(groups.documents)]
         keys, documents = np.repeat(groups.keys, groups.sizes)[stays], groups.documents[stays]
         is_later = np.append(False, keys[1:] == keys[:-1])[: len(keys)]
+        if len(keys) and keys[0] == kept_key and documents[0] != keeper:  # the key's next piece
+            is_later[0] = True
+        if not is_later.all():
+            last = np.flatnonzero(~is_later)[-1]
+            kept_key, keeper = keys[last], documents[last]
         hash_runs.write_run(directory / CUT, number, documents[is_later], keys[is_later])
 
 
