@@ -12,6 +12,7 @@ from pathlib import Path
 from colossal_llama.cleaning.blocklists import Blocklists
 from colossal_llama.cleaning.language import parse_wanted
 from colossal_llama.cleaning.normalization import normalization_of, normalize
+from colossal_llama.cleaning.quality_loss import QualityModel
 from colossal_llama.cleaning.rule_settings import ALL, PRESETS, Preset, RuleSettings, read_rules
 from colossal_llama.dataset.prepare.arguments import ReadingArguments, RoleArguments, ShardArguments, output_directory
 from colossal_llama.readers.fields import FieldOptions
@@ -145,6 +146,18 @@ class ListArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QualityArguments:
+    """Options for quality by loss."""
+
+    quality_model: Path | None = option(
+        type=existing_directory,
+        metavar="DIR",
+        help="model that measures every document that all else keeps, in nats per byte; the rule quality_loss says "
+        "which band is kept (default: nothing is measured)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunArguments(ReadingArguments):
     """Options of the run, which leave the output as it is."""
 
@@ -179,6 +192,7 @@ class CleanArguments:
     conversations: RoleArguments = group("conversations")
     rules: RuleArguments = group("rules")
     lists: ListArguments = group("lists")
+    quality: QualityArguments = group("quality by loss")
     run: RunArguments = group("run")
     shards: ShardArguments = group(
         "several jobs in one directory",
@@ -197,6 +211,16 @@ class CleanArguments:
         settings = normalization_of(self.rules.settings)
         return Blocklists.open(self.lists.blocklist, lambda word: normalize(word, settings)[0])
 
+    @cached_property
+    def quality_model(self) -> QualityModel | None:
+        """The model of `--quality_model`; None without it.
+
+        Raises:
+            UserError: see `QualityModel.find`.
+        """
+        directory = self.quality.quality_model
+        return None if directory is None else QualityModel.find(directory)
+
     @property
     def is_conversations(self) -> bool:
         """True where records are conversations."""
@@ -213,6 +237,7 @@ class CleanArguments:
             **({"blocklists": self.blocklists.content()} if self.lists.blocklist else {}),
             **({"decontaminate": _fingerprint(self.lists.decontaminate)} if self.lists.decontaminate else {}),
             **({"roles": dict(sorted(self.conversations.roles))} if self.conversations.roles else {}),
+            **({"quality_model": self.quality_model.fingerprint} if self.quality_model else {}),
             "limit": self.run.limit,
             **({} if self.run.max_line_mb == MAX_LINE_MB else {"max_line_mb": self.run.max_line_mb}),
             **{name: value for name, value in option_values(self.fields).items() if value is not None},

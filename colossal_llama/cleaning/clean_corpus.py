@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from colossal_llama.cleaning.arguments import CleanArguments
+from colossal_llama.cleaning.decontamination.decontaminate import ngram_settings
 from colossal_llama.cleaning.duplicates.signatures import DuplicateSettings
 from colossal_llama.cleaning.language import WantedLanguages
 from colossal_llama.cleaning.normalization import normalization_of, require_packages
@@ -127,6 +128,7 @@ def _rule_problems(rules: RuleSettings) -> Iterator[str]:
         WantedLanguages.of_rules,
         PersonalDataSettings.of_rules,
         DuplicateSettings.of_rules,
+        lambda rules: ngram_settings(rules["decontamination"]),
     )
     for check in checks:
         try:
@@ -153,6 +155,12 @@ def _list_problems(arguments: CleanArguments) -> Iterator[str]:
         yield "--languages and --set language.allowed name the same list: leave one out"
     if arguments.lists.decontaminate and not arguments.rules.settings["decontamination"].on:
         yield "--decontaminate has no effect: the rule decontamination is off; leave one out"
+    if arguments.quality.quality_model is not None and not arguments.rules.settings["quality_loss"].on:
+        yield "--quality_model has no effect: the rule quality_loss is off; leave one out"
+    try:
+        _ = arguments.quality_model
+    except UserError as error:
+        yield from error.problems
     if arguments.lists.blocklist and not arguments.rules.settings["blocklists"].on:
         yield "--blocklist has no effect: the rule blocklists is off; leave one out"
         return

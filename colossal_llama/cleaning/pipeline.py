@@ -7,7 +7,7 @@ input files → chunks → work/chunks (first pass) → work/decisions (merge) �
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from colossal_llama.cleaning.merge import merge
 from colossal_llama.cleaning.no_records import no_record_problems
 from colossal_llama.cleaning.normalization import normalization_of, normalize
 from colossal_llama.cleaning.output_files import DROPPED, LAST_RUN
+from colossal_llama.cleaning.quality_loss import QualityBands, QualityModel, measure_chunks, quality_base
 from colossal_llama.cleaning.report import write_report
 from colossal_llama.cleaning.run_directory import RunDirectory, State
-from colossal_llama.cleaning.second_pass import Part, SecondPass, part_base, plan_parts, write_part
+from colossal_llama.cleaning.second_pass import Part, SecondPass, kept_documents, part_base, plan_parts, write_part
 from colossal_llama.cleaning.signatures import BlockNumbers, run_problem
 from colossal_llama.cleaning.stages import StageSettings
 from colossal_llama.cleaning.workers import workers
@@ -105,7 +106,11 @@ class _Cleaning:
         candidates = CandidateStore.of_chunks(work, self.blocks, self.chunks, chunks)
         memory_bytes = self.arguments.run.memory_mb << 20
         self._timed("merge", merge, work, rules, candidates.block_sizes, candidates.texts_of, memory_bytes)
-        parts = self._second_pass(SecondPass(self.run.path, candidates, rules))
+        second_pass = SecondPass(self.run.path, candidates, rules)
+        if self.arguments.quality_model is not None:
+            bands = self._timed("quality", self._measure_quality, second_pass, self.arguments.quality_model)
+            second_pass = replace(second_pass, quality=bands)
+        parts = self._second_pass(second_pass)
         return self._finish(chunks, parts)
 
     @property
@@ -199,6 +204,16 @@ class _Cleaning:
         messages.finish()
 
     # ------------------------------------------------------------------------------ second pass
+
+    def _measure_quality(self, job: SecondPass, model: QualityModel) -> QualityBands:
+        """Measures what all else keeps with `--quality_model`, unless it is measured already."""
+        work, rule = self.run.work, self.arguments.rules.settings["quality_loss"]
+        chunks = [chunk.index for chunk in self.chunks]
+        _remove_damaged([(quality_base(work, chunk), chunk) for chunk in chunks], "check losses", self.arguments)
+        measure_chunks(work, chunks, lambda chunk: kept_documents(job, chunk), model, rule)
+        bands = QualityBands.of_chunks(work, chunks, rule)
+        self.facts["quality_loss"] = {"model": str(model.found.directory), "categories": bands.facts}
+        return bands
 
     def _second_pass(self, job: SecondPass) -> list[dict]:
         """Writes the parts that are not finished; returns the facts of all."""

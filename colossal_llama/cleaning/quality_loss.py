@@ -2,9 +2,10 @@
 
 CCNet sorts web pages by the perplexity of a model of good text in the same way (Wenzek et al.
 2020); a loss per byte compares scripts and tokenizers, too. Measured are the documents that all
-else has kept, as they would be written. A chunk is measured as a whole, so that a run that was
-killed goes on to the same numbers, and its results lie under work/:
+else has kept, as they would be written. They are measured in groups of a fixed size, so that a run
+that was killed goes on to the same numbers. The results lie under work/:
 
+    work/quality/chunk-00000.partial      losses of whole groups, until the chunk is finished
     work/quality/chunk-00000.losses       float64[documents], NaN for one that is not judged
     work/quality/chunk-00000.categories   uint16[documents]: number of its category
     work/quality/chunk-00000.json         names of the categories, checksums
@@ -32,6 +33,10 @@ REASON: Final = "quality_loss"
 ALL: Final = "all"
 """Name of the band of all categories, where `by_category` is false."""
 _WINDOW_TOKENS = 1024
+"""Longer texts are measured in windows that overlap by half. A model may have fewer positions."""
+_LOSS = np.dtype(np.float64)
+_GROUP_DOCUMENTS = 256
+_GROUP_BYTES = _GROUP_DOCUMENTS * _LOSS.itemsize
 _DTYPES = {"cuda": "bf16", "cpu": "fp32"}
 _COUNTED = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles that the report shows."""
@@ -58,7 +63,7 @@ class QualityModel:
         from colossal_llama.evaluation.models import find_models
 
         try:
-            [found] = find_models(directory, (), _WINDOW_TOKENS)
+            [found] = find_models(directory, (), 1)
         except UserError as error:
             raise UserError(
                 [problem.replace("--model_path", "--quality_model") for problem in error.problems]
@@ -69,6 +74,14 @@ class QualityModel:
     def fingerprint(self) -> str:
         """Fingerprint of weights and tokenizer: another model gives another corpus."""
         return " ".join(self.found.identity().values())
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens that the model reads at once."""
+        from colossal_llama.model.config_file import read_model_config
+
+        positions = read_model_config(self.found.base).get("max_position_embeddings") or _WINDOW_TOKENS
+        return min(_WINDOW_TOKENS, positions)
 
     @cached_property
     def losses(self) -> Callable[[Sequence[str]], list[float]]:
@@ -82,20 +95,24 @@ class QualityModel:
         dtype = _DTYPES.get(device.type, "bf16")
         check_memory(self.found, device, dtype)
         model, tokenizer = load(self.found, device, dtype, log_rank_zero)
-        encoder = DocumentEncoder(tokenizer)
+        encoder, window = DocumentEncoder(tokenizer), self.window_tokens
 
         def measured(texts: Sequence[str]) -> list[float]:
             encoded = encoder.encode(texts)
-            counter = BitCounter(model, _WINDOW_TOKENS, _WINDOW_TOKENS // 2, default_tokens_per_batch(device))
+            counter = BitCounter(model, window, max(1, window // 2), default_tokens_per_batch(device))
             bits = counter.count(document.ids for document in encoded)
             return [
-                found.bits * math.log(2) / len(text.encode("utf-8", "surrogatepass"))
-                if document.is_lossless
-                else math.nan
+                _nats_per_byte(found.bits, text) if document.is_lossless else math.nan
                 for text, document, found in zip(texts, encoded, bits, strict=True)
             ]
 
         return measured
+
+
+def _nats_per_byte(bits: float, text: str) -> float:
+    """Loss of a text; infinite where it is not finite."""
+    nats = bits * math.log(2) / len(text.encode("utf-8", "surrogatepass"))
+    return nats if math.isfinite(nats) else math.inf
 
 
 def measure_chunks(
@@ -118,26 +135,59 @@ def measure_chunks(
         UserError: the model cannot be loaded, or its loss is not a finite number.
     """
     pending = [chunk for chunk in chunks if unit_facts(quality_base(work_dir, chunk), chunk) is None]
-    for chunk in progress_bar(pending, desc="quality by loss", unit="chunk"):
-        documents = list(documents_of(chunk))
-        texts = [document.text[: rule.values["beginning_characters"] or None] for document in documents]
-        losses = np.array(model.losses(texts) if texts else [], np.float64)
-        if np.isinf(losses).any():
-            document = documents[int(np.flatnonzero(np.isinf(losses))[0])]
-            raise UserError(
-                f"--quality_model {model.found.directory}: the loss of a document of {document.file} is no finite "
-                "number: the model's weights may be damaged"
-            )
-        names = sorted({document.category for document in documents})
-        numbers = {name: number for number, name in enumerate(names)}
-        categories = np.array([numbers[document.category] for document in documents], np.uint16)
-        files = UnitFiles(quality_base(work_dir, chunk), ("losses", "categories"))
-        try:
-            files.write("losses", losses.tobytes())
-            files.write("categories", categories.tobytes())
-            files.finish({"index": chunk, "names": names})
-        finally:
-            files.discard()
+    with progress_bar(desc="quality by loss", unit="document") as bar:
+        for number, chunk in enumerate(pending, start=1):
+            bar.set_postfix_str(f"chunk {number} of {len(pending)}", refresh=False)
+            documents = list(documents_of(chunk))
+            _measure_chunk(quality_base(work_dir, chunk), chunk, documents, model, rule, bar.update)
+
+
+def _measure_chunk(
+    base: Path,
+    chunk: int,
+    documents: Sequence[Document],
+    model: QualityModel,
+    rule: Rule,
+    progress: Callable[[int], Any],
+) -> None:
+    base.parent.mkdir(parents=True, exist_ok=True)
+    partial = base.with_suffix(".partial")
+    with partial.open("a+b") as file:
+        measured = file.tell() // _GROUP_BYTES * _GROUP_DOCUMENTS
+        file.truncate(measured * _LOSS.itemsize)
+        for first in range(measured, len(documents), _GROUP_DOCUMENTS):
+            group = documents[first : first + _GROUP_DOCUMENTS]
+            texts = [document.text[: rule.values["beginning_characters"] or None] for document in group]
+            file.write(_finite(np.array(model.losses(texts), _LOSS), group, model).tobytes())
+            file.flush()
+            progress(len(group))
+        file.seek(0)
+        losses = file.read()
+    names = sorted({document.category for document in documents})
+    numbers = {name: number for number, name in enumerate(names)}
+    categories = np.array([numbers[document.category] for document in documents], np.uint16)
+    files = UnitFiles(base, ("losses", "categories"))
+    try:
+        files.write("losses", losses)
+        files.write("categories", categories.tobytes())
+        files.finish({"index": chunk, "names": names})
+    finally:
+        files.discard()
+    partial.unlink()
+
+
+def _finite(losses: np.ndarray, group: Sequence[Document], model: QualityModel) -> np.ndarray:
+    """Returns the losses as they are.
+
+    Raises:
+        UserError: one is infinite.
+    """
+    for place in np.flatnonzero(np.isinf(losses)).tolist():
+        raise UserError(
+            f"--quality_model {model.found.directory}: the loss of a document of {group[place].file} is not a finite "
+            "number: the model's weights may be damaged"
+        )
+    return losses
 
 
 @dataclass(frozen=True)
@@ -205,12 +255,12 @@ def _results(work_dir: Path, chunk: int) -> tuple[np.ndarray, np.ndarray, list[s
     facts = unit_facts(base, chunk)
     if facts is None:
         raise UserError(f"{base}.json does not exist, which the measurement wrote: run the command again")
-    losses = np.fromfile(base.with_suffix(".losses"), np.float64)
+    losses = np.fromfile(base.with_suffix(".losses"), _LOSS)
     return losses, np.fromfile(base.with_suffix(".categories"), np.uint16), facts["names"]
 
 
 def _facts(losses: np.ndarray, band: Band) -> dict[str, Any]:
-    """What the report tells of a category."""
+    """Facts of a category for the report."""
     known = losses[np.isfinite(losses)]
     quantiles = np.quantile(known, _COUNTED).round(4).tolist() if len(known) else []
     return {

@@ -33,7 +33,7 @@ _REPORT_BEGINNING, _RECORD_BEGINNING = b'{\n  "format": "colossal_llama.cleaning
 QUESTIONS = "benchmark_questions"
 """Directory under work/ of the index of `--decontaminate`."""
 _SHAPE = {"identity": {"input_files": [{"name": str, "size_bytes": int}]}}
-_WORK = (QUESTIONS, "chunks", "parts", "signatures", "decisions", RUN_RECORD)
+_WORK = (QUESTIONS, "chunks", "quality", "parts", "signatures", "decisions", RUN_RECORD)
 """Names under work/; run.json is removed last: it identifies the rest."""
 _OUTPUTS = {
     DOCUMENTS: re.compile(r"part-\d{5,}\.jsonl"),

@@ -15,10 +15,11 @@ from colossal_llama.cleaning.candidates import Candidate
 from colossal_llama.cleaning.chunk_files import UnitFiles, unit_facts
 from colossal_llama.cleaning.counts import CountsBuilder
 from colossal_llama.cleaning.decisions import BlockDecisions
-from colossal_llama.cleaning.document import Verdict
+from colossal_llama.cleaning.document import Document, Verdict
 from colossal_llama.cleaning.dropped import dropped_line
 from colossal_llama.cleaning.duplicates.decisions import Duplicate
 from colossal_llama.cleaning.output_files import DOCUMENTS, text_of
+from colossal_llama.cleaning.quality_loss import QualityBands
 from colossal_llama.cleaning.rule_settings import RuleSettings
 from colossal_llama.cleaning.stages import judge_lengths
 from colossal_llama.dataset.prepare.input_files import Chunk
@@ -77,11 +78,13 @@ class SecondPass:
         output_dir: of the cleaning.
         candidates: of the first pass.
         rules: in effect.
+        quality: bands of losses that are kept; None where nothing is measured.
     """
 
     output_dir: Path
     candidates: CandidateStore
     rules: RuleSettings
+    quality: QualityBands | None = None
 
     def is_finished(self, part: Part) -> bool:
         """True for a part whose documents are as they were written."""
@@ -114,7 +117,7 @@ def write_part(job: SecondPass, part: Part) -> dict:
                 files.write("hits", b"".join(_hits(job, chunk)))
                 for line in _dropped_before(job, chunk, counts):
                     files.write("dropped", line)
-                for candidate, duplicate in _decided(job, chunk):
+                for candidate, duplicate in _judged(job, chunk):
                     if duplicate is None:
                         output.write(_kept(candidate, counts))
                         documents += 1
@@ -149,6 +152,21 @@ def _hits(job: SecondPass, chunk: int) -> Iterator[bytes]:
             content = orjson.loads(line)
             content["position"] = job.candidates.position(chunk, content.pop("place"))
             yield orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def kept_documents(job: SecondPass, chunk: int) -> Iterator[Document]:
+    """Yields the documents of a chunk that all but quality by loss keeps, as they are written."""
+    return (candidate.document for candidate, why in _decided(job, chunk) if why is None)
+
+
+def _judged(job: SecondPass, chunk: int) -> Iterator[tuple[Candidate, Duplicate | Verdict | None]]:
+    """As `_decided`, with the verdicts of quality by loss."""
+    if job.quality is None:
+        yield from _decided(job, chunk)
+        return
+    verdicts = iter(job.quality.of_chunk(chunk))
+    for candidate, why in _decided(job, chunk):
+        yield candidate, next(verdicts) if why is None else why
 
 
 def _decided(job: SecondPass, chunk: int) -> Iterator[tuple[Candidate, Duplicate | Verdict | None]]:

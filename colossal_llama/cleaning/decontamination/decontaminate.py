@@ -56,7 +56,7 @@ def make_index(
     """
     found = read_benchmarks(paths)
     questions = found.questions if normalize is None else normalized_questions(found.questions, normalize)
-    facts = save_index(work_directory / _INDEX_DIRECTORY, questions, _ngram_settings(rule))
+    facts = save_index(work_directory / _INDEX_DIRECTORY, questions, ngram_settings(rule))
     return {**facts, "tasks": found.counts(), "notes": list(found.notes)}
 
 
@@ -114,7 +114,12 @@ def _record(document: Document, hit: Hit, action: str) -> dict[str, Any]:
     }
 
 
-def _ngram_settings(rule: Rule) -> NgramSettings:
+def ngram_settings(rule: Rule) -> NgramSettings:
+    """Returns what counts as an n-gram.
+
+    Raises:
+        UserError: a length is 0.
+    """
     values = {name: rule.values[name] for name in NgramSettings.__dataclass_fields__}
     if problems := [f"{REASON}.{name} is {value}: give 1 or more" for name, value in values.items() if value < 1]:
         raise UserError(problems)
