@@ -100,7 +100,7 @@ _PROGRAM_BEFORE = re.compile(
     r"(?:\b(?:chrom(?:e|ium)|firefox|safari|edge|opera|android|ios|macos|windows|kernel|java|jdk|jre|python|php|mysql"
     r"|oracle|postgres(?:ql)?|redis|nginx|tomcat|openssl|driver|firmware|plug-?in|package|library|module|app|software"
     r"|patch|update|upgrade[ds]?|player|engine|cuda)|更新|补丁)[ /(:]{0,2}\Z"
-    r"|\b(?:upgrad|updat|migrat)[a-z]+ (?:from|to) \Z",
+    r"|\b(?:upgrad(?:e|ed|ing)|update[ds]?|updating|migrat(?:e|ed|ing)) (?:from|to) \Z",
     re.IGNORECASE | re.ASCII,
 )
 _ADDRESS_BEFORE = re.compile(

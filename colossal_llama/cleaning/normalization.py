@@ -36,7 +36,6 @@ _SPACES = "\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"
 _LINE_ENDS = "\v\f\r\x85\u2028\u2029"
 
 _SUSPECT = re.compile(f"[{_CONTROLS}{_JOINERS}{_TAGS}{_FULL_WIDTH}{_SPACES}{_LINE_ENDS}]")
-_SUSPECT_CONTROL = re.compile(f"[{_CONTROLS}{_JOINERS}{_TAGS}]")
 _ASCII_SUSPECTS = bytes(code for code in range(128) if _SUSPECT.match(chr(code)))
 
 _JOINING = "".join(
@@ -55,8 +54,8 @@ _REMOVED = regex.compile(
 )
 _FULL_WIDTH_RUN = re.compile(f"[{_FULL_WIDTH}]+(?:[＆＋－．／：＠＿][{_FULL_WIDTH}]+)*")
 _TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_CONTROL = re.compile(f"[{_CONTROLS}{_JOINERS}{_TAGS}]")
 _OTHER_SPACE = re.compile(f"[{_SPACES}]")
-_OTHER_LINE_END = re.compile(f"\r\n|[{_LINE_ENDS}]")
 # Two spaces or more behind a character: those of an indentation are behind a line's end.
 _RUN_OF_SPACES = re.compile(r"  (?<=\S  ) *")
 _RUN_WITH_TAB = re.compile(r"(?<=\S)(?: +\t[ \t]*|\t[ \t]+)")
@@ -121,15 +120,15 @@ def normalize(text: str, settings: NormalizationSettings) -> tuple[str, Mapping[
     if not settings.on or not text:
         return text, {}
     changes: dict[str, tuple[int, int]] = {}
-    suspect = _has_suspects(text)
-    if suspect:
-        text = _with_suspects(text, settings, changes)
+    suspects = _suspects(text)
+    if suspects:
+        text = _without_suspects(text, suspects, settings, changes)
     else:
         text = _step("unicode_form", text, _composed(text, settings.unicode_form), changes)
     if settings.traditional_to_simplified:
         text = _step("traditional_to_simplified", text, _simplified(text, settings.unicode_form), changes)
     if settings.white_space != "none":
-        text = _step("white_space", text, _with_plain_space(text, settings.white_space, suspect), changes)
+        text = _step("white_space", text, _with_plain_space(text, settings.white_space, suspects), changes)
     return text, changes
 
 
@@ -140,26 +139,30 @@ def _step(name: str, before: str, after: str, changes: dict[str, tuple[int, int]
     return after
 
 
-def _has_suspects(text: str) -> bool:
-    """True where a character occurs that a step other than the Unicode form may change."""
-    if text.isascii():  # four times as fast as the pattern
-        return len(text.encode().translate(None, _ASCII_SUSPECTS)) != len(text)
-    return _SUSPECT.search(text) is not None
+def _suspects(text: str) -> str:
+    """The characters, each once, that a step other than the Unicode form may change."""
+    if text.isascii() and len(text.encode().translate(None, _ASCII_SUSPECTS)) == len(text):
+        return ""  # four times as fast as the pattern
+    return "".join(set(_SUSPECT.findall(text)))
 
 
-def _with_suspects(text: str, settings: NormalizationSettings, changes: dict[str, tuple[int, int]]) -> str:
+def _without_suspects(
+    text: str, suspects: str, settings: NormalizationSettings, changes: dict[str, tuple[int, int]]
+) -> str:
     """Composes, removes controls and maps full-width latin, until none gives the others work.
 
     A mark that followed a removed control or a full-width letter is composed with what is now
     before it. Each round removes or maps characters that no other step makes: it ends.
     """
+    remove_controls = settings.remove_controls and _CONTROL.search(suspects)
+    map_full_width = settings.full_width_latin and _FULL_WIDTH_RUN.search(suspects)
     before = None
     while text != before:
         before = text
         text = _step("unicode_form", text, _composed(text, settings.unicode_form), changes)
-        if settings.remove_controls and _SUSPECT_CONTROL.search(text):
+        if remove_controls:
             text = _step("controls", text, _REMOVED.sub("", text), changes)
-        if settings.full_width_latin:
+        if map_full_width:
             text = _step("full_width_latin", text, _FULL_WIDTH_RUN.sub(_ascii, text), changes)
     return text
 
@@ -190,11 +193,14 @@ def _opencc() -> Any:
     return opencc.OpenCC("t2s")
 
 
-def _with_plain_space(text: str, extent: str, suspect: bool) -> str:
-    if suspect:
-        if extent == "runs" and "\u3000" in text:
-            text = _WIDE_INDENTATION.sub("", text)
-        text = _OTHER_LINE_END.sub("\n", _OTHER_SPACE.sub(" ", text))
+def _with_plain_space(text: str, extent: str, suspects: str) -> str:
+    if extent == "runs" and "\u3000" in suspects:
+        text = _WIDE_INDENTATION.sub("", text)
+    if _OTHER_SPACE.search(suspects):
+        text = _OTHER_SPACE.sub(" ", text)
+    text = text.replace("\r\n", "\n") if "\r" in suspects else text
+    for line_end in set(suspects) & set(_LINE_ENDS):
+        text = text.replace(line_end, "\n")
     if text[-1:].isspace() or " \n" in text or "\t\n" in text:
         text = "\n".join(map(str.rstrip, text.split("\n")))
     if extent == "runs":
