@@ -15,6 +15,10 @@ from colossal_llama.dataset.records import conversation_of
 from colossal_llama.dataset.role_names import RoleNames
 from colossal_llama.readers.fields import FieldOptions, document_of, with_category
 from colossal_llama.readers.listing import InputFile
+from colossal_llama.readers.unread_keys import unread
+
+_URL = unread("url")
+"""Note of a record's `url`, which is read here: it decides the group."""
 
 
 @dataclass(slots=True)
@@ -137,7 +141,8 @@ def document_candidate(record: dict, file: InputFile, fields: FieldOptions) -> C
     found = document_of(record, file, fields)
     texts = [found.source, found.target]
     document = Document(texts, found.category, _group(record, file), file.name, 0)
-    return Candidate(document, texts, found.category, RowPosition(0, 0), notes=found.notes)
+    notes = found.notes if document.group == file.name else tuple(note for note in found.notes if note != _URL)
+    return Candidate(document, texts, found.category, RowPosition(0, 0), notes=notes)
 
 
 def conversation_candidate(record: dict, file: InputFile, fields: FieldOptions, roles: RoleNames) -> Candidate:

@@ -23,12 +23,17 @@ from colossal_llama.dataset.prepare.chunk_rows import ChunkRows
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.dataset.prepare.worker_pool import ProgressReports
 from colossal_llama.dataset.role_names import RoleNames
-from colossal_llama.readers.fields import FieldOptions, refuse_document
+from colossal_llama.readers.fields import CONVERSATION, DOCUMENT, OTHER_KIND, FieldOptions, refuse_document
 from colossal_llama.readers.listing import InputFile
 from colossal_llama.readers.record import RecordError
 
 BATCH_CHARACTERS = 1 << 20
 BATCH_DOCUMENTS = 20_000  # of empty or short texts
+_OTHER_PRESET = {
+    CONVERSATION: "--preset conversations cleans them",
+    DOCUMENT: "another --preset than conversations cleans them",
+}
+"""What to do with records of the other kind."""
 _FILES = ("candidates", "places", "dropped", "hits", "rejected")
 
 
@@ -61,10 +66,19 @@ class FirstPass:
 
     def check(self, record: dict, file: InputFile) -> Candidate:
         """Checks a JSON object of a file as a record."""
-        if self.roles is None:
-            return document_candidate(record, file, self.fields)
         try:
-            return conversation_candidate(record, file, self.fields, self.roles)
+            if self.roles is None:
+                return document_candidate(record, file, self.fields)
+            return self._conversation(record, file, self.roles)
+        except RecordError as error:
+            if error.reason not in OTHER_KIND:
+                raise
+            advice = str(error).replace(OTHER_KIND[error.reason], _OTHER_PRESET[error.reason])
+            raise RecordError(error.reason, advice) from None
+
+    def _conversation(self, record: dict, file: InputFile, roles: RoleNames) -> Candidate:
+        try:
+            return conversation_candidate(record, file, self.fields, roles)
         except RecordError:
             refuse_document(record)
             raise

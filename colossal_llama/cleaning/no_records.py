@@ -7,12 +7,6 @@ from pathlib import Path
 from colossal_llama.dataset.prepare.cache import chunk_rejected
 from colossal_llama.dataset.prepare.input_files import Chunk
 from colossal_llama.dataset.prepare.rejections import messages_with_places
-from colossal_llama.readers.fields import CONVERSATION, DOCUMENT, OTHER_KIND
-
-_ADVICE = {
-    CONVERSATION: "--preset conversations cleans them",
-    DOCUMENT: "another --preset than conversations cleans them",
-}
 
 
 def no_record_problems(chunk_dir: Path, chunks: Sequence[Chunk], facts: Sequence[dict]) -> list[str]:
@@ -31,9 +25,6 @@ def no_record_problems(chunk_dir: Path, chunks: Sequence[Chunk], facts: Sequence
             break
         for record in chunk_rejected(chunk_dir, chunk.index):
             examples.setdefault(record["reason"], (chunk, record))
-    for reason, (_, record) in examples.items():
-        if reason in OTHER_KIND:
-            record["message"] = record["message"].replace(OTHER_KIND[reason], _ADVICE[reason])
     return [
         f"--data_input_dirs: no record could be used, so that there is nothing to clean ({counted})",
         *messages_with_places(list(examples.values())),

@@ -99,6 +99,15 @@ def test_a_dropped_document_is_as_it_came_in_and_says_where_and_why(input_dir, t
     ]
 
 
+def test_records_of_the_other_kind_are_rejected_with_the_preset_that_takes_them(tmp_path):
+    conversation = {"messages": [{"from": "human", "content": "hi"}, {"from": "assistant", "content": english(1)}]}
+    write_records(tmp_path / "raw" / "a.jsonl", [conversation, document(english(2), url="https://www.example.com/a")])
+    report = clean(cleaning([tmp_path / "raw"], tmp_path / "out"))
+    (rejected,) = read_records(tmp_path / "out" / "rejected.jsonl")
+    assert rejected["message"].endswith("--preset conversations cleans them")
+    assert report["run"]["notes"] == {}, "the url is read: it decides the group of lines"
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_chunks_of_any_size_and_workers_give_the_same_documents(
     input_dir, tmp_path, small_chunks, monkeypatch, workers
