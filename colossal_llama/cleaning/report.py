@@ -24,7 +24,7 @@ from typing import Any
 
 from colossal_llama.cleaning.counts import Amount, ChunkCounts, bin_start
 from colossal_llama.cleaning.output_files import FIGURE, REPORT, file_entries
-from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum, write_checked
+from colossal_llama.utils.checked_json import DamagedJsonError, has_checksum, read_checked, with_checksum, write_checked
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
 
@@ -119,8 +119,10 @@ def read_report(output_dir: Path) -> dict:
         raise UserError(f"{output_dir} has no {REPORT}: the cleaning is not finished; run its command again")
     try:
         report = read_checked(path, _SHAPE)
+        if not has_checksum(report):
+            raise DamagedJsonError(path, "has no checksum of its content")
     except DamagedJsonError as error:
-        raise UserError(f"{error}; clean the data afresh into a new directory") from error
+        raise UserError(f"{error}; clean the data again with --overwrite") from error
     if report["format"] != FORMAT:
         raise UserError(f"{path}: the format is {report['format']}, but this version reads {FORMAT}")
     return report

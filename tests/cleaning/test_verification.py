@@ -59,6 +59,9 @@ def test_a_report_that_was_edited_is_refused(cleaned):
     path = cleaned / "cleaning.json"
     path.write_text(path.read_text().replace('"records": 402', '"records": 403'))
     assert "checksum" in _problems(cleaned)
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in report.items() if name != "checksum"}))
+    assert "has no checksum" in _problems(cleaned)
     path.write_text("{")
     assert "cannot be read as JSON" in _problems(cleaned)
     path.unlink()
