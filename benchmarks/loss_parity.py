@@ -6,7 +6,8 @@ r"""Compares losses of fast and reference configurations: 200 steps on the same 
 
 All runs of train.py start from the same model, a random one without --model, and train on the same
 rows in the same order. `fast` uses all fused kernels, `plain` none (--fused_kernels False), `fp8`
-8-bit matrix products. `halves` is `plain` with each micro-batch split in two, which changes the
+8-bit matrix products, `bf16_states` and `8bit_states` optimizer states of so many bits without
+master weights. `halves` is `plain` with each micro-batch split in two, which changes the
 rounding only. So `halves` measures the noise: `fast` should be as close to `plain` as `halves` is.
 `--ways` selects; the others are compared with the first. 7 B needs `--ways recomputed
 recomputed_halves fp8_recomputed`.
@@ -34,6 +35,7 @@ from colossal_llama.utils.console import table
 PLAIN = ("--fused_kernels", "False")
 WAYS = {"plain": PLAIN, "fast": (), "fp8": ("--fp8",), "recomputed": ("--use_grad_checkpoint",)}
 WAYS["fp8_recomputed"] = (*WAYS["fp8"], *WAYS["recomputed"])
+WAYS |= {f"{states}_states": ("--optimizer_states", states) for states in ("bf16", "8bit")}
 HALVES = {"halves": "plain", "fast_halves": "fast", "recomputed_halves": "recomputed"}
 """Ways with micro-batches split in two, each with the way that it equals otherwise."""
 TRAINED_SEED = 0

@@ -10,10 +10,12 @@ r"""Other training recipes to compare with, started by benchmarks/train_throughp
               optimizer states in bf16 (the fastest it offers); no fp32 master weights
 
 Rows shorter than 4,096 tokens are padded to that. FILE receives the seconds and the tokens of every
-step, padding excluded, and the peak memory.
+step, padding excluded, and the peak memory: those of all processes together, which have a
+micro-batch each.
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -42,9 +44,12 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path)
     options = parser.parse_args()
     step_s, losses = {"plain": plain, "trainer": trainer}[options.recipe](options)
+    if int(os.environ.get("RANK", "0")):
+        return
+    rows = options.micro_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    lengths = [len(ids) for ids in rows_of(options.part)[: options.steps * options.micro_batch_size]["input_ids"]]
-    by_step = np.array(lengths).reshape(options.steps, options.micro_batch_size).sum(axis=1)
+    lengths = [len(ids) for ids in rows_of(options.part)[: options.steps * rows]["input_ids"]]
+    by_step = np.array(lengths).reshape(options.steps, rows).sum(axis=1)
     figures = {"step_s": step_s, "tokens": by_step.tolist(), "losses": losses, "peak_memory_gib": peak}
     write_json(options.output, figures)
 
@@ -91,7 +96,9 @@ def plain(options: argparse.Namespace) -> tuple[list[float], list[float]]:
     booster = Booster(plugin=plugin)
     model, optimizer, *_ = booster.boost(model, optimizer)
     model.train()
-    loader = torch.utils.data.DataLoader(rows_of(options.part), options.micro_batch_size, collate_fn=padded)
+    rows = rows_of(options.part)
+    sampler = torch.utils.data.DistributedSampler(rows, shuffle=False)
+    loader = torch.utils.data.DataLoader(rows, options.micro_batch_size, sampler=sampler, collate_fn=padded)
     step_s, losses = [], []
     for _, batch in zip(range(options.steps), loader, strict=False):
         started = time.perf_counter()

@@ -3,11 +3,14 @@ r"""Compares throughput: our train step, the plain ColossalAI recipe, and Huggin
     python benchmarks/train_throughput.py --work_dir /dev/shm/speed
     python benchmarks/train_throughput.py --work_dir /dev/shm/speed --shape 7B \
         --micro_batch_size 4 --ways ours plain trainer
+    python benchmarks/train_throughput.py --work_dir DIR --shape 7B --micro_batch_size 4 \
+        --processes 2 --ways ours ours_gemini ours_tp trainer_kept
     python benchmarks/train_throughput.py --work_dir DIR \
         --pretrain_parts data/arrow --sft_parts chats/arrow
 
-The first measures the 1.25 B shape with micro-batch 8 on one GPU, the last also real data. All ways
-run in turn on one machine.
+The first measures the 1.25 B shape with micro-batch 8 on one GPU, the third two GPUs, where all
+ways but `ours_tp`, `ours_pp` and `ours_sp` have a micro-batch on each; the last measures also real
+data. All ways run in turn on one machine.
 
 `ours` is train.py --benchmark as a user starts it: plugin, fp32 master weights and states,
 clipping, data loader, metrics. Figures are medians over the steps after the third.
@@ -49,6 +52,8 @@ from colossal_llama.training.metrics import peak_flops
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.console import table
 
+PROCESSES = "PROCESSES"
+"""Stands for their number."""
 OURS = {
     "ours": ("--plugin", "zero2"),
     "ours_3d": ("--plugin", "3d", "--zero", "2"),
@@ -57,6 +62,12 @@ OURS = {
     "ours_gemini": ("--plugin", "gemini"),
     "ours_fp8": ("--plugin", "zero2", "--fp8"),
     "ours_fp8_recomputed": ("--plugin", "zero2", "--fp8", "--use_grad_checkpoint"),
+    "ours_bf16_states": ("--plugin", "zero2", "--optimizer_states", "bf16"),
+    "ours_8bit_states": ("--plugin", "zero2", "--optimizer_states", "8bit"),
+    "ours_zero2_cpu": ("--plugin", "zero2_cpu"),
+    "ours_tp": ("--plugin", "3d", "--zero", "0", "--tp", PROCESSES),
+    "ours_pp": ("--plugin", "3d", "--zero", "1", "--pp", PROCESSES),
+    "ours_sp": ("--plugin", "3d", "--zero", "1", "--sp", PROCESSES, "--sp_mode", "all_to_all"),
 }
 OTHERS = {
     "plain": ("plain",),
@@ -88,7 +99,7 @@ def main() -> None:
     model, part = options.work_dir / "model", options.work_dir / "part"
     if not model.exists():
         make_model(model, options.shape)
-        make_part(part, rows=options.steps * options.micro_batch_size)
+        make_part(part, rows=options.steps * options.micro_batch_size * options.processes)
     measured: dict[str, Figures | None] = {}
     ours = [way for way in options.ways if way not in OTHERS]
     if ours:
@@ -108,6 +119,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--ways", nargs="+", choices=(*OURS, "ours_documents", *OTHERS, *ON_DATA), default=list(DEFAULT_WAYS)
     )
+    parser.add_argument("--processes", type=int, default=1, help="one on each GPU; figures are of all together")
     parser.add_argument("--micro_batch_size", type=int, default=8)
     parser.add_argument("--accumulation_steps", type=int, default=1, help="micro-batches a step of our ways")
     parser.add_argument("--steps", type=int, default=WARM_UP_STEPS + 10)
@@ -125,9 +137,10 @@ def options_of(options: argparse.Namespace, way: str, model: Path) -> list[str]:
     flags = ["--pretrained", str(model), "--mixed_precision", "bf16", *output_options(options.work_dir / way)]
     flags += ["--micro_batch_size", str(options.micro_batch_size), "--max_length", str(LENGTH_TOKENS)]
     flags += ["--accumulation_steps", str(options.accumulation_steps), *options.options]
-    rows = options.steps * options.micro_batch_size * options.accumulation_steps
+    rows = options.steps * options.micro_batch_size * options.accumulation_steps * options.processes
     if way in OURS:
-        return [*flags, *OURS[way], "--benchmark", "--num_samples", str(rows)]
+        way_flags = [str(options.processes) if flag is PROCESSES else flag for flag in OURS[way]]
+        return [*flags, *way_flags, "--benchmark", "--num_samples", str(rows)]
     if way == "ours_documents":
         part = options.work_dir / "part-documents"
         if not part.exists():
@@ -150,7 +163,7 @@ def of_ours(options: argparse.Namespace, commands: dict[str, list[str]]) -> dict
     """Runs every command line in one launch, and reads the metrics; tokens exclude padding."""
     for way in commands:
         shutil.rmtree(options.work_dir / way, ignore_errors=True)
-    done = run_many(options.work_dir / "commands.json", list(commands.values()))
+    done = run_many(options.work_dir / "commands.json", list(commands.values()), options.processes)
     if done.returncode:
         print(done.stdout[-1000:], done.stderr[-3000:], flush=True)
     measured: dict[str, Figures | None] = {}
@@ -171,7 +184,7 @@ def of_other(
     """Runs another recipe; None when it failed, after printing the end of its output."""
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir(parents=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={options.processes}"]
     command += ["benchmarks/other_recipes.py", *recipe, "--model", str(model), "--part", str(part)]
     command += ["--micro_batch_size", str(options.micro_batch_size), "--steps", str(options.steps)]
     command += ["--output", str(run_dir / "figures.json")]
@@ -189,7 +202,7 @@ def of_other(
 def report(options: argparse.Namespace, measured: dict[str, Figures | None], model: Path) -> None:
     """Prints and writes the figures measured so far."""
     flops = flops_per_token(AutoConfig.from_pretrained(model, trust_remote_code=False), LENGTH_TOKENS)
-    peak = peak_flops(current_device())
+    peak = (peak_flops(current_device()) or 0.0) * options.processes
     plain = measured.get("plain")
     rows = []
     for way, figures in measured.items():
