@@ -22,6 +22,7 @@ from colossal_llama.readers.line_reader import MAX_LINE_MB
 from colossal_llama.utils.arguments import group, option, option_values, switch
 from colossal_llama.utils.cli import existing_directory, existing_file, number_in_range
 from colossal_llama.utils.fingerprint import fingerprint_bytes, fingerprint_directory, fingerprint_file
+from colossal_llama.utils.hub.names import NAME_FORMS, ModelName, directory_or_name
 
 DEFAULT_MEMORY_MB = 1024
 
@@ -149,11 +150,11 @@ class ListArguments:
 class QualityArguments:
     """Options for quality by loss."""
 
-    quality_model: Path | None = option(
-        type=existing_directory,
-        metavar="DIR",
-        help="model that measures every document that all else keeps, in nats per byte; the rule quality_loss says "
-        "which band is kept (default: nothing is measured)",
+    quality_model: Path | ModelName | None = option(
+        type=directory_or_name,
+        metavar="MODEL",
+        help="measure every document that all else keeps by this model, in nats per byte; the rule quality_loss says "
+        f"which band is kept (default: nothing is measured): {NAME_FORMS}",
     )
 
 

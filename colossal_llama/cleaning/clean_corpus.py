@@ -157,10 +157,11 @@ def _list_problems(arguments: CleanArguments) -> Iterator[str]:
         yield "--decontaminate has no effect: the rule decontamination is off; leave one out"
     if arguments.quality.quality_model is not None and not arguments.rules.settings["quality_loss"].on:
         yield "--quality_model has no effect: the rule quality_loss is off; leave one out"
-    try:
-        _ = arguments.quality_model
-    except UserError as error:
-        yield from error.problems
+    else:
+        try:
+            _ = arguments.quality_model
+        except UserError as error:
+            yield from error.problems
     if arguments.lists.blocklist and not arguments.rules.settings["blocklists"].on:
         yield "--blocklist has no effect: the rule blocklists is off; leave one out"
         return

@@ -25,6 +25,7 @@ from colossal_llama.cleaning.document import Document, Verdict
 from colossal_llama.cleaning.rule_settings import Rule
 from colossal_llama.utils.console import log_rank_zero, progress_bar
 from colossal_llama.utils.errors import UserError
+from colossal_llama.utils.hub.names import ModelName
 
 if TYPE_CHECKING:
     from colossal_llama.evaluation.models import EvaluatedModel
@@ -54,7 +55,7 @@ class QualityModel:
     found: "EvaluatedModel"
 
     @classmethod
-    def find(cls, directory: Path) -> "QualityModel":
+    def find(cls, source: Path | ModelName) -> "QualityModel":
         """Finds the model.
 
         Raises:
@@ -63,7 +64,7 @@ class QualityModel:
         from colossal_llama.evaluation.models import find_models
 
         try:
-            [found] = find_models(directory, (), 1)
+            [found] = find_models(source, (), 1)
         except UserError as error:
             raise UserError(
                 [problem.replace("--model_path", "--quality_model") for problem in error.problems]

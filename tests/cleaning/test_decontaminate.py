@@ -163,6 +163,7 @@ def test_short_question_is_searched_as_a_whole_or_counted(tmp_path: Path) -> Non
     rule = _rule()
     facts = make_index([own], rule, tmp_path / "work")
     assert facts["unsearched_questions"] == 2
+    assert facts["unsearched_by_task"] == {"own": 2}
     search = DecontaminationRule(Path(facts["directory"]), rule)
     found = search.apply([_document("", f"It was asked: {stem} Nobody knew. 无人知道。") for stem in stems])
     assert [len(outcome.records) for outcome in found] == [1, 0, 0, 1]

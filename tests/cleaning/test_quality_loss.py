@@ -168,9 +168,12 @@ def test_killed_cleaning_ends_with_the_same_bytes(raw, tmp_path, random_model_di
 
 def test_quality_model_is_refused_where_it_has_no_effect_or_is_none(raw, tmp_path, capsys):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(SystemExit) as ended:
-        cleaning([raw], tmp_path / "out", "--quality_model", str(tmp_path / "nothing"), "--off", "quality_loss")
-    assert ended.value.code == 2
-    problems = capsys.readouterr().err
-    assert "--quality_model has no effect: the rule quality_loss is off" in problems
-    assert "nothing" in problems
+    given = ("--quality_model", str(tmp_path / "nothing"))
+    for options, problem in (
+        (("--off", "quality_loss"), "--quality_model has no effect: the rule quality_loss is off"),
+        ((), f"--quality_model: {tmp_path / 'nothing'}"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cleaning([raw], tmp_path / "out", *given, *options)
+        assert ended.value.code == 2
+        assert problem in capsys.readouterr().err

@@ -47,7 +47,7 @@ def make_index(
         normalize: what documents have gone through before; questions go through it, too.
 
     Returns:
-        What `cleaning.json` tells: `questions`, `unsearched_questions`,
+        What `cleaning.json` tells: `questions`, `unsearched_questions`, `unsearched_by_task`,
         `questions_found_with_choices_alone`, `ngrams`, `settings`, `tasks` with their numbers of
         questions, `notes`; and `directory`, for `DecontaminationRule`.
 

@@ -13,6 +13,7 @@ ones cannot be told from other text: they are not searched, and counted.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from colossal_llama.utils.atomic_io import atomic_directory
 from colossal_llama.utils.fingerprint import fingerprint_bytes
 from colossal_llama.utils.json_files import read_json_object
 
-_VERSION = 2
+_VERSION = 3
 _FIRST_NO_DIGIT = FIRST_LETTER + 10
 _QUESTIONS_AT_ONCE = 2000
 _DISTINCT_AT_ONCE = 1 << 18
@@ -151,10 +152,14 @@ def _write(directory: Path, index: Index, settings: NgramSettings) -> None:
         np.save(directory / f"{name}.npy", array)
     with (directory / "questions.jsonl").open("wb") as file:
         file.writelines(orjson.dumps(question) + b"\n" for question in index.benchmark)
+    unsearched = np.flatnonzero(index.ngrams == 0).tolist()
     facts = {
         "questions": len(index.benchmark),
         "ngrams": len(np.unique(index.keys)),
-        "unsearched_questions": int((index.ngrams == 0).sum()),
+        "unsearched_questions": len(unsearched),
+        "unsearched_by_task": dict(
+            Counter(index.benchmark[number].task for number in np.flatnonzero(index.ngrams == 0))
+        ),
         "questions_found_with_choices_alone": int((index.ngrams > 0).sum()) - _found_by_stem(index),
         "settings": asdict(settings),
         "lengths": index.lengths,
