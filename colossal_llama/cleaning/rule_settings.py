@@ -173,8 +173,10 @@ class _RuleReader:
             self.problems.append(f"--set {text}: write NAME.KEY=VALUE, as in length.min_words=20")
             return
         name, key, value = match.groups()
+        is_text = isinstance(self.rules.get(name, {}).get(key), str)
         try:
-            parsed = parse_yaml(value) or ""
+            # A text is meant as it stands, also [email] and #email#, unless it is in quotes.
+            parsed = value if is_text and value[:1] not in ("'", '"') else parse_yaml(value) or ""
         except (ValueError, RecursionError):
             parsed = value
         self._apply({name: {key: parsed}}, "--set ")
@@ -238,7 +240,7 @@ def _converted(given: Any, former: Value, choices: Sequence[str] | None) -> Valu
             return texts
         raise ValueError(f"{_shortened(given)} is no list of texts: write [one, two]")
     if not isinstance(given, str):
-        raise ValueError(f"{_shortened(given)} is no single value")
+        raise ValueError(f"{_shortened(given)} is no single value; in a file, a text with brackets needs quotes")
     if isinstance(former, bool):
         if given.lower() not in ("true", "false"):
             raise ValueError(f"{given!r} is neither true nor false")

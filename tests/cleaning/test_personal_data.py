@@ -155,6 +155,13 @@ def test_the_rule_of_the_presets():
     assert not PersonalDataSettings.of_rules(read_rules(off=["personal_data"])).on
 
 
+@pytest.mark.parametrize("token", ["[email]", "'[email]'", "#email#", "{{email}}", "@email"])
+def test_tokens_of_the_command_line_stand_as_they_are_written(token):
+    settings = PersonalDataSettings.of_rules(read_rules(changes=[f"personal_data.email={token}"]))
+    token = token.strip("'")
+    assert mask("a@b.com, c@d.org", settings)[0] == f"{token}, {token}"
+
+
 def test_check_digits():
     assert identity_check_digit("11010519491231002") == "X"  # the example of GB 11643
     assert passes_luhn("49927398716")
