@@ -52,7 +52,7 @@ def test_what_is_found_names_figure_limit_and_the_document_that_stays(tmp_path):
     found = found_in(tmp_path, documents(), DuplicateSettings.of_rules(read_rules("web")))
     exact, near = found.duplicate(2), found.duplicate(0)
     assert (exact.verdict.reason, exact.verdict.figure, exact.kept) == ("exact_duplicates", 1.0, 0)
-    assert (near.verdict.reason, near.verdict.limit, near.kept) == ("near_duplicates", 0.8, 3)
+    assert (near.verdict.reason, near.verdict.limit, near.kept) == ("near_duplicates", "min_similarity 0.8", 3)
     assert 0.98 < near.verdict.figure < 1
     assert found.duplicate(1) is None
     assert found.cut_paragraphs(1, documents()[1]) == (0, 0), "the first document that has the paragraph is dropped"

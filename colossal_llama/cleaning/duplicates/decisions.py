@@ -41,7 +41,7 @@ def merge_duplicates(
         chunk_sizes: number of documents of each chunk.
         texts_of: returns the texts (`Document.text`) of a chunk, in their order.
         settings: see `DuplicateSettings`.
-        memory_bytes: what signatures may take in memory; 30 bytes a document are taken besides.
+        memory_bytes: what signatures may take in memory; 40 bytes a document are taken besides.
 
     Returns:
         True for each document that is dropped, by position among those of all chunks.

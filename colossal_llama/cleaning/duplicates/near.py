@@ -80,7 +80,7 @@ def merge(
         is_dropped: True for documents that are dropped already, as exact duplicates, by position.
         texts_of: returns the texts of a chunk as they were given to `band_signatures`.
         min_similarity: see `NearDuplicateSettings`.
-        memory_bytes: see `hash_runs.groups`; 30 bytes for each document are taken besides.
+        memory_bytes: see `hash_runs.groups`; 40 bytes for each document are taken besides.
 
     Returns:
         True for each document that is dropped as a near duplicate, by position.
