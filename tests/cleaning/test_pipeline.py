@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from colossal_llama.cleaning import first_pass, second_pass, signatures
+from colossal_llama.cleaning import first_pass, pipeline, second_pass, signatures
 from colossal_llama.cleaning.pipeline import clean
 from colossal_llama.cleaning.verification import verify
 from colossal_llama.dataset.prepare import input_files
@@ -168,6 +168,29 @@ def test_a_run_killed_at_any_moment_ends_up_as_if_it_had_not_been(tmp_path, inpu
     assert done.returncode == 0, (killed, done.stderr)
     clean(cleaning(given, tmp_path / "undisturbed"))
     assert content(output) == content(tmp_path / "undisturbed"), killed
+
+
+@pytest.mark.parametrize(
+    "stage", ["merge", "plan_parts", "gather_dropped", "write_rejected", "with_checksum", "write_report"]
+)
+def test_a_run_that_ends_in_any_stage_is_resumed_to_the_same_bytes(
+    input_dir, tmp_path, small_chunks, monkeypatch, stage
+):
+    class Ended(BaseException):
+        """As a signal ends it: no error that the code could handle."""
+
+    def end(*_, **__):
+        raise Ended
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as ending:
+        ending.setattr(pipeline, stage, end)
+        with pytest.raises(Ended):
+            clean(cleaning([input_dir], output))
+    assert not (output / "cleaning.json").exists()
+    clean(cleaning([input_dir], output))
+    clean(cleaning([input_dir], tmp_path / "whole"))
+    assert content(output) == content(tmp_path / "whole")
 
 
 def test_shards_in_any_order_give_what_one_run_gives(input_dir, tmp_path, small_chunks):
