@@ -17,7 +17,7 @@ from tests.support.plain_rules import figures
 
 RULES = read_rules("web")
 PIECES = st.sampled_from(
-    ["the cat", " sat on", " and", "\n", "\n\n", " ", "\t", "- item", "* ", "-\n", "•one", "...", "....", "…", "……",
+    ["the cat", " sat on", " and", "\n", "\n\n", " ", "\t", "- item", "* ", "-\n", "•one", "..", "...", "....", "…", "……",
      "。", "。。。", "。”", ".)", "?**", "你好", "世界，", "的", "ー", "カタ", "々", "二〇一三", "2024", "٣", "ไทย",
      "ภาษา", "မြန်မာ", "#", "##", "|", ".", "'", "’", "//", "😀", "\u200d", "\u200b", "\ufeff", "\u3000", "\x00",
      "\ud800", "é", "한국어", "क्षि", "x", "x x x ", "\r\n", "\u2028", "THE", "Of", "\ue000"]
@@ -36,6 +36,7 @@ TEXTS = st.one_of(
 @example([])
 @example([""])
 @example(["", "\n", " "])
+@example(["a..\nb...\n中。。\n。。。"])
 @example(["a", "a", "a a a"])
 def test_figures_of_a_batch_are_those_of_its_texts_counted_plainly(texts):
     measured = measure(make_batch(texts), RULES)
