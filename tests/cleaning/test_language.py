@@ -164,6 +164,12 @@ def test_the_model_tells_languages_that_share_a_script(text, language):
 
 
 @pytest.mark.usefixtures("model")
+def test_a_few_words_are_not_judged_and_more_than_the_first_are_looked_at():
+    assert languages(["Tabelle und Zeile und Spalte"], ZH_EN) == [{"und": 1.0}]
+    assert top(GERMAN[:80] + FRENCH * 3, ZH_EN) == "fr"
+
+
+@pytest.mark.usefixtures("model")
 def test_wanted_languages_count_together():
     both = SIMPLIFIED + "\n" + ENGLISH + ENGLISH
     assert list(languages([both], WantedLanguages(("zh", "en"), min_score=0.95))[0]) == ["en", "zh"]
