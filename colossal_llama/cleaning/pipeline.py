@@ -6,7 +6,7 @@ input files → chunks → work/chunks (first pass) → work/decisions (merge) �
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from colossal_llama.cleaning.stages import StageSettings
 from colossal_llama.cleaning.workers import workers
 from colossal_llama.dataset.prepare.input_files import Chunk, content_digest, plan_chunks
 from colossal_llama.dataset.prepare.manifest import total_statistics, unread_members_of
-from colossal_llama.dataset.prepare.output_dir import directory_locks, modification_times
+from colossal_llama.dataset.prepare.output_dir import directory_locks, finishing_lock, modification_times
 from colossal_llama.dataset.prepare.output_errors import errors_named
 from colossal_llama.dataset.prepare.range_entries import with_entries
 from colossal_llama.dataset.prepare.reading_bar import ReadingBar
@@ -64,7 +64,9 @@ def clean(arguments: CleanArguments) -> dict | None:
         files, unread_files = _input_files(arguments)
         run = RunDirectory(directory)
         identity = _identity(arguments, files)
-        state = run.open(identity, files, arguments.run.overwrite)
+        is_alone = arguments.shards.shard_index is None
+        with nullcontext() if is_alone else finishing_lock(directory):  # jobs that start at once go one by one
+            state = run.open(identity, files, arguments.run.overwrite)
         chunks = plan_chunks(files, arguments.run.limit)
         cleaning = _Cleaning(arguments, run, files, unread_files, chunks, identity)
         if state != "new":
@@ -74,6 +76,7 @@ def clean(arguments: CleanArguments) -> dict | None:
             run.remove_work()
             return None
         report = cleaning.run_passes()
+        log_rank_zero(cleaning.speed)
         if report is not None and not arguments.run.keep_work:
             run.remove_work()
         return report
@@ -92,6 +95,8 @@ class _Cleaning:
     times: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     """For the report: what was searched."""
+    read_all: bool = False
+    """This run has read all of the input."""
 
     def run_passes(self) -> dict | None:
         """Runs what is not finished yet of both passes and the merge; writes the report.
@@ -112,6 +117,16 @@ class _Cleaning:
             second_pass = replace(second_pass, quality=bands)
         parts = self._second_pass(second_pass)
         return self._finish(chunks, parts)
+
+    @property
+    def speed(self) -> str:
+        """Times of the stages of this run, and its rate where it read all of the input."""
+        seconds = ", ".join(
+            f"{name.removesuffix('_s').replace('_', ' ')} {time_s:.1f} s" for name, time_s in self.times.items()
+        )
+        size_mb = sum(file.size_bytes for file in self.files) / 1e6
+        rate = f": {size_mb:,.1f} MB of files, {size_mb / sum(self.times.values()):,.2f} MB/s" if self.read_all else ""
+        return f"{seconds or 'nothing was left to do'}{rate}"
 
     @property
     def blocks(self) -> BlockNumbers:
@@ -143,6 +158,7 @@ class _Cleaning:
             self.blocks,
             reports,
         )
+        self.read_all = len(pending) == len(self.chunks)
         if pending:
             with workers(min(options.run.num_workers, len(pending)), job) as pool:
                 self._timed("first_pass", self._run_chunks, pool, pending, reports)

@@ -32,6 +32,7 @@ RUN_RECORD = "run.json"
 _REPORT_BEGINNING, _RECORD_BEGINNING = b'{\n  "format": "colossal_llama.cleaning', b'{\n  "identity": {'
 QUESTIONS = "benchmark_questions"
 """Directory under work/ of the index of `--decontaminate`."""
+_DROPPED_BEGINNING = b'{"reason":"'
 _SHAPE = {"identity": {"input_files": [{"name": str, "size_bytes": int}]}}
 _WORK = (QUESTIONS, "chunks", "quality", "parts", "signatures", "decisions", RUN_RECORD)
 """Names under work/; run.json is removed last: it identifies the rest."""
@@ -114,7 +115,10 @@ class RunDirectory:
                 yield name
                 continue
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if not (_TEMPORARY.fullmatch(path.name) or (is_ours and pattern.fullmatch(path.name))):
+                is_own = (
+                    is_ours and pattern.fullmatch(path.name) and (name != DROPPED or _begins(path, _DROPPED_BEGINNING))
+                )
+                if not (is_own or _TEMPORARY.fullmatch(path.name)):
                     yield f"{name}/{path.name}"
 
     def _check_identity(self, recorded: dict, identity: dict, state: State) -> None:

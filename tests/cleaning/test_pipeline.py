@@ -266,6 +266,16 @@ def test_files_of_somebody_else_are_refused_and_left_alone(input_dir, tmp_path, 
     assert content(output) == {name: b"mine"}
 
 
+def test_overwriting_leaves_files_of_somebody_else_in_a_finished_cleaning(input_dir, tmp_path):
+    output = tmp_path / "out"
+    clean(cleaning([input_dir], output))
+    (output / "dropped" / "mine.jsonl").write_text("{}\n")
+    before = content(output)
+    with pytest.raises(UserError, match=r"dropped/mine\.jsonl, which no cleaning wrote"):
+        clean(cleaning([input_dir], output, "--overwrite"))
+    assert content(output) == before
+
+
 def test_a_refused_run_leaves_nothing(input_dir, tmp_path):
     raw, output = tmp_path / "raw", tmp_path / "new" / "out"
     write_records(raw / "a.jsonl", [{"number": 1}])
@@ -276,10 +286,10 @@ def test_a_refused_run_leaves_nothing(input_dir, tmp_path):
 
 def test_all_refused_arguments_are_named_at_once(capsys):
     with pytest.raises(SystemExit) as ended:
-        cleaning([Path("nowhere")], Path("out"), "--off", "lenght", "--on", "language", "--num_shards", "2", "--what")
+        cleaning([Path("nowhere")], Path("out"), "--off", "lengths", "--on", "language", "--num_shards", "2", "--what")
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    for word in ("nowhere does not exist", "lenght: there is no rule", "--num_shards needs", "--what is no argument"):
+    for word in ("nowhere does not exist", "lengths: there is no rule", "--num_shards needs", "--what is no argument"):
         assert word in said
     lists = ("--decontaminate", "nowhere", "--blocklist", "x=none.txt")
     with pytest.raises(SystemExit):
