@@ -20,6 +20,8 @@ TITLE = "cleaning by colossal_llama"
 _SHOWN_REASONS = 19
 """Reasons with colours of their own; the palette has no more that can be told apart."""
 _SHOWN_CATEGORIES = 14
+_WIDE_RANGE = 50
+"""From this factor between the largest and the smallest share on, the axis is logarithmic."""
 _OTHERS_COLOUR = "#757575"
 
 
@@ -115,7 +117,13 @@ def _draw_reasons(
             text, (max(documents, characters), place), (4, 0), textcoords="offset points", va="center", fontsize=8
         )
     _name_rows(axes, [labels[reason] for reason in reasons], 5)
-    axes.set_xlim(0, 1.35 * highest)
+    positive = np.concatenate([share[share > 0] for share in shares.values()])
+    if len(positive) and highest > _WIDE_RANGE * positive.min():
+        axes.set_xscale("log")
+        axes.set_xlim(positive.min() / 2, highest * (highest / positive.min()) ** 0.45)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axes.set_xlim(0, 1.35 * highest)
     axes.set_xlabel("% of all documents (coloured) and of their characters (grey)")
     axes.set_title("dropped by reason: documents, % of documents, % of characters")
     frame(axes, "x")
