@@ -100,8 +100,15 @@ def comparison_of(arguments: Namespace, name: str, corpus: Path) -> Comparison:
     for link, target in ((texts / "train", corpus), (texts / "held", arguments.held_dir.resolve())):
         if not link.is_symlink():
             link.symlink_to(target)
-    common = ("source_model", "lr", "rows", "length_tokens", "validations", "eval_bytes", "train_s")
-    settings = {each: getattr(arguments, each) for each in common}
+    settings: dict[str, Any] = {
+        "source_model": arguments.source_model,
+        "lr": arguments.lr,
+        "rows": arguments.rows,
+        "length_tokens": arguments.length_tokens,
+        "validations": arguments.validations,
+        "eval_bytes": arguments.eval_bytes,
+        "train_s": arguments.train_s,
+    }
     settings |= {"work_dir": work, "texts_dir": texts, "output": work / "run.json", "curve": work / "run.png"}
     settings |= {"runs": [], "untrained": [], "time_limit_s": None, "questions": None, "max_new_tokens": 1}
     write_json(work / "settings.json", {"corpus": str(corpus)})
