@@ -18,7 +18,7 @@ import xxhash
 
 from colossal_llama.utils import atomic_io
 
-_BYTES_PER_ENTRY = 48  # two columns as they were read, their order, and two columns in order
+_BYTES_PER_ENTRY = 96  # columns as read and in order, the order, the groups, pages of the files
 _LARGEST_GROUP = 1 << 16
 _END_OF_KEYS = 1 << 64
 

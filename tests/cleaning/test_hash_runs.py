@@ -58,9 +58,9 @@ def test_memory_bounds_each_part(tmp_path, rng):
     for chunk in range(4):
         keys = rng.integers(0, 1 << 64, 50_000, dtype=np.uint64)
         hash_runs.write_run(tmp_path, chunk, np.repeat(keys, 2), hash_runs.document_numbers(chunk, range(100_000)))
-    parts = list(hash_runs.groups(tmp_path, 4_000_000))
+    parts = list(hash_runs.groups(tmp_path, 8_000_000))
     assert sum(len(part.keys) for part in parts) == 200_000
-    assert max(len(part.documents) for part in parts) * 48 <= 4_000_000
+    assert max(len(part.documents) for part in parts) * 96 <= 8_000_000
 
 
 @pytest.mark.parametrize("key", [0, 12345, (1 << 64) - 1])
@@ -73,7 +73,7 @@ def test_a_key_of_very_many_documents_comes_in_the_same_pieces_with_any_memory(t
         every += documents.tolist()
     hash_runs.write_run(tmp_path, 9, np.array([key ^ 1] * 2, dtype=np.uint64), hash_runs.document_numbers(9, [1, 2]))
     pieces = []
-    for memory_bytes in (LEAST, 12_000 * 48, AMPLE):
+    for memory_bytes in (LEAST, 12_000 * 96, AMPLE):
         groups = [groups for groups in hash_runs.groups(tmp_path, memory_bytes) if key in groups.keys]
         pieces.append([group.documents.tolist() for group in groups])
         assert max(map(len, pieces[-1])) <= 4097
