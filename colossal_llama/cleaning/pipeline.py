@@ -75,7 +75,12 @@ def clean(arguments: CleanArguments) -> dict | None:
             log_rank_zero(f"{directory} is complete already: nothing to do (--verify checks it)")
             run.remove_work()
             return None
-        report = cleaning.run_passes()
+        try:
+            report = cleaning.run_passes()
+        except UserError:
+            if state == "new" and is_alone and not run.has_finished_chunks:
+                run.remove_work()  # a run with other arguments is not to find this one's
+            raise
         log_rank_zero(cleaning.speed)
         if report is not None and not arguments.run.keep_work:
             run.remove_work()

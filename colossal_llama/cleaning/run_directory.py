@@ -65,6 +65,11 @@ class RunDirectory:
         """Directory of the corpus."""
         return self.path / DOCUMENTS
 
+    @property
+    def has_finished_chunks(self) -> bool:
+        """True where a run has finished some of its work."""
+        return any((self.work / "chunks").glob("chunk-*.json"))
+
     def open(self, identity: dict, files: Sequence[InputFile], overwrite: bool) -> State:
         """Prepares the directory for a run and returns its state.
 

@@ -281,7 +281,10 @@ def test_a_refused_run_leaves_nothing(input_dir, tmp_path):
     write_records(raw / "a.jsonl", [{"number": 1}])
     with pytest.raises(UserError, match="no record could be used"):
         clean(cleaning([raw], output))
-    assert not output.exists() or content(output) == {}
+    assert not output.exists()
+    with pytest.raises(UserError, match=r"no question|holds no"):
+        clean(cleaning([input_dir], output, "--decontaminate", str(raw / "a.jsonl")))
+    assert not output.exists()
 
 
 def test_all_refused_arguments_are_named_at_once(capsys):
