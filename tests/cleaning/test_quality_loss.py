@@ -1,6 +1,7 @@
 """Quality by loss: the losses are the model's, the band is kept, a killed run ends as any other."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from colossal_llama.cleaning.pipeline import clean
 from colossal_llama.cleaning.quality_loss import Band, QualityBands, QualityModel, measure_chunks
 from colossal_llama.cleaning.rule_settings import Rule, read_rules
 from colossal_llama.cleaning.verification import verify
+from colossal_llama.evaluation.bits_per_byte import DocumentEncoder
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.utils.errors import UserError
 from tests.support.cleanings import chinese, cleaning, content, document, dropped, english, kept, write_records
@@ -43,6 +45,19 @@ def test_losses_are_nats_per_byte_of_the_model(model, random_model, random_model
     assert measured[:3] == pytest.approx([_plain_loss(random_model, tokenizer, text) for text in TEXTS[:3]], rel=1e-4)
     assert measured[3] > 0
     assert model.window_tokens == 400  # the model's positions; the last text is longer
+
+
+def test_text_that_the_tokenizer_loses_is_not_judged(model, monkeypatch):
+    encode = DocumentEncoder.encode
+
+    def losing(encoder, texts):
+        first, *others = encode(encoder, texts)
+        return [replace(first, is_lossless=False), *others]
+
+    monkeypatch.setattr(DocumentEncoder, "encode", losing)
+    first, *others = model.losses(TEXTS)
+    assert math.isnan(first)
+    assert all(map(math.isfinite, others))
 
 
 def test_band_is_the_narrower_of_quantiles_and_values():
