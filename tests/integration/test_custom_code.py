@@ -101,12 +101,16 @@ def command_lines(toy, trapped, adapter, project_root) -> dict[str, tuple]:
             *("colossal_llama/model/merge_models.py", "--base", toy.model, "--models", trapped),
             *("--weights", 1, "--output_dir", new),
         ),
+        "clean": (
+            *("colossal_llama/cleaning/clean_corpus.py", "--data_input_dirs", texts, "--output_dir", new),
+            *("--quality_model", trapped),
+        ),
         "export": ("colossal_llama/export/export_model.py", "--model_path", trapped, "--output_dir", new),
     }
 
 
 CASES = ("learn", "expand", "report", "init source", "init target", "pretrain", "sft", "train", "dry run")
-CASES += ("train adapter", "infer", "infer adapter", "evaluate", "evaluate adapter", "merge", "export")
+CASES += ("train adapter", "infer", "infer adapter", "evaluate", "evaluate adapter", "merge", "export", "clean")
 
 
 @pytest.mark.parametrize("case", CASES)
