@@ -77,6 +77,7 @@ PERSONAL = {
 IMPERSONAL = [
     # versions, sections, names of files and programs
     "version 1.2.3.4, v10.20.30.40, Chrome/115.0.0.0 Safari/537.36, 版本 8.5.0.12, log4j-2.17.100.1.jar",
+    "version 91.124.3.4, 版本：100.2.3.4, section 10.1.99.2, Agent/99.1.2.3",
     "Oracle 10.2.0.4, upgraded to 10.2.0.5; Firefox 115.2.1.100, driver 99.105.4.1",
     "3.1.2.1 Introduction\n10.1.2.3 Results\n  2.6.34.15 EOL\nOID 1.3.6.1.4.1.311 and 1.2.3.4-beta",
     "0.0.0.0 127.0.0.1 255.255.255.0 239.1.1.1 10.0.0.0/8 192.168.0.0/16 ::1 300.1.2.3 1.2.3.4.5",
