@@ -36,6 +36,8 @@ ALL: Final = "all"
 _WINDOW_TOKENS = 1024
 """Longer texts are measured in windows that overlap by half. A model may have fewer positions."""
 _LOSS = np.dtype(np.float64)
+_DECIMALS = 5
+"""Further ones depend on the batch that a text is computed in: equal texts would differ."""
 _GROUP_DOCUMENTS = 256
 _GROUP_BYTES = _GROUP_DOCUMENTS * _LOSS.itemsize
 _DTYPES = {"cuda": "bf16", "cpu": "fp32"}
@@ -113,7 +115,7 @@ class QualityModel:
 def _nats_per_byte(bits: float, text: str) -> float:
     """Loss of a text; infinite where it is not finite."""
     nats = bits * math.log(2) / len(text.encode("utf-8", "surrogatepass"))
-    return nats if math.isfinite(nats) else math.inf
+    return round(nats, _DECIMALS) if math.isfinite(nats) else math.inf
 
 
 def measure_chunks(

@@ -241,11 +241,11 @@ def test_ngrams_are_those_of_a_plain_search(words: int, shortest: int, tmp_path:
 
 
 def test_ngram_does_not_run_over_the_end_of_a_document(tmp_path: Path) -> None:
-    words = ENGLISH.split()
-    assert _search(tmp_path, [ENGLISH], [" ".join(words[:8]), " ".join(words[8:16])]) == [Outcome()] * 2
-    own = _questions(tmp_path / "own.jsonl", [ENGLISH])
-    facts = make_index([own], _rule(), tmp_path / "work")
-    two_texts = _document(" ".join(words[:15]), " ".join(words[15:]))
+    words = [f"harbour{number}" for number in range(30)]  # all ASCII: such texts are searched together
+    question = " ".join(words)
+    assert _search(tmp_path, [question], [" ".join(words[:8]), " ".join(words[8:16])]) == [Outcome()] * 2
+    facts = make_index([_questions(tmp_path / "own.jsonl", [question])], _rule(), tmp_path / "work")
+    two_texts = _document(" ".join(words[:15]), " ".join(words[15:29]))
     [outcome] = DecontaminationRule(Path(facts["directory"]), _rule()).apply([two_texts])
     assert [record["ngrams"] for record in outcome.records] == [3, 2]
 
