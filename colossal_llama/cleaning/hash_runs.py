@@ -119,7 +119,7 @@ def read_range(directory: Path, first: int, last: int) -> np.ndarray:
     parts = []
     for run in _run_files(directory):
         columns = _open(run)
-        parts.append(np.array(columns[:, _position(columns[0], first) : _position(columns[0], last)]))
+        parts.append(_read_slice(run, _position(columns[0], first), _position(columns[0], last)))
     if not parts:
         return np.empty((2, 0), dtype=np.uint64)
     entries = np.concatenate(parts, axis=1)
@@ -145,9 +145,20 @@ def _run_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("run-*.npy"))
 
 
-def _open(run: Path) -> np.ndarray:
+def _open(run: Path) -> np.memmap:
     """Returns the columns of a run; what is read of them comes from the disk then."""
     return np.load(run, mmap_mode="r")
+
+
+def _read_slice(run: Path, low: int, high: int) -> np.ndarray:
+    """Reads the entries between two positions of a run: [columns, entries].
+
+    Not from a mapping: a page that is read maps up to 2 MB of the file's cached pages, so that a
+    hundred runs seemed to take 400 MB.
+    """
+    mapped = _open(run)
+    offsets = mapped.offset + 8 * (mapped.shape[1] * np.arange(mapped.shape[0]) + low)
+    return np.stack([np.fromfile(run, np.uint64, high - low, offset=offset) for offset in offsets.tolist()])
 
 
 def _position(keys: np.ndarray, key: int) -> int:
@@ -187,7 +198,7 @@ def _groups_of_range(
 def _read(runs: Sequence[Path], lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
     """Reads keys and documents between two positions of each run: [2, entries]."""
     slices = zip(runs, lows.tolist(), highs.tolist(), strict=True)
-    parts = [_open(run)[:2, low:high] for run, low, high in slices if high > low]
+    parts = [_read_slice(run, low, high)[:2] for run, low, high in slices if high > low]
     return np.concatenate(parts, axis=1) if parts else np.empty((2, 0), dtype=np.uint64)
 
 
