@@ -16,6 +16,7 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +183,13 @@ class DirtiedCorpus:
         self.planted.append({"kind": kind, "expected": expected, "file": name, "line": at + 1, **facts})
 
     def _insert(self, place: tuple[str, int], lines: Sequence[str]) -> None:
-        """Puts lines into a document, each behind a line that is chosen at random."""
+        """Puts lines into a document, each behind a random line outside code blocks."""
         record = self.files[place[0]][place[1]]
         text = record["target"].split("\n")
         for line in lines:
-            text.insert(self._generator.randrange(1, len(text) + 1), line)
+            fences = accumulate(each.lstrip().startswith(("```", "~~~")) for each in text)
+            outside = [at for at, number in enumerate(fences, 1) if number % 2 == 0] or [len(text)]
+            text.insert(self._generator.choice(outside), line)
         record["target"] = "\n".join(text)
 
     def plant_duplicates(self, each: int, copies: int) -> None:
