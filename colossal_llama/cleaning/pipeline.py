@@ -265,6 +265,7 @@ class _Cleaning:
     def _finish(self, chunks: Sequence[dict], parts: Sequence[dict]) -> dict:
         """Gathers what was dropped and rejected, and writes the report, which completes all."""
         directory, work = self.run.path, self.run.work
+        self.run.remove_abandoned()
         bases = [part_base(work, part["index"]) for part in parts]
         gather_dropped([base.with_suffix(".dropped") for base in bases], directory / DROPPED)
         if self.arguments.lists.decontaminate:

@@ -252,7 +252,7 @@ def _converted(given: Any, former: Value, choices: Sequence[str] | None) -> Valu
     if not _NUMBER.fullmatch(given):
         raise ValueError(f"{_shortened(given)} is not a number")
     number = float(given.replace("_", ""))
-    return int(number) if number.is_integer() and (isinstance(former, int) or number > 1) else number
+    return int(number) if number.is_integer() and isinstance(former, int) else number
 
 
 def _is_share(key: str, shipped: Value) -> bool:
@@ -269,9 +269,9 @@ def _check_range(key: str, value: Value, is_share: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{value} is negative or infinite: give a number from 0 on")
+        raise ValueError(f"{value:g} is negative or infinite: give a number from 0 on")
     if key.endswith("_similarity") and not LOWEST_SIMILARITY <= value <= 1:
-        raise ValueError(f"{value} is not between {LOWEST_SIMILARITY} and 1, as near duplicates are: 0.8 is usual")
+        raise ValueError(f"{value:g} is not between {LOWEST_SIMILARITY} and 1, as near duplicates are: 0.8 is usual")
     if is_share and value > 1:
-        percent = f" ({value}% is {value / 100:g})" if value <= 100 else ""
-        raise ValueError(f"{value} is more than the whole: give a share between 0 and 1{percent}")
+        percent = f" ({value:g}% is {value / 100:g})" if value <= 100 else ""
+        raise ValueError(f"{value:g} is more than the whole: give a share between 0 and 1{percent}")

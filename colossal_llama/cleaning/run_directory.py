@@ -23,7 +23,7 @@ from colossal_llama.cleaning.decontamination.decontaminate import HITS_FILE
 from colossal_llama.cleaning.output_files import DOCUMENTS, DROPPED, FIGURE, LAST_RUN, REPORT, WORK
 from colossal_llama.dataset.prepare.output_dir import differences, modification_times
 from colossal_llama.readers.listing import InputFile
-from colossal_llama.utils.atomic_io import temporary_path
+from colossal_llama.utils.atomic_io import remove_abandoned_files, temporary_path
 from colossal_llama.utils.checked_json import DamagedJsonError, read_checked, with_checksum, write_checked
 from colossal_llama.utils.errors import UserError, truncate_problems
 
@@ -184,6 +184,10 @@ class RunDirectory:
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
         self.remove_work()
+
+    def remove_abandoned(self) -> None:
+        """Removes what killed runs left of files that they wrote; no other run writes meanwhile."""
+        remove_abandoned_files(self.path, _FILES)
 
     def remove_work(self) -> None:
         """Removes the intermediates, the record of the run last."""

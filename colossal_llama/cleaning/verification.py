@@ -25,6 +25,8 @@ from colossal_llama.utils.checksums import FileChecksum, differences
 from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import UserError, truncate_problems
 
+_PNG_BEGINNING, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
 
 def verify(directory: Path) -> str:
     """Checks every file and every count; returns a message of success.
@@ -117,9 +119,18 @@ class _Recount:
 def _file_problems(directory: Path, report: Mapping[str, Any]) -> Iterator[str]:
     recorded = {name: FileChecksum(entry["bytes"], entry["xxh3_128"]) for name, entry in report["files"].items()}
     yield from differences(directory, recorded)
-    if not (directory / FIGURE).is_file():
-        yield f"{FIGURE} is missing"
+    if (problem := _figure_problem(directory / FIGURE)) is not None:
+        yield f"{FIGURE} {problem}"
     yield from (f"{name} is not in the report" for name in output_files(directory) if name not in recorded)
+
+
+def _figure_problem(path: Path) -> str | None:
+    """Names what is wrong with the picture, whose bytes are not recorded: fonts decide them."""
+    if not path.is_file():
+        return "is missing"
+    content = path.read_bytes()
+    is_whole = content.startswith(_PNG_BEGINNING) and content.endswith(_PNG_END)
+    return None if is_whole else "is no whole PNG file"
 
 
 def _sum_problems(report: Mapping[str, Any]) -> Iterator[str]:

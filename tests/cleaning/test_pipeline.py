@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -191,6 +192,16 @@ def test_a_run_that_ends_in_any_stage_is_resumed_to_the_same_bytes(
     clean(cleaning([input_dir], output))
     clean(cleaning([input_dir], tmp_path / "whole"))
     assert content(output) == content(tmp_path / "whole")
+
+
+def test_what_killed_runs_left_of_files_is_removed(input_dir, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in ("cleaning.png", "rejected.jsonl", "last_run.json"):
+        (output / f".{name}.tmp-{socket.gethostname()}-12345").write_bytes(b"half")
+    (output / ".mine.tmp-notes").write_text("of the user")
+    clean(cleaning([input_dir], output))
+    assert [path.name for path in output.glob(".*.tmp-*")] == [".mine.tmp-notes"]
 
 
 def test_shards_in_any_order_give_what_one_run_gives(input_dir, tmp_path, small_chunks):

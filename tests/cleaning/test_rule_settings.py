@@ -21,7 +21,9 @@ def test_every_preset_prints_what_it_reads_back(preset, tmp_path):
     file = tmp_path / "rules.yaml"
     file.write_text(settings.as_yaml(), encoding="utf-8")
     for other in PRESETS:
-        assert read_rules(other, file).rules == settings.rules
+        again = read_rules(other, file)
+        assert again.rules == settings.rules
+        assert again.as_yaml().partition("\n")[2] == settings.as_yaml().partition("\n")[2]
 
 
 def test_presets_differ_and_unknown_ones_are_refused():

@@ -49,6 +49,13 @@ def test_damaged_missing_and_foreign_files_are_named(cleaned):
     assert "cleaning.png is missing" in found
 
 
+@pytest.mark.parametrize("change", [lambda content: b"", lambda content: content[:-7], lambda content: b"x" + content])
+def test_a_picture_that_is_cut_off_is_found(cleaned, change):
+    path = cleaned / "cleaning.png"
+    path.write_bytes(change(path.read_bytes()))
+    assert "cleaning.png is no whole PNG file" in _problems(cleaned)
+
+
 def test_a_changed_character_is_found(cleaned):
     part = cleaned / "documents" / "part-00000.jsonl"
     part.write_bytes(part.read_bytes().replace("甲".encode(), "乙".encode(), 1))
