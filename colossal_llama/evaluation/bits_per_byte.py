@@ -24,6 +24,7 @@ import torch
 
 from colossal_llama.evaluation.scoring import memory_sentence
 from colossal_llama.model.architectures import find_architecture
+from colossal_llama.model.attention.backends import attention_without_plans
 from colossal_llama.tokenizer.encoding import TextEncoder
 from colossal_llama.utils.console import log_rank_zero
 from colossal_llama.utils.errors import UserError
@@ -192,6 +193,7 @@ class BitCounter:
         return torch.cat([self._nats_in_memory(batch[:half]), self._nats_in_memory(batch[half:])])
 
     @torch.inference_mode()
+    @attention_without_plans()
     def _nats(self, batch: Sequence["_Piece"]) -> torch.Tensor:
         """Nats of each window, and of them those of new tokens: fp64 [windows, 2]."""
         length = len(batch[0].ids)

@@ -9,6 +9,7 @@ import torch
 
 from colossal_llama.evaluation.prefix_groups import common_tokens
 from colossal_llama.model.architectures import find_architecture, head_width, key_value_heads
+from colossal_llama.model.attention.backends import attention_without_plans
 from colossal_llama.model.attention.shared_prefix import (
     DecodedRows,
     KeysAndValues,
@@ -165,6 +166,7 @@ class PackedModel:
         everywhere = torch.arange(ids.shape[0], device=self.device)
         return self._run(layout, ids, columns + self.prefix_tokens, everywhere)
 
+    @attention_without_plans()
     def _run(
         self, layout: PackedSequences | DecodedRows, ids: torch.Tensor, positions: torch.Tensor, places: torch.Tensor
     ) -> torch.Tensor:
@@ -180,6 +182,7 @@ class PackedModel:
         return output.logits[0]
 
     @torch.no_grad()
+    @attention_without_plans()
     def forward_alone(self, sequence: Sequence[int], last: int) -> torch.Tensor:
         """Runs one whole sequence as transformers does.
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model.attention import cudnn, varlen
+from colossal_llama.model.attention.backends import attention_without_plans
 from colossal_llama.model.attention.document_mask import cu_seqlens_of, encode_document_mask
 from colossal_llama.model.attention.varlen import CUDNN, FLASH, SDPA, choose_attention
 
@@ -98,3 +99,12 @@ def test_dropout_takes_a_kernel_that_has_it(monkeypatch):
         assert name == with_dropout
         assert ("attention_dropout is 0.1" in note) is (name == SDPA)
     assert choose_attention(False, False, *setting, dropout=0.1) == choose_attention(False, False, *setting)
+
+
+def test_texts_of_varying_lengths_are_not_given_to_cudnn():
+    """It builds an execution plan for each shape."""
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with attention_without_plans():
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()

@@ -23,11 +23,12 @@ import itertools
 from collections.abc import Callable
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from colossal_llama.model.attention import cudnn
+from colossal_llama.model.attention.backends import BACKENDS, attention_without_plans
 from colossal_llama.model.attention.document_mask import (
     cu_seqlens_of,
     documents_of,
@@ -39,17 +40,6 @@ FLASH = "documents_flash"
 VARLEN = "documents_varlen"
 CUDNN = "documents_cudnn"
 SDPA = "documents_sdpa"
-
-_BACKENDS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]  # in this order where the device has them
-_BACKENDS_WITHOUT_PLANS = _BACKENDS[1:]
-"""For varying lengths, for each of which cuDNN seems to build a new execution plan. On an H200 with
-PyTorch's own choice, steps of 190 M parameters on real rows took 1.8 s at first. They took 0.7 s
-after 200 steps, when most lengths had been seen, and 0.3 s in a process that had seen all."""
 
 
 def choose_attention(
@@ -136,7 +126,7 @@ def sdpa_attention(
         states.transpose(0, 1).reshape(1, states.shape[1], rows * length, width) for states in (query, key, value)
     )
     offsets = cu_seqlens_of(attention_mask).tolist()
-    with sdpa_kernel(_BACKENDS_WITHOUT_PLANS, set_priority=True):
+    with attention_without_plans():
         outputs = [
             scaled_dot_product_attention(
                 queries[:, :, begin:end],
@@ -197,7 +187,7 @@ def _varlen_attention(kernel: Callable[..., torch.Tensor]) -> Callable[..., tupl
 
 def _plain_causal(query, key, value, dropout, scaling):
     """Plain causal attention; (rows, heads, length, width) in, (rows, length, heads, width) out."""
-    with sdpa_kernel(_BACKENDS, set_priority=True):
+    with sdpa_kernel(BACKENDS, set_priority=True):
         output = scaled_dot_product_attention(
             query,
             key,

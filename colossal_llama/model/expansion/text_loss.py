@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from colossal_llama.model.attention.backends import attention_without_plans
 from colossal_llama.model.loading import load_complete_model
 from colossal_llama.readers.fields import FieldOptions
 from colossal_llama.readers.formats import Format, format_of
@@ -76,6 +77,7 @@ def segments_of(documents: list[str], max_positions: int) -> list[str]:
 
 
 @torch.inference_mode()
+@attention_without_plans()
 def loss_per_byte(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, documents: list[str], description: str
 ) -> TextLoss:

@@ -27,6 +27,7 @@ import torch
 from transformers import PreTrainedModel
 
 from colossal_llama.model.activation_checkpointing import recompute_layers
+from colossal_llama.model.attention.backends import attention_without_plans
 from colossal_llama.model.config_file import read_model_config
 from colossal_llama.model.device import select_device
 from colossal_llama.model.expansion.distillation.arguments import TOKENS_PER_NEW_ROW, DistillationArguments
@@ -101,7 +102,7 @@ def distil(plan: ExpansionPlan, arguments: DistillationArguments, fields: FieldO
     rows = _open_rows(plan, means, texts.occurrences > 0, device, _DTYPES[dtype], arguments.distill_batch_tokens)
     if state is not None:
         log_rank_zero(f"going on with the interrupted distillation at step {state['step']:,} of {len(texts.batches):,}")
-    with _deterministic(device):
+    with _deterministic(device), attention_without_plans():  # windows vary in length
         progress = train_rows(
             rows,
             texts.batches,
