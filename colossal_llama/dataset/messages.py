@@ -81,7 +81,7 @@ def _unknown_role(role: str, where: str, roles: RoleNames) -> RecordError:
     others = ", ".join(meaning for meaning in MEANINGS if meaning != "assistant")
     return RecordError(
         "unknown_role",
-        f"{where} is from {role!r}: the known roles are {listed}; prepare_sft_dataset.py --roles "
+        f"{where} is from {role!r}: the known roles are {listed}; in preparation and cleaning --roles "
         f"{shlex.quote(f'{role}=assistant')} (or {others}) says what another one is",
     )
 
