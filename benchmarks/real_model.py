@@ -1,7 +1,7 @@
 r"""Compares ways to continue a real LLaMA's training on a language: expanded or not, equal FLOPs.
 
     python benchmarks/real_model.py --source_model SmolLM2-135M --corpus_dir corpus --scripts Han \
-        --work_dir work --epochs 2.5 --output real_model.json --curve real_model.png
+        --work_dir work --epochs 1.5 --output real_model.json --curve real_model.png
 
 1. Documents of each category are held out. learn_pieces.py learns pieces on the others,
    init_tokenizer.py adds them, init_model.py makes the models to begin with.
@@ -81,7 +81,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--distill_tokens", type=positive, help="of init_model.py (default: 1,000 for each new row)")
     training = parser.add_argument_group("training")
     length = training.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=rate, default=2.5, help="of the unexpanded model; FLOPs of all runs")
+    length.add_argument("--epochs", type=rate, default=1.5, help="of the unexpanded model; FLOPs of all runs")
     length.add_argument("--train_s", type=rate, help="seconds of the unexpanded model's steps, instead of --epochs")
     training.add_argument("--lr", type=rate, default=6e-4)
     training.add_argument("--rows", type=positive, default=16, help="rows a step")
