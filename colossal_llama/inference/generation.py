@@ -17,7 +17,6 @@ from transformers.generation.logits_process import (
 )
 
 from colossal_llama.inference.arguments import Sampling
-from colossal_llama.model.attention.backends import attention_without_plans
 from colossal_llama.model.rope import unscaled_length_tokens
 from colossal_llama.utils.errors import UserError
 
@@ -228,7 +227,6 @@ class TextGenerator:
         return kept
 
     @torch.inference_mode()  # here, so that it does not reach the code that the pieces are yielded to
-    @attention_without_plans()
     def _next_token(
         self, new_ids: list[int], cache: "_Cache", choice: LogitsProcessorList, random_source: torch.Generator | None
     ) -> int:

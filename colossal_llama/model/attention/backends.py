@@ -20,6 +20,9 @@ after 200 steps, when most lengths had been seen, and 0.3 s in a process that ha
 
 @contextmanager
 def attention_without_plans() -> Iterator[None]:
-    """Context, or decorator, for batches and texts of varying lengths."""
+    """Context, or decorator, for texts of varying lengths; not for several threads at once.
+
+    The choice is the process's: of two threads the last to leave would restore the other's.
+    """
     with sdpa_kernel(BACKENDS_WITHOUT_PLANS, set_priority=True):
         yield
