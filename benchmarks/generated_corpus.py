@@ -27,13 +27,16 @@ _MAPPINGS = 16  # of a copy
 
 def generate(directory: Path, source: Path, size_bytes: int) -> int:
     """Writes .jsonl files of about `size_bytes` together; returns their size."""
+    return write_files(directory, _Corpus(source).records(), size_bytes, FILE_BYTES)
+
+
+def write_files(directory: Path, records: Iterator[dict[str, Any]], size_bytes: int, file_bytes: int) -> int:
+    """Writes endless records as .jsonl files of about `file_bytes` each; returns their size."""
     directory.mkdir(parents=True)
-    corpus = _Corpus(source)
-    records = corpus.records()
     written = 0
     with progress_bar(total=size_bytes, desc="making the corpus", unit="B", unit_scale=True) as bar:
-        for number in range(-(-size_bytes // FILE_BYTES)):
-            end = min((number + 1) * FILE_BYTES, size_bytes)
+        for number in range(-(-size_bytes // file_bytes)):
+            end = min((number + 1) * file_bytes, size_bytes)
             with (directory / f"part-{number:03d}.jsonl").open("wb") as file:
                 while written < end:
                     line = orjson.dumps(next(records), option=orjson.OPT_APPEND_NEWLINE)

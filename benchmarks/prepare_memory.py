@@ -22,10 +22,10 @@ if __package__ in (None, ""):  # run by its path: the project's root is the impo
 
 import orjson
 
+from benchmarks.generated_corpus import write_files
 from benchmarks.measured_process import measured
 from colossal_llama.utils.atomic_io import write_json
 from colossal_llama.utils.cli import CollectingArgumentParser, existing_directory, number_in_range
-from colossal_llama.utils.console import progress_bar
 from colossal_llama.utils.errors import run_main
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "prepare_pretrain_dataset.py"
@@ -69,20 +69,8 @@ def parse_arguments() -> Namespace:
 
 def make_corpus(directory: Path, source: Path, size_bytes: int) -> int:
     """Writes .jsonl files of about `size_bytes` together; returns their size."""
-    directory.mkdir()
     records = [orjson.loads(line) for path in sorted(source.rglob("*.jsonl")) for line in path.open("rb")]
-    lines = differing_records(records)
-    written = 0
-    with progress_bar(total=size_bytes, desc="making the corpus", unit="B", unit_scale=True) as bar:
-        for file_number in range(-(-size_bytes // _FILE_BYTES)):
-            end = min((file_number + 1) * _FILE_BYTES, size_bytes)
-            with (directory / f"part-{file_number:03d}.jsonl").open("wb") as file:
-                while written < end:
-                    line = orjson.dumps(next(lines), option=orjson.OPT_APPEND_NEWLINE)
-                    file.write(line)
-                    written += len(line)
-                    bar.update(len(line))
-    return written
+    return write_files(directory, differing_records(records), size_bytes, _FILE_BYTES)
 
 
 def differing_records(records: list[dict]) -> Iterator[dict]:

@@ -14,10 +14,15 @@ from colossal_llama.cleaning.language import parse_wanted
 from colossal_llama.cleaning.normalization import normalization_of, normalize
 from colossal_llama.cleaning.quality_loss import QualityModel
 from colossal_llama.cleaning.rule_settings import ALL, PRESETS, Preset, RuleSettings, read_rules
-from colossal_llama.dataset.prepare.arguments import ReadingArguments, RoleArguments, ShardArguments, output_directory
+from colossal_llama.dataset.prepare.arguments import (
+    InputArguments,
+    ReadingArguments,
+    RoleArguments,
+    ShardArguments,
+    output_directory,
+)
 from colossal_llama.readers.fields import FieldOptions
-from colossal_llama.readers.formats import DESCRIPTION
-from colossal_llama.readers.input_paths import GatherPaths, input_paths, local_paths, missing_path_problem
+from colossal_llama.readers.input_paths import GatherPaths, local_paths, missing_path_problem
 from colossal_llama.readers.line_reader import MAX_LINE_MB
 from colossal_llama.utils.arguments import group, option, option_values, switch
 from colossal_llama.utils.cli import existing_directory, existing_file, number_in_range
@@ -49,18 +54,9 @@ def _existing_paths(text: str) -> list[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathArguments:
+class PathArguments(InputArguments):
     """Options for input and output paths."""
 
-    data_input_dirs: tuple[Path | str, ...] = option(
-        needed="name the directories or files of the records, separated by commas or blanks",
-        nargs="+",
-        action=GatherPaths,
-        type=input_paths,
-        metavar="PATH",
-        help="files of records and directories that are searched for them, also several by commas (needed); "
-        f"{DESCRIPTION}",
-    )
     output_dir: Path = option(
         needed="name the directory that receives the corpus",
         type=output_directory,

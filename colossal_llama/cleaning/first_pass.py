@@ -124,6 +124,7 @@ class _ChunkOutput:
     """By category: notes of records, for instance which keys are not read."""
 
     def add(self, kept: list[Candidate], dropped: list[tuple[Candidate, Verdict]]) -> None:
+        """Writes the documents of a batch, and what was found in them."""
         lines = b"".join(candidate.as_json() for candidate in kept)
         self.files.write("candidates", lines)
         places = np.array([candidate.place for candidate in kept], PLACE).reshape(-1, 2)
@@ -136,6 +137,7 @@ class _ChunkOutput:
         self.candidates_bytes += len(lines)
 
     def note(self, candidate: Candidate) -> None:
+        """Counts a document as it came in, and the notes about its record."""
         self.documents += 1
         self.characters += candidate.document.length_characters
         if candidate.notes:

@@ -101,6 +101,7 @@ class QualityModel:
         encoder, window = DocumentEncoder(tokenizer), self.window_tokens
 
         def measured(texts: Sequence[str]) -> list[float]:
+            """Nats per byte of each text."""
             encoded = encoder.encode(texts)
             counter = BitCounter(model, window, max(1, window // 2), default_tokens_per_batch(device))
             bits = counter.count(document.ids for document in encoded)

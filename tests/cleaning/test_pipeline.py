@@ -31,6 +31,7 @@ from tests.support.cleanings import (
     write_records,
 )
 from tests.support.data_files import FORMATS
+from tests.support.small_disk import run_before_and_after_it_grows
 
 FOOTER = "All rights reserved by the keepers of the river garden library."
 CLEAN = {"English": english, "Chinese": chinese}
@@ -314,30 +315,14 @@ def test_all_refused_arguments_are_named_at_once(capsys):
 
 
 def test_a_full_disk_is_named_and_finished_work_is_kept(tmp_path, input_dir, project_root):
-    """In its own mount namespace, on a file system of 300 kB that then grows."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    call = " ".join([sys.executable, *command_line([input_dir], disk / "out", "--num_workers", "2")])
-    script = f"""
-        cd {project_root}; mount -t tmpfs -o size=300k tmpfs {disk} || exit 77
-        {call} > {tmp_path}/first.txt 2>&1; echo $? > {tmp_path}/first.rc
-        mount -o remount,size=50m {disk}
-        {call} > {tmp_path}/second.txt 2>&1; echo $? > {tmp_path}/second.rc
-        cp -r {disk}/out {tmp_path}/out
-    """
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        pytest.skip("needs unshare")
-    done = subprocess.run([unshare, "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, check=False)
-    if not (tmp_path / "first.rc").exists():
-        pytest.skip(f"needs a mount namespace: {done.stderr.decode()}")
-    first = (tmp_path / "first.txt").read_text()
-    assert (tmp_path / "first.rc").read_text().strip() == "2", first
-    assert "is full" in first
-    assert "Traceback" not in first
-    assert (tmp_path / "second.rc").read_text().strip() == "0", (tmp_path / "second.txt").read_text()
+    """On a disk of 300 kB that then grows."""
+
+    def call(output):
+        return [sys.executable, *command_line([input_dir], output, "--num_workers", "2")]
+
+    resumed = run_before_and_after_it_grows(tmp_path, "300k", call, project_root)
     clean(cleaning([input_dir], tmp_path / "whole"))
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert content(resumed) == content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("compression", ["", ".zst"])

@@ -32,6 +32,7 @@ from colossal_llama.dataset.tokenization import DocumentTokenizer
 from colossal_llama.readers.listing import find_input_files
 from colossal_llama.utils.errors import UserError
 from tests.support.preparations import content, preparation
+from tests.support.small_disk import run_before_and_after_it_grows
 
 NUM_PARTS = 12
 
@@ -269,30 +270,12 @@ def test_a_second_run_into_the_same_directory_refuses(tmp_path, input_dir, token
 def test_a_full_disk_is_named_and_the_finished_parts_are_kept(
     tmp_path, input_dir, tokenizer_dir, project_root, undisturbed
 ):
-    """In its own mount namespace, on a file system of 500 kB (3 MB are needed) that then grows."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    call = command(project_root, input_dir, disk / "out", tokenizer_dir, "--num_workers", 2)
-    script = f"""
-        mount -t tmpfs -o size=500k tmpfs {disk} || exit 77
-        {" ".join(call)} > {tmp_path}/first.txt 2>&1; echo $? > {tmp_path}/first.rc
-        ls {disk}/out/arrow > {tmp_path}/parts.txt
-        mount -o remount,size=50m {disk}
-        {" ".join(call)} > {tmp_path}/second.txt 2>&1; echo $? > {tmp_path}/second.rc
-        cp -r {disk}/out {tmp_path}/out
-    """
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        pytest.skip("needs unshare")
-    done = subprocess.run([unshare, "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, check=False)
-    if not (tmp_path / "first.rc").exists():
-        pytest.skip(f"needs a mount namespace: {done.stderr.decode()}")
-    first = (tmp_path / "first.txt").read_text()
-    assert (tmp_path / "first.rc").read_text().strip() == "2", first
-    assert "is full" in first
-    assert "Traceback" not in first
-    assert (tmp_path / "second.rc").read_text().strip() == "0", (tmp_path / "second.txt").read_text()
-    assert content(tmp_path / "out") == undisturbed
+    """On a disk of 500 kB (3 MB are needed) that then grows."""
+
+    def call(output):
+        return command(project_root, input_dir, output, tokenizer_dir, "--num_workers", 2)
+
+    assert content(run_before_and_after_it_grows(tmp_path, "500k", call, project_root)) == undisturbed
 
 
 # --------------------------------------------------------------------------------------- bad input

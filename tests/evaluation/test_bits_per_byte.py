@@ -64,6 +64,16 @@ def test_equal_to_a_plain_loop_for_any_batch(
         assert abs(bits.bits - plain_loop(random_model, ids, max_length, stride)) <= 1e-4 * max(1, len(text.encode()))
 
 
+def test_windows_of_any_length_are_not_given_to_cudnn(random_model, random_model_directory):
+    """It builds an execution plan for each shape."""
+    documents = [text.ids for text in DocumentEncoder(load_tokenizer(random_model_directory)).encode(TEXTS)]
+    seen = []
+    hook = random_model.model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    list(BitCounter(random_model, 64, 32, 150).count(documents))
+    hook.remove()
+    assert set(seen) == {False}
+
+
 def test_logits_are_computed_in_chunks(random_model, random_model_directory, monkeypatch):
     documents = [text.ids for text in DocumentEncoder(load_tokenizer(random_model_directory)).encode(TEXTS)]
     whole = list(BitCounter(random_model, 64, 32, 5000).count(documents))

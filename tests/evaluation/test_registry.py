@@ -154,6 +154,16 @@ def test_found_benchmarks_are_read_whole_with_the_questions_apart_from_their_wor
             assert not any(f"A. {option}" in question.stem for option in question.options)
 
 
+def test_each_folder_of_a_benchmark_is_searched_for_questions(tmp_path):
+    """To evaluate, one is taken; documents must hold the questions of none."""
+    mmlu(tmp_path / "mmlu", ["astronomy"])
+    mmlu(tmp_path / "MMLU-main", ["virology"])
+    assert len(open_tasks(["mmlu"], tmp_path, shots=0)) == 1
+    subjects, refused = open_found(tmp_path)
+    assert sorted(subject.name for subject in subjects) == ["astronomy_test", "virology_test"]
+    assert not refused
+
+
 def test_the_fingerprint_of_a_subject_is_that_of_earlier_records(tmp_path):
     subjects = open_tasks(["gsm8k"], write_benchmarks(tmp_path), shots=0)
     [subject] = subjects

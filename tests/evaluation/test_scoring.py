@@ -54,6 +54,15 @@ def test_logits_are_those_of_one_prompt_at_a_time(variant):
     assert model.config._attn_implementation == attention
 
 
+def test_prompts_of_any_length_are_not_given_to_cudnn():
+    """It builds an execution plan for each shape; packed prompts and single ones alike."""
+    model, seen = made_model(), []
+    model.model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    list(Scorer(model).next_token_logits(made_prompts(), WANTED))
+    PackedModel(model).forward_alone([1, 2, 3], 1)
+    assert set(seen) == {False}
+
+
 @pytest.mark.parametrize("tokens_per_batch", [1, 50, 100_000])
 def test_batches_of_any_size_give_the_same_answers(tokens_per_batch):
     model, prompts = made_model(), made_prompts()

@@ -98,7 +98,6 @@ def test_a_checkpoint_is_read_whatever_states_it_has(runs, before, after):
 
 @pytest.mark.parametrize("states", LOW)
 def test_other_ranks_go_on(runs, states):
-    """Weights are rounded by the same chance on one rank as on two."""
     assert runs.losses(f"{states}_alone") == pytest.approx(runs.losses(states)[4:], rel=2e-3)
 
 

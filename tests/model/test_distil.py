@@ -321,6 +321,20 @@ def test_the_tokenizers_own_directory_becomes_the_model(project_root, tokenizers
     AutoModelForCausalLM.from_pretrained(target)
 
 
+def test_windows_of_any_length_are_not_given_to_cudnn(tokenizers, texts, tmp_path, monkeypatch):
+    """It builds an execution plan for each shape."""
+    plan = plan_expansion(make_source(tmp_path / "source", tokenizers[0], "llama"), tokenizers[1])
+    seen = []
+
+    def watched(rows, *arguments):
+        rows.model.model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+        return train_rows(rows, *arguments)
+
+    monkeypatch.setattr(distil_module, "train_rows", watched)
+    distil(plan, options(texts, distill_tokens=1500), FieldOptions(), tmp_path / "target")
+    assert set(seen) == {False}
+
+
 def test_recomputed_activations_give_the_same_rows(tokenizers, texts, tmp_path, monkeypatch):
     source = make_source(tmp_path / "source", tokenizers[0], "llama")
     plan = plan_expansion(source, tokenizers[1])

@@ -71,6 +71,17 @@ def test_moments_keep_a_sixteenth_of_themselves_and_of_a_block_its_range(values)
     assert ((second.sqrt() - whole.sqrt()).abs() <= whole.sqrt() / 16 + largest.sqrt() * 2**-32 + 2**-60).all()
 
 
+@pytest.mark.parametrize("largest", [1.0, 1.7, 1.87, 1.95])
+def test_moments_are_right_on_average_also_the_largest_of_a_block(largest):
+    values, states = torch.full((100 * BLOCK,), largest), eight_bit_moments.zeros(100 * BLOCK, CPU)
+    chance = noise(0, len(values), 3, CPU)
+    everything = slice(0, len(values))
+    eight_bit_moments.encode_moments(states, everything, values, values, (chance[0] & 0xFFFF, chance[1] & 0xFFFF))
+    first, second = decode_moments(states, everything)
+    assert first.mean().item() == pytest.approx(largest, rel=2e-3)
+    assert second.sqrt().mean().item() == pytest.approx(largest**0.5, rel=2e-3)
+
+
 @pytest.mark.parametrize("kind", ["bf16", "8bit"])
 def test_follows_full_states_over_many_steps(kind):
     """Towards the minimum of a quadratic function, by steps far below the distance of bf16 numbers:

@@ -32,6 +32,15 @@ def test_a_uniform_model_pays_the_logarithm_of_its_vocabulary_per_token(llama2):
     assert loss.loss_per_byte == pytest.approx(loss.tokens * math.log(len(tokenizer)) / loss.bytes, rel=1e-5)
 
 
+def test_segments_of_any_length_are_not_given_to_cudnn(llama2):
+    """It builds an execution plan for each shape."""
+    tokenizer = load_tokenizer(llama2)
+    model, seen = small_model(len(tokenizer)), []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    loss_per_byte(model, tokenizer, ["A short one."], "")
+    assert set(seen) == {False}
+
+
 def test_segments_are_the_documents_and_always_fit(llama2):
     tokenizer = load_tokenizer(llama2)
     documents = ["𠀀" * 500, "abc" * 700, "x"]  # 𠀀 falls to four bytes

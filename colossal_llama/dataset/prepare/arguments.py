@@ -56,8 +56,8 @@ def output_directory(text: str) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathArguments:
-    """Options for input and output paths."""
+class InputArguments:
+    """Options for input paths."""
 
     data_input_dirs: tuple[Path | str, ...] = option(
         needed="name the directories or files of the records, separated by commas or blanks",
@@ -68,6 +68,12 @@ class PathArguments:
         help="files of records and directories that are searched for them, also several by commas (needed); "
         f"{DESCRIPTION}",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathArguments(InputArguments):
+    """Options for input and output paths."""
+
     tokenizer_dir: Path | ModelName = option(
         needed="name the directory of the tokenizer",
         type=directory_or_name,

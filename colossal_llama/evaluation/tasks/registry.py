@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from colossal_llama.evaluation.questions import Subject
@@ -85,7 +86,8 @@ def open_tasks(
 def open_found(data_dir: Path) -> tuple[list[Subject], list[tuple[str, SubjectFile, str]]]:
     """Reads all questions of all benchmarks that a directory holds, without examples.
 
-    Files outside the published tables are read, too, and C-Eval's test split next to val.
+    Files outside the published tables are read, too, C-Eval's test split next to val, and each of
+    several folders that hold a benchmark.
 
     Args:
         data_dir: holds folders of benchmarks, or is one.
@@ -101,12 +103,14 @@ def open_found(data_dir: Path) -> tuple[list[Subject], list[tuple[str, SubjectFi
     refused: list[tuple[str, SubjectFile, str]] = []
     for task in TASKS.values():
         try:
-            files, _ = _files(task, data_dir)
+            found = _files_by_folder(task, data_dir)
         except UserError:  # it holds no file of this benchmark
             continue
-        seen = {file.path for file in files}
-        files += [file for file in split_files(files[0].directory, "test") if file.path not in seen]
-        for file in files:
+        tests = [split_files(files[0].directory, "test") for files in found]
+        by_path: dict[Path, SubjectFile] = {}
+        for file in chain(*found, *tests):
+            by_path.setdefault(file.path, file)
+        for file in by_path.values():
             try:
                 subjects.append(task.read(file, 0))
             except UserError as error:
@@ -172,6 +176,12 @@ def _task(name: str) -> Task:
 
 def _files(task: Task, data_dir: Path | None) -> tuple[list[SubjectFile], list[Path]]:
     """The files of a benchmark, and further folders that hold some of it, too."""
+    found = _files_by_folder(task, data_dir)
+    return found[0], [files[0].path.parent for files in found[1:]]
+
+
+def _files_by_folder(task: Task, data_dir: Path | None) -> list[list[SubjectFile]]:
+    """The files of a benchmark in each folder that holds it; the first is the one to evaluate."""
     if data_dir is None:
         raise UserError(f"--tasks {task.name} needs --data_dir: a directory with a folder for each task")
     if not data_dir.is_dir():
@@ -186,12 +196,14 @@ def _files(task: Task, data_dir: Path | None) -> tuple[list[SubjectFile], list[P
     if not found:
         raise UserError(f"{folders[0]} holds no file of {task.title}: {task.layout} are looked for")
     chosen = found[0][0]
-    others = [files[0].path.parent for files in found[1:]]
     for folder in folders_below(chosen.path.parents[1], levels=1):  # as AGIEval's v1 and v1_1
         files = task.find(folder)
         if files and files[0].path.parents[1] == chosen.path.parents[1] and files[0].directory != chosen.directory:
-            others.append(files[0].path.parent)
-    return found[0], [path for path in dict.fromkeys(others) if path != chosen.path.parent]
+            found.append(files)
+    by_parent: dict[Path, list[SubjectFile]] = {}
+    for files in found:
+        by_parent.setdefault(files[0].path.parent, files)
+    return list(by_parent.values())
 
 
 def _name_of_folder(path: Path) -> str:
